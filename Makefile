@@ -1,0 +1,38 @@
+PYTHON ?= python3
+# The engine of the serving environment: cpu, or gpu on a host with an NVIDIA driver.
+ENGINE ?= cpu
+DEV := .venv
+SERVE := .venv-serve-$(ENGINE)
+
+.PHONY: demo serve test check format clean
+
+demo: $(SERVE)/.installed ## photos -> masks through the service, then stop
+	$(SERVE)/bin/python -m service.demo
+
+serve: $(SERVE)/.installed ## run the service on port 8000
+	$(SERVE)/bin/python -m service
+
+test: $(DEV)/.installed ## all tests
+	$(DEV)/bin/python -m pytest
+
+check: $(DEV)/.installed ## formatter, linter, types
+	$(DEV)/bin/ruff format --check .
+	$(DEV)/bin/ruff check .
+	$(DEV)/bin/mypy
+
+format: $(DEV)/.installed
+	$(DEV)/bin/ruff format .
+	$(DEV)/bin/ruff check --fix .
+
+$(SERVE)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(SERVE)
+	$(SERVE)/bin/pip install --quiet --disable-pip-version-check --editable '.[$(ENGINE)]'
+	touch $@
+
+$(DEV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(DEV)
+	$(DEV)/bin/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv .venv-serve-* *.egg-info .mypy_cache .ruff_cache .pytest_cache

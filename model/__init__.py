@@ -1,0 +1,1 @@
+"""DeepLabv3+: the network, its data, its training and its evaluation."""

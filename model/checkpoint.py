@@ -1,0 +1,118 @@
+"""Checkpoints: `NAME.safetensors` with the weights, `NAME.json` with everything else.
+
+The network is rebuilt from the JSON alone and the weights are loaded strictly.
+Nothing is unpickled. Atrous convolution adds no parameters, so the output
+stride may be chosen anew at loading.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from model.config import ModelConfig
+from model.deeplab import DeepLabV3Plus
+
+Color = tuple[int, int, int]
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is missing, damaged or does not fit its own description."""
+
+
+class Card(BaseModel):
+    """The JSON beside the weights."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: int = 1
+    model: ModelConfig
+    classes: tuple[str, ...]
+    palette: tuple[Color, ...]
+    training: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
+    source: str = ""
+
+    @model_validator(mode="after")
+    def _one_name_and_colour_per_class(self) -> Card:
+        for field in ("classes", "palette"):
+            if len(getattr(self, field)) != self.model.num_classes:
+                raise ValueError(
+                    f"{field} has {len(getattr(self, field))} entries, "
+                    f"model.num_classes is {self.model.num_classes}; give one per class"
+                )
+        return self
+
+
+def paths(path: Path | str) -> tuple[Path, Path]:
+    """Return (weights, card) for `NAME`, `NAME.safetensors` or `NAME.json`."""
+    path = Path(path)
+    stem = path.with_suffix("") if path.suffix in (".safetensors", ".json") else path
+    return stem.parent / f"{stem.name}.safetensors", stem.parent / f"{stem.name}.json"
+
+
+def read_card(path: Path | str) -> Card:
+    """Read the description of a checkpoint; raises CheckpointError."""
+    _, card = paths(path)
+    try:
+        return Card.model_validate_json(card.read_bytes())
+    except FileNotFoundError:
+        raise CheckpointError(f"{card} does not exist: a checkpoint is weights + JSON") from None
+    except ValidationError as error:
+        raise CheckpointError(f"{card} is not a checkpoint description: {error}") from None
+
+
+def load(path: Path | str, output_stride: int | None = None) -> DeepLabV3Plus:
+    """Rebuild the network of a checkpoint in eval mode, by default at its own output stride.
+
+    Raises CheckpointError for a missing or damaged file and for weights that do
+    not fit the description; ValueError for an output stride other than 8, 16, 32.
+    """
+    weights, _ = paths(path)
+    config = read_card(path).model
+    if output_stride is not None:
+        config = ModelConfig.model_validate(config.model_dump() | {"output_stride": output_stride})
+    net = DeepLabV3Plus(config)
+    try:
+        net.load_state_dict(load_file(weights), strict=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"{weights} does not exist: a checkpoint is weights + JSON") from None
+    except SafetensorError as error:
+        raise CheckpointError(f"{weights} is damaged: {error}") from None
+    except RuntimeError as error:
+        raise CheckpointError(f"{weights} does not fit its description: {error}") from None
+    return net.eval()
+
+
+def save(path: Path | str, state: dict[str, torch.Tensor], card: Card) -> Path:
+    """Write weights and description atomically; returns the path of the weights."""
+    weights, description = paths(path)
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    partial = weights.with_name(f".{weights.name}.partial")
+    save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, partial)
+    replace_durably(partial, weights)
+    partial = description.with_name(f".{description.name}.partial")
+    partial.write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    replace_durably(partial, description)
+    return weights
+
+
+def replace_durably(partial: Path, target: Path) -> None:
+    """Flush `partial` to the disk, then put it in the place of `target` in one step."""
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(partial, target)
+
+
+def digest(path: Path | str) -> str:
+    """SHA-256 of the weights file, hexadecimal."""
+    weights, _ = paths(path)
+    with weights.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,80 @@
+"""The network's configuration: everything needed to rebuild it, and nothing about training."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+BackboneName = Literal[
+    "resnet_v1_50_beta",
+    "resnet_v1_101_beta",
+    "resnet50",
+    "resnet101",
+    "xception_65",
+    "xception_71",
+    "mobilenet_v2",
+    "efficientnet_lite0",
+]
+OutputStride = Literal[8, 16, 32]
+Rgb = tuple[float, float, float]
+Positive = Annotated[int, Field(gt=0)]
+
+IMAGENET_MEAN: Rgb = (123.675, 116.28, 103.53)  # torchvision's, times 255
+IMAGENET_STD: Rgb = (58.395, 57.12, 57.375)
+# x * (2 / 255) - 1: the reference, for all of its backbones but the non-beta ResNets.
+REFERENCE_MEAN: Rgb = (127.5, 127.5, 127.5)
+REFERENCE_STD: Rgb = (127.5, 127.5, 127.5)
+EFFICIENTNET_LITE_MEAN: Rgb = (127.0, 127.0, 127.0)
+EFFICIENTNET_LITE_STD: Rgb = (128.0, 128.0, 128.0)
+
+
+class ModelConfig(BaseModel):
+    """A DeepLabv3+ network. The defaults are the paper's (sections 3 and 4)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    backbone: BackboneName
+    num_classes: Annotated[int, Field(ge=2, le=255)] = 21
+    output_stride: OutputStride = 16
+    mean: Rgb = REFERENCE_MEAN
+    std: Rgb = REFERENCE_STD
+
+    # Encoder
+    multi_grid: tuple[Positive, Positive, Positive] = (1, 1, 1)
+    depth_multiplier: Annotated[float, Field(gt=0)] = 1.0  # MobileNetV2 only
+    aspp_channels: Positive = 256
+    atrous_rates: tuple[Positive, ...] = (6, 12, 18)  # at output stride 16; others scale
+    image_pooling: bool = True
+    aspp_separable: bool = False
+    aspp_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    # torchvision's DeepLabv3 head refines the ASPP output with one more 3x3.
+    aspp_refine: bool = False
+
+    # Decoder (tables 1 and 2)
+    decoder: bool = True
+    decoder_separable: bool = False
+    decoder_features: Literal["conv2", "conv2+conv3"] = "conv2"
+    low_level_channels: Positive = 48
+    decoder_channels: Positive = 256
+    decoder_convs: Annotated[int, Field(ge=1, le=3)] = 2
+    decoder_kernel: Literal[1, 3] = 3
+
+    align_corners: bool = True
+    # Images smaller than this (H, W) are padded bottom-right with the mean pixel, as the
+    # reference does at evaluation; larger ones are taken whole.
+    crop_size: tuple[Positive, Positive] = (513, 513)
+
+    @model_validator(mode="after")
+    def _depth_multiplier_is_mobilenets(self) -> ModelConfig:
+        if self.depth_multiplier != 1.0 and self.backbone != "mobilenet_v2":
+            raise ValueError(
+                f"depth_multiplier={self.depth_multiplier} only applies to mobilenet_v2, "
+                f"not to {self.backbone}; leave it at 1.0"
+            )
+        return self
+
+    @property
+    def rates(self) -> tuple[int, ...]:
+        """ASPP rates at this output stride: (6, 12, 18) at 16 is (12, 24, 36) at 8, (3, 6, 9) at 32."""
+        return tuple(max(1, rate * 16 // self.output_stride) for rate in self.atrous_rates)

@@ -1,0 +1,84 @@
+"""Random scale, crop and flip (section 4 of the paper), one resize per sample.
+
+Everything random comes from a generator made from the seed and the sample's
+position in the run, never from global state: the same position gives the same
+crop whatever worker draws it and however often the run was interrupted.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field
+
+from model.data.dataset import VOID
+
+
+class AugmentConfig(BaseModel):
+    """How a photo and its mask become a training crop."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    crop: Annotated[int, Field(ge=33)] = 513
+    min_scale: Annotated[float, Field(gt=0)] = 0.5
+    max_scale: Annotated[float, Field(gt=0)] = 2.0
+    flip: Annotated[float, Field(ge=0, le=1)] = 0.5
+    # Brightness, contrast and saturation each vary by up to this share; the paper has none.
+    jitter: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class Crop(NamedTuple):
+    """Where a crop lies in the scaled picture, in pixels of the scaled picture."""
+
+    scale: float
+    left: int
+    top: int
+    flip: bool
+
+
+def draw(rng: np.random.Generator, size: tuple[int, int], config: AugmentConfig) -> Crop:
+    """Choose a crop of a picture of `size` (W, H)."""
+    scale = rng.uniform(config.min_scale, config.max_scale)
+    width, height = (max(1, round(side * scale)) for side in size)
+    left = int(rng.integers(0, max(0, width - config.crop) + 1))
+    top = int(rng.integers(0, max(0, height - config.crop) + 1))
+    return Crop(scale, left, top, bool(rng.random() < config.flip))
+
+
+def apply(
+    image: Image.Image, mask: NDArray[np.uint8], crop: Crop, side: int, pad: NDArray[np.uint8]
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Cut a crop: RGB image (H, W), ids (H, W) -> (side, side, 3) and (side, side) uint8.
+
+    Only the pixels that end up in the crop are resized (bilinear for the photo,
+    nearest for the mask). What reaches over the picture is `pad` (the mean
+    pixel) and void, at the bottom and the right as in the reference.
+    """
+    width, height = (max(1, round(length * crop.scale)) for length in image.size)
+    out_w, out_h = min(side, width - crop.left), min(side, height - crop.top)
+    sx, sy = image.width / width, image.height / height
+    box = (crop.left * sx, crop.top * sy, (crop.left + out_w) * sx, (crop.top + out_h) * sy)
+    pixels = np.empty((side, side, 3), np.uint8)
+    pixels[:] = pad
+    resized = image.resize((out_w, out_h), Image.Resampling.BILINEAR, box=box)
+    pixels[:out_h, :out_w] = np.asarray(resized)
+    rows = ((np.arange(crop.top, crop.top + out_h) + 0.5) * sy).astype(np.int64)
+    columns = ((np.arange(crop.left, crop.left + out_w) + 0.5) * sx).astype(np.int64)
+    labels = np.full((side, side), VOID, np.uint8)
+    labels[:out_h, :out_w] = mask[np.ix_(rows, columns)]
+    if crop.flip:
+        pixels, labels = pixels[:, ::-1].copy(), labels[:, ::-1].copy()
+    return pixels, labels
+
+
+def jitter(pixels: NDArray[np.uint8], rng: np.random.Generator, amount: float) -> NDArray[np.uint8]:
+    """Vary brightness, contrast and saturation of (H, W, 3) each by a share up to `amount`."""
+    brightness, contrast, saturation = rng.uniform(1 - amount, 1 + amount, 3).astype(np.float32)
+    x = pixels.astype(np.float32)
+    gray = x @ np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601 luma
+    x = gray[..., None] + (x - gray[..., None]) * saturation
+    x = ((x - gray.mean()) * contrast + gray.mean()) * brightness
+    return x.clip(0, 255).astype(np.uint8)  # type: ignore[no-any-return]

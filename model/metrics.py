@@ -1,0 +1,39 @@
+"""Mean intersection over union from one confusion matrix, as PASCAL VOC defines it."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Confusion:
+    """Counts of (truth, prediction) pairs over a whole data set."""
+
+    def __init__(self, classes: int) -> None:
+        self.classes = classes
+        self.counts = np.zeros((classes, classes), np.int64)
+
+    def add(self, truth: NDArray[np.uint8], prediction: NDArray[np.uint8]) -> None:
+        """Count one picture: two arrays of class ids of equal shape; truth >= K is void."""
+        if truth.shape != prediction.shape:
+            raise ValueError(f"truth has shape {truth.shape}, prediction {prediction.shape}")
+        judged = truth < self.classes
+        pairs = truth[judged].astype(np.int64) * self.classes + prediction[judged]
+        counted = np.bincount(pairs, minlength=self.classes**2)
+        self.counts += counted.reshape(self.classes, self.classes)
+
+    @property
+    def pixels(self) -> int:
+        """How many pixels were judged."""
+        return int(self.counts.sum())
+
+    def iou(self) -> NDArray[np.float64]:
+        """Intersection over union by class, (K,); NaN for a class that never occurs."""
+        hits = np.diag(self.counts).astype(np.float64)
+        union = self.counts.sum(0) + self.counts.sum(1) - hits
+        with np.errstate(invalid="ignore"):
+            return np.asarray(hits / union)
+
+    def miou(self) -> float:
+        """Mean over the classes that occur."""
+        return float(np.nanmean(self.iou()))
