@@ -108,7 +108,7 @@ def replace_durably(partial: Path, target: Path) -> None:
     """Flush `partial` to the disk, then put it in the place of `target` in one step."""
     with partial.open("rb") as file:
         os.fsync(file.fileno())
-    os.replace(partial, target)
+    partial.replace(target)
 
 
 def digest(path: Path | str) -> str:

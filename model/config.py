@@ -76,5 +76,5 @@ class ModelConfig(BaseModel):
 
     @property
     def rates(self) -> tuple[int, ...]:
-        """ASPP rates at this output stride: (6, 12, 18) at 16 is (12, 24, 36) at 8, (3, 6, 9) at 32."""
+        """ASPP rates at this output stride: 6 at 16 becomes 12 at 8 and 3 at 32."""
         return tuple(max(1, rate * 16 // self.output_stride) for rate in self.atrous_rates)
