@@ -98,10 +98,20 @@ def save(path: Path | str, state: dict[str, torch.Tensor], card: Card) -> Path:
     partial = weights.with_name(f".{weights.name}.partial")
     save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, partial)
     replace_durably(partial, weights)
+    _write_card(description, card)
+    return weights
+
+
+def record_metrics(path: Path | str, metrics: dict[str, Any]) -> None:
+    """Keep evaluation figures in the description of a checkpoint."""
+    _, description = paths(path)
+    _write_card(description, read_card(path).model_copy(update={"metrics": metrics}))
+
+
+def _write_card(description: Path, card: Card) -> None:
     partial = description.with_name(f".{description.name}.partial")
     partial.write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
     replace_durably(partial, description)
-    return weights
 
 
 def replace_durably(partial: Path, target: Path) -> None:

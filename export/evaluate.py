@@ -1,0 +1,68 @@
+"""Mean IoU of an exported file: `python -m export.evaluate FILE.onnx --data DIR`.
+
+The same figures as model.evaluate, through the service's own engine and
+imaging: what is measured here is what a client gets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from model.data.dataset import DatasetError, find
+from model.evaluate import add_dataset_arguments, check_classes, figures, report, score
+from service import cpus
+from service.engine import Engine, EngineOptions
+from service.errors import StartupError
+from service.imaging import Photo, fit, restore
+
+
+def predict(engine: Engine, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8 photo -> (H, W) uint8 class ids, as the service computes them."""
+    photo = Photo(Image.fromarray(image), (image.shape[1], image.shape[0]))
+    fitted = fit(photo, engine.contract.input)
+    return restore(engine.run(fitted.pixels[None])[0], fitted, photo.size)
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m export.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="example: python -m export.evaluate models/light.onnx --data DATA --split val",
+    )
+    p.add_argument("file", type=Path)
+    add_dataset_arguments(p)
+    p.add_argument("--device", default="cpu", choices=("auto", "cpu", "cuda"))
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    try:
+        engine = Engine(args.file, EngineOptions(args.device, threads=cpus.available()))
+        dataset = find(args.dataset, args.data, args.split)
+        check_classes(len(engine.contract.classes), dataset)
+        confusion = score(dataset, partial(predict, engine))
+    except (StartupError, DatasetError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    contract = engine.contract
+    result = figures(confusion, dataset) | {
+        "output_stride": contract.output_stride,
+        "scales": list(contract.scales),
+        "flip": contract.flip,
+        "execution_provider": engine.provider,
+    }
+    report(result, args.json)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,113 @@
+"""What an exported model says about itself, carried in the .onnx file's metadata.
+
+The file is self-contained: normalisation, resizing of logits and argmax are in
+its graph, everything a caller must know is in this contract. The exporter
+writes it, the service reads it and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+VERSION: Literal[1] = 1
+METADATA_KEY = "deeplab.contract"
+INPUT = "image"  # uint8 (N, H, W, 3), RGB
+LABELS = "labels"  # uint8 (N, H, W), class ids
+CONFIDENCE = "confidence"  # uint8 (N, H, W), probability of the label times 255
+
+Byte = Annotated[int, Field(ge=0, le=255)]
+Color = tuple[Byte, Byte, Byte]
+Positive = Annotated[int, Field(gt=0)]
+
+
+class ContractError(ValueError):
+    """An .onnx file carries no contract, or one that this service does not understand."""
+
+
+class InputSize(BaseModel):
+    """How a photo becomes the model's input.
+
+    `fixed`: the graph takes exactly `height` x `width`. A photo that is larger
+    is shrunk to fit, its aspect ratio kept; what is missing to the right and
+    below is filled with `pad`. `dynamic`: the graph takes any size; photos are
+    shrunk to fit and padded to the same size as for `fixed`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    policy: Literal["fixed", "dynamic"]
+    height: Positive
+    width: Positive
+    pad: Color
+
+
+class Parity(BaseModel):
+    """How the exported file compared with PyTorch when it was made."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    images: Positive
+    pixels: Positive
+    agreement: Annotated[float, Field(ge=0, le=1)]  # share of equal labels
+    max_logit_error: Annotated[float, Field(ge=0)]
+    logit_std: Annotated[float, Field(ge=0)]
+
+
+class Contract(BaseModel):
+    """The metadata of an exported model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: Literal[1] = VERSION
+    task: Literal["semantic-segmentation"] = "semantic-segmentation"
+    classes: Annotated[tuple[str, ...], Field(min_length=2, max_length=256)]
+    palette: tuple[Color, ...]
+    input: InputSize
+    backbone: str
+    output_stride: Literal[8, 16, 32]
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+    precision: Literal["fp32", "fp16", "int8"] = "fp32"
+    confidence: bool = False
+    checkpoint_sha256: str
+    metrics: dict[str, Any] = {}
+    parity: Parity
+
+    @property
+    def background(self) -> int | None:
+        """The class that overlays leave clear; None where every class is a thing of its own."""
+        return self.classes.index("background") if "background" in self.classes else None
+
+    @model_validator(mode="after")
+    def _one_colour_per_class(self) -> Contract:
+        if len(self.palette) != len(self.classes):
+            raise ValueError(f"{len(self.classes)} classes but {len(self.palette)} colours")
+        return self
+
+
+def parse(metadata: dict[str, str]) -> Contract:
+    """Read the contract from an .onnx file's metadata; raises ContractError."""
+    text = metadata.get(METADATA_KEY)
+    if text is None:
+        raise ContractError(
+            f"no {METADATA_KEY!r} in the metadata: not a file made by `python -m export`"
+        )
+    try:
+        fields = json.loads(text)
+        version = fields.get("version") if isinstance(fields, dict) else None
+        if version != VERSION:
+            raise ContractError(
+                f"contract version {version!r}, this service reads {VERSION}: export again"
+            )
+        return Contract.model_validate_json(text)
+    except json.JSONDecodeError as error:
+        raise ContractError(f"the contract is not JSON: {error}") from None
+    except ValidationError as error:
+        problems = (
+            f"{'.'.join(map(str, item['loc'])) or 'contract'}: {item['msg']}"
+            for item in error.errors()
+        )
+        raise ContractError(f"the contract does not hold together: {'; '.join(problems)}") from None

@@ -1,0 +1,147 @@
+"""ONNX Runtime around one exported model, saying honestly what it runs on."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from service.contract import INPUT, LABELS, Contract, ContractError, parse
+from service.errors import StartupError
+
+log = logging.getLogger("service.engine")
+
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+Device = Literal["auto", "cpu", "cuda"]
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How sessions are made."""
+
+    device: Device = "auto"
+    threads: int = 0  # 0: ONNX Runtime's own choice
+    gpu_mem_limit_mb: int = 0  # 0: no limit
+
+
+class Engine:
+    """One session on one exported model. `run` is to be called by one thread at a time."""
+
+    def __init__(self, path: Path, options: EngineOptions) -> None:
+        """Load `path`; raises StartupError when the file or the device is not fit for use."""
+        self.name = path.stem
+        self.digest = _digest(path)
+        self._session = _session(path, options)
+        # What really runs: a provider that failed to load is not in this list.
+        self.provider: str = self._session.get_providers()[0]
+        try:
+            self.contract: Contract = parse(self._session.get_modelmeta().custom_metadata_map)
+        except ContractError as error:
+            raise StartupError(f"{path}: {error}") from None
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(H, W) of the images that `run` takes."""
+        return self.contract.input.height, self.contract.input.width
+
+    def run(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """(N, H, W, 3) uint8 -> (N, H, W) uint8 class ids."""
+        if self.provider == CPU:
+            (labels,) = self._session.run([LABELS], {INPUT: images})
+            return labels  # type: ignore[no-any-return]
+        return self._run_bound(images)
+
+    def _run_bound(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Run on the device with one copy in and one copy out."""
+        binding = self._session.io_binding()
+        binding.bind_cpu_input(INPUT, images)
+        binding.bind_output(LABELS, "cuda")
+        self._session.run_with_iobinding(binding)
+        (labels,) = binding.copy_outputs_to_cpu()
+        return labels  # type: ignore[no-any-return]
+
+    def warm_up(self, max_batch: int) -> None:
+        """Run every batch size once, so that no request pays for memory and algorithm search."""
+        height, width = self.input_size
+        for batch in range(1, max_batch + 1):
+            self.run(np.zeros((batch, height, width, 3), np.uint8))
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise StartupError(f"cannot read the model {path}: {error.strerror}") from None
+
+
+def _session(path: Path, options: EngineOptions) -> ort.InferenceSession:
+    config = ort.SessionOptions()
+    config.intra_op_num_threads = options.threads
+    config.inter_op_num_threads = 1
+    config.log_severity_level = 3  # errors; what matters is reported below in our own words
+    wanted = _providers(options)
+    try:
+        session = ort.InferenceSession(path, config, providers=wanted)
+    except Exception as error:  # ONNX Runtime raises its own classes, not all of one root
+        raise StartupError(f"{path} is not a model ONNX Runtime can load: {error}") from None
+    if len(wanted) > 1 and session.get_providers()[0] == CPU:
+        _fell_back(options.device, cuda_problem() or "the session was created without it")
+    return session
+
+
+def _providers(options: EngineOptions) -> list[Any]:
+    if options.device == "cpu":
+        return [CPU]
+    if CUDA not in ort.get_available_providers():
+        _fell_back(options.device, "this onnxruntime is built without CUDA; install the gpu extra")
+        return [CPU]
+    ort.preload_dlls()  # finds NVIDIA's wheels, which are not on the loader's path
+    if problem := cuda_problem():
+        _fell_back(options.device, problem)
+        return [CPU]
+    return [(CUDA, cuda_options(options)), CPU]
+
+
+def cuda_options(options: EngineOptions) -> dict[str, str]:
+    """Provider options that keep first requests fast and memory from growing."""
+    chosen = {
+        "cudnn_conv_algo_search": "HEURISTIC",  # exhaustive search stalls each new shape
+        "arena_extend_strategy": "kSameAsRequested",  # growth by need, not by doubling
+        "cudnn_conv_use_max_workspace": "0",
+        "do_copy_in_default_stream": "1",
+    }
+    if options.gpu_mem_limit_mb:
+        chosen["gpu_mem_limit"] = str(options.gpu_mem_limit_mb * 1024 * 1024)
+    return chosen
+
+
+def cuda_problem() -> str | None:
+    """Why CUDA cannot be used, naming the missing library; None when it loads."""
+    library = Path(ort.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "the NVIDIA driver (libcuda.so.1) is not there; on a GPU host run with --gpus all"
+    try:
+        ctypes.CDLL(
+            str(library.with_name("libonnxruntime_providers_shared.so")), ctypes.RTLD_GLOBAL
+        )
+        ctypes.CDLL(str(library))
+    except OSError as error:
+        return f"ONNX Runtime's CUDA provider does not load: {error}"
+    return None
+
+
+def _fell_back(device: Device, reason: str) -> None:
+    if device == "cuda":
+        raise StartupError(f"--device cuda: {reason}; --device auto serves on the CPU instead")
+    log.warning("serving on the CPU: %s", reason)

@@ -1,0 +1,229 @@
+"""Bytes to arrays and back: checked decoding, fitting into the model's input, encoding.
+
+Everything here runs in a worker thread. Nothing trusts the sender: format and
+size are read from the header before a pixel is decoded.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import zipfile
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from service.contract import Color, InputSize
+from service.errors import ImageTooLarge, InvalidImage
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+MEDIA_TYPES = ("image/jpeg", "image/png", "image/webp", "image/bmp", "image/tiff")
+ORIENTATION = 0x0112  # the EXIF tag
+PNG_LEVEL = 1  # zlib: masks shrink to a few kilobytes at the fastest level already
+
+# Sizes are checked against the service's own limit, from the header, before decoding.
+Image.MAX_IMAGE_PIXELS = None
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A decoded photo, oriented as its EXIF data says."""
+
+    image: Image.Image  # RGB; possibly smaller than `size` where full resolution was not asked
+    size: tuple[int, int]  # (W, H) of the photo itself
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A photo in the model's input."""
+
+    pixels: NDArray[np.uint8]  # (H, W, 3)
+    valid: tuple[int, int]  # (h, w): the photo's part, at the top left
+
+
+def open_checked(data: bytes, max_pixels: int) -> Image.Image:
+    """Read the header only; raises InvalidImage or ImageTooLarge."""
+    if not data:
+        raise InvalidImage("the body is empty: send the bytes of an image")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise InvalidImage(f"not an image of a known format: send {', '.join(FORMATS)}") from None
+    except Exception as error:  # parsers of hostile files fail in many ways
+        raise InvalidImage(f"the image's header is broken: {error}") from None
+    pixels = image.width * image.height
+    if pixels > max_pixels:
+        raise ImageTooLarge(
+            f"the image has {image.width} x {image.height} = {pixels} pixels, "
+            f"the limit is {max_pixels}: send a smaller one"
+        )
+    return image
+
+
+def decode(image: Image.Image, *, reduce_to: int | None = None) -> Photo:
+    """Decode and orient an opened image; raises InvalidImage when it is truncated or broken.
+
+    `reduce_to`: no side needs more pixels than this, so that a JPEG may be
+    decoded at a half, a quarter or an eighth of its size.
+    """
+    turned = _orientation(image) in (5, 6, 7, 8)
+    size = (image.height, image.width) if turned else image.size
+    try:
+        if reduce_to is not None and max(size) > reduce_to:
+            scale = reduce_to / max(size)
+            image.draft("RGB", (round(image.width * scale), round(image.height * scale)))
+        image.load()
+        oriented = _oriented(image)
+        return Photo(oriented if oriented.mode == "RGB" else _rgb(oriented), size)
+    except Exception as error:  # decoders of hostile files fail in many ways
+        raise InvalidImage(f"the image is truncated or broken: {error}") from None
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # broken EXIF data is no reason to refuse a photo
+        return 1
+
+
+def _oriented(image: Image.Image) -> Image.Image:
+    if _orientation(image) == 1:
+        return image
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # as above
+        return image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "I;16":  # 16-bit grey would be clipped, not scaled
+        scaled = (np.asarray(image) >> 8).astype(np.uint8)
+        return Image.fromarray(scaled).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")  # transparent pixels hold arbitrary colours: show white
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def fit(photo: Photo, target: InputSize) -> Fitted:
+    """Put a photo at the top left of the model's input, shrunk only if it is larger."""
+    width, height = photo.size
+    scale = min(1.0, target.width / width, target.height / height)
+    w, h = max(1, round(width * scale)), max(1, round(height * scale))
+    image = photo.image
+    if image.size != (w, h):
+        image = image.resize((w, h), Image.Resampling.BILINEAR, reducing_gap=2.0)
+    pixels = np.empty((target.height, target.width, 3), np.uint8)
+    pixels[:h, :w] = np.asarray(image)
+    pixels[h:] = target.pad
+    pixels[:h, w:] = target.pad
+    return Fitted(pixels, (h, w))
+
+
+def restore(labels: NDArray[np.uint8], fitted: Fitted, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Cut the photo's part out of a label map and bring it to the photo's `size` (W, H)."""
+    h, w = fitted.valid
+    labels = labels[:h, :w]
+    if (w, h) == size:
+        return labels
+    return np.asarray(Image.fromarray(labels).resize(size, Image.Resampling.NEAREST))
+
+
+def mask_png(labels: NDArray[np.uint8], palette: tuple[Color, ...]) -> bytes:
+    """An index PNG whose pixel values are the class ids, whatever ids occur."""
+    image = Image.fromarray(labels)
+    # All 256 entries: with fewer, Pillow packs the palette and renumbers the classes.
+    image.putpalette(full_palette(palette).tobytes())
+    return _encoded(image, "PNG", compress_level=PNG_LEVEL, optimize=False)
+
+
+def full_palette(palette: tuple[Color, ...]) -> NDArray[np.uint8]:
+    """The class colours, then distinct greys' worth of padding: (256, 3) uint8."""
+    full = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
+    full[: len(palette)] = palette
+    return full
+
+
+def color_png(labels: NDArray[np.uint8], palette: tuple[Color, ...]) -> bytes:
+    """An RGB PNG of the classes' colours."""
+    image = Image.fromarray(full_palette(palette)[labels])
+    return _encoded(image, "PNG", compress_level=PNG_LEVEL)
+
+
+def overlay(
+    photo: Photo,
+    labels: NDArray[np.uint8],
+    palette: tuple[Color, ...],
+    *,
+    alpha: float,
+    background: int | None,
+) -> Image.Image:
+    """The photo with the classes' colours blended in; the background class stays clear."""
+    strength = np.full(256, round(255 * alpha), np.uint8)
+    if background is not None:
+        strength[background] = 0
+    colors = Image.fromarray(full_palette(palette)[labels])
+    return Image.composite(colors, photo.image, Image.fromarray(strength[labels]))
+
+
+def jpeg(image: Image.Image) -> bytes:
+    """Encode as JPEG of good quality."""
+    return _encoded(image, "JPEG", quality=90)
+
+
+def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def npz(labels: NDArray[np.uint8]) -> bytes:
+    """The raw label array under the key `labels`, compressed."""
+    out = io.BytesIO()
+    np.savez_compressed(out, labels=labels)
+    return out.getvalue()
+
+
+def summary(labels: NDArray[np.uint8], classes: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The classes present: id, name, pixels, fraction and box [x0, y0, x1, y1) in pixels."""
+    counts = np.bincount(labels.ravel(), minlength=256)
+    found = []
+    for label in np.flatnonzero(counts):
+        where = labels == label
+        columns, rows = np.flatnonzero(where.any(axis=0)), np.flatnonzero(where.any(axis=1))
+        found.append(
+            {
+                "id": int(label),
+                "name": classes[label],
+                "pixels": int(counts[label]),
+                "fraction": round(float(counts[label] / labels.size), 6),
+                "box": [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1],
+            }
+        )
+    return found
+
+
+def rle(labels: NDArray[np.uint8], label: int) -> dict[str, Any]:
+    """One class as uncompressed COCO run lengths: column-major, zeros first."""
+    flat = (labels == label).ravel(order="F")
+    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    runs = np.diff(np.concatenate([[0], changes, [flat.size]]))
+    counts = [int(run) for run in runs]
+    return {"size": list(labels.shape), "counts": [0, *counts] if flat[0] else counts}
+
+
+def archive(files: dict[str, bytes]) -> bytes:
+    """A ZIP of several outputs, stored: they are compressed already."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as target:
+        for name, data in files.items():
+            target.writestr(name, data)
+    return out.getvalue()
+
+
+def as_text(data: bytes) -> str:
+    """Base64, for images inside JSON."""
+    return base64.b64encode(data).decode("ascii")

@@ -1,0 +1,65 @@
+"""Every setting of the service, from flags and DEEPLAB_* variables, built once at start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+BUNDLED = Path(__file__).parent / "models"
+
+
+class Settings(BaseSettings):
+    """Settings of `python -m service`; a flag wins over its environment variable."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="DEEPLAB_",
+        frozen=True,
+        cli_kebab_case=True,
+        cli_prog_name="python -m service",
+        cli_hide_none_type=True,
+        cli_implicit_flags=True,
+    )
+
+    models: Annotated[Path, Field(description="folder of exported .onnx files")] = BUNDLED
+    default_model: Annotated[
+        str | None, Field(description="model of requests that name none (default: first by name)")
+    ] = None
+    host: Annotated[str, Field(description="address to listen on")] = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535, description="port to listen on; 0 picks one")] = 8000
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"],
+        Field(description="cuda refuses to start without a GPU; auto falls back to the CPU"),
+    ] = "auto"
+    threads: Annotated[
+        int, Field(ge=0, description="engine threads; 0: as many as CPUs are allowed")
+    ] = 0
+    gpu_mem_limit_mb: Annotated[
+        int, Field(ge=0, description="memory arena limit on the GPU; 0: none")
+    ] = 0
+
+    max_batch: Annotated[int, Field(ge=1, description="images in one run of the engine")] = 4
+    max_wait_ms: Annotated[
+        float, Field(ge=0, description="how long the first image of a batch waits for others")
+    ] = 2.0
+    max_requests: Annotated[int, Field(ge=1, description="requests in progress; else 503")] = 64
+    max_pending_pixels: Annotated[
+        int, Field(ge=1, description="decoded pixels in progress, over all requests; else 503")
+    ] = 200_000_000
+    max_pixels: Annotated[int, Field(ge=1, description="pixels of one image; else 413")] = (
+        50_000_000
+    )
+    max_body_bytes: Annotated[int, Field(ge=1, description="bytes of one body; else 413")] = (
+        32 * 1024 * 1024
+    )
+    request_timeout_ms: Annotated[
+        int, Field(ge=1, description="deadline of a request without its own; else 504")
+    ] = 30_000
+    shutdown_timeout_s: Annotated[
+        float, Field(ge=0, description="how long requests in progress may finish on SIGTERM")
+    ] = 20.0
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Field(description="least severe log lines")
+    ] = "info"

@@ -1,0 +1,68 @@
+"""Tiny .onnx models for the service's tests, built with onnx alone.
+
+The "network" looks at the red channel: 0-84 is class 0, 85-169 class 1,
+170-255 class 2. Any mistake in channel order, padding or cropping shows.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from service.contract import INPUT, LABELS, METADATA_KEY, Contract, InputSize, Parity
+
+CLASSES = ("background", "dim", "bright")
+PALETTE = ((0, 0, 0), (200, 0, 0), (0, 200, 0))
+SIZE = (48, 64)
+
+
+def contract(**changes: object) -> Contract:
+    """The contract of the tiny model, with fields changed."""
+    fields: dict[str, object] = {
+        "classes": CLASSES,
+        "palette": PALETTE,
+        "input": InputSize(policy="fixed", height=SIZE[0], width=SIZE[1], pad=(0, 0, 0)),
+        "backbone": "threshold",
+        "output_stride": 16,
+        "checkpoint_sha256": "0" * 64,
+        "parity": Parity(images=1, pixels=1, agreement=1.0, max_logit_error=0.0, logit_std=1.0),
+    }
+    return Contract.model_validate(fields | changes)
+
+
+def expected(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """What the tiny model says of (H, W, 3): the class of each pixel."""
+    return (image[..., 0] // 85).clip(0, 2).astype(np.uint8)
+
+
+def save(path: Path, metadata: dict[str, str] | None = None) -> Path:
+    """Write the tiny model; by default with its contract in the metadata."""
+    shape: list[str | int | None] = ["batch", *SIZE]
+    nodes = [
+        helper.make_node("Gather", [INPUT, "red"], ["value"], axis=3),
+        helper.make_node("Cast", ["value"], ["wide"], to=TensorProto.INT32),
+        helper.make_node("Div", ["wide", "step"], ["steps"]),
+        helper.make_node("Clip", ["steps", "low", "high"], ["clipped"]),
+        helper.make_node("Cast", ["clipped"], [LABELS], to=TensorProto.UINT8),
+    ]
+    constants = {"red": 0, "step": 85, "low": 0, "high": 2}
+    graph = helper.make_graph(
+        nodes,
+        "threshold",
+        [helper.make_tensor_value_info(INPUT, TensorProto.UINT8, [*shape, 3])],
+        [helper.make_tensor_value_info(LABELS, TensorProto.UINT8, shape)],
+        [
+            helper.make_tensor(name, TensorProto.INT32, [], [value])
+            for name, value in constants.items()
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    onnx.checker.check_model(model, full_check=True)
+    default = {METADATA_KEY: contract().model_dump_json()}
+    helper.set_model_props(model, default if metadata is None else metadata)
+    onnx.save(model, path)
+    return path

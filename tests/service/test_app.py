@@ -1,0 +1,339 @@
+"""The HTTP surface, from a client's side, on a tiny model."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import threading
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from numpy.typing import NDArray
+from PIL import Image
+
+from service import models
+from service.app import create_app
+from service.errors import StartupError
+from service.models import Models
+from service.settings import Settings
+from tests.service import onnx_models
+
+
+def make_settings(folder: Path, **changes: Any) -> Settings:
+    return Settings(models=folder, device="cpu", threads=1, **changes)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models")
+    onnx_models.save(path / "tiny.onnx")
+    onnx_models.save(path / "twin.onnx")
+    return path
+
+
+@pytest.fixture(scope="module")
+def client(folder: Path) -> Iterator[TestClient]:
+    settings = make_settings(folder, max_pixels=20_000, max_body_bytes=200_000)
+    with TestClient(create_app(settings, models.load(settings))) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def photo() -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+
+
+def png(image: NDArray[np.uint8]) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(image).save(out, "PNG")
+    return out.getvalue()
+
+
+def post(client: TestClient, body: bytes, kind: str = "image/png", **query: Any) -> Any:
+    return client.post("/segment", content=body, headers={"Content-Type": kind}, params=query)
+
+
+def opened(body: bytes) -> NDArray[np.uint8]:
+    return np.asarray(Image.open(io.BytesIO(body)))
+
+
+def test_a_body_and_a_multipart_field_give_the_same_mask(
+    client: TestClient, photo: NDArray[np.uint8]
+) -> None:
+    raw = post(client, png(photo))
+    form = client.post("/segment", files={"file": ("photo.png", png(photo), "image/png")})
+    assert raw.status_code == form.status_code == 200
+    assert raw.content == form.content
+    assert raw.headers["content-type"] == "image/png"
+    assert (opened(raw.content) == onnx_models.expected(photo)).all()
+
+
+def test_the_answer_says_what_ran(client: TestClient, photo: NDArray[np.uint8]) -> None:
+    headers = post(client, png(photo)).headers
+    assert headers["x-model"] == "tiny"
+    assert headers["x-execution-provider"] == "CPUExecutionProvider"
+    assert len(headers["x-model-digest"]) == 64
+    stages = [part.partition(";")[0] for part in headers["server-timing"].split(", ")]
+    assert stages == ["decode", "queue", "infer", "encode"]
+
+
+def test_a_request_id_is_kept_or_made(client: TestClient, photo: NDArray[np.uint8]) -> None:
+    kept = client.get("/livez", headers={"X-Request-ID": "mine-1"})
+    assert kept.headers["x-request-id"] == "mine-1"
+    assert len(client.get("/livez").headers["x-request-id"]) == 32
+    assert client.get("/livez", headers={"X-Request-ID": "a b"}).headers["x-request-id"] != "a b"
+
+
+def test_colour_and_npz_hold_the_same_labels(client: TestClient, photo: NDArray[np.uint8]) -> None:
+    labels = onnx_models.expected(photo)
+    color = post(client, png(photo), output="color")
+    assert (opened(color.content) == np.array(onnx_models.PALETTE)[labels]).all()
+    array = post(client, png(photo), output="npz")
+    with np.load(io.BytesIO(array.content), allow_pickle=False) as archive:
+        assert (archive["labels"] == labels).all()
+
+
+def test_an_overlay_without_opacity_is_the_photo(
+    client: TestClient, photo: NDArray[np.uint8]
+) -> None:
+    smooth = np.full((40, 50, 3), 120, np.uint8)
+    answer = post(client, png(smooth), output="overlay", alpha=0)
+    assert answer.headers["content-type"] == "image/jpeg"
+    assert np.abs(opened(answer.content).astype(int) - 120).max() <= 2
+    assert np.abs(opened(post(client, png(smooth), output="overlay").content) - 120).max() > 20
+
+
+def test_json_counts_what_the_mask_shows(client: TestClient, photo: NDArray[np.uint8]) -> None:
+    answer = post(client, png(photo), output="json", include="mask").json()
+    labels = onnx_models.expected(photo)
+    assert (answer["width"], answer["height"]) == (50, 40)
+    assert {found["name"]: found["pixels"] for found in answer["classes"]} == {
+        name: int((labels == index).sum()) for index, name in enumerate(onnx_models.CLASSES)
+    }
+    assert (opened(base64.b64decode(answer["mask"]["base64"])) == labels).all()
+
+
+def test_several_outputs_come_as_a_zip(client: TestClient, photo: NDArray[np.uint8]) -> None:
+    answer = post(client, png(photo), output="mask,overlay,json,rle")
+    assert answer.headers["content-type"] == "application/zip"
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        assert archive.namelist() == ["mask.png", "overlay.jpg", "result.json", "rle.json"]
+        assert (opened(archive.read("mask.png")) == onnx_models.expected(photo)).all()
+        assert json.loads(archive.read("result.json"))["width"] == 50
+
+
+@pytest.mark.parametrize("size", [(48, 64), (1, 1), (96, 128), (33, 100), (100, 33)])
+def test_a_mask_always_has_the_photos_size(client: TestClient, size: tuple[int, int]) -> None:
+    answer = post(client, png(np.full((*size, 3), 200, np.uint8)))
+    mask = opened(answer.content)
+    assert mask.shape == size
+    assert (mask == 2).all()  # no padding shows
+
+
+def test_models_are_chosen_by_name(client: TestClient, photo: NDArray[np.uint8]) -> None:
+    assert post(client, png(photo), model="twin").headers["x-model"] == "twin"
+    listed = client.get("/models").json()["models"]
+    assert [(model["name"], model["default"]) for model in listed] == [
+        ("tiny", True),
+        ("twin", False),
+    ]
+    assert client.get("/models/twin").json()["classes"] == list(onnx_models.CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "query", "status", "code", "says"),
+    [
+        (b"", "image/png", {}, 400, "invalid-image", "empty"),
+        (b"hello", "image/png", {}, 400, "invalid-image", "JPEG, PNG"),
+        (b"GIF89a" + bytes(99), "image/png", {}, 400, "invalid-image", "JPEG, PNG"),
+        (b"x", "text/plain", {}, 415, "unsupported-media-type", "image/jpeg"),
+        (b"x" * 200_001, "image/png", {}, 413, "body-too-large", "200000"),
+        (None, "image/png", {"output": "masks"}, 400, "invalid-request", "choose from mask"),
+        (None, "image/png", {"output": ","}, 400, "invalid-request", "choose from mask"),
+        (None, "image/png", {"include": "npz"}, 400, "invalid-request", "choose from mask"),
+        (None, "image/png", {"model": "none"}, 404, "unknown-model", "tiny, twin"),
+        (None, "image/png", {"alpha": "2"}, 400, "invalid-request", "alpha"),
+        (None, "image/png", {"alpha": "half"}, 400, "invalid-request", "alpha"),
+    ],
+)
+def test_bad_input_is_answered_with_a_problem_and_the_next_request_works(
+    client: TestClient,
+    photo: NDArray[np.uint8],
+    body: bytes | None,
+    kind: str,
+    query: dict[str, str],
+    status: int,
+    code: str,
+    says: str,
+) -> None:
+    answer = post(client, png(photo) if body is None else body, kind, **query)
+    problem = answer.json()
+    assert answer.status_code == problem["status"] == status
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert problem["code"] == code
+    assert problem["type"].endswith(code)
+    assert says in problem["detail"]
+    assert problem["request_id"] == answer.headers["x-request-id"]
+    assert post(client, png(photo)).status_code == 200
+
+
+def test_a_truncated_photo_is_a_problem(client: TestClient, photo: NDArray[np.uint8]) -> None:
+    answer = post(client, png(photo)[:-100])
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid-image")
+
+
+def test_too_many_pixels_are_a_problem(client: TestClient) -> None:
+    answer = post(client, png(np.zeros((201, 100, 3), np.uint8)))
+    assert (answer.status_code, answer.json()["code"]) == (413, "image-too-large")
+
+
+def test_a_form_without_the_field_is_a_problem(client: TestClient) -> None:
+    answer = client.post("/segment", files={"photo": b"x"})
+    assert answer.status_code == 400
+    assert "`file`" in answer.json()["detail"]
+
+
+def test_a_streamed_body_is_limited_while_it_comes_in(client: TestClient) -> None:
+    chunks = (bytes(50_000) for _ in range(100))
+    answer = client.post("/segment", content=chunks, headers={"Content-Type": "image/png"})
+    assert (answer.status_code, answer.json()["code"]) == (413, "body-too-large")
+
+
+def test_a_path_that_is_not_there_is_a_problem(client: TestClient) -> None:
+    answer = client.get("/nothing")
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["code"] == "not-found"
+
+
+class Held:
+    """Models whose engine waits for a gate, for tests of load."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.models: Models = models.load(settings)
+        self.gate = threading.Event()
+        self.entered = threading.Event()
+        self.gate.set()  # open for the warm-up
+        engine = self.models.get(None).engine
+        run = engine.run
+
+        def held(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+            self.entered.set()
+            assert self.gate.wait(10)
+            return run(images)
+
+        self.models.get(None).batcher._run = held
+        self.settings = settings
+
+
+def test_what_is_too_much_is_refused_with_retry_after(
+    folder: Path, photo: NDArray[np.uint8]
+) -> None:
+    held = Held(make_settings(folder, max_requests=1))
+    with TestClient(create_app(held.settings, held.models)) as client:
+        held.gate.clear()
+        answers: list[Any] = []
+        first = threading.Thread(target=lambda: answers.append(post(client, png(photo))))
+        first.start()
+        assert held.entered.wait(10)
+        refused = post(client, png(photo))
+        held.gate.set()
+        first.join()
+        assert (refused.status_code, refused.json()["code"]) == (503, "overloaded")
+        assert int(refused.headers["retry-after"]) >= 1
+        assert answers[0].status_code == 200
+        assert post(client, png(photo)).status_code == 200
+
+
+def test_a_deadline_is_answered_with_504(folder: Path, photo: NDArray[np.uint8]) -> None:
+    held = Held(make_settings(folder, request_timeout_ms=30))
+    with TestClient(create_app(held.settings, held.models)) as client:
+        held.gate.clear()
+        answer = post(client, png(photo))
+        held.gate.set()
+        assert (answer.status_code, answer.json()["code"]) == (504, "deadline-exceeded")
+
+
+def test_an_engine_failure_is_a_500_without_a_traceback(
+    folder: Path, photo: NDArray[np.uint8]
+) -> None:
+    settings = make_settings(folder)
+    loaded = models.load(settings)
+
+    def fail(_: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        raise RuntimeError("secret detail")
+
+    with TestClient(create_app(settings, loaded)) as client:
+        run = loaded.get(None).batcher._run
+        loaded.get(None).batcher._run = fail
+        failed = post(client, png(photo))
+        loaded.get(None).batcher._run = run
+        assert (failed.status_code, failed.json()["code"]) == (500, "inference-failed")
+        assert "secret" not in failed.text
+        assert post(client, png(photo)).status_code == 200
+
+
+def test_readiness_is_red_before_the_start_and_after_a_dead_loop(folder: Path) -> None:
+    settings = make_settings(folder)
+    loaded = models.load(settings)
+    assert not loaded.healthy
+    with TestClient(create_app(settings, loaded)) as client:
+        assert client.get("/livez").status_code == client.get("/readyz").status_code == 200
+        task = loaded.get(None).batcher._loop_task
+        assert task is not None
+        task.get_loop().call_soon_threadsafe(task.cancel)
+        for _ in range(100):
+            if client.get("/readyz").status_code == 503:
+                break
+        assert client.get("/readyz").status_code == 503
+        assert client.get("/livez").status_code == 200
+
+
+def test_a_client_that_leaves_frees_its_place(folder: Path, photo: NDArray[np.uint8]) -> None:
+    held = Held(make_settings(folder, max_requests=1))
+    app = create_app(held.settings, held.models)
+
+    async def scenario() -> None:
+        async with app.router.lifespan_context(app):
+            held.gate.clear()
+            incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+            incoming.put_nowait({"type": "http.request", "body": png(photo)})
+            sent: list[Any] = []
+
+            async def send(message: Any) -> None:
+                sent.append(message)
+
+            scope = {
+                "type": "http",
+                "asgi": {"version": "3.0"},
+                "http_version": "1.1",
+                "method": "POST",
+                "scheme": "http",
+                "path": "/segment",
+                "query_string": b"",
+                "headers": [(b"content-type", b"image/png"), (b"host", b"test")],
+            }
+            request = asyncio.create_task(app(scope, incoming.get, send))
+            await asyncio.to_thread(held.entered.wait, 10)
+            incoming.put_nowait({"type": "http.disconnect"})
+            await asyncio.wait_for(request, 5)  # the engine is still held
+            held.gate.set()
+            assert sent[0]["status"] == 499
+
+    asyncio.run(scenario())
+
+
+def test_an_empty_models_folder_refuses_to_start(tmp_path: Path) -> None:
+    with pytest.raises(StartupError, match="python -m export"):
+        models.load(make_settings(tmp_path))
+
+
+def test_an_unknown_default_model_refuses_to_start(folder: Path) -> None:
+    with pytest.raises(StartupError, match="tiny, twin"):
+        models.load(make_settings(folder, default_model="none"))

@@ -1,0 +1,202 @@
+"""The five laws of the batcher, with faults injected."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Awaitable, Callable
+
+import numpy as np
+import pytest
+
+from service.batcher import Array, Batcher, Timing
+from service.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed, ShuttingDown
+
+
+def item(value: int, side: int = 2) -> Array:
+    return np.full((side, side), value, np.uint8)
+
+
+class Doubler:
+    """Doubles every item; can be held, and fails on any batch with a 13 in it."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Event()
+
+    @property
+    def values(self) -> list[int]:
+        return [value for batch in self.batches for value in batch]
+
+    def __call__(self, batch: Array) -> Array:
+        self.batches.append([int(each.flat[0]) for each in batch])
+        self.entered.set()
+        assert self.gate.wait(10)
+        if (batch == 13).any():
+            raise RuntimeError("bad luck")
+        return batch * 2
+
+
+def run(scenario: Callable[[Batcher, Doubler], Awaitable[None]], **options: float) -> None:
+    """Run a scenario on a started batcher, and check that closing it strands nothing."""
+
+    async def main() -> None:
+        doubler = Doubler()
+        batcher = Batcher(doubler, **options)  # type: ignore[arg-type]
+        batcher.start()
+        try:
+            await scenario(batcher, doubler)
+        finally:
+            doubler.gate.set()
+            await batcher.close(1)
+        assert batcher.depth == 0
+
+    asyncio.run(main())
+
+
+def soon() -> float:
+    return time.monotonic() + 10
+
+
+def ask(batcher: Batcher, value: int, side: int = 2) -> asyncio.Task[tuple[Array, Timing]]:
+    return asyncio.create_task(batcher.submit(item(value, side), deadline=soon()))
+
+
+async def hold(batcher: Batcher, doubler: Doubler) -> asyncio.Task[tuple[Array, Timing]]:
+    """Occupy the worker with a first batch, so that what follows waits."""
+    doubler.gate.clear()
+    first = ask(batcher, 1)
+    assert await asyncio.to_thread(doubler.entered.wait, 10)
+    return first
+
+
+def test_every_item_gets_its_own_result_once() -> None:
+    async def scenario(batcher: Batcher, doubler: Doubler) -> None:
+        answers = await asyncio.gather(*(ask(batcher, value) for value in range(20, 70)))
+        assert [int(result.flat[0]) for result, _ in answers] == [2 * v for v in range(20, 70)]
+        assert sorted(doubler.values) == list(range(20, 70))
+
+    run(scenario, max_batch=8)
+
+
+def test_a_full_batch_leaves_without_waiting() -> None:
+    async def scenario(batcher: Batcher, doubler: Doubler) -> None:
+        await asyncio.wait_for(asyncio.gather(*(ask(batcher, v) for v in range(4))), 5)
+        assert doubler.batches == [[0, 1, 2, 3]]
+
+    run(scenario, max_batch=4, max_wait_ms=60_000)
+
+
+def test_shapes_are_never_mixed_and_keep_their_order() -> None:
+    async def scenario(batcher: Batcher, doubler: Doubler) -> None:
+        first = await hold(batcher, doubler)
+        tasks = [ask(batcher, value, side=2 + value % 2) for value in range(2, 8)]
+        await asyncio.sleep(0)
+        doubler.gate.set()
+        results = await asyncio.gather(first, *tasks)
+        assert [int(result.flat[0]) for result, _ in results] == [2, 4, 6, 8, 10, 12, 14]
+        assert doubler.batches == [[1], [2, 4, 6], [3, 5, 7]]
+
+    run(scenario, max_batch=8, max_wait_ms=0)
+
+
+def test_a_failed_batch_fails_only_itself() -> None:
+    async def scenario(batcher: Batcher, doubler: Doubler) -> None:
+        first = await hold(batcher, doubler)
+        unlucky = [ask(batcher, 13), ask(batcher, 14)]
+        await asyncio.sleep(0)
+        doubler.gate.set()
+        await first
+        failures = await asyncio.gather(*unlucky, return_exceptions=True)
+        assert [type(failure) for failure in failures] == [InferenceFailed, InferenceFailed]
+        result, _ = await ask(batcher, 5)
+        assert result.flat[0] == 10
+
+    run(scenario)
+
+
+def test_results_missing_from_a_batch_fail_it() -> None:
+    async def main() -> None:
+        batcher = Batcher(lambda batch: batch[:-1])
+        batcher.start()
+        with pytest.raises(InferenceFailed):
+            await batcher.submit(item(1), deadline=soon())
+        await batcher.close(1)
+
+    asyncio.run(main())
+
+
+def test_a_cancelled_request_does_not_strand_its_batch() -> None:
+    async def scenario(batcher: Batcher, doubler: Doubler) -> None:
+        first = await hold(batcher, doubler)
+        gone, stays = ask(batcher, 2), ask(batcher, 3)
+        await asyncio.sleep(0)
+        gone.cancel()
+        doubler.gate.set()
+        await first
+        result, _ = await stays
+        assert result.flat[0] == 6
+        assert [2] not in doubler.batches
+        assert doubler.batches[-1] == [3]
+
+    run(scenario)
+
+
+def test_a_deadline_is_answered_in_time_and_its_work_is_dropped() -> None:
+    async def scenario(batcher: Batcher, doubler: Doubler) -> None:
+        first = await hold(batcher, doubler)
+        with pytest.raises(DeadlineExceeded):
+            await batcher.submit(item(7), deadline=time.monotonic() + 0.02)
+        doubler.gate.set()
+        await first
+        await ask(batcher, 8)
+        assert 7 not in doubler.values
+
+    run(scenario)
+
+
+def test_a_dead_loop_fails_what_waits_and_refuses_what_comes() -> None:
+    async def main() -> None:
+        batcher = Batcher(Doubler())
+        batcher.start()
+        assert batcher.alive
+        batcher._wait_for_company = None  # type: ignore[assignment, method-assign] # the fault
+        with pytest.raises(EngineUnavailable):
+            await batcher.submit(item(1), deadline=soon())
+        assert not batcher.alive
+        with pytest.raises(EngineUnavailable):
+            await batcher.submit(item(2), deadline=soon())
+        await batcher.close(1)
+
+    asyncio.run(main())
+
+
+def test_closing_finishes_what_waits_and_refuses_what_comes() -> None:
+    async def scenario(batcher: Batcher, doubler: Doubler) -> None:
+        first = await hold(batcher, doubler)
+        waiting = ask(batcher, 2)
+        await asyncio.sleep(0)
+        closing = asyncio.create_task(batcher.close(10))
+        await asyncio.sleep(0)
+        with pytest.raises(ShuttingDown):
+            await batcher.submit(item(3), deadline=soon())
+        doubler.gate.set()
+        await closing
+        assert [int((await task)[0].flat[0]) for task in (first, waiting)] == [2, 4]
+
+    run(scenario)
+
+
+def test_closing_fails_what_the_deadline_leaves() -> None:
+    async def scenario(batcher: Batcher, doubler: Doubler) -> None:
+        first = await hold(batcher, doubler)
+        waiting = ask(batcher, 2)
+        await asyncio.sleep(0)
+        await batcher.close(0.05)
+        results = await asyncio.gather(first, waiting, return_exceptions=True)
+        assert [type(result) for result in results] == [ShuttingDown, ShuttingDown]
+
+    run(scenario)

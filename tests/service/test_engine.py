@@ -1,0 +1,88 @@
+"""The engine loads exactly what is sound and says what runs."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+from service.engine import CPU, CUDA, Engine, EngineOptions, cuda_options, cuda_problem
+from service.errors import StartupError
+from tests.service import onnx_models
+
+needs_no_gpu = pytest.mark.skipif(cuda_problem() is None, reason="a working GPU is present")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return onnx_models.save(tmp_path / "tiny.onnx")
+
+
+def test_labels_come_out_as_the_graph_defines_them(model: Path) -> None:
+    engine = Engine(model, EngineOptions("cpu"))
+    images = np.random.default_rng(0).integers(0, 256, (3, *onnx_models.SIZE, 3), np.uint8)
+    labels = engine.run(images)
+    assert labels.dtype == np.uint8
+    assert (labels == onnx_models.expected(images)).all()
+
+
+def test_the_engine_knows_its_file(model: Path) -> None:
+    engine = Engine(model, EngineOptions("cpu"))
+    assert engine.name == "tiny"
+    assert engine.digest == hashlib.sha256(model.read_bytes()).hexdigest()
+    assert engine.input_size == onnx_models.SIZE
+    assert engine.provider == CPU
+
+
+def test_warm_up_runs_every_batch_size(model: Path) -> None:
+    engine = Engine(model, EngineOptions("cpu"))
+    sizes = []
+    run = engine.run
+    engine.run = lambda images: (sizes.append(len(images)), run(images))[1]  # type: ignore[func-returns-value, method-assign]
+    engine.warm_up(3)
+    assert sizes == [1, 2, 3]
+
+
+def test_a_file_without_contract_is_refused(tmp_path: Path) -> None:
+    path = onnx_models.save(tmp_path / "bare.onnx", metadata={})
+    with pytest.raises(StartupError, match=r"bare\.onnx.*python -m export"):
+        Engine(path, EngineOptions("cpu"))
+
+
+def test_a_truncated_file_is_refused(model: Path) -> None:
+    model.write_bytes(model.read_bytes()[:-50])
+    with pytest.raises(StartupError, match=r"tiny\.onnx"):
+        Engine(model, EngineOptions("cpu"))
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StartupError, match="cannot read"):
+        Engine(tmp_path / "none.onnx", EngineOptions("cpu"))
+
+
+@needs_no_gpu
+def test_cuda_that_cannot_load_refuses_to_start(model: Path) -> None:
+    with pytest.raises(StartupError, match="--device cuda: ") as refused:
+        Engine(model, EngineOptions("cuda"))
+    assert "auto" in str(refused.value)
+
+
+@needs_no_gpu
+def test_auto_serves_on_the_cpu_and_says_why(model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    engine = Engine(model, EngineOptions("auto"))
+    assert engine.provider == CPU
+    assert "serving on the CPU" in caplog.text
+
+
+@pytest.mark.skipif(CUDA not in ort.get_available_providers(), reason="a build without CUDA")
+@needs_no_gpu
+def test_a_provider_that_is_compiled_in_is_not_taken_for_one_that_runs(model: Path) -> None:
+    assert Engine(model, EngineOptions("auto")).provider == CPU
+
+
+def test_the_memory_limit_is_given_in_bytes() -> None:
+    assert cuda_options(EngineOptions(gpu_mem_limit_mb=2))["gpu_mem_limit"] == str(2 * 1024**2)
+    assert "gpu_mem_limit" not in cuda_options(EngineOptions())
