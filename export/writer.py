@@ -28,7 +28,6 @@ OPSET = 18
 LOGITS = "logits"  # compared during export, absent from the file
 
 
-
 @dataclass(frozen=True)
 class ExportOptions:
     """An operating point of a checkpoint."""

@@ -186,10 +186,16 @@ def save_state(run: Run, directory: Path) -> None:
 
 
 def restore(run: Run, directory: Path) -> None:
-    """Load what `save_state` wrote."""
+    """Load what `save_state` wrote; rates and decay stay those of the recipe at hand."""
     state = torch.load(directory / STATE, weights_only=True, map_location="cpu")
     run.net.load_state_dict(state["net"])
+    settings = [
+        {key: group[key] for key in ("rate", "weight_decay", "momentum")}
+        for group in run.optimizer.param_groups
+    ]
     run.optimizer.load_state_dict(state["optimizer"])
+    for group, chosen in zip(run.optimizer.param_groups, settings, strict=True):
+        group.update(chosen)
     run.average = state["average"]
     run.iteration = state["iteration"]
 

@@ -1,0 +1,52 @@
+"""Data sets are found where their publishers put them, and masks mean what they say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from model.data.dataset import DatasetError, find, read_mask, voc_palette
+from tests.model import voc_folder
+
+
+def test_voc_pairs_are_listed_in_the_order_of_the_split(tmp_path: Path) -> None:
+    dataset = find("voc", voc_folder.make(tmp_path), "train")
+    assert [pair.name for pair in dataset.pairs] == [f"2007_{index:06}" for index in range(6)]
+    assert all(pair.image.is_file() and pair.mask.is_file() for pair in dataset.pairs)
+    assert len(dataset.classes) == len(dataset.palette) == 21
+
+
+def test_the_voc_palette_is_the_published_one() -> None:
+    palette = voc_palette(256)
+    assert palette[:4] == ((0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0))
+    assert palette[15] == (192, 128, 128)  # person
+    assert palette[20] == (0, 64, 128)  # tvmonitor
+    assert palette[255] == (224, 224, 192)  # void
+    assert len(set(palette)) == 256
+
+
+def test_a_missing_split_names_those_that_are_there(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"val\.txt does not exist.*\['train'\]"):
+        find("voc", voc_folder.make(tmp_path), "val")
+
+
+def test_an_unknown_set_names_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="voc"):
+        find("vok", tmp_path, "train")
+
+
+def test_ids_that_are_no_class_become_void(tmp_path: Path) -> None:
+    path = tmp_path / "mask.png"
+    Image.fromarray(np.array([[0, 10, 11, 20, 21, 255]], np.uint8)).save(path)
+    assert read_mask(path, classes=21).tolist() == [[0, 10, 11, 20, 255, 255]]
+    assert read_mask(path, classes=11, void=11).tolist() == [[0, 10, 255, 255, 255, 255]]
+
+
+def test_a_mask_of_colours_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mask.png"
+    Image.new("RGB", (2, 2)).save(path)
+    with pytest.raises(DatasetError, match=r"mode RGB.*class ids"):
+        read_mask(path, classes=21)

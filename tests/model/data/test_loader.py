@@ -1,0 +1,55 @@
+"""The order of samples is a function of seed and position."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from model.data.augment import AugmentConfig
+from model.data.dataset import find
+from model.data.loader import CropDataset, Order, balanced_weights, loader
+from tests.model import voc_folder
+
+
+def test_every_epoch_shows_every_pair_once_in_a_new_order() -> None:
+    order = Order(10, seed=3)
+    first, second = ([order[i] for i in range(start, start + 10)] for start in (0, 10))
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert first != second
+
+
+def test_any_position_can_be_asked_first() -> None:
+    straight = Order(7, seed=1)
+    sequence = [straight[position] for position in range(30)]
+    assert [Order(7, seed=1)[position] for position in (29, 3, 15)] == [
+        sequence[position] for position in (29, 3, 15)
+    ]
+
+
+def test_weights_decide_how_often_a_pair_comes() -> None:
+    order = Order(4, seed=0, weights=np.array([1.0, 1.0, 1.0, 5.0]))
+    counts = Counter(order[position] for position in range(4000))
+    assert 2300 < counts[3] < 2700
+
+
+def test_pairs_with_rare_classes_weigh_more(tmp_path: Path) -> None:
+    root = voc_folder.make(tmp_path, count=3)  # classes 8, 15, 8
+    weights = balanced_weights(find("voc", root, "train"))
+    assert np.allclose(weights, [1 / np.sqrt(2), 1.0, 1 / np.sqrt(2)])
+
+
+def test_a_stream_that_starts_late_continues_the_same_stream(tmp_path: Path) -> None:
+    dataset = find("voc", voc_folder.make(tmp_path), "train")
+    crops = CropDataset(
+        dataset, Order(len(dataset.pairs), seed=0), AugmentConfig(crop=33), (127.5,) * 3
+    )
+    whole = list(loader(crops, start=0, stop=4, batch=3, workers=0))
+    rest = list(loader(crops, start=2, stop=4, batch=3, workers=0))
+    assert len(whole) == 4
+    for (images, labels), (again, labels_again) in zip(whole[2:], rest, strict=True):
+        assert images.shape == (3, 3, 33, 33)
+        assert torch.equal(images, again)
+        assert torch.equal(labels, labels_again)

@@ -1,0 +1,163 @@
+"""Training learns, resumes bit for bit, and stops with a reason."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from model import checkpoint, train
+from model.config import ModelConfig
+from model.data.augment import AugmentConfig
+from model.data.dataset import find
+from model.recipe import Recipe
+from tests.model import voc_folder
+
+TINY = ModelConfig(
+    backbone="mobilenet_v2",
+    depth_multiplier=0.25,
+    aspp_channels=16,
+    atrous_rates=(6,),
+    aspp_separable=True,
+    decoder_separable=True,
+    decoder_channels=16,
+    low_level_channels=8,
+)
+
+
+def make_recipe(**changes: object) -> Recipe:
+    fields: dict[str, object] = {
+        "model": TINY,
+        "split": "train",
+        "augment": AugmentConfig(crop=33),
+        "iterations": 6,
+        "batch_size": 4,
+        "learning_rate": 0.02,
+        "ema_decay": 0.9,
+        "batch_norm_momentum": 0.1,
+    }
+    return Recipe.model_validate(fields | changes)
+
+
+def run(config: Recipe, data: Path, directory: Path, *, resume: bool = False) -> Path:
+    directory.mkdir(exist_ok=True)
+    dataset = find("voc", data, "train")
+    return train.train(config, dataset, directory, resume=resume, workers=0, every=2)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Layers this small gain nothing from threads, and lose much on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return voc_folder.make(tmp_path_factory.mktemp("data"))
+
+
+def test_the_poly_policy_falls_from_one_to_zero() -> None:
+    config = make_recipe(iterations=100)
+    assert train.poly(0, config) == 1
+    assert train.poly(50, config) == pytest.approx(0.5**0.9)
+    assert train.poly(99, config) == pytest.approx(0.01**0.9)
+    warm = make_recipe(iterations=100, warmup=9)
+    assert train.poly(0, warm) == pytest.approx(0.1)
+    assert train.poly(9, warm) == pytest.approx(train.poly(9, config))
+
+
+def test_the_loss_ignores_void_and_judges_at_the_labels_size() -> None:
+    logits = torch.zeros(1, 3, 5, 5)
+    logits[:, 1] = 20.0
+    labels = torch.full((1, 17, 17), 255, dtype=torch.uint8)
+    labels[0, 3:9] = 1
+    assert train.loss_of(logits, labels) < 1e-4
+    labels[0, 3:9] = 2
+    assert train.loss_of(logits, labels) == pytest.approx(20.0, rel=1e-3)
+
+
+def test_only_full_convolutions_are_decayed() -> None:
+    net = train.build(make_recipe())
+    groups = train.parameter_groups(net, make_recipe(weight_decay=0.5, head_multiplier=10))
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    seen = set()
+    for group in groups:
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            seen.add(name)
+            full = parameter.ndim == 4 and parameter.shape[1] > 1
+            assert group["weight_decay"] == (0.5 if full else 0.0), name
+            assert group["rate"] == (0.02 if name.startswith("backbone.") else 0.2), name
+    assert len(seen) == len(names)
+
+
+def test_a_small_set_is_learned(data: Path, tmp_path: Path) -> None:
+    config = make_recipe(iterations=60, learning_rate=0.05, ema_decay=0.0)
+    run(config, data, tmp_path / "run")
+    lines = (tmp_path / "run" / train.LOG).read_text().splitlines()
+    losses = [float(line.split('"loss": ')[1].split(",")[0]) for line in lines]
+    assert losses[-1] < 0.5 * losses[0] < 0.5 * math.log(21)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(data: Path, tmp_path: Path) -> None:
+    config = make_recipe()
+    whole = run(config, data, tmp_path / "whole")
+    step, calls = train.train_step, 0
+
+    def killed(*args: object) -> float:
+        nonlocal calls
+        calls += 1
+        if calls == 4:  # after three iterations; the last save was after two
+            raise KeyboardInterrupt
+        return step(*args)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "train_step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(config, data, tmp_path / "cut")
+    resumed = run(config, data, tmp_path / "cut", resume=True)
+    assert whole.read_bytes() == resumed.read_bytes()
+
+
+def test_a_run_ends_in_a_checkpoint_that_rebuilds_the_network(data: Path, tmp_path: Path) -> None:
+    path = run(make_recipe(iterations=2), data, tmp_path / "run")
+    net = checkpoint.load(path)
+    assert net.config == TINY
+    assert not net.training
+    card = checkpoint.read_card(path)
+    assert card.classes[15] == "person"
+    assert card.training["iterations"] == 2
+
+
+def test_a_loss_that_is_not_finite_stops_and_leaves_the_checkpoint(
+    data: Path, tmp_path: Path
+) -> None:
+    config = make_recipe()
+    run(config, data, tmp_path)
+    with pytest.raises(train.TrainingError, match="lower learning_rate"):
+        run(make_recipe(learning_rate=1e30, iterations=9), data, tmp_path, resume=True)
+    state = torch.load(tmp_path / train.STATE, weights_only=True)
+    assert all(value.isfinite().all() for value in state["net"].values())
+
+
+def test_bf16_keeps_depthwise_gradients_in_fp32(data: Path, tmp_path: Path) -> None:
+    path = run(make_recipe(iterations=2, precision="bf16"), data, tmp_path / "run")
+    assert checkpoint.load(path)(torch.zeros(1, 3, 33, 33)).isfinite().all()
+
+
+def test_mistakes_on_the_command_line_exit_with_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--data", str(tmp_path), "--out", str(tmp_path / "run")]
+    assert train.main(["efficientnet-lite0-voc", *arguments]) == 2
+    assert "trainaug.txt does not exist" in capsys.readouterr().err
+    assert train.main(["efficientnet-lite0-voc", *arguments, "--set", "seed=x"]) == 2
+    assert "seed='x'" in capsys.readouterr().err
+    assert train.main(["--list"]) == 0
+    assert "efficientnet-lite0-voc" in capsys.readouterr().out
