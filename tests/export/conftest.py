@@ -1,0 +1,51 @@
+"""A tiny checkpoint and its exported file, made once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from export.writer import ExportOptions, export
+from model import checkpoint
+from model.checkpoint import Card
+from model.config import ModelConfig
+from model.data.dataset import voc_palette
+from model.deeplab import DeepLabV3Plus
+
+SIZE = (65, 96)  # odd and even: both kinds of SAME padding
+CONFIG = ModelConfig(
+    backbone="mobilenet_v2",
+    num_classes=5,
+    depth_multiplier=0.25,
+    aspp_channels=16,
+    atrous_rates=(6,),
+    aspp_separable=True,
+    decoder_separable=True,
+    decoder_channels=16,
+    low_level_channels=8,
+    crop_size=SIZE,
+)
+
+
+def save_random(path: Path, seed: int) -> Path:
+    """A checkpoint with random weights whose labels vary over the image."""
+    torch.manual_seed(seed)
+    net = DeepLabV3Plus(CONFIG)
+    torch.nn.init.normal_(net.logits.weight)
+    classes = ("background", "a", "b", "c", "d")
+    card = Card(model=CONFIG, classes=classes, palette=voc_palette(5), source="random")
+    return checkpoint.save(path, net.state_dict(), card)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_random(tmp_path_factory.mktemp("checkpoint") / "tiny", seed=0)
+
+
+@pytest.fixture(scope="session")
+def exported(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("exported") / "tiny.onnx"
+    export(tiny, path, ExportOptions())
+    return path

@@ -1,0 +1,53 @@
+"""Evaluating an exported file gives the checkpoint's figures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from export import evaluate as export_evaluate
+from export.writer import ExportOptions, export
+from model import checkpoint
+from model import evaluate as model_evaluate
+from model.checkpoint import Card
+from model.data.dataset import VOC_CLASSES, voc_palette
+from model.deeplab import DeepLabV3Plus
+from tests.export.conftest import CONFIG
+from tests.model import voc_folder
+
+
+def test_checkpoint_and_file_have_the_same_miou(tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"num_classes": 21})
+    card = Card(model=config, classes=VOC_CLASSES, palette=voc_palette(21))
+    source = checkpoint.save(tmp_path / "net", DeepLabV3Plus(config).state_dict(), card)
+    target = tmp_path / "net.onnx"
+    export(source, target, ExportOptions())
+    options = ["--data", str(voc_folder.make(tmp_path, split="val")), "--split", "val"]
+    results = []
+    for main, path in ((model_evaluate.main, source), (export_evaluate.main, target)):
+        assert main([str(path), *options, "--json", str(tmp_path / "out.json")]) == 0
+        results.append(json.loads((tmp_path / "out.json").read_text()))
+    checkpoints, files = results
+    assert files["pixels"] == checkpoints["pixels"]
+    assert files["miou"] == pytest.approx(checkpoints["miou"], abs=1e-3)
+    assert set(files["iou"]) == set(VOC_CLASSES)
+
+
+def test_a_data_set_of_other_classes_is_refused(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    voc_folder.make(tmp_path, split="val")
+    assert export_evaluate.main([str(exported), "--data", str(tmp_path)]) == 1
+    assert "5 classes" in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_model_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "x.onnx"
+    path.write_bytes(np.zeros(99, np.uint8).tobytes())
+    assert export_evaluate.main([str(path), "--data", str(tmp_path)]) == 1
+    assert "x.onnx" in capsys.readouterr().err
