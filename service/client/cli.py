@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import sys
@@ -22,6 +23,7 @@ from service.client.pace import Pace
 from service.client.plan import Decision, Wanted, decide
 from service.client.progress import Counts, Progress
 from service.client.protocol import FILES, Model, parse_outputs
+from service.client.report import write_report
 from service.client.retry import Outcome, RetryPolicy
 from service.client.summary import Summary
 from service.client.transport import TIMEOUT_S, AsyncClient
@@ -45,8 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        options = _parser().parse_args(arguments)
-        return asyncio.run(_run(options))
+        if arguments[:1] == ["report"]:
+            return _report(_report_parser().parse_args(arguments[1:]))
+        return asyncio.run(_run(_parser().parse_args(arguments)))
     except UsageError as error:
         print(f"service-client: {error}", file=sys.stderr)
         return 2
@@ -133,6 +136,28 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _report_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="service-client report",
+        description="Write report.csv, contact-sheet.html and contact-sheet.png from what is done.",
+        epilog="example:\n  service-client report out/",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("out", metavar="OUT", type=Path, help="the folder of a run's results")
+    parser.add_argument("--json", action="store_true", help="print the files' paths as JSON")
+    return parser
+
+
+def _report(options: argparse.Namespace) -> int:
+    with Manifest(options.out / FILE_NAME, read_only=True) as manifest:
+        written, missing = write_report(options.out, manifest)
+    for reason in missing:
+        print(reason, file=sys.stderr)
+    files = [str(path) for path in written]
+    print(json.dumps({"files": files, "missing": missing}) if options.json else "\n".join(files))
+    return 0
+
+
 async def _run(options: argparse.Namespace) -> int:
     inputs = Inputs.of(options.inputs, out=options.out, listing=sys.stdin, base=options.base)
     outputs = parse_outputs(options.output)
@@ -157,6 +182,9 @@ async def _run(options: argparse.Namespace) -> int:
             limits = Limits(1 if options.fail_fast else options.max_failures)
             batch = Batch(client, inputs, options.out, wanted, manifest, pace, progress, limits)
             summary = await _work(batch)
+            if options.report:
+                for note in itertools.chain(*write_report(options.out, manifest)):
+                    print(note, file=sys.stderr)
             return _tell(summary, as_json=options.json)
 
 

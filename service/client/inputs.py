@@ -31,7 +31,7 @@ STDIN = "-"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 OWN_SUFFIXES = tuple(f".{name}" for name in (*FILES.values(), JPEG_OVERLAY))
-OWN_NAMES = ("contact-sheet.png",)
+OWN_NAMES = ("contact-sheet.png",)  # the report's only image
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,17 +120,17 @@ class Inputs:
                 for member in tar:
                     # Otherwise the TarFile keeps every header until its end.
                     tar.members = []  # type: ignore[attr-defined]
-                    if member.isfile() and is_image(PurePosixPath(member.name).name):
-                        yield self._member(archive, tar, member)
+                    path = _harmless(member.name)
+                    if member.isfile() and is_image(path.name):
+                        yield self._member(archive, tar, member, path)
         except (tarfile.TarError, EOFError, OSError) as error:
             yield self._broken(archive, f"{archive.name} cannot be read to its end: {error}")
 
-    def _member(self, archive: Path, tar: tarfile.TarFile, member: tarfile.TarInfo) -> Photo:
-        # A member's name is the sender's word: no part of it may lead out of OUT.
-        parts = [p for p in re.split(r"[\\/]", member.name) if p not in {"", ".", ".."}]
-        name = _below(archive, self.base) / PurePosixPath(*parts)
+    def _member(
+        self, archive: Path, tar: tarfile.TarFile, member: tarfile.TarInfo, path: PurePosixPath
+    ) -> Photo:
         return Photo(
-            _printable(name),
+            _printable(_below(archive, self.base) / path),
             _printable(f"{archive}!{member.name}"),
             member.size,
             int(member.mtime * 1e9),
@@ -238,6 +238,11 @@ def _normal(path: Path) -> Path:
 def _below(path: Path, base: Path) -> PurePosixPath:
     inside = path.relative_to(base) if path.is_relative_to(base) else path.relative_to(path.anchor)
     return PurePosixPath(inside.as_posix())
+
+
+def _harmless(member: str) -> PurePosixPath:
+    """A tar member's name is its sender's word: no part of it may lead out of OUT."""
+    return PurePosixPath(*(p for p in re.split(r"[\\/]", member) if p not in {"", ".", ".."}))
 
 
 def _printable(name: str | PurePosixPath) -> str:

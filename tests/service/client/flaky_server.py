@@ -100,9 +100,7 @@ class FlakyServer:
             writer.transport.abort()
         await asyncio.sleep(0.01)
 
-    async def _connection(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
+    async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             while (request := await _read(reader)) is not None:
