@@ -1,0 +1,272 @@
+"""The run: every photo of the inputs through the service, into OUT.
+
+A thread enumerates and decides, so that neither a slow disk nor a slow stdin
+stops the answers; its queue is short, so that it cannot run ahead. Requests are
+asyncio tasks, as many as the pace allows. A photo's files are written before its
+row says `done`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import tarfile
+import threading
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from service.client import plan
+from service.client.errors import BadAnswerError, ClientError, ServiceError, UnreachableError
+from service.client.inputs import Inputs, Photo
+from service.client.manifest import ClassPixels, Manifest, Origin
+from service.client.outputs import remove_files, write_files
+from service.client.pace import Pace
+from service.client.plan import Decision, Wanted
+from service.client.progress import Counts, Progress
+from service.client.protocol import FILES, Segmentation
+from service.client.retry import Outcome
+from service.client.transport import AsyncClient
+from service.client.uploads import prepare
+
+QUEUE = 4  # decided ahead of the requests; a tar's photos wait there with their bytes
+
+PHOTO_REFUSALS = frozenset({400, 413, 415, 422})  # about the photo; other 4xx are about the caller
+CALLER_REFUSALS = frozenset({401, 402, 403, 404, 405, 406})  # would meet every photo alike
+# File names that this disk cannot take; any other write error (disk full, ...) would meet the next.
+NAME_ERRORS = frozenset({errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ})
+
+
+class StoppedError(ClientError):
+    """The run has ended before its inputs did; what is missing, the next run does."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When to stop early."""
+
+    max_failures: int | None = None  # 1: at the first
+
+    def exceeded_by(self, counts: Counts, rejected_before: int) -> bool:
+        new = counts.rejected + counts.failed - rejected_before
+        return self.max_failures is not None and new >= self.max_failures
+
+
+@dataclass(frozen=True)
+class Work:
+    """A photo to send, and the stem its files get."""
+
+    photo: Photo
+    stem: str
+    stale: tuple[str, ...]  # files of its earlier result
+
+
+@dataclass
+class Batch:
+    """One run; `await run()` once. Raises a ClientError if it cannot go on to its end."""
+
+    client: AsyncClient
+    inputs: Inputs
+    out: Path
+    wanted: Wanted
+    manifest: Manifest
+    pace: Pace
+    progress: Progress
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        self.counts = self.progress.counts
+        self._rejected_before = 0
+        self._queue: asyncio.Queue[Work | BaseException | None] = asyncio.Queue(QUEUE)
+        self._slot_freed = asyncio.Event()
+        self._in_flight = 0
+        self._is_over = threading.Event()
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        feeder = threading.Thread(target=self._feed, args=(loop,), daemon=True)
+        feeder.start()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                while (work := await self._next()) is not None:
+                    await self._slot()
+                    tasks.create_task(self._settle(work))
+        except BaseExceptionGroup as group:
+            raise _first(group) from None
+        finally:
+            self._is_over.set()
+            while not self._queue.empty():  # a feeder that waits for room finds it, and leaves
+                self._queue.get_nowait()
+
+    # The feeder's thread
+
+    def _feed(self, loop: asyncio.AbstractEventLoop) -> None:
+        end: BaseException | None = None
+        try:
+            for photo in self.inputs:
+                work = self._decide(photo)
+                if self._is_over.is_set():
+                    return
+                if work is not None:
+                    asyncio.run_coroutine_threadsafe(self._queue.put(work), loop).result()
+        except Exception as error:  # handed over to the run, which raises it
+            end = error
+        if not self._is_over.is_set():
+            asyncio.run_coroutine_threadsafe(self._queue.put(end), loop)
+
+    def _decide(self, photo: Photo) -> Work | None:
+        decision = plan.decide(photo, self.wanted, self.manifest, self.out)
+        match decision:
+            case Decision.SKIP:
+                self.counts.skipped += 1
+            case Decision.REJECTED:
+                self.manifest.see(photo.name)
+                self._rejected_before += 1
+                self.counts.rejected += 1
+            case Decision.CLASH:
+                photo = replace(photo, name=photo.source, read=_clash(photo), fleeting=False)
+        if decision in {Decision.SEND, Decision.CLASH}:
+            return self._claim(photo)
+        self.progress.update()
+        return None
+
+    def _claim(self, photo: Photo) -> Work:
+        row = self.manifest.get(photo.name)
+        stem = self.manifest.claim(photo.name, photo.source, plan.stems(photo.name))
+        return Work(_kept(photo), stem, () if row is None else tuple(row.outputs))
+
+    # The event loop's side
+
+    async def _next(self) -> Work | None:
+        item = await self._queue.get()
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    async def _slot(self) -> None:
+        while self._in_flight >= self.pace.limit:
+            self._slot_freed.clear()
+            await self._slot_freed.wait()
+        self._in_flight += 1
+
+    async def _settle(self, work: Work) -> None:
+        try:
+            await self._send(work)
+        except ServiceError as error:
+            if error.status in CALLER_REFUSALS:
+                raise
+            is_rejected = error.status in PHOTO_REFUSALS
+            self._record_failure(work, str(error), is_rejected, error.request_id)
+        except UnreachableError as error:
+            # Did the photo break the service, or is the service gone? Only the first is its fault.
+            if not await self.client.ready():
+                raise
+            self._record_failure(work, str(error))
+        except (BadAnswerError, OSError) as error:
+            self._record_failure(work, str(error))
+        finally:
+            self._in_flight -= 1
+            self._slot_freed.set()
+            self.pace.answered(asyncio.get_running_loop().time())
+        self.progress.update()
+        if self.limits.exceeded_by(self.counts, self._rejected_before):
+            raise StoppedError(f"stopped after {self.limits.max_failures} failures")
+
+    async def _send(self, work: Work) -> None:
+        upload = await asyncio.to_thread(prepare, work.photo, self.wanted.max_side)
+        asked = self.wanted.asked()
+        answer = await self.client.segment(upload.body, ",".join(asked), self.wanted.model)
+        files, pixels = _sort(answer, self.wanted)
+        try:
+            written = await asyncio.to_thread(write_files, self.out, work.stem, files)
+        except OSError as error:
+            if error.errno in NAME_ERRORS:
+                raise
+            raise StoppedError(f"cannot write below {self.out}: {error}") from error
+        remove_files(self.out, set(work.stale) - set(written))
+        origin = self._origin(work.photo, upload.sha256, answer.digest or self.wanted.model_digest)
+        self.manifest.finish(work.photo.name, origin, written, pixels, answer.request_id)
+        self.counts.sent += 1
+
+    def _record_failure(
+        self, work: Work, reason: str, is_rejected: bool = False, request_id: str | None = None
+    ) -> None:
+        remove_files(self.out, work.stale)
+        origin = self._origin(work.photo, None, self.wanted.model_digest)
+        self.manifest.fail(
+            work.photo.name, origin, reason, rejected=is_rejected, request_id=request_id
+        )
+        if is_rejected:
+            self.counts.rejected += 1
+        else:
+            self.counts.failed += 1
+        self.progress.note(f"{work.photo.name}: {reason}")
+
+    def _origin(self, photo: Photo, sha256: str | None, digest: str | None) -> Origin:
+        wanted = self.wanted
+        return Origin(photo.size, photo.mtime_ns, sha256, wanted.model, digest, wanted.max_side)
+
+
+def on_retry(pace: Pace) -> Callable[[Outcome], None]:
+    """Tells the pace of every 503."""
+
+    def heard(outcome: Outcome) -> None:
+        if isinstance(outcome, httpx.Response) and outcome.status_code == 503:
+            pace.throttled()
+
+    return heard
+
+
+def class_pixels(result: bytes) -> tuple[ClassPixels, ...]:
+    """The counts in a `json` output; BadAnswerError if it holds none."""
+    try:
+        classes: list[dict[str, Any]] = json.loads(result)["classes"]
+        return tuple(ClassPixels(int(c["id"]), str(c["name"]), int(c["pixels"])) for c in classes)
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadAnswerError(f"output=json has no class pixels: {error!r}") from error
+
+
+def _sort(answer: Segmentation, wanted: Wanted) -> tuple[dict[str, bytes], tuple[ClassPixels, ...]]:
+    """The files to keep, and the class pixels if `json` is among the answers."""
+    files = answer.files()
+    pixels: tuple[ClassPixels, ...] = ()
+    if "json" in answer.outputs:
+        pixels = class_pixels(files[FILES["json"]])
+        if "json" not in wanted.outputs:
+            del files[FILES["json"]]
+    return files, pixels
+
+
+def _kept(photo: Photo) -> Photo:
+    """The photo, read if it must be now; a tar that breaks in its middle becomes a failing read."""
+    if photo.fleeting:
+        try:
+            photo.read()
+        except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+            return replace(photo, read=_raiser(f"{type(error).__name__}: {error}"))
+    return photo
+
+
+def _clash(photo: Photo) -> Callable[[], bytes]:
+    return _raiser(
+        f"another photo of this run is named {photo.name}: set --base to a common folder"
+    )
+
+
+def _raiser(reason: str) -> Callable[[], bytes]:
+    def read() -> bytes:
+        raise OSError(reason)
+
+    return read
+
+
+def _first(group: BaseExceptionGroup) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

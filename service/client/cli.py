@@ -1,0 +1,277 @@
+"""The command line: `service-client URL INPUTS... -o OUT` and `service-client report OUT`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import httpx
+
+from service.client.batch import Batch, Limits, on_retry
+from service.client.errors import ClientError, ManifestError, UsageError
+from service.client.inputs import Inputs
+from service.client.manifest import FILE_NAME, Manifest
+from service.client.pace import Pace
+from service.client.plan import Decision, Wanted, decide
+from service.client.progress import Counts, Progress
+from service.client.protocol import FILES, Model, parse_outputs
+from service.client.report import write_report
+from service.client.retry import Outcome, RetryPolicy
+from service.client.summary import Summary
+from service.client.transport import TIMEOUT_S, AsyncClient
+from service.client.uploads import require_pillow
+
+EXAMPLES = """\
+examples:
+  service-client http://localhost:8000 photos/ -o out/
+  service-client http://localhost:8000 'photos/**/*.jpg' -o out/ --output mask,json
+  find /data -name '*.jpg' | service-client http://localhost:8000 - -o out/
+  service-client http://localhost:8000 photos.tar -o out/ --report
+  service-client report out/
+
+Run the same command again to go on after an interruption: what is complete is
+skipped, changed photos and photos of another model are done again. docs/client.md
+tells the rest. Exit code: 0 every photo has its result, 1 some have none, 2 usage.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if arguments[:1] == ["report"]:
+            return _report(_report_parser().parse_args(arguments[1:]))
+        return asyncio.run(_run(_parser().parse_args(arguments)))
+    except UsageError as error:
+        print(f"service-client: {error}", file=sys.stderr)
+        return 2
+    except (ClientError, OSError) as error:
+        print(f"service-client: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="service-client",
+        description="Send many photos through the service; keep masks and overlays in a folder.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("url", metavar="URL", help="the service, e.g. http://localhost:8000")
+    add(
+        "inputs",
+        metavar="INPUT",
+        nargs="+",
+        help="file, folder, glob, tar, or - for a list on stdin",
+    )
+    add("-o", "--out", metavar="OUT", type=Path, required=True, help="folder for the results")
+    add(
+        "--output",
+        metavar="LIST",
+        default="mask,overlay",
+        help=f"of {', '.join(FILES)} (default: %(default)s)",
+    )
+    add("--model", metavar="NAME", help="default: the service's own choice")
+    add(
+        "--concurrency",
+        metavar="N",
+        type=_concurrency,
+        default=None,
+        help="requests in flight, or auto (default)",
+    )
+    add(
+        "--max-side",
+        metavar="PX",
+        type=_positive,
+        help="shrink larger photos before sending; results have the shrunk size",
+    )
+    add(
+        "--base",
+        metavar="DIR",
+        type=Path,
+        help="folder that OUT mirrors (default: the inputs' common one)",
+    )
+    add(
+        "--report",
+        action="store_true",
+        help="count class pixels; write report.csv and a contact sheet",
+    )
+    add("--dry-run", action="store_true", help="only say what would be sent")
+    add("--retry-failed", action="store_true", help="send photos again that the service rejected")
+    add("--fail-fast", action="store_true", help="stop at the first failure")
+    add("--max-failures", metavar="N", type=_positive, help="stop after N failures")
+    add(
+        "--timeout",
+        metavar="S",
+        type=float,
+        default=TIMEOUT_S,
+        help="for one answer (default: %(default)g)",
+    )
+    add(
+        "--give-up-after",
+        metavar="S",
+        type=float,
+        default=RetryPolicy.give_up_after_s,
+        help="of retrying one photo (default: %(default)g)",
+    )
+    add(
+        "--api-key",
+        metavar="KEY",
+        default=os.environ.get("DEEPLAB_API_KEY"),
+        help="default: $DEEPLAB_API_KEY, which other users cannot see",
+    )
+    add("--json", action="store_true", help="print the summary as JSON")
+    return parser
+
+
+def _report_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="service-client report",
+        description="Write report.csv, contact-sheet.html and contact-sheet.png from what is done.",
+        epilog="example:\n  service-client report out/",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("out", metavar="OUT", type=Path, help="the folder of a run's results")
+    parser.add_argument("--json", action="store_true", help="print the files' paths as JSON")
+    return parser
+
+
+def _report(options: argparse.Namespace) -> int:
+    with Manifest(options.out / FILE_NAME, read_only=True) as manifest:
+        written, missing = write_report(options.out, manifest)
+    for reason in missing:
+        print(reason, file=sys.stderr)
+    files = [str(path) for path in written]
+    print(json.dumps({"files": files, "missing": missing}) if options.json else "\n".join(files))
+    return 0
+
+
+async def _run(options: argparse.Namespace) -> int:
+    inputs = Inputs.of(options.inputs, out=options.out, listing=sys.stdin, base=options.base)
+    outputs = parse_outputs(options.output)
+    if options.max_side is not None:
+        require_pillow("--max-side")
+    pace = Pace() if options.concurrency is None else Pace.fixed(options.concurrency)
+    progress = Progress(Counts(), sys.stderr)
+    async with _client(options, pace, progress) as client:
+        model = await _choose(client, options.model)
+        wanted = Wanted(
+            outputs=outputs,
+            pixels=options.report,
+            model=options.model if model is None else model.name,
+            model_digest=None if model is None else model.digest,
+            max_side=options.max_side,
+            retry_rejected=options.retry_failed,
+        )
+        if options.dry_run:
+            return _dry_run(inputs, wanted, options.out, as_json=options.json)
+        options.out.mkdir(parents=True, exist_ok=True)
+        with Manifest(options.out / FILE_NAME) as manifest:
+            limits = Limits(1 if options.fail_fast else options.max_failures)
+            batch = Batch(client, inputs, options.out, wanted, manifest, pace, progress, limits)
+            summary = await _work(batch)
+            if options.report:
+                for note in itertools.chain(*write_report(options.out, manifest)):
+                    print(note, file=sys.stderr)
+            return _tell(summary, as_json=options.json)
+
+
+async def _work(batch: Batch) -> Summary:
+    """Runs the batch to its end, good or early, with progress on stderr."""
+    began, stopped = time.monotonic(), None
+    threading.Thread(target=_count, args=(batch.inputs, batch.progress), daemon=True).start()
+    try:
+        await batch.run()
+    except (ManifestError, UsageError):
+        raise
+    except ClientError as error:
+        stopped = str(error)
+    finally:
+        batch.progress.close()
+    model = (batch.wanted.model, batch.wanted.model_digest)
+    return Summary.of(batch.counts, time.monotonic() - began, batch.manifest, model, stopped)
+
+
+def _count(inputs: Inputs, progress: Progress) -> None:
+    """Counting 100,000 names takes a second or two, beside the work: only the ETA waits for it."""
+    progress.total = inputs.count()
+
+
+def _tell(summary: Summary, *, as_json: bool) -> int:
+    print(json.dumps(summary.json(), indent=2) if as_json else summary.text())
+    return summary.exit_code()
+
+
+def _client(options: argparse.Namespace, pace: Pace, progress: Progress) -> AsyncClient:
+    throttle = on_retry(pace)
+    told = False
+
+    def heard(outcome: Outcome) -> None:
+        nonlocal told
+        throttle(outcome)
+        if not told and not isinstance(outcome, httpx.Response):
+            told = True
+            reason = str(outcome) or type(outcome).__name__
+            progress.note(f"{options.url}: {reason}; trying for {options.give_up_after:g} s")
+
+    return AsyncClient(
+        options.url,
+        api_key=options.api_key,
+        timeout_s=options.timeout,
+        retry=RetryPolicy(give_up_after_s=options.give_up_after),
+        on_retry=heard,
+    )
+
+
+async def _choose(client: AsyncClient, name: str | None) -> Model | None:
+    """The model that will answer; UsageError if the service has none of that name."""
+    models = await client.models()
+    if name is None:
+        return next((model for model in models if model.default), None)
+    for model in models:
+        if model.name == name:
+            return model
+    raise UsageError(f"--model {name}: the service has {', '.join(model.name for model in models)}")
+
+
+def _dry_run(inputs: Inputs, wanted: Wanted, out: Path, *, as_json: bool) -> int:
+    """Prints the names of the photos to send, then the tally."""
+    tally = dict.fromkeys(Decision, 0)
+    path = out / FILE_NAME
+    with (
+        Manifest(path, read_only=True) if path.is_file() else Manifest(Path(":memory:")) as manifest
+    ):
+        for photo in inputs:
+            decision = decide(photo, wanted, manifest, out)
+            tally[decision] += 1
+            if decision is Decision.SEND and not as_json:
+                print(photo.name)
+    counts = {decision.value: count for decision, count in tally.items()}
+    if as_json:
+        print(json.dumps(counts))
+    else:
+        print(", ".join(f"{count} to {what}" for what, count in counts.items()), file=sys.stderr)
+    return 0
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+def _concurrency(text: str) -> int | None:
+    return None if text == "auto" else _positive(text)

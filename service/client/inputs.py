@@ -1,0 +1,256 @@
+"""What is to be segmented, found one photo at a time.
+
+An input is a file, a folder (searched recursively), a glob, a tar, or `-` for
+paths on stdin, one a line. Enumeration is lazy and its order is fixed (sorted
+within a folder), so memory stays flat: the largest single folder's names are
+all that is held at once.
+
+A photo's name is its path below the base, with `/`: the output folder mirrors
+it. The base is the deepest folder that holds all inputs (a tar counts as a
+folder, stdin as the working directory); a path outside of it keeps its whole
+absolute path.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+import re
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fnmatch import translate
+from pathlib import Path, PurePosixPath
+from typing import IO, TextIO
+
+from service.client.errors import UsageError
+from service.client.protocol import FILES, JPEG_OVERLAY
+
+STDIN = "-"
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+OWN_SUFFIXES = tuple(f".{name}" for name in (*FILES.values(), JPEG_OVERLAY))
+OWN_NAMES = ("contact-sheet.png",)  # the report's only image
+
+
+@dataclass(frozen=True, slots=True)
+class Photo:
+    """One input; `size` is -1 when it could not even be looked at: `read` says why."""
+
+    name: str  # "a/b.jpg", the path below OUT that its outputs mirror
+    source: str  # where it lies: an absolute path, or "/x/photos.tar!a/b.jpg"
+    size: int
+    mtime_ns: int
+    read: Callable[[], bytes]
+    fleeting: bool = False  # read it before the next photo is enumerated; it is then kept
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The command line's inputs; iterate for photos, as often as stdin allows."""
+
+    arguments: tuple[str, ...]
+    base: Path
+    out: Path  # nothing that the client wrote there is an input
+    listing: TextIO
+
+    @classmethod
+    def of(
+        cls, arguments: list[str], *, out: Path, listing: TextIO, base: Path | None = None
+    ) -> Inputs:
+        """Checks that every input exists; raises UsageError."""
+        for argument in arguments:
+            if argument != STDIN and not os.path.lexists(argument) and not _is_glob(argument):
+                raise UsageError(f"input {argument!r}: no such file or folder")
+            if (
+                argument != STDIN
+                and not os.path.lexists(argument)
+                and not _has_match(argument, out)
+            ):
+                raise UsageError(f"input {argument!r}: the pattern matches no file")
+        roots = [_root(argument) for argument in arguments]
+        common = base.absolute() if base else Path(os.path.commonpath(roots))
+        return cls(tuple(arguments), _normal(common), _normal(out), listing)
+
+    def __iter__(self) -> Iterator[Photo]:
+        for argument in self.arguments:
+            if argument == STDIN:
+                lines = (line.rstrip("\r\n") for line in self.listing)
+                yield from (self._photo(_normal(Path(line))) for line in lines if line.strip())
+            elif _is_tar(argument):
+                yield from self._archived(_normal(Path(argument)))
+            else:
+                yield from map(self._photo, self._paths(argument))
+
+    def count(self) -> int | None:
+        """How many photos there are; None if only reading them all would tell."""
+        if any(argument == STDIN or _is_tar(argument) for argument in self.arguments):
+            return None
+        return sum(1 for argument in self.arguments for _ in self._paths(argument))
+
+    def _paths(self, argument: str) -> Iterator[Path]:
+        path = Path(argument)
+        if path.is_dir():
+            yield from walk(_normal(path), self.out)
+        elif os.path.lexists(path):
+            yield _normal(path)
+        else:
+            prefix, pattern = _split_glob(argument)
+            yield from expand(prefix, pattern, self.out)
+
+    def _photo(self, path: Path) -> Photo:
+        try:
+            stat = path.stat()
+            size, mtime_ns = stat.st_size, stat.st_mtime_ns
+        except OSError:
+            size, mtime_ns = -1, 0
+        return Photo(
+            _printable(_below(path, self.base)),
+            _printable(str(path)),
+            size,
+            mtime_ns,
+            path.read_bytes,
+        )
+
+    def _archived(self, archive: Path) -> Iterator[Photo]:
+        """The photos in a tar, read as a stream: compressed ones cannot be entered elsewhere."""
+        try:
+            with tarfile.open(archive, mode="r|*") as tar:
+                for member in tar:
+                    # Otherwise the TarFile keeps every header until its end.
+                    tar.members = []  # type: ignore[attr-defined]
+                    path = _harmless(member.name)
+                    if member.isfile() and is_image(path.name):
+                        yield self._member(archive, tar, member, path)
+        except (tarfile.TarError, EOFError, OSError) as error:
+            yield self._broken(archive, f"{archive.name} cannot be read to its end: {error}")
+
+    def _member(
+        self, archive: Path, tar: tarfile.TarFile, member: tarfile.TarInfo, path: PurePosixPath
+    ) -> Photo:
+        return Photo(
+            _printable(_below(archive, self.base) / path),
+            _printable(f"{archive}!{member.name}"),
+            member.size,
+            int(member.mtime * 1e9),
+            functools.cache(functools.partial(_extract, tar, member)),
+            fleeting=True,
+        )
+
+    def _broken(self, path: Path, reason: str) -> Photo:
+        def read() -> bytes:
+            raise OSError(reason)
+
+        return Photo(_printable(_below(path, self.base)), _printable(str(path)), -1, 0, read)
+
+
+def is_image(name: str) -> bool:
+    """By its suffix; hidden files (and macOS's `._x.jpg`) are none."""
+    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+
+
+def walk(
+    folder: Path, out: Path, above: frozenset[tuple[int, int]] = frozenset()
+) -> Iterator[Path]:
+    """Every photo below a folder, sorted; a folder that cannot be listed is itself yielded.
+
+    Links to folders are followed, except to one that is being walked already.
+    """
+    try:
+        stat = folder.stat()
+        names = sorted(os.listdir(folder))  # noqa: PTH208 - names take a tenth of Path objects' memory
+    except OSError:
+        yield folder
+        return
+    identity = (stat.st_dev, stat.st_ino)
+    if identity in above:
+        return
+    inside_out = folder == out or out in folder.parents
+    for name in names:
+        path = folder / name
+        if is_image(name):
+            if not (inside_out and _is_own(name)) and not path.is_dir():
+                yield path
+        elif not name.startswith(".") and path != out and path.is_dir():
+            yield from walk(path, out, above | {identity})
+
+
+def expand(folder: Path, pattern: tuple[str, ...], out: Path) -> Iterator[Path]:
+    """The files that a glob matches below a folder, sorted; `**` stands for any folders."""
+    head, rest = pattern[0], pattern[1:]
+    if head == "**":
+        if not rest:
+            yield from walk(folder, out)
+            return
+        yield from expand(folder, rest, out)
+    matches = re.compile(translate("*" if head == "**" else head)).match
+    for name in sorted(os.listdir(folder)) if folder.is_dir() else ():  # noqa: PTH208 - as in walk
+        path = folder / name
+        if name.startswith(".") and not head.startswith("."):
+            continue
+        if head == "**" and path.is_dir() and path != out and not path.is_symlink():
+            yield from expand(path, pattern, out)
+        elif head != "**" and matches(name):
+            if rest and path.is_dir():
+                yield from expand(path, rest, out)
+            elif not rest and path.is_file() and not (folder == out and _is_own(name)):
+                yield path
+
+
+def _is_own(name: str) -> bool:
+    return name.endswith(OWN_SUFFIXES) or name in OWN_NAMES
+
+
+def _is_glob(argument: str) -> bool:
+    return any(sign in argument for sign in "*?[")
+
+
+def _is_tar(argument: str) -> bool:
+    return argument.lower().endswith(TAR_SUFFIXES) and Path(argument).is_file()
+
+
+def _has_match(pattern: str, out: Path) -> bool:
+    return next(expand(*_split_glob(pattern), _normal(out)), None) is not None
+
+
+def _split_glob(argument: str) -> tuple[Path, tuple[str, ...]]:
+    parts = Path(argument).parts
+    first = next(i for i, part in enumerate(parts) if _is_glob(part))
+    return _normal(Path(*parts[:first])), parts[first:]
+
+
+def _root(argument: str) -> Path:
+    """The folder that an input's names start below."""
+    path = Path(argument)
+    if argument == STDIN:
+        return Path.cwd()
+    if path.is_dir() or _is_tar(argument):
+        return _normal(path)
+    return _normal(path).parent if os.path.lexists(path) else _split_glob(argument)[0]
+
+
+def _normal(path: Path) -> Path:
+    """Absolute and without `..`, links left as they are: names follow what was typed."""
+    return Path(os.path.abspath(path))  # noqa: PTH100 - Path.absolute keeps `..`
+
+
+def _below(path: Path, base: Path) -> PurePosixPath:
+    inside = path.relative_to(base) if path.is_relative_to(base) else path.relative_to(path.anchor)
+    return PurePosixPath(inside.as_posix())
+
+
+def _harmless(member: str) -> PurePosixPath:
+    """A tar member's name is its sender's word: no part of it may lead out of OUT."""
+    return PurePosixPath(*(p for p in re.split(r"[\\/]", member) if p not in {"", ".", ".."}))
+
+
+def _printable(name: str | PurePosixPath) -> str:
+    r"""File names that are no UTF-8 with their odd bytes as `\xNN`: what SQLite and HTML take."""
+    return os.fsencode(str(name)).decode("utf-8", "backslashreplace")
+
+
+def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    content: IO[bytes] = tar.extractfile(member) or io.BytesIO()
+    with content:
+        return content.read()

@@ -1,0 +1,292 @@
+"""What has been done: one row per photo, in SQLite beside the outputs.
+
+SQLite, not a log of JSON lines: a kill at any moment leaves the last commit, and
+one photo is looked up among a million without reading the rest. A row turns
+`done` only after all of the photo's files are in place, so whatever a kill
+interrupts is `pending` and sent again by the next run.
+
+The file is locked while a run writes: two clients in one folder would redo each
+other's work. The lock goes with the process, so a kill leaves none behind.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from service.client.errors import ManifestError
+
+FILE_NAME = "manifest.sqlite"
+SCHEMA_VERSION = 1
+
+PENDING = "pending"  # in flight, or left so by a kill
+DONE = "done"  # all outputs in place
+REJECTED = "rejected"  # the service refused this photo: the same bytes would fail again
+FAILED = "failed"  # nobody's fault or unknown: the next run tries again
+
+SCHEMA = """
+CREATE TABLE photos (
+    name TEXT PRIMARY KEY,       -- path below the inputs' base, with slashes
+    source TEXT NOT NULL,        -- absolute path; "x.tar!member" in a tar
+    stem TEXT NOT NULL UNIQUE COLLATE NOCASE, -- outputs are OUT/stem.mask.png and so on
+    size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, sha256 TEXT,
+    model TEXT, model_digest TEXT, max_side INTEGER,
+    outputs TEXT NOT NULL DEFAULT '{}', -- JSON: file below OUT -> its size in bytes
+    status TEXT NOT NULL, error TEXT, request_id TEXT,
+    run INTEGER NOT NULL, finished REAL
+);
+CREATE INDEX photos_by_status ON photos (status);
+CREATE TABLE pixels (
+    name TEXT NOT NULL, class_id INTEGER NOT NULL, class TEXT NOT NULL, pixels INTEGER NOT NULL,
+    PRIMARY KEY (name, class_id)
+) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A photo's row, as far as a decision needs it."""
+
+    name: str
+    source: str
+    stem: str
+    size: int
+    mtime_ns: int
+    sha256: str | None
+    model: str | None
+    model_digest: str | None
+    max_side: int | None
+    outputs: dict[str, int]
+    status: str
+    error: str | None
+    run: int
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a result was made from."""
+
+    size: int
+    mtime_ns: int
+    sha256: str | None = None
+    model: str | None = None
+    model_digest: str | None = None
+    max_side: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ClassPixels:
+    """One class in one photo."""
+
+    class_id: int
+    name: str
+    pixels: int
+
+
+class Manifest:
+    """The manifest of one output folder. Safe to use from several threads."""
+
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        """Opens or creates it; ManifestError if it is in use, broken or not of this version."""
+        self._lock = threading.RLock()
+        self.run = 0
+        if read_only and not path.is_file():
+            raise ManifestError(f"{path}: no manifest there; is this the OUT of an earlier run?")
+        try:
+            self._db = sqlite3.connect(path, timeout=1.0, check_same_thread=False)
+            try:
+                self._open(path, read_only)
+            except BaseException:
+                self._db.close()
+                raise
+        except sqlite3.Error as error:
+            raise ManifestError(_explain(path, error)) from error
+
+    def _open(self, path: Path, read_only: bool) -> None:
+        self._db.isolation_level = None  # transactions are written out below
+        if not read_only:
+            self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
+            self._db.execute("PRAGMA journal_mode = WAL")
+            # A power cut may undo the last commits, never corrupt: those photos are sent again.
+            self._db.execute("PRAGMA synchronous = NORMAL")
+            self._db.execute("BEGIN EXCLUSIVE")  # takes the lock, which then stays
+            self._db.execute("COMMIT")
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        if version == 0 and not read_only:
+            self._db.executescript(
+                f"BEGIN; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+            )
+        elif version != SCHEMA_VERSION:
+            raise ManifestError(
+                f"{path}: version {version}, this client reads {SCHEMA_VERSION}; use another OUT"
+            )
+        (last,) = self._db.execute("SELECT coalesce(max(run), 0) FROM photos").fetchone()
+        self.run = last + 1
+
+    def close(self) -> None:
+        with self._lock:
+            self._db.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def get(self, name: str) -> Row | None:
+        with self._lock:
+            found = self._db.execute(
+                "SELECT name, source, stem, size, mtime_ns, sha256, model, model_digest, max_side,"
+                " outputs, status, error, run FROM photos WHERE name = ?",
+                (name,),
+            ).fetchone()
+        return None if found is None else _row(found)
+
+    def claim(self, name: str, source: str, stems: Iterable[str]) -> str:
+        """Marks a photo as being worked on by this run; returns its stem, the same in every run.
+
+        A new photo gets the first of `stems` that no other photo holds.
+        """
+        with self._lock:
+            changed = self._db.execute(
+                "UPDATE photos SET source = ?, status = ?, error = NULL, run = ? WHERE name = ?"
+                " RETURNING stem",
+                (source, PENDING, self.run, name),
+            ).fetchone()
+            if changed is not None:
+                return str(changed[0])
+            stem = next(stem for stem in stems if not self._is_taken(stem))
+            self._db.execute(
+                "INSERT INTO photos (name, source, stem, size, mtime_ns, status, run)"
+                " VALUES (?, ?, ?, -1, 0, ?, ?)",
+                (name, source, stem, PENDING, self.run),
+            )
+            return stem
+
+    def finish(
+        self,
+        name: str,
+        origin: Origin,
+        outputs: dict[str, int],
+        pixels: Iterable[ClassPixels] = (),
+        request_id: str | None = None,
+    ) -> None:
+        """All outputs are in place."""
+        entries = [(name, entry.class_id, entry.name, entry.pixels) for entry in pixels]
+        with self._lock, self._transaction():
+            self._settle(name, DONE, origin, request_id)
+            self._db.execute(
+                "UPDATE photos SET error = NULL, outputs = ? WHERE name = ?",
+                (json.dumps(outputs), name),
+            )
+            self._db.executemany("INSERT INTO pixels VALUES (?, ?, ?, ?)", entries)
+
+    def fail(
+        self,
+        name: str,
+        origin: Origin,
+        error: str,
+        *,
+        rejected: bool,
+        request_id: str | None = None,
+    ) -> None:
+        """No result, and why. The files of an earlier result are not recorded any more."""
+        with self._lock, self._transaction():
+            self._settle(name, REJECTED if rejected else FAILED, origin, request_id)
+            self._db.execute(
+                "UPDATE photos SET error = ?, outputs = '{}' WHERE name = ?", (error, name)
+            )
+
+    def touch(self, name: str, mtime_ns: int) -> None:
+        """The file's time has changed, its content has not."""
+        with self._lock:
+            self._db.execute("UPDATE photos SET mtime_ns = ? WHERE name = ?", (mtime_ns, name))
+
+    def see(self, name: str) -> None:
+        """The photo is part of this run, its row stands."""
+        with self._lock:
+            self._db.execute("UPDATE photos SET run = ? WHERE name = ?", (self.run, name))
+
+    def counts(self) -> dict[str, int]:
+        """Status -> photos, over all runs."""
+        return dict(self._select("SELECT status, count(*) FROM photos GROUP BY status"))
+
+    def failures(self) -> Iterator[tuple[str, str, str]]:
+        """Name, status and reason of every photo of this run that has no result, by name."""
+        yield from self._select(
+            "SELECT name, status, error FROM photos"
+            " WHERE run = ? AND status IN ('rejected', 'failed') ORDER BY name",
+            self.run,
+        )
+
+    def done(self) -> Iterator[tuple[str, str, dict[str, int]]]:
+        """Name, stem and output files of every finished photo, by name."""
+        rows = self._select(
+            "SELECT name, stem, outputs FROM photos WHERE status = ? ORDER BY name", DONE
+        )
+        for name, stem, outputs in rows:
+            yield name, stem, json.loads(outputs)
+
+    def classes(self) -> list[tuple[int, str, int, int]]:
+        """Class id, name, pixels and photos, over everything that was counted, by id."""
+        return list(
+            self._select(
+                "SELECT class_id, min(class), sum(pixels), count(*) FROM pixels"
+                " GROUP BY class_id ORDER BY class_id"
+            )
+        )
+
+    def pixels(self, name: str) -> dict[int, int]:
+        """Class id -> pixels of one photo; empty if they were not counted."""
+        return dict(self._select("SELECT class_id, pixels FROM pixels WHERE name = ?", name))
+
+    def has_pixels(self, name: str) -> bool:
+        return bool(self.pixels(name))
+
+    def _settle(self, name: str, status: str, origin: Origin, request_id: str | None) -> None:
+        values = {**asdict(origin), "status": status, "request_id": request_id}
+        values |= {"finished": time.time(), "name": name}
+        self._db.execute(
+            "UPDATE photos SET status = :status, request_id = :request_id, finished = :finished,"
+            " size = :size, mtime_ns = :mtime_ns, sha256 = :sha256, model = :model,"
+            " model_digest = :model_digest, max_side = :max_side WHERE name = :name",
+            values,
+        )
+        self._db.execute("DELETE FROM pixels WHERE name = ?", (name,))
+
+    def _is_taken(self, stem: str) -> bool:
+        return bool(self._db.execute("SELECT 1 FROM photos WHERE stem = ?", (stem,)).fetchone())
+
+    def _select(self, query: str, *values: object) -> Iterator[Any]:
+        with self._lock:
+            cursor = self._db.execute(query, values)
+        yield from cursor
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+
+def _row(found: tuple[Any, ...]) -> Row:
+    values = list(found)
+    values[9] = json.loads(values[9])  # outputs
+    return Row(*values)
+
+
+def _explain(path: Path, error: sqlite3.Error) -> str:
+    if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
+        return f"{path} is in use: another client is writing to this folder"
+    return f"{path}: {error}"

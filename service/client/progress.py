@@ -1,0 +1,103 @@
+"""How far the run is: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TextIO
+
+BAR_WIDTH = 24
+BAR_EVERY_S = 0.1
+LINE_EVERY_S = 10.0
+RATE_WINDOW_S = 30.0
+
+
+@dataclass
+class Counts:
+    """What has become of this run's photos so far."""
+
+    sent: int = 0  # answered and written
+    skipped: int = 0  # were complete already
+    rejected: int = 0  # refused by the service, now or earlier
+    failed: int = 0  # no result for another reason
+
+    def settled(self) -> int:
+        return self.sent + self.skipped + self.rejected + self.failed
+
+
+class Progress:
+    """Call `update` after each photo and `note` for a line that should stay."""
+
+    def __init__(
+        self, counts: Counts, stream: TextIO, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.counts = counts
+        self.total: int | None = None  # unknown until somebody has counted
+        self._stream = stream
+        self._clock = clock
+        self._is_terminal = stream.isatty()
+        self._drawn_at = clock()
+        self._marks: deque[tuple[float, int]] = deque([(clock(), 0)])  # (when, photos worked on)
+
+    def update(self) -> None:
+        """Draws, if it is time to."""
+        now = self._clock()
+        if now - self._drawn_at < (BAR_EVERY_S if self._is_terminal else LINE_EVERY_S):
+            return
+        self._drawn_at = now
+        self._mark(now)
+        self._draw()
+
+    def note(self, text: str) -> None:
+        """A line of its own, above the bar."""
+        self._stream.write(f"\r\x1b[K{text}\n" if self._is_terminal else f"{text}\n")
+        if self._is_terminal:
+            self._draw()
+        self._stream.flush()
+
+    def close(self) -> None:
+        """The final state."""
+        self._mark(self._clock())
+        self._draw()
+        if self._is_terminal:
+            self._stream.write("\n")
+        self._stream.flush()
+
+    def line(self) -> str:
+        """`120/1000  8.3/s  ETA 1:46  2 failures`."""
+        counts = self.counts
+        done, rate = counts.settled(), self.rate()
+        parts = [f"{done}/{self.total if self.total is not None else '?'}", f"{rate:.1f}/s"]
+        if self.total is not None and rate > 0:
+            parts.append(f"ETA {duration((self.total - done) / rate)}")
+        if failures := counts.rejected + counts.failed:
+            parts.append(f"{failures} failure{'s' if failures > 1 else ''}")
+        return "  ".join(parts)
+
+    def rate(self) -> float:
+        """Photos worked on per second lately; skipped ones cost nothing and would only mislead."""
+        (then, before), (now, worked) = self._marks[0], self._marks[-1]
+        return (worked - before) / (now - then) if now > then else 0.0
+
+    def _mark(self, now: float) -> None:
+        self._marks.append((now, self.counts.settled() - self.counts.skipped))
+        while len(self._marks) > 2 and now - self._marks[1][0] > RATE_WINDOW_S:
+            self._marks.popleft()
+
+    def _draw(self) -> None:
+        if not self._is_terminal:
+            self._stream.write(f"{self.line()}\n")
+        else:
+            share = min(1.0, self.counts.settled() / self.total) if self.total else 0.0
+            bar = ("█" * round(share * BAR_WIDTH)).ljust(BAR_WIDTH, "·")
+            self._stream.write(f"\r\x1b[K{bar} {self.line()}")
+        self._stream.flush()
+
+
+def duration(seconds: float) -> str:
+    """`1:46` or `2:03:09`."""
+    minutes, second = divmod(round(max(0.0, seconds)), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

@@ -1,0 +1,81 @@
+"""When to try again, and when to give up.
+
+Worth another try: connections that fail, are cut or time out, and 502, 503, 504.
+Never another 4xx, 429 included: the same request would be refused again, or a
+quota is used up. The wait doubles with each try up to a cap, with full jitter
+(Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015), so that
+a thousand clients do not come back in the same instant. Retry-After is a floor.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import httpx
+
+from service.client.errors import UnreachableError
+from service.client.protocol import refusal, retry_after_s
+
+RETRYABLE = frozenset({502, 503, 504})
+
+Outcome = httpx.Response | httpx.RequestError
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """How patient a request is."""
+
+    first_s: float = 0.5  # upper bound of the first wait
+    cap_s: float = 30.0  # upper bound of any wait that the service did not ask for
+    give_up_after_s: float = 120.0  # from the first try; no wait may end later
+
+
+class Retries:
+    """The tries of one request."""
+
+    def __init__(
+        self,
+        policy: RetryPolicy,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self.policy = policy
+        self.attempts = 0
+        self._clock = clock
+        self._chance = chance
+        self._started = clock()
+
+    def delay_after(self, outcome: Outcome) -> float | None:
+        """Seconds until the next try, or None: this outcome is the last."""
+        self.attempts += 1
+        if not _is_transient(outcome):
+            return None
+        backoff = min(self.policy.cap_s, self.policy.first_s * 2 ** min(self.attempts - 1, 30))
+        delay = self._floor(outcome) + self._chance() * backoff
+        waited = self._clock() - self._started
+        return delay if waited + delay <= self.policy.give_up_after_s else None
+
+    def settle(self, outcome: Outcome) -> httpx.Response:
+        """The last outcome as an answer, or as ServiceError or UnreachableError."""
+        if isinstance(outcome, httpx.Response):
+            if outcome.is_success:
+                return outcome
+            raise refusal(outcome)
+        reason = str(outcome) or type(outcome).__name__
+        raise UnreachableError(f"no answer after {self.attempts} tries: {reason}") from outcome
+
+    @staticmethod
+    def _floor(outcome: Outcome) -> float:
+        if isinstance(outcome, httpx.Response):
+            return retry_after_s(outcome) or 0.0
+        return 0.0
+
+
+def _is_transient(outcome: Outcome) -> bool:
+    if isinstance(outcome, httpx.Response):
+        return outcome.status_code in RETRYABLE
+    return isinstance(outcome, httpx.TransportError)

@@ -1,0 +1,75 @@
+"""What a run came to, for people and for programs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from service.client.manifest import Manifest
+from service.client.progress import Counts, duration
+
+FAILURES_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Summary:
+    """`stopped` is the reason of an early end, None if every input was looked at."""
+
+    counts: Counts
+    seconds: float
+    model: str | None
+    model_digest: str | None
+    failures: tuple[tuple[str, str, str], ...]  # name, status, reason
+    classes: tuple[tuple[int, str, int, int], ...]  # id, name, pixels, photos
+    stopped: str | None
+
+    @classmethod
+    def of(
+        cls,
+        counts: Counts,
+        seconds: float,
+        manifest: Manifest,
+        model: tuple[str | None, str | None],
+        stopped: str | None,
+    ) -> Summary:
+        failures, classes = tuple(manifest.failures()), tuple(manifest.classes())
+        return cls(counts, seconds, *model, failures, classes, stopped)
+
+    def exit_code(self) -> int:
+        """0 only if every input has its complete result."""
+        return int(self.stopped is not None or self.counts.rejected + self.counts.failed > 0)
+
+    def text(self) -> str:
+        """A sentence, then the failures."""
+        c = self.counts
+        rate = c.sent / self.seconds if self.seconds > 0 else 0.0
+        took = f"{duration(self.seconds)} ({rate:.1f}/s)"
+        tail = f"{c.skipped} were complete already, {c.rejected} rejected, {c.failed} failed"
+        lines = [f"{c.sent} done in {took}, {tail}"]
+        lines += [f"  {name}: {reason}" for name, _, reason in self.failures[:FAILURES_SHOWN]]
+        if len(self.failures) > FAILURES_SHOWN:
+            lines.append(f"  ... and {len(self.failures) - FAILURES_SHOWN} more (--json lists all)")
+        if self.stopped is not None:
+            lines.append(f"not finished: {self.stopped}; run the same command again to go on")
+        return "\n".join(lines)
+
+    def json(self) -> dict[str, Any]:
+        """Everything; `classes` counts over all photos of OUT whose pixels are known."""
+        return {
+            "sent": self.counts.sent,
+            "skipped": self.counts.skipped,
+            "rejected": self.counts.rejected,
+            "failed": self.counts.failed,
+            "seconds": round(self.seconds, 3),
+            "model": self.model,
+            "model_digest": self.model_digest,
+            "stopped": self.stopped,
+            "failures": [
+                {"name": name, "status": status, "reason": reason}
+                for name, status, reason in self.failures
+            ],
+            "classes": [
+                {"id": number, "name": name, "pixels": pixels, "photos": photos}
+                for number, name, pixels, photos in self.classes
+            ],
+        }
