@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import signal
+import socket
 import sys
 
 import uvicorn
+from fastapi import FastAPI
 from pydantic import ValidationError
 from pydantic_settings import CliApp, SettingsError
 
@@ -13,6 +16,8 @@ from service import models
 from service.app import create_app
 from service.errors import StartupError
 from service.settings import Settings
+
+log = logging.getLogger("service")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -26,20 +31,38 @@ def main(argv: list[str] | None = None) -> int:
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
     try:
-        app = create_app(settings, models.load(settings))
+        with listen(settings.host, settings.port) as listener:
+            app = create_app(settings, models.load(settings))
+            return serve(app, listener, settings)
     except StartupError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Take the port before anything slow is done; raises StartupError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise StartupError(f"--host {host} --port {port}: {error.strerror}") from None
+
+
+def serve(app: FastAPI, listener: socket.socket, settings: Settings) -> int:
+    """Serve until a signal ends it; 0 after a clean stop."""
     config = uvicorn.Config(
         app,
-        host=settings.host,
-        port=settings.port,
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=max(1, round(settings.shutdown_timeout_s)),
     )
+    for stop in (signal.SIGTERM, signal.SIGINT):
+        # After a clean stop uvicorn raises the signal once more, at the handlers it found.
+        signal.signal(stop, lambda *_: None)
+    address = ":".join(map(str, listener.getsockname()[:2]))
+    log.info("listening on http://%s", address)
     server = uvicorn.Server(config)
-    server.run()
+    server.run(sockets=[listener])
     return 0 if server.started else 1
 
 

@@ -26,7 +26,8 @@ def main() -> int:
     out = Path("demo-output")
     url = f"http://127.0.0.1:{free_port()}"
     print(f"starting the service on {url}")
-    command = [sys.executable, "-m", "service", "--port", url.rpartition(":")[2]]
+    port = url.rpartition(":")[2]
+    command = [sys.executable, "-m", "service", "--port", port, "--log-level", "warning"]
     server = subprocess.Popen(command)
     try:
         wait_until_ready(url, server)

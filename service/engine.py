@@ -102,7 +102,8 @@ def _providers(options: EngineOptions) -> list[Any]:
     if options.device == "cpu":
         return [CPU]
     if CUDA not in ort.get_available_providers():
-        _fell_back(options.device, "this onnxruntime is built without CUDA; install the gpu extra")
+        reason = "this onnxruntime is built without CUDA; install the gpu extra"
+        _fell_back(options.device, reason, expected=True)
         return [CPU]
     ort.preload_dlls()  # finds NVIDIA's wheels, which are not on the loader's path
     if problem := cuda_problem():
@@ -141,7 +142,8 @@ def cuda_problem() -> str | None:
     return None
 
 
-def _fell_back(device: Device, reason: str) -> None:
+def _fell_back(device: Device, reason: str, *, expected: bool = False) -> None:
+    """Refuse where CUDA was demanded; else say that the CPU serves, loudly if that surprises."""
     if device == "cuda":
         raise StartupError(f"--device cuda: {reason}; --device auto serves on the CPU instead")
-    log.warning("serving on the CPU: %s", reason)
+    log.log(logging.INFO if expected else logging.WARNING, "serving on the CPU: %s", reason)

@@ -1,0 +1,75 @@
+"""One photo, three ways, one mask: model.predict, the exported file, HTTP."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from numpy.typing import NDArray
+from PIL import Image
+
+from export.evaluate import predict
+from model import checkpoint
+from model.predict import label_map
+from service import models
+from service.app import create_app
+from service.settings import BUNDLED, Settings
+
+NAME = "efficientnet-lite0-voc"
+CHECKPOINT = Path(checkpoint.__file__).parent / "bundled" / NAME
+SAMPLES = sorted((BUNDLED.parent / "samples").glob("*.jpg"))
+
+Masks = dict[str, NDArray[np.uint8]]
+
+
+@pytest.fixture(scope="module")
+def served() -> models.Models:
+    return models.load(Settings(device="cpu", max_batch=1))
+
+
+@pytest.fixture(scope="module")
+def over_http(served: models.Models) -> Masks:
+    masks = {}
+    with TestClient(create_app(Settings(device="cpu", max_batch=1), served)) as client:
+        for path in SAMPLES:
+            answer = client.post(
+                "/segment", params={"model": NAME}, files={"file": path.open("rb")}
+            )
+            masks[path.stem] = np.asarray(Image.open(io.BytesIO(answer.content)))
+    return masks
+
+
+def read(path: Path) -> NDArray[np.uint8]:
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+def test_the_bundled_file_comes_from_the_bundled_checkpoint(served: models.Models) -> None:
+    contract = served.get(NAME).engine.contract
+    assert contract.checkpoint_sha256 == checkpoint.digest(CHECKPOINT)
+    assert contract.classes == checkpoint.read_card(CHECKPOINT).classes
+
+
+def test_http_gives_the_exported_files_mask_pixel_for_pixel(
+    served: models.Models, over_http: Masks
+) -> None:
+    engine = served.get(NAME).engine
+    for path in SAMPLES:
+        assert (over_http[path.stem] == predict(engine, read(path))).all(), path.name
+
+
+def test_http_gives_pytorchs_mask(over_http: Masks) -> None:
+    net = checkpoint.load(CHECKPOINT)
+    for path in SAMPLES:
+        agreement = (over_http[path.stem] == label_map(net, read(path))).mean()
+        assert agreement >= 0.999, path.name
+
+
+def test_the_samples_show_what_they_are_named_for(over_http: Masks) -> None:
+    """A bundled model that finds no cat in the cat is not one to ship."""
+    classes = checkpoint.read_card(CHECKPOINT).classes
+    for name, label in (("cat", "cat"), ("astronaut", "person")):
+        share = (over_http[name] == classes.index(label)).mean()
+        assert share > 0.2, (name, share)
