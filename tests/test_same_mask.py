@@ -35,9 +35,8 @@ def over_http(served: models.Models) -> Masks:
     masks = {}
     with TestClient(create_app(Settings(device="cpu", max_batch=1), served)) as client:
         for path in SAMPLES:
-            answer = client.post(
-                "/segment", params={"model": NAME}, files={"file": path.open("rb")}
-            )
+            files = {"file": path.read_bytes()}
+            answer = client.post("/segment", params={"model": NAME}, files=files)
             masks[path.stem] = np.asarray(Image.open(io.BytesIO(answer.content)))
     return masks
 
