@@ -24,19 +24,14 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
-from model import checkpoint
+from model import arguments, checkpoint
 from model.checkpoint import CheckpointError, Color
 from model.deeplab import DeepLabV3Plus
-from model.layers import resize
+from model.layers import resize, scaled
 
 Size = tuple[int, int]
 Photo = NDArray[np.uint8]
 OVERLAY_ALPHA = 0.55
-
-
-def scaled(size: int, scale: float) -> int:
-    """Side of a map resized with aligned corners: (n - 1) * scale + 1, rounded down."""
-    return int((size - 1) * scale + 1)
 
 
 def label_map(
@@ -106,12 +101,12 @@ def pad(x: Tensor, net: DeepLabV3Plus, crop_size: Size) -> Tensor:
     return padded
 
 
-def _average(
-    net: DeepLabV3Plus, image: Tensor, scales: Sequence[float], *, flip: bool
-) -> Tensor:
+def _average(net: DeepLabV3Plus, image: Tensor, scales: Sequence[float], *, flip: bool) -> Tensor:
     """Mean probabilities (1, K, H, W) over scales and flips; one pass is held at a time."""
     total: Tensor | None = None
-    passes = [(scale, flipped) for scale in scales for flipped in ((False, True) if flip else (False,))]
+    passes = [
+        (scale, flipped) for scale in scales for flipped in ((False, True) if flip else (False,))
+    ]
     for scale, flipped in passes:
         probability = F.softmax(_logits(net, image, scale, flipped=flipped), dim=1)
         total = probability if total is None else total.add_(probability)
@@ -192,20 +187,16 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("-o", "--out", type=Path, required=True, metavar="DIR")
     p.add_argument("--output-stride", type=int, choices=(8, 16, 32), help="default: the network's")
     p.add_argument(
-        "--scales", type=numbers, default=(1.0,), metavar="S,S,...", help="average over image scales"
+        "--scales",
+        type=arguments.scales,
+        default=(1.0,),
+        metavar="S,S,...",
+        help="average over image scales",
     )
     p.add_argument("--flip", action="store_true", help="average with the mirrored image")
     p.add_argument("--overlay", action="store_true", help="also write NAME_overlay.jpg")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return p
-
-
-def numbers(text: str) -> tuple[float, ...]:
-    """`0.5,1,1.5` -> (0.5, 1.0, 1.5), for argparse."""
-    values = tuple(float(word) for word in text.split(","))
-    if min(values) <= 0:
-        raise ValueError(f"{text!r} has a number that is not above 0")
-    return values
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -233,7 +224,9 @@ def main(argv: list[str] | None = None) -> int:
         labels = label_map(net, image, args.scales, args.flip)
         colored(labels, card.palette).save(target.with_name(f"{target.name}.png"))
         if args.overlay:
-            overlaid(image, labels, card.palette).save(target.with_name(f"{target.name}_overlay.jpg"))
+            overlaid(image, labels, card.palette).save(
+                target.with_name(f"{target.name}_overlay.jpg")
+            )
     return 1 if failures else 0
 
 

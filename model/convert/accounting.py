@@ -37,9 +37,9 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(names[:SHOWN]) + more
 
 
-def adopt(net: nn.Module, name_of: Callable[[str], str], source: Mapping[str, Tensor]) -> (
-    dict[str, Tensor]
-):
+def adopt(
+    net: nn.Module, name_of: Callable[[str], str], source: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """State dict of `net` from `source`, where `name_of` gives the source's name for a key of ours.
 
     Batch counters, which no published BN uses, start at zero. Raises ConvertError

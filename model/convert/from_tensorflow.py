@@ -74,9 +74,7 @@ def convert(path: Path, options: Options) -> Converted:
 
     Raises ConvertError for unknown backbones and for variables missing or left over.
     """
-    variables = {
-        name: value for name, value in read(path).items() if not BOOKKEEPING.search(name)
-    }
+    variables = {name: value for name, value in read(path).items() if not BOOKKEEPING.search(name)}
     if CLASSES not in variables:
         return _backbone_only(variables, path)
     config = infer(variables, options)
