@@ -9,9 +9,15 @@ two libraries: kernels are HWIO, depthwise ones HWC1.
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
+import zipfile
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -101,23 +107,43 @@ def _backbone_only(variables: Variables, path: Path) -> Converted:
 def read(path: Path) -> Variables:
     """All variables of the file, by TensorFlow name without `:0`."""
     if path.suffix == ".npz":
+        return _read_npz(path)
+    if not path.is_file() and not path.with_name(f"{path.name}.index").is_file():
+        raise ConvertError(
+            f"{path} is neither an .npz of variables nor a checkpoint's prefix, the part of its "
+            "name before .index and .data-00000-of-00001"
+        )
+    if find_spec("tensorflow") is None:
+        raise ConvertError(
+            f"{path}: reading a TensorFlow checkpoint needs TensorFlow: pip install 'deeplab[tf]', "
+            f"or run model/convert/dump.py where it is installed and convert the .npz it writes"
+        )
+    with TemporaryDirectory() as folder:
+        dumped = Path(folder) / "variables.npz"
+        _dump(path, dumped)
+        return read(dumped)
+
+
+def _read_npz(path: Path) -> Variables:
+    try:
         with np.load(path, allow_pickle=False) as file:
             return {name.removesuffix(":0"): file[name] for name in file.files}
-    try:
-        from tensorflow.train import load_checkpoint  # noqa: PLC0415 - optional, and slow to load
-    except ModuleNotFoundError:
-        raise ConvertError(
-            f"{path}: reading a TensorFlow checkpoint needs TensorFlow: pip install 'deeplab[tf]' "
-            "(or give an .npz of its variables)"
-        ) from None
-    try:
-        reader = load_checkpoint(str(path))
-    except Exception as error:  # its errors share no class of their own
-        raise ConvertError(
-            f"{path} is no TensorFlow checkpoint: give the prefix, the part of the name before "
-            f".index and .data-00000-of-00001 ({error})"
-        ) from None
-    return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+    except (ValueError, zipfile.BadZipFile) as error:
+        raise ConvertError(f"{path} is no .npz of numbers: {error}") from None
+
+
+def _dump(prefix: Path, out: Path) -> None:
+    """Read a TensorFlow checkpoint in a process of its own (see model.convert.dump)."""
+    done = subprocess.run(
+        [sys.executable, "-m", "model.convert.dump", str(prefix), str(out)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+    )
+    if done.returncode != 0:
+        last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
+        raise ConvertError(f"{prefix} could not be read by TensorFlow: {last[0]}")
 
 
 def _backbone(variables: Variables) -> str:
