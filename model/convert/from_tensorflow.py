@@ -80,7 +80,12 @@ def convert(path: Path, options: Options) -> Converted:
 
     Raises ConvertError for unknown backbones and for variables missing or left over.
     """
-    variables = {name: value for name, value in read(path).items() if not BOOKKEEPING.search(name)}
+    return convert_variables(read(path), options, path)
+
+
+def convert_variables(variables: Variables, options: Options, path: Path) -> Converted:
+    """The same for variables in memory; `path` is where they came from."""
+    variables = {name: value for name, value in variables.items() if not BOOKKEEPING.search(name)}
     if CLASSES not in variables:
         return _backbone_only(variables, path)
     config = infer(variables, options)
