@@ -4,7 +4,7 @@ ENGINE ?= cpu
 DEV := .venv
 SERVE := .venv-serve-$(ENGINE)
 
-.PHONY: demo serve test check format clean
+.PHONY: demo serve test check format tables clean
 
 demo: $(SERVE)/.installed ## photos -> masks through the service, then stop
 	$(SERVE)/bin/python -m service.demo
@@ -23,6 +23,10 @@ check: $(DEV)/.installed ## formatter, linter, types
 format: $(DEV)/.installed
 	$(DEV)/bin/ruff format .
 	$(DEV)/bin/ruff check --fix .
+
+tables: $(DEV)/.installed ## docs/complexity.md and docs/network.svg from the code
+	$(DEV)/bin/python -m model.tables
+	$(DEV)/bin/python -m model.diagram
 
 $(SERVE)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(SERVE)

@@ -2,22 +2,25 @@
 
 The network is rebuilt from the JSON alone and the weights are loaded strictly.
 Nothing is unpickled. Atrous convolution adds no parameters, so the output
-stride may be chosen anew at loading.
+stride may be chosen anew at loading. Weights of a backbone alone, as ImageNet
+training leaves them, are kept the same way with a card of `kind: "backbone"`;
+a training starts from them.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from model.config import ModelConfig
+from model.config import BackboneName, ModelConfig, Rgb
 from model.deeplab import DeepLabV3Plus
 
 Color = tuple[int, int, int]
@@ -51,6 +54,20 @@ class Card(BaseModel):
         return self
 
 
+class BackboneCard(BaseModel):
+    """The JSON beside the weights of a backbone without a head."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["backbone"] = "backbone"
+    version: int = 1
+    backbone: BackboneName
+    depth_multiplier: float = Field(1.0, gt=0)
+    mean: Rgb
+    std: Rgb
+    source: str = ""
+
+
 def paths(path: Path | str) -> tuple[Path, Path]:
     """Return (weights, card) for `NAME`, `NAME.safetensors` or `NAME.json`."""
     path = Path(path)
@@ -60,13 +77,38 @@ def paths(path: Path | str) -> tuple[Path, Path]:
 
 def read_card(path: Path | str) -> Card:
     """Read the description of a checkpoint; raises CheckpointError."""
+    card = read_any_card(path)
+    if isinstance(card, BackboneCard):
+        raise CheckpointError(
+            f"{path} holds the weights of a backbone ({card.backbone}) and no head: "
+            "start a training from it with init, then use the trained checkpoint"
+        )
+    return card
+
+
+def read_any_card(path: Path | str) -> Card | BackboneCard:
+    """Read the description of a checkpoint or of a backbone; raises CheckpointError."""
     _, card = paths(path)
     try:
-        return Card.model_validate_json(card.read_bytes())
+        table = json.loads(card.read_bytes())
+        if isinstance(table, dict) and table.get("kind") == "backbone":
+            return BackboneCard.model_validate(table)
+        return Card.model_validate(table)
     except FileNotFoundError:
         raise CheckpointError(f"{card} does not exist: a checkpoint is weights + JSON") from None
-    except ValidationError as error:
+    except (ValidationError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{card} is not a checkpoint description: {error}") from None
+
+
+def read_weights(path: Path | str) -> dict[str, torch.Tensor]:
+    """Read the tensors of a checkpoint or of a backbone; raises CheckpointError."""
+    weights, _ = paths(path)
+    try:
+        return load_file(weights)
+    except FileNotFoundError:
+        raise CheckpointError(f"{weights} does not exist: a checkpoint is weights + JSON") from None
+    except SafetensorError as error:
+        raise CheckpointError(f"{weights} is damaged: {error}") from None
 
 
 def load(path: Path | str, output_stride: int | None = None) -> DeepLabV3Plus:
@@ -75,23 +117,18 @@ def load(path: Path | str, output_stride: int | None = None) -> DeepLabV3Plus:
     Raises CheckpointError for a missing or damaged file and for weights that do
     not fit the description; ValueError for an output stride other than 8, 16, 32.
     """
-    weights, _ = paths(path)
     config = read_card(path).model
     if output_stride is not None:
         config = ModelConfig.model_validate(config.model_dump() | {"output_stride": output_stride})
     net = DeepLabV3Plus(config)
     try:
-        net.load_state_dict(load_file(weights), strict=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"{weights} does not exist: a checkpoint is weights + JSON") from None
-    except SafetensorError as error:
-        raise CheckpointError(f"{weights} is damaged: {error}") from None
+        net.load_state_dict(read_weights(path), strict=True)
     except RuntimeError as error:
-        raise CheckpointError(f"{weights} does not fit its description: {error}") from None
+        raise CheckpointError(f"{path}: weights do not fit their description: {error}") from None
     return net.eval()
 
 
-def save(path: Path | str, state: dict[str, torch.Tensor], card: Card) -> Path:
+def save(path: Path | str, state: dict[str, torch.Tensor], card: Card | BackboneCard) -> Path:
     """Write weights and description atomically; returns the path of the weights."""
     weights, description = paths(path)
     weights.parent.mkdir(parents=True, exist_ok=True)

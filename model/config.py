@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -27,6 +27,18 @@ REFERENCE_MEAN: Rgb = (127.5, 127.5, 127.5)
 REFERENCE_STD: Rgb = (127.5, 127.5, 127.5)
 EFFICIENTNET_LITE_MEAN: Rgb = (127.0, 127.0, 127.0)
 EFFICIENTNET_LITE_STD: Rgb = (128.0, 128.0, 128.0)
+
+# Where the published networks of a backbone depart from this class's defaults.
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "resnet_v1_50_beta": {"multi_grid": (1, 2, 4)},
+    "resnet_v1_101_beta": {"multi_grid": (1, 2, 4)},
+    "resnet50": {"mean": IMAGENET_MEAN, "std": IMAGENET_STD},
+    "resnet101": {"mean": IMAGENET_MEAN, "std": IMAGENET_STD},
+    "xception_65": {},
+    "xception_71": {},
+    "mobilenet_v2": {"atrous_rates": ()},  # the reference gives it the 1x1 and the pooling only
+    "efficientnet_lite0": {"mean": EFFICIENTNET_LITE_MEAN, "std": EFFICIENTNET_LITE_STD},
+}
 
 
 class ModelConfig(BaseModel):

@@ -115,3 +115,8 @@ def resize(x: Tensor, size: tuple[int, int], *, align_corners: bool = True) -> T
     `align_corners=True` is what the reference does everywhere.
     """
     return F.interpolate(x, size=size, mode="bilinear", align_corners=align_corners)
+
+
+def scaled(size: int, scale: float) -> int:
+    """Side of a map resized with aligned corners: (n - 1) * scale + 1, rounded down."""
+    return int((size - 1) * scale + 1)

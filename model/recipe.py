@@ -13,6 +13,7 @@ from model.data.augment import AugmentConfig
 
 PRESETS = Path(__file__).parent / "presets"
 Precision = Literal["fp32", "bf16"]
+InitPart = Literal["all", "features", "backbone"]  # features: all but the classifier
 
 
 class RecipeError(ValueError):
@@ -26,8 +27,10 @@ class Recipe(BaseModel):
 
     description: str = ""
     model: ModelConfig
-    # Weights to start from: a checkpoint, or "imagenet" for the light backbone's own package.
+    # Weights to start from: a checkpoint, a backbone's file of model.convert, or "imagenet"
+    # for the light backbone's own package. init_part limits what is taken of a checkpoint.
     init: str | None = None
+    init_part: InitPart = "all"
 
     dataset: str = "voc"
     split: str = "trainaug"

@@ -71,15 +71,8 @@ def build(config: Recipe) -> DeepLabV3Plus:
     """The network with its initial weights."""
     torch.manual_seed(config.seed)
     net = DeepLabV3Plus(config.model)
-    if config.init == "imagenet":
-        if config.model.backbone != "efficientnet_lite0":
-            raise RecipeError(
-                f"init='imagenet' is for efficientnet_lite0, not {config.model.backbone}; "
-                "convert published weights with model.convert and name the checkpoint"
-            )
-        net.backbone.load_state_dict(pretrained.efficientnet_lite0())
-    elif config.init is not None:
-        net.load_state_dict(checkpoint.load(config.init).state_dict())
+    if config.init is not None:
+        pretrained.initialise(net, config.init, config.init_part)
     if config.batch_norm_momentum is not None:
         for norm in batch_norms(net):
             norm.momentum = config.batch_norm_momentum

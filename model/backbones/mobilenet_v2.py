@@ -37,11 +37,17 @@ CONV3_BLOCK = 5  # expanded_conv_5, the last block at stride 8
 
 
 def scaled(channels: int, depth_multiplier: float) -> int:
-    """Channels at a depth multiplier: rounded to 8 at 1.0 or more, to 1 below, as the reference."""
-    divisor = 8 if depth_multiplier >= 1 else 1
-    value = channels * depth_multiplier
-    rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
-    return rounded + divisor if rounded < 0.9 * value else rounded
+    """Channels at a depth multiplier, rounded to one as the reference does off 1.0."""
+    return max(1, int(channels * depth_multiplier + 0.5))
+
+
+def expanded(inputs: int, expansion: int) -> int:
+    """Channels between the two 1x1 convolutions of a block: a multiple of 8, as in slim."""
+    if expansion == 1:
+        return inputs
+    value = inputs * expansion
+    rounded = max(8, int(value + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * value else rounded
 
 
 class MobileNetV2(Backbone):
@@ -59,7 +65,7 @@ class MobileNetV2(Backbone):
             outputs = scaled(stage.outputs, depth_multiplier)
             for index in range(stage.repeats):
                 stride, rate = schedule.take(stage.stride if index == 0 else 1)
-                widths.append(inputs * stage.expansion)
+                widths.append(expanded(inputs, stage.expansion))
                 self.blocks.append(
                     InvertedResidual(
                         inputs,

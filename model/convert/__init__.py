@@ -1,0 +1,1 @@
+"""Published weights of other implementations -> our checkpoints, with nothing left over."""

@@ -1,0 +1,125 @@
+"""Published weights -> our checkpoint: `python -m model.convert {tf,timm,torchvision} SRC DST`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from model import arguments, checkpoint
+from model.checkpoint import BackboneCard
+from model.convert import from_tensorflow, from_timm, from_torchvision, labels
+from model.convert.accounting import Converted, ConvertError
+from model.recipe import explain
+
+EXAMPLES = """examples:
+  python -m model.convert tf deeplabv3_pascal_train_aug/model.ckpt weights/xception65-voc
+  python -m model.convert tf variables.npz weights/resnet101 --output-stride 8 --multi-grid 1,2,4
+  python -m model.convert torchvision deeplabv3_resnet101.pth weights/torchvision-r101
+  python -m model.convert timm xception65.safetensors weights/xception65-imagenet
+
+A network with a head becomes a checkpoint (DST.safetensors + DST.json) for
+model.predict, model.evaluate and export. Weights of a backbone alone become a file
+that model.train starts from: --set init=DST.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m model.convert",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    kinds = p.add_subparsers(dest="kind", required=True, metavar="{tf,timm,torchvision}")
+    tf = kinds.add_parser("tf", help="research/deeplab of tensorflow/models")
+    tf.add_argument("src", type=Path, help="a checkpoint's prefix, or .npz of variables by name")
+    torchvision = kinds.add_parser("torchvision", help="ResNets and deeplabv3_resnet50/101")
+    timm = kinds.add_parser("timm", help="xception65/71, resnet50/101, tf_efficientnet_lite0")
+    for state_dict in (torchvision, timm):
+        state_dict.add_argument("src", type=Path, help="a state dict, .pth or .safetensors")
+    for kind in (tf, torchvision, timm):
+        kind.add_argument("dst", type=Path, help="NAME of NAME.safetensors + NAME.json")
+    for kind, stride in ((tf, 16), (torchvision, 8)):
+        kind.add_argument("--output-stride", type=int, choices=(8, 16, 32), default=stride)
+        kind.add_argument("--crop-size", type=arguments.size, default=(513, 513), metavar="H,W")
+        kind.add_argument(
+            "--classes",
+            metavar="SET",
+            help="voc, cityscapes or a file with a line `name [R G B]` per class "
+            "(default: by their number)",
+        )
+    tf.add_argument(
+        "--multi-grid",
+        type=arguments.integers,
+        metavar="A,B,C",
+        help="default: 1,2,4 for ResNet, else 1,1,1",
+    )
+    tf.add_argument(
+        "--atrous-rates",
+        type=arguments.integers,
+        metavar="R,...",
+        help="at output stride 16 (default: 6,12,18, or none where there are no such branches)",
+    )
+    return p
+
+
+def convert(args: argparse.Namespace) -> Converted:
+    """Run the converter that the command line asks for; raises ConvertError."""
+    if args.kind == "timm":
+        return from_timm.convert(args.src)
+    named = labels.read(args.classes) if args.classes else None
+    if args.kind == "torchvision":
+        return from_torchvision.convert(
+            args.src, output_stride=args.output_stride, crop_size=args.crop_size, labels=named
+        )
+    options = from_tensorflow.Options(
+        output_stride=args.output_stride,
+        crop_size=args.crop_size,
+        multi_grid=args.multi_grid,
+        atrous_rates=args.atrous_rates,
+        labels=named,
+    )
+    return from_tensorflow.convert(args.src, options)
+
+
+def summary(converted: Converted) -> str:
+    """What was found, in one line."""
+    millions = sum(value.numel() for value in converted.state.values()) / 1e6
+    card = converted.card
+    if isinstance(card, BackboneCard):
+        return f"{card.backbone} without a head, {millions:.2f} M numbers"
+    model = card.model
+    parts = [
+        model.backbone,
+        f"{model.num_classes} classes",
+        f"output stride {model.output_stride}",
+        f"multi-grid {model.multi_grid}",
+        f"ASPP rates {model.rates}{' separable' if model.aspp_separable else ''}",
+        f"{'with' if model.image_pooling else 'no'} image-level feature",
+        f"{'with' if model.decoder else 'no'} decoder{' separable' * model.decoder_separable}",
+        f"{millions:.2f} M numbers",
+    ]
+    return ", ".join(parts)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    try:
+        converted = convert(args)
+        path = checkpoint.save(args.dst, *converted)
+    except ValidationError as error:
+        print(f"error: {explain(error)}", file=sys.stderr)
+        return 2
+    except (ConvertError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(summary(converted))
+    print(f"wrote {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,76 @@
+"""Moving weights between naming schemes so that every variable is accounted for.
+
+A converter says, for each convolution-with-batch-norm of our network, where the
+source keeps it. Anything of the source that no part of the network asks for is
+an error, as is anything the network asks for and the source lacks: a network
+that loads "mostly" segments wrongly without saying so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from model.checkpoint import BackboneCard, Card
+
+SHOWN = 12  # names listed in an error before "and N more"
+
+
+class ConvertError(ValueError):
+    """The source is not what the converter reads; the message names the variables or options."""
+
+
+class Converted(NamedTuple):
+    """Weights under our names, and what to write beside them."""
+
+    state: dict[str, Tensor]
+    card: Card | BackboneCard
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names in order, cut to a readable number."""
+    names = sorted(names)
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def adopt(
+    net: nn.Module, name_of: Callable[[str], str], source: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """State dict of `net` from `source`, where `name_of` gives the source's name for a key of ours.
+
+    Batch counters, which no published BN uses, start at zero. Raises ConvertError
+    for variables that are missing, left over or of another shape.
+    """
+    state: dict[str, Tensor] = {}
+    missing: list[str] = []
+    unused = set(source)
+    for key, wanted in net.state_dict().items():
+        if key.endswith("num_batches_tracked"):
+            state[key] = torch.zeros((), dtype=torch.int64)
+            continue
+        name = name_of(key)
+        if name not in source:
+            missing.append(name)
+            continue
+        unused.discard(name)
+        if source[name].shape != wanted.shape:
+            raise ConvertError(
+                f"{name} has shape {tuple(source[name].shape)}, {key} needs {tuple(wanted.shape)}"
+            )
+        state[key] = source[name].float().contiguous()
+    if missing or unused:
+        raise ConvertError(_explain(missing, unused))
+    return state
+
+
+def _explain(missing: Iterable[str], unused: Iterable[str]) -> str:
+    parts = [
+        f"{len(names)} variables {what}: {listed(names)}"
+        for what, names in (("are missing", list(missing)), ("are left over", list(unused)))
+        if names
+    ]
+    return "; ".join(parts)

@@ -1,0 +1,87 @@
+"""ImageNet backbones of timm: xception65/71, resnet50/101, tf_efficientnet_lite0.
+
+Its Xceptions are the published ones (the same places for activations and batch
+norm, epsilon 1e-3), so names are all that changes. Its classifiers are left out.
+The mean and std are those of its own default configurations.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from model.backbones.efficientnet_lite import STAGES
+from model.config import REFERENCE_MEAN, REFERENCE_STD, ModelConfig
+from model.convert import from_torchvision, state_dict
+from model.convert.accounting import Converted, adopt
+from model.convert.labels import backbone_card
+from model.deeplab import BACKBONES
+
+SOURCE = "timm"
+CLASSIFIERS = re.compile(r"^(head\.|classifier\.|conv_head\.|bn2\.)")
+XCEPTION_BLOCKS = {"xception_65": 21, "xception_71": 23}
+XCEPTION_PARTS = {"depthwise": "dw", "pointwise": "pw"}
+# (convolution, batch norm) in a block with an expansion, and in the first block, which has none.
+LITE_PARTS = {
+    "expand": ("conv_pw", "bn1"),
+    "depthwise": ("conv_dw", "bn2"),
+    "project": ("conv_pwl", "bn3"),
+}
+LITE_FIRST_PARTS = {"depthwise": ("conv_dw", "bn1"), "project": ("conv_pw", "bn2")}
+
+
+def convert(path: Path) -> Converted:
+    """Read the state dict of a backbone; raises ConvertError."""
+    source = state_dict.read(path)
+    if "conv_stem.weight" in source:
+        return _convert("efficientnet_lite0", _lite_name, source, path)
+    blocks = {key.split(".")[1] for key in source if re.match(r"blocks\.\d+\.stack\.", key)}
+    for backbone, count in XCEPTION_BLOCKS.items():
+        if len(blocks) == count:
+            return _convert(backbone, _xception_name, source, path)
+    return from_torchvision.resnet(source, path, SOURCE)
+
+
+def _convert(
+    backbone: str, name_of: Callable[[str], str], source: dict[str, Tensor], path: Path
+) -> Converted:
+    config = ModelConfig.model_validate(
+        {"backbone": backbone, "mean": REFERENCE_MEAN, "std": REFERENCE_STD}
+    )
+    with torch.device("meta"):
+        net = BACKBONES[backbone](config)
+    kept = {key: value for key, value in source.items() if not CLASSIFIERS.match(key)}
+    return Converted(adopt(net, name_of, kept), backbone_card(config, path, SOURCE))
+
+
+def _xception_name(key: str) -> str:
+    """`stages.3.convs.0.depthwise.bn.bias` -> `blocks.3.stack.conv1.bn_dw.bias`."""
+    module, layer, leaf = key.rsplit(".", 2)
+    if module.startswith("root."):
+        return f"stem.{module.removeprefix('root.')}.{layer}.{leaf}"
+    _, stage, *part = module.split(".")
+    if part == ["shortcut"]:
+        return f"blocks.{stage}.shortcut.{layer}.{leaf}"
+    _, index, half = part
+    return f"blocks.{stage}.stack.conv{int(index) + 1}.{layer}_{XCEPTION_PARTS[half]}.{leaf}"
+
+
+def _lite_name(key: str) -> str:
+    """`blocks.1.expand.conv.weight` -> `blocks.1.0.conv_pw.weight`."""
+    module, layer, leaf = key.rsplit(".", 2)
+    if module == "stem":
+        return f"{'conv_stem' if layer == 'conv' else 'bn1'}.{leaf}"
+    _, block, part = module.split(".")
+    stage, index = _lite_place(int(block))
+    conv, norm = (LITE_FIRST_PARTS if block == "0" else LITE_PARTS)[part]
+    return f"blocks.{stage}.{index}.{conv if layer == 'conv' else norm}.{leaf}"
+
+
+def _lite_place(block: int) -> tuple[int, int]:
+    """(stage, index within it) of a block counted through."""
+    places = [(s, i) for s, stage in enumerate(STAGES) for i in range(stage.repeats)]
+    return places[block]

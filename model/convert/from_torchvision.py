@@ -1,0 +1,98 @@
+"""torchvision's ResNets and its `deeplabv3_resnet50/101`.
+
+Its DeepLabv3 is the paper's without the decoder, but for four things, all of
+them fields of our configuration: the ASPP concatenates the pooled feature last
+(the projection's input channels are reordered here), one more 3x3 follows the
+ASPP, resizing does not align corners, and the ResNet is the plain one, at output
+stride 8. The auxiliary classifier of its training is left out.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from model.config import PUBLISHED, ModelConfig
+from model.convert import state_dict
+from model.convert.accounting import Converted, ConvertError, adopt
+from model.convert.labels import Labels, backbone_card, card
+from model.deeplab import BACKBONES, DeepLabV3Plus
+
+SOURCE = "torchvision"
+CLASSES = "classifier.4.weight"
+PROJECTION = "classifier.0.project.0.weight"
+# models/segmentation/deeplabv3.py: rates 12, 24, 36 at output stride 8, dropout 0.5.
+HEAD = {
+    "output_stride": 8,
+    "atrous_rates": (6, 12, 18),
+    "aspp_dropout": 0.5,
+    "aspp_refine": True,
+    "decoder": False,
+    "align_corners": False,
+}
+MODULES = {
+    "aspp.pooling.project": ("classifier.0.convs.4.1", "classifier.0.convs.4.2"),
+    "aspp.project": ("classifier.0.project.0", "classifier.0.project.1"),
+    "aspp.refine": ("classifier.1", "classifier.2"),
+    **{
+        f"aspp.branches.{index}": (
+            f"classifier.0.convs.{index}.0",
+            f"classifier.0.convs.{index}.1",
+        )
+        for index in range(4)
+    },
+}
+
+
+def convert(
+    path: Path,
+    *,
+    output_stride: int | None = None,
+    crop_size: tuple[int, int] = (513, 513),
+    labels: Labels | None = None,
+) -> Converted:
+    """Read the state dict of a ResNet or a DeepLabv3; raises ConvertError."""
+    source = state_dict.read(path)
+    if PROJECTION not in source:
+        return resnet(source, path, SOURCE)
+    if CLASSES not in source:
+        raise ConvertError(f"{CLASSES} is missing: not torchvision's deeplabv3_resnet50 or 101")
+    backbone = f"resnet{state_dict.resnet_depth(source, 'backbone.')}"
+    settings = {**PUBLISHED[backbone], **HEAD, "backbone": backbone, "crop_size": crop_size}
+    settings["num_classes"] = source[CLASSES].shape[0]
+    if output_stride is not None:
+        settings["output_stride"] = output_stride
+    config = ModelConfig.model_validate(settings)
+    with torch.device("meta"):
+        net = DeepLabV3Plus(config)
+    kept = {key: value for key, value in source.items() if not key.startswith("aux_classifier.")}
+    kept[PROJECTION] = _pooling_first(kept[PROJECTION], config.aspp_channels)
+    return Converted(adopt(net, _name, kept), card(config, labels, path, SOURCE))
+
+
+def resnet(source: dict[str, Tensor], path: Path, kind: str) -> Converted:
+    """An ImageNet ResNet less its classifier, named as torchvision and timm do."""
+    kept = {key: value for key, value in source.items() if not key.startswith("fc.")}
+    backbone = f"resnet{state_dict.resnet_depth(kept)}"
+    config = ModelConfig.model_validate({**PUBLISHED[backbone], "backbone": backbone})
+    with torch.device("meta"):
+        net = BACKBONES[backbone](config)
+    state = adopt(net, state_dict.resnet_name, kept)
+    return Converted(state, backbone_card(config, path, kind))
+
+
+def _pooling_first(weight: Tensor, channels: int) -> Tensor:
+    """Move the pooled feature's input channels from the end to the front."""
+    return torch.cat([weight[:, -channels:], weight[:, :-channels]], dim=1)
+
+
+def _name(key: str) -> str:
+    if key.startswith("backbone."):
+        return f"backbone.{state_dict.resnet_name(key.removeprefix('backbone.'))}"
+    if key.startswith("logits."):
+        return key.replace("logits", "classifier.4")
+    module, layer, leaf = key.rsplit(".", 2)
+    conv, norm = MODULES[module]
+    return f"{conv if layer == 'conv' else norm}.{leaf}"

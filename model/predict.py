@@ -1,0 +1,234 @@
+"""Label maps of photos, the way the reference evaluates: `python -m model.predict CKPT IMAGES...`.
+
+A photo smaller than the crop size is padded at the bottom and right with the
+mean pixel; a larger one is taken whole. With several scales or flipping, the
+class probabilities of all passes are averaged at full size. Each pass resizes
+the photo to int((n - 1) * scale + 1) with aligned corners, and its logits in
+two steps: to the size they would have at scale 1 or more, then to the crop.
+The order matters: for scales below 1 a single step moves labels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import struct
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+from tqdm import tqdm
+
+from model import arguments, checkpoint
+from model.checkpoint import CheckpointError, Color
+from model.deeplab import DeepLabV3Plus
+from model.layers import resize, scaled
+
+Size = tuple[int, int]
+Photo = NDArray[np.uint8]
+OVERLAY_ALPHA = 0.55
+
+
+def label_map(
+    net: DeepLabV3Plus,
+    image: Photo,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    *,
+    crop_size: Size | None = None,
+) -> NDArray[np.uint8]:
+    """Class ids of a photo: (H, W, 3) uint8 RGB -> (H, W) uint8.
+
+    `crop_size` overrides the network's own: the size (H, W) that smaller photos
+    are padded to. Raises ValueError for an image of another form and for scales
+    that are empty or not positive.
+    """
+    padded, (height, width) = _prepare(net, image, scales, crop_size)
+    with torch.inference_mode():
+        if tuple(scales) == (1.0,) and not flip:
+            scores = _logits(net, padded, 1.0)  # softmax would not change the order
+        else:
+            scores = _average(net, padded, scales, flip=flip)
+        labels = scores[0, :, :height, :width].argmax(0)
+    return labels.to(torch.uint8).cpu().numpy()
+
+
+def probabilities(
+    net: DeepLabV3Plus,
+    image: Photo,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    *,
+    crop_size: Size | None = None,
+) -> NDArray[np.float32]:
+    """Class probabilities, averaged over all passes: (H, W, 3) uint8 -> (K, H, W) float32.
+
+    Options and errors as for `label_map`.
+    """
+    padded, (height, width) = _prepare(net, image, scales, crop_size)
+    with torch.inference_mode():
+        average = _average(net, padded, scales, flip=flip)
+    return average[0, :, :height, :width].float().cpu().numpy()
+
+
+def _prepare(
+    net: DeepLabV3Plus, image: Photo, scales: Sequence[float], crop_size: Size | None
+) -> tuple[Tensor, Size]:
+    """Check the arguments; return the padded image (1, 3, H', W') and the photo's size."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise ValueError(f"image is {image.dtype} {image.shape}; give uint8 (H, W, 3), RGB")
+    if not scales or min(scales) <= 0:
+        raise ValueError(f"scales={tuple(scales)}: give one or more numbers above 0")
+    if net.training:
+        raise ValueError("net is in training mode, where batch norm mixes images; call net.eval()")
+    parameter = net.logits.weight
+    x = torch.from_numpy(np.array(image)).to(parameter.device).permute(2, 0, 1)[None]
+    return pad(x.to(parameter.dtype), net, crop_size or net.config.crop_size), image.shape[:2]
+
+
+def pad(x: Tensor, net: DeepLabV3Plus, crop_size: Size) -> Tensor:
+    """Put (1, 3, H, W) at the top left of a crop filled with the mean pixel."""
+    height, width = (max(n, crop) for n, crop in zip(x.shape[2:], crop_size, strict=True))
+    if (height, width) == tuple(x.shape[2:]):
+        return x
+    padded = net.mean.to(x).expand(1, 3, height, width).clone()
+    padded[..., : x.shape[2], : x.shape[3]] = x
+    return padded
+
+
+def _average(net: DeepLabV3Plus, image: Tensor, scales: Sequence[float], *, flip: bool) -> Tensor:
+    """Mean probabilities (1, K, H, W) over scales and flips; one pass is held at a time."""
+    total: Tensor | None = None
+    passes = [
+        (scale, flipped) for scale in scales for flipped in ((False, True) if flip else (False,))
+    ]
+    for scale, flipped in passes:
+        probability = F.softmax(_logits(net, image, scale, flipped=flipped), dim=1)
+        total = probability if total is None else total.add_(probability)
+    assert total is not None
+    return total.div_(len(passes))
+
+
+def _logits(net: DeepLabV3Plus, image: Tensor, scale: float, *, flipped: bool = False) -> Tensor:
+    """Logits of one pass at the image's own size: (1, 3, H, W) -> (1, K, H, W)."""
+    align = net.config.align_corners
+    height, width = image.shape[2:]
+    x = image
+    if scale != 1.0:
+        x = resize(x, (scaled(height, scale), scaled(width, scale)), align_corners=align)
+    logits = net(x.flip(3) if flipped else x)
+    if flipped:
+        logits = logits.flip(3)
+    factor = max(1.0, scale) / net.stride
+    between = (scaled(height, factor), scaled(width, factor))
+    if between != tuple(logits.shape[2:]):
+        logits = resize(logits, between, align_corners=align)
+    return resize(logits, (height, width), align_corners=align)
+
+
+def read_photo(path: Path) -> Photo:
+    """Read a photo as RGB, turned as its EXIF orientation says: (H, W, 3) uint8.
+
+    Raises OSError for files that are no picture.
+    """
+    with Image.open(path) as image:
+        return np.asarray(upright(image).convert("RGB"))
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF orientation says, or as it is where the EXIF is broken."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except (ValueError, TypeError, KeyError, SyntaxError, struct.error):
+        return image
+
+
+def colored(labels: NDArray[np.uint8], palette: Sequence[Color]) -> Image.Image:
+    """A palette image whose pixel values are the class ids.
+
+    The palette always has 256 entries: with fewer, Pillow renumbers the ids on saving.
+    """
+    table = [channel for color in palette for channel in color]
+    mask = Image.fromarray(labels, mode="P")
+    mask.putpalette(table + [0] * (768 - len(table)))
+    return mask
+
+
+def overlaid(image: Photo, labels: NDArray[np.uint8], palette: Sequence[Color]) -> Image.Image:
+    """The photo with its mask's colours blended in."""
+    return Image.blend(
+        Image.fromarray(image), colored(labels, palette).convert("RGB"), OVERLAY_ALPHA
+    )
+
+
+def targets(images: Sequence[Path], out: Path) -> Iterator[tuple[Path, Path]]:
+    """Each image with the stem of its outputs; raises ValueError if two would share one."""
+    seen: dict[str, Path] = {}
+    for image in images:
+        if image.stem in seen:
+            raise ValueError(f"{image} and {seen[image.stem]} would both become {image.stem}.png")
+        seen[image.stem] = image
+    return ((image, out / stem) for stem, image in seen.items())
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m model.predict",
+        description="Write the class-id mask (palette PNG) of each photo.",
+        epilog="example: python -m model.predict runs/light/model photos/*.jpg -o masks --overlay",
+    )
+    p.add_argument("checkpoint", help="NAME of NAME.safetensors + NAME.json")
+    p.add_argument("images", nargs="+", type=Path)
+    p.add_argument("-o", "--out", type=Path, required=True, metavar="DIR")
+    p.add_argument("--output-stride", type=int, choices=(8, 16, 32), help="default: the network's")
+    p.add_argument(
+        "--scales",
+        type=arguments.scales,
+        default=(1.0,),
+        metavar="S,S,...",
+        help="average over image scales",
+    )
+    p.add_argument("--flip", action="store_true", help="average with the mirrored image")
+    p.add_argument("--overlay", action="store_true", help="also write NAME_overlay.jpg")
+    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    p = parser()
+    args = p.parse_args(argv)
+    try:
+        pairs = list(targets(args.images, args.out))
+    except ValueError as error:
+        p.error(str(error))
+    try:
+        card = checkpoint.read_card(args.checkpoint)
+        net = checkpoint.load(args.checkpoint, args.output_stride).to(args.device)
+    except CheckpointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    args.out.mkdir(parents=True, exist_ok=True)
+    failures = 0
+    for path, target in tqdm(pairs, disable=not sys.stderr.isatty()):
+        try:
+            image = read_photo(path)
+        except (OSError, Image.DecompressionBombError) as error:
+            print(f"error: {path}: {error}", file=sys.stderr)
+            failures += 1
+            continue
+        labels = label_map(net, image, args.scales, args.flip)
+        colored(labels, card.palette).save(target.with_name(f"{target.name}.png"))
+        if args.overlay:
+            overlaid(image, labels, card.palette).save(
+                target.with_name(f"{target.name}_overlay.jpg")
+            )
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
