@@ -30,7 +30,7 @@ from service.client.pace import Pace
 from service.client.plan import Decision, Wanted
 from service.client.progress import Counts, Progress
 from service.client.protocol import FILES, Segmentation
-from service.client.retry import Outcome
+from service.client.retry import RETRYABLE, Outcome
 from service.client.transport import AsyncClient
 from service.client.uploads import prepare
 
@@ -158,13 +158,12 @@ class Batch:
         try:
             await self._send(work)
         except ServiceError as error:
-            if error.status in CALLER_REFUSALS:
+            if error.status in CALLER_REFUSALS or await self._is_gone(error):
                 raise
             is_rejected = error.status in PHOTO_REFUSALS
             self._record_failure(work, str(error), is_rejected, error.request_id)
         except UnreachableError as error:
-            # Did the photo break the service, or is the service gone? Only the first is its fault.
-            if not await self.client.ready():
+            if await self._is_gone(error):
                 raise
             self._record_failure(work, str(error))
         except (BadAnswerError, OSError) as error:
@@ -176,6 +175,12 @@ class Batch:
         self.progress.update()
         if self.limits.exceeded_by(self.counts, self._rejected_before):
             raise StoppedError(f"stopped after {self.limits.max_failures} failures")
+
+    async def _is_gone(self, error: ServiceError | UnreachableError) -> bool:
+        """After the last try in vain: is the service away, or this photo too much for it?"""
+        if isinstance(error, ServiceError) and error.status not in RETRYABLE:
+            return False
+        return not await self.client.ready()
 
     async def _send(self, work: Work) -> None:
         upload = await asyncio.to_thread(prepare, work.photo, self.wanted.max_side)

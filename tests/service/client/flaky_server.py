@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import io
 import json
+import sys
 import threading
 import zipfile
 from collections import Counter
@@ -60,6 +61,7 @@ class FlakyServer:
     def __init__(self, misbehave: Misbehave | None = None) -> None:
         self.misbehave = misbehave or (lambda request, nth: None)
         self.model, self.digest = "light", "d1"
+        self.delay_s = 0.0  # before every answer
         self.requests: list[Request] = []
         self.seen: Counter[bytes] = Counter()
         self.in_flight = self.most_in_flight = 0
@@ -107,7 +109,7 @@ class FlakyServer:
                 self.in_flight += 1
                 self.most_in_flight = max(self.most_in_flight, self.in_flight)
                 answer = self._answer(request)
-                await asyncio.sleep(answer.delay_s)
+                await asyncio.sleep(self.delay_s + answer.delay_s)
                 self.in_flight -= 1
                 await _write(writer, answer)
                 if answer.is_cut:
@@ -182,3 +184,16 @@ async def _write(writer: asyncio.StreamWriter, answer: Answer) -> None:
     body = answer.body[: len(answer.body) // 2] if answer.is_cut else answer.body
     writer.write(head.encode("latin-1") + body)
     await writer.drain()
+
+
+def main() -> None:
+    """A process to kill: `flaky_server.py PORT` (0: any free one) prints its port and serves."""
+    server = FlakyServer()
+    server.port = int(sys.argv[1])
+    server.delay_s = 0.02
+    server.start()
+    print(server.port, flush=True)
+
+
+if __name__ == "__main__":
+    main()

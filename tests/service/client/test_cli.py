@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from service.client.cli import main
+
+from .flaky_server import FlakyServer, problem
+
+
+def test_dry_run_names_what_would_be_sent_and_touches_nothing(
+    server: FlakyServer, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [server.url, str(photos), "-o", str(tmp_path / "out")]
+    assert main([*command, "--dry-run"]) == 0
+    assert capsys.readouterr().out.split() == ["cat.jpg", "trip/dog.png", "trip/far/bus.webp"]
+    assert not (tmp_path / "out").exists()
+    assert not server.segmented()
+
+
+def test_dry_run_knows_what_is_done(
+    server: FlakyServer, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [server.url, str(photos), "-o", str(tmp_path / "out")]
+    main(command)
+    (photos / "cat.jpg").write_bytes(b"other")
+    capsys.readouterr()
+    main([*command, "--dry-run", "--json"])
+    tally = json.loads(capsys.readouterr().out)
+    assert (tally["send"], tally["skip"]) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["localhost:8000", "."], "write it as http://HOST:PORT"),
+        (["http://127.0.0.1:9", "no-such-folder"], "no such file or folder"),
+        (["http://127.0.0.1:9", ".", "--output", "masks"], "choose from mask, color"),
+    ],
+)
+def test_wrong_call_exits_2_and_says_what_to_change(
+    tmp_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, "-o", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "options", [["--concurrency", "0"], ["--max-side", "x"], ["--max-failures", "0"]]
+)
+def test_number_out_of_range_exits_2(options: list[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["http://127.0.0.1:9", ".", "-o", str(tmp_path), *options])
+    assert caught.value.code == 2
+
+
+def test_unknown_model_exits_2_and_names_the_known_ones(
+    server: FlakyServer, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([server.url, str(photos), "-o", str(tmp_path / "out"), "--model", "big"]) == 2
+    assert "the service has light" in capsys.readouterr().err
+
+
+def test_service_that_never_comes_exits_1(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["http://127.0.0.1:9", str(photos), "-o", str(tmp_path / "out")]
+    assert main([*command, "--give-up-after", "0.2"]) == 1
+    assert "no answer after" in capsys.readouterr().err
+
+
+def test_client_waits_for_a_service_that_is_just_starting(
+    server: FlakyServer, photos: Path, tmp_path: Path
+) -> None:
+    server.misbehave = lambda request, nth: (
+        problem(503, "starting") if request.path == "/models" and nth <= 2 else None
+    )
+    assert main([server.url, str(photos), "-o", str(tmp_path / "out")]) == 0
+
+
+def test_key_comes_from_the_environment(
+    server: FlakyServer, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEEPLAB_API_KEY", "secret")
+    main([server.url, str(photos), "-o", str(tmp_path / "out")])
+    assert {request.headers["authorization"] for request in server.requests} == {"Bearer secret"}
+
+
+def test_list_on_stdin_works_in_a_pipe(server: FlakyServer, photos: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "service.client", server.url, "-", "-o", str(tmp_path / "out")]
+    listing = f"{photos}/cat.jpg\n{photos}/trip/dog.png\n"
+    done = subprocess.run(
+        [*command, "--base", str(photos)], input=listing, text=True, capture_output=True, check=True
+    )
+    assert done.stdout.startswith("2 done")
+    assert (tmp_path / "out" / "trip" / "dog.mask.png").is_file()
+
+
+def test_help_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--help"], ["report", "--help"]):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == 0
+        assert "service-client" in capsys.readouterr().out.split("example")[1]
+
+
+def test_client_needs_httpx_alone() -> None:
+    """In a fresh interpreter that can import none of the service's other libraries."""
+    program = """
+import sys
+for name in ("numpy", "PIL", "pydantic", "fastapi", "uvicorn", "onnxruntime", "torch", "pyarrow"):
+    sys.modules[name] = None
+import service.client.cli, service.client
+print("fine")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "fine\n"
+
+
+def test_missing_pillow_is_a_clear_error(photos: Path, tmp_path: Path) -> None:
+    program = f"""
+import sys
+sys.modules["PIL"] = None
+from service.client.cli import main
+sys.exit(main(["http://127.0.0.1:9", {str(photos)!r}, "-o", {str(tmp_path)!r}, "--max-side", "9"]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "--max-side needs Pillow: pip install pillow" in done.stderr

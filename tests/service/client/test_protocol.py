@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import datetime
+import email.utils
+import io
+import zipfile
+
+import httpx
+import pytest
+
+from service.client.errors import BadAnswerError
+from service.client.protocol import (
+    Segmentation,
+    media_type,
+    parse_outputs,
+    parse_timing,
+    retry_after_s,
+)
+
+
+def answer(content: bytes, content_type: str, *outputs: str) -> Segmentation:
+    return Segmentation(content, content_type, outputs, None, None, None, None, {})
+
+
+def zipped(*names: str) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name in names:
+            archive.writestr(name, b"x")
+    return buffer.getvalue()
+
+
+def test_jpeg_overlay_gets_its_own_suffix() -> None:
+    assert list(answer(b"x", "image/jpeg", "overlay").files()) == ["overlay.jpg"]
+    both = answer(zipped("mask.png", "overlay.jpg"), "application/zip", "mask", "overlay")
+    assert list(both.files()) == ["mask.png", "overlay.jpg"]
+
+
+def test_zip_without_an_asked_output_is_a_bad_answer() -> None:
+    with pytest.raises(BadAnswerError, match="lacks overlay"):
+        answer(zipped("mask.png"), "application/zip", "mask", "overlay").files()
+
+
+def test_entry_that_nobody_asked_for_never_becomes_a_file() -> None:
+    content = zipped("../../evil.png", "mask.png", "result.json")
+    assert list(answer(content, "application/zip", "mask", "json").files()) == [
+        "mask.png",
+        "result.json",
+    ]
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut", zipped("mask.png", "color.png")[:60]])
+def test_broken_zip_is_a_bad_answer(content: bytes) -> None:
+    with pytest.raises(BadAnswerError):
+        answer(content, "application/zip", "mask", "color").files()
+
+
+def test_outputs_keep_their_order_without_repeats() -> None:
+    assert parse_outputs("overlay, mask,overlay") == ("overlay", "mask")
+
+
+@pytest.mark.parametrize(
+    ("head", "expected"),
+    [
+        (b"\xff\xd8\xff\xe0", "image/jpeg"),
+        (b"\x89PNG\r\n\x1a\n", "image/png"),
+        (b"RIFF....WEBPVP8 ", "image/webp"),
+        (b"BM....", "image/bmp"),
+        (b"II*\x00", "image/tiff"),
+        (b"MM\x00*", "image/tiff"),
+        (b"GIF89a", "application/octet-stream"),
+        (b"", "application/octet-stream"),
+    ],
+)
+def test_media_type_follows_the_bytes(head: bytes, expected: str) -> None:
+    assert media_type(head) == expected
+
+
+def test_timing_tolerates_what_it_does_not_know() -> None:
+    assert parse_timing('a;desc="x";dur=1, b, c;dur=no, d;dur="2.5"') == {"a": 1.0, "d": 2.5}
+
+
+def test_retry_after_takes_seconds_and_dates() -> None:
+    soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=60)
+    date = email.utils.format_datetime(soon, usegmt=True)
+    past = "Wed, 21 Oct 2015 07:28:00 GMT"
+    values = [
+        retry_after_s(httpx.Response(503, headers={"Retry-After": text}))
+        for text in ("2.5", date, past, "soon", "-3", "inf")
+    ]
+    assert values[0] == 2.5
+    assert values[1] == pytest.approx(60, abs=5)
+    assert values[2:] == [0.0, None, 0.0, None]

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+from PIL import Image
+
+from service.client.cli import main
+from service.client.manifest import FILE_NAME, ClassPixels, Manifest, Origin
+from service.client.report import columns, write_html, write_png
+
+from .flaky_server import FlakyServer
+
+ORIGIN = Origin(size=1, mtime_ns=1)
+CAT, DOG = ClassPixels(8, "cat", 30), ClassPixels(12, "dog", 5)
+BACKGROUND = ClassPixels(0, "background", 70)
+
+
+class Links(HTMLParser):
+    """The pictures that a page shows."""
+
+    def __init__(self, page: Path) -> None:
+        super().__init__()
+        self.sources: list[str] = []
+        self.feed(page.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.sources += [unquote(value or "") for name, value in attrs if name == "src"]
+
+
+def red(size: tuple[int, int]) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, (255, 0, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def filled(out: Path, photos: dict[str, list[ClassPixels]]) -> Manifest:
+    """An OUT whose photos have red overlays."""
+    manifest = Manifest(out / FILE_NAME)
+    for name, pixels in photos.items():
+        stem = name.removesuffix(".jpg")
+        manifest.claim(name, f"/{name}", [stem])
+        picture = out / f"{stem}.overlay.png"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        picture.write_bytes(red((40, 20)))
+        manifest.finish(name, ORIGIN, {f"{stem}.overlay.png": picture.stat().st_size}, pixels)
+    return manifest
+
+
+def test_table_has_a_row_per_photo_and_a_column_per_class(tmp_path: Path) -> None:
+    with filled(tmp_path, {"a/1.jpg": [BACKGROUND, CAT], "2.jpg": [DOG, BACKGROUND]}):
+        pass
+    assert main(["report", str(tmp_path)]) == 0
+    assert list(csv.reader((tmp_path / "report.csv").read_text().splitlines())) == [
+        ["photo", "pixels", "background", "cat", "dog"],
+        ["2.jpg", "75", "70", "0", "5"],
+        ["a/1.jpg", "100", "70", "30", "0"],
+    ]
+
+
+def test_parquet_says_the_same_as_csv(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    with filled(tmp_path, {"1.jpg": [BACKGROUND, CAT], "2.jpg": [DOG]}):
+        pass
+    main(["report", str(tmp_path)])
+    assert parquet.read_table(tmp_path / "report.parquet").to_pylist() == [
+        {"photo": "1.jpg", "pixels": 100, "background": 70, "cat": 30, "dog": 0},
+        {"photo": "2.jpg", "pixels": 5, "background": 0, "cat": 0, "dog": 5},
+    ]
+
+
+def test_classes_of_one_name_keep_columns_of_their_own(tmp_path: Path) -> None:
+    photos = {"1.jpg": [ClassPixels(1, "void", 1), ClassPixels(2, "void", 1)]}
+    with filled(tmp_path, photos) as manifest:
+        assert columns(manifest) == {1: "void_1", 2: "void_2"}
+
+
+def test_page_links_every_overlay_relatively(tmp_path: Path) -> None:
+    photos = {"a/1.jpg": [BACKGROUND, CAT], "<b>&#%?.jpg": []}
+    with filled(tmp_path, photos) as manifest:
+        page = write_html(tmp_path, manifest)
+    sources = Links(page).sources
+    assert len(sources) == 2
+    assert all((tmp_path / source).is_file() for source in sources)
+    assert "background 70 %, cat 30 %" in page.read_text()
+    assert "<b>" not in page.read_text()
+
+
+def test_sheet_shows_an_even_sample(tmp_path: Path) -> None:
+    with filled(tmp_path, {f"{n:03}.jpg": [] for n in range(101)}) as manifest:
+        sheet = write_png(tmp_path, manifest)
+    assert sheet is not None
+    with Image.open(sheet) as image:
+        assert image.size == (10 * 168 + 8, 6 * 168 + 8)  # every second of 101: 51 pictures
+        assert image.convert("RGB").getpixel((20, 12)) == (255, 0, 0)
+
+
+def test_picture_that_was_taken_away_leaves_a_gap(tmp_path: Path) -> None:
+    with filled(tmp_path, {"1.jpg": [], "2.jpg": []}) as manifest:
+        (tmp_path / "1.overlay.png").unlink()
+        sheet = write_png(tmp_path, manifest)
+    assert sheet is not None
+    with Image.open(sheet) as image:
+        assert image.convert("RGB").getpixel((20, 12)) == (17, 17, 17)
+        assert image.convert("RGB").getpixel((188, 12)) == (255, 0, 0)
+
+
+def test_run_with_report_counts_pixels_and_keeps_no_json(
+    server: FlakyServer, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    command = [server.url, str(photos), "-o", str(out), "--output", "mask"]
+    assert main(command) == 0
+    assert not (out / "report.csv").exists()
+    capsys.readouterr()
+    assert main([*command, "--report", "--json"]) == 0  # again, since no pixels are known yet
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["sent"] == 3
+    assert summary["classes"][1] == {"id": 8, "name": "cat", "pixels": 30, "photos": 3}
+    assert "trip/dog.png,40,30,10\n" in (out / "report.csv").read_text()
+    assert not list(out.rglob("*.json"))
+    assert main([*command, "--report"]) == 0
+    assert len(server.segmented()) == 6
+
+
+def test_report_without_pixels_says_how_to_get_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with filled(tmp_path, {"1.jpg": []}):
+        pass
+    assert main(["report", str(tmp_path), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [Path(file).name for file in report["files"]] == [
+        "contact-sheet.html",
+        "contact-sheet.png",
+    ]
+    assert "--report" in report["missing"][0]
