@@ -145,7 +145,7 @@ def record_metrics(path: Path | str, metrics: dict[str, Any]) -> None:
     _write_card(description, read_card(path).model_copy(update={"metrics": metrics}))
 
 
-def _write_card(description: Path, card: Card) -> None:
+def _write_card(description: Path, card: Card | BackboneCard) -> None:
     partial = description.with_name(f".{description.name}.partial")
     partial.write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
     replace_durably(partial, description)
