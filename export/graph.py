@@ -1,33 +1,76 @@
 """The exported computation: uint8 photos in, uint8 label maps out.
 
 A separate module around the network, so that the training net stays free of
-everything that only an exported file needs.
+everything that only an exported file needs. Scales and flips are the same
+functions that `model.predict` runs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from model.deeplab import DeepLabV3Plus
-from model.layers import resize
+from model.layers import ConvBN
+from model.predict import average_probabilities, full_logits
+
+
+def fold_batch_norm(net: DeepLabV3Plus) -> DeepLabV3Plus:
+    """Fold every batch norm into its convolution, in place; the net must be in eval mode.
+
+    Done here rather than by the exporter, which would store one copy of the
+    folded weights for every scale and flip that uses them.
+    """
+    for module in net.modules():
+        if isinstance(module, ConvBN) and isinstance(module.bn, nn.BatchNorm2d):
+            module.conv = fuse_conv_bn_eval(module.conv, module.bn)
+            module.bn = nn.Identity()
+    return net
 
 
 class LabelGraph(nn.Module):
-    """Normalisation, network, resizing of logits and argmax in one graph."""
+    """Normalisation, network, resizing of logits, averaging and argmax in one graph."""
 
-    def __init__(self, net: DeepLabV3Plus) -> None:
+    def __init__(
+        self,
+        net: DeepLabV3Plus,
+        *,
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
+        confidence: bool = False,
+    ) -> None:
         super().__init__()
         self.net = net
+        self.scales = tuple(scales)
+        self.flip = flip
+        self.confidence = confidence
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, H, W, 3) uint8, RGB -> labels (N, H, W) uint8, logits (N, K, h, w) float32.
+    @property
+    def single_pass(self) -> bool:
+        """Whether softmax may be left out, because it does not change the order."""
+        return self.scales == (1.0,) and not self.flip
 
-        The logits, at the network's own stride, are there to be compared when
-        the file is made; the file itself returns labels only.
+    def scores(self, image: Tensor) -> Tensor:
+        """(N, H, W, 3) uint8 -> (N, K, H, W): logits of one pass, or mean probabilities."""
+        x = image.permute(0, 3, 1, 2).float()
+        if self.single_pass:
+            return full_logits(self.net, x, 1.0)
+        return average_probabilities(self.net, x, self.scales, flip=self.flip)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """(N, H, W, 3) uint8, RGB -> labels (N, H, W) uint8, [confidence,] scores.
+
+        Confidence is the probability of the label times 255, (N, H, W) uint8.
+        The scores are there to be compared when the file is made; the file
+        itself does not return them.
         """
-        logits = self.net(image.permute(0, 3, 1, 2).float())
-        full = resize(
-            logits, (image.shape[1], image.shape[2]), align_corners=self.net.config.align_corners
-        )
-        return full.argmax(dim=1).to(torch.uint8), logits
+        scores = self.scores(image)
+        labels = scores.argmax(dim=1).to(torch.uint8)
+        if not self.confidence:
+            return labels, scores
+        probabilities = scores.softmax(dim=1) if self.single_pass else scores
+        best = probabilities.amax(dim=1)
+        return labels, (best * 255.0 + 0.5).to(torch.uint8), scores

@@ -84,7 +84,7 @@ class SamePadConv(FixedPadConv):
         top, bottom = same_padding(x.shape[-2], self.kernel_size[0], self.stride[0])
         left, right = same_padding(x.shape[-1], self.kernel_size[1], self.stride[1])
         x = F.pad(x, (left, right, top, bottom))
-        return F.conv2d(x, self.weight, None, self.stride, 0, self.dilation, self.groups)
+        return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
@@ -101,7 +101,7 @@ class ConvBN(nn.Module):
     def __init__(self, conv: nn.Conv2d, norm: Norm, activation: nn.Module | None = None) -> None:
         super().__init__()
         self.conv = conv
-        self.bn = norm.layer(conv.out_channels)
+        self.bn: nn.Module = norm.layer(conv.out_channels)
         self.activation = nn.Identity() if activation is None else activation
 
     def forward(self, x: Tensor) -> Tensor:
@@ -119,4 +119,7 @@ def resize(x: Tensor, size: tuple[int, int], *, align_corners: bool = True) -> T
 
 def scaled(size: int, scale: float) -> int:
     """Side of a map resized with aligned corners: (n - 1) * scale + 1, rounded down."""
-    return int((size - 1) * scale + 1)
+    if isinstance(size, int):
+        return int((size - 1) * scale + 1)  # in floats, as the reference
+    numerator, denominator = float(scale).as_integer_ratio()  # a symbolic size, while exporting
+    return (size - 1) * numerator // denominator + 1

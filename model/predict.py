@@ -51,9 +51,9 @@ def label_map(
     padded, (height, width) = _prepare(net, image, scales, crop_size)
     with torch.inference_mode():
         if tuple(scales) == (1.0,) and not flip:
-            scores = _logits(net, padded, 1.0)  # softmax would not change the order
+            scores = full_logits(net, padded, 1.0)  # softmax would not change the order
         else:
-            scores = _average(net, padded, scales, flip=flip)
+            scores = average_probabilities(net, padded, scales, flip=flip)
         labels = scores[0, :, :height, :width].argmax(0)
     return labels.to(torch.uint8).cpu().numpy()
 
@@ -72,7 +72,7 @@ def probabilities(
     """
     padded, (height, width) = _prepare(net, image, scales, crop_size)
     with torch.inference_mode():
-        average = _average(net, padded, scales, flip=flip)
+        average = average_probabilities(net, padded, scales, flip=flip)
     return average[0, :, :height, :width].float().cpu().numpy()
 
 
@@ -101,21 +101,25 @@ def pad(x: Tensor, net: DeepLabV3Plus, crop_size: Size) -> Tensor:
     return padded
 
 
-def _average(net: DeepLabV3Plus, image: Tensor, scales: Sequence[float], *, flip: bool) -> Tensor:
-    """Mean probabilities (1, K, H, W) over scales and flips; one pass is held at a time."""
+def average_probabilities(
+    net: DeepLabV3Plus, image: Tensor, scales: Sequence[float], *, flip: bool
+) -> Tensor:
+    """Mean probabilities over scales and flips: (N, 3, H, W) in [0, 255] -> (N, K, H, W)."""
     total: Tensor | None = None
     passes = [
         (scale, flipped) for scale in scales for flipped in ((False, True) if flip else (False,))
     ]
     for scale, flipped in passes:
-        probability = F.softmax(_logits(net, image, scale, flipped=flipped), dim=1)
+        probability = F.softmax(full_logits(net, image, scale, flipped=flipped), dim=1)
         total = probability if total is None else total.add_(probability)
     assert total is not None
     return total.div_(len(passes))
 
 
-def _logits(net: DeepLabV3Plus, image: Tensor, scale: float, *, flipped: bool = False) -> Tensor:
-    """Logits of one pass at the image's own size: (1, 3, H, W) -> (1, K, H, W)."""
+def full_logits(
+    net: DeepLabV3Plus, image: Tensor, scale: float, *, flipped: bool = False
+) -> Tensor:
+    """Logits of one pass at the image's own size: (N, 3, H, W) in [0, 255] -> (N, K, H, W)."""
     align = net.config.align_corners
     height, width = image.shape[2:]
     x = image
@@ -124,9 +128,8 @@ def _logits(net: DeepLabV3Plus, image: Tensor, scale: float, *, flipped: bool = 
     logits = net(x.flip(3) if flipped else x)
     if flipped:
         logits = logits.flip(3)
-    factor = max(1.0, scale) / net.stride
-    between = (scaled(height, factor), scaled(width, factor))
-    if between != tuple(logits.shape[2:]):
+    if scale < 1.0:  # above, the logits have the size of the step between already
+        between = (scaled(height, 1.0 / net.stride), scaled(width, 1.0 / net.stride))
         logits = resize(logits, between, align_corners=align)
     return resize(logits, (height, width), align_corners=align)
 
