@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import io
 import itertools
 import json
 import os
@@ -159,6 +160,8 @@ def _report(options: argparse.Namespace) -> int:
 
 
 async def _run(options: argparse.Namespace) -> int:
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # file names may be any bytes
     inputs = Inputs.of(options.inputs, out=options.out, listing=sys.stdin, base=options.base)
     outputs = parse_outputs(options.output)
     if options.max_side is not None:
