@@ -35,7 +35,8 @@ from service.client.uploads import prepare
 QUEUE = 4  # decided ahead of the requests; a tar's photos wait there with their bytes
 
 PHOTO_REFUSALS = frozenset({400, 413, 415, 422})  # about the photo; other 4xx are about the caller
-CALLER_REFUSALS = frozenset({401, 402, 403, 404, 405, 406})  # would meet every photo alike
+CALLER_REFUSALS = frozenset({401, 402, 403, 404, 405, 406})  # would meet every photo alike,
+CALLER_CODES = frozenset({"invalid-request"})  # as does this one of the 400s: options, not photos
 # File names that this disk cannot take; any other write error (disk full, ...) would meet the next.
 NAME_ERRORS = frozenset({errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ})
 
@@ -165,7 +166,7 @@ class Batch:
         try:
             await self._send(work)
         except ServiceError as error:
-            if error.status in CALLER_REFUSALS or await self._is_gone(error):
+            if _is_about_the_caller(error) or await self._is_gone(error):
                 raise
             is_rejected = error.status in PHOTO_REFUSALS
             self._record_failure(work, str(error), is_rejected, error.request_id)
@@ -245,6 +246,10 @@ def class_pixels(result: bytes) -> tuple[ClassPixels, ...]:
         return tuple(ClassPixels(int(c["id"]), str(c["name"]), int(c["pixels"])) for c in classes)
     except (ValueError, KeyError, TypeError) as error:
         raise BadAnswerError(f"output=json has no class pixels: {error!r}") from error
+
+
+def _is_about_the_caller(error: ServiceError) -> bool:
+    return error.status in CALLER_REFUSALS or error.code in CALLER_CODES
 
 
 def _sort(

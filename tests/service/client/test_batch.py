@@ -304,14 +304,19 @@ def test_answer_without_the_asked_output_is_a_failure(server: FlakyServer, photo
     assert run(server, photos) == 1
 
 
-def test_refused_key_stops_the_run_at_once(
-    server: FlakyServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    "refusal",
+    [problem(401, "unauthorized"), problem(404, "unknown-model"), problem(400, "invalid-request")],
+    ids=["key", "model", "option"],
+)
+def test_refused_caller_ends_the_run_at_once_and_blames_no_photo(
+    server: FlakyServer, tmp_path: Path, refusal: Answer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    server.misbehave = lambda request, nth: (
-        problem(401, "unauthorized", "no such key") if request.path == "/segment" else None
-    )
-    assert run(server, many(tmp_path / "photos", 50), "--concurrency", "2") == 1
-    assert "no such key" in capsys.readouterr().out
+    server.misbehave = lambda request, nth: refusal if request.path == "/segment" else None
+    assert run(server, many(tmp_path / "photos", 50), "--concurrency", "2", "--json") == 1
+    summary = json.loads(capsys.readouterr().out)
+    assert str(refusal.status) in summary["stopped"]
+    assert summary["failures"] == []
     assert len(server.segmented()) <= 2
 
 
