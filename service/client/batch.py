@@ -11,9 +11,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
-import tarfile
 import threading
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,7 +22,7 @@ import httpx
 from service.client import plan
 from service.client.errors import BadAnswerError, ClientError, ServiceError, UnreachableError
 from service.client.inputs import Inputs, Photo
-from service.client.manifest import ClassPixels, Manifest, Origin
+from service.client.manifest import DONE, ClassPixels, Manifest, Origin, Row
 from service.client.outputs import remove_files, write_files
 from service.client.pace import Pace
 from service.client.plan import Decision, Wanted
@@ -37,7 +35,8 @@ from service.client.uploads import prepare
 QUEUE = 4  # decided ahead of the requests; a tar's photos wait there with their bytes
 
 PHOTO_REFUSALS = frozenset({400, 413, 415, 422})  # about the photo; other 4xx are about the caller
-CALLER_REFUSALS = frozenset({401, 402, 403, 404, 405, 406})  # would meet every photo alike
+CALLER_REFUSALS = frozenset({401, 402, 403, 404, 405, 406})  # would meet every photo alike,
+CALLER_CODES = frozenset({"invalid-request"})  # as does this one of the 400s: options, not photos
 # File names that this disk cannot take; any other write error (disk full, ...) would meet the next.
 NAME_ERRORS = frozenset({errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ})
 
@@ -63,7 +62,16 @@ class Work:
 
     photo: Photo
     stem: str
-    stale: tuple[str, ...]  # files of its earlier result
+    earlier: Row | None  # what the manifest said before this run
+
+    def kept_outputs(self, origin: Origin) -> dict[str, int]:
+        """Files of an earlier result that was made from the very same: they stay."""
+        row = self.earlier
+        if row is None or row.status != DONE:
+            return {}
+        was = (row.sha256, row.model, row.model_digest, row.max_side)
+        now = (origin.sha256, origin.model, origin.model_digest, origin.max_side)
+        return row.outputs if was == now else {}
 
 
 @dataclass
@@ -138,7 +146,7 @@ class Batch:
     def _claim(self, photo: Photo) -> Work:
         row = self.manifest.get(photo.name)
         stem = self.manifest.claim(photo.name, photo.source, plan.stems(photo.name))
-        return Work(_kept(photo), stem, () if row is None else tuple(row.outputs))
+        return Work(_kept(photo), stem, row)
 
     # The event loop's side
 
@@ -158,7 +166,7 @@ class Batch:
         try:
             await self._send(work)
         except ServiceError as error:
-            if error.status in CALLER_REFUSALS or await self._is_gone(error):
+            if _is_about_the_caller(error) or await self._is_gone(error):
                 raise
             is_rejected = error.status in PHOTO_REFUSALS
             self._record_failure(work, str(error), is_rejected, error.request_id)
@@ -193,15 +201,18 @@ class Batch:
             if error.errno in NAME_ERRORS:
                 raise
             raise StoppedError(f"cannot write below {self.out}: {error}") from error
-        remove_files(self.out, set(work.stale) - set(written))
         origin = self._origin(work.photo, upload.sha256, answer.digest or self.wanted.model_digest)
-        self.manifest.finish(work.photo.name, origin, written, pixels, answer.request_id)
+        outputs = work.kept_outputs(origin) | written
+        if work.earlier is not None:
+            remove_files(self.out, work.earlier.outputs.keys() - outputs.keys())
+        self.manifest.finish(work.photo.name, origin, outputs, pixels, answer.request_id)
         self.counts.sent += 1
 
     def _record_failure(
         self, work: Work, reason: str, is_rejected: bool = False, request_id: str | None = None
     ) -> None:
-        remove_files(self.out, work.stale)
+        if work.earlier is not None:
+            remove_files(self.out, work.earlier.outputs)
         origin = self._origin(work.photo, None, self.wanted.model_digest)
         self.manifest.fail(
             work.photo.name, origin, reason, rejected=is_rejected, request_id=request_id
@@ -218,10 +229,11 @@ class Batch:
 
 
 def on_retry(pace: Pace) -> Callable[[Outcome], None]:
-    """Tells the pace of every 503."""
+    """Tells the pace of every 503 that a photo met; a service that is starting is not too busy."""
 
     def heard(outcome: Outcome) -> None:
-        if isinstance(outcome, httpx.Response) and outcome.status_code == 503:
+        is_503 = isinstance(outcome, httpx.Response) and outcome.status_code == 503
+        if is_503 and outcome.request.method == "POST":
             pace.throttled()
 
     return heard
@@ -236,10 +248,16 @@ def class_pixels(result: bytes) -> tuple[ClassPixels, ...]:
         raise BadAnswerError(f"output=json has no class pixels: {error!r}") from error
 
 
-def _sort(answer: Segmentation, wanted: Wanted) -> tuple[dict[str, bytes], tuple[ClassPixels, ...]]:
+def _is_about_the_caller(error: ServiceError) -> bool:
+    return error.status in CALLER_REFUSALS or error.code in CALLER_CODES
+
+
+def _sort(
+    answer: Segmentation, wanted: Wanted
+) -> tuple[dict[str, bytes], tuple[ClassPixels, ...] | None]:
     """The files to keep, and the class pixels if `json` is among the answers."""
     files = answer.files()
-    pixels: tuple[ClassPixels, ...] = ()
+    pixels: tuple[ClassPixels, ...] | None = None
     if "json" in answer.outputs:
         pixels = class_pixels(files[FILES["json"]])
         if "json" not in wanted.outputs:
@@ -248,12 +266,12 @@ def _sort(answer: Segmentation, wanted: Wanted) -> tuple[dict[str, bytes], tuple
 
 
 def _kept(photo: Photo) -> Photo:
-    """The photo, read if it must be now; a tar that breaks in its middle becomes a failing read."""
+    """The photo, read at once if later is too late."""
     if photo.fleeting:
         try:
             photo.read()
-        except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
-            return replace(photo, read=_raiser(f"{type(error).__name__}: {error}"))
+        except OSError as error:
+            return replace(photo, read=_raiser(str(error)))
     return photo
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import io
 import itertools
 import json
 import os
@@ -68,72 +69,50 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("url", metavar="URL", help="the service, e.g. http://localhost:8000")
+    parser.add_argument(
+        "inputs", metavar="INPUT", nargs="+", help="file, folder, glob, tar, - for a list on stdin"
+    )
+    _add_work(parser)
+    _add_limits(parser)
+    _add_connection(parser)
+    return parser
+
+
+def _add_work(parser: argparse.ArgumentParser) -> None:
+    """What is made of the photos."""
     add = parser.add_argument
-    add("url", metavar="URL", help="the service, e.g. http://localhost:8000")
-    add(
-        "inputs",
-        metavar="INPUT",
-        nargs="+",
-        help="file, folder, glob, tar, or - for a list on stdin",
-    )
+    outputs = ", ".join(FILES)
     add("-o", "--out", metavar="OUT", type=Path, required=True, help="folder for the results")
-    add(
-        "--output",
-        metavar="LIST",
-        default="mask,overlay",
-        help=f"of {', '.join(FILES)} (default: %(default)s)",
-    )
+    add("--output", metavar="LIST", default="mask,overlay", help=f"of {outputs} (mask,overlay)")
     add("--model", metavar="NAME", help="default: the service's own choice")
-    add(
-        "--concurrency",
-        metavar="N",
-        type=_concurrency,
-        default=None,
-        help="requests in flight, or auto (default)",
-    )
-    add(
-        "--max-side",
-        metavar="PX",
-        type=_positive,
-        help="shrink larger photos before sending; results have the shrunk size",
-    )
-    add(
-        "--base",
-        metavar="DIR",
-        type=Path,
-        help="folder that OUT mirrors (default: the inputs' common one)",
-    )
-    add(
-        "--report",
-        action="store_true",
-        help="count class pixels; write report.csv and a contact sheet",
-    )
+    side = "shrink larger photos before sending; results then have the shrunk size"
+    add("--max-side", metavar="PX", type=_positive, help=side)
+    add("--base", metavar="DIR", type=Path, help="folder that OUT mirrors (the inputs' common one)")
+    add("--report", action="store_true", help="count class pixels; write tables, contact sheets")
+    add("--json", action="store_true", help="print the summary as JSON")
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    """What is sent, and when to stop."""
+    add = parser.add_argument_group("less or more").add_argument
     add("--dry-run", action="store_true", help="only say what would be sent")
-    add("--retry-failed", action="store_true", help="send photos again that the service rejected")
+    add("--retry-failed", action="store_true", help="also send photos that were rejected before")
     add("--fail-fast", action="store_true", help="stop at the first failure")
     add("--max-failures", metavar="N", type=_positive, help="stop after N failures")
+
+
+def _add_connection(parser: argparse.ArgumentParser) -> None:
+    """How the service is talked to."""
+    add = parser.add_argument_group("connection").add_argument
+    patience, key = RetryPolicy.give_up_after_s, os.environ.get("DEEPLAB_API_KEY")
+    add("--concurrency", metavar="N", type=_concurrency, help="requests in flight, or auto (auto)")
+    add("--timeout", metavar="S", type=float, default=TIMEOUT_S, help="of one try (%(default)g)")
+    tries = "end of all tries for one photo (%(default)g)"
+    add("--give-up-after", metavar="S", type=float, default=patience, help=tries)
     add(
-        "--timeout",
-        metavar="S",
-        type=float,
-        default=TIMEOUT_S,
-        help="for one answer (default: %(default)g)",
+        "--api-key", metavar="KEY", default=key, help="better in $DEEPLAB_API_KEY: unseen by others"
     )
-    add(
-        "--give-up-after",
-        metavar="S",
-        type=float,
-        default=RetryPolicy.give_up_after_s,
-        help="of retrying one photo (default: %(default)g)",
-    )
-    add(
-        "--api-key",
-        metavar="KEY",
-        default=os.environ.get("DEEPLAB_API_KEY"),
-        help="default: $DEEPLAB_API_KEY, which other users cannot see",
-    )
-    add("--json", action="store_true", help="print the summary as JSON")
-    return parser
 
 
 def _report_parser() -> argparse.ArgumentParser:
@@ -159,6 +138,8 @@ def _report(options: argparse.Namespace) -> int:
 
 
 async def _run(options: argparse.Namespace) -> int:
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # file names may be any bytes
     inputs = Inputs.of(options.inputs, out=options.out, listing=sys.stdin, base=options.base)
     outputs = parse_outputs(options.output)
     if options.max_side is not None:

@@ -134,7 +134,7 @@ class Inputs:
             _printable(f"{archive}!{member.name}"),
             member.size,
             int(member.mtime * 1e9),
-            functools.cache(functools.partial(_extract, tar, member)),
+            functools.cache(functools.partial(_extract, archive.name, tar, member)),
             fleeting=True,
         )
 
@@ -250,7 +250,11 @@ def _printable(name: str | PurePosixPath) -> str:
     return os.fsencode(str(name)).decode("utf-8", "backslashreplace")
 
 
-def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+def _extract(archive: str, tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    """The member's bytes; OSError, as for any file, if the tar is broken there."""
     content: IO[bytes] = tar.extractfile(member) or io.BytesIO()
-    with content:
-        return content.read()
+    try:
+        with content:
+            return content.read()
+    except (tarfile.TarError, EOFError) as error:
+        raise OSError(f"{archive}: {error}") from error

@@ -175,12 +175,14 @@ class Manifest:
         name: str,
         origin: Origin,
         outputs: dict[str, int],
-        pixels: Iterable[ClassPixels] = (),
+        pixels: Iterable[ClassPixels] | None = None,
         request_id: str | None = None,
     ) -> None:
-        """All outputs are in place."""
-        entries = [(name, entry.class_id, entry.name, entry.pixels) for entry in pixels]
+        """All outputs are in place. `pixels` None: not counted; what is known of the same stays."""
+        entries = [(name, entry.class_id, entry.name, entry.pixels) for entry in pixels or ()]
         with self._lock, self._transaction():
+            if pixels is not None or not self._is_from(name, origin):
+                self._db.execute("DELETE FROM pixels WHERE name = ?", (name,))
             self._settle(name, DONE, origin, request_id)
             self._db.execute(
                 "UPDATE photos SET error = NULL, outputs = ? WHERE name = ?",
@@ -199,6 +201,7 @@ class Manifest:
     ) -> None:
         """No result, and why. The files of an earlier result are not recorded any more."""
         with self._lock, self._transaction():
+            self._db.execute("DELETE FROM pixels WHERE name = ?", (name,))
             self._settle(name, REJECTED if rejected else FAILED, origin, request_id)
             self._db.execute(
                 "UPDATE photos SET error = ?, outputs = '{}' WHERE name = ?", (error, name)
@@ -259,7 +262,14 @@ class Manifest:
             " model_digest = :model_digest, max_side = :max_side WHERE name = :name",
             values,
         )
-        self._db.execute("DELETE FROM pixels WHERE name = ?", (name,))
+
+    def _is_from(self, name: str, origin: Origin) -> bool:
+        row = self.get(name)
+        return row is not None and (row.sha256, row.model_digest, row.max_side) == (
+            origin.sha256,
+            origin.model_digest,
+            origin.max_side,
+        )
 
     def _is_taken(self, stem: str) -> bool:
         return bool(self._db.execute("SELECT 1 FROM photos WHERE stem = ?", (stem,)).fetchone())

@@ -115,11 +115,13 @@ def image_bytes(image: bytes | Path | str) -> bytes:
 
 
 def segmentation(response: httpx.Response, outputs: tuple[str, ...]) -> Segmentation:
-    """A 200 answer of `/segment`, its headers read."""
+    """A 200 answer of `/segment`, its headers read; BadAnswerError if it is something else."""
     headers = response.headers
+    content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+    _check_type(outputs, content_type)
     return Segmentation(
         content=response.content,
-        content_type=headers.get("content-type", "").partition(";")[0].strip().lower(),
+        content_type=content_type,
         outputs=outputs,
         model=headers.get("x-model"),
         digest=headers.get("x-model-digest"),
@@ -185,6 +187,21 @@ def _number(text: str) -> float | None:
     except ValueError:
         return None
     return number if math.isfinite(number) else None
+
+
+def _check_type(outputs: tuple[str, ...], content_type: str) -> None:
+    """A proxy's login page also comes with 200; it must not end up as a mask."""
+    if len(outputs) > 1:
+        is_fitting = content_type == ZIP
+    elif outputs[0] in {"mask", "color", "overlay"}:
+        is_fitting = content_type.startswith("image/")
+    elif outputs[0] == "npz":
+        is_fitting = content_type.startswith("application/")
+    else:
+        is_fitting = content_type.endswith("json")
+    if not is_fitting:
+        asked = ",".join(outputs)
+        raise BadAnswerError(f"output={asked} was answered with {content_type or 'no type'}")
 
 
 def _file_name(output: str, content_type: str) -> str:

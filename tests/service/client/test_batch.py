@@ -149,6 +149,25 @@ def test_more_outputs_than_before_are_fetched(server: FlakyServer, photos: Path)
     assert len(server.segmented()) == 6
 
 
+def test_outputs_asked_for_in_turn_add_up(
+    server: FlakyServer, photos: Path, tmp_path: Path
+) -> None:
+    run(server, photos / "cat.jpg", "-o", str(tmp_path / "out"), "--output", "mask", "--report")
+    run(server, photos / "cat.jpg", "-o", str(tmp_path / "out"), "--output", "npz")
+    assert {"cat.mask.png", "cat.labels.npz"} <= set(files(tmp_path / "out"))
+    with Manifest(tmp_path / "out" / FILE_NAME) as manifest:
+        assert manifest.pixels("cat.jpg") == {0: 30, 8: 10}
+
+
+def test_output_of_another_model_does_not_stay_beside_the_new_one(
+    server: FlakyServer, photos: Path, tmp_path: Path
+) -> None:
+    run(server, photos / "cat.jpg", "-o", str(tmp_path / "out"), "--output", "mask")
+    server.digest = "d2"
+    run(server, photos / "cat.jpg", "-o", str(tmp_path / "out"), "--output", "npz")
+    assert files(tmp_path / "out") == ["cat.labels.npz"]
+
+
 def test_other_max_side_redoes_everything(server: FlakyServer, photos: Path) -> None:
     run(server, photos)
     run(server, photos, "--max-side", "100")
@@ -285,14 +304,19 @@ def test_answer_without_the_asked_output_is_a_failure(server: FlakyServer, photo
     assert run(server, photos) == 1
 
 
-def test_refused_key_stops_the_run_at_once(
-    server: FlakyServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    "refusal",
+    [problem(401, "unauthorized"), problem(404, "unknown-model"), problem(400, "invalid-request")],
+    ids=["key", "model", "option"],
+)
+def test_refused_caller_ends_the_run_at_once_and_blames_no_photo(
+    server: FlakyServer, tmp_path: Path, refusal: Answer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    server.misbehave = lambda request, nth: (
-        problem(401, "unauthorized", "no such key") if request.path == "/segment" else None
-    )
-    assert run(server, many(tmp_path / "photos", 50), "--concurrency", "2") == 1
-    assert "no such key" in capsys.readouterr().out
+    server.misbehave = lambda request, nth: refusal if request.path == "/segment" else None
+    assert run(server, many(tmp_path / "photos", 50), "--concurrency", "2", "--json") == 1
+    summary = json.loads(capsys.readouterr().out)
+    assert str(refusal.status) in summary["stopped"]
+    assert summary["failures"] == []
     assert len(server.segmented()) <= 2
 
 
@@ -420,6 +444,17 @@ def test_client_killed_at_any_moment_loses_and_doubles_nothing(
     assert client_process(server.url, photos, out).wait() == 0
     assert_complete(photos, out)
     assert len(server.segmented()) - sent < 60  # what was complete was not sent again
+
+
+def test_interrupt_ends_at_once_and_says_how_to_go_on(server: FlakyServer, tmp_path: Path) -> None:
+    server.delay_s = 0.02
+    photos, out = many(tmp_path / "photos", 80), tmp_path / "out"
+    client = client_process(server.url, photos, out)
+    wait_for(10, out)
+    client.send_signal(signal.SIGINT)
+    assert client.wait(timeout=5) == 130
+    assert run(server, photos) == 0
+    assert_complete(photos, out)
 
 
 def test_server_killed_and_started_again_costs_no_photo(tmp_path: Path) -> None:

@@ -77,6 +77,12 @@ def test_refusal_by_a_proxy_is_an_error_too(server: FlakyServer) -> None:
         client.segment(b"photo")
 
 
+def test_login_page_is_no_mask(server: FlakyServer) -> None:
+    server.misbehave = lambda request, nth: Answer(200, b"<html>Log in</html>", "text/html")
+    with Client(server.url) as client, pytest.raises(BadAnswerError, match="text/html"):
+        client.segment(b"photo")
+
+
 def test_models_that_are_no_list_are_a_bad_answer(server: FlakyServer) -> None:
     server.misbehave = lambda request, nth: Answer(200, b'{"models": 5}')
     with Client(server.url) as client, pytest.raises(BadAnswerError):
