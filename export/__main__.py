@@ -3,54 +3,107 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from pathlib import Path
+from typing import Literal
 
 from pydantic import ValidationError
 
 from export.parity import ParityError
-from export.writer import ExportOptions, export
+from export.quantize import Quantization, QuantizationError
+from export.writer import MIN_SIDE, ExportOptions, Size, export
 from model.checkpoint import CheckpointError
+from model.data.dataset import DATASETS, DatasetError, find
+from model.evaluate import scales
+
+EXAMPLES = """\
+examples:
+  python -m export runs/light/model -o models/light.onnx
+  python -m export runs/light/model -o models/light-os8.onnx --output-stride 8 --confidence
+  python -m export runs/light/model -o models/light-ms.onnx --scales 0.5,0.75,1,1.25,1.5,1.75 --flip
+  python -m export runs/light/model -o models/light-int8.onnx --precision int8 \\
+      --calibration DATA/VOCdevkit/VOC2012/JPEGImages --data DATA --split val
+"""
 
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m export",
         description="Export a checkpoint to ONNX and prove it equal to PyTorch.",
-        epilog="example: python -m export runs/light/model -o models/light.onnx --output-stride 8",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=EXAMPLES,
     )
     p.add_argument("checkpoint", type=Path, help="NAME.safetensors with NAME.json beside it")
     p.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.onnx")
     p.add_argument("--output-stride", type=int, choices=(8, 16, 32), help="default: as trained")
-    p.add_argument("--size", type=size, metavar="H,W", help="default: the checkpoint's crop size")
+    p.add_argument("--scales", type=scales, default=(1.0,), metavar="S,S,...")
+    p.add_argument("--flip", action="store_true", help="average with the mirrored photo")
+    p.add_argument("--precision", choices=("fp32", "fp16", "int8"), default="fp32")
+    p.add_argument(
+        "--size", type=size, metavar="H,W|dynamic", help="default: the checkpoint's crop size"
+    )
+    p.add_argument("--confidence", action="store_true", help="also return the label's probability")
+    quantization = p.add_argument_group("for --precision int8")
+    quantization.add_argument("--calibration", type=Path, help="folder of photos")
+    quantization.add_argument("--dataset", default="voc", choices=sorted(DATASETS))
+    quantization.add_argument("--data", type=Path, help="data set that mIoU is judged on")
+    quantization.add_argument("--split", default="val")
     return p
 
 
-def size(text: str) -> tuple[int, int]:
-    """Parse H,W in pixels."""
+def size(text: str) -> Size | Literal["dynamic"]:
+    """Parse H,W in pixels, or the word `dynamic`."""
+    if text == "dynamic":
+        return "dynamic"
     try:
         height, width = (int(part) for part in text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: write H,W as in 513,513") from None
-    if min(height, width) < 33:
-        raise argparse.ArgumentTypeError(f"{text!r}: both sides must be at least 33")
+        message = f"{text!r}: write H,W as in 513,513, or dynamic"
+        raise argparse.ArgumentTypeError(message) from None
+    if min(height, width) < MIN_SIDE:
+        raise argparse.ArgumentTypeError(f"{text!r}: both sides must be at least {MIN_SIDE}")
     return height, width
+
+
+def options(args: argparse.Namespace) -> ExportOptions:
+    """The options of a parsed command line; raises QuantizationError or DatasetError."""
+    quantization = None
+    if args.precision == "int8":
+        if args.calibration is None or args.data is None:
+            raise QuantizationError("--precision int8 needs --calibration DIR and --data DIR")
+        dataset = find(args.dataset, args.data, args.split)
+        quantization = Quantization(args.calibration, dataset)
+    return ExportOptions(
+        output_stride=args.output_stride,
+        size=None if args.size == "dynamic" else args.size,
+        dynamic=args.size == "dynamic",
+        scales=args.scales,
+        flip=args.flip,
+        confidence=args.confidence,
+        precision=args.precision,
+        quantization=quantization,
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("export").setLevel(logging.INFO)
     try:
-        contract = export(
-            args.checkpoint, args.output, ExportOptions(args.output_stride, args.size)
-        )
+        contract = export(args.checkpoint, args.output, options(args))
+    except (QuantizationError, DatasetError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except (CheckpointError, ParityError, ValidationError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     parity = contract.parity
+    change = "" if parity.miou_change is None else f", mIoU {parity.miou_change:+.4f}"
     print(
         f"{args.output}: {args.output.stat().st_size / 1e6:.1f} MB, "
         f"{parity.agreement:.4%} of {parity.pixels} labels as PyTorch, "
-        f"largest logit error {parity.max_logit_error:.2g} (std {parity.logit_std:.2g})"
+        f"largest logit error {parity.max_logit_error:.2g} (std {parity.logit_std:.2g}){change}"
     )
     return 0
 

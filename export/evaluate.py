@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -18,16 +19,24 @@ from PIL import Image
 from model.data.dataset import DatasetError, find
 from model.evaluate import add_dataset_arguments, check_classes, figures, report, score
 from service import cpus
+from service.contract import InputSize
 from service.engine import Engine, EngineOptions
 from service.errors import StartupError
 from service.imaging import Photo, fit, restore
 
 
-def predict(engine: Engine, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8 photo -> (H, W) uint8 class ids, as the service computes them."""
+def predict(
+    run: Callable[[NDArray[np.uint8]], NDArray[np.uint8]],
+    target: InputSize,
+    image: NDArray[np.uint8],
+) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8 photo -> (H, W) uint8 class ids, as the service computes them.
+
+    `run` is an engine's: a batch (N, H, W, 3) uint8 to its labels (N, H, W).
+    """
     photo = Photo(Image.fromarray(image), (image.shape[1], image.shape[0]))
-    fitted = fit(photo, engine.contract.input)
-    return restore(engine.run(fitted.pixels[None])[0], fitted, photo.size)
+    fitted = fit(photo, target)
+    return restore(run(fitted.pixels[None])[0], fitted, photo.size)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -49,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         engine = Engine(args.file, EngineOptions(args.device, threads=cpus.available()))
         dataset = find(args.dataset, args.data, args.split)
         check_classes(len(engine.contract.classes), dataset)
-        confusion = score(dataset, partial(predict, engine))
+        confusion = score(dataset, partial(predict, engine.run, engine.contract.input))
     except (StartupError, DatasetError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -7,6 +7,7 @@ functions that `model.predict` runs.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -18,17 +19,31 @@ from model.layers import ConvBN
 from model.predict import average_probabilities, full_logits
 
 
-def fold_batch_norm(net: DeepLabV3Plus) -> DeepLabV3Plus:
-    """Fold every batch norm into its convolution, in place; the net must be in eval mode.
+def folded(net: DeepLabV3Plus) -> DeepLabV3Plus:
+    """A copy of a net in eval mode with every batch norm folded into its convolution.
 
     Done here rather than by the exporter, which would store one copy of the
     folded weights for every scale and flip that uses them.
     """
+    net = copy.deepcopy(net)
     for module in net.modules():
         if isinstance(module, ConvBN) and isinstance(module.bn, nn.BatchNorm2d):
             module.conv = fuse_conv_bn_eval(module.conv, module.bn)
             module.bn = nn.Identity()
     return net
+
+
+class HalfPrecision(DeepLabV3Plus):
+    """A network that computes in float16 behind a float32 interface."""
+
+    def __init__(self, net: DeepLabV3Plus) -> None:
+        nn.Module.__init__(self)
+        self.net = copy.deepcopy(net).half()
+        self.config = net.config
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(N, 3, H, W) float32 in [0, 255] -> (N, K, h, w) float32 logits."""
+        return self.net(image.half()).float()  # type: ignore[no-any-return]
 
 
 class LabelGraph(nn.Module):
@@ -61,7 +76,7 @@ class LabelGraph(nn.Module):
         return average_probabilities(self.net, x, self.scales, flip=self.flip)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """(N, H, W, 3) uint8, RGB -> labels (N, H, W) uint8, [confidence,] scores.
+        """(N, H, W, 3) uint8, RGB -> labels (N, H, W) uint8, scores [, confidence].
 
         Confidence is the probability of the label times 255, (N, H, W) uint8.
         The scores are there to be compared when the file is made; the file
@@ -73,4 +88,4 @@ class LabelGraph(nn.Module):
             return labels, scores
         probabilities = scores.softmax(dim=1) if self.single_pass else scores
         best = probabilities.amax(dim=1)
-        return labels, (best * 255.0 + 0.5).to(torch.uint8), scores
+        return labels, scores, (best * 255.0 + 0.5).to(torch.uint8)

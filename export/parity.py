@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,11 @@ from PIL import Image
 
 import service
 from export.graph import LabelGraph
-from service.contract import INPUT, Color, InputSize, Parity
+from service.contract import INPUT, InputSize, Parity
 from service.imaging import decode, fit, open_checked
 
-MIN_AGREEMENT_FP32 = 0.999
+MIN_AGREEMENT = {"fp32": 0.999, "fp16": 0.995, "int8": 0.0}
+MAX_MIOU_LOSS = 0.015  # what int8 is judged by instead
 BATCHES = (1, 3)  # both unlike the batch that was traced
 SAMPLES = Path(service.__file__).parent / "samples"
 
@@ -25,37 +27,50 @@ class ParityError(RuntimeError):
     """The exported file and PyTorch disagree."""
 
 
-def test_images(size: tuple[int, int], pad: Color) -> NDArray[np.uint8]:
+def test_images(target: InputSize) -> NDArray[np.uint8]:
     """The sample photos and two pictures of noise, (N, H, W, 3) uint8."""
-    target = InputSize(policy="fixed", height=size[0], width=size[1], pad=pad)
-    paths = sorted(SAMPLES.glob("*.jpg"))
-    photos = [decode(open_checked(path.read_bytes(), 10**8)) for path in paths]
-    noise = np.random.default_rng(0).integers(0, 256, (2, *size, 3), np.uint8)
+    photos = [decode(open_checked(path.read_bytes(), 10**8)) for path in sorted(SAMPLES.iterdir())]
+    shape = (target.height, target.width)
+    noise = np.random.default_rng(0).integers(0, 256, (2, *shape, 3), np.uint8)
     # Noise of 16-pixel blocks: every class has a chance, which white noise does not give.
-    blocks = Image.fromarray(noise[1, : size[0] // 16 + 1, : size[1] // 16 + 1])
-    noise[1] = np.asarray(blocks.resize((size[1], size[0]), Image.Resampling.BICUBIC))
+    blocks = Image.fromarray(noise[1, : shape[0] // 16 + 1, : shape[1] // 16 + 1])
+    noise[1] = np.asarray(blocks.resize(shape[::-1], Image.Resampling.BICUBIC))
     return np.concatenate([np.stack([fit(photo, target).pixels for photo in photos]), noise])
 
 
-def compare(
-    graph: LabelGraph, proto: onnx.ModelProto, size: tuple[int, int], *, pad: Color
-) -> Parity:
-    """Run both on the test images in batches of several sizes."""
-    session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
-    images = test_images(size, pad)
-    equal = pixels = count = 0
-    error, deviations = 0.0, []
+def batches(target: InputSize, *, dynamic: bool) -> Iterator[NDArray[np.uint8]]:
+    """Test batches of several sizes; of several shapes too where the graph takes any."""
+    images = test_images(target)
     for batch in BATCHES:
         for start in range(0, len(images), batch):
-            part = images[start : start + batch]
-            labels, logits = session.run(None, {INPUT: part})
-            with torch.inference_mode():
-                truth, exact = (tensor.numpy() for tensor in graph(torch.from_numpy(part)))
-            equal += int((labels == truth).sum())
-            pixels += truth.size
-            count += len(part)
-            error = max(error, float(np.abs(logits - exact).max()))
-            deviations.append(float(exact.std()))
+            yield images[start : start + batch]
+    if dynamic:  # odd and even sides, and sizes that are no multiple of anything
+        for height, width in ((65, 96), (100, 131), (64, 33)):
+            part = target.model_copy(update={"height": height, "width": width})
+            yield test_images(part)
+
+
+def compare(
+    graph: LabelGraph, proto: onnx.ModelProto, target: InputSize, dynamic: bool = False
+) -> Parity:
+    """Run `graph` and the file on the test images and measure how far they are apart.
+
+    Raises ParityError when the file's scores are not finite.
+    """
+    session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    equal = pixels = count = 0
+    error, deviations = 0.0, []
+    for images in batches(target, dynamic=dynamic):
+        labels, scores = session.run(None, {INPUT: images})[:2]
+        if not np.isfinite(scores).all():
+            raise ParityError("the file's scores are not finite: export it as fp32")
+        with torch.inference_mode():
+            truth, exact = (tensor.numpy() for tensor in graph(torch.from_numpy(images))[:2])
+        equal += int((labels == truth).sum())
+        pixels += truth.size
+        count += len(images)
+        error = max(error, float(np.abs(scores - exact).max()))
+        deviations.append(float(exact.std()))
     return Parity(
         images=count,
         pixels=pixels,
@@ -65,10 +80,16 @@ def compare(
     )
 
 
-def require(measured: Parity, minimum: float) -> None:
-    """Raise ParityError when too few labels agree."""
+def require(measured: Parity, precision: str) -> None:
+    """Raise ParityError when too few labels agree, or too much mIoU is lost."""
+    minimum = MIN_AGREEMENT[precision]
     if not measured.agreement >= minimum:
         raise ParityError(
             f"{measured.agreement:.4%} of labels agree with PyTorch, {minimum:.1%} are required "
             f"(largest logit error {measured.max_logit_error:.3g}): the file was not written"
+        )
+    if measured.miou_change is not None and measured.miou_change < -MAX_MIOU_LOSS:
+        raise ParityError(
+            f"mIoU falls by {-measured.miou_change:.4f} on {measured.miou_images} images, "
+            f"{MAX_MIOU_LOSS} are allowed: the file was not written"
         )

@@ -6,26 +6,30 @@ comparison leaves nothing behind.
 
 from __future__ import annotations
 
-import logging
 import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import onnx
 import torch
+from torch.export import Dim
 
-from export import parity
-from export.graph import LabelGraph
+from export import parity, quantize
+from export.graph import HalfPrecision, LabelGraph, folded
+from export.quantize import Quantization
 from model import checkpoint
 from model.checkpoint import Card
 from model.deeplab import DeepLabV3Plus
-from service.contract import INPUT, LABELS, METADATA_KEY, Contract, InputSize, Parity
-
-log = logging.getLogger("export")
+from service.contract import CONFIDENCE, INPUT, LABELS, METADATA_KEY, Contract, InputSize, Parity
 
 OPSET = 18
-LOGITS = "logits"  # compared during export, absent from the file
+SCORES = "scores"  # compared during export, absent from the file
+MIN_SIDE = 33  # two pixels at output stride 32
+
+Size = tuple[int, int]
+Precision = Literal["fp32", "fp16", "int8"]
 
 
 @dataclass(frozen=True)
@@ -33,41 +37,56 @@ class ExportOptions:
     """An operating point of a checkpoint."""
 
     output_stride: int | None = None  # None: the checkpoint's own
-    size: tuple[int, int] | None = None  # (H, W); None: the checkpoint's crop size
+    size: Size | None = None  # (H, W); None: the checkpoint's crop size
+    dynamic: bool = False  # any H and W; `size` is then what photos are fitted into
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+    confidence: bool = False
+    precision: Precision = "fp32"
+    quantization: Quantization | None = None  # required for int8
 
 
 def export(source: Path, target: Path, options: ExportOptions) -> Contract:
     """Export a checkpoint to `target` and return the contract written into it.
 
-    Raises CheckpointError for an unreadable checkpoint and ExportError when
-    the file disagrees with PyTorch; `target` is then left as it was.
+    The contract's comparison is also written beside the file, as
+    `NAME.parity.json`. Raises CheckpointError for an unreadable checkpoint and
+    ParityError when the file disagrees with PyTorch; `target` is then left as
+    it was.
     """
     card = checkpoint.read_card(source)
     net = checkpoint.load(source, options.output_stride)
     size = options.size or net.config.crop_size
-    graph = LabelGraph(net).eval()
-    proto = build(graph, size)
-    measured = parity.compare(graph, proto, size, pad=pad_color(net))
-    parity.require(measured, parity.MIN_AGREEMENT_FP32)
-    contract = _contract(card, net, size, checkpoint.digest(source), measured)
-    write(strip(proto), contract, target)
+    truth = _graph(net, options)
+    proto = build(_graph(_reduced(folded(net), options), options), size, dynamic=options.dynamic)
+    contract = _contract(card, net, size, checkpoint.digest(source), options)
+    if options.quantization is not None:
+        final, measured = quantize.quantized(proto, contract, options.quantization, truth)
+    else:
+        final, measured = proto, parity.compare(truth, proto, contract.input, options.dynamic)
+    parity.require(measured, options.precision)
+    contract = contract.model_copy(update={"parity": measured})
+    write(strip(final), contract, target)
     return contract
 
 
-def build(graph: LabelGraph, size: tuple[int, int]) -> onnx.ModelProto:
-    """Trace `graph` for images of `size` (H, W) and any batch; checked by onnx itself."""
+def build(graph: LabelGraph, size: Size, *, dynamic: bool = False) -> onnx.ModelProto:
+    """Trace `graph` for images of `size` (H, W), or any size; any batch; checked by onnx itself."""
     # Two images: a batch of one would be taken for a constant.
     example = torch.zeros((2, *size, 3), dtype=torch.uint8)
+    shapes = {0: Dim("batch")}
+    if dynamic:
+        shapes |= {1: Dim("height", min=MIN_SIDE), 2: Dim("width", min=MIN_SIDE)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns about its own dependencies
         program = torch.onnx.export(
-            graph,
+            graph.eval(),
             (example,),
             dynamo=True,
             opset_version=OPSET,
             input_names=[INPUT],
-            output_names=[LABELS, LOGITS],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            output_names=[LABELS, SCORES, *([CONFIDENCE] if graph.confidence else [])],
+            dynamic_shapes=(shapes,),
             verbose=False,
         )
     assert program is not None
@@ -77,11 +96,11 @@ def build(graph: LabelGraph, size: tuple[int, int]) -> onnx.ModelProto:
 
 
 def strip(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Remove the logits output, and the exporter's notes: source paths and stack traces."""
+    """Remove the scores output, and the exporter's notes: source paths and stack traces."""
     final = onnx.ModelProto()
     final.CopyFrom(proto)
-    (logits,) = (output for output in final.graph.output if output.name == LOGITS)
-    final.graph.output.remove(logits)
+    (scores,) = (output for output in final.graph.output if output.name == SCORES)
+    final.graph.output.remove(scores)
     del final.metadata_props[:]
     final.doc_string = final.graph.doc_string = ""
     del final.graph.metadata_props[:]
@@ -93,13 +112,18 @@ def strip(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def write(proto: onnx.ModelProto, contract: Contract, target: Path) -> None:
-    """Write the file atomically, the contract in its metadata."""
+    """Write the file atomically, the contract in its metadata, and its certificate beside it."""
     onnx.helper.set_model_props(proto, {METADATA_KEY: contract.model_dump_json()})
     onnx.checker.check_model(proto, full_check=True)
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.partial")
-    partial.write_bytes(proto.SerializeToString(deterministic=True))
-    checkpoint.replace_durably(partial, target)
+    certificate = contract.parity.model_dump_json(indent=2) + "\n"
+    for path, data in (
+        (target, proto.SerializeToString(deterministic=True)),
+        (target.with_suffix(".parity.json"), certificate.encode()),
+    ):
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_bytes(data)
+        checkpoint.replace_durably(partial, path)
 
 
 def pad_color(net: DeepLabV3Plus) -> tuple[int, int, int]:
@@ -108,16 +132,36 @@ def pad_color(net: DeepLabV3Plus) -> tuple[int, int, int]:
     return red, green, blue
 
 
+def _graph(net: DeepLabV3Plus, options: ExportOptions) -> LabelGraph:
+    return LabelGraph(
+        net, scales=options.scales, flip=options.flip, confidence=options.confidence
+    ).eval()
+
+
+def _reduced(net: DeepLabV3Plus, options: ExportOptions) -> DeepLabV3Plus:
+    return HalfPrecision(net) if options.precision == "fp16" else net
+
+
 def _contract(
-    card: Card, net: DeepLabV3Plus, size: tuple[int, int], digest: str, measured: Parity
+    card: Card, net: DeepLabV3Plus, size: Size, digest: str, options: ExportOptions
 ) -> Contract:
+    """The contract of a file whose comparison is still to come."""
     return Contract(
         classes=card.classes,
         palette=card.palette,
-        input=InputSize(policy="fixed", height=size[0], width=size[1], pad=pad_color(net)),
+        input=InputSize(
+            policy="dynamic" if options.dynamic else "fixed",
+            height=size[0],
+            width=size[1],
+            pad=pad_color(net),
+        ),
         backbone=net.config.backbone,
         output_stride=net.config.output_stride,
+        scales=options.scales,
+        flip=options.flip,
+        precision=options.precision,
+        confidence=options.confidence,
         checkpoint_sha256=digest,
         metrics=card.metrics,
-        parity=measured,
+        parity=Parity(images=1, pixels=1, agreement=0, max_logit_error=0, logit_std=0),
     )

@@ -73,7 +73,9 @@ class ImagePooling(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C', H, W), the same at every pixel."""
-        pooled = self.project(x.mean((2, 3), keepdim=True))  # (N, C', 1, 1)
+        # In float32 whatever the rest runs in: a half-precision sum of a large map overflows.
+        mean = x.float().mean((2, 3), keepdim=True).to(x.dtype)
+        pooled = self.project(mean)  # (N, C', 1, 1)
         # Bilinear resizing of one pixel is a constant, so expand is exact.
         return pooled.expand(-1, -1, x.shape[2], x.shape[3])  # type: ignore[no-any-return]
 

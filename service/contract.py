@@ -45,7 +45,11 @@ class InputSize(BaseModel):
 
 
 class Parity(BaseModel):
-    """How the exported file compared with PyTorch when it was made."""
+    """How the exported file compared with PyTorch (in float32) when it was made.
+
+    Errors are of the logits, or of the mean probabilities where the graph
+    averages several scales or flips.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -54,6 +58,9 @@ class Parity(BaseModel):
     agreement: Annotated[float, Field(ge=0, le=1)]  # share of equal labels
     max_logit_error: Annotated[float, Field(ge=0)]
     logit_std: Annotated[float, Field(ge=0)]
+    # For reduced precision: mIoU of this file minus that of the float32 graph, and where.
+    miou_change: float | None = None
+    miou_images: int | None = None
 
 
 class Contract(BaseModel):

@@ -56,7 +56,9 @@ def test_http_gives_the_exported_files_mask_pixel_for_pixel(
 ) -> None:
     engine = served.get(NAME).engine
     for path in SAMPLES:
-        assert (over_http[path.stem] == predict(engine, read(path))).all(), path.name
+        assert (
+            over_http[path.stem] == predict(engine.run, engine.contract.input, read(path))
+        ).all(), path.name
 
 
 def test_http_gives_pytorchs_mask(over_http: Masks) -> None:

@@ -19,6 +19,7 @@ from tests.export.conftest import CONFIG
 from tests.model import voc_folder
 
 
+@pytest.mark.slow
 def test_checkpoint_and_file_have_the_same_miou(tmp_path: Path) -> None:
     config = CONFIG.model_copy(update={"num_classes": 21})
     card = Card(model=config, classes=VOC_CLASSES, palette=voc_palette(21))

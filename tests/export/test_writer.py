@@ -6,16 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 import torch
 
 from export import __main__ as cli
 from export import writer
-from export.graph import LabelGraph
+from export.graph import LabelGraph, folded
 from export.parity import ParityError
 from export.writer import ExportOptions, export
 from model import checkpoint
-from service.contract import INPUT, LABELS, METADATA_KEY, parse
+from model.predict import label_map, probabilities
+from service.contract import INPUT, LABELS, METADATA_KEY, Parity, parse
 from service.engine import Engine, EngineOptions
 from tests.export.conftest import SIZE, save_random
 
@@ -54,26 +56,81 @@ def test_the_file_says_nothing_of_the_machine_that_made_it(exported: Path) -> No
     assert {prop.key for prop in onnx.load(exported).metadata_props} == {METADATA_KEY}
 
 
+@pytest.mark.slow
 def test_equal_exports_are_equal_bytes(tiny: Path, exported: Path, tmp_path: Path) -> None:
     export(tiny, tmp_path / "again.onnx", ExportOptions())
     assert (tmp_path / "again.onnx").read_bytes() == exported.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_file_that_disagrees_with_pytorch_is_never_written(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = LabelGraph(checkpoint.load(save_random(tmp_path / "other", seed=1))).eval()
-    build = writer.build
-    monkeypatch.setattr(writer, "build", lambda _, size: build(other, size))  # the wrong weights
+    other = checkpoint.load(save_random(tmp_path / "other", seed=1))
+    monkeypatch.setattr(writer, "folded", lambda _: folded(other))  # the wrong weights
     with pytest.raises(ParityError, match=r"99\.9% are required"):
         export(tiny, tmp_path / "bad.onnx", ExportOptions())
     assert not list(tmp_path.glob("*bad*"))
 
 
+@pytest.mark.slow
 def test_the_output_stride_can_be_chosen_at_export(tiny: Path, tmp_path: Path) -> None:
     code = cli.main([str(tiny), "-o", str(tmp_path / "os8.onnx"), "--output-stride", "8"])
     assert code == 0
     assert Engine(tmp_path / "os8.onnx", EngineOptions("cpu")).contract.output_stride == 8
+
+
+@pytest.mark.slow
+def test_scales_flip_and_confidence_are_in_the_graph(tiny: Path, tmp_path: Path) -> None:
+    """The label is model.predict's with the same options; the weights are stored once."""
+    path = tmp_path / "ms.onnx"
+    options = ExportOptions(scales=(0.5, 1.0), flip=True, confidence=True)
+    contract = export(tiny, path, options)
+    assert (contract.scales, contract.flip, contract.confidence) == ((0.5, 1.0), True, True)
+    image = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8)
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    labels, confidence = session.run(None, {INPUT: image[None]})
+    net = checkpoint.load(tiny)
+    assert (labels[0] == label_map(net, image, (0.5, 1.0), flip=True)).mean() > 0.999
+    best = probabilities(net, image, (0.5, 1.0), flip=True).max(0) * 255
+    assert np.abs(confidence[0] - best).max() <= 1
+    single = sum(parameter.numel() for parameter in net.parameters()) * 4
+    assert path.stat().st_size < 2.5 * single  # four passes, and a graph that weighs little
+
+
+@pytest.mark.slow
+def test_a_dynamic_file_takes_any_size(tiny: Path, tmp_path: Path) -> None:
+    path = tmp_path / "dynamic.onnx"
+    contract = export(tiny, path, ExportOptions(dynamic=True))
+    assert contract.input.policy == "dynamic"
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    graph = LabelGraph(checkpoint.load(tiny))
+    for shape in ((1, 33, 33), (2, 50, 77), (1, 128, 96)):
+        images = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+        with torch.inference_mode():
+            truth, _ = graph(torch.from_numpy(images))
+        (labels,) = session.run(None, {INPUT: images})
+        assert (labels == truth.numpy()).mean() > 0.999, shape
+
+
+@pytest.mark.slow
+def test_half_precision_computes_in_float16_behind_uint8(tiny: Path, tmp_path: Path) -> None:
+    path = tmp_path / "half.onnx"
+    contract = export(tiny, path, ExportOptions(precision="fp16"))
+    assert contract.parity.agreement > 0.995
+    types = {tensor.data_type for tensor in onnx.load(path).graph.initializer}
+    assert onnx.TensorProto.FLOAT16 in types
+    assert (
+        path.stat().st_size
+        < 0.75 * 4 * sum(parameter.numel() for parameter in checkpoint.load(tiny).parameters())
+        + 150_000
+    )  # the graph itself
+
+
+def test_the_certificate_lies_beside_the_file(exported: Path) -> None:
+    certificate = Parity.model_validate_json(exported.with_suffix(".parity.json").read_bytes())
+    contract = Engine(exported, EngineOptions("cpu")).contract
+    assert certificate == contract.parity
 
 
 def test_mistakes_are_named(tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:

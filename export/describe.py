@@ -1,0 +1,137 @@
+"""What an exported file is: `python -m export.describe FILE.onnx [--json]`.
+
+Contract, parity certificate, operators, multiply-adds, parameters and size;
+one clear error for a file that is damaged or not ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import onnx
+from google.protobuf.message import DecodeError
+
+from service.contract import INPUT, Contract, ContractError, parse
+
+
+class DescribeError(ValueError):
+    """A file cannot be described; the message says why."""
+
+
+def load(path: Path) -> tuple[onnx.ModelProto, Contract]:
+    """Read a file and its contract; raises DescribeError."""
+    try:
+        model = onnx.load(path)
+        onnx.checker.check_model(model, full_check=True)
+        return model, parse({prop.key: prop.value for prop in model.metadata_props})
+    except FileNotFoundError as error:
+        raise DescribeError(f"{error.filename or path} does not exist") from None
+    except OSError as error:
+        raise DescribeError(f"{path}: {error.strerror}") from None
+    except ContractError as error:
+        raise DescribeError(f"{path}: {error}") from None
+    except (
+        DecodeError,
+        onnx.checker.ValidationError,
+        onnx.shape_inference.InferenceError,
+    ) as error:
+        raise DescribeError(f"{path} is damaged, or no ONNX file: {error}") from None
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Everything about a file, as JSON; raises DescribeError."""
+    model, contract = load(path)
+    return {
+        "file": str(path),
+        "bytes": path.stat().st_size,
+        "opset": max(entry.version for entry in model.opset_import if entry.domain == ""),
+        "contract": contract.model_dump(mode="json"),
+        "operators": dict(Counter(node.op_type for node in model.graph.node).most_common()),
+        "parameters": sum(prod(tensor.dims) for tensor in model.graph.initializer),
+        "multiply_adds": multiply_adds(model, contract),
+    }
+
+
+def multiply_adds(model: onnx.ModelProto, contract: Contract) -> int:
+    """Multiply-adds of all convolutions for one image of the contract's size (logical count)."""
+    sized = onnx.ModelProto()
+    sized.CopyFrom(model)
+    (image,) = (value for value in sized.graph.input if value.name == INPUT)
+    dims = image.type.tensor_type.shape.dim
+    for dim, side in zip(dims, (1, contract.input.height, contract.input.width, 3), strict=True):
+        dim.dim_value = side
+    del sized.graph.value_info[:]
+    inferred = onnx.shape_inference.infer_shapes(sized, data_prop=True)
+    shapes = {
+        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in (*inferred.graph.value_info, *inferred.graph.output)
+    }
+    weights = _weight_shapes(inferred)
+    total = 0
+    for node in inferred.graph.node:
+        if node.op_type == "Conv":
+            # Weight (C', C / groups, kh, kw): each output pixel costs all of it once.
+            total += prod(weights[node.input[1]]) * prod(shapes[node.output[0]][2:])
+    return total
+
+
+def _weight_shapes(model: onnx.ModelProto) -> dict[str, list[int]]:
+    """Shapes of initializers, also behind the DequantizeLinear of a quantized file."""
+    shapes = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in shapes:
+            shapes[node.output[0]] = shapes[node.input[0]]
+    return shapes
+
+
+def show(found: dict[str, Any]) -> str:
+    """The description as text."""
+    contract, parity = found["contract"], found["contract"]["parity"]
+    size = contract["input"]
+    scales = ", ".join(f"{scale:g}" for scale in contract["scales"])
+    operators = ", ".join(f"{name} {count}" for name, count in found["operators"].items())
+    rows = {
+        "file": f"{found['file']} ({found['bytes'] / 1e6:.1f} MB, opset {found['opset']})",
+        "task": f"{contract['task']}, {len(contract['classes'])} classes",
+        "network": f"{contract['backbone']}, output stride {contract['output_stride']}",
+        "input": f"{size['height']} x {size['width']} ({size['policy']}), padded {size['pad']}",
+        "inference": f"scales {scales}{', flip' if contract['flip'] else ''}",
+        "precision": contract["precision"],
+        "confidence": "yes" if contract["confidence"] else "no",
+        "parity": f"{parity['agreement']:.4%} of {parity['pixels']} labels as PyTorch, "
+        f"largest logit error {parity['max_logit_error']:.2g}",
+        "mIoU": contract["metrics"].get("miou", "not measured"),
+        "parameters": f"{found['parameters'] / 1e6:.3f} M",
+        "multiply-adds": f"{found['multiply_adds'] / 1e9:.3f} B",
+        "operators": operators,
+        "checkpoint": f"SHA-256 {contract['checkpoint_sha256']}",
+    }
+    return "\n".join(f"{name:14} {value}" for name, value in rows.items())
+
+
+def main(argv: list[str] | None = None) -> int:
+    p = argparse.ArgumentParser(
+        prog="python -m export.describe",
+        description="Show contract, certificate, operators, multiply-adds and size of a file.",
+        epilog="example: python -m export.describe service/models/efficientnet-lite0-voc.onnx",
+    )
+    p.add_argument("file", type=Path)
+    p.add_argument("--json", action="store_true")
+    args = p.parse_args(argv)
+    try:
+        found = describe(args.file)
+    except DescribeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(found, indent=2) if args.json else show(found))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

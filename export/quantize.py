@@ -1,0 +1,176 @@
+"""Static int8 quantization, judged by mIoU.
+
+Weights and activations of the network become 8 bit (QDQ form, which ONNX
+Runtime fuses into integer kernels); resizing, averaging and argmax stay float.
+Ranges come from calibration photos. Each convolution is first quantized alone:
+those that change too many labels on their own stay in float.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnxruntime.quantization import CalibrationDataReader, QuantType
+from onnxruntime.quantization.calibrate import TensorsData, create_calibrator
+from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+from export import parity
+from export.evaluate import predict
+from export.graph import LabelGraph
+from model.data.dataset import Dataset
+from model.evaluate import score
+from service.contract import INPUT, LABELS, Contract, InputSize, Parity
+from service.imaging import decode, fit, open_checked
+
+log = logging.getLogger("export")
+
+OPERATORS = ["Conv", "Add", "Concat", "Relu", "Clip"]
+PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+SENSITIVITY_IMAGES = 4
+# A convolution that alone changes more labels than this stays in float. Most change under 0.1 %.
+MAX_LABELS_CHANGED = 0.005
+
+
+class QuantizationError(ValueError):
+    """What quantization needs is missing."""
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """What int8 is calibrated and judged on."""
+
+    calibration: Path  # a folder of photos
+    validation: Dataset
+    calibration_images: int = 64
+
+
+def quantized(
+    proto: onnx.ModelProto, contract: Contract, options: Quantization, truth: LabelGraph
+) -> tuple[onnx.ModelProto, Parity]:
+    """Quantize a float32 graph; returns it with its comparison, mIoU change included."""
+    images = photos(options.calibration, options.calibration_images, contract.input)
+    prepared = _prepared(proto)
+    ranges = calibrate(prepared, images)
+    floats = sensitive(prepared, ranges, images[:SENSITIVITY_IMAGES])
+    log.info("%d convolutions stay in float: %s", len(floats), ", ".join(floats) or "none")
+    final = _quantize(prepared, ranges, exclude=floats)
+    measured = parity.compare(truth, final, contract.input)
+    change = miou(final, contract, options.validation) - miou(proto, contract, options.validation)
+    pairs = len(options.validation.pairs)
+    return final, measured.model_copy(update={"miou_change": change, "miou_images": pairs})
+
+
+def photos(folder: Path, count: int, target: InputSize) -> list[NDArray[np.uint8]]:
+    """`count` photos spread evenly over a folder, fitted into the input: [(H, W, 3) uint8]."""
+    paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in PHOTO_SUFFIXES)
+    if not paths:
+        raise QuantizationError(f"{folder} holds no photo to calibrate on")
+    chosen = [paths[int(i)] for i in np.linspace(0, len(paths) - 1, min(count, len(paths)))]
+    return [fit(decode(open_checked(path.read_bytes(), 10**8)), target).pixels for path in chosen]
+
+
+def _prepared(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph with shapes inferred, as the quantizer wants it."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder, "float.onnx"), Path(folder, "prepared.onnx")
+        onnx.save(proto, source)
+        quant_pre_process(source, target, skip_symbolic_shape=True)
+        return onnx.load(target)
+
+
+class _Reader(CalibrationDataReader):  # type: ignore[misc]
+    def __init__(self, images: Sequence[NDArray[np.uint8]]) -> None:
+        self._feeds: Iterator[dict[str, Any]] = ({INPUT: image[None]} for image in images)
+
+    def get_next(self) -> dict[str, Any] | None:
+        return next(self._feeds, None)
+
+
+def calibrate(proto: onnx.ModelProto, images: Sequence[NDArray[np.uint8]]) -> TensorsData:
+    """The range of every activation over the calibration photos."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "float.onnx")
+        onnx.save(proto, path)
+        calibrator = create_calibrator(
+            path, OPERATORS, augmented_model_path=str(Path(folder, "augmented.onnx"))
+        )
+        calibrator.collect_data(_Reader(images))
+        return calibrator.compute_data()
+
+
+def sensitive(
+    proto: onnx.ModelProto, ranges: TensorsData, images: Sequence[NDArray[np.uint8]]
+) -> list[str]:
+    """Convolutions that, quantized alone, change too many labels."""
+    truth = _labels(proto, images)
+    found = []
+    for node in (node.name for node in proto.graph.node if node.op_type == "Conv"):
+        labels = _labels(_quantize(proto, ranges, only=[node]), images)
+        changed = float((labels != truth).mean())
+        log.debug("%s alone changes %.3f%% of labels", node, 100 * changed)
+        if changed > MAX_LABELS_CHANGED:
+            found.append(node)
+    return found
+
+
+def _quantize(
+    proto: onnx.ModelProto,
+    ranges: TensorsData,
+    *,
+    only: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)  # the quantizer works in place
+    quantizer = QDQQuantizer(
+        copy,
+        per_channel=True,
+        reduce_range=False,
+        weight_qType=QuantType.QInt8,
+        activation_qType=QuantType.QUInt8,
+        tensors_range=ranges,
+        nodes_to_quantize=list(only),
+        nodes_to_exclude=list(exclude),
+        op_types_to_quantize=["Conv"] if only else OPERATORS,
+        extra_options={},
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        quantizer.quantize_model()
+    quantizer.model.topological_sort()  # as the standard demands, and the quantizer does not
+    return quantizer.model.model  # type: ignore[no-any-return]
+
+
+def _session(proto: onnx.ModelProto) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    return ort.InferenceSession(
+        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+
+def _labels(proto: onnx.ModelProto, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    session = _session(proto)
+    return np.stack([session.run([LABELS], {INPUT: image[None]})[0][0] for image in images])
+
+
+def miou(proto: onnx.ModelProto, contract: Contract, dataset: Dataset) -> float:
+    """mIoU of a graph on a data set, as export.evaluate computes it."""
+    session = _session(proto)
+
+    def run(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return session.run([LABELS], {INPUT: images})[0]  # type: ignore[no-any-return]
+
+    return score(dataset, partial(predict, run, contract.input)).miou()

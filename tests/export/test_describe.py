@@ -1,0 +1,79 @@
+"""A file is described, or refused with one clear error."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import onnx
+import pytest
+
+from export import describe
+from model import checkpoint
+from model.complexity import measure
+from service.contract import METADATA_KEY
+from tests.export.conftest import CONFIG, SIZE
+
+
+def test_the_figures_are_those_of_the_network(
+    exported: Path, tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert describe.main([str(exported), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["multiply_adds"] == measure(CONFIG, size=SIZE).multiply_adds_logical
+    assert found["bytes"] == exported.stat().st_size
+    assert found["contract"]["checkpoint_sha256"] == checkpoint.digest(tiny)
+    assert found["operators"]["ArgMax"] == 1
+
+
+def test_the_text_names_what_a_user_asks_first(
+    exported: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert describe.main([str(exported)]) == 0
+    text = capsys.readouterr().out
+    for part in ("mobilenet_v2, output stride 16", "65 x 96", "labels as PyTorch", "multiply-adds"):
+        assert part in text
+
+
+def tampered(exported: Path, target: Path, contract: str | None) -> Path:
+    model = onnx.load(exported)
+    onnx.helper.set_model_props(model, {} if contract is None else {METADATA_KEY: contract})
+    onnx.save(model, target)
+    return target
+
+
+@pytest.mark.parametrize(
+    ("contract", "says"),
+    [
+        (None, "python -m export"),
+        ('{"version": 99}', "version 99"),
+        ('{"version": 1}', "does not hold together"),
+        ("{", "not JSON"),
+    ],
+)
+def test_a_contract_that_is_not_sound_is_one_clear_error(
+    exported: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    contract: str | None,
+    says: str,
+) -> None:
+    assert describe.main([str(tampered(exported, tmp_path / "x.onnx", contract))]) == 1
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("kept", [0, 100, -1000])
+def test_a_truncated_file_is_one_clear_error(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kept: int
+) -> None:
+    path = tmp_path / "cut.onnx"
+    path.write_bytes(exported.read_bytes()[:kept])
+    assert describe.main([str(path)]) == 1
+    assert "cut.onnx" in capsys.readouterr().err
+
+
+def test_a_missing_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert describe.main([str(tmp_path / "none.onnx")]) == 1
+    assert "none.onnx does not exist" in capsys.readouterr().err

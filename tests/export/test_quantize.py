@@ -1,0 +1,59 @@
+"""Int8: integer kernels where they do no harm, judged by mIoU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from export import __main__ as cli
+from export import quantize
+from export.quantize import QuantizationError
+from model import checkpoint
+from model.checkpoint import Card
+from model.data.dataset import VOC_CLASSES, voc_palette
+from model.deeplab import DeepLabV3Plus
+from service.contract import InputSize
+from service.engine import Engine, EngineOptions
+from tests.export.conftest import CONFIG, SIZE
+from tests.model import voc_folder
+
+
+@pytest.mark.slow
+def test_a_quantized_file_is_8_bit_and_says_what_it_lost(tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"num_classes": 21})
+    card = Card(model=config, classes=VOC_CLASSES, palette=voc_palette(21))
+    source = checkpoint.save(tmp_path / "net", DeepLabV3Plus(config).state_dict(), card)
+    data = voc_folder.make(tmp_path / "data", split="val")
+    photos = data / "VOCdevkit" / "VOC2012" / "JPEGImages"
+    target = tmp_path / "int8.onnx"
+    arguments = [str(source), "-o", str(target), "--precision", "int8"]
+    assert cli.main([*arguments, "--calibration", str(photos), "--data", str(data)]) == 0
+    model = onnx.load(target)
+    weights = [tensor for tensor in model.graph.initializer if len(tensor.dims) == 4]
+    eight_bit = [tensor for tensor in weights if tensor.data_type == onnx.TensorProto.INT8]
+    assert len(eight_bit) > len(weights) / 2
+    engine = Engine(target, EngineOptions("cpu"))
+    assert engine.contract.precision == "int8"
+    assert engine.contract.parity.miou_change is not None
+    assert engine.contract.parity.miou_images == 6
+    assert engine.run(np.zeros((3, *SIZE, 3), np.uint8)).shape == (3, *SIZE)
+
+
+def test_calibration_photos_are_spread_over_the_folder(tmp_path: Path) -> None:
+    data = voc_folder.make(tmp_path, count=9)
+    folder = data / "VOCdevkit" / "VOC2012" / "JPEGImages"
+    target = InputSize(policy="fixed", height=33, width=33, pad=(0, 0, 0))
+    assert len(quantize.photos(folder, 3, target)) == 3
+    assert len(quantize.photos(folder, 100, target)) == 9
+    with pytest.raises(QuantizationError, match="no photo"):
+        quantize.photos(tmp_path / "VOCdevkit", 3, target)
+
+
+def test_int8_without_photos_is_a_usage_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([str(tmp_path), "-o", "x.onnx", "--precision", "int8"]) == 2
+    assert "--calibration" in capsys.readouterr().err
