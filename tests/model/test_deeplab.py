@@ -132,6 +132,7 @@ def test_table_2_structures_of_the_decoder(
         ({"output_stride": 5}, ["output_stride", "5", "8, 16 or 32"]),
         ({"backbone": "vgg16"}, ["backbone", "vgg16", "xception_65", "mobilenet_v2"]),
         ({"depth_multiplier": 0.5}, ["depth_multiplier=0.5", "mobilenet_v2", "xception_65"]),
+        ({"backbone": "mobilenet_v2", "multi_grid": (1, 2, 4)}, ["multi_grid=(1, 2, 4)"]),
         ({"num_classes": 1}, ["num_classes", "1", "greater than or equal to 2"]),
         ({"decoder_kernel": 5}, ["decoder_kernel", "5", "1 or 3"]),
         ({"decoder_convz": 2}, ["decoder_convz", "not permitted"]),

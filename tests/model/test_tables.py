@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from model.complexity import Complexity
-from model.tables import TABLE_3, TABLE_5, Setting, Table, _line, render
+from model.tables import TABLE_3, TABLE_5, Setting, Table, line, render
 
 
 def test_table_shows_paper_and_measurement_side_by_side() -> None:
@@ -20,8 +20,8 @@ def test_cell_that_does_not_reproduce_is_bold() -> None:
     setting = Setting(16, True, False, False, False, 101.28)
     near = Complexity(0, {"backbone": 101_000_000_000}, {"backbone": 1})
     far = Complexity(0, {"backbone": 102_590_000_000}, {"backbone": 1})
-    assert "| -0.28% |" in _line(setting, near)
-    assert "| **+1.29%** |" in _line(setting, far)
+    assert "| -0.28% |" in line(setting, near)
+    assert "| **+1.29%** |" in line(setting, far)
 
 
 def test_tables_are_the_papers_in_length() -> None:
