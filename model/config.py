@@ -86,6 +86,15 @@ class ModelConfig(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _multi_grid_is_resnets_and_xceptions(self) -> ModelConfig:
+        if self.multi_grid != (1, 1, 1) and not self.backbone.startswith(("resnet", "xception")):
+            raise ValueError(
+                f"multi_grid={self.multi_grid} only applies to ResNet and Xception, "
+                f"not to {self.backbone}; leave it at (1, 1, 1)"
+            )
+        return self
+
     @property
     def rates(self) -> tuple[int, ...]:
         """ASPP rates at this output stride: 6 at 16 becomes 12 at 8 and 3 at 32."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import struct
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -146,7 +147,9 @@ def read_photo(path: Path) -> Photo:
 def upright(image: Image.Image) -> Image.Image:
     """The image turned as its EXIF orientation says, or as it is where the EXIF is broken."""
     try:
-        return ImageOps.exif_transpose(image)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # Pillow's on a damaged EXIF block
+            return ImageOps.exif_transpose(image)
     except (ValueError, TypeError, KeyError, SyntaxError, struct.error):
         return image
 

@@ -125,12 +125,12 @@ def render(table: Table) -> str:
         "",
         "| OS | decoder | MS | flip | SC | paper | ours | difference | logical |",
         "|---:|:---:|:---:|:---:|:---:|---:|---:|---:|---:|",
-        *(_line(setting, count(table.backbone, setting)) for setting in table.settings),
+        *(line(setting, count(table.backbone, setting)) for setting in table.settings),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _line(setting: Setting, ours: Complexity) -> str:
+def line(setting: Setting, ours: Complexity) -> str:
     options = (setting.decoder, setting.multi_scale, setting.flip, setting.separable)
     marks = " | ".join("x" if option else "" for option in options)
     difference = ours.multiply_adds / 1e9 / setting.published - 1

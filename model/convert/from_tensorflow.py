@@ -133,7 +133,7 @@ def _read_npz(path: Path) -> Variables:
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name.removesuffix(":0"): file[name] for name in file.files}
-    except (ValueError, zipfile.BadZipFile) as error:
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ConvertError(f"{path} is no .npz of numbers: {error}") from None
 
 

@@ -17,6 +17,9 @@ def shake(module: nn.Module, seed: int = 0) -> nn.Module:
     for part in module.modules():
         if isinstance(part, nn.Conv2d):
             nn.init.kaiming_normal_(part.weight, generator=generator)
+            if part.in_channels > 3:  # else the mean of what ReLU lets through swamps the picture
+                with torch.no_grad():
+                    part.weight -= part.weight.mean((1, 2, 3), keepdim=True)
             if part.bias is not None:
                 nn.init.normal_(part.bias, generator=generator)
         elif isinstance(part, nn.BatchNorm2d):
@@ -45,6 +48,12 @@ def tiny(num_classes: int = 5, **settings: object) -> DeepLabV3Plus:
     )
     net = DeepLabV3Plus(config)
     shake(net)
+    with torch.no_grad():  # centre the logits, so that every class wins somewhere
+        logits = net(batch(65, 65))
+        assert net.logits.bias is not None
+        scale = 2 / logits.std((0, 2, 3))
+        net.logits.weight *= scale.view(-1, 1, 1, 1)
+        net.logits.bias.copy_((net.logits.bias - logits.mean((0, 2, 3))) * scale)
     return net
 
 
