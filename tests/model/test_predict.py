@@ -136,6 +136,7 @@ def test_saved_mask_keeps_every_class_id(tmp_path: Path) -> None:
         colored(ids, voc_palette(21)).save(tmp_path / "mask.png")
         with Image.open(tmp_path / "mask.png") as mask:
             assert mask.mode == "P"
+            assert len(mask.getpalette() or []) == 3 * 256
             assert (np.asarray(mask) == ids).all()
 
 
