@@ -13,9 +13,9 @@ from pydantic import ValidationError
 from export.parity import ParityError
 from export.quantize import Quantization, QuantizationError
 from export.writer import MIN_SIDE, ExportOptions, Size, export
+from model import arguments
 from model.checkpoint import CheckpointError
 from model.data.dataset import DATASETS, DatasetError, find
-from model.evaluate import scales
 
 EXAMPLES = """\
 examples:
@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("checkpoint", type=Path, help="NAME.safetensors with NAME.json beside it")
     p.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.onnx")
     p.add_argument("--output-stride", type=int, choices=(8, 16, 32), help="default: as trained")
-    p.add_argument("--scales", type=scales, default=(1.0,), metavar="S,S,...")
+    p.add_argument("--scales", type=arguments.scales, default=(1.0,), metavar="S,S,...")
     p.add_argument("--flip", action="store_true", help="average with the mirrored photo")
     p.add_argument("--precision", choices=("fp32", "fp16", "int8"), default="fp32")
     p.add_argument(
@@ -56,14 +56,10 @@ def size(text: str) -> Size | Literal["dynamic"]:
     """Parse H,W in pixels, or the word `dynamic`."""
     if text == "dynamic":
         return "dynamic"
-    try:
-        height, width = (int(part) for part in text.split(","))
-    except ValueError:
-        message = f"{text!r}: write H,W as in 513,513, or dynamic"
-        raise argparse.ArgumentTypeError(message) from None
-    if min(height, width) < MIN_SIDE:
+    sides = arguments.size(text)
+    if min(sides) < MIN_SIDE:
         raise argparse.ArgumentTypeError(f"{text!r}: both sides must be at least {MIN_SIDE}")
-    return height, width
+    return sides
 
 
 def options(args: argparse.Namespace) -> ExportOptions:

@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from model import checkpoint
-from model.data.dataset import DATASETS, Dataset, DatasetError, find, read_image, read_mask
+from model import arguments, checkpoint
+from model.data.dataset import DATASETS, Dataset, DatasetError, find, read_mask
+from model.data.photo import read_photo
 from model.metrics import Confusion
 from model.predict import label_map
 
@@ -31,7 +32,7 @@ def score(dataset: Dataset, predict: Predictor) -> Confusion:
     confusion = Confusion(len(dataset.classes))
     for pair in tqdm(dataset.pairs, unit="image", disable=not sys.stderr.isatty()):
         truth = read_mask(pair.mask, classes=len(dataset.classes), void=dataset.void)
-        confusion.add(truth, predict(read_image(pair.image)))
+        confusion.add(truth, predict(read_photo(pair.image)))
     return confusion
 
 
@@ -81,17 +82,6 @@ def report(result: dict[str, Any], target: Path | None) -> None:
             target.write_text(text, encoding="utf-8")
 
 
-def scales(text: str) -> tuple[float, ...]:
-    """Parse a comma list of positive scales."""
-    try:
-        values = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: write numbers as in 0.5,0.75,1") from None
-    if min(values) <= 0:
-        raise argparse.ArgumentTypeError(f"{text!r}: scales must be positive")
-    return values
-
-
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m model.evaluate",
@@ -102,7 +92,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("checkpoint", type=Path)
     add_dataset_arguments(p)
     p.add_argument("--output-stride", type=int, choices=(8, 16, 32), help="default: as trained")
-    p.add_argument("--scales", type=scales, default=(1.0,), metavar="S,S,...")
+    p.add_argument("--scales", type=arguments.scales, default=(1.0,), metavar="S,S,...")
     p.add_argument("--flip", action="store_true", help="average with the mirrored photo")
     p.add_argument("--record", action="store_true", help="keep the figures in the JSON")
     return p

@@ -11,9 +11,7 @@ The order matters: for scales below 1 a single step moves labels.
 from __future__ import annotations
 
 import argparse
-import struct
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -21,12 +19,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from model import arguments, checkpoint
-from model.checkpoint import CheckpointError, Color
+from model.checkpoint import Card, CheckpointError, Color
+from model.data.photo import read_photo
 from model.deeplab import DeepLabV3Plus
 from model.layers import resize, scaled
 
@@ -135,25 +134,6 @@ def full_logits(
     return resize(logits, (height, width), align_corners=align)
 
 
-def read_photo(path: Path) -> Photo:
-    """Read a photo as RGB, turned as its EXIF orientation says: (H, W, 3) uint8.
-
-    Raises OSError for files that are no picture.
-    """
-    with Image.open(path) as image:
-        return np.asarray(upright(image).convert("RGB"))
-
-
-def upright(image: Image.Image) -> Image.Image:
-    """The image turned as its EXIF orientation says, or as it is where the EXIF is broken."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # Pillow's on a damaged EXIF block
-            return ImageOps.exif_transpose(image)
-    except (ValueError, TypeError, KeyError, SyntaxError, struct.error):
-        return image
-
-
 def colored(labels: NDArray[np.uint8], palette: Sequence[Color]) -> Image.Image:
     """A palette image whose pixel values are the class ids.
 
@@ -165,11 +145,13 @@ def colored(labels: NDArray[np.uint8], palette: Sequence[Color]) -> Image.Image:
     return mask
 
 
-def overlaid(image: Photo, labels: NDArray[np.uint8], palette: Sequence[Color]) -> Image.Image:
-    """The photo with its mask's colours blended in."""
-    return Image.blend(
-        Image.fromarray(image), colored(labels, palette).convert("RGB"), OVERLAY_ALPHA
-    )
+def overlaid(image: Photo, labels: NDArray[np.uint8], card: Card) -> Image.Image:
+    """The photo with its mask's colours blended in; a class named background stays clear."""
+    strength = np.full(256, round(255 * OVERLAY_ALPHA), np.uint8)
+    if "background" in card.classes:
+        strength[card.classes.index("background")] = 0
+    colors = colored(labels, card.palette).convert("RGB")
+    return Image.composite(colors, Image.fromarray(image), Image.fromarray(strength[labels]))
 
 
 def targets(images: Sequence[Path], out: Path) -> Iterator[tuple[Path, Path]]:
@@ -230,9 +212,7 @@ def main(argv: list[str] | None = None) -> int:
         labels = label_map(net, image, args.scales, args.flip)
         colored(labels, card.palette).save(target.with_name(f"{target.name}.png"))
         if args.overlay:
-            overlaid(image, labels, card.palette).save(
-                target.with_name(f"{target.name}_overlay.jpg")
-            )
+            overlaid(image, labels, card).save(target.with_name(f"{target.name}_overlay.jpg"))
     return 1 if failures else 0
 
 

@@ -12,9 +12,10 @@ import argparse
 import json
 import logging
 import math
+import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ log = logging.getLogger("model.train")
 
 STATE = "state.pt"
 LOG = "log.jsonl"
+LOG_EVERY = 20  # iterations
 NAME = "model"  # of the finished checkpoint
 
 
@@ -231,21 +233,60 @@ def train(
         batch=config.batch_size,
         workers=workers,
     )
-    bar = tqdm(
-        batches, initial=run.iteration, total=config.iterations, disable=not sys.stderr.isatty()
-    )
+    with StopSignals() as signals:
+        loop(run, config, batches, directory, every=every, signals=signals)
+    return finish(run, config, dataset, directory)
+
+
+def loop(
+    run: Run,
+    config: Recipe,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    directory: Path,
+    *,
+    every: int,
+    signals: StopSignals,
+) -> None:
+    """Train on all batches, saving every so many iterations, at a signal and at the end."""
+    device = run.net.logits.weight.device
+    shown = sys.stderr.isatty()
+    bar = tqdm(batches, initial=run.iteration, total=config.iterations, disable=not shown)
     began, losses = time.monotonic(), []
     for images, labels in bar:
         losses.append(train_step(run, images, labels, config, device))
-        if run.iteration % 20 == 0:
+        if run.iteration % LOG_EVERY == 0:
             rate = len(losses) * config.batch_size / (time.monotonic() - began)
             record(directory, run.iteration, sum(losses) / len(losses), rate)
             bar.set_postfix(loss=f"{losses[-1]:.3f}")
             began, losses = time.monotonic(), []
-        if run.iteration % every == 0:
+        if run.iteration % every == 0 or signals.received:
             save_state(run, directory)
+        if signals.received:
+            raise TrainingError(
+                f"stopped by a signal after iteration {run.iteration}: "
+                f"go on with --resume {directory}"
+            )
     save_state(run, directory)
-    return finish(run, config, dataset, directory)
+
+
+class StopSignals:
+    """While entered, SIGTERM and SIGINT let the iteration at hand finish and be saved."""
+
+    def __init__(self) -> None:
+        self.received = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, *_: object) -> None:
+        self.received = True
 
 
 def record(directory: Path, iteration: int, loss: float, rate: float) -> None:

@@ -119,12 +119,6 @@ def _picture(stem: Path) -> Path:
 DATASETS: dict[str, Callable[[Path, str], Dataset]] = {"voc": _voc, "camvid": _camvid}
 
 
-def read_image(path: Path) -> NDArray[np.uint8]:
-    """Read a photo as RGB, (H, W, 3) uint8."""
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))
-
-
 def read_mask(path: Path, *, classes: int, void: int = VOID) -> NDArray[np.uint8]:
     """Read a mask of class ids, (H, W) uint8, with every id that is no class set to 255.
 

@@ -13,14 +13,14 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from model.data import augment
 from model.data.augment import AugmentConfig
-from model.data.dataset import Dataset, read_mask
+from model.data.dataset import Dataset, DatasetError, read_mask
+from model.data.photo import open_photo
 
 Sampling = Literal["uniform", "balanced"]
 
@@ -74,9 +74,13 @@ class CropDataset(TorchDataset[tuple[Tensor, Tensor]]):
         """Return the crop (3, S, S) uint8 and its labels (S, S) uint8."""
         pair = self.dataset.pairs[self.order[position]]
         rng = np.random.default_rng([self.order.seed, 1, position])
-        with Image.open(pair.image) as file:
-            image = file.convert("RGB")
+        image = open_photo(pair.image)
         mask = read_mask(pair.mask, classes=len(self.dataset.classes), void=self.dataset.void)
+        if mask.shape != (image.height, image.width):
+            raise DatasetError(
+                f"{pair.image} is {image.width} x {image.height} pixels, its mask {pair.mask} "
+                f"is {mask.shape[1]} x {mask.shape[0]}: make them equal, or leave the pair out"
+            )
         crop = augment.draw(rng, image.size, self.config)
         pixels, labels = augment.apply(image, mask, crop, self.config.crop, self.pad)
         if self.config.jitter:

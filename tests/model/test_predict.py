@@ -13,8 +13,9 @@ from PIL import Image
 from model import checkpoint
 from model.checkpoint import Card
 from model.data.dataset import voc_palette
+from model.data.photo import read_photo
 from model.deeplab import DeepLabV3Plus
-from model.predict import colored, label_map, main, probabilities, read_photo
+from model.predict import colored, label_map, main, probabilities
 from tests.model.nets import photo, tiny
 
 Array = NDArray[np.float64]

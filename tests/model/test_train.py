@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -121,6 +122,24 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(data: Path, tmp_p
         patch.setattr(train, "train_step", killed)
         with pytest.raises(KeyboardInterrupt):
             run(config, data, tmp_path / "cut")
+    resumed = run(config, data, tmp_path / "cut", resume=True)
+    assert whole.read_bytes() == resumed.read_bytes()
+
+
+def test_a_signal_saves_the_iteration_at_hand(data: Path, tmp_path: Path) -> None:
+    config = make_recipe()
+    whole = run(config, data, tmp_path / "whole")
+    step = train.train_step
+
+    def signalled(*args: object) -> float:
+        signal.raise_signal(signal.SIGTERM)
+        return step(*args)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "train_step", signalled)
+        with pytest.raises(train.TrainingError, match="after iteration 1: go on with --resume"):
+            run(config, data, tmp_path / "cut")
+    assert torch.load(tmp_path / "cut" / train.STATE, weights_only=True)["iteration"] == 1
     resumed = run(config, data, tmp_path / "cut", resume=True)
     assert whole.read_bytes() == resumed.read_bytes()
 

@@ -6,10 +6,12 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
+from PIL import Image
 
 from model.data.augment import AugmentConfig
-from model.data.dataset import find
+from model.data.dataset import DatasetError, find
 from model.data.loader import CropDataset, Order, balanced_weights, loader
 from tests.model import voc_folder
 
@@ -39,6 +41,15 @@ def test_pairs_with_rare_classes_weigh_more(tmp_path: Path) -> None:
     root = voc_folder.make(tmp_path, count=3)  # classes 8, 15, 8
     weights = balanced_weights(find("voc", root, "train"))
     assert np.allclose(weights, [1 / np.sqrt(2), 1.0, 1 / np.sqrt(2)])
+
+
+def test_a_photo_that_does_not_fit_its_mask_is_named(tmp_path: Path) -> None:
+    dataset = find("voc", voc_folder.make(tmp_path), "train")
+    Image.new("RGB", (9, 9)).save(dataset.pairs[0].image)
+    crops = CropDataset(dataset, Order(6, seed=0), AugmentConfig(crop=33), (127.5,) * 3)
+    position = next(i for i in range(6) if crops.order[i] == 0)
+    with pytest.raises(DatasetError, match=r"2007_000000\.jpg is 9 x 9 .* 48 x 40"):
+        crops[position]
 
 
 def test_a_stream_that_starts_late_continues_the_same_stream(tmp_path: Path) -> None:

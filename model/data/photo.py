@@ -1,0 +1,38 @@
+"""Photos from disk, one policy for training, evaluation and prediction.
+
+RGB, turned as the EXIF orientation says; broken EXIF data is no reason to
+refuse a photo. The service does the same with what clients send.
+"""
+
+from __future__ import annotations
+
+import struct
+import warnings
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+EXIF_ERRORS = (ValueError, TypeError, KeyError, SyntaxError, struct.error)
+
+
+def open_photo(path: Path) -> Image.Image:
+    """Decode a photo as RGB; raises OSError for files that are no picture."""
+    with Image.open(path) as image:
+        return upright(image).convert("RGB")
+
+
+def read_photo(path: Path) -> NDArray[np.uint8]:
+    """The same as an array, (H, W, 3) uint8."""
+    return np.asarray(open_photo(path))
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF orientation says, or as it is where the EXIF is broken."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # Pillow's on a damaged EXIF block
+            return ImageOps.exif_transpose(image)
+    except EXIF_ERRORS:
+        return image
