@@ -4,7 +4,7 @@ ENGINE ?= cpu
 DEV := .venv
 SERVE := .venv-serve-$(ENGINE)
 
-.PHONY: demo serve test check format tables clean
+.PHONY: demo serve test check format tables bench export-matrix clean
 
 demo: $(SERVE)/.installed ## photos -> masks through the service, then stop
 	$(SERVE)/bin/python -m service.demo
@@ -27,6 +27,12 @@ format: $(DEV)/.installed
 tables: $(DEV)/.installed ## docs/complexity.md and docs/network.svg from the code
 	$(DEV)/bin/python -m model.tables
 	$(DEV)/bin/python -m model.diagram
+
+bench: $(DEV)/.installed ## the bundled model against PyTorch and OpenVINO, as ratios
+	$(DEV)/bin/python -m export.bench
+
+export-matrix: $(DEV)/.installed ## every inference strategy of tables 3 and 5 as a file
+	$(DEV)/bin/python -m export.matrix
 
 $(SERVE)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(SERVE)
