@@ -21,9 +21,11 @@ def test_the_tail_is_what_lies_behind_the_last_convolution(exported: Path) -> No
 
 def test_contestants_take_turns_and_the_first_round_is_not_counted() -> None:
     turns: list[str] = []
-    candidates: dict[str, bench.Runner] = {
-        name: (lambda images, name=name: turns.append(name)) for name in ("a", "b")
-    }
+
+    def contestant(name: str) -> bench.Runner:
+        return lambda _: turns.append(name)
+
+    candidates = {name: contestant(name) for name in ("a", "b")}
     seconds = bench.medians(candidates, np.zeros((1, 2, 2, 3), np.uint8), rounds=3)
     assert turns == ["a", "b"] * 4
     assert set(seconds) == {"a", "b"}
