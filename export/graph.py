@@ -12,25 +12,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from model.deeplab import DeepLabV3Plus
-from model.layers import ConvBN
 from model.predict import average_probabilities, full_logits
-
-
-def folded(net: DeepLabV3Plus) -> DeepLabV3Plus:
-    """A copy of a net in eval mode with every batch norm folded into its convolution.
-
-    Done here rather than by the exporter, which would store one copy of the
-    folded weights for every scale and flip that uses them.
-    """
-    net = copy.deepcopy(net)
-    for module in net.modules():
-        if isinstance(module, ConvBN) and isinstance(module.bn, nn.BatchNorm2d):
-            module.conv = fuse_conv_bn_eval(module.conv, module.bn)
-            module.bn = nn.Identity()
-    return net
 
 
 class HalfPrecision(DeepLabV3Plus):

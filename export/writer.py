@@ -17,8 +17,9 @@ import torch
 from torch.export import Dim
 
 from export import parity, quantize
-from export.graph import HalfPrecision, LabelGraph, folded
+from export.graph import HalfPrecision, LabelGraph
 from export.quantize import Quantization
+from export.rewrite import rewritten
 from model import checkpoint
 from model.checkpoint import Card
 from model.deeplab import DeepLabV3Plus
@@ -58,7 +59,7 @@ def export(source: Path, target: Path, options: ExportOptions) -> Contract:
     net = checkpoint.load(source, options.output_stride)
     size = options.size or net.config.crop_size
     truth = _graph(net, options)
-    proto = build(_graph(_reduced(folded(net), options), options), size, dynamic=options.dynamic)
+    proto = build(_graph(_reduced(rewritten(net), options), options), size, dynamic=options.dynamic)
     contract = _contract(card, net, size, checkpoint.digest(source), options)
     if options.quantization is not None:
         final, measured = quantize.quantized(proto, contract, options.quantization, truth)

@@ -71,13 +71,16 @@ class ImagePooling(nn.Module):
         super().__init__()
         self.project = conv_bn_relu(inputs, outputs)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C', H, W), the same at every pixel."""
+    def pooled(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C', 1, 1)."""
         # In float32 whatever the rest runs in: a half-precision sum of a large map overflows.
         mean = x.float().mean((2, 3), keepdim=True).to(x.dtype)
-        pooled = self.project(mean)  # (N, C', 1, 1)
+        return self.project(mean)  # type: ignore[no-any-return]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C', H, W), the same at every pixel."""
         # Bilinear resizing of one pixel is a constant, so expand is exact.
-        return pooled.expand(-1, -1, x.shape[2], x.shape[3])  # type: ignore[no-any-return]
+        return self.pooled(x).expand(-1, -1, x.shape[2], x.shape[3])
 
 
 class ASPP(nn.Module):

@@ -12,8 +12,9 @@ import torch
 
 from export import __main__ as cli
 from export import writer
-from export.graph import LabelGraph, folded
+from export.graph import LabelGraph
 from export.parity import ParityError
+from export.rewrite import rewritten
 from export.writer import ExportOptions, export
 from model import checkpoint
 from model.predict import label_map, probabilities
@@ -67,7 +68,7 @@ def test_a_file_that_disagrees_with_pytorch_is_never_written(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = checkpoint.load(save_random(tmp_path / "other", seed=1))
-    monkeypatch.setattr(writer, "folded", lambda _: folded(other))  # the wrong weights
+    monkeypatch.setattr(writer, "rewritten", lambda _: rewritten(other))  # the wrong weights
     with pytest.raises(ParityError, match=r"99\.9% are required"):
         export(tiny, tmp_path / "bad.onnx", ExportOptions())
     assert not list(tmp_path.glob("*bad*"))

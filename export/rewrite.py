@@ -1,0 +1,138 @@
+"""Equal networks that ONNX Runtime runs faster, made from a trained one before tracing.
+
+Batch norm is folded into the convolutions. A convolution over concatenated
+maps becomes a sum of convolutions over the maps: the concatenation, and the
+change of memory layout around it, is then never made, and the image-level
+feature stays one pixel until it is added.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from model.deeplab import ASPP, AtrousSeparableConv, DecoderStage, DeepLabV3Plus
+from model.layers import ConvBN, resize
+
+
+def rewritten(net: DeepLabV3Plus) -> DeepLabV3Plus:
+    """A copy of a net in eval mode that computes the same from the same weights."""
+    net = folded(net)
+    net.aspp = SummedASPP(net.aspp)
+    if net.decoder is not None:
+        net.decoder.conv2 = SummedDecoderStage(net.decoder.conv2)
+        if net.decoder.conv3 is not None:
+            net.decoder.conv3 = SummedDecoderStage(net.decoder.conv3)
+    return net
+
+
+def folded(net: DeepLabV3Plus) -> DeepLabV3Plus:
+    """A copy of a net in eval mode with every batch norm folded into its convolution.
+
+    Done here rather than by the exporter, which would store one copy of the
+    folded weights for every scale and flip that uses them.
+    """
+    net = copy.deepcopy(net)
+    for module in net.modules():
+        if isinstance(module, ConvBN) and isinstance(module.bn, nn.BatchNorm2d):
+            module.conv = fuse_conv_bn_eval(module.conv, module.bn)
+            module.bn = nn.Identity()
+    return net
+
+
+def split(conv: nn.Conv2d, widths: Sequence[int]) -> nn.ModuleList:
+    """Convolutions over parts of the input channels that add up to `conv`; the first has its bias.
+
+    A depthwise convolution splits into one per part instead, each with its own
+    channels and biases.
+    """
+    bounds = list(pairwise(accumulate(widths, initial=0)))
+    if conv.groups > 1:
+        return nn.ModuleList(_depthwise_part(conv, start, stop) for start, stop in bounds)
+    return nn.ModuleList(_part(conv, start, stop) for start, stop in bounds)
+
+
+def _part(conv: nn.Conv2d, start: int, stop: int) -> nn.Conv2d:
+    part = _like(conv, stop - start, conv.out_channels, groups=1, bias=start == 0)
+    part.weight = nn.Parameter(conv.weight[:, start:stop].detach().clone())
+    if start == 0:
+        part.bias = conv.bias
+    return part
+
+
+def _depthwise_part(conv: nn.Conv2d, start: int, stop: int) -> nn.Conv2d:
+    assert conv.bias is not None  # folding has given it one
+    part = _like(conv, stop - start, stop - start, groups=stop - start, bias=True)
+    part.weight = nn.Parameter(conv.weight[start:stop].detach().clone())
+    part.bias = nn.Parameter(conv.bias[start:stop].detach().clone())
+    return part
+
+
+def _like(conv: nn.Conv2d, inputs: int, outputs: int, *, groups: int, bias: bool) -> nn.Conv2d:
+    return nn.Conv2d(
+        inputs,
+        outputs,
+        conv.kernel_size,  # type: ignore[arg-type]  # a pair, whatever its annotation says
+        stride=conv.stride,  # type: ignore[arg-type]
+        padding=conv.padding,  # type: ignore[arg-type]
+        dilation=conv.dilation,  # type: ignore[arg-type]
+        groups=groups,
+        bias=bias,
+    )
+
+
+def _conv(module: nn.Module) -> nn.Conv2d:
+    assert isinstance(module, ConvBN)
+    return module.conv
+
+
+class SummedASPP(ASPP):
+    """ASPP whose projection is a sum over the branches."""
+
+    def __init__(self, aspp: ASPP) -> None:
+        nn.Module.__init__(self)
+        self.pooling, self.branches, self.refine = aspp.pooling, aspp.branches, aspp.refine
+        count = len(aspp.branches) + (aspp.pooling is not None)
+        width = aspp.project.conv.in_channels // count
+        self.parts = split(aspp.project.conv, [width] * count)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H/os, W/os) -> (N, 256, H/os, W/os)."""
+        maps = [branch(x) for branch in self.branches]
+        if self.pooling is not None:
+            maps.insert(0, self.pooling.pooled(x))  # (N, 256, 1, 1), spread by the addition
+        terms = [part(each) for part, each in zip(self.parts, maps, strict=True)]
+        return self.refine(F.relu(sum(terms[:-1], terms[-1])))  # type: ignore[no-any-return]
+
+
+class SummedDecoderStage(DecoderStage):
+    """A decoder stage whose first convolution is a sum over its two inputs."""
+
+    def __init__(self, stage: DecoderStage) -> None:
+        nn.Module.__init__(self)
+        self.reduce, self.align_corners = stage.reduce, stage.align_corners
+        first, *rest = stage.convs
+        low = stage.reduce.conv.out_channels
+        self.depthwise: nn.ModuleList | None = None
+        if isinstance(first, AtrousSeparableConv):
+            depthwise, pointwise = (_conv(half) for half in first)
+            widths = [depthwise.in_channels - low, low]
+            self.depthwise, self.parts = split(depthwise, widths), split(pointwise, widths)
+        else:
+            conv = _conv(first)
+            self.parts = split(conv, [conv.in_channels - low, low])
+        self.rest = nn.Sequential(*rest)
+
+    def forward(self, x: Tensor, low: Tensor) -> Tensor:
+        """x (N, C, h, w), low (N, L, H, W) -> (N, 256, H, W)."""
+        x = resize(x, (low.shape[2], low.shape[3]), align_corners=self.align_corners)
+        maps = [x, self.reduce(low)]
+        if self.depthwise is not None:
+            maps = [F.relu(conv(part)) for conv, part in zip(self.depthwise, maps, strict=True)]
+        total = self.parts[0](maps[0]) + self.parts[1](maps[1])
+        return self.rest(F.relu(total))  # type: ignore[no-any-return]

@@ -1,0 +1,74 @@
+"""Rewritten networks compute the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from export.rewrite import rewritten
+from model.config import ModelConfig
+from model.deeplab import DeepLabV3Plus
+from model.layers import ConvBN
+from tests.export.conftest import CONFIG
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def scrambled(config: ModelConfig) -> DeepLabV3Plus:
+    """A network whose batch norms do something."""
+    torch.manual_seed(3)
+    net = DeepLabV3Plus(config)
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias, std=0.2)
+            torch.nn.init.normal_(module.running_mean, std=0.2)  # type: ignore[arg-type]
+            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)  # type: ignore[arg-type]
+    return net.eval()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"atrous_rates": (6, 12, 18)},
+        {"aspp_separable": False, "decoder_separable": False},
+        {"decoder": False},
+        {"image_pooling": False},
+        {"atrous_rates": ()},
+        {"atrous_rates": (), "image_pooling": False},
+        {"decoder_convs": 1},
+        {"decoder_convs": 3, "decoder_kernel": 1},
+        {"decoder_features": "conv2+conv3"},
+        {"aspp_refine": True, "align_corners": False},
+        {"backbone": "efficientnet_lite0", "depth_multiplier": 1.0},
+    ],
+)
+def test_a_rewritten_network_has_the_same_logits(changes: dict[str, Any]) -> None:
+    net = scrambled(ModelConfig.model_validate(CONFIG.model_dump() | changes))
+    fast = rewritten(net)
+    image = torch.rand(2, 3, 65, 96) * 255
+    with torch.inference_mode():
+        truth, logits = net(image), fast(image)
+    assert truth.std() > 0
+    assert (logits - truth).abs().max() < 1e-4 * truth.std()
+
+
+def test_no_batch_norm_is_left_and_the_original_keeps_its_own() -> None:
+    net = scrambled(CONFIG)
+    fast = rewritten(net)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in fast.modules())
+    assert all(
+        isinstance(module.bn, torch.nn.BatchNorm2d)
+        for module in net.modules()
+        if isinstance(module, ConvBN)
+    )
