@@ -1,9 +1,9 @@
 #!/bin/sh
-# Inside a build: a virtual environment from a lock file, byte for byte the same for the same lock.
-#   build_venv.sh LOCK VENV
+# Inside a build: /rootfs/opt/venv from a lock file, byte for byte the same for the same lock.
+#   build_venv.sh LOCK
 set -eu
 lock="$1"
-venv="$2"
+venv=/opt/venv # where it will lie in the image: its scripts name this path
 
 python -m venv --without-pip "$venv"
 python -m pip --python "$venv/bin/python" install --no-compile --no-deps --require-hashes \
@@ -11,4 +11,6 @@ python -m pip --python "$venv/bin/python" install --no-compile --no-deps --requi
 # Hash-based, so that no compiled file depends on when it was made.
 "$venv/bin/python" -m compileall -q --invalidation-mode unchecked-hash "$venv/lib"
 chmod -R a+rX "$venv"
-find "$venv" -exec touch --no-dereference --date="@$SOURCE_DATE_EPOCH" {} +
+mkdir -p /rootfs/opt
+mv "$venv" /rootfs/opt
+find /rootfs -exec touch --no-dereference --date="@$SOURCE_DATE_EPOCH" {} +

@@ -7,8 +7,8 @@
 # wheels, locked together in requirements-gpu.txt. See docs/deploy.md to run them.
 ARG BASE=python:3.11-slim-bookworm
 
-# Everything is put together here, world-readable and with one date, so that
-# the same inputs give the same layers. Nothing of this stage's own is shipped.
+# Everything is put together here, below /rootfs, world-readable and with one date,
+# so that the same inputs give the same layers. Nothing else of these stages is shipped.
 FROM ${BASE} AS builder
 ARG SOURCE_DATE_EPOCH=315532800
 ENV SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH} PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
@@ -16,17 +16,17 @@ COPY docker/build_venv.sh docker/build_app.sh /build/
 
 FROM builder AS venv-cpu
 COPY docker/requirements-cpu.txt /build/requirements.txt
-RUN --mount=type=cache,target=/root/.cache/pip sh /build/build_venv.sh /build/requirements.txt /opt/venv
+RUN --mount=type=cache,target=/root/.cache/pip sh /build/build_venv.sh /build/requirements.txt
 
 FROM builder AS venv-gpu
 COPY docker/requirements-gpu.txt /build/requirements.txt
-RUN --mount=type=cache,target=/root/.cache/pip sh /build/build_venv.sh /build/requirements.txt /opt/venv
+RUN --mount=type=cache,target=/root/.cache/pip sh /build/build_venv.sh /build/requirements.txt
 
 FROM builder AS app
 COPY LICENSE NOTICE /build/app/
 COPY docker/healthcheck.py docker/check_gpu.py /build/app/docker/
 COPY service /build/app/service
-RUN sh /build/build_app.sh /build/app /app /models
+RUN sh /build/build_app.sh /build/app
 
 # What both targets have but files: these instructions make no layers.
 FROM ${BASE} AS runtime
@@ -44,7 +44,6 @@ ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin \
     DEEPLAB_HOST=0.0.0.0 \
     DEEPLAB_PORT=8000 \
     DEEPLAB_MODELS=/models
-WORKDIR /app
 # A number, so that Kubernetes can tell that it is not root without reading the image.
 USER 10001:10001
 EXPOSE 8000
@@ -55,14 +54,14 @@ STOPSIGNAL SIGTERM
 ENTRYPOINT ["python", "-m", "service"]
 
 FROM runtime AS cpu
-COPY --from=venv-cpu /opt/venv /opt/venv
-COPY --from=app /models /models
-COPY --from=app /app /app
+COPY --from=venv-cpu /rootfs /
+COPY --from=app /rootfs /
+WORKDIR /app
 
 FROM runtime AS gpu
 # What NVIDIA's container runtime hands in: all GPUs, the driver's libcuda and nvidia-smi.
 ENV NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
-COPY --from=venv-gpu /opt/venv /opt/venv
-COPY --from=app /models /models
-COPY --from=app /app /app
+COPY --from=venv-gpu /rootfs /
+COPY --from=app /rootfs /
+WORKDIR /app
