@@ -65,3 +65,24 @@ ENV NVIDIA_VISIBLE_DEVICES=all \
 COPY --from=venv-gpu /rootfs /
 COPY --from=app /rootfs /
 WORKDIR /app
+
+# What is inside, for the records: see docker/sbom.sh.
+FROM builder AS sbom-tools
+COPY docker/requirements-sbom.txt /build/requirements.txt
+RUN --mount=type=cache,target=/root/.cache/pip python -m venv /tools \
+    && /tools/bin/pip install --require-hashes --only-binary :all: --requirement /build/requirements.txt
+COPY docker/inventory.sh /build/
+
+FROM sbom-tools AS inventory-cpu
+COPY --from=venv-cpu /rootfs /
+RUN sh /build/inventory.sh cpu /inventory
+
+FROM sbom-tools AS inventory-gpu
+COPY --from=venv-gpu /rootfs /
+RUN sh /build/inventory.sh gpu /inventory
+
+FROM scratch AS sbom-cpu
+COPY --from=inventory-cpu /inventory /
+
+FROM scratch AS sbom-gpu
+COPY --from=inventory-gpu /inventory /
