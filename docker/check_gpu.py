@@ -3,9 +3,10 @@
     docker run --rm --gpus all --entrypoint python deeplab:gpu docker/check_gpu.py
 
 Lets ONNX Runtime load NVIDIA's libraries as the service does, then has `ldd`
-resolve its CUDA provider against the folders they came from. Only the driver's
-own libcuda.so.1 may be missing, as it is where no GPU is handed in. Where there
-is a driver, the bundled model is run on the GPU as well.
+resolve its CUDA provider and every part of CUDA and cuDNN against the folders
+they came from. Only the driver's own libcuda.so.1 may be missing, as it
+is where no GPU is handed in. Where there is a driver, the first served model
+is run on the GPU as well.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from service.models import model_files
 from service.settings import Settings
 
 DRIVER = "libcuda.so.1"
+# cuDNN and cuFFT are opened at run time: `ldd` does not see that the provider needs them.
+WHEELS_BRING = {"libcublas", "libcublasLt", "libcudart", "libcudnn", "libcufft", "libcurand"}
 PROVIDER = Path(ort.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"
 
 
@@ -38,15 +41,12 @@ def main() -> int:
         print("FAIL  this onnxruntime has no CUDA provider: it is not the gpu image")
         return 1
     ort.preload_dlls()
-    folders = wheel_folders(loaded_libraries())
-    missing = unresolved(PROVIDER, folders)
-    for library in sorted(missing - {DRIVER}):
-        print(f"FAIL  {PROVIDER.name} needs {library}, which is nowhere")
-    if missing - {DRIVER}:
+    problems = library_problems(wheel_libraries())
+    for problem in problems:
+        print(f"FAIL  {problem}")
+    if problems:
         return 1
-    print(f"ok    {PROVIDER.name} finds all its libraries, in")
-    for folder in sorted(folders):
-        print(f"        {folder}")
+    print("ok    every library is there but the driver's own")
     if not driver_version():
         print(f"--    no {DRIVER}: start the container with --gpus all to check the GPU as well")
         return 0
@@ -72,16 +72,26 @@ def driver_version() -> str | None:
     return f"supports CUDA {version.value // 1000}.{version.value % 1000 // 10}"
 
 
-def loaded_libraries() -> set[Path]:
-    """Shared libraries mapped into this process."""
+def wheel_libraries() -> set[Path]:
+    """Shared libraries of NVIDIA's wheels that are mapped into this process."""
     lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
     files = {Path(line.split(maxsplit=5)[5]) for line in lines if "/" in line}
-    return {path for path in files if ".so" in path.name}
+    return {path for path in files if "nvidia" in path.parts and ".so" in path.name}
 
 
-def wheel_folders(libraries: set[Path]) -> set[Path]:
-    """Folders of NVIDIA's wheels among those of loaded libraries."""
-    return {path.parent for path in libraries if "nvidia" in path.parent.parts}
+def library_problems(loaded: set[Path]) -> list[str]:
+    """What is missing, given the libraries that ONNX Runtime has loaded."""
+    names = {path.name.partition(".")[0] for path in loaded}
+    problems = [f"{name} was not loaded" for name in sorted(WHEELS_BRING - names)]
+    folders = {path.parent for path in loaded}
+    parts = {
+        path for folder in folders for name in WHEELS_BRING for path in folder.glob(f"{name}*")
+    }
+    return problems + [
+        f"{library.name} needs {missing}, which is nowhere"
+        for library in (PROVIDER, *sorted(parts))
+        for missing in sorted(unresolved(library, folders) - {DRIVER})
+    ]
 
 
 def unresolved(library: Path, folders: set[Path]) -> set[str]:

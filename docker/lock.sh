@@ -16,4 +16,5 @@ lock() { # NAME INPUT [OPTIONS]
 
 lock cpu pyproject.toml --extra cpu "$@"
 lock gpu pyproject.toml --extra gpu "$@"
+lock train pyproject.toml --extra train --extra gpu "$@"
 lock sbom docker/requirements-sbom.in "$@"

@@ -26,22 +26,25 @@ def locked(name: str) -> dict[str, tuple[str, int]]:
     }
 
 
-def requirements(extra: str) -> list[Requirement]:
+def requirements(*extras: str) -> list[Requirement]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    texts = project["dependencies"] + project["optional-dependencies"][extra]
+    optional = project["optional-dependencies"]
+    texts = [*project["dependencies"], *(text for extra in extras for text in optional[extra])]
     return [Requirement(text) for text in texts]
 
 
-@pytest.mark.parametrize("extra", ["cpu", "gpu"])
-def test_a_lock_has_what_pyproject_asks_for(extra: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "extras"), [("cpu", ["cpu"]), ("gpu", ["gpu"]), ("train", ["train", "gpu"])]
+)
+def test_a_lock_has_what_pyproject_asks_for(name: str, extras: list[str]) -> None:
     """If this fails, pyproject.toml has changed: run docker/lock.sh."""
-    lock = locked(extra)
-    for requirement in requirements(extra):
+    lock = locked(name)
+    for requirement in requirements(*extras):
         version, _ = lock[canonicalize_name(requirement.name)]
         assert requirement.specifier.contains(version), requirement
 
 
-@pytest.mark.parametrize("name", ["cpu", "gpu", "sbom"])
+@pytest.mark.parametrize("name", ["cpu", "gpu", "train", "sbom"])
 def test_every_line_is_a_pinned_package_with_hashes(name: str) -> None:
     text = (ROOT / "docker" / f"requirements-{name}.txt").read_text(encoding="utf-8")
     lock = locked(name)
