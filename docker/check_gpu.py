@@ -85,7 +85,7 @@ def library_problems(loaded: set[Path]) -> list[str]:
     problems = [f"{name} was not loaded" for name in sorted(WHEELS_BRING - names)]
     folders = {path.parent for path in loaded}
     parts = {
-        path for folder in folders for name in WHEELS_BRING for path in folder.glob(f"{name}*")
+        path for folder in folders for name in WHEELS_BRING for path in folder.glob(f"{name}*.so*")
     }
     return problems + [
         f"{library.name} needs {missing}, which is nowhere"

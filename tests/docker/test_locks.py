@@ -65,3 +65,15 @@ def test_each_image_has_one_engine_and_nothing_of_training(
     assert shipped in packages
     assert packages.isdisjoint({excluded, *TRAINING_ONLY})
     assert any(package.startswith("nvidia-") for package in packages) == (name == "gpu")
+
+
+@pytest.mark.parametrize("name", ["cpu", "gpu"])
+def test_the_licence_of_every_shipped_package_is_listed(name: str) -> None:
+    """If this fails, the lock has changed: add what docker/sbom.sh lists."""
+    text = (ROOT / "docker" / "licences.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([\w.-]+) \| (.+) \| ([\w, ]+) \|$", text, re.MULTILINE)
+    listed = {
+        canonicalize_name(package): licence for package, licence, where in rows if name in where
+    }
+    assert listed.keys() == locked(name).keys()
+    assert not any("GPL" in licence for licence in listed.values())
