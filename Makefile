@@ -4,13 +4,16 @@ ENGINE ?= cpu
 DEV := .venv
 SERVE := .venv-serve-$(ENGINE)
 
-.PHONY: demo serve test check format tables bench export-matrix clean
+.PHONY: demo serve image test check format tables bench export-matrix clean
 
 demo: $(SERVE)/.installed ## photos -> masks through the service, then stop
 	$(SERVE)/bin/python -m service.demo
 
 serve: $(SERVE)/.installed ## run the service on port 8000
 	$(SERVE)/bin/python -m service
+
+image: ## the service as a container image, for ENGINE
+	docker build -f docker/serve.Dockerfile --target $(ENGINE) -t deeplab:$(ENGINE) .
 
 test: $(DEV)/.installed ## all tests
 	$(DEV)/bin/python -m pytest

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request, Response
 from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartParser
 
 from service import cpus, problems
 from service.errors import InvalidRequest, UnsupportedMedia
@@ -51,6 +52,8 @@ def create_app(settings: Settings, models: Models) -> FastAPI:
         await models.stop()
         pool.shutdown(wait=False, cancel_futures=True)
 
+    # A form's file stays in memory: its size is bounded, and a hardened container has no disk.
+    MultiPartParser.spool_max_size = settings.max_body_bytes
     app = FastAPI(title="DeepLabv3+", lifespan=lifespan)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(problems.RequestId)

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import json
+import tempfile
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -198,6 +199,18 @@ def test_a_form_without_the_field_is_a_problem(client: TestClient) -> None:
     answer = client.post("/segment", files={"photo": b"x"})
     assert answer.status_code == 400
     assert "`file`" in answer.json()["detail"]
+
+
+def test_a_large_form_is_read_without_a_disk(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A container with a read-only root has no place for temporary files."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    large = png(np.random.default_rng(0).integers(0, 256, (800, 800, 3), np.uint8))
+    assert len(large) > 1_500_000
+    settings = make_settings(folder)
+    with TestClient(create_app(settings, models.load(settings))) as client:
+        assert client.post("/segment", files={"file": large}).status_code == 200
 
 
 def test_a_streamed_body_is_limited_while_it_comes_in(client: TestClient) -> None:

@@ -1,0 +1,126 @@
+"""Is this image fit for a GPU? The first thing to run on a new GPU host:
+
+    docker run --rm --gpus all --entrypoint python deeplab:gpu docker/check_gpu.py
+
+Lets ONNX Runtime load NVIDIA's libraries as the service does, then has `ldd`
+resolve its CUDA provider and every part of CUDA and cuDNN against the folders
+they came from. Only the driver's own libcuda.so.1 may be missing, as it
+is where no GPU is handed in. Where there is a driver, the first served model
+is run on the GPU as well.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the application, beside this folder
+
+from service.engine import Engine, EngineOptions, cuda_problem
+from service.errors import StartupError
+from service.models import model_files
+from service.settings import Settings
+
+DRIVER = "libcuda.so.1"
+# cuDNN and cuFFT are opened at run time: `ldd` does not see that the provider needs them.
+WHEELS_BRING = {"libcublas", "libcublasLt", "libcudart", "libcudnn", "libcufft", "libcurand"}
+PROVIDER = Path(ort.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"
+
+
+def main() -> int:
+    """Print versions and verdicts; 0 when all that the image can bring is there."""
+    show_versions()
+    if not PROVIDER.exists():
+        print("FAIL  this onnxruntime has no CUDA provider: it is not the gpu image")
+        return 1
+    ort.preload_dlls()
+    problems = library_problems(wheel_libraries())
+    for problem in problems:
+        print(f"FAIL  {problem}")
+    if problems:
+        return 1
+    print("ok    every library is there but the driver's own")
+    if not driver_version():
+        print(f"--    no {DRIVER}: start the container with --gpus all to check the GPU as well")
+        return 0
+    return run_on_gpu()
+
+
+def show_versions() -> None:
+    """Versions of all that has to fit together."""
+    print(f"onnxruntime {ort.__version__}, built for CUDA {ort.cuda_version or '(none)'}")
+    for wheel in sorted(metadata.distributions(), key=lambda wheel: wheel.name):
+        if wheel.name.startswith("nvidia-"):
+            print(f"{wheel.name} {wheel.version}")
+    print(f"driver: {driver_version() or 'none'}")
+
+
+def driver_version() -> str | None:
+    """The newest CUDA that the driver supports; None without a driver."""
+    version = ctypes.c_int()
+    try:
+        ctypes.CDLL(DRIVER).cuDriverGetVersion(ctypes.byref(version))
+    except OSError:
+        return None
+    return f"supports CUDA {version.value // 1000}.{version.value % 1000 // 10}"
+
+
+def wheel_libraries() -> set[Path]:
+    """Shared libraries of NVIDIA's wheels that are mapped into this process."""
+    lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+    files = {Path(line.split(maxsplit=5)[5]) for line in lines if "/" in line}
+    return {path for path in files if "nvidia" in path.parts and ".so" in path.name}
+
+
+def library_problems(loaded: set[Path]) -> list[str]:
+    """What is missing, given the libraries that ONNX Runtime has loaded."""
+    names = {path.name.partition(".")[0] for path in loaded}
+    problems = [f"{name} was not loaded" for name in sorted(WHEELS_BRING - names)]
+    folders = {path.parent for path in loaded}
+    parts = {
+        path for folder in folders for name in WHEELS_BRING for path in folder.glob(f"{name}*.so*")
+    }
+    return problems + [
+        f"{library.name} needs {missing}, which is nowhere"
+        for library in (PROVIDER, *sorted(parts))
+        for missing in sorted(unresolved(library, folders) - {DRIVER})
+    ]
+
+
+def unresolved(library: Path, folders: set[Path]) -> set[str]:
+    """Names that `ldd` cannot resolve for a library, looking into `folders` too."""
+    path = os.pathsep.join(map(str, sorted(folders)))
+    report = subprocess.run(
+        ["ldd", library],
+        env={**os.environ, "LD_LIBRARY_PATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    return {line.split()[0] for line in report.splitlines() if line.endswith("not found")}
+
+
+def run_on_gpu() -> int:
+    """Run the first model once on CUDA; 0 if it did."""
+    if problem := cuda_problem():
+        print(f"FAIL  {problem}")
+        return 1
+    try:
+        engine = Engine(model_files(Settings().models)[0], EngineOptions(device="cuda"))
+        engine.run(np.zeros((1, *engine.input_size, 3), np.uint8))
+    except (StartupError, RuntimeError) as error:
+        print(f"FAIL  {error}")
+        return 1
+    print(f"ok    {engine.name} ran on {engine.provider}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

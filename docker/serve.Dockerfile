@@ -1,0 +1,88 @@
+# The service as an image, in two targets. From the repository's root:
+#
+#   docker build -f docker/serve.Dockerfile --target cpu -t deeplab:cpu .
+#   docker build -f docker/serve.Dockerfile --target gpu -t deeplab:gpu .
+#
+# The gpu target needs no CUDA base image: ONNX Runtime, CUDA and cuDNN come as
+# wheels, locked together in requirements-gpu.txt. See docs/deploy.md to run them.
+ARG BASE=python:3.11-slim-bookworm
+
+# Everything is put together here, below /rootfs, world-readable and with one date,
+# so that the same inputs give the same layers. Nothing else of these stages is shipped.
+FROM ${BASE} AS builder
+ARG SOURCE_DATE_EPOCH=315532800
+ENV SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH} PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+COPY docker/build_venv.sh docker/build_app.sh /build/
+
+FROM builder AS venv-cpu
+COPY docker/requirements-cpu.txt /build/requirements.txt
+RUN --mount=type=cache,target=/root/.cache/pip sh /build/build_venv.sh /build/requirements.txt
+
+FROM builder AS venv-gpu
+COPY docker/requirements-gpu.txt /build/requirements.txt
+RUN --mount=type=cache,target=/root/.cache/pip sh /build/build_venv.sh /build/requirements.txt
+
+FROM builder AS app
+COPY LICENSE NOTICE /build/app/
+COPY docker/healthcheck.py docker/check_gpu.py /build/app/docker/
+COPY service /build/app/service
+RUN sh /build/build_app.sh /build/app
+
+# What both targets have but files: these instructions make no layers.
+FROM ${BASE} AS runtime
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="deeplab" \
+      org.opencontainers.image.description="DeepLabv3+ semantic segmentation over HTTP" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.vendor="the deeplab authors" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin \
+    PYTHONUNBUFFERED=1 \
+    HOME=/tmp \
+    DEEPLAB_HOST=0.0.0.0 \
+    DEEPLAB_PORT=8000 \
+    DEEPLAB_MODELS=/models
+# A number, so that Kubernetes can tell that it is not root without reading the image.
+USER 10001:10001
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
+    CMD ["python", "docker/healthcheck.py"]
+# The service itself is process 1: it takes SIGTERM, drains and exits with 0.
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["python", "-m", "service"]
+
+FROM runtime AS cpu
+COPY --from=venv-cpu /rootfs /
+COPY --from=app /rootfs /
+WORKDIR /app
+
+FROM runtime AS gpu
+# What NVIDIA's container runtime hands in: all GPUs, the driver's libcuda and nvidia-smi.
+ENV NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+COPY --from=venv-gpu /rootfs /
+COPY --from=app /rootfs /
+WORKDIR /app
+
+# What is inside, for the records: see docker/sbom.sh.
+FROM builder AS sbom-tools
+COPY docker/requirements-sbom.txt /build/requirements.txt
+RUN --mount=type=cache,target=/root/.cache/pip python -m venv /tools \
+    && /tools/bin/pip install --require-hashes --only-binary :all: --requirement /build/requirements.txt
+COPY docker/inventory.sh /build/
+
+FROM sbom-tools AS inventory-cpu
+COPY --from=venv-cpu /rootfs /
+RUN sh /build/inventory.sh cpu /inventory
+
+FROM sbom-tools AS inventory-gpu
+COPY --from=venv-gpu /rootfs /
+RUN sh /build/inventory.sh gpu /inventory
+
+FROM scratch AS sbom-cpu
+COPY --from=inventory-cpu /inventory /
+
+FROM scratch AS sbom-gpu
+COPY --from=inventory-gpu /inventory /

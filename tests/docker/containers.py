@@ -1,0 +1,148 @@
+"""The container engine of this machine, and containers that end with their test.
+
+First choice is the project's own `container.sh` in the shared folder, which
+also works where there is no registry; then docker, then podman.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from service.demo import free_port
+from tests.shared import SHARED
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = SHARED / "tools" / "container.sh"
+BUILD_TIMEOUT_S = 900
+START_TIMEOUT_S = 120
+
+
+class EngineMissing(Exception):
+    """No images can be built here; says why."""
+
+
+class Engine:
+    """What the tests need of docker, podman or container.sh, by their command lines."""
+
+    def __init__(self, build: list[str], run: list[str], manage: list[str]) -> None:
+        self._build = build
+        self._run = run
+        self._manage = manage
+
+    def build(self, dockerfile: str, tag: str, target: str) -> None:
+        """Build a target of a Dockerfile; raises CalledProcessError with the engine's words."""
+        file = ["-f", dockerfile, "-t", tag, "."]
+        if self._build[0] == str(SCRIPT):
+            file = [dockerfile, tag.removeprefix("localhost/")]
+        call([*self._build, *file, "--target", target], timeout_s=BUILD_TIMEOUT_S)
+
+    def start(self, name: str, image: str, *options: str) -> Container:
+        """Run an image in the background, its port 8000 on a free one of this host."""
+        port = free_port()
+        publish = f"127.0.0.1:{port}:8000"
+        call([*self._run, "--detach", "--name", name, "--publish", publish, *options, image])
+        return Container(self, name, f"http://127.0.0.1:{port}")
+
+    def run_once(self, image: str, entrypoint: str, *arguments: str) -> str:
+        """Run a command in an image to its end; its stdout."""
+        return call([*self._run, "--rm", "--entrypoint", entrypoint, image, *arguments])
+
+    def manage(self, *arguments: str) -> str:
+        """Any other command, as `inspect NAME`; its stdout."""
+        return call([*self._manage, *arguments])
+
+    def inspect(self, kind: str, name: str) -> dict[str, Any]:
+        """What the engine knows of an "image" or a "container"."""
+        found: dict[str, Any] = json.loads(self.manage(kind, "inspect", name))[0]
+        return found
+
+
+class Container:
+    """A running container of the service."""
+
+    def __init__(self, engine: Engine, name: str, url: str) -> None:
+        self.url = url
+        self._engine = engine
+        self._name = name
+
+    def wait_until_ready(self) -> None:
+        """Poll /readyz; raises RuntimeError with the log when the container takes too long."""
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline:
+            try:
+                if httpx.get(f"{self.url}/readyz").status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(0.2)
+        raise RuntimeError(f"not ready within {START_TIMEOUT_S} s:\n{self.logs()}")
+
+    def inspect(self) -> dict[str, Any]:
+        """What the engine knows of this container."""
+        return self._engine.inspect("container", self._name)
+
+    def execute(self, *command: str) -> str:
+        """Run a command beside the service; its stdout."""
+        return self._engine.manage("exec", self._name, *command)
+
+    def python(self, code: str) -> str:
+        """Run Python code beside the service; its stdout without the last newline."""
+        return self.execute("python", "-c", code).rstrip("\n")
+
+    def logs(self) -> str:
+        """Everything that the service wrote."""
+        return self._engine.manage("logs", self._name)
+
+    def signal(self, name: str) -> None:
+        """Send a signal to the service."""
+        self._engine.manage("kill", "--signal", name, self._name)
+
+    def wait(self) -> int:
+        """Wait for the end; the exit code."""
+        return int(self._engine.manage("wait", self._name).split()[-1])
+
+    def remove(self) -> None:
+        """Remove the container, running or not."""
+        self._engine.manage("rm", "--force", "--time", "0", self._name)
+
+
+@functools.cache
+def engine() -> Engine:
+    """The engine of this machine; raises EngineMissing."""
+    if SCRIPT.exists():
+        script = str(SCRIPT)
+        try:
+            call([script, "base"], timeout_s=BUILD_TIMEOUT_S)
+        except subprocess.CalledProcessError as error:
+            raise EngineMissing(f"{SCRIPT.name} has no base image: {error.stderr}") from None
+        return Engine([script, "build"], [script, "run"], [script, "podman"])
+    for name in ("docker", "podman"):
+        if shutil.which(name) and works(name):
+            return Engine([name, "build"], [name, "run"], [name])
+    raise EngineMissing(f"there is no {SCRIPT} and neither docker nor podman answers")
+
+
+def works(command: str) -> bool:
+    """Whether an engine's client reaches its server."""
+    return subprocess.run([command, "info"], capture_output=True, check=False).returncode == 0
+
+
+def call(command: list[str], *, timeout_s: float = 120) -> str:
+    """Run a command in the repository's root; its stdout, or CalledProcessError with a note."""
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=timeout_s, check=False
+    )
+    try:
+        done.check_returncode()
+    except subprocess.CalledProcessError as error:
+        error.add_note(f"{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
+        raise
+    return done.stdout

@@ -1,0 +1,97 @@
+"""The Kubernetes manifests: valid against the API's own schemas, and consistent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from service.settings import Settings
+
+FOLDER = Path(__file__).parents[2] / "docker" / "kubernetes"
+FILES = sorted(FOLDER.rglob("*.yaml"))
+VERSIONS = ("1.30", "1.37")  # the oldest and the newest that we say it works with
+DEPLOYMENTS = [FOLDER / "deployment.yaml", FOLDER / "gpu" / "deployment.yaml"]
+
+
+def read(path: Path) -> dict[str, Any]:
+    (document,) = yaml.safe_load_all(path.read_text(encoding="utf-8"))
+    assert isinstance(document, dict)
+    return document
+
+
+def pod(path: Path) -> dict[str, Any]:
+    spec = read(path)["spec"]["template"]["spec"]
+    assert isinstance(spec, dict)
+    return spec
+
+
+def in_file(path: Path) -> str:
+    return str(path.relative_to(FOLDER))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("path", FILES, ids=in_file)
+def test_a_manifest_is_valid_without_unknown_fields(path: Path, version: str) -> None:
+    kubernetes_validate.validate(read(path), version, strict=True)
+
+
+def test_the_schemas_refuse_a_misspelt_field() -> None:
+    """Otherwise the test above could not fail."""
+    document = read(DEPLOYMENTS[0])
+    document["spec"]["template"]["spec"]["containers"][0]["readynessProbe"] = {}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(document, VERSIONS[-1], strict=True)
+
+
+def test_all_that_belongs_together_has_one_label_and_one_name() -> None:
+    label = {"app.kubernetes.io/name": "deeplab"}
+    documents = {path: read(path) for path in FILES}
+    assert all(d["metadata"]["name"] == "deeplab" for d in documents.values())
+    assert documents[FOLDER / "service.yaml"]["spec"]["selector"] == label
+    assert documents[FOLDER / "pdb.yaml"]["spec"]["selector"]["matchLabels"] == label
+    for path in DEPLOYMENTS:
+        spec = documents[path]["spec"]
+        assert spec["selector"]["matchLabels"] == label
+        assert spec["template"]["metadata"]["labels"] == label
+
+
+@pytest.mark.parametrize("path", DEPLOYMENTS, ids=in_file)
+def test_a_pod_has_no_rights_that_it_does_not_need(path: Path) -> None:
+    spec = pod(path)
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec["automountServiceAccountToken"] is False
+    assert spec["containers"][0]["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+
+
+@pytest.mark.parametrize("path", DEPLOYMENTS, ids=in_file)
+def test_a_pod_may_finish_its_requests_before_it_is_killed(path: Path) -> None:
+    spec = pod(path)
+    before = int(spec["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][-1])
+    needed = before + Settings.model_fields["shutdown_timeout_s"].default
+    assert spec["terminationGracePeriodSeconds"] > needed
+
+
+@pytest.mark.parametrize("path", DEPLOYMENTS, ids=in_file)
+def test_no_variable_of_the_cluster_is_taken_for_a_setting(path: Path) -> None:
+    """A Service called deeplab makes a variable DEEPLAB_PORT=tcp://... in every pod."""
+    assert pod(path)["enableServiceLinks"] is False
+
+
+def test_the_gpu_pod_asks_for_one_gpu_and_refuses_to_do_without() -> None:
+    container = pod(DEPLOYMENTS[1])["containers"][0]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert {"name": "DEEPLAB_DEVICE", "value": "cuda"} in container["env"]
+
+
+@pytest.mark.parametrize("path", DEPLOYMENTS, ids=in_file)
+def test_every_variable_is_a_setting(path: Path) -> None:
+    names = {entry["name"] for entry in pod(path)["containers"][0]["env"]}
+    assert names <= {f"DEEPLAB_{name.upper()}" for name in Settings.model_fields}

@@ -1,0 +1,79 @@
+"""The lock files of the images: complete, hashed and free of what must not ship."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[2]
+TRAINING_ONLY = {"torch", "torchvision", "onnx", "onnxscript", "tensorflow", "pytest"}
+
+
+def locked(name: str) -> dict[str, tuple[str, int]]:
+    """Version and number of hashes by package of a lock file."""
+    text = (ROOT / "docker" / f"requirements-{name}.txt").read_text(encoding="utf-8")
+    entries = re.findall(
+        r"^([\w.-]+)==(\S+)((?:\s+\\\n\s+--hash=sha256:[0-9a-f]{64})*)$", text, re.MULTILINE
+    )
+    return {
+        canonicalize_name(package): (version, hashes.count("--hash="))
+        for package, version, hashes in entries
+    }
+
+
+def requirements(*extras: str) -> list[Requirement]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    optional = project["optional-dependencies"]
+    texts = [*project["dependencies"], *(text for extra in extras for text in optional[extra])]
+    return [Requirement(text) for text in texts]
+
+
+@pytest.mark.parametrize(
+    ("name", "extras"), [("cpu", ["cpu"]), ("gpu", ["gpu"]), ("train", ["train", "gpu"])]
+)
+def test_a_lock_has_what_pyproject_asks_for(name: str, extras: list[str]) -> None:
+    """If this fails, pyproject.toml has changed: run docker/lock.sh."""
+    lock = locked(name)
+    for requirement in requirements(*extras):
+        version, _ = lock[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(version), requirement
+
+
+@pytest.mark.parametrize("name", ["cpu", "gpu", "train", "sbom"])
+def test_every_line_is_a_pinned_package_with_hashes(name: str) -> None:
+    text = (ROOT / "docker" / f"requirements-{name}.txt").read_text(encoding="utf-8")
+    lock = locked(name)
+    starts = [line for line in text.splitlines() if line and line[0] not in "# "]
+    assert len(starts) == len(lock)
+    assert all(hashes for _, hashes in lock.values())
+    assert "://" not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "shipped", "excluded"),
+    [("cpu", "onnxruntime", "onnxruntime-gpu"), ("gpu", "onnxruntime-gpu", "onnxruntime")],
+)
+def test_each_image_has_one_engine_and_nothing_of_training(
+    name: str, shipped: str, excluded: str
+) -> None:
+    packages = locked(name).keys()
+    assert shipped in packages
+    assert packages.isdisjoint({excluded, *TRAINING_ONLY})
+    assert any(package.startswith("nvidia-") for package in packages) == (name == "gpu")
+
+
+@pytest.mark.parametrize("name", ["cpu", "gpu"])
+def test_the_licence_of_every_shipped_package_is_listed(name: str) -> None:
+    """If this fails, the lock has changed: add what docker/sbom.sh lists."""
+    text = (ROOT / "docker" / "licences.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([\w.-]+) \| (.+) \| ([\w, ]+) \|$", text, re.MULTILINE)
+    listed = {
+        canonicalize_name(package): licence for package, licence, where in rows if name in where
+    }
+    assert listed.keys() == locked(name).keys()
+    assert not any("GPL" in licence for licence in listed.values())

@@ -1,0 +1,167 @@
+"""The cpu image, built and run as on a host that trusts nobody."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from pathlib import Path
+from threading import Barrier
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from export.evaluate import predict
+from service.engine import Engine, EngineOptions
+from service.settings import BUNDLED
+from tests.docker import containers
+from tests.docker.containers import Container
+
+pytestmark = pytest.mark.slow
+
+IMAGE = "localhost/deeplab-test:cpu"
+MAX_IMAGE_MB = 450
+HARDENED = (
+    "--read-only",
+    "--cap-drop=ALL",
+    "--security-opt=no-new-privileges",
+    "--memory=1g",
+    "--pids-limit=256",
+)
+MODEL = BUNDLED / "efficientnet-lite0-voc.onnx"
+CAT = BUNDLED.parent / "samples" / "cat.jpg"
+
+Run = Callable[..., Container]
+
+
+@pytest.fixture(scope="module")
+def engine() -> containers.Engine:
+    try:
+        found = containers.engine()
+    except containers.EngineMissing as missing:
+        pytest.skip(str(missing))
+    found.build("docker/serve.Dockerfile", IMAGE, target="cpu")
+    return found
+
+
+@pytest.fixture(scope="module")
+def run(engine: containers.Engine) -> Iterator[Run]:
+    """Start a hardened container with more options; all are removed in the end."""
+    numbers = itertools.count()
+    started = []
+
+    def start(*options: str) -> Container:
+        # podman gives a read-only container a writable /tmp unless told not to; docker does not.
+        strict = [] if "docker" in engine.manage("--version").lower() else ["--read-only-tmpfs=0"]
+        name = f"deeplab-test-{os.getpid()}-{next(numbers)}"
+        container = engine.start(name, IMAGE, *HARDENED, *strict, *options)
+        started.append(container)
+        container.wait_until_ready()
+        return container
+
+    yield start
+    for container in started:
+        container.remove()
+
+
+@pytest.fixture(scope="module")
+def container(run: Run) -> Container:
+    return run()
+
+
+def segment(url: str, photo: bytes) -> httpx.Response:
+    return httpx.post(f"{url}/segment", files={"file": photo}, timeout=60)
+
+
+def test_a_photo_gets_the_mask_that_the_engine_gives(container: Container) -> None:
+    """Another build of ONNX Runtime may round a border pixel differently; no more than that."""
+    answer = segment(container.url, CAT.read_bytes())
+    assert answer.status_code == 200, answer.text
+    mask = np.asarray(Image.open(io.BytesIO(answer.content)))
+    expected = predict(
+        Engine(MODEL, EngineOptions(device="cpu")), np.asarray(Image.open(CAT).convert("RGB"))
+    )
+    assert mask.shape == expected.shape
+    assert (mask == expected).mean() > 0.9995
+
+
+def test_a_large_form_needs_no_writable_disk(container: Container) -> None:
+    """Form parts over 1 MB are spooled to a temporary file, if nobody forbids it."""
+    noise = np.random.default_rng(0).integers(0, 256, (1200, 1200, 3), np.uint8)
+    photo = io.BytesIO()
+    Image.fromarray(noise).save(photo, "png")
+    assert photo.tell() > 3_000_000
+    assert segment(container.url, photo.getvalue()).status_code == 200
+
+
+def test_the_health_command_says_whether_the_service_is_ready(container: Container) -> None:
+    kind, *command = container.inspect()["Config"]["Healthcheck"]["Test"]
+    assert kind == "CMD"
+    assert "ready" in container.execute(*command)
+    with pytest.raises(subprocess.CalledProcessError):
+        container.execute("env", "DEEPLAB_PORT=1", *command)
+
+
+def test_no_process_inside_is_root_or_has_a_capability(container: Container) -> None:
+    status = container.python(
+        "import pathlib\n"
+        "for path in pathlib.Path('/proc').glob('[0-9]*/status'): print(path.read_text())"
+    )
+    facts = [line.split(":") for line in status.splitlines() if ":" in line]
+    uids = {uid for name, value in facts if name == "Uid" for uid in value.split()}
+    assert uids == {"10001"}
+    assert {value.strip() for name, value in facts if name == "CapEff"} == {"0" * 16}
+    assert {value.strip() for name, value in facts if name == "NoNewPrivs"} == {"1"}
+
+
+def test_neither_torch_nor_a_compiler_nor_our_training_code_is_inside(container: Container) -> None:
+    found = container.python(
+        "import importlib.util, shutil\n"
+        "modules = ['torch', 'torchvision', 'onnx', 'tensorflow', 'pip', 'model', 'export']\n"
+        "tools = ['cc', 'gcc', 'g++', 'clang', 'make', 'git', 'curl']\n"
+        "print([m for m in modules if importlib.util.find_spec(m)]\n"
+        "      + [t for t in tools if shutil.which(t)])"
+    )
+    assert found == "[]"
+
+
+def test_the_image_is_small_and_labelled(engine: containers.Engine) -> None:
+    image = engine.inspect("image", IMAGE)
+    assert image["Size"] < MAX_IMAGE_MB * 1_000_000
+    assert image["Config"]["User"] == "10001:10001"
+    assert image["Config"]["Labels"]["org.opencontainers.image.licenses"] == "Apache-2.0"
+
+
+def test_a_mounted_model_is_served_beside_the_bundled_one(run: Run, tmp_path: Path) -> None:
+    own = tmp_path / "own.onnx"
+    own.write_bytes(MODEL.read_bytes())
+    container = run("--volume", f"{own}:/models/own.onnx:ro", "--env", "DEEPLAB_DEFAULT_MODEL=own")
+    served = httpx.get(f"{container.url}/models").json()["models"]
+    assert {model["name"]: model["default"] for model in served} == {"own": True, MODEL.stem: False}
+
+
+def test_sigterm_under_load_loses_no_request(run: Run) -> None:
+    """Whatever was accepted is answered, also what still waits in the queue; then it exits 0."""
+    container = run("--env", "DEEPLAB_MAX_BATCH=1")
+    requests = 16
+    together = Barrier(requests)
+
+    def post() -> int:
+        together.wait()
+        return client.post("/segment", files={"file": CAT.read_bytes()}).status_code
+
+    with (
+        httpx.Client(base_url=container.url, timeout=60) as client,
+        ThreadPoolExecutor(requests) as threads,
+    ):
+        answers = [threads.submit(post) for _ in range(requests)]
+        _, waiting = wait(answers, return_when=FIRST_COMPLETED)
+        container.signal("TERM")
+        assert len(waiting) >= requests // 2  # else nothing was under load
+        assert [answer.result() for answer in answers] == [200] * requests
+    assert container.wait() == 0
