@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from service.demo import free_port
 from tests.shared import SHARED
@@ -37,12 +38,12 @@ class Engine:
         self._run = run
         self._manage = manage
 
-    def build(self, dockerfile: str, tag: str, target: str) -> None:
-        """Build a target of a Dockerfile; raises CalledProcessError with the engine's words."""
+    def build(self, dockerfile: str, tag: str, *options: str) -> None:
+        """Build a Dockerfile; raises CalledProcessError with the engine's words."""
         file = ["-f", dockerfile, "-t", tag, "."]
         if self._build[0] == str(SCRIPT):
-            file = [dockerfile, tag.removeprefix("localhost/")]
-        call([*self._build, *file, "--target", target], timeout_s=BUILD_TIMEOUT_S)
+            file = [dockerfile, tag.removeprefix("localhost/")]  # it adds the rest
+        call([*self._build, *file, *options], timeout_s=BUILD_TIMEOUT_S)
 
     def start(self, name: str, image: str, *options: str) -> Container:
         """Run an image in the background, its port 8000 on a free one of this host."""
@@ -51,13 +52,9 @@ class Engine:
         call([*self._run, "--detach", "--name", name, "--publish", publish, *options, image])
         return Container(self, name, f"http://127.0.0.1:{port}")
 
-    def run_once(self, image: str, entrypoint: str, *arguments: str) -> str:
-        """Run a command in an image to its end; its stdout."""
-        return call([*self._run, "--rm", "--entrypoint", entrypoint, image, *arguments])
-
-    def manage(self, *arguments: str) -> str:
-        """Any other command, as `inspect NAME`; its stdout."""
-        return call([*self._manage, *arguments])
+    def manage(self, *arguments: str, merge: bool = False) -> str:
+        """Any other command, as `inspect NAME`; its stdout, with stderr merged in if asked."""
+        return call([*self._manage, *arguments], merge=merge)
 
     def inspect(self, kind: str, name: str) -> dict[str, Any]:
         """What the engine knows of an "image" or a "container"."""
@@ -99,7 +96,7 @@ class Container:
 
     def logs(self) -> str:
         """Everything that the service wrote."""
-        return self._engine.manage("logs", self._name)
+        return self._engine.manage("logs", self._name, merge=True)
 
     def signal(self, name: str) -> None:
         """Send a signal to the service."""
@@ -111,7 +108,7 @@ class Container:
 
     def remove(self) -> None:
         """Remove the container, running or not."""
-        self._engine.manage("rm", "--force", "--time", "0", self._name)
+        self._engine.manage("rm", "--force", self._name)
 
 
 @functools.cache
@@ -130,19 +127,33 @@ def engine() -> Engine:
     raise EngineMissing(f"there is no {SCRIPT} and neither docker nor podman answers")
 
 
+def engine_or_skip() -> Engine:
+    """The engine of this machine, or the test is skipped with the reason."""
+    try:
+        return engine()
+    except EngineMissing as missing:
+        pytest.skip(str(missing))
+
+
 def works(command: str) -> bool:
     """Whether an engine's client reaches its server."""
     return subprocess.run([command, "info"], capture_output=True, check=False).returncode == 0
 
 
-def call(command: list[str], *, timeout_s: float = 120) -> str:
+def call(command: list[str], *, timeout_s: float = 120, merge: bool = False) -> str:
     """Run a command in the repository's root; its stdout, or CalledProcessError with a note."""
     done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=timeout_s, check=False
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT if merge else subprocess.PIPE,
+        text=True,
+        timeout=timeout_s,
+        check=False,
     )
     try:
         done.check_returncode()
     except subprocess.CalledProcessError as error:
-        error.add_note(f"{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
+        error.add_note(f"{done.stdout[-2000:]}\n{(done.stderr or '')[-2000:]}")
         raise
     return done.stdout

@@ -41,11 +41,8 @@ Run = Callable[..., Container]
 
 @pytest.fixture(scope="module")
 def engine() -> containers.Engine:
-    try:
-        found = containers.engine()
-    except containers.EngineMissing as missing:
-        pytest.skip(str(missing))
-    found.build("docker/serve.Dockerfile", IMAGE, target="cpu")
+    found = containers.engine_or_skip()
+    found.build("docker/serve.Dockerfile", IMAGE, "--target=cpu")
     return found
 
 
