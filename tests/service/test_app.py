@@ -20,6 +20,7 @@ from PIL import Image
 
 from service import models
 from service.app import create_app
+from service.engine import Prediction
 from service.errors import StartupError
 from service.models import Models
 from service.settings import Settings
@@ -220,10 +221,9 @@ class Held:
         self.gate = threading.Event()
         self.entered = threading.Event()
         self.gate.set()  # open for the warm-up
-        engine = self.models.get(None).engine
-        run = engine.run
+        run = self.models.get(None).engine.predict
 
-        def held(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        def held(images: NDArray[np.uint8]) -> list[Prediction]:
             self.entered.set()
             assert self.gate.wait(10)
             return run(images)
@@ -266,7 +266,7 @@ def test_an_engine_failure_is_a_500_without_a_traceback(
     settings = make_settings(folder)
     loaded = models.load(settings)
 
-    def fail(_: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def fail(_: NDArray[np.uint8]) -> list[Prediction]:
         raise RuntimeError("secret detail")
 
     with TestClient(create_app(settings, loaded)) as client:
