@@ -167,6 +167,10 @@ class Models:
                     log.exception("%s stays as it was", name)
             seen = now
 
+    def drain(self) -> None:
+        """Readiness goes red, while requests are still served."""
+        self.draining = True
+
     async def stop(self) -> None:
         """Readiness goes red; what is accepted is finished or failed by the deadline."""
         self.ready = False

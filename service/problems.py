@@ -41,8 +41,8 @@ def answer(scope: Scope, error: ServiceError) -> Response:
         response.headers["Retry-After"] = str(error.retry_after_s)
     if error.status == HTTPStatus.UNAUTHORIZED:
         response.headers["WWW-Authenticate"] = "Bearer"
-    if error.status == HTTPStatus.REQUEST_TIMEOUT:
-        response.headers["Connection"] = "close"  # the rest of the body is not waited for
+    if error.status in {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.GATEWAY_TIMEOUT}:
+        response.headers["Connection"] = "close"  # a body may still be dripping in
     return response
 
 
