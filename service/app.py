@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, Header, Query, Request, Response
 
-from service import catalogue, cpus, deadlines, metrics, outputs, probes, problems
+from service import catalogue, cpus, deadlines, metrics, outputs, playground, probes, problems
 from service.errors import (
     BodyTimeout,
     BodyTooLarge,
@@ -81,6 +81,7 @@ def create_app(settings: Settings, models: Models) -> FastAPI:
         )
     app.add_middleware(Observation, metrics=measured, draining=lambda: models.draining)
     problems.install(app)
+    playground.add_routes(app)
     probes.add_routes(app, models)
     catalogue.add_routes(app, models)
     metrics.add_route(app, measured)

@@ -15,6 +15,7 @@ from service.errors import RateLimited, ServiceError, Unauthorized
 
 # What probes and a browser that has no key yet must reach.
 OPEN = frozenset({"/", "/livez", "/readyz", "/v2/health/live", "/v2/health/ready"})
+SAMPLES = "/samples/"  # the photos of the page
 
 
 class Bucket:
@@ -46,7 +47,7 @@ class Keys:
         self._buckets = {digest: Bucket(per_minute) if per_minute else None for digest in digests}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in OPEN:
+        if scope["type"] == "http" and not _is_open(scope["path"]):
             try:
                 self._admit(scope)
             except ServiceError as error:
@@ -66,6 +67,10 @@ class Keys:
         if not found:
             raise Unauthorized("send a key of this service as `Authorization: Bearer KEY`")
         return found[0]
+
+
+def _is_open(path: str) -> bool:
+    return path in OPEN or path.startswith(SAMPLES)
 
 
 def _digest(scope: Scope) -> str:
