@@ -9,7 +9,17 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, Header, Query, Request, Response
 
-from service import catalogue, cpus, deadlines, metrics, outputs, playground, probes, problems
+from service import (
+    catalogue,
+    cpus,
+    deadlines,
+    metrics,
+    open_inference,
+    outputs,
+    playground,
+    probes,
+    problems,
+)
 from service.errors import (
     BodyTimeout,
     BodyTooLarge,
@@ -86,6 +96,7 @@ def create_app(settings: Settings, models: Models) -> FastAPI:
     catalogue.add_routes(app, models)
     metrics.add_route(app, measured)
     _add_segment(app, settings, models, resources)
+    open_inference.add_routes(app, settings, models, resources)
     problems.describe(app)
     return app
 

@@ -30,6 +30,7 @@ class Problem(BaseModel):
     detail: str  # what to change
     code: str  # stable, for programs
     request_id: str
+    error: str | None = None  # the detail again, where the Open Inference Protocol wants it
 
 
 def answer(scope: Scope, error: ServiceError) -> Response:
@@ -58,7 +59,10 @@ def problem(scope: Scope, *, status: int, code: str, title: str, detail: str) ->
         code=code,
         request_id=request_id,
     )
-    return Response(body.model_dump_json(), status, {"X-Request-ID": request_id}, MEDIA_TYPE)
+    if scope["path"].startswith("/v2/"):
+        body.error = detail
+    text = body.model_dump_json(exclude_none=True)
+    return Response(text, status, {"X-Request-ID": request_id}, MEDIA_TYPE)
 
 
 def install(app: FastAPI) -> None:

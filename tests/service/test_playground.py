@@ -87,7 +87,7 @@ def drawn(page: Page, canvas: str) -> np.ndarray:
 
 
 def share(label: int) -> str:
-    percent = (label == LABELS).mean() * 100
+    percent = float(np.mean(label == LABELS)) * 100
     return f"{percent:.0f} %" if percent >= 10 else f"{percent:.1f} %"
 
 
