@@ -1,4 +1,4 @@
-"""`python -m service`: serve the models of a folder over HTTP."""
+"""`python -m service`: serve the models of a folder over HTTP; `doctor` says what is wrong."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from importlib.metadata import distributions
 from types import FrameType
 
 import uvicorn
@@ -15,7 +16,7 @@ from fastapi import FastAPI
 from pydantic import ValidationError
 from pydantic_settings import CliApp, SettingsError
 
-from service import logs, models
+from service import doctor, logs, models
 from service.app import create_app
 from service.errors import StartupError
 from service.settings import Settings
@@ -25,19 +26,29 @@ log = logging.getLogger("service")
 
 def main(argv: list[str] | None = None) -> int:
     """Serve until SIGTERM or SIGINT; 0 after a clean stop, 1 when it cannot start, 2 for usage."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if arguments[:1] == ["doctor"]:
+        return doctor.main(arguments[1:])
     try:
-        settings = CliApp.run(Settings, cli_args=sys.argv[1:] if argv is None else argv)
+        settings = CliApp.run(Settings, cli_args=arguments)
     except (ValidationError, SettingsError) as error:
         print(f"error: {_explain(error)}", file=sys.stderr)
         return 2
     logs.configure(settings.log_level, settings.log_format)
     try:
+        check_runtime()
         with listen(settings.host, settings.port) as listener:
             loaded = models.load(settings)
             return serve(create_app(settings, loaded), listener, settings, loaded.drain)
     except StartupError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+def check_runtime() -> None:
+    """Refuse to serve with two ONNX Runtimes in one place; raises StartupError."""
+    if problem := doctor.wheel_problem(doctor.installed_wheels(distributions())):
+        raise StartupError(problem)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -35,7 +35,7 @@ from service.errors import (
     UnknownModel,
     UnsupportedMedia,
 )
-from service.keys import Keys
+from service.keys import Keys, is_open
 from service.limits import Admission, BodyLimit
 from service.metrics import Metrics
 from service.models import Models
@@ -97,7 +97,7 @@ def create_app(settings: Settings, models: Models) -> FastAPI:
     metrics.add_route(app, measured)
     _add_segment(app, settings, models, resources)
     open_inference.add_routes(app, settings, models, resources)
-    problems.describe(app)
+    problems.describe(app, needs_key=lambda path: bool(settings.api_keys) and not is_open(path))
     return app
 
 

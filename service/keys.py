@@ -47,7 +47,7 @@ class Keys:
         self._buckets = {digest: Bucket(per_minute) if per_minute else None for digest in digests}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not _is_open(scope["path"]):
+        if scope["type"] == "http" and not is_open(scope["path"]):
             try:
                 self._admit(scope)
             except ServiceError as error:
@@ -69,7 +69,8 @@ class Keys:
         return found[0]
 
 
-def _is_open(path: str) -> bool:
+def is_open(path: str) -> bool:
+    """Whether a path is served without a key."""
     return path in OPEN or path.startswith(SAMPLES)
 
 

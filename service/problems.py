@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
@@ -13,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Scope
 
-from service.errors import InvalidRequest, ServiceError
+from service.errors import InvalidRequest, RateLimited, ServiceError, Unauthorized
 from service.observation import CLIENT_GONE
 
 log = logging.getLogger("service.http")
@@ -115,11 +116,17 @@ def documented(*errors: type[ServiceError]) -> dict[int | str, dict[str, Any]]:
     return documents
 
 
-def describe(app: FastAPI) -> None:
-    """Complete the OpenAPI schema: FastAPI's own error form is never sent."""
+def describe(app: FastAPI, *, needs_key: Callable[[str], bool]) -> None:
+    """Complete the OpenAPI schema: what FastAPI cannot know, without what is never sent."""
     schema = app.openapi()
-    for path in schema["paths"].values():
-        for operation in path.values():
+    refusals = documented(Unauthorized, RateLimited)
+    for path, operations in schema["paths"].items():
+        for operation in operations.values():
             operation["responses"].pop("422", None)
+            if needs_key(path):
+                operation["security"] = [{"key": []}]
+                operation["responses"] |= {str(status): each for status, each in refusals.items()}
+    components = schema.setdefault("components", {})
+    components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     for name in ("HTTPValidationError", "ValidationError"):
-        schema.get("components", {}).get("schemas", {}).pop(name, None)
+        components.get("schemas", {}).pop(name, None)

@@ -48,6 +48,13 @@ def test_probes_need_no_key(client: TestClient) -> None:
     assert client.get("/livez").status_code == client.get("/readyz").status_code == 200
 
 
+def test_the_schema_says_where_a_key_is_needed(client: TestClient) -> None:
+    paths = client.get("/openapi.json", headers=bearer("first")).json()["paths"]
+    assert {"401", "429"} <= paths["/segment"]["post"]["responses"].keys()
+    assert paths["/segment"]["post"]["security"] == [{"key": []}]
+    assert "401" not in paths["/livez"]["get"]["responses"]
+
+
 def test_a_quota_is_each_keys_own(client: TestClient) -> None:
     answers = [client.get("/models", headers=bearer("first")) for _ in range(5)]
     assert [answer.status_code for answer in answers] == [200, 200, 200, 429, 429]
