@@ -149,8 +149,9 @@ def _json(result: Result, wish: Wish) -> bytes:
 
 def _rle(result: Result, wish: Wish) -> bytes:
     present = _found(result, wish)
+    by_column = np.asfortranarray(result.labels)
     for entry in present:
-        entry["segmentation"] = imaging.rle(result.labels, entry["id"])
+        entry["segmentation"] = imaging.rle(by_column, entry["id"])
     return json.dumps({**_size(result), "classes": present}).encode()
 
 
