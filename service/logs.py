@@ -18,7 +18,7 @@ def configure(level: str, form: LogFormat) -> None:
     """Send all log lines to stderr in one form."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if form == "json" else ConsoleFormatter())
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.basicConfig(level=level.upper(), handlers=[handler])
 
 
 class JsonFormatter(logging.Formatter):

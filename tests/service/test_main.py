@@ -6,6 +6,7 @@ import http.client
 import json
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -116,6 +117,24 @@ def drip(url: str, headers: dict[str, str]) -> tuple[int, dict[str, str]]:
         with connection.getresponse() as answer:
             assert answer.headers["Connection"] == "close"
             return answer.status, json.loads(answer.read())
+
+
+def test_a_client_that_leaves_in_the_middle_of_its_body_is_counted_as_gone(folder: Path) -> None:
+    with running(folder) as (url, process):
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(
+                b"POST /segment HTTP/1.1\r\nHost: test\r\nContent-Type: image/png\r\n"
+                b"Content-Length: 1000\r\n\r\nabc"
+            )
+            time.sleep(0.2)
+        deadline = time.monotonic() + 10
+        while "deeplab_cancelled_total 1.0" not in (text := httpx.get(f"{url}/metrics").text):
+            assert time.monotonic() < deadline, text
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=20)
+    assert b"Traceback" not in log
 
 
 def test_json_log_lines_carry_the_request_id(folder: Path) -> None:
