@@ -1,18 +1,22 @@
-"""`python -m service`: serve the models of a folder over HTTP."""
+"""`python -m service`: serve the models of a folder over HTTP; `doctor` says what is wrong."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import signal
 import socket
 import sys
+from collections.abc import Callable
+from importlib.metadata import distributions
+from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 from pydantic import ValidationError
 from pydantic_settings import CliApp, SettingsError
 
-from service import models
+from service import doctor, logs, models
 from service.app import create_app
 from service.errors import StartupError
 from service.settings import Settings
@@ -22,21 +26,29 @@ log = logging.getLogger("service")
 
 def main(argv: list[str] | None = None) -> int:
     """Serve until SIGTERM or SIGINT; 0 after a clean stop, 1 when it cannot start, 2 for usage."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if arguments[:1] == ["doctor"]:
+        return doctor.main(arguments[1:])
     try:
-        settings = CliApp.run(Settings, cli_args=sys.argv[1:] if argv is None else argv)
+        settings = CliApp.run(Settings, cli_args=arguments)
     except (ValidationError, SettingsError) as error:
         print(f"error: {_explain(error)}", file=sys.stderr)
         return 2
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
+    logs.configure(settings.log_level, settings.log_format)
     try:
+        check_runtime()
         with listen(settings.host, settings.port) as listener:
-            app = create_app(settings, models.load(settings))
-            return serve(app, listener, settings)
+            loaded = models.load(settings)
+            return serve(create_app(settings, loaded), listener, settings, loaded.drain)
     except StartupError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+def check_runtime() -> None:
+    """Refuse to serve with two ONNX Runtimes in one place; raises StartupError."""
+    if problem := doctor.wheel_problem(doctor.installed_wheels(distributions())):
+        raise StartupError(problem)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -48,7 +60,9 @@ def listen(host: str, port: int) -> socket.socket:
         raise StartupError(f"--host {host} --port {port}: {error.strerror}") from None
 
 
-def serve(app: FastAPI, listener: socket.socket, settings: Settings) -> int:
+def serve(
+    app: FastAPI, listener: socket.socket, settings: Settings, drain: Callable[[], None]
+) -> int:
     """Serve until a signal ends it; 0 after a clean stop."""
     config = uvicorn.Config(
         app,
@@ -61,9 +75,31 @@ def serve(app: FastAPI, listener: socket.socket, settings: Settings) -> int:
         signal.signal(stop, lambda *_: None)
     address = ":".join(map(str, listener.getsockname()[:2]))
     log.info("listening on http://%s", address)
-    server = uvicorn.Server(config)
+    server = DrainingServer(config, drain, settings.drain_delay_s)
     server.run(sockets=[listener])
     return 0 if server.started else 1
+
+
+class DrainingServer(uvicorn.Server):
+    """On the first signal turns readiness red and serves on for a while; on the second stops."""
+
+    def __init__(self, config: uvicorn.Config, drain: Callable[[], None], delay_s: float) -> None:
+        super().__init__(config)
+        self._drain = drain
+        self._delay_s = delay_s
+        self._signalled = False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The handler of SIGTERM and SIGINT; runs in the main thread, so in the event loop."""
+        if self._signalled or not self._delay_s:
+            self._drain()
+            super().handle_exit(sig, frame)
+            return
+        self._signalled = True
+        loop = asyncio.get_running_loop()
+        loop.call_soon_threadsafe(self._drain)
+        loop.call_soon_threadsafe(loop.call_later, self._delay_s, self.handle_exit, sig, None)
+        loop.call_soon_threadsafe(log.info, "draining for %g s", self._delay_s)
 
 
 def _explain(error: ValidationError | SettingsError) -> str:

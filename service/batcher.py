@@ -15,10 +15,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,7 @@ from service.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed,
 log = logging.getLogger("service.batcher")
 
 Array = NDArray[np.uint8]
+Result = TypeVar("Result")  # what a worker makes of one item
 
 
 @dataclass(frozen=True)
@@ -40,27 +42,33 @@ class Timing:
 
 
 @dataclass
-class _Entry:
+class _Entry(Generic[Result]):
     item: Array
-    future: asyncio.Future[tuple[Array, Timing]]
+    future: asyncio.Future[tuple[Result, Timing]]
     deadline: float  # of the monotonic clock
     arrived: float = field(default_factory=time.monotonic)
 
 
-class Batcher:
+class Batcher(Generic[Result]):
     """One dispatcher in front of one worker thread."""
 
     def __init__(
-        self, run: Callable[[Array], Array], *, max_batch: int = 4, max_wait_ms: float = 2.0
+        self,
+        run: Callable[[Array], Sequence[Result]],
+        *,
+        max_batch: int = 4,
+        max_wait_ms: float = 2.0,
     ) -> None:
+        """`run` is called in a thread of its own, one batch (N, H, W, ...) at a time."""
+        self.sizes: Counter[int] = Counter()  # how many batches of which size have run
         self._run = run
         self._max_batch = max_batch
         self._max_wait_s = max_wait_ms / 1000
-        self._queue: deque[_Entry] = deque()
+        self._queue: deque[_Entry[Result]] = deque()
         self._arrival = asyncio.Event()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._closing = False
-        self._running: list[_Entry] = []
+        self._running: list[_Entry[Result]] = []
         self._loop_task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -78,7 +86,7 @@ class Batcher:
         """Items waiting."""
         return len(self._queue)
 
-    async def submit(self, item: Array, *, deadline: float) -> tuple[Array, Timing]:
+    async def submit(self, item: Array, *, deadline: float) -> tuple[Result, Timing]:
         """Have one item (H, W, ...) worked on, in a batch with others of its shape.
 
         `deadline` is a point of the monotonic clock. Raises DeadlineExceeded,
@@ -90,7 +98,7 @@ class Batcher:
         if not self.alive:
             raise EngineUnavailable("the inference loop has stopped: restart the service")
         loop = asyncio.get_running_loop()
-        entry = _Entry(item, loop.create_future(), deadline)
+        entry: _Entry[Result] = _Entry(item, loop.create_future(), deadline)
         self._queue.append(entry)
         self._arrival.set()
         timer = loop.call_later(max(0.0, deadline - time.monotonic()), _expire, entry)
@@ -128,10 +136,10 @@ class Batcher:
             await self._arrival.wait()
         return True
 
-    def _take(self, batch: list[_Entry] | None = None) -> list[_Entry]:
+    def _take(self, batch: list[_Entry[Result]] | None = None) -> list[_Entry[Result]]:
         """Move waiting entries of one shape into a batch, in order, dropping the dead."""
         batch = [] if batch is None else batch
-        passed_over: list[_Entry] = []
+        passed_over: list[_Entry[Result]] = []
         while self._queue and len(batch) < self._max_batch:
             entry = self._queue.popleft()
             if entry.future.done():  # cancelled, or expired
@@ -144,7 +152,7 @@ class Batcher:
         self._running = batch
         return batch
 
-    async def _wait_for_company(self, batch: list[_Entry]) -> None:
+    async def _wait_for_company(self, batch: list[_Entry[Result]]) -> None:
         """Fill up the batch until the first item has waited long enough."""
         until = batch[0].arrived + self._max_wait_s
         while len(batch) < self._max_batch and not self._closing:
@@ -158,10 +166,11 @@ class Batcher:
                 return
             self._take(batch)
 
-    async def _work_on(self, batch: list[_Entry]) -> None:
+    async def _work_on(self, batch: list[_Entry[Result]]) -> None:
         live = [entry for entry in batch if not entry.future.done()]
         if live:
             began = time.monotonic()
+            self.sizes[len(live)] += 1
             loop = asyncio.get_running_loop()
             try:
                 results = await loop.run_in_executor(self._worker, self._run_batch, live)
@@ -176,7 +185,7 @@ class Batcher:
                         entry.future.set_result((result, timing))
         self._running = []
 
-    def _run_batch(self, batch: list[_Entry]) -> Array:
+    def _run_batch(self, batch: list[_Entry[Result]]) -> Sequence[Result]:
         results = self._run(np.stack([entry.item for entry in batch]))
         if len(results) != len(batch):
             raise RuntimeError(f"{len(batch)} items in, {len(results)} results out")
@@ -193,13 +202,13 @@ class Batcher:
         self._queue.clear()
 
 
-def _answer(entries: list[_Entry], error: Exception) -> None:
+def _answer(entries: list[_Entry[Result]], error: Exception) -> None:
     for entry in entries:
         if not entry.future.done():
             entry.future.set_exception(error)
 
 
-def _expire(entry: _Entry) -> None:
+def _expire(entry: _Entry[Result]) -> None:
     if not entry.future.done():
         waited = round((time.monotonic() - entry.arrived) * 1000)
         entry.future.set_exception(

@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from service.contract import INPUT, LABELS, Contract, ContractError, parse
+from service.contract import CONFIDENCE, INPUT, LABELS, Contract, ContractError, parse
 from service.errors import StartupError
 
 log = logging.getLogger("service.engine")
@@ -32,20 +32,35 @@ class EngineOptions:
     gpu_mem_limit_mb: int = 0  # 0: no limit
 
 
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of one image."""
+
+    labels: NDArray[np.uint8]  # (H, W) class ids
+    confidence: NDArray[np.uint8] | None = None  # (H, W) probability of the label times 255
+
+
 class Engine:
     """One session on one exported model. `run` is to be called by one thread at a time."""
 
     def __init__(self, path: Path, options: EngineOptions) -> None:
         """Load `path`; raises StartupError when the file or the device is not fit for use."""
         self.name = path.stem
-        self.digest = _digest(path)
-        self._session = _session(path, options)
+        data = _read(path)  # once, so that the digest is of what runs even if the file changes
+        self.digest = hashlib.sha256(data).hexdigest()
+        self._session = _session(path, data, options)
         # What really runs: a provider that failed to load is not in this list.
         self.provider: str = self._session.get_providers()[0]
         try:
             self.contract: Contract = parse(self._session.get_modelmeta().custom_metadata_map)
         except ContractError as error:
             raise StartupError(f"{path}: {error}") from None
+        self._check_outputs(path)
+
+    def _check_outputs(self, path: Path) -> None:
+        found = [output.name for output in self._session.get_outputs()]
+        if missing := set(self.outputs) - set(found):
+            raise StartupError(f"{path}: outputs {found} lack {sorted(missing)}; export again")
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -54,43 +69,53 @@ class Engine:
 
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """(N, H, W, 3) uint8 -> (N, H, W) uint8 class ids."""
-        if self.provider == CPU:
-            (labels,) = self._session.run([LABELS], {INPUT: images})
-            return labels  # type: ignore[no-any-return]
-        return self._run_bound(images)
+        return self._run(images, [LABELS])[0]
 
-    def _run_bound(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Run on the device with one copy in and one copy out."""
+    def predict(self, images: NDArray[np.uint8]) -> list[Prediction]:
+        """(N, H, W, 3) uint8 -> everything that the model says of each image."""
+        labels, *confidence = self._run(images, self.outputs)
+        if not confidence:
+            return [Prediction(each) for each in labels]
+        return [Prediction(*each) for each in zip(labels, confidence[0], strict=True)]
+
+    @property
+    def outputs(self) -> list[str]:
+        """Names of the graph's outputs, each (N, H, W) uint8."""
+        return [LABELS, CONFIDENCE] if self.contract.confidence else [LABELS]
+
+    def _run(self, images: NDArray[np.uint8], outputs: list[str]) -> list[NDArray[np.uint8]]:
+        if self.provider == CPU:
+            return self._session.run(outputs, {INPUT: images})  # type: ignore[no-any-return]
+        # One copy in and one copy out for each output.
         binding = self._session.io_binding()
         binding.bind_cpu_input(INPUT, images)
-        binding.bind_output(LABELS, "cuda")
+        for name in outputs:
+            binding.bind_output(name, "cuda")
         self._session.run_with_iobinding(binding)
-        (labels,) = binding.copy_outputs_to_cpu()
-        return labels  # type: ignore[no-any-return]
+        return binding.copy_outputs_to_cpu()  # type: ignore[no-any-return]
 
     def warm_up(self, max_batch: int) -> None:
         """Run every batch size once, so that no request pays for memory and algorithm search."""
         height, width = self.input_size
         for batch in range(1, max_batch + 1):
-            self.run(np.zeros((batch, height, width, 3), np.uint8))
+            self.predict(np.zeros((batch, height, width, 3), np.uint8))
 
 
-def _digest(path: Path) -> str:
+def _read(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return path.read_bytes()
     except OSError as error:
         raise StartupError(f"cannot read the model {path}: {error.strerror}") from None
 
 
-def _session(path: Path, options: EngineOptions) -> ort.InferenceSession:
+def _session(path: Path, data: bytes, options: EngineOptions) -> ort.InferenceSession:
     config = ort.SessionOptions()
     config.intra_op_num_threads = options.threads
     config.inter_op_num_threads = 1
     config.log_severity_level = 3  # errors; what matters is reported below in our own words
     wanted = _providers(options)
     try:
-        session = ort.InferenceSession(path, config, providers=wanted)
+        session = ort.InferenceSession(data, config, providers=wanted)
     except Exception as error:  # ONNX Runtime raises its own classes, not all of one root
         raise StartupError(f"{path} is not a model ONNX Runtime can load: {error}") from None
     if len(wanted) > 1 and session.get_providers()[0] == CPU:

@@ -28,10 +28,44 @@ class InvalidImage(ServiceError):
     status, code, title = 400, "invalid-image", "Invalid image"
 
 
+class Unauthorized(ServiceError):
+    """The service has keys, and the request carries none of them."""
+
+    status, code, title = 401, "unauthorized", "Unauthorized"
+
+
+class RateLimited(ServiceError):
+    """The caller's key has used up its quota."""
+
+    status, code, title = 429, "rate-limited", "Rate limited"
+
+    def __init__(self, detail: str, retry_after_s: int) -> None:
+        super().__init__(detail)
+        self.retry_after_s = retry_after_s
+
+
+class ModelUnusable(ServiceError):
+    """The file that was to be loaded is not sound; what was served before still is."""
+
+    status, code, title = 409, "model-unusable", "Model unusable"
+
+
 class UnsupportedMedia(ServiceError):
     """The body is of a type that is not accepted."""
 
     status, code, title = 415, "unsupported-media-type", "Unsupported media type"
+
+
+class NotAcceptable(ServiceError):
+    """No output is of a type that the client accepts."""
+
+    status, code, title = 406, "not-acceptable", "Not acceptable"
+
+
+class BodyTimeout(ServiceError):
+    """The body came in too slowly."""
+
+    status, code, title = 408, "body-timeout", "Body timeout"
 
 
 class ImageTooLarge(ServiceError):

@@ -9,12 +9,14 @@ from __future__ import annotations
 import base64
 import io
 import zipfile
+from collections.abc import Collection, Container
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+from pycocotools import mask as coco
 
 from service.contract import Color, InputSize
 from service.errors import ImageTooLarge, InvalidImage
@@ -134,10 +136,14 @@ def restore(labels: NDArray[np.uint8], fitted: Fitted, size: tuple[int, int]) ->
 
 def mask_png(labels: NDArray[np.uint8], palette: tuple[Color, ...]) -> bytes:
     """An index PNG whose pixel values are the class ids, whatever ids occur."""
+    return _encoded(_indexed(labels, palette), "PNG", compress_level=PNG_LEVEL, optimize=False)
+
+
+def _indexed(labels: NDArray[np.uint8], palette: tuple[Color, ...]) -> Image.Image:
     image = Image.fromarray(labels)
     # All 256 entries: with fewer, Pillow packs the palette and renumbers the classes.
     image.putpalette(full_palette(palette).tobytes())
-    return _encoded(image, "PNG", compress_level=PNG_LEVEL, optimize=False)
+    return image
 
 
 def full_palette(palette: tuple[Color, ...]) -> NDArray[np.uint8]:
@@ -149,8 +155,12 @@ def full_palette(palette: tuple[Color, ...]) -> NDArray[np.uint8]:
 
 def color_png(labels: NDArray[np.uint8], palette: tuple[Color, ...]) -> bytes:
     """An RGB PNG of the classes' colours."""
-    image = Image.fromarray(full_palette(palette)[labels])
-    return _encoded(image, "PNG", compress_level=PNG_LEVEL)
+    return _encoded(_indexed(labels, palette).convert("RGB"), "PNG", compress_level=PNG_LEVEL)
+
+
+def confidence_png(confidence: NDArray[np.uint8]) -> bytes:
+    """A grey PNG of the probability of each pixel's class, times 255."""
+    return _encoded(Image.fromarray(confidence), "PNG", compress_level=PNG_LEVEL)
 
 
 def overlay(
@@ -159,14 +169,51 @@ def overlay(
     palette: tuple[Color, ...],
     *,
     alpha: float,
-    background: int | None,
+    shown: Collection[int],
+    contour: int = 0,
 ) -> Image.Image:
-    """The photo with the classes' colours blended in; the background class stays clear."""
-    strength = np.full(256, round(255 * alpha), np.uint8)
-    if background is not None:
-        strength[background] = 0
-    colors = Image.fromarray(full_palette(palette)[labels])
-    return Image.composite(colors, photo.image, Image.fromarray(strength[labels]))
+    """The photo with the colours of the `shown` classes blended in, all else clear.
+
+    `contour`: width in pixels of a solid line along the inner edge of each region.
+    """
+    strength = np.zeros(256, np.uint8)
+    strength[list(shown)] = round(255 * alpha)
+    weights = Image.fromarray(labels).point(strength.tolist())
+    if contour:
+        solid = Image.fromarray(labels).point([255 * (label in shown) for label in range(256)])
+        weights.paste(solid, mask=Image.fromarray(edges(labels, contour)))
+    return Image.composite(_indexed(labels, palette).convert("RGB"), photo.image, weights)
+
+
+def edges(labels: NDArray[np.uint8], width: int) -> NDArray[np.bool_]:
+    """Pixels that are less than `width` pixels away from one of another class."""
+    edge = np.zeros(labels.shape, np.bool_)
+    for axis in (0, 1):
+        near, far = np.moveaxis(labels, axis, 0)[:-1], np.moveaxis(labels, axis, 0)[1:]
+        turned = np.moveaxis(edge, axis, 0)  # a view
+        turned[:-1] |= near != far
+        turned[1:] |= near != far
+    return _widened(edge, width - 1)
+
+
+def _widened(mask: NDArray[np.bool_], by: int) -> NDArray[np.bool_]:
+    """A mask with every pixel grown to a square of 2 * `by` + 1."""
+    grown = mask.copy()
+    for axis in (0, 1):
+        along = np.moveaxis(grown, axis, 0)  # a view
+        reached = 0
+        while reached < by:  # the reach doubles: the time hardly depends on it
+            step = min(reached + 1, by - reached)
+            before = np.moveaxis(grown.copy(), axis, 0)
+            along[step:] |= before[:-step]
+            along[:-step] |= before[step:]
+            reached += step
+    return grown
+
+
+def png(image: Image.Image) -> bytes:
+    """Encode as PNG."""
+    return _encoded(image, "PNG", compress_level=PNG_LEVEL)
 
 
 def jpeg(image: Image.Image) -> bytes:
@@ -180,39 +227,54 @@ def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
     return out.getvalue()
 
 
-def npz(labels: NDArray[np.uint8]) -> bytes:
-    """The raw label array under the key `labels`, compressed."""
+def npz(labels: NDArray[np.uint8], confidence: NDArray[np.uint8] | None = None) -> bytes:
+    """The raw arrays under the keys `labels` and, where there is one, `confidence`; compressed."""
     out = io.BytesIO()
-    np.savez_compressed(out, labels=labels)
+    arrays = {"labels": labels}
+    if confidence is not None:
+        arrays["confidence"] = confidence
+    np.savez_compressed(out, **arrays)  # type: ignore[arg-type] # NumPy's stub misreads **
     return out.getvalue()
 
 
-def summary(labels: NDArray[np.uint8], classes: tuple[str, ...]) -> list[dict[str, Any]]:
-    """The classes present: id, name, pixels, fraction and box [x0, y0, x1, y1) in pixels."""
+def summary(
+    labels: NDArray[np.uint8],
+    classes: tuple[str, ...],
+    *,
+    shown: Container[int] | None = None,
+    confidence: NDArray[np.uint8] | None = None,
+) -> list[dict[str, Any]]:
+    """The classes present: id, name, pixels, fraction and box [x0, y0, x1, y1) in pixels.
+
+    With a confidence map also its mean, 0 to 1. `shown`: only classes of these ids.
+    """
     counts = np.bincount(labels.ravel(), minlength=256)
     found = []
-    for label in np.flatnonzero(counts):
+    for label in map(int, np.flatnonzero(counts)):
+        if shown is not None and label not in shown:
+            continue
         where = labels == label
         columns, rows = np.flatnonzero(where.any(axis=0)), np.flatnonzero(where.any(axis=1))
-        found.append(
-            {
-                "id": int(label),
-                "name": classes[label],
-                "pixels": int(counts[label]),
-                "fraction": round(float(counts[label] / labels.size), 6),
-                "box": [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1],
-            }
-        )
+        entry = {
+            "id": label,
+            "name": classes[label],
+            "pixels": int(counts[label]),
+            "fraction": round(float(counts[label] / labels.size), 6),
+            "box": [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1],
+        }
+        if confidence is not None:
+            entry["confidence"] = round(float(confidence[where].mean()) / 255, 4)
+        found.append(entry)
     return found
 
 
 def rle(labels: NDArray[np.uint8], label: int) -> dict[str, Any]:
-    """One class as uncompressed COCO run lengths: column-major, zeros first."""
-    flat = (labels == label).ravel(order="F")
-    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    runs = np.diff(np.concatenate([[0], changes, [flat.size]]))
-    counts = [int(run) for run in runs]
-    return {"size": list(labels.shape), "counts": [0, *counts] if flat[0] else counts}
+    """One class as COCO's compressed run lengths, as `pycocotools.mask.decode` takes them.
+
+    Fastest where `labels` lie in Fortran's order, as COCO's runs do.
+    """
+    runs = coco.encode(np.asfortranarray(labels == label))
+    return {"size": [int(side) for side in runs["size"]], "counts": runs["counts"].decode("ascii")}
 
 
 def archive(files: dict[str, bytes]) -> bytes:

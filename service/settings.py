@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from service.logs import LogFormat
 
 BUNDLED = Path(__file__).parent / "models"
 
@@ -57,9 +60,48 @@ class Settings(BaseSettings):
     request_timeout_ms: Annotated[
         int, Field(ge=1, description="deadline of a request without its own; else 504")
     ] = 30_000
+    body_timeout_s: Annotated[
+        float, Field(gt=0, description="how long a request's body may take to come in; else 408")
+    ] = 30.0
+    drain_delay_s: Annotated[
+        float,
+        Field(ge=0, description="on SIGTERM, how long to serve on while /readyz is red already"),
+    ] = 0.0
     shutdown_timeout_s: Annotated[
         float, Field(ge=0, description="how long requests in progress may finish on SIGTERM")
     ] = 20.0
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Field(description="least severe log lines")
     ] = "info"
+    log_format: Annotated[
+        LogFormat, Field(description="lines for people, or one JSON object a line")
+    ] = "console"
+
+    api_keys: Annotated[
+        tuple[str, ...],
+        NoDecode,
+        Field(description="comma list of SHA-256 digests of the keys that are let in; none: all"),
+    ] = ()
+    rate_limit_per_minute: Annotated[
+        int, Field(ge=0, description="requests a minute of one key; else 429; 0: no limit")
+    ] = 0
+    watch_models_s: Annotated[
+        float, Field(ge=0, description="how often to look for new model files; 0: never")
+    ] = 0.0
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _split(cls, keys: object) -> object:
+        return (
+            [key.strip() for key in keys.split(",") if key.strip()]
+            if isinstance(keys, str)
+            else keys
+        )
+
+    @field_validator("api_keys")
+    @classmethod
+    def _digests(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
+        for key in keys:
+            if not re.fullmatch(r"[0-9a-fA-F]{64}", key):
+                raise ValueError("not a SHA-256 digest; make one with: printf %s KEY | sha256sum")
+        return tuple(key.lower() for key in keys)

@@ -13,7 +13,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from service.contract import INPUT, LABELS, METADATA_KEY, Contract, InputSize, Parity
+from service.contract import CONFIDENCE, INPUT, LABELS, METADATA_KEY, Contract, InputSize, Parity
 
 CLASSES = ("background", "dim", "bright")
 PALETTE = ((0, 0, 0), (200, 0, 0), (0, 200, 0))
@@ -39,8 +39,18 @@ def expected(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return (image[..., 0] // 85).clip(0, 2).astype(np.uint8)
 
 
-def save(path: Path, metadata: dict[str, str] | None = None) -> Path:
-    """Write the tiny model; by default with its contract in the metadata."""
+def save(
+    path: Path,
+    metadata: dict[str, str] | None = None,
+    *,
+    confidence: bool = False,
+    brightest: int = 2,
+) -> Path:
+    """Write the tiny model; by default with its contract in the metadata.
+
+    `confidence`: give the red channel itself as the confidence.
+    `brightest`: the highest class it gives, to tell two files apart.
+    """
     shape: list[str | int | None] = ["batch", *SIZE]
     nodes = [
         helper.make_node("Gather", [INPUT, "red"], ["value"], axis=3),
@@ -49,12 +59,16 @@ def save(path: Path, metadata: dict[str, str] | None = None) -> Path:
         helper.make_node("Clip", ["steps", "low", "high"], ["clipped"]),
         helper.make_node("Cast", ["clipped"], [LABELS], to=TensorProto.UINT8),
     ]
-    constants = {"red": 0, "step": 85, "low": 0, "high": 2}
+    results = [helper.make_tensor_value_info(LABELS, TensorProto.UINT8, shape)]
+    if confidence:
+        nodes.append(helper.make_node("Identity", ["value"], [CONFIDENCE]))
+        results.append(helper.make_tensor_value_info(CONFIDENCE, TensorProto.UINT8, shape))
+    constants = {"red": 0, "step": 85, "low": 0, "high": brightest}
     graph = helper.make_graph(
         nodes,
         "threshold",
         [helper.make_tensor_value_info(INPUT, TensorProto.UINT8, [*shape, 3])],
-        [helper.make_tensor_value_info(LABELS, TensorProto.UINT8, shape)],
+        results,
         [
             helper.make_tensor(name, TensorProto.INT32, [], [value])
             for name, value in constants.items()
@@ -62,7 +76,7 @@ def save(path: Path, metadata: dict[str, str] | None = None) -> Path:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
     onnx.checker.check_model(model, full_check=True)
-    default = {METADATA_KEY: contract().model_dump_json()}
+    default = {METADATA_KEY: contract(confidence=confidence).model_dump_json()}
     helper.set_model_props(model, default if metadata is None else metadata)
     onnx.save(model, path)
     return path

@@ -21,6 +21,7 @@ from PIL import Image
 
 from service import models
 from service.app import create_app
+from service.engine import Prediction
 from service.errors import StartupError
 from service.models import Models
 from service.settings import Settings
@@ -233,10 +234,9 @@ class Held:
         self.gate = threading.Event()
         self.entered = threading.Event()
         self.gate.set()  # open for the warm-up
-        engine = self.models.get(None).engine
-        run = engine.run
+        run = self.models.get(None).engine.predict
 
-        def held(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        def held(images: NDArray[np.uint8]) -> list[Prediction]:
             self.entered.set()
             assert self.gate.wait(10)
             return run(images)
@@ -273,13 +273,32 @@ def test_a_deadline_is_answered_with_504(folder: Path, photo: NDArray[np.uint8])
         assert (answer.status_code, answer.json()["code"]) == (504, "deadline-exceeded")
 
 
+@pytest.mark.parametrize("limit", ["0", "-1", "soon", "1e3", "", "99999999999"])
+def test_a_timeout_that_is_no_number_of_milliseconds_is_a_problem(
+    client: TestClient, photo: NDArray[np.uint8], limit: str
+) -> None:
+    headers = {"Content-Type": "image/png", "X-Request-Timeout-Ms": limit}
+    answer = client.post("/segment", content=png(photo), headers=headers)
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid-request")
+    assert "X-Request-Timeout-Ms" in answer.json()["detail"]
+
+
+def test_a_deadline_of_the_client_covers_decoding(folder: Path) -> None:
+    settings = make_settings(folder)
+    large = png(np.random.default_rng(0).integers(0, 256, (3000, 3000, 3), np.uint8))
+    with TestClient(create_app(settings, models.load(settings))) as client:
+        headers = {"Content-Type": "image/png", "X-Request-Timeout-Ms": "20"}
+        answer = client.post("/segment", content=large, headers=headers)
+        assert (answer.status_code, answer.json()["code"]) == (504, "deadline-exceeded")
+
+
 def test_an_engine_failure_is_a_500_without_a_traceback(
     folder: Path, photo: NDArray[np.uint8]
 ) -> None:
     settings = make_settings(folder)
     loaded = models.load(settings)
 
-    def fail(_: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def fail(_: NDArray[np.uint8]) -> list[Prediction]:
         raise RuntimeError("secret detail")
 
     with TestClient(create_app(settings, loaded)) as client:

@@ -40,12 +40,12 @@ class Doubler:
         return batch * 2
 
 
-def run(scenario: Callable[[Batcher, Doubler], Awaitable[None]], **options: float) -> None:
+def run(scenario: Callable[[Batcher[Array], Doubler], Awaitable[None]], **options: float) -> None:
     """Run a scenario on a started batcher, and check that closing it strands nothing."""
 
     async def main() -> None:
         doubler = Doubler()
-        batcher = Batcher(doubler, **options)  # type: ignore[arg-type]
+        batcher: Batcher[Array] = Batcher(doubler, **options)  # type: ignore[arg-type]
         batcher.start()
         try:
             await scenario(batcher, doubler)
@@ -61,11 +61,11 @@ def soon() -> float:
     return time.monotonic() + 10
 
 
-def ask(batcher: Batcher, value: int, side: int = 2) -> asyncio.Task[tuple[Array, Timing]]:
+def ask(batcher: Batcher[Array], value: int, side: int = 2) -> asyncio.Task[tuple[Array, Timing]]:
     return asyncio.create_task(batcher.submit(item(value, side), deadline=soon()))
 
 
-async def hold(batcher: Batcher, doubler: Doubler) -> asyncio.Task[tuple[Array, Timing]]:
+async def hold(batcher: Batcher[Array], doubler: Doubler) -> asyncio.Task[tuple[Array, Timing]]:
     """Occupy the worker with a first batch, so that what follows waits."""
     doubler.gate.clear()
     first = ask(batcher, 1)
@@ -74,7 +74,7 @@ async def hold(batcher: Batcher, doubler: Doubler) -> asyncio.Task[tuple[Array, 
 
 
 def test_every_item_gets_its_own_result_once() -> None:
-    async def scenario(batcher: Batcher, doubler: Doubler) -> None:
+    async def scenario(batcher: Batcher[Array], doubler: Doubler) -> None:
         answers = await asyncio.gather(*(ask(batcher, value) for value in range(20, 70)))
         assert [int(result.flat[0]) for result, _ in answers] == [2 * v for v in range(20, 70)]
         assert sorted(doubler.values) == list(range(20, 70))
@@ -83,7 +83,7 @@ def test_every_item_gets_its_own_result_once() -> None:
 
 
 def test_a_full_batch_leaves_without_waiting() -> None:
-    async def scenario(batcher: Batcher, doubler: Doubler) -> None:
+    async def scenario(batcher: Batcher[Array], doubler: Doubler) -> None:
         await asyncio.wait_for(asyncio.gather(*(ask(batcher, v) for v in range(4))), 5)
         assert doubler.batches == [[0, 1, 2, 3]]
 
@@ -91,7 +91,7 @@ def test_a_full_batch_leaves_without_waiting() -> None:
 
 
 def test_shapes_are_never_mixed_and_keep_their_order() -> None:
-    async def scenario(batcher: Batcher, doubler: Doubler) -> None:
+    async def scenario(batcher: Batcher[Array], doubler: Doubler) -> None:
         first = await hold(batcher, doubler)
         tasks = [ask(batcher, value, side=2 + value % 2) for value in range(2, 8)]
         await asyncio.sleep(0)
@@ -104,7 +104,7 @@ def test_shapes_are_never_mixed_and_keep_their_order() -> None:
 
 
 def test_a_failed_batch_fails_only_itself() -> None:
-    async def scenario(batcher: Batcher, doubler: Doubler) -> None:
+    async def scenario(batcher: Batcher[Array], doubler: Doubler) -> None:
         first = await hold(batcher, doubler)
         unlucky = [ask(batcher, 13), ask(batcher, 14)]
         await asyncio.sleep(0)
@@ -120,7 +120,7 @@ def test_a_failed_batch_fails_only_itself() -> None:
 
 def test_results_missing_from_a_batch_fail_it() -> None:
     async def main() -> None:
-        batcher = Batcher(lambda batch: batch[:-1])
+        batcher: Batcher[Array] = Batcher(lambda batch: batch[:-1])  # type: ignore[arg-type, return-value]
         batcher.start()
         with pytest.raises(InferenceFailed):
             await batcher.submit(item(1), deadline=soon())
@@ -130,7 +130,7 @@ def test_results_missing_from_a_batch_fail_it() -> None:
 
 
 def test_a_cancelled_request_does_not_strand_its_batch() -> None:
-    async def scenario(batcher: Batcher, doubler: Doubler) -> None:
+    async def scenario(batcher: Batcher[Array], doubler: Doubler) -> None:
         first = await hold(batcher, doubler)
         gone, stays = ask(batcher, 2), ask(batcher, 3)
         await asyncio.sleep(0)
@@ -146,7 +146,7 @@ def test_a_cancelled_request_does_not_strand_its_batch() -> None:
 
 
 def test_a_deadline_is_answered_in_time_and_its_work_is_dropped() -> None:
-    async def scenario(batcher: Batcher, doubler: Doubler) -> None:
+    async def scenario(batcher: Batcher[Array], doubler: Doubler) -> None:
         first = await hold(batcher, doubler)
         with pytest.raises(DeadlineExceeded):
             await batcher.submit(item(7), deadline=time.monotonic() + 0.02)
@@ -160,7 +160,7 @@ def test_a_deadline_is_answered_in_time_and_its_work_is_dropped() -> None:
 
 def test_a_dead_loop_fails_what_waits_and_refuses_what_comes() -> None:
     async def main() -> None:
-        batcher = Batcher(Doubler())
+        batcher: Batcher[Array] = Batcher(Doubler())  # type: ignore[arg-type]
         batcher.start()
         assert batcher.alive
         batcher._wait_for_company = None  # type: ignore[assignment, method-assign] # the fault
@@ -175,7 +175,7 @@ def test_a_dead_loop_fails_what_waits_and_refuses_what_comes() -> None:
 
 
 def test_closing_finishes_what_waits_and_refuses_what_comes() -> None:
-    async def scenario(batcher: Batcher, doubler: Doubler) -> None:
+    async def scenario(batcher: Batcher[Array], doubler: Doubler) -> None:
         first = await hold(batcher, doubler)
         waiting = ask(batcher, 2)
         await asyncio.sleep(0)
@@ -191,7 +191,7 @@ def test_closing_finishes_what_waits_and_refuses_what_comes() -> None:
 
 
 def test_closing_fails_what_the_deadline_leaves() -> None:
-    async def scenario(batcher: Batcher, doubler: Doubler) -> None:
+    async def scenario(batcher: Batcher[Array], doubler: Doubler) -> None:
         first = await hold(batcher, doubler)
         waiting = ask(batcher, 2)
         await asyncio.sleep(0)

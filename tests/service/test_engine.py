@@ -40,8 +40,8 @@ def test_the_engine_knows_its_file(model: Path) -> None:
 def test_warm_up_runs_every_batch_size(model: Path) -> None:
     engine = Engine(model, EngineOptions("cpu"))
     sizes = []
-    run = engine.run
-    engine.run = lambda images: (sizes.append(len(images)), run(images))[1]  # type: ignore[func-returns-value, method-assign]
+    run = engine.predict
+    engine.predict = lambda images: (sizes.append(len(images)), run(images))[1]  # type: ignore[func-returns-value, method-assign]
     engine.warm_up(3)
     assert sizes == [1, 2, 3]
 

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import http.client
+import json
+import select
 import signal
+import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import httpx
 import pytest
 
 from service import __main__ as cli
-from service.demo import free_port, wait_until_ready
 from tests.service import onnx_models
+from tests.service.processes import running
+from tests.service.web import photo, png
 
 
 @pytest.fixture
@@ -24,18 +32,8 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def server(folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    port = free_port()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "service", "--models", str(folder), "--port", str(port)],
-        stderr=subprocess.PIPE,
-    )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        wait_until_ready(url, process)
+    with running(folder) as (url, process):
         yield url, process
-    finally:
-        process.kill()
-        process.communicate()
 
 
 def test_sigterm_ends_a_serving_process_with_0(
@@ -45,6 +43,112 @@ def test_sigterm_ends_a_serving_process_with_0(
     assert httpx.get(f"{url}/models").json()["models"][0]["name"] == "tiny"
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 0
+
+
+def test_sigterm_under_load_loses_no_request(folder: Path) -> None:
+    """Clients that leave once /readyz is red, as a load balancer has them do, notice nothing."""
+    statuses: list[int] = []
+    closing: list[bool] = []
+    red = threading.Event()
+
+    def load(url: str) -> None:
+        with httpx.Client(timeout=20) as client:
+            while not red.is_set():
+                headers = {"Content-Type": "image/png"}
+                answer = client.post(f"{url}/segment", content=png(photo()), headers=headers)
+                statuses.append(answer.status_code)
+                closing.append(answer.headers.get("connection") == "close")
+
+    with running(folder, "--drain-delay-s", "1") as (url, process):
+        clients = [threading.Thread(target=load, args=[url]) for _ in range(4)]
+        for client in clients:
+            client.start()
+        time.sleep(0.5)
+        before = len(statuses)
+        process.send_signal(signal.SIGTERM)
+        while httpx.get(f"{url}/readyz").status_code == 200:
+            time.sleep(0.02)
+        time.sleep(0.3)  # a balancer takes a while to notice
+        red.set()
+        for client in clients:
+            client.join(20)
+        assert process.wait(20) == 0
+    assert len(statuses) > before > 0  # served on after the signal
+    assert set(statuses) == {200}
+    assert closing[-1]
+    assert not closing[0]
+
+
+def test_a_second_signal_ends_the_drain_at_once(folder: Path) -> None:
+    with running(folder, "--drain-delay-s", "60") as (url, process):
+        process.send_signal(signal.SIGTERM)
+        while httpx.get(f"{url}/readyz").status_code == 200:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+
+
+def test_a_dripping_body_is_cut_off(folder: Path) -> None:
+    with running(folder, "--body-timeout-s", "0.5") as (url, _):
+        status, body = drip(url, {"Content-Length": "100000"})
+        assert (status, body["code"]) == (408, "body-timeout")
+        assert httpx.get(f"{url}/readyz").status_code == 200
+
+
+def test_a_deadline_covers_the_body(folder: Path) -> None:
+    with running(folder) as (url, _):
+        began = time.monotonic()
+        status, body = drip(url, {"Content-Length": "100000", "X-Request-Timeout-Ms": "300"})
+        assert (status, body["code"]) == (504, "deadline-exceeded")
+        assert time.monotonic() - began < 5
+
+
+def drip(url: str, headers: dict[str, str]) -> tuple[int, dict[str, str]]:
+    """Send a body byte by byte until an answer comes."""
+    with closing(http.client.HTTPConnection(url.removeprefix("http://"), timeout=20)) as connection:
+        connection.putrequest("POST", "/segment")
+        for name, value in {**headers, "Content-Type": "image/png"}.items():
+            connection.putheader(name, value)
+        connection.endheaders()
+        for _ in range(400):
+            connection.send(b"x")
+            if select.select([connection.sock], [], [], 0.05)[0]:
+                break
+        with connection.getresponse() as answer:
+            assert answer.headers["Connection"] == "close"
+            return answer.status, json.loads(answer.read())
+
+
+def test_a_client_that_leaves_in_the_middle_of_its_body_is_counted_as_gone(folder: Path) -> None:
+    with running(folder) as (url, process):
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(
+                b"POST /segment HTTP/1.1\r\nHost: test\r\nContent-Type: image/png\r\n"
+                b"Content-Length: 1000\r\n\r\nabc"
+            )
+            time.sleep(0.2)
+        deadline = time.monotonic() + 10
+        while "deeplab_cancelled_total 1.0" not in (text := httpx.get(f"{url}/metrics").text):
+            assert time.monotonic() < deadline, text
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=20)
+    assert b"Traceback" not in log
+
+
+def test_json_log_lines_carry_the_request_id(folder: Path) -> None:
+    with running(folder, "--log-format", "json") as (url, process):
+        headers = {"X-Request-ID": "mine-1", "Content-Type": "image/png"}
+        httpx.post(f"{url}/segment", content=b"junk", headers=headers)
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=20)
+    lines = [json.loads(line) for line in log.decode().splitlines()]
+    (access,) = [line for line in lines if line["logger"] == "service.access"]
+    assert access["request_id"] == "mine-1"
+    assert (access["path"], access["status"]) == ("/segment", 400)
+    assert (access["problem"], access["level"]) == ("invalid-image", "info")
+    assert access["ms"] > 0
 
 
 def test_a_port_that_is_taken_ends_the_process_with_1(

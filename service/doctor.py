@@ -1,0 +1,138 @@
+"""`python -m service doctor`: what is installed, what runs, and what is wrong."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from collections.abc import Iterable
+from importlib.metadata import Distribution, PackageNotFoundError, distributions, version
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+
+from service import cpus
+from service.contract import ContractError
+from service.engine import CUDA, Engine, EngineOptions, cuda_problem
+from service.errors import StartupError
+from service.models import model_files
+from service.settings import BUNDLED
+
+LIBRARIES = ("deeplab", "fastapi", "uvicorn", "numpy", "pillow", "pydantic", "pycocotools")
+WHEELS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
+
+
+def main(argv: list[str]) -> int:
+    """Print the report; 0 when nothing is wrong, 1 otherwise, 2 for usage."""
+    parser = argparse.ArgumentParser(
+        "python -m service doctor",
+        description=__doc__,
+        epilog="example: python -m service doctor --models exported/ --json",
+    )
+    parser.add_argument("--models", type=Path, default=BUNDLED, help="folder of .onnx files")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args(argv)
+    report = examine(options.models)
+    print(json.dumps(report, indent=2) if options.json else as_text(report))
+    return 1 if report["problems"] else 0
+
+
+def examine(folder: Path) -> dict[str, Any]:
+    """Everything that matters for serving, and a list of `problems`."""
+    wheels = installed_wheels(distributions())
+    models, problems = _models(folder)
+    if problem := wheel_problem(wheels):
+        problems.insert(0, problem)
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": cpus.available(),
+        "libraries": {name: _version(name) for name in LIBRARIES},
+        "onnxruntime": {
+            "version": ort.__version__,
+            "wheels": wheels,
+            "compiled_in": ort.get_available_providers(),  # not what runs: see the models
+            "cuda": _cuda(),
+        },
+        "models": models,
+        "problems": problems,
+    }
+
+
+def installed_wheels(found: Iterable[Distribution]) -> dict[str, str]:
+    """The wheels that hold ONNX Runtime: name -> version."""
+    versions = {str(each.metadata["Name"]).lower(): each.version for each in found}
+    return {name: versions[name] for name in WHEELS if name in versions}
+
+
+def wheel_problem(wheels: dict[str, str]) -> str | None:
+    """Two wheels share one folder: the one installed last wins, or neither works."""
+    if len(wheels) < 2:
+        return None
+    return (
+        f"{' and '.join(wheels)} are installed together and overwrite each other: "
+        f"pip uninstall -y {' '.join(wheels)}, then install one extra, cpu or gpu"
+    )
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _cuda() -> str:
+    if CUDA not in ort.get_available_providers():
+        return "not compiled in; install the gpu extra to use a GPU"
+    ort.preload_dlls()
+    return cuda_problem() or "works"
+
+
+def _models(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """What each file is and runs on; what is wrong with those that cannot be served."""
+    try:
+        files = model_files(folder)
+    except StartupError as error:
+        return [], [str(error)]
+    models, problems = [], []
+    for path in files:
+        try:
+            engine = Engine(path, EngineOptions())
+            engine.warm_up(1)
+        except (StartupError, ContractError) as error:
+            problems.append(str(error))
+        else:
+            models.append(_describe(path, engine))
+    return models, problems
+
+
+def _describe(path: Path, engine: Engine) -> dict[str, Any]:
+    height, width = engine.input_size
+    return {
+        "name": engine.name,
+        "megabytes": round(path.stat().st_size / 1e6, 1),
+        "digest": engine.digest,
+        "runs_on": engine.provider,
+        "classes": len(engine.contract.classes),
+        "input": f"{width} x {height}",
+        "precision": engine.contract.precision,
+        "confidence": engine.contract.confidence,
+    }
+
+
+def as_text(report: dict[str, Any]) -> str:
+    """The report for people: facts, then what is wrong."""
+    runtime = report["onnxruntime"]
+    facts = [
+        ("python", f"{report['python']} on {report['platform']}, {report['cpus']} CPUs allowed"),
+        ("libraries", ", ".join(f"{name} {ver}" for name, ver in report["libraries"].items())),
+        ("onnxruntime", ", ".join(f"{name} {ver}" for name, ver in runtime["wheels"].items())),
+        ("compiled in", ", ".join(runtime["compiled_in"])),
+        ("cuda", runtime["cuda"]),
+        *(("model", ", ".join(f"{k} {v}" for k, v in model.items())) for model in report["models"]),
+    ]
+    lines = [f"{name:12} {value}" for name, value in facts]
+    wrong = [f"wrong: {problem}" for problem in report["problems"]]
+    return "\n".join([*lines, "", *(wrong or ["nothing is wrong"])])

@@ -1,0 +1,66 @@
+"""Which output an Accept header asks for, where the query names none (RFC 9110, 12.5.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from service.errors import NotAcceptable
+
+# What each media type is answered with, the default first.
+BY_TYPE = {
+    "image/png": "mask",
+    "image/jpeg": "overlay",
+    "application/json": "json",
+    "application/geo+json": "polygons",
+    "application/octet-stream": "npz",
+}
+
+
+@dataclass(frozen=True)
+class _Range:
+    """One entry of an Accept header."""
+
+    kind: str
+    quality: float
+
+    def precision(self, media_type: str) -> int:
+        """How exactly the entry names a media type; 0 where it does not."""
+        if self.kind == media_type:
+            return 3
+        if self.kind == media_type.partition("/")[0] + "/*":
+            return 2
+        return 1 if self.kind == "*/*" else 0
+
+
+def output_for(accept: str) -> str:
+    """The output of the media type liked best; raises NotAcceptable when there is none."""
+    likings = {kind: quality(accept, kind) for kind in BY_TYPE}
+    best = max(likings, key=lambda kind: likings[kind])  # the first of equals
+    if likings[best] == 0:
+        raise NotAcceptable(f"Accept: {accept}: there are {', '.join(BY_TYPE)}; or name an output")
+    return BY_TYPE[best]
+
+
+def quality(accept: str, media_type: str) -> float:
+    """How much a client likes a media type, 0 to 1: the most exact entry counts."""
+    ranges = _ranges(accept)
+    if not ranges:
+        return 1.0
+    best = max(ranges, key=lambda entry: (entry.precision(media_type), entry.quality))
+    return best.quality if best.precision(media_type) else 0.0
+
+
+def _ranges(accept: str) -> list[_Range]:
+    ranges = []
+    for part in filter(None, (part.strip() for part in accept.split(","))):
+        kind, *parameters = (piece.strip().lower() for piece in part.split(";"))
+        values = [value[2:] for value in parameters if value.startswith("q=")]
+        ranges.append(_Range(kind, _number(values[0]) if values else 1.0))
+    return ranges
+
+
+def _number(text: str) -> float:
+    try:
+        return min(1.0, max(0.0, float(text)))
+    except ValueError:
+        return 0.0

@@ -1,0 +1,144 @@
+"""A mask's outline as polygons with holes, exact to the pixel.
+
+Rings run along pixel edges, x to the right and y down, in whole pixels: the area
+of a polygon is its number of pixels. Each 4-connected region is one polygon.
+Pixels that touch at a corner only are the hard case: rings are first traced so
+that such pixels stay apart, then cut wherever a ring meets itself. What remains
+are simple rings, as OGC Simple Features and RFC 7946 ask for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ring = list[tuple[int, int]]  # (x, y) corners, the first repeated at the end
+Polygon = list[Ring]  # the outer ring, then its holes
+
+Mask = NDArray[np.bool_]
+Ints = NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class _Corners:
+    """Where outlines turn. A point where two pixels touch diagonally counts twice."""
+
+    x: Ints
+    y: Ints
+    following: Ints  # the next corner along the outline, the region on the right hand
+    vertical: Ints  # the other end of each corner's vertical edge
+    falls: Mask  # whether that edge goes down from this corner
+
+
+def polygons(mask: Mask) -> list[Polygon]:
+    """The polygons of a mask (H, W), each an outer ring and its holes."""
+    corners = _corners(mask)
+    walk_of, walks = _walks(corners)
+    outlines: dict[int, Polygon] = {}
+    holes: dict[int, list[Ring]] = {}
+    for walk, rings in enumerate(walks):
+        outer = [ring for ring in rings if signed_area(ring) > 0]
+        inner = [ring for ring in rings if signed_area(ring) < 0]
+        if outer:
+            outlines[walk] = [*outer, *inner]
+        else:
+            holes[walk] = inner
+    for walk, owner in _owners(corners, walk_of, holes, mask.shape[1]).items():
+        outlines[owner] += holes[walk]
+    return list(outlines.values())
+
+
+def signed_area(ring: Ring) -> int:
+    """The area in pixels; negative for holes."""
+    return sum(x0 * y1 - x1 * y0 for (x0, y0), (x1, y1) in pairwise(ring)) // 2
+
+
+def _corners(mask: Mask) -> _Corners:
+    padded = np.pad(mask, 1)
+    nw, ne, sw, se = padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]
+    diagonal = (nw == se) & (ne == sw) & (nw != ne)
+    y, x = np.nonzero((nw ^ ne ^ sw ^ se) | diagonal)
+    twice = diagonal[y, x]
+    at = np.repeat(np.arange(len(x)), np.where(twice, 2, 1))  # in order of rows
+    first = np.diff(at, prepend=-1) > 0  # of a diagonal pair: the one with the edge to the left
+    y, x, twice = y[at], x[at], twice[at]
+    # Pixels that touch diagonally stay apart: a pixel in the north west keeps left with up.
+    lower = np.where(nw[y, x], ~first, first) & twice
+    by_column = np.lexsort((lower, y, x))
+    vertical = np.empty_like(by_column)
+    vertical[by_column] = by_column.reshape(-1, 2)[:, ::-1].ravel()
+    falls = np.zeros(len(x), np.bool_)
+    falls[by_column[::2]] = True
+    index = np.arange(len(x))
+    # An edge goes right above the region, down on its right side.
+    right_end = index % 2 == 1
+    goes_on = np.where(right_end, nw[y, x], se[y, x])  # the horizontal edge leads away from here
+    return _Corners(x, y, np.where(goes_on, index ^ 1, vertical), vertical, falls)
+
+
+def _walks(corners: _Corners) -> tuple[Ints, list[list[Ring]]]:
+    """Follow every outline once; which walk each corner is on, and each walk's simple rings."""
+    following = corners.following.tolist()
+    points = list(zip(corners.x.tolist(), corners.y.tolist(), strict=True))
+    walk_of = [-1] * len(points)
+    walks: list[list[Ring]] = []
+    for start in range(len(points)):
+        if walk_of[start] >= 0:
+            continue
+        path, corner = [], start
+        while walk_of[corner] < 0:
+            walk_of[corner] = len(walks)
+            path.append(points[corner])
+            corner = following[corner]
+        walks.append(_simple_rings(path))
+    return np.array(walk_of, np.intp), walks
+
+
+def _simple_rings(path: Ring) -> list[Ring]:
+    """Cut a closed path at every point that it passes twice."""
+    rings: list[Ring] = []
+    open_path: Ring = []
+    position: dict[tuple[int, int], int] = {}
+    for point in path:
+        if point in position:
+            begin = position[point]
+            loop = open_path[begin:]
+            for passed in loop[1:]:
+                del position[passed]
+            rings.append([*loop, point])
+            del open_path[begin + 1 :]
+        else:
+            position[point] = len(open_path)
+            open_path.append(point)
+    return [*rings, [*open_path, open_path[0]]]
+
+
+def _owners(
+    corners: _Corners, walk_of: Ints, holes: dict[int, list[Ring]], width: int
+) -> dict[int, int]:
+    """The outer walk around each hole: what lies first to the left, across the region."""
+    if not holes:
+        return {}
+    tops = np.flatnonzero(corners.falls)
+    lengths = corners.y[corners.vertical[tops]] - corners.y[tops]
+    offsets = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    rows = np.repeat(corners.y[tops], lengths) + offsets
+    keys = rows * (width + 1) + np.repeat(corners.x[tops], lengths)
+    order = np.argsort(keys)
+    keys, walks = keys[order], np.repeat(walk_of[tops], lengths)[order]
+    left_of = {}
+    for walk, rings in holes.items():
+        # A hole's leftmost edge has the region on its left.
+        x, y = min(point for ring in rings for point in ring)
+        before = np.searchsorted(keys, y * (width + 1) + x) - 1
+        left_of[walk] = int(walks[before])
+    return {walk: _outermost(walk, left_of) for walk in holes}
+
+
+def _outermost(walk: int, left_of: dict[int, int]) -> int:
+    while walk in left_of:
+        walk = left_of[walk]
+    return walk

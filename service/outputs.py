@@ -1,0 +1,180 @@
+"""What a client can ask for, and how each of it is encoded. Runs in a worker thread."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service import imaging, outlines
+from service.contract import Contract
+from service.errors import InvalidRequest
+from service.imaging import Photo
+from service.selection import Selection
+
+# Outputs by name: media type and the name of the file inside a ZIP of several.
+OUTPUTS = {
+    "mask": ("image/png", "mask.png"),
+    "color": ("image/png", "color.png"),
+    "overlay": ("image/jpeg", "overlay.jpg"),
+    "json": ("application/json", "result.json"),
+    "rle": ("application/json", "rle.json"),
+    "polygons": ("application/geo+json", "polygons.json"),
+    "npz": ("application/octet-stream", "labels.npz"),
+    "confidence": ("image/png", "confidence.png"),
+}
+INCLUDABLE = ("mask", "color", "overlay", "confidence")
+PNG_OVERLAY = ("image/png", "overlay.png")
+ZIP = "application/zip"
+NEEDS_PHOTO = {"overlay"}  # in full resolution
+
+OverlayFormat = Literal["jpeg", "png"]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a client asked for."""
+
+    outputs: tuple[str, ...]
+    selection: Selection
+    alpha: float = 0.5
+    contour: int = 0  # width in pixels
+    overlay_format: OverlayFormat = "jpeg"
+    include: tuple[str, ...] = ()  # images inside the JSON, as base64
+
+    @property
+    def all_outputs(self) -> set[str]:
+        """Every output that must be made, those inside the JSON too."""
+        return {*self.outputs, *self.include}
+
+    def kind(self, name: str) -> tuple[str, str]:
+        """Media type and file name of an output."""
+        if name == "overlay" and self.overlay_format == "png":
+            return PNG_OVERLAY
+        return OUTPUTS[name]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One photo and what the model says of it, at the photo's own size."""
+
+    photo: Photo
+    labels: NDArray[np.uint8]  # (H, W)
+    confidence: NDArray[np.uint8] | None  # (H, W)
+    contract: Contract
+
+
+def parse_outputs(text: str, what: str, valid: Iterable[str]) -> tuple[str, ...]:
+    """Split a comma list of output names; raises InvalidRequest naming the valid ones."""
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    wrong = [name for name in names if name not in valid]
+    if wrong or not names:
+        raise InvalidRequest(f"{what}={text!r}: choose from {', '.join(valid)}")
+    return names
+
+
+def check(wish: Wish, contract: Contract) -> None:
+    """Refuse what the model cannot give; raises InvalidRequest."""
+    if "confidence" in wish.all_outputs and not contract.confidence:
+        raise InvalidRequest(
+            "output=confidence: this model has none; export it with `python -m export --confidence`"
+        )
+
+
+def encode(result: Result, wish: Wish) -> tuple[bytes, str]:
+    """The body of the answer and its media type: one output as it is, several as a ZIP."""
+    files = {name: _encode_one(name, result, wish) for name in wish.outputs}
+    if len(files) == 1:
+        ((name, body),) = files.items()
+        return body, wish.kind(name)[0]
+    return imaging.archive({wish.kind(name)[1]: body for name, body in files.items()}), ZIP
+
+
+def _encode_one(name: str, result: Result, wish: Wish) -> bytes:
+    encoders: dict[str, Callable[[Result, Wish], bytes]] = {
+        "mask": lambda r, w: imaging.mask_png(w.selection.apply(r.labels), r.contract.palette),
+        "color": lambda r, w: imaging.color_png(w.selection.apply(r.labels), r.contract.palette),
+        "overlay": _overlay,
+        "json": _json,
+        "rle": _rle,
+        "polygons": _polygons,
+        "npz": _npz,
+        "confidence": _confidence,
+    }
+    return encoders[name](result, wish)
+
+
+def _overlay(result: Result, wish: Wish) -> bytes:
+    blended = imaging.overlay(
+        result.photo,
+        result.labels,
+        result.contract.palette,
+        alpha=wish.alpha,
+        shown=wish.selection.ids - {result.contract.background},
+        contour=wish.contour,
+    )
+    return imaging.png(blended) if wish.overlay_format == "png" else imaging.jpeg(blended)
+
+
+def _confidence(result: Result, _: Wish) -> bytes:
+    if result.confidence is None:  # `check` has refused the request already
+        raise InvalidRequest("output=confidence: this model has none")
+    return imaging.confidence_png(result.confidence)
+
+
+def _npz(result: Result, wish: Wish) -> bytes:
+    return imaging.npz(wish.selection.apply(result.labels), result.confidence)
+
+
+def _found(result: Result, wish: Wish) -> list[dict[str, Any]]:
+    return imaging.summary(
+        result.labels,
+        result.contract.classes,
+        shown=wish.selection.ids,
+        confidence=result.confidence,
+    )
+
+
+def _json(result: Result, wish: Wish) -> bytes:
+    answer: dict[str, Any] = {**_size(result), "classes": _found(result, wish)}
+    for name in wish.include:
+        body = _encode_one(name, result, wish)
+        answer[name] = {"media_type": wish.kind(name)[0], "base64": imaging.as_text(body)}
+    return json.dumps(answer).encode()
+
+
+def _rle(result: Result, wish: Wish) -> bytes:
+    present = _found(result, wish)
+    by_column = np.asfortranarray(result.labels)
+    for entry in present:
+        entry["segmentation"] = imaging.rle(by_column, entry["id"])
+    return json.dumps({**_size(result), "classes": present}).encode()
+
+
+def _polygons(result: Result, wish: Wish) -> bytes:
+    features = [_feature(result, entry) for entry in _found(result, wish)]
+    collection = {"type": "FeatureCollection", **_size(result), "features": features}
+    return json.dumps(collection, separators=(",", ":")).encode()
+
+
+def _feature(result: Result, entry: dict[str, Any]) -> dict[str, Any]:
+    """One class as a GeoJSON MultiPolygon, traced inside its box only."""
+    x0, y0, x1, y1 = entry["box"]
+    shapes = outlines.polygons(result.labels[y0:y1, x0:x1] == entry["id"])
+    moved = [[[(x + x0, y + y0) for x, y in ring] for ring in rings] for rings in shapes]
+    return {
+        "type": "Feature",
+        "id": entry["id"],
+        "bbox": entry["box"],
+        "properties": {**entry, "color": result.contract.palette[entry["id"]]},
+        "geometry": {"type": "MultiPolygon", "coordinates": moved},
+    }
+
+
+def _size(result: Result) -> dict[str, int]:
+    width, height = result.photo.size
+    return {"width": width, "height": height}

@@ -1,0 +1,55 @@
+"""The query of POST /segment, and the wish that it amounts to."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, Field
+
+from service.contract import Contract
+from service.negotiation import output_for, quality
+from service.outputs import INCLUDABLE, OUTPUTS, OverlayFormat, Wish, check, parse_outputs
+from service.selection import select
+
+
+class SegmentQuery(BaseModel):
+    """What can be asked for."""
+
+    output: Annotated[
+        str | None,
+        Field(description=f"comma list of {', '.join(OUTPUTS)}; default: what Accept says"),
+    ] = None
+    model: Annotated[str | None, Field(description="a name from /models")] = None
+    classes: Annotated[
+        str | None, Field(description="comma list of names or ids; default: all")
+    ] = None
+    alpha: Annotated[float, Field(ge=0, le=1, description="overlay opacity")] = 0.5
+    contour: Annotated[
+        int, Field(ge=0, le=32, description="width in pixels of outlines in the overlay")
+    ] = 0
+    overlay_format: Annotated[
+        OverlayFormat | None, Field(description="default: what Accept prefers, else jpeg")
+    ] = None
+    include: Annotated[
+        str | None,
+        Field(description=f"images inside the JSON: comma list of {', '.join(INCLUDABLE)}"),
+    ] = None
+
+    def wish(self, contract: Contract, accept: str) -> Wish:
+        """What to make; raises InvalidRequest or NotAcceptable."""
+        wish = Wish(
+            (output_for(accept),)
+            if self.output is None
+            else parse_outputs(self.output, "output", OUTPUTS),
+            select(self.classes, contract),
+            self.alpha,
+            self.contour,
+            self.overlay_format or _preferred_format(accept),
+            parse_outputs(self.include, "include", INCLUDABLE) if self.include else (),
+        )
+        check(wish, contract)
+        return wish
+
+
+def _preferred_format(accept: str) -> OverlayFormat:
+    return "png" if quality(accept, "image/png") > quality(accept, "image/jpeg") else "jpeg"

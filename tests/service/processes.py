@@ -1,0 +1,31 @@
+"""The service as a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from service.demo import free_port, wait_until_ready
+
+
+@contextmanager
+def running(folder: Path, *flags: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Serve the models of a folder; gives the address and the process, once it is ready."""
+    port = free_port()
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "service", "--models", str(folder), "--port", str(port)),
+            *("--device", "cpu", *flags),
+        ],
+        stderr=subprocess.PIPE,
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_until_ready(url, process)
+        yield url, process
+    finally:
+        process.kill()
+        process.communicate()

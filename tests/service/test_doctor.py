@@ -1,0 +1,69 @@
+"""The doctor finds what is wrong, and only that."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import distributions
+from pathlib import Path
+
+import pytest
+
+from service import __main__ as cli
+from service.doctor import installed_wheels, wheel_problem
+from tests.service import onnx_models
+
+
+def install(folder: Path, name: str) -> None:
+    """What pip leaves behind of a wheel, as far as the doctor looks."""
+    info = folder / f"{name.replace('-', '_')}-1.23.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.23.0\n")
+
+
+def test_a_sound_folder_has_nothing_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    onnx_models.save(tmp_path / "tiny.onnx")
+    assert cli.main(["doctor", "--models", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "nothing is wrong" in said
+    assert "CPUExecutionProvider" in said
+
+
+def test_bad_files_are_named_among_good_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    onnx_models.save(tmp_path / "good.onnx")
+    onnx_models.save(tmp_path / "bare.onnx", metadata={})
+    (tmp_path / "cut.onnx").write_bytes((tmp_path / "good.onnx").read_bytes()[:-40])
+    assert cli.main(["doctor", "--models", str(tmp_path), "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert [model["name"] for model in report["models"]] == ["good"]
+    assert report["models"][0]["runs_on"] in report["onnxruntime"]["compiled_in"]
+    bare, cut = report["problems"]
+    assert "bare.onnx" in bare
+    assert "cut.onnx" in cut
+
+
+def test_an_empty_folder_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor", "--models", str(tmp_path)]) == 1
+    assert "wrong: --models" in capsys.readouterr().out
+
+
+def test_two_runtimes_at_once_are_wrong(tmp_path: Path) -> None:
+    install(tmp_path, "onnxruntime")
+    alone = installed_wheels(distributions(path=[str(tmp_path)]))
+    assert wheel_problem(alone) is None
+    install(tmp_path, "onnxruntime-gpu")
+    both = installed_wheels(distributions(path=[str(tmp_path)]))
+    assert "pip uninstall -y onnxruntime onnxruntime-gpu" in (wheel_problem(both) or "")
+
+
+def test_a_service_with_two_runtimes_refuses_to_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        install(tmp_path, name)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert cli.main(["--models", str(tmp_path), "--port", "0"]) == 1
+    assert "overwrite each other" in capsys.readouterr().err

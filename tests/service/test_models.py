@@ -1,0 +1,107 @@
+"""Loading again: checked before it takes over, and no request notices."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from tests.service import onnx_models
+from tests.service.web import opened, photo, png, post, serving
+
+BODY = png(photo())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    onnx_models.save(tmp_path / "tiny.onnx")
+    return tmp_path
+
+
+@pytest.fixture
+def client(folder: Path) -> Iterator[TestClient]:
+    with serving(folder) as client:
+        yield client
+
+
+def brightest(client: TestClient) -> int:
+    return int(opened(post(client, BODY).content).max())
+
+
+def until(claim: Callable[[], bool]) -> bool:
+    end = time.monotonic() + 10
+    while not claim() and time.monotonic() < end:
+        time.sleep(0.02)
+    return claim()
+
+
+def test_a_new_file_takes_over(client: TestClient, folder: Path) -> None:
+    old = client.get("/models/tiny").json()["digest"]
+    assert brightest(client) == 2
+    assert client.post("/models/tiny/reload").json()["changed"] is False
+    onnx_models.save(folder / "tiny.onnx", brightest=1)
+    answer = client.post("/models/tiny/reload").json()
+    assert answer["changed"] is True
+    assert answer["digest"] == client.get("/models/tiny").json()["digest"] != old
+    assert brightest(client) == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model", None])
+def test_a_bad_file_leaves_the_old_model_serving(
+    client: TestClient, folder: Path, content: bytes | None
+) -> None:
+    path = folder / "tiny.onnx"
+    path.write_bytes(path.read_bytes()[:-40] if content is None else content)
+    answer = client.post("/models/tiny/reload")
+    assert (answer.status_code, answer.json()["code"]) == (409, "model-unusable")
+    assert brightest(client) == 2
+    assert client.get("/readyz").status_code == 200
+
+
+def test_only_the_expected_digest_takes_over(client: TestClient, folder: Path) -> None:
+    onnx_models.save(folder / "tiny.onnx", brightest=1)
+    answer = client.post("/models/tiny/reload", params={"digest": "0" * 64})
+    assert (answer.status_code, answer.json()["code"]) == (409, "model-unusable")
+    assert brightest(client) == 2
+
+
+@pytest.mark.parametrize("name", ["none", "..%2Ftiny", "..", "tiny.onnx"])
+def test_only_files_of_the_folder_can_be_loaded(client: TestClient, name: str) -> None:
+    assert client.post(f"/models/{name}/reload").status_code in {404, 405}
+
+
+def test_reloading_under_load_fails_no_request(client: TestClient, folder: Path) -> None:
+    statuses: list[int] = []
+    stop = threading.Event()
+
+    def load() -> None:
+        while not stop.is_set():
+            statuses.append(post(client, BODY).status_code)
+
+    threads = [threading.Thread(target=load) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for turn in range(10):
+        onnx_models.save(folder / "tiny.onnx", brightest=1 + turn % 2)
+        assert client.post("/models/tiny/reload").status_code == 200
+    stop.set()
+    for thread in threads:
+        thread.join(20)
+    assert len(statuses) > 10
+    assert set(statuses) == {200}
+
+
+def test_a_watched_folder_needs_no_call(folder: Path) -> None:
+    with serving(folder, watch_models_s=0.05) as client:
+        assert brightest(client) == 2
+        onnx_models.save(folder / "tiny.onnx", brightest=1)
+        assert until(lambda: brightest(client) == 1)
+        (folder / "tiny.onnx").write_bytes(b"broken")
+        time.sleep(0.2)
+        assert brightest(client) == 1
+        onnx_models.save(folder / "other.onnx")
+        assert until(lambda: client.get("/models/other").status_code == 200)

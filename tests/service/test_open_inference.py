@@ -1,0 +1,133 @@
+"""The Open Inference Protocol, spoken by NVIDIA's own client."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from tritonclient import http as triton
+from tritonclient.utils import InferenceServerException
+
+from tests.service import onnx_models
+from tests.service.processes import running
+
+HEIGHT, WIDTH = onnx_models.SIZE
+IMAGES = np.random.default_rng(0).integers(0, 256, (3, HEIGHT, WIDTH, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder: Path = tmp_path_factory.mktemp("models")
+    onnx_models.save(folder / "plain.onnx")
+    onnx_models.save(folder / "sure.onnx", confidence=True)
+    with running(folder) as (url, _):
+        yield url
+
+
+@pytest.fixture
+def client(address: str) -> Iterator[Any]:
+    client = triton.InferenceServerClient(address.removeprefix("http://"))
+    yield client
+    client.close()
+
+
+def tensor(*, binary: bool) -> Any:
+    given = triton.InferInput("image", list(IMAGES.shape), "UINT8")
+    given.set_data_from_numpy(IMAGES, binary_data=binary)
+    return given
+
+
+def test_health_and_metadata(client: Any) -> None:
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    assert client.is_model_ready("sure")
+    assert not client.is_model_ready("none")
+    assert client.get_server_metadata()["extensions"] == ["binary_tensor_data"]
+    about = client.get_model_metadata("sure")
+    assert about["inputs"] == [
+        {"name": "image", "datatype": "UINT8", "shape": [-1, HEIGHT, WIDTH, 3]}
+    ]
+    assert [output["name"] for output in about["outputs"]] == ["labels", "confidence"]
+
+
+@pytest.mark.parametrize("binary_in", [True, False])
+@pytest.mark.parametrize("binary_out", [True, False])
+def test_tensors_go_in_and_out_as_bytes_or_as_json(
+    client: Any, binary_in: bool, binary_out: bool
+) -> None:
+    wanted = [
+        triton.InferRequestedOutput(name, binary_data=binary_out)
+        for name in ("labels", "confidence")
+    ]
+    answer = client.infer("sure", [tensor(binary=binary_in)], outputs=wanted, request_id="mine")
+    assert (answer.as_numpy("labels") == onnx_models.expected(IMAGES)).all()
+    assert (answer.as_numpy("confidence") == IMAGES[..., 0]).all()
+    assert answer.get_response()["id"] == "mine"
+    assert answer.get_response()["model_name"] == "sure"
+
+
+def test_all_outputs_come_where_none_is_named(client: Any) -> None:
+    answer = client.infer("plain", [tensor(binary=True)])
+    assert (answer.as_numpy("labels") == onnx_models.expected(IMAGES)).all()
+    assert answer.as_numpy("confidence") is None
+
+
+def test_errors_reach_the_client_in_its_own_form(client: Any) -> None:
+    with pytest.raises(InferenceServerException, match="there are: plain, sure"):
+        client.infer("none", [tensor(binary=True)])
+    with pytest.raises(InferenceServerException, match="this model has"):
+        client.infer(
+            "plain", [tensor(binary=True)], outputs=[triton.InferRequestedOutput("confidence")]
+        )
+
+
+def image(**changes: Any) -> dict[str, Any]:
+    return {
+        "name": "image",
+        "datatype": "UINT8",
+        "shape": [1, HEIGHT, WIDTH, 3],
+        "data": IMAGES[0].ravel().tolist(),
+    } | changes
+
+
+@pytest.mark.parametrize(
+    ("inputs", "says"),
+    [
+        ([], "inputs"),
+        ([image(), image()], "inputs"),
+        ([image(name="input")], "image"),
+        ([image(datatype="FP32")], "UINT8"),
+        ([image(shape=[1, 2, 2, 3])], f"[N, {HEIGHT}, {WIDTH}, 3]"),
+        ([image(shape=[2, HEIGHT, WIDTH, 3])], "whole numbers"),
+        ([image(shape=[0, HEIGHT, WIDTH, 3])], "greater than or equal to 1"),
+        ([image(data=[256] * HEIGHT * WIDTH * 3)], "outside 0 to 255"),
+        ([image(data=[0.5] * HEIGHT * WIDTH * 3)], "float64"),
+        ([image(data=[10**30] * HEIGHT * WIDTH * 3)], "whole numbers"),
+        ([image(data=[[1], [2, 3]])], "whole numbers"),
+        ([image(data=None)], "give data"),
+        ([image(data=None, parameters={"binary_data_size": 5})], "binary_data_size 5"),
+    ],
+)
+def test_a_request_that_is_wrong_says_where(
+    address: str, inputs: list[dict[str, Any]], says: str
+) -> None:
+    answer = httpx.post(f"{address}/v2/models/plain/infer", json={"inputs": inputs})
+    assert answer.status_code == 400
+    assert says in answer.json()["error"]
+    assert answer.json()["error"] == answer.json()["detail"]
+
+
+@pytest.mark.parametrize("length", ["-1", "many", "1e3", "99999999", "9" * 30])
+def test_a_header_length_that_cannot_be_is_refused(address: str, length: str) -> None:
+    answer = httpx.post(
+        f"{address}/v2/models/plain/infer",
+        content=json.dumps({"inputs": [image()]}),
+        headers={"Inference-Header-Content-Length": length},
+    )
+    assert answer.status_code == 400
+    assert "Inference-Header-Content-Length" in answer.json()["error"]
