@@ -119,7 +119,10 @@ class Models:
             if served is not None and engine.digest == served.engine.digest:
                 return False
             fresh = ServedModel(engine, self._settings)
-            await fresh.start()
+            try:
+                await fresh.start()
+            except Exception as error:  # ONNX Runtime raises its own classes, not all of one root
+                raise ModelUnusable(f"{name} stays as it was: it does not run: {error}") from error
             self._models[name] = fresh
             if served is not None:
                 self._retire(served)

@@ -10,22 +10,20 @@ from pathlib import Path
 
 from service.demo import free_port, wait_until_ready
 
+LOG = "service.log"  # in the models' folder; a pipe that nobody empties would block the service
+
 
 @contextmanager
 def running(folder: Path, *flags: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """Serve the models of a folder; gives the address and the process, once it is ready."""
     port = free_port()
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "service", "--models", str(folder), "--port", str(port)),
-            *("--device", "cpu", *flags),
-        ],
-        stderr=subprocess.PIPE,
-    )
+    command = [sys.executable, "-m", "service", "--models", str(folder), "--port", str(port)]
+    with (folder / LOG).open("wb") as log:
+        process = subprocess.Popen([*command, "--device", "cpu", *flags], stderr=log)
     url = f"http://127.0.0.1:{port}"
     try:
         wait_until_ready(url, process)
         yield url, process
     finally:
         process.kill()
-        process.communicate()
+        process.wait()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
+from service.contract import METADATA_KEY, InputSize
 from tests.service import onnx_models
 from tests.service.web import opened, photo, png, post, serving
 
@@ -60,6 +61,17 @@ def test_a_bad_file_leaves_the_old_model_serving(
     assert (answer.status_code, answer.json()["code"]) == (409, "model-unusable")
     assert brightest(client) == 2
     assert client.get("/readyz").status_code == 200
+
+
+def test_a_file_that_loads_but_does_not_run_leaves_the_old_model_serving(
+    client: TestClient, folder: Path
+) -> None:
+    wrong = InputSize(policy="fixed", height=7, width=7, pad=(0, 0, 0))
+    metadata = {METADATA_KEY: onnx_models.contract(input=wrong).model_dump_json()}
+    onnx_models.save(folder / "tiny.onnx", metadata)
+    answer = client.post("/models/tiny/reload")
+    assert (answer.status_code, answer.json()["code"]) == (409, "model-unusable")
+    assert brightest(client) == 2
 
 
 def test_only_the_expected_digest_takes_over(client: TestClient, folder: Path) -> None:
