@@ -151,12 +151,14 @@ def cuda_options(options: EngineOptions) -> dict[str, str]:
 
 
 def cuda_problem() -> str | None:
-    """Why CUDA cannot be used, naming the missing library; None when it loads."""
+    """Why CUDA cannot be used, naming what is missing or too old; None when it loads."""
     library = Path(ort.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"
     try:
-        ctypes.CDLL("libcuda.so.1")
+        driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
         return "the NVIDIA driver (libcuda.so.1) is not there; on a GPU host run with --gpus all"
+    if problem := driver_problem(driver):
+        return problem
     try:
         ctypes.CDLL(
             str(library.with_name("libonnxruntime_providers_shared.so")), ctypes.RTLD_GLOBAL
@@ -165,6 +167,20 @@ def cuda_problem() -> str | None:
     except OSError as error:
         return f"ONNX Runtime's CUDA provider does not load: {error}"
     return None
+
+
+def driver_problem(driver: ctypes.CDLL) -> str | None:
+    """Why this driver is too old; any of the CUDA major version that is needed will do."""
+    version = ctypes.c_int()
+    driver.cuDriverGetVersion(ctypes.byref(version))
+    needed = int((ort.cuda_version or "0").partition(".")[0])
+    if version.value // 1000 >= needed:
+        return None
+    offered = f"{version.value // 1000}.{version.value % 1000 // 10}"  # as 12040 for 12.4
+    return (
+        f"the NVIDIA driver is too old: it supports CUDA {offered}, and this onnxruntime "
+        f"needs CUDA {needed}; update the driver"
+    )
 
 
 def _fell_back(device: Device, reason: str, *, expected: bool = False) -> None:

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import onnxruntime as ort
 import pytest
 
-from service.engine import CPU, CUDA, Engine, EngineOptions, cuda_options, cuda_problem
+from service.engine import (
+    CPU,
+    CUDA,
+    Engine,
+    EngineOptions,
+    cuda_options,
+    cuda_problem,
+    driver_problem,
+)
 from service.errors import StartupError
 from tests.service import onnx_models
 
@@ -86,3 +96,32 @@ def test_a_provider_that_is_compiled_in_is_not_taken_for_one_that_runs(model: Pa
 def test_the_memory_limit_is_given_in_bytes() -> None:
     assert cuda_options(EngineOptions(gpu_mem_limit_mb=2))["gpu_mem_limit"] == str(2 * 1024**2)
     assert "gpu_mem_limit" not in cuda_options(EngineOptions())
+
+
+class Driver:
+    """Stands for libcuda: knows the newest CUDA that it supports."""
+
+    def __init__(self, version: int) -> None:
+        self.version = version
+
+    def cuDriverGetVersion(self, out: Any) -> int:  # noqa: N802 (NVIDIA's name)
+        out._obj.value = self.version
+        return 0
+
+
+def test_a_driver_that_is_too_old_is_named_with_what_is_needed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("onnxruntime.cuda_version", "13.0")
+    problem = driver_problem(cast("ctypes.CDLL", Driver(12040)))
+    assert problem is not None
+    assert "supports CUDA 12.4" in problem
+    assert "needs CUDA 13" in problem
+
+
+@pytest.mark.parametrize("version", [13000, 13020, 14000])
+def test_a_driver_of_the_same_major_version_or_newer_is_taken(
+    version: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnxruntime.cuda_version", "13.0")
+    assert driver_problem(cast("ctypes.CDLL", Driver(version))) is None
