@@ -18,7 +18,8 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialize
 
 from model.config import BackboneName, ModelConfig, Rgb
 from model.deeplab import DeepLabV3Plus
@@ -133,7 +134,8 @@ def save(path: Path | str, state: dict[str, torch.Tensor], card: Card | Backbone
     weights, description = paths(path)
     weights.parent.mkdir(parents=True, exist_ok=True)
     partial = weights.with_name(f".{weights.name}.partial")
-    save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, partial)
+    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    partial.write_bytes(serialize(tensors))  # save_file would leave it readable to its owner only
     replace_durably(partial, weights)
     _write_card(description, card)
     return weights
