@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
 
 from service.playground import PAGE
 from tests.service import onnx_models
@@ -21,6 +21,9 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync")
 PHOTO = photo(48, 60)
 LABELS = onnx_models.expected(PHOTO)
+
+# How long a slow machine may take; a quick one waits for nothing.
+expect.set_options(timeout=30_000)
 
 needs_chromium = pytest.mark.skipif(
     CHROMIUM is None, reason="no chromium on the PATH; on Debian: apt-get install chromium"
@@ -232,6 +235,21 @@ def test_a_refusal_is_shown_and_the_next_photo_works(browser: Browser, address: 
     pick(page)
     expect(legend(page)).to_have_count(3)
     expect(page.locator("#error")).to_be_hidden()
+    page.close()
+
+
+@needs_chromium
+def test_a_photo_picked_before_the_models_are_known_is_segmented(
+    browser: Browser, address: str
+) -> None:
+    page = browser.new_page()
+    held: list[Route] = []
+    page.route("**/models", held.append)
+    page.goto(address)
+    pick(page)
+    expect(page.locator("#view")).to_be_visible()
+    held[0].continue_()
+    expect(legend(page)).to_have_count(3)
     page.close()
 
 
