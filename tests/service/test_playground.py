@@ -244,7 +244,7 @@ def test_a_photo_picked_before_the_models_are_known_is_segmented(
 ) -> None:
     page = browser.new_page()
     held: list[Route] = []
-    page.route("**/models", held.append)
+    page.route("**/models", lambda route: held.append(route))  # noqa: PLW0108 - no builtins here
     page.goto(address)
     pick(page)
     expect(page.locator("#view")).to_be_visible()
