@@ -418,8 +418,16 @@ def test_moved_folders_are_still_known(server: FlakyServer, photos: Path, tmp_pa
     assert len(server.segmented()) == 3
 
 
+# Whoever starts the tests in the background of a shell hands down an ignored SIGINT.
+INTERRUPTIBLE = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("service.client", run_name="__main__", alter_sys=True)
+"""
+
+
 def client_process(url: str, photos: Path, out: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "service.client", url, str(photos), "-o", str(out)]
+    command = [sys.executable, "-c", INTERRUPTIBLE, url, str(photos), "-o", str(out)]
     return subprocess.Popen([*command, "--give-up-after", "20"], stderr=subprocess.DEVNULL)
 
 
