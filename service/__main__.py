@@ -38,6 +38,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         check_runtime()
         with listen(settings.host, settings.port) as listener:
+            # Process 1 of a container has no default: a stop while loading would go unheard.
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
             loaded = models.load(settings)
             return serve(create_app(settings, loaded), listener, settings, loaded.drain)
     except StartupError as error:
