@@ -49,6 +49,9 @@ class Recipe(BaseModel):
     # PyTorch's momentum of the running statistics; None keeps each part's own.
     batch_norm_momentum: Annotated[float, Field(gt=0, le=1)] | None = None
     freeze_batch_norm: bool = False
+    # Modules that keep weights and statistics: "backbone.stem". Those at the network's entry
+    # then cost no backward pass.
+    frozen: list[str] = []
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0  # 0: no averaging of weights
     precision: Precision = "fp32"
     seed: int = 0

@@ -93,6 +93,8 @@ def parameter_groups(net: DeepLabV3Plus, config: Recipe) -> list[dict[str, Any]]
     """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in net.named_parameters():
+        if not parameter.requires_grad:
+            continue
         decayed = parameter.ndim == 4 and parameter.shape[1] > 1
         groups.setdefault((name.startswith("backbone."), decayed), []).append(parameter)
     return [
@@ -103,6 +105,23 @@ def parameter_groups(net: DeepLabV3Plus, config: Recipe) -> list[dict[str, Any]]
         }
         for (backbone, decayed), parameters in groups.items()
     ]
+
+
+def freeze(net: nn.Module, names: list[str]) -> None:
+    """Keep weights and batch-norm statistics of the modules named, and of all in them.
+
+    Raises RecipeError when a name is not the name of a module.
+    """
+    modules = dict(net.named_modules())
+    for part in names:
+        if part not in modules:
+            raise RecipeError(
+                f"frozen: the network has no part {part!r}; it has "
+                + ", ".join(name for name in modules if 0 < name.count(".") + 1 <= 2)
+            )
+        modules[part].requires_grad_(False)
+        for norm in batch_norms(modules[part]):
+            norm.eval()
 
 
 def keep_depthwise_in_fp32(net: nn.Module) -> None:
@@ -203,6 +222,7 @@ def start(config: Recipe, device: torch.device) -> Run:
     if config.freeze_batch_norm:
         for norm in batch_norms(net):
             norm.eval()
+    freeze(net, config.frozen)
     optimizer = torch.optim.SGD(
         parameter_groups(net, config),
         lr=config.learning_rate,
