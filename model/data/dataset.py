@@ -6,6 +6,7 @@ read one at a time, by the training loader and by the evaluator alike.
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 VOID = 255
 
@@ -116,7 +118,64 @@ def _picture(stem: Path) -> Path:
     return jpeg if jpeg.exists() else stem.with_suffix(".png")
 
 
-DATASETS: dict[str, Callable[[Path, str], Dataset]] = {"voc": _voc, "camvid": _camvid}
+class FolderConfig(BaseModel):
+    """`dataset.toml` of your own data; `{split}` in a folder stands for the split's name."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    classes: tuple[str, ...] = Field(min_length=1, max_length=VOID)
+    palette: tuple[Color, ...] = ()  # VOC's colours where left out
+    void: int = Field(VOID, ge=0, le=255)
+    images: str = "images/{split}"
+    masks: str = "masks/{split}"
+    lists: str | None = None  # a text file of stems, e.g. "{split}.txt"; else every image
+
+
+def _folder(root: Path, split: str) -> Dataset:
+    config = _folder_config(root / "dataset.toml")
+    images, masks = (
+        root / name.replace("{split}", split) for name in (config.images, config.masks)
+    )
+    if not images.is_dir():
+        raise DatasetError(f"{images} does not exist; set `images` in {root / 'dataset.toml'}")
+    found: dict[str, Path] = {}
+    for path in sorted(images.iterdir()):
+        if path.suffix.lower() not in (".jpg", ".jpeg", ".png"):
+            continue
+        if path.stem in found:
+            raise DatasetError(f"{found[path.stem]} and {path} share a name; rename one of them")
+        found[path.stem] = path
+    names = _names(root / config.lists.replace("{split}", split)) if config.lists else list(found)
+    pairs = tuple(
+        Pair(name, found.get(name, images / f"{name}.jpg"), masks / f"{name}.png") for name in names
+    )
+    palette = config.palette or voc_palette(len(config.classes))
+    return Dataset("folder", split, pairs, config.classes, palette, config.void)
+
+
+def _folder_config(path: Path) -> FolderConfig:
+    if not path.is_file():
+        raise DatasetError(f"{path} does not exist; write one that names your classes")
+    try:
+        config = FolderConfig.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise DatasetError(f"{path}: {key}: {first['msg']}") from error
+    except ValueError as error:  # not TOML, not UTF-8
+        raise DatasetError(f"{path}: {error}") from error
+    if config.palette and len(config.palette) != len(config.classes):
+        raise DatasetError(
+            f"{path}: palette has {len(config.palette)} colours for {len(config.classes)} classes"
+        )
+    return config
+
+
+DATASETS: dict[str, Callable[[Path, str], Dataset]] = {
+    "voc": _voc,
+    "camvid": _camvid,
+    "folder": _folder,
+}
 
 
 def read_mask(path: Path, *, classes: int, void: int = VOID) -> NDArray[np.uint8]:

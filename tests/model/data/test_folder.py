@@ -1,0 +1,59 @@
+"""Your own data: a folder described by `dataset.toml`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from model.data.dataset import DatasetError, find, read_mask
+
+
+def own(root: Path, toml: str = 'classes = ["ground", "tree"]\nvoid = 9\n') -> Path:
+    (root / "dataset.toml").write_text(toml)
+    for kind in ("images", "masks"):
+        (root / kind / "train").mkdir(parents=True)
+    for name, suffix in (("a", "jpg"), ("b.1", "PNG")):
+        Image.new("RGB", (4, 3)).save(root / "images" / "train" / f"{name}.{suffix}")
+        mask = np.array([[0, 1, 9, 7]] * 3, np.uint8)
+        Image.fromarray(mask).save(root / "masks" / "train" / f"{name}.png")
+    return root
+
+
+def test_folder_pairs_every_image_with_its_mask(tmp_path: Path) -> None:
+    dataset = find("folder", own(tmp_path), "train")
+    assert [pair.name for pair in dataset.pairs] == ["a", "b.1"]
+    assert all(pair.image.is_file() and pair.mask.is_file() for pair in dataset.pairs)
+    assert dataset.palette == ((0, 0, 0), (128, 0, 0))
+    ids = read_mask(dataset.pairs[1].mask, classes=2, void=dataset.void)
+    assert ids[0].tolist() == [0, 1, 255, 255]
+
+
+def test_list_chooses_the_pairs_and_their_order(tmp_path: Path) -> None:
+    own(tmp_path, 'classes = ["ground", "tree"]\nlists = "{split}.txt"\n')
+    (tmp_path / "train.txt").write_text("b.1\n")
+    assert [pair.name for pair in find("folder", tmp_path, "train").pairs] == ["b.1"]
+
+
+@pytest.mark.parametrize(
+    ("toml", "says"),
+    [
+        ("classes = []", "classes"),
+        ('classes = ["a"]\nclases = 1', "clases"),
+        ('classes = ["a", "b"]\npalette = [[0, 0, 0]]', "1 colours for 2 classes"),
+        ("classes = [", "dataset.toml"),
+        ('classes = ["a"]\nimages = "photos"', "photos does not exist"),
+    ],
+)
+def test_bad_description_is_refused_by_name(tmp_path: Path, toml: str, says: str) -> None:
+    with pytest.raises(DatasetError, match=says):
+        find("folder", own(tmp_path, toml), "train")
+
+
+def test_two_images_of_one_name_are_refused(tmp_path: Path) -> None:
+    own(tmp_path)
+    Image.new("RGB", (4, 3)).save(tmp_path / "images" / "train" / "a.png")
+    with pytest.raises(DatasetError, match="share a name"):
+        find("folder", tmp_path, "train")
