@@ -56,9 +56,24 @@ def make_checkpoint(folder: Path, backbone: str, setting: Setting) -> Path:
         torch.manual_seed(0)
         net = DeepLabV3Plus(config)
         torch.nn.init.normal_(net.logits.weight)  # labels that vary over the image
+        settle(net)
         card = Card(model=config, classes=VOC_CLASSES, palette=voc_palette(len(VOC_CLASSES)))
         checkpoint.save(path, net.state_dict(), card)
     return path
+
+
+def settle(net: DeepLabV3Plus) -> None:
+    """Give batch norms the statistics of noise, as training would give them those of photos.
+
+    Without them activations fade through a deep network until all classes are
+    equally probable, and which label wins is a matter of rounding.
+    """
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0  # the statistics of the one batch below
+    with torch.no_grad():
+        net.train()(torch.rand(2, 3, 129, 129) * 255)
+    net.eval()
 
 
 def export_row(source: Path, target: Path, setting: Setting, side: Size) -> Contract:

@@ -14,7 +14,7 @@ from model import checkpoint, train
 from model.config import ModelConfig
 from model.data.augment import AugmentConfig
 from model.data.dataset import find
-from model.recipe import Recipe
+from model.recipe import Recipe, RecipeError
 from tests.model import voc_folder
 
 TINY = ModelConfig(
@@ -96,6 +96,20 @@ def test_only_full_convolutions_are_decayed() -> None:
             assert group["weight_decay"] == (0.5 if full else 0.0), name
             assert group["rate"] == (0.02 if name.startswith("backbone.") else 0.2), name
     assert len(seen) == len(names)
+
+
+def test_frozen_parts_keep_weights_and_statistics(data: Path, tmp_path: Path) -> None:
+    config = make_recipe(frozen=["backbone.blocks.0"], iterations=2, ema_decay=0.0)
+    before = train.build(config).state_dict()
+    after = checkpoint.load(run(config, data, tmp_path / "run")).state_dict()
+    changed = {key for key, value in before.items() if not torch.equal(value, after[key])}
+    assert not any(key.startswith("backbone.blocks.0.") for key in changed)
+    assert {"backbone.blocks.1.expand.conv.weight", "logits.weight"} <= changed
+
+
+def test_freezing_what_is_not_there_names_the_parts() -> None:
+    with pytest.raises(RecipeError, match=r"'backbone\.blok'; it has .*backbone\.blocks"):
+        train.freeze(train.build(make_recipe()), ["backbone.blok"])
 
 
 def test_a_small_set_is_learned(data: Path, tmp_path: Path) -> None:

@@ -1,0 +1,20 @@
+"""The networks behind the rows of tables 3 and 5."""
+
+from __future__ import annotations
+
+import torch
+
+from export import matrix
+from model.deeplab import DeepLabV3Plus
+from tests.model.test_train import TINY
+
+
+def test_a_settled_random_network_tells_classes_apart() -> None:
+    torch.manual_seed(0)
+    net = DeepLabV3Plus(TINY)
+    torch.nn.init.normal_(net.logits.weight)
+    matrix.settle(net)
+    assert not net.training
+    with torch.no_grad():
+        logits = net(torch.rand(1, 3, 65, 65) * 255)
+    assert logits.std() > 1  # far from ties, which rounding would decide
