@@ -39,6 +39,7 @@ STATE = "state.pt"
 LOG = "log.jsonl"
 LOG_EVERY = 20  # iterations
 NAME = "model"  # of the finished checkpoint
+MIN_NORM_BATCH = 8  # images; fewer make batch-norm fine-tuning lose accuracy
 
 
 class TrainingError(RuntimeError):
@@ -122,6 +123,36 @@ def freeze(net: nn.Module, names: list[str]) -> None:
         modules[part].requires_grad_(False)
         for norm in batch_norms(modules[part]):
             norm.eval()
+
+
+def preflight(config: Recipe) -> None:
+    """Refuse what is known to waste a training; warn of what is likely to.
+
+    Raises RecipeError when the crop does not align with the output stride, or
+    when the batch norm behind the image pooling would see a single value.
+    """
+    crop, stride = config.augment.crop, config.model.output_stride
+    if (crop - 1) % stride:
+        below = (crop - 1) // stride * stride + 1
+        raise RecipeError(
+            f"augment.crop={crop}: maps align at output stride {stride} only when the crop is a "
+            f"multiple of it plus one; take {below} or {below + stride}"
+        )
+    if config.freeze_batch_norm:
+        return
+    if config.batch_size == 1 and config.model.image_pooling:
+        raise RecipeError(
+            "batch_size=1: the batch norm of the image pooling has one value per channel and "
+            "cannot be trained; take batch_size=2 or more, freeze_batch_norm=true, or "
+            "model.image_pooling=false"
+        )
+    if config.batch_size < MIN_NORM_BATCH:
+        log.warning(
+            "batch norm is trained on batches of %d; below %d its statistics are noisy: "
+            "raise batch_size, or set freeze_batch_norm=true",
+            config.batch_size,
+            MIN_NORM_BATCH,
+        )
 
 
 def keep_depthwise_in_fp32(net: nn.Module) -> None:
@@ -361,6 +392,7 @@ def main(argv: list[str] | None = None) -> int:
         p.error("give a recipe, --data DIR and --out DIR (or --resume DIR)")
     try:
         config = recipe.read(args.recipe, args.overrides)
+        preflight(config)
         dataset = find(config.dataset, args.data, config.split)
         directory.mkdir(parents=True, exist_ok=True)
         path = train(

@@ -12,7 +12,7 @@ from typing import Annotated, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from model.data.dataset import VOID
 
@@ -28,6 +28,14 @@ class AugmentConfig(BaseModel):
     flip: Annotated[float, Field(ge=0, le=1)] = 0.5
     # Brightness, contrast and saturation each vary by up to this share; the paper has none.
     jitter: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> AugmentConfig:
+        if self.min_scale > self.max_scale:
+            raise ValueError(
+                f"min_scale {self.min_scale} is above max_scale {self.max_scale}: swap them"
+            )
+        return self
 
 
 class Crop(NamedTuple):

@@ -81,3 +81,15 @@ def test_a_truncated_file_is_one_clear_error(
 def test_a_missing_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert describe.main([str(tmp_path / "none.onnx")]) == 1
     assert "none.onnx does not exist" in capsys.readouterr().err
+
+
+def test_a_missing_external_file_is_named(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "split.onnx"
+    onnx.save_model(onnx.load(exported), path, save_as_external_data=True, location="weights.bin")
+    (tmp_path / "weights.bin").unlink()
+    assert describe.main([str(path)]) == 1
+    error = capsys.readouterr().err
+    assert "weights.bin" in error
+    assert error.count("\n") == 1

@@ -112,6 +112,29 @@ def test_freezing_what_is_not_there_names_the_parts() -> None:
         train.freeze(train.build(make_recipe()), ["backbone.blok"])
 
 
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"augment": AugmentConfig(crop=64)}, "take 49 or 65"),
+        ({"batch_size": 1}, "batch_size=2 or more"),
+    ],
+)
+def test_what_would_waste_a_training_is_refused(changes: dict[str, object], says: str) -> None:
+    with pytest.raises(RecipeError, match=says):
+        train.preflight(make_recipe(**changes))
+
+
+def test_a_batch_of_one_trains_with_frozen_batch_norm(data: Path, tmp_path: Path) -> None:
+    config = make_recipe(batch_size=1, freeze_batch_norm=True, iterations=1)
+    train.preflight(config)
+    run(config, data, tmp_path / "run")
+
+
+def test_a_batch_small_for_batch_norm_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    train.preflight(make_recipe(batch_size=4))
+    assert "freeze_batch_norm" in caplog.text
+
+
 def test_a_small_set_is_learned(data: Path, tmp_path: Path) -> None:
     config = make_recipe(iterations=60, learning_rate=0.05, ema_decay=0.0)
     run(config, data, tmp_path / "run")
