@@ -28,6 +28,7 @@ FILES = {
     "rle": "rle.json",
     "polygons": "polygons.json",
     "npz": "labels.npz",
+    "confidence": "confidence.png",
 }
 JPEG_OVERLAY = "overlay.jpg"
 ZIP = "application/zip"
@@ -193,7 +194,7 @@ def _check_type(outputs: tuple[str, ...], content_type: str) -> None:
     """A proxy's login page also comes with 200; it must not end up as a mask."""
     if len(outputs) > 1:
         is_fitting = content_type == ZIP
-    elif outputs[0] in {"mask", "color", "overlay"}:
+    elif outputs[0] in {"mask", "color", "overlay", "confidence"}:
         is_fitting = content_type.startswith("image/")
     elif outputs[0] == "npz":
         is_fitting = content_type.startswith("application/")

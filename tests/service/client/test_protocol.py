@@ -10,12 +10,14 @@ import pytest
 
 from service.client.errors import BadAnswerError
 from service.client.protocol import (
+    FILES,
     Segmentation,
     media_type,
     parse_outputs,
     parse_timing,
     retry_after_s,
 )
+from service.outputs import OUTPUTS, PNG_OVERLAY
 
 
 def answer(content: bytes, content_type: str, *outputs: str) -> Segmentation:
@@ -28,6 +30,11 @@ def zipped(*names: str) -> bytes:
         for name in names:
             archive.writestr(name, b"x")
     return buffer.getvalue()
+
+
+def test_client_and_service_name_the_same_files() -> None:
+    of_service = {name: file for name, (_, file) in OUTPUTS.items()}
+    assert of_service | {"overlay": PNG_OVERLAY[1]} == FILES
 
 
 def test_jpeg_overlay_gets_its_own_suffix() -> None:
