@@ -7,6 +7,7 @@ a resumed run goes on with exactly the samples an uninterrupted one would see.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from typing import Literal
 
@@ -102,6 +103,12 @@ class Batches:
         return self.stop - self.start
 
 
+def _leave_signals_to_the_parent(_: int) -> None:
+    """Schedulers and terminals signal the whole group; the trainer saves, then ends its workers."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def loader(
     crops: CropDataset, *, start: int, stop: int, batch: int, workers: int
 ) -> DataLoader[tuple[Tensor, Tensor]]:
@@ -112,4 +119,5 @@ def loader(
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=4 if workers else None,
+        worker_init_fn=_leave_signals_to_the_parent,
     )

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 import signal
+import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,10 +46,12 @@ def make_recipe(**changes: object) -> Recipe:
     return Recipe.model_validate(fields | changes)
 
 
-def run(config: Recipe, data: Path, directory: Path, *, resume: bool = False) -> Path:
+def run(
+    config: Recipe, data: Path, directory: Path, *, resume: bool = False, workers: int = 0
+) -> Path:
     directory.mkdir(exist_ok=True)
     dataset = find("voc", data, "train")
-    return train.train(config, dataset, directory, resume=resume, workers=0, every=2)
+    return train.train(config, dataset, directory, resume=resume, workers=workers, every=2)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -179,6 +184,25 @@ def test_a_signal_saves_the_iteration_at_hand(data: Path, tmp_path: Path) -> Non
     assert torch.load(tmp_path / "cut" / train.STATE, weights_only=True)["iteration"] == 1
     resumed = run(config, data, tmp_path / "cut", resume=True)
     assert whole.read_bytes() == resumed.read_bytes()
+
+
+def test_a_signal_to_the_whole_group_leaves_the_loaders_workers_alive(
+    data: Path, tmp_path: Path
+) -> None:
+    step = train.train_step
+
+    def signalled(*args: object) -> float:
+        (worker,) = multiprocessing.active_children()
+        # Not by ourselves: a worker takes its parent's SIGTERM for an orderly end.
+        subprocess.run(["kill", str(worker.pid)], check=True)
+        time.sleep(0.5)  # the trainer is told at once when a worker dies
+        signal.raise_signal(signal.SIGTERM)
+        return step(*args)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "train_step", signalled)
+        with pytest.raises(train.TrainingError, match="go on with --resume"):
+            run(make_recipe(), data, tmp_path, workers=1)
 
 
 def test_a_run_ends_in_a_checkpoint_that_rebuilds_the_network(data: Path, tmp_path: Path) -> None:
