@@ -3,14 +3,20 @@
 The masks `*_labelIds.png` hold label ids 0-33; networks are trained on the 19
 train ids (`*_labelTrainIds.png`); submissions hold label ids again. The table
 is that of the official scripts (mcordts/cityscapesScripts, helpers/labels.py).
+
+Splits are named as the reference does: `train`, `val`, `test` and `trainval`
+have fine masks, `train_extra` coarse ones, and `train_coarse` and
+`trainval_coarse` are the fine split with train_extra. torchvision's Cityscapes
+has no train ids, mixes no fine and coarse masks, and wants polygons and colours
+on the disk, so the files are listed here.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
-Color = tuple[int, int, int]
-VOID = 255
+from model.data.pairs import VOID, CodedMask, Coding, Color, Dataset, DatasetError, Mask, Pair
 
 
 class Label(NamedTuple):
@@ -63,3 +69,56 @@ CLASSES = tuple(label.name for label in LABELS if label.train_id != VOID)
 PALETTE = tuple(label.color for label in LABELS if label.train_id != VOID)
 # The way back: LABEL_IDS[train id] is the label id that submissions hold.
 LABEL_IDS = tuple(label.id for label in LABELS if label.train_id != VOID)
+
+SPLITS = {
+    "train": ("train",),
+    "val": ("val",),
+    "test": ("test",),
+    "trainval": ("train", "val"),
+    "train_extra": ("train_extra",),
+    "train_coarse": ("train", "train_extra"),
+    "trainval_coarse": ("train", "val", "train_extra"),
+}
+CODING = Coding.of(
+    {label.id: label.train_id for label in LABELS},
+    frozenset({VOID} | {label.id for label in LABELS if label.train_id == VOID}),
+)
+VOID_COLORS = tuple(
+    sorted({label.color for label in LABELS if label.train_id == VOID} - {*PALETTE})
+)
+
+
+def find(root: Path, split: str) -> Dataset:
+    """List a split below `root` or `root/cityscapes`, photo by photo; the masks may be missing."""
+    if split not in SPLITS:
+        raise DatasetError(f"cityscapes has no split {split!r}; choose one of {', '.join(SPLITS)}")
+    base = root / "cityscapes" if (root / "cityscapes").is_dir() else root
+    pairs = tuple(pair for part in SPLITS[split] for pair in _pairs(base, part))
+    return Dataset("cityscapes", split, pairs, CLASSES, PALETTE, void_colors=VOID_COLORS)
+
+
+def _pairs(base: Path, part: str) -> list[Pair]:
+    """One folder of photos, by city and name; `train_extra` has coarse masks alone."""
+    kind = "gtCoarse" if part == "train_extra" else "gtFine"
+    photos, ending = base / "leftImg8bit" / part, "_leftImg8bit.png"
+    if not photos.is_dir():
+        raise DatasetError(
+            f"{photos} does not exist; "
+            "`python -m model.data prepare cityscapes` tells how to get it"
+        )
+    pairs = []
+    for photo in sorted(photos.glob(f"*/*{ending}")):
+        name = photo.name.removesuffix(ending)
+        stem = base / kind / part / photo.parent.name / f"{name}_{kind}"
+        pairs.append(Pair(name, photo, _mask(stem)))
+    return pairs
+
+
+def _mask(stem: Path) -> Mask:
+    """The published file of label ids, or the train ids where only those are there."""
+    label_ids, train_ids = (
+        stem.with_name(f"{stem.name}_{kind}.png") for kind in ("labelIds", "labelTrainIds")
+    )
+    if train_ids.is_file() and not label_ids.is_file():
+        return train_ids
+    return CodedMask(label_ids, CODING)
