@@ -10,6 +10,7 @@ from pathlib import Path
 from model.data.check import Report, check, convert
 from model.data.dataset import DATASETS, DatasetError, find
 from model.data.imagefolder import FolderReport, check_images
+from model.data.prepare import SOURCES, prepare
 
 IMAGE_FOLDER = "imagefolder"
 # What only one kind of set has below the folder that --data names.
@@ -28,7 +29,8 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="examples:\n  python -m model.data check DATA --dataset voc --split trainaug\n"
-        "  python -m model.data check photos --convert photos/ids/train",
+        "  python -m model.data check photos --convert photos/ids/train\n"
+        "  python -m model.data prepare voc --archives Downloads --data DATA",
     )
     commands = p.add_subparsers(dest="command", required=True)
     c = commands.add_parser("check", help="read every image and mask and report what is wrong")
@@ -43,6 +45,11 @@ def parser() -> argparse.ArgumentParser:
     )
     c.add_argument("--json", action="store_true", help="print the report as JSON")
     c.set_defaults(run=run_check)
+    c = commands.add_parser("prepare", help="how to get each set; with --data, do what can be done")
+    c.add_argument("set", nargs="?", choices=list(SOURCES), help="a list of them where left out")
+    c.add_argument("--archives", type=Path, metavar="DIR", help="where the downloads lie")
+    c.add_argument("--data", type=Path, metavar="DIR", help="where the set shall be")
+    c.set_defaults(run=run_prepare)
     return p
 
 
@@ -54,6 +61,9 @@ def main(argv: list[str] | None = None) -> int:
     except DatasetError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a full disk, a folder that may not be written
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
 def run_check(args: argparse.Namespace) -> int:
@@ -70,6 +80,22 @@ def run_check(args: argparse.Namespace) -> int:
             report = converted(report, args.convert)
     print(json.dumps(report.to_json(), indent=2) if args.json else report.to_text())
     return 0 if report.usable else 1
+
+
+def run_prepare(args: argparse.Namespace) -> int:
+    """Explain; or unpack and make what a training needs. 1 where its photos are still missing."""
+    if args.set is None:
+        for name, source in SOURCES.items():
+            print(f"{name:12} {source.title}")
+        return 0
+    if args.data is None:
+        if args.archives is not None:
+            raise DatasetError("--archives: say where the set shall be by --data DIR")
+        print(SOURCES[args.set].guide, end="")
+        return 0
+    log, ready = prepare(args.set, args.archives, args.data)
+    print("\n".join(log))
+    return 0 if ready else 1
 
 
 def converted(report: Report, out: Path) -> Report:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -234,8 +235,11 @@ def meanings(dataset: Dataset, mask: Mask) -> dict[int, int]:
 def check(dataset: Dataset) -> Report:
     """Read every pair of `dataset`; what cannot be used is reported, never raised."""
     report = Report(dataset)
-    for pair, look in zip(dataset.pairs, each(look_at, dataset.pairs, "pair"), strict=True):
-        report.add(pair, look)
+    with warnings.catch_warnings():
+        # open_photo silences Pillow on damaged EXIF; filters are shared by all threads.
+        warnings.simplefilter("ignore", UserWarning)
+        for pair, look in zip(dataset.pairs, each(look_at, dataset.pairs, "pair"), strict=True):
+            report.add(pair, look)
     return report
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -75,8 +76,16 @@ def draw(coco: COCO, image: int) -> NDArray[np.uint8]:
     ids = np.zeros((size["height"], size["width"]), np.uint8)
     for annotation in _of_voc(coco, image):
         label = CLASS_OF[annotation["category_id"]]
-        region = rle.decode(coco.annToRLE(annotation)).astype(bool)
+        region = decode(coco.annToRLE(annotation))
         clash = region & (ids != 0) & (ids != label)
         ids[region] = label
         ids[clash] = VOID
     return ids
+
+
+def decode(runs: dict[str, Any]) -> NDArray[np.bool_]:
+    """Pixels (H, W) of COCO's run lengths."""
+    with warnings.catch_warnings():
+        # pycocotools 2.0 hands NumPy 2 an array in the old way.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return np.asarray(rle.decode(runs), bool)
