@@ -19,10 +19,36 @@ TOML = """\
 classes = ["ground", "disc", "square", "triangle"]
 palette = [[0, 0, 0], [220, 60, 50], [60, 180, 75], [65, 105, 225]]
 """
+# The light network on crops as large as the pictures: minutes on two cores.
+RECIPE = """\
+description = "Shapes: a few iterations of the light network"
+init = "imagenet"
+dataset = "folder"
+split = "train"
+iterations = 80
+batch_size = 8
+learning_rate = 0.01
+head_multiplier = 10.0
+nesterov = true
+warmup = 10
+batch_norm_momentum = 0.1
+
+[model]
+backbone = "efficientnet_lite0"
+num_classes = 4
+crop_size = [97, 97]
+mean = [127.0, 127.0, 127.0]
+std = [128.0, 128.0, 128.0]
+aspp_separable = true
+decoder_separable = true
+
+[augment]
+crop = 97
+"""
 
 
 def make(root: Path, seed: int = 0) -> None:
-    """Write images/, masks/ and dataset.toml below `root`, the same for the same seed."""
+    """Write images/, masks/, dataset.toml and recipe.toml below `root`, the same for a seed."""
     rng = np.random.default_rng(seed)
     for split, count in COUNTS.items():
         for kind in ("images", "masks"):
@@ -32,6 +58,7 @@ def make(root: Path, seed: int = 0) -> None:
             Image.fromarray(image).save(root / "images" / split / f"{index:03}.jpg", quality=95)
             write_mask(root / "masks" / split / f"{index:03}.png", mask, PALETTE)
     (root / DESCRIPTION).write_text(TOML, encoding="utf-8")
+    (root / "recipe.toml").write_text(RECIPE, encoding="utf-8")
 
 
 def draw(rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
