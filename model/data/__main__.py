@@ -9,17 +9,17 @@ from pathlib import Path
 
 from model.data.check import Report, check, convert
 from model.data.dataset import DATASETS, DatasetError, find
+from model.data.folder import DESCRIPTION
 from model.data.imagefolder import FolderReport, check_images
 from model.data.prepare import SOURCES, prepare
 
 IMAGE_FOLDER = "imagefolder"
 # What only one kind of set has below the folder that --data names.
 MARKS = {
-    "folder": ("dataset.toml",),
     "voc": ("VOCdevkit/VOC2012",),
     "camvid": ("CamVid",),
     "cityscapes": ("leftImg8bit", "cityscapes/leftImg8bit"),
-    "coco": ("annotations", "coco/annotations"),
+    "coco": ("train2017", "coco/train2017"),
 }
 
 
@@ -104,11 +104,20 @@ def converted(report: Report, out: Path) -> Report:
     if any(str(out / f"{pair.name}.png") in masks for pair in report.dataset.pairs):
         raise DatasetError(f"--convert {out} would overwrite the masks; name another folder")
     print(f"as they are: {report.verdict() or 'usable'}", file=sys.stderr)
-    return check(convert(report, out))
+    again = check(convert(report, out))
+    if report.dataset.name == "folder":
+        print(
+            f"{out} holds class ids: set `masks` in {DESCRIPTION} to it, and take `values`, `void` "
+            "and `mask_suffix` out",
+            file=sys.stderr,
+        )
+    return again
 
 
 def guess(root: Path, split: str) -> str:
-    """Name the kind of data set below `root` by the folder that only that kind has."""
+    """Name the kind of data set below `root` by the file or folder that only that kind has."""
+    if (root / DESCRIPTION).exists():
+        return "folder"
     found = [kind for kind, marks in MARKS.items() if any((root / mark).exists() for mark in marks)]
     if not found and any(p.is_dir() for p in (root / split).glob("*")):
         return IMAGE_FOLDER

@@ -11,7 +11,7 @@ import os
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -32,6 +32,7 @@ from model.data.pairs import (
     DatasetError,
     Mask,
     Pair,
+    meanings,
     read_mask,
     write_mask,
 )
@@ -120,7 +121,7 @@ class Report:
         used = Counter(color for _, color in self.shades)
         if len(used) < 2 or not self.dataset.own_palette:
             return False
-        palette = palettes.choose(self.dataset, used)
+        palette = palettes.choose(self.dataset, used, gray=False)
         meaning = meanings(self.dataset, Path())
         return not palette.unknown(used) and any(
             palette.ids[color] != meaning.get(value, VOID) for value, color in self.shades
@@ -219,19 +220,6 @@ class Report:
         return "\n".join([*lines, f"verdict: {report['verdict']}"])
 
 
-def meanings(dataset: Dataset, mask: Mask) -> dict[int, int]:
-    """Class id, or 255 for void, of each mask value that means something."""
-    if isinstance(mask, CodedMask):
-        coding = mask.coding
-        return dict.fromkeys(coding.void, VOID) | {
-            value: index for value, index in enumerate(coding.ids) if index != VOID
-        }
-    return {value: value for value in range(len(dataset.classes))} | {
-        VOID: VOID,
-        dataset.void: VOID,
-    }
-
-
 def check(dataset: Dataset) -> Report:
     """Read every pair of `dataset`; what cannot be used is reported, never raised."""
     report = Report(dataset)
@@ -243,12 +231,12 @@ def check(dataset: Dataset) -> Report:
     return report
 
 
-def each(work: Callable[[T], R], items: Iterable[T], unit: str) -> Iterator[R]:
+def each(work: Callable[[T], R], items: Sequence[T], unit: str) -> Iterator[R]:
     """Results of `work` in order, from threads (Pillow decodes outside Python's lock)."""
     todo = iter(items)
     with (
         ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
-        tqdm(unit=unit, disable=not sys.stderr.isatty()) as bar,
+        tqdm(total=len(items), unit=unit, disable=not sys.stderr.isatty()) as bar,
     ):
         while chunk := list(islice(todo, 256)):  # so that no million tasks wait in a queue
             for result in pool.map(work, chunk):
@@ -324,7 +312,8 @@ def convert(report: Report, out: Path) -> Dataset:
     """
     dataset, palette = report.dataset, report.palette()
     if report.renumbered():
-        palette = palettes.choose(dataset, Counter(color for _, color in report.shades))
+        used = Counter(color for _, color in report.shades)
+        palette = palettes.choose(dataset, used, gray=False)
     out.mkdir(parents=True, exist_ok=True)
 
     def write(pair: Pair) -> Pair:

@@ -3,7 +3,7 @@
 COCO's annotations are polygons in one large JSON file. `model.data.coco_masks`
 draws them once into PNG files: a training then starts without reading half a
 gigabyte of JSON in every worker, and the masks are checked and looked at like
-those of any other set.
+those of any other set. torchvision's CocoDetection would draw them anew for every crop.
 """
 
 from __future__ import annotations

@@ -79,6 +79,19 @@ class Dataset:
     own_palette: bool = True
 
 
+def meanings(dataset: Dataset, mask: Mask) -> dict[int, int]:
+    """Class id, or 255 for void, of each mask value that means something."""
+    if isinstance(mask, CodedMask):
+        coding = mask.coding
+        return dict.fromkeys(coding.void, VOID) | {
+            value: index for value, index in enumerate(coding.ids) if index != VOID
+        }
+    return {value: value for value in range(len(dataset.classes))} | {
+        VOID: VOID,
+        dataset.void: VOID,
+    }
+
+
 def read_names(path: Path) -> list[str]:
     """Read a list of names, one a line; raises DatasetError naming the lists that there are."""
     if not path.is_file():

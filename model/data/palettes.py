@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model.data import camvid, cityscapes, voc
-from model.data.pairs import VOID, Color, Dataset
+from model.data.pairs import VOID, Color, Dataset, meanings
 
 SHOWN = 8  # unknown colours named in a line
 
@@ -58,15 +58,19 @@ PUBLISHED = (
 )
 
 
-def choose(dataset: Dataset, colors: Counter[int]) -> Palette:
+def choose(dataset: Dataset, colors: Counter[int], *, gray: bool = True) -> Palette:
     """Return the palette that explains most pixels: the set's own, or one of as many classes.
 
     Ids of a published palette mean its own classes in their order; that the number
-    of classes agrees is all that can be checked.
+    of classes agrees is all that can be checked. With `gray` a mask may also hold
+    the values themselves, in three equal channels.
     """
     own = Palette.of(dataset.name, dataset.palette, dataset.void_colors)
     classes = len(dataset.classes)
     fitting = [p for p in PUBLISHED if {*p.ids.values()} - {VOID} == {*range(classes)}]
+    if gray:
+        values = meanings(dataset, dataset.pairs[0].mask)
+        fitting.append(Palette("gray", {pack((v, v, v)): index for v, index in values.items()}))
     return min([own, *fitting], key=lambda palette: palette.unknown(colors).total())
 
 

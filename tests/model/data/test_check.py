@@ -126,7 +126,7 @@ def test_every_kind_of_set_is_recognised_by_its_folders(tmp_path: Path) -> None:
     for name, mark in (
         ("camvid", "CamVid"),
         ("cityscapes", "cityscapes/leftImg8bit"),
-        ("coco", "coco/annotations"),
+        ("coco", "coco/train2017"),
         ("imagefolder", "train/cat"),
     ):
         (tmp_path / name / mark).mkdir(parents=True)
@@ -135,6 +135,8 @@ def test_every_kind_of_set_is_recognised_by_its_folders(tmp_path: Path) -> None:
     (tmp_path / "voc" / "CamVid").mkdir()
     with pytest.raises(DatasetError, match="voc and camvid; give --dataset"):
         guess(tmp_path / "voc", "train")
+    (tmp_path / "voc" / "dataset.toml").touch()  # what describes itself is no matter of guessing
+    assert guess(tmp_path / "voc", "train") == "folder"
 
 
 def test_unknown_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -76,6 +76,22 @@ def test_colours_that_are_unknown_are_named_and_counted(
     assert f"{root / 'ids' / '1.png'} is missing" in capsys.readouterr().out
 
 
+def test_values_in_three_equal_channels_are_the_values(tmp_path: Path) -> None:
+    toml = 'classes = ["ground", "roof", "tree"]\nvalues = [3, 1, 2]\nvoid = 0\n'
+    coloured = Image.fromarray(np.array([[1, 2, 3, 0]], np.uint8)).convert("RGB")
+    root = own(tmp_path, coloured, toml=toml)
+    assert main(["check", str(root), "--convert", str(root / "ids")]) == 0
+    assert read_mask(root / "ids" / "0.png", classes=3).tolist() == [[1, 2, 0, 255]]
+
+
+def test_black_and_white_palettes_are_not_taken_for_renumbered(tmp_path: Path) -> None:
+    """Values 0 and 1, shown as black and white: white is not void here."""
+    mask = Image.fromarray(np.array([[0, 1]], np.uint8))
+    mask.putpalette([0, 0, 0, 255, 255, 255])
+    toml = 'classes = ["ground", "roof"]\npalette = [[0, 0, 0], [200, 0, 0]]\n'
+    assert main(["check", str(own(tmp_path, mask, toml=toml))]) == 0
+
+
 def test_cityscapes_colours_are_known_to_a_set_of_nineteen_classes(tmp_path: Path) -> None:
     colors = np.array([*cityscapes.PALETTE, (111, 74, 0)], np.uint8)  # the last one: dynamic
     toml = f"classes = {json.dumps(cityscapes.CLASSES)}"
