@@ -23,13 +23,17 @@ PILLOW_ERRORS = (OSError, ValueError, SyntaxError, struct.error, Image.Decompres
 
 @contextmanager
 def opened(path: Path) -> Iterator[Image.Image]:
-    """Pillow's image of a file; whatever is wrong with the file is an OSError that names it."""
+    """Pillow's image of a file.
+
+    A damaged, foreign or too large file is an OSError that names it and has no
+    `errno`; a file that is missing or may not be read keeps the system's OSError.
+    """
     try:
         with Image.open(path) as image:
             yield image
-    except FileNotFoundError:
-        raise  # names the file already
     except PILLOW_ERRORS as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         raise OSError(f"{path} cannot be read: {error}") from error
 
 
