@@ -16,7 +16,8 @@ def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     path = tmp_path / "photo.tif"
     Image.new("RGB", (5, 4), (255, 255, 255)).convert(mode).save(path)
     pixels = read_photo(path)
-    assert (pixels.shape, pixels.dtype) == ((4, 5, 3), np.uint8)
+    assert pixels.shape == (4, 5, 3)
+    assert pixels.dtype == np.uint8
     assert (pixels == 255).all()
 
 
