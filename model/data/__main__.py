@@ -24,16 +24,15 @@ MARKS = {
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m model.data",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="examples:\n  python -m model.data check DATA --dataset voc --split trainaug\n"
-        "  python -m model.data check photos --convert photos/ids/train\n"
-        "  python -m model.data prepare voc --archives Downloads --data DATA",
-    )
+    p = argparse.ArgumentParser(prog="python -m model.data", description=__doc__)
     commands = p.add_subparsers(dest="command", required=True)
-    c = commands.add_parser("check", help="read every image and mask and report what is wrong")
+    c = commands.add_parser(
+        "check",
+        help="read every image and mask and report what is wrong",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="examples: python -m model.data check DATA --dataset voc --split trainaug\n"
+        "          python -m model.data check photos --convert photos/ids/train",
+    )
     c.add_argument("root", type=Path, metavar="DIR", help="the folder that --data names")
     c.add_argument("--dataset", choices=[*DATASETS, IMAGE_FOLDER], help="guessed where left out")
     c.add_argument("--split", default="train")
@@ -45,7 +44,13 @@ def parser() -> argparse.ArgumentParser:
     )
     c.add_argument("--json", action="store_true", help="print the report as JSON")
     c.set_defaults(run=run_check)
-    c = commands.add_parser("prepare", help="how to get each set; with --data, do what can be done")
+    c = commands.add_parser(
+        "prepare",
+        help="how to get each set; with --data, do what can be done",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="examples: python -m model.data prepare voc\n"
+        "          python -m model.data prepare voc --archives Downloads --data DATA",
+    )
     c.add_argument("set", nargs="?", choices=list(SOURCES), help="a list of them where left out")
     c.add_argument("--archives", type=Path, metavar="DIR", help="where the downloads lie")
     c.add_argument("--data", type=Path, metavar="DIR", help="where the set shall be")

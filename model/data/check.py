@@ -64,11 +64,12 @@ class Report:
 
     dataset: Dataset
     modes: Counter[str] = field(default_factory=Counter)
+    values: Counter[int] = field(default_factory=Counter)  # pixels by mask value
     pixels: NDArray[np.int64] = field(init=False)
     images: NDArray[np.int64] = field(init=False)
     void: int = 0
     empty: int = 0  # masks that are void everywhere
-    stray: Counter[int] = field(default_factory=Counter)
+    stray: set[int] = field(default_factory=set)  # values that mean nothing
     colored: int = 0
     colors: Counter[int] = field(default_factory=Counter)
     shades: set[tuple[int, int]] = field(default_factory=set)
@@ -99,8 +100,9 @@ class Report:
     def _count(self, meaning: dict[int, int], values: NDArray[np.int64]) -> None:
         counts = np.zeros(VOID + 1, np.int64)
         for value in np.flatnonzero(values).tolist():
+            self.values[value] += int(values[value])
             if value not in meaning:
-                self.stray[value] += int(values[value])
+                self.stray.add(value)
             counts[meaning.get(value, VOID)] += values[value]
         classes = counts[: len(self.pixels)]
         self.pixels += classes
@@ -157,15 +159,13 @@ class Report:
         )
 
     def _hint(self) -> str:
-        if self.dataset.name != "folder":
-            return ""
-        found = ", ".join(map(str, sorted({*self.stray, *np.flatnonzero(self.pixels).tolist()})))
-        return f" (values found: {found}; say which mean classes by `values` in dataset.toml)"
+        own = self.dataset.name == "folder"
+        return " (say which values mean classes by `values` in dataset.toml)" if own else ""
 
     def warnings(self) -> list[str]:
         """What is odd, yet no reason not to train."""
         absent = [name for name, n in zip(self.dataset.classes, self.pixels, strict=True) if not n]
-        lines = []
+        lines = [*self.dataset.notes]
         if absent and self.pixels.any():
             lines.append(f"no pixel of {', '.join(absent)}")
             if self.void and self.dataset.name == "folder":
@@ -185,6 +185,7 @@ class Report:
             "split": self.dataset.split,
             "pairs": len(self.dataset.pairs),
             "modes": dict(self.modes),
+            "values": {str(value): n for value, n in sorted(self.values.items())},
             "void_share": self.void / total if total else None,
             "classes": {
                 name: {"share": int(self.pixels[i]) / max(1, total), "images": int(self.images[i])}
@@ -205,8 +206,10 @@ class Report:
         """Return the report for reading."""
         report = self.to_json()
         void = report["void_share"]
+        modes = ", ".join(f"{n} {mode}" for mode, n in self.modes.most_common()) or "none read"
         lines = [
-            f"{report['dataset']} {report['split']}: {report['pairs']} pairs, {report['modes']}"
+            f"{report['dataset']} {report['split']}: {report['pairs']} pairs, masks: {modes}",
+            f"  mask values: {', '.join(report['values']) or 'none'}",
         ]
         lines += [
             f"  {name:<16} {row['share']:7.2%} of pixels, {row['images']} images"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -84,8 +85,29 @@ def find(root: Path, split: str) -> Dataset:
     void = VOID if config.void is None or coding else config.void
     colors = config.palette or voc.palette(len(config.classes))
     void_colors = config.void_colors or (() if config.palette else (voc.VOID_COLOR,))
-    own = bool(config.palette)
-    return Dataset("folder", split, pairs, config.classes, colors, void, void_colors, own)
+    return Dataset(
+        "folder",
+        split,
+        pairs,
+        config.classes,
+        colors,
+        void,
+        void_colors,
+        own_palette=bool(config.palette),
+        notes=() if config.lists else tuple(_left_over(images, masks, pairs)),
+    )
+
+
+def _left_over(images: Path, masks: Path, pairs: tuple[Pair, ...]) -> Iterator[str]:
+    """Files beside the pairs, which a spelling or a format may have kept out."""
+    used = {pair.image for pair in pairs} | {Path(str(pair.mask)) for pair in pairs}
+    for folder, what in ((images, "is no image by its suffix"), (masks, "has no image")):
+        if not folder.is_dir() or (folder == images and images == masks):
+            continue
+        files = (path for path in folder.iterdir() if path.is_file())
+        others = sorted(path.name for path in files if path not in used and path.name[0] != ".")
+        if others:
+            yield f"{len(others)} files in {folder} are not used: {others[0]} {what}"
 
 
 def _images(folder: Path, root: Path) -> dict[str, Path]:

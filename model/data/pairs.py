@@ -77,6 +77,8 @@ class Dataset:
     # comes with the set or was made up for showing.
     void_colors: tuple[Color, ...] = ()
     own_palette: bool = True
+    # What was odd about the folders, for `check` to tell.
+    notes: tuple[str, ...] = ()
 
 
 def meanings(dataset: Dataset, mask: Mask) -> dict[int, int]:

@@ -31,6 +31,7 @@ def test_sound_set_is_usable_and_counted(own: Path, capsys: pytest.CaptureFixtur
     report = json.loads(capsys.readouterr().out)
     assert report["classes"]["ground"] == {"share": 0.5, "images": 2}
     assert report["void_share"] == 0.25
+    assert report["values"] == {"0": 12, "1": 6, "255": 6}
     assert report["verdict"] == "usable"
 
 
@@ -97,6 +98,24 @@ def test_a_mask_in_another_format_is_pointed_at(
     assert "is missing; a.jpg is there: masks are PNG" in capsys.readouterr().out
 
 
+def test_files_that_are_not_used_are_warned_of(
+    own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert json_report(own, capsys)["warnings"] == []
+    (own / "images" / "train" / "c.heic").touch()
+    (own / "masks" / "train" / "c.png").touch()
+    assert json_report(own, capsys)["warnings"] == [
+        f"1 files in {own / 'images/train'} are not used: c.heic is no image by its suffix",
+        f"1 files in {own / 'masks/train'} are not used: c.png has no image",
+    ]
+
+
+def json_report(root: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
+    """The report of a set that is usable."""
+    assert main(["check", str(root), "--json"]) == 0
+    return dict(json.loads(capsys.readouterr().out))
+
+
 def test_a_class_without_pixels_is_warned_of(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Binary masks of 0 and 255: read with void = 255, the foreground is lost in silence."""
     for name in "ab":
@@ -118,7 +137,9 @@ def test_values_that_are_no_class_lead_to_the_key_that_names_them(
 ) -> None:
     Image.new("L", (4, 3), 7).save(own / "masks" / "train" / "b.png")
     assert main(["check", str(own)]) == 1
-    assert "values found: 0, 1, 7; say which mean classes by `values`" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "mask values: 0, 1, 7, 255\n" in out
+    assert "no class: [7] (say which values mean classes by `values`" in out
 
 
 def test_every_kind_of_set_is_recognised_by_its_folders(tmp_path: Path) -> None:
