@@ -7,11 +7,12 @@ import json
 import sys
 from pathlib import Path
 
-from model.data.check import Report, check, convert
+from model.data.check import check, convert
 from model.data.dataset import DATASETS, DatasetError, find
 from model.data.folder import DESCRIPTION
 from model.data.imagefolder import FolderReport, check_images
 from model.data.prepare import SOURCES, prepare
+from model.data.report import Report
 
 IMAGE_FOLDER = "imagefolder"
 # What only one kind of set has below the folder that --data names.

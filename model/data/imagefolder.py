@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from model.data.check import SHOWN, each
+from model.data.check import each
 from model.data.pairs import DatasetError
 from model.data.photo import opened
+from model.data.report import SHOWN
 
 # Those of torchvision.datasets.folder.IMG_EXTENSIONS; it passes over all others in silence.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")

@@ -92,6 +92,12 @@ def test_black_and_white_palettes_are_not_taken_for_renumbered(tmp_path: Path) -
     assert main(["check", str(own(tmp_path, mask, toml=toml))]) == 0
 
 
+def test_masks_numbered_from_one_are_not_taken_for_renumbered(tmp_path: Path) -> None:
+    mask = Image.fromarray(np.array([[1, 2, 3]], np.uint8))
+    mask.putpalette([0, 0, 0, *COLORS.ravel().tolist()])
+    assert main(["check", str(own(tmp_path, mask, toml=f"{TOML}values = [1, 2, 3]\n"))]) == 0
+
+
 def test_cityscapes_colours_are_known_to_a_set_of_nineteen_classes(tmp_path: Path) -> None:
     colors = np.array([*cityscapes.PALETTE, (111, 74, 0)], np.uint8)  # the last one: dynamic
     toml = f"classes = {json.dumps(cityscapes.CLASSES)}"
