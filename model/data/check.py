@@ -145,6 +145,7 @@ def convert(report: Report, out: Path) -> Dataset:
         try:
             ids = _class_ids(dataset, pair.mask, palette, by_color=report.renumbered())
         except (DatasetError, OSError, KeyError):  # the report says why
+            target.unlink(missing_ok=True)  # what an earlier run made of another mask
             return with_ids
         write_mask(target, ids, dataset.palette)
         return with_ids

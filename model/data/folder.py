@@ -112,7 +112,11 @@ def _left_over(images: Path, masks: Path, pairs: tuple[Pair, ...]) -> Iterator[s
 
 def _images(folder: Path, root: Path) -> dict[str, Path]:
     if not folder.is_dir():
-        raise DatasetError(f"{folder} does not exist; set `images` in {root / DESCRIPTION}")
+        beside = [p.name for p in folder.parent.glob("*/")] if folder.parent.is_dir() else []
+        raise DatasetError(
+            f"{folder} does not exist (beside it: {', '.join(sorted(beside)) or 'nothing'}); "
+            f"set `images` in {root / DESCRIPTION}, or name another split"
+        )
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() not in SUFFIXES:

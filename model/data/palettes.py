@@ -65,7 +65,10 @@ def choose(dataset: Dataset, colors: Counter[int], *, gray: bool = True) -> Pale
     of classes agrees is all that can be checked. With `gray` a mask may also hold
     the values themselves, in three equal channels.
     """
-    own = Palette.of(dataset.name, dataset.palette, dataset.void_colors)
+    name = dataset.name
+    if name == "folder":  # without a palette of its own it has VOC's
+        name = "dataset.toml" if dataset.own_palette else "voc"
+    own = Palette.of(name, dataset.palette, dataset.void_colors)
     classes = len(dataset.classes)
     fitting = [p for p in PUBLISHED if {*p.ids.values()} - {VOID} == {*range(classes)}]
     if gray:

@@ -86,6 +86,11 @@ def test_one_bit_masks_hold_the_ids_zero_and_one(tmp_path: Path) -> None:
     assert read_mask(path, classes=2).tolist() == [[0, 1]]
 
 
+def test_a_split_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"images/val does not exist \(beside it: train\)"):
+        find("folder", own(tmp_path), "val")
+
+
 def test_two_images_of_one_name_are_refused(tmp_path: Path) -> None:
     own(tmp_path)
     Image.new("RGB", (4, 3)).save(tmp_path / "images" / "train" / "a.png")

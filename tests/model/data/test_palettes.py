@@ -69,10 +69,13 @@ def test_colours_that_are_unknown_are_named_and_counted(
     report = json.loads(capsys.readouterr().out)
     assert report["color_masks"] == 2
     assert report["unknown_colors"] == [{"color": [9, 9, 9], "pixels": 2}]
-    assert "(9, 9, 9) in 2 pixels" in report["verdict"]
+    assert "1 colours are not in palette dataset.toml: (9, 9, 9) in 2" in report["verdict"]
 
     assert main(["check", str(root), "--convert", str(root / "ids")]) == 1
     assert [path.name for path in (root / "ids").iterdir()] == ["0.png"]
+    Image.fromarray(strange).save(root / "masks" / "train" / "0.png")
+    assert main(["check", str(root), "--convert", str(root / "ids")]) == 1
+    assert not (root / "ids" / "0.png").exists()  # it was of the mask as it was before
     assert f"{root / 'ids' / '1.png'} is missing" in capsys.readouterr().out
 
 
