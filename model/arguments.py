@@ -1,8 +1,21 @@
-"""Values of command-line options that argparse does not know: lists and sizes."""
+"""What command lines share: options, and values that argparse does not know (lists, sizes)."""
 
 from __future__ import annotations
 
-from argparse import ArgumentTypeError
+from argparse import ArgumentParser, ArgumentTypeError
+
+
+def add_passes(p: ArgumentParser) -> None:
+    """How a network is run over a photo, in model.evaluate, model.predict and export alike."""
+    p.add_argument("--output-stride", type=int, choices=(8, 16, 32), help="default: as trained")
+    p.add_argument(
+        "--scales",
+        type=scales,
+        default=(1.0,),
+        metavar="S,S,...",
+        help="average probabilities over these sizes of the photo",
+    )
+    p.add_argument("--flip", action="store_true", help="average with the mirrored photo")
 
 
 def integers(text: str) -> tuple[int, ...]:
@@ -11,6 +24,14 @@ def integers(text: str) -> tuple[int, ...]:
         return tuple(int(word) for word in text.split(",")) if text else ()
     except ValueError:
         raise ArgumentTypeError(f"{text!r} is no list of integers such as 6,12,18") from None
+
+
+def widths(text: str) -> tuple[int, ...]:
+    """`1,5,10` -> (1, 5, 10), all above 0."""
+    values = integers(text)
+    if not values or min(values) < 1:
+        raise ArgumentTypeError(f"{text!r} is no list of widths above 0 such as 1,5,10")
+    return values
 
 
 def scales(text: str) -> tuple[float, ...]:

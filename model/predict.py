@@ -173,15 +173,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("checkpoint", help="NAME of NAME.safetensors + NAME.json")
     p.add_argument("images", nargs="+", type=Path)
     p.add_argument("-o", "--out", type=Path, required=True, metavar="DIR")
-    p.add_argument("--output-stride", type=int, choices=(8, 16, 32), help="default: the network's")
-    p.add_argument(
-        "--scales",
-        type=arguments.scales,
-        default=(1.0,),
-        metavar="S,S,...",
-        help="average over image scales",
-    )
-    p.add_argument("--flip", action="store_true", help="average with the mirrored image")
+    arguments.add_passes(p)
     p.add_argument("--overlay", action="store_true", help="also write NAME_overlay.jpg")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return p
