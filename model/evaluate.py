@@ -145,7 +145,7 @@ def report(result: dict[str, Any], args: argparse.Namespace) -> None:
         from model import plots  # noqa: PLC0415 - matplotlib takes a second to load
 
         curve = {int(width): miou for width, miou in result["trimap"].items()}
-        plots.trimap({f"{result['dataset']} {result['split']}": curve}, args.plot)
+        plots.trimap({f"{result['dataset']} {result['split']}": [curve]}, args.plot)
 
 
 def parser() -> argparse.ArgumentParser:
