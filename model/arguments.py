@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, ArgumentTypeError
+from fractions import Fraction
 
 
 def add_passes(p: ArgumentParser) -> None:
@@ -16,6 +17,33 @@ def add_passes(p: ArgumentParser) -> None:
         help="average probabilities over these sizes of the photo",
     )
     p.add_argument("--flip", action="store_true", help="average with the mirrored photo")
+
+
+def add_windows(p: ArgumentParser) -> None:
+    """How a photo larger than the crop size is run, in model.evaluate and model.predict alike."""
+    p.add_argument(
+        "--sliding",
+        action="store_true",
+        help="judge photos larger than the crop size in windows of it",
+    )
+    p.add_argument(
+        "--overlap",
+        type=share,
+        default=1 / 3,
+        metavar="SHARE",
+        help="of each window that its neighbour covers too, for --sliding (default: 1/3)",
+    )
+
+
+def share(text: str) -> float:
+    """A number from 0 to below 1, or a fraction such as 1/3."""
+    try:
+        value = float(Fraction(text))
+    except (ValueError, ZeroDivisionError):
+        raise ArgumentTypeError(f"{text!r} is no share such as 0.5 or 1/3") from None
+    if not 0 <= value < 1:
+        raise ArgumentTypeError(f"{text!r} is not from 0 to below 1")
+    return value
 
 
 def integers(text: str) -> tuple[int, ...]:

@@ -158,6 +158,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("checkpoint", type=Path)
     add_evaluation_arguments(p)
     arguments.add_passes(p)
+    arguments.add_windows(p)
     p.add_argument("--record", action="store_true", help="keep the figures in the JSON")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return p
@@ -171,7 +172,8 @@ def main(argv: list[str] | None = None) -> int:
         net = checkpoint.load(args.checkpoint, args.output_stride).to(args.device)
         dataset = find(args.dataset, args.data, args.split)
         check_classes(net.config.num_classes, dataset)
-        predict = partial(label_map, net, scales=args.scales, flip=args.flip)
+        overlap = args.overlap if args.sliding else None
+        predict = partial(label_map, net, scales=args.scales, flip=args.flip, overlap=overlap)
         result = evaluate(dataset, predict, args)
     except (checkpoint.CheckpointError, DatasetError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -180,6 +182,7 @@ def main(argv: list[str] | None = None) -> int:
         "output_stride": net.config.output_stride,
         "scales": list(args.scales),
         "flip": args.flip,
+        "sliding_overlap": overlap,
     }
     report(result, args)
     if args.record:

@@ -44,7 +44,7 @@ def test_the_figures_are_scikit_learns(saved: Path, data: Path) -> None:
     net = checkpoint.load(saved, output_stride=8)
     truths, predictions = [], []
     for pair in find("voc", data, "val").pairs:
-        with Image.open(pair.mask) as mask:
+        with Image.open(str(pair.mask)) as mask:
             truth = np.asarray(mask)
         labels = label_map(net, read_photo(pair.image), (0.5, 1.0), flip=True)
         truths.append(truth[truth != 255])
@@ -108,7 +108,7 @@ def test_a_set_without_void_has_no_trimap(
     data = voc_folder.make(tmp_path, count=1, split="val")
     (pair,) = find("voc", data, "val").pairs
     mask = read_mask(pair.mask, classes=21)
-    Image.fromarray(np.where(mask == 255, 0, mask)).save(pair.mask)
+    Image.fromarray(np.where(mask == 255, 0, mask)).save(str(pair.mask))
     assert evaluate.main([str(saved), "--data", str(data), "--trimap", "1"]) == 1
     assert "no mask has void" in capsys.readouterr().err
 
