@@ -54,6 +54,13 @@ def integers(text: str) -> tuple[int, ...]:
         raise ArgumentTypeError(f"{text!r} is no list of integers such as 6,12,18") from None
 
 
+def count(text: str) -> int:
+    """An integer from 0 on."""
+    if not text.isdecimal():
+        raise ArgumentTypeError(f"{text!r} is no number such as 0 or 6")
+    return int(text)
+
+
 def widths(text: str) -> tuple[int, ...]:
     """`1,5,10` -> (1, 5, 10), all above 0."""
     values = integers(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 Curve = Mapping[int, float]
 
@@ -42,6 +44,66 @@ def trimap(lines: Mapping[str, Sequence[Curve]], path: Path, *, title: str = "")
         for name, runs in lines.items()
     }
     curves(percent, path, x="trimap width (pixels)", y="mIoU (%)", title=title)
+
+
+def series(rows: Mapping[str, Curve]) -> Figure:
+    """Draw one panel for each name, value by iteration, above each other."""
+    figure = Figure(figsize=(8, 2.2 * max(1, len(rows))), layout="constrained")
+    panels = figure.subplots(max(1, len(rows)), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (name, points) in zip(panels, rows.items(), strict=False):
+        axes.plot(list(points), list(points.values()), linewidth=1, marker="." * (len(points) < 40))
+        axes.set_ylabel(literal(name))
+        axes.grid(alpha=0.3)
+    panels[-1].set_xlabel("iteration")
+    return figure
+
+
+def bars(values: Mapping[str, float | None]) -> Figure:
+    """Draw IoU by class, the best at the top; a class without a value has no bar."""
+    ordered = sorted(values.items(), key=lambda item: -1.0 if item[1] is None else item[1])
+    figure = Figure(figsize=(8, 1 + 0.27 * len(ordered)), layout="constrained")
+    axes = figure.add_subplot()
+    shares = [100 * (value or 0.0) for _, value in ordered]
+    drawn = axes.barh([literal(name) for name, _ in ordered], shares)
+    labels = ["absent" if value is None else f"{100 * value:.1f}" for _, value in ordered]
+    axes.bar_label(drawn, labels, padding=3, fontsize=8)
+    axes.set(xlabel="IoU (%)", xlim=(0, 108))
+    axes.margins(y=0.01)
+    axes.grid(axis="x", alpha=0.3)
+    return figure
+
+
+def matrix(counts: NDArray[np.int64], names: Sequence[str]) -> Figure:
+    """Draw a confusion matrix (K, K), truth by row, as shares of each true class."""
+    totals = counts.sum(1, keepdims=True)
+    shares = counts / np.maximum(totals, 1)
+    side = 2.5 + 0.32 * len(names)
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    ticks = range(len(names))
+    axes.set_xticks(ticks, [literal(name) for name in names], rotation=90)
+    axes.set_yticks(ticks, [literal(name) for name in names])
+    axes.set(xlabel="predicted", ylabel="true")
+    for row, column in np.argwhere(shares >= 0.005):
+        share = shares[row, column]
+        ink = "white" if share > 0.5 else "black"
+        text = f"{100 * share:.0f}"
+        axes.text(column, row, text, ha="center", va="center", fontsize=7, color=ink)
+    return figure
+
+
+def literal(text: str) -> str:
+    """Text that is drawn as it stands: dollar signs would start a formula."""
+    return text.replace("$", r"\$")
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file."""
+    FigureCanvasAgg(figure)
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=110)
+    return file.getvalue()
 
 
 def save(figure: Figure, path: Path) -> None:

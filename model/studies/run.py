@@ -18,6 +18,7 @@ from model.studies.plan import BUNDLED, BUNDLED_CHECKPOINT, MULTI_SCALE, PRESET,
 
 log = logging.getLogger("model.studies")
 
+STATE = "state.pt"  # of model.train: there is something to resume
 WIDTHS = "1,2,5,10,20,40"  # of the trimap, pixels
 
 
@@ -40,7 +41,7 @@ def train_command(point: Point, settings: Settings) -> list[str]:
     overrides = (f"seed={point.seed}", *point.net.overrides, *settings.overrides)
     sets = [word for override in overrides for word in ("--set", override)]
     folder = settings.out / point.run
-    place = "--resume" if (folder / train.STATE).exists() else "--out"
+    place = "--resume" if (folder / STATE).exists() else "--out"
     return [PRESET, "--data", str(settings.data), place, str(folder), *sets]
 
 

@@ -65,7 +65,7 @@ def test_a_training_that_was_cut_off_is_resumed(tmp_path: Path) -> None:
     point = plan.Point(plan.UPSAMPLING, 3)
     assert "--out" in run.train_command(point, settings)
     (tmp_path / "upsampling-3").mkdir()
-    (tmp_path / "upsampling-3" / train.STATE).touch()
+    (tmp_path / "upsampling-3" / run.STATE).touch()
     command = run.train_command(point, settings)
     assert command[command.index("--resume") + 1] == str(tmp_path / "upsampling-3")
     assert {"seed=3", "model.decoder=false"} <= set(command)
