@@ -29,7 +29,7 @@ from model.checkpoint import Card, CheckpointError
 from model.data.dataset import DATASETS, Dataset, DatasetError, Pair, find, read_mask
 from model.data.photo import read_photo
 from model.evaluate import Predictor, check_classes, figures, score
-from model.predict import colored, label_map
+from model.predict import label_map, overlaid
 
 LOG = "log.jsonl"  # of model.train
 CHECKPOINT = "model"
@@ -150,29 +150,27 @@ def matrix_section(counts: np.ndarray[Any, np.dtype[np.int64]], names: Sequence[
     return section("Confusion", note, picture(drawn, "png", "confusion matrix"))
 
 
-def samples_section(dataset: Dataset, predict: Predictor, count: int) -> str:
+def samples_section(dataset: Dataset, predict: Predictor, card: Card, count: int) -> str:
     """Photos at even distances through the split, with the true mask and the network's."""
     places = np.linspace(0, len(dataset.pairs) - 1, min(count, len(dataset.pairs))).round()
     pairs = [dataset.pairs[int(place)] for place in places]
     shown, seen = [], set()
     for pair in tqdm(pairs, unit="sample", disable=not sys.stderr.isatty()):
-        text, classes = sample(pair, dataset, predict)
+        text, classes = sample(pair, dataset, predict, card)
         shown.append(text)
         seen |= classes
-    note = "<p>Photo, true mask (void is white) and prediction.</p>"
-    return section("Samples", note, legend(dataset, seen), *shown)
+    note = "<p>Photo, true mask (void is dark) and prediction.</p>"
+    return section("Samples", note, legend(card, seen), *shown)
 
 
-def sample(pair: Pair, dataset: Dataset, predict: Predictor) -> tuple[str, set[int]]:
+def sample(pair: Pair, dataset: Dataset, predict: Predictor, card: Card) -> tuple[str, set[int]]:
     """One photo's three pictures as HTML, and the classes in them."""
     photo = read_photo(pair.image)
     truth = read_mask(pair.mask, classes=len(dataset.classes), void=dataset.void)
     labels = predict(photo)
     judged = truth < len(dataset.classes)
     right = float((truth == labels)[judged].mean()) if judged.any() else 0.0
-    palette = [*dataset.palette, *[(255, 255, 255)] * (256 - len(dataset.palette))]
-    drawn = [Image.fromarray(photo)]
-    drawn += [colored(ids, palette).convert("RGB") for ids in (truth, labels)]
+    drawn = [Image.fromarray(photo), *(overlaid(photo, ids, card) for ids in (truth, labels))]
     images = "".join(
         picture(jpeg(image), "jpeg", f"{kind} of {pair.name}")
         for image, kind in zip(drawn, ("photo", "true mask", "prediction"), strict=True)
@@ -190,11 +188,11 @@ def jpeg(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def legend(dataset: Dataset, classes: Iterable[int]) -> str:
+def legend(card: Card, classes: Iterable[int]) -> str:
     """The colours of some classes."""
     entries = (
         '<span><i style="background: rgb({},{},{})"></i>{}</span>'.format(
-            *dataset.palette[label], html.escape(dataset.classes[label])
+            *card.palette[label], html.escape(card.classes[label])
         )
         for label in sorted(classes)
     )
@@ -207,14 +205,14 @@ def recipe_section(card: Card) -> str:
     return section("Recipe", rows(card.training)) + section("Network", rows(network))
 
 
-def judged_sections(dataset: Dataset, predict: Predictor, samples: int) -> list[str]:
+def judged_sections(dataset: Dataset, predict: Predictor, card: Card, samples: int) -> list[str]:
     """Everything that needs the data."""
     confusion = score(dataset, predict)
     parts = [
         figures_section(figures(confusion, dataset)),
         matrix_section(confusion.counts, dataset.classes),
     ]
-    return parts + ([samples_section(dataset, predict, samples)] if samples else [])
+    return parts + ([samples_section(dataset, predict, card, samples)] if samples else [])
 
 
 def build(args: argparse.Namespace) -> str:
@@ -235,7 +233,7 @@ def build(args: argparse.Namespace) -> str:
         net = checkpoint.load(source).to(args.device)
         dataset = find(args.dataset, args.data, args.split)
         check_classes(net.config.num_classes, dataset)
-        sections += judged_sections(dataset, partial(label_map, net), args.samples)
+        sections += judged_sections(dataset, partial(label_map, net), card, args.samples)
     elif "miou" in card.metrics:
         sections.append(figures_section(card.metrics))
     return page(args.run, card.source, [*sections, recipe_section(card)])

@@ -1,7 +1,7 @@
 """docs/studies.md, its plots and its figures, written from what has been run.
 
-Verdicts are computed: a claim held where it held with every seed, did not hold
-where it held with none, and is not settled otherwise.
+Verdicts are computed: a claim held where it held in every comparison, did not
+hold where it held in none, and is not settled otherwise or by a single one.
 """
 
 from __future__ import annotations
@@ -164,6 +164,8 @@ def verdict(gains: Sequence[float], claim: str) -> str:
     """Whether a claim held, by its gain (in 0..1) in each comparison."""
     held = sum(gain > 0 for gain in gains)
     word = {len(gains): "Held", 0: "Did not hold"}.get(held, "Not settled")
+    if len(gains) == 1:  # one seed may be luck
+        word = "Not settled"
     points = ", ".join(f"{100 * gain:+.2f}" for gain in gains)
     return f"**{word}**: {claim} ({held} of {len(gains)} comparisons; points: {points})."
 

@@ -40,7 +40,12 @@ def page(tmp_path: Path, *points: tuple[Point, dict[str, Any]]) -> str:
 
 @pytest.mark.parametrize(
     ("gains", "word"),
-    [([0.01, 0.2], "Held"), ([-0.01, 0.0], "Did not hold"), ([0.01, -0.01], "Not settled")],
+    [
+        ([0.01, 0.2], "Held"),
+        ([-0.01, 0.0], "Did not hold"),
+        ([0.01, -0.01], "Not settled"),
+        ([0.5], "Not settled"),
+    ],
 )
 def test_a_claim_held_only_where_it_held_every_time(gains: list[float], word: str) -> None:
     assert pages.verdict(gains, "it gains").startswith(f"**{word}**: it gains")
