@@ -7,13 +7,13 @@ hold where it held in none, and is not settled otherwise or by a single one.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from model import checkpoint, plots
+from model import checkpoint, plots, recipe
 from model.complexity import measure
 from model.studies.plan import (
     BUNDLED,
@@ -34,6 +34,12 @@ Results = dict[str, Figures]  # by the point's name
 KEPT = ("network", "seed", "images", "miou", "boundary_miou", "trimap")
 PAPER_WIDTHS = {8: 77.61, 16: 77.92, 32: 78.16, 48: 78.21, 64: 77.94}  # table 1
 NOTHING = "Not run yet.\n"
+WAYS = {  # of judging: multi-scale, flip
+    "one pass": (False, False),
+    "flip": (False, True),
+    "six scales": (True, False),
+    "six scales, flip": (True, True),
+}
 
 INTRODUCTION = """\
 # Studies
@@ -50,8 +56,8 @@ The paper trains for 30,000 iterations on crops of 513 with far larger backbones
 comparable: what can be compared is which way a change goes.
 
 **What was judged.** {images} photos of VOC 2012 val, a part of the published set, at their own
-size. Nothing was chosen on them: the recipe is a shortened one of the bundled model, seeds and
-switches were set before. *bundled* is that model itself, trained longer
+size. For the networks trained here nothing was chosen on them: the recipe is a shortened one of the
+bundled model, seeds and switches were set before. *bundled* is that model itself, trained longer
 ([model card](../model/bundled/MODEL_CARD.md)). All figures are percent; ranges are lowest to
 highest over seeds.
 
@@ -131,13 +137,16 @@ def introduction(results: Results) -> str:
     trained = next(r for r in results.values() if r["seed"] is not None)
     training = trained["training"]
     seeds = sorted({r["seed"] for r in results.values() if r["seed"] is not None})
+    options = f" --seeds {','.join(map(str, seeds))}"
+    if training["iterations"] != recipe.read(PRESET, []).iterations:
+        options += f" --set iterations={training['iterations']}"
     return INTRODUCTION.format(
         preset=PRESET,
         iterations=training["iterations"],
         batch=training["batch_size"],
         crop=training["augment"]["crop"],
         images=trained["images"],
-        options=f" --seeds {','.join(map(str, seeds))}",
+        options=options,
     )
 
 
@@ -181,50 +190,47 @@ def curve(figures: Figures) -> dict[int, float]:
     return {int(width): value for width, value in figures["trimap"].items()}
 
 
+def measures(figures: Figures) -> dict[str, float]:
+    """mIoU of a point by where it is measured, the narrowest band first."""
+    bands = {f"band of {width} px": value for width, value in curve(figures).items()}
+    return bands | {"whole photo": figures["miou"], "boundary IoU": figures["boundary_miou"]}
+
+
 def decoder_section(results: Results, folder: Path) -> str:
     """Both networks by band width, and what the decoder gains."""
     seeds = seeds_of(results, Point(UPSAMPLING, 0), Point(DECODER, 0))
     if not seeds:
         return DECODER_TEXT + "\n" + NOTHING
     before, after = (of_seeds(results, net, seeds) for net in (UPSAMPLING, DECODER))
-    widths = list(curve(before[0]))
-    measures: dict[str, Callable[[Figures], float]] = {
-        **{f"band of {w} px": lambda r, w=w: curve(r)[w] for w in widths},  # type: ignore[misc]
-        "whole photo": lambda r: float(r["miou"]),
-        "boundary IoU": lambda r: float(r["boundary_miou"]),
-    }
-    gains = {
-        name: [of(b) - of(a) for a, b in zip(before, after, strict=True)]
-        for name, of in measures.items()
-    }
+    lines = {"with decoder": after, "bilinear upsampling": before}
+    plots.trimap(
+        {name: [curve(r) for r in runs] for name, runs in lines.items()}, folder / "decoder.svg"
+    )
+    pairs = [(measures(a), measures(b)) for a, b in zip(before, after, strict=True)]
+    gains = {name: [b[name] - a[name] for a, b in pairs] for name in pairs[0][0]}
     rows = [
         [
             name,
-            percent([of(r) for r in before]),
-            percent([of(r) for r in after]),
+            percent([a[name] for a, _ in pairs]),
+            percent([b[name] for _, b in pairs]),
             f"{100 * mean(gain):+.2f}",
         ]
-        for (name, of), gain in zip(measures.items(), gains.values(), strict=True)
+        for name, gain in gains.items()
     ]
-    narrow, whole = gains[f"band of {widths[0]} px"], gains["whole photo"]
+    header = ["mIoU (%)", "bilinear upsampling", "decoder", "gain"]
+    plot = "![mIoU by trimap width](studies/decoder.svg)\n"
+    return "\n".join([DECODER_TEXT, table(header, rows), plot, *decoder_verdicts(gains)])
+
+
+def decoder_verdicts(gains: dict[str, list[float]]) -> list[str]:
+    """What held of the claim, by the gains of each seed; the first is the narrowest band's."""
+    narrow, whole = next(iter(gains.values())), gains["whole photo"]
     more = [n - w for n, w in zip(narrow, whole, strict=True)]
-    plots.trimap(
-        {
-            "with decoder": [curve(r) for r in after],
-            "bilinear upsampling": [curve(r) for r in before],
-        },
-        folder / "decoder.svg",
-    )
-    return "\n".join(
-        [
-            DECODER_TEXT,
-            table(["mIoU (%)", "bilinear upsampling", "decoder", "gain"], rows),
-            "![mIoU by trimap width](studies/decoder.svg)\n",
-            verdict(whole, "the decoder is better on the whole photo") + "\n",
-            verdict(narrow, "it is better in the narrowest band") + "\n",
-            verdict(more, "it gains more in the narrowest band than on the whole photo") + "\n",
-        ]
-    )
+    return [
+        verdict(whole, "the decoder is better on the whole photo") + "\n",
+        verdict(narrow, "it is better in the narrowest band") + "\n",
+        verdict(more, "it gains more in the narrowest band than on the whole photo") + "\n",
+    ]
 
 
 def stride_section(results: Results, folder: Path) -> str:
@@ -267,12 +273,7 @@ def scales_section(results: Results) -> str:
     for point in (Point(BUNDLED, None), *(Point(DECODER, s) for s in seeds_of(results))):
         ways = {
             label: point._replace(multi_scale=scales, flip=flip)
-            for label, scales, flip in (
-                ("one pass", False, False),
-                ("flip", False, True),
-                ("six scales", True, False),
-                ("six scales, flip", True, True),
-            )
+            for label, (scales, flip) in WAYS.items()
         }
         if any(way.name not in results for way in ways.values()):
             continue

@@ -52,6 +52,7 @@ def test_a_study_is_run_once_and_written(
     assert main(["write", "--out", str(out), "--docs", str(tmp_path / "docs")]) == 0
     page = (tmp_path / "docs" / "studies.md").read_text()
     assert "1 iterations on batches of 2 crops of 33 pixels" in page
+    assert "--seeds 5 --set iterations=1" in page
     assert "| whole photo | " in page
     assert page.count("Not run yet") == 3
     for picture in re.findall(r"!\[.*\]\((.*)\)", page):
