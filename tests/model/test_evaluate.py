@@ -14,6 +14,7 @@ from model import checkpoint, evaluate
 from model.checkpoint import Card
 from model.data.dataset import VOC_CLASSES, find, read_mask, voc_palette
 from model.data.photo import read_photo
+from model.metrics import Confusion
 from model.predict import label_map
 from tests.model import voc_folder
 from tests.model.nets import tiny
@@ -81,6 +82,19 @@ def test_trimap_and_boundary_come_from_the_same_pass(
     table = capsys.readouterr().out
     assert f"3 px   {trimap['3']:.4f}" in table
     assert f"boundary mIoU {asked['boundary_miou']:.4f}" in table
+
+
+def test_sliding_judges_large_photos_window_by_window(saved: Path, tmp_path: Path) -> None:
+    data = voc_folder.make(tmp_path, count=2, split="val", size=(100, 40))
+    result = run(saved, data, "--sliding", "--overlap", "0.5")
+    net = checkpoint.load(saved)
+    confusion = Confusion(21)
+    for pair in find("voc", data, "val").pairs:
+        labels = label_map(net, read_photo(pair.image), overlap=0.5)
+        confusion.add(read_mask(pair.mask, classes=21), labels)
+    assert result["miou"] == pytest.approx(confusion.miou(), abs=1e-6)
+    assert result["sliding_overlap"] == 0.5
+    assert run(saved, data)["miou"] != result["miou"]
 
 
 @pytest.mark.parametrize(
