@@ -66,18 +66,17 @@ def main(argv: list[str] | None = None) -> int:
         engine = Engine(args.file, EngineOptions(args.device, threads=cpus.available()))
         dataset = find(args.dataset, args.data, args.split)
         check_classes(len(engine.contract.classes), dataset)
-        result = evaluate(dataset, partial(predict, engine.run, engine.contract.input), args)
+        contract = engine.contract
+        result = evaluate(dataset, partial(predict, engine.run, contract.input), args) | {
+            "output_stride": contract.output_stride,
+            "scales": list(contract.scales),
+            "flip": contract.flip,
+            "execution_provider": engine.provider,
+        }
+        report(result, args)
     except (StartupError, DatasetError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    contract = engine.contract
-    result |= {
-        "output_stride": contract.output_stride,
-        "scales": list(contract.scales),
-        "flip": contract.flip,
-        "execution_provider": engine.provider,
-    }
-    report(result, args)
     return 0
 
 

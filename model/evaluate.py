@@ -140,6 +140,7 @@ def report(result: dict[str, Any], args: argparse.Namespace) -> None:
         if str(target) == "-":
             sys.stdout.write(text)
         else:
+            target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(text, encoding="utf-8")
     if args.plot is not None:
         from model import plots  # noqa: PLC0415 - matplotlib takes a second to load
@@ -174,19 +175,18 @@ def main(argv: list[str] | None = None) -> int:
         check_classes(net.config.num_classes, dataset)
         overlap = args.overlap if args.sliding else None
         predict = partial(label_map, net, scales=args.scales, flip=args.flip, overlap=overlap)
-        result = evaluate(dataset, predict, args)
+        result = evaluate(dataset, predict, args) | {
+            "output_stride": net.config.output_stride,
+            "scales": list(args.scales),
+            "flip": args.flip,
+            "sliding_overlap": overlap,
+        }
+        report(result, args)
+        if args.record:
+            checkpoint.record_metrics(args.checkpoint, result)
     except (checkpoint.CheckpointError, DatasetError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    result |= {
-        "output_stride": net.config.output_stride,
-        "scales": list(args.scales),
-        "flip": args.flip,
-        "sliding_overlap": overlap,
-    }
-    report(result, args)
-    if args.record:
-        checkpoint.record_metrics(args.checkpoint, result)
     return 0
 
 

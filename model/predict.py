@@ -298,7 +298,7 @@ def run(net: DeepLabV3Plus, card: Card, pairs: Sequence[Target], args: argparse.
 
 def main(argv: list[str] | None = None) -> int:
     p = parser()
-    args = p.parse_args(argv)
+    args = p.parse_intermixed_args(argv)  # IMAGES may follow options
     server = args.submission
     try:
         pairs = list(targets(photos(args), args.out))
@@ -316,8 +316,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     args.out.mkdir(parents=True, exist_ok=True)
-    failures = run(net, card, pairs, args)
-    if failures:
+    if server:
+        submission.archive(server, args.out).unlink(missing_ok=True)  # of an earlier run
+    if run(net, card, pairs, args):
         return 1
     if server:
         print(f"wrote {submission.pack(server, args.out, places)}: {len(places)} results")

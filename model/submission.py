@@ -70,16 +70,20 @@ def picture(server: str, labels: NDArray[np.uint8]) -> Image.Image:
     return Image.fromarray(np.array(cityscapes.LABEL_IDS, np.uint8)[labels])
 
 
+def archive(server: str, out: Path) -> Path:
+    """Where `pack` puts what is uploaded."""
+    return out / ("results.tgz" if server == VOC else "results.zip")
+
+
 def pack(server: str, out: Path, places: Sequence[Path]) -> Path:
     """Pack the results at `places` below `out` for upload; returns the archive's path."""
+    target = archive(server, out)
     if server == VOC:
-        archive = out / "results.tgz"
-        with tarfile.open(archive, "w:gz") as tar:
+        with tarfile.open(target, "w:gz") as tar:
             for name in sorted(places):
                 tar.add(out / name, name)
-        return archive
-    archive = out / "results.zip"
-    with zipfile.ZipFile(archive, "w") as target:  # PNGs are compressed already
-        for name in sorted(places):
-            target.write(out / name, name.name)
-    return archive
+    else:
+        with zipfile.ZipFile(target, "w") as packed:  # PNGs are compressed already
+            for name in sorted(places):
+                packed.write(out / name, name.name)
+    return target

@@ -116,6 +116,18 @@ def test_wrong_options_are_usage_errors(
     assert says in capsys.readouterr().err
 
 
+def test_figures_are_printed_even_where_they_cannot_be_written(
+    saved: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An evaluation may have taken hours."""
+    (tmp_path / "file").touch()
+    command = [str(saved), "--data", str(data), "--json", str(tmp_path / "file" / "out.json")]
+    assert evaluate.main(command) == 1
+    printed = capsys.readouterr()
+    assert "mIoU 0." in printed.out
+    assert "file" in printed.err
+
+
 def test_a_set_without_void_has_no_trimap(
     saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -104,12 +104,15 @@ def test_a_cityscapes_submission_holds_label_ids(tmp_path: Path) -> None:
 
 
 def test_a_photo_that_cannot_be_read_leaves_no_archive(tmp_path: Path) -> None:
-    """An incomplete submission would be scored with holes."""
+    """An incomplete one would be scored with holes; that of an earlier run would mislead."""
     (tmp_path / "bad.jpg").write_bytes(b"no picture")
     Image.fromarray(photo(20, 20)).save(tmp_path / "good.png")
     photos = [str(tmp_path / "bad.jpg"), str(tmp_path / "good.png")]
     source = save(tmp_path, VOC_CLASSES)
-    assert main([str(source), *photos, "--submission", "voc", "-o", str(tmp_path / "out")]) == 1
+    command = [str(source), "--submission", "voc", "-o", str(tmp_path / "out")]
+    assert main([*command, photos[1]]) == 0
+    assert (tmp_path / "out" / "results.tgz").exists()
+    assert main([*command, *photos]) == 1
     assert not (tmp_path / "out" / "results.tgz").exists()
 
 
