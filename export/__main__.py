@@ -35,9 +35,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("checkpoint", type=Path, help="NAME.safetensors with NAME.json beside it")
     p.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.onnx")
-    p.add_argument("--output-stride", type=int, choices=(8, 16, 32), help="default: as trained")
-    p.add_argument("--scales", type=arguments.scales, default=(1.0,), metavar="S,S,...")
-    p.add_argument("--flip", action="store_true", help="average with the mirrored photo")
+    arguments.add_passes(p)
     p.add_argument("--precision", choices=("fp32", "fp16", "int8"), default="fp32")
     p.add_argument(
         "--size", type=size, metavar="H,W|dynamic", help="default: the checkpoint's crop size"
