@@ -211,14 +211,19 @@ def segmented(todos: list[Todo], job: Job, model: Model, options: Options) -> It
         for block in pipeline.batches(todos, options.block)
     ]
     engine = EngineOptions(device=options.device, threads=options.cpus_per_actor)
+    actors = min(len(blocks), options.actors or room(options))
     done = ray.data.from_arrow(blocks).map_batches(
         Actor,
         batch_size=None,  # a block is a task
         fn_constructor_args=(ray.put(model), engine, job),
         num_cpus=options.cpus_per_actor,
         num_gpus=options.gpus_per_actor,
-        # From 1: on what is left of a cluster the pool shrinks, and its lost actors come back.
-        concurrency=(1, min(len(blocks), options.actors or room(options))),
+        compute=ray.data.ActorPoolStrategy(
+            # From 1: on what is left of a cluster the pool shrinks, and lost actors come back.
+            min_size=1,
+            max_size=actors,
+            initial_size=actors,
+        ),
     )
     for batch in done.iter_batches(batch_size=None, prefetch_batches=0):
         yield from map(Record.parse, batch["record"])
@@ -280,6 +285,7 @@ def connect(address: str | None) -> None:
     if not ray.is_initialized():
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no word to anybody outside
         ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
 
 
 def _options(arguments: argparse.Namespace) -> Options:
