@@ -2,7 +2,8 @@
 
 A pool of threads reads and decodes ahead of the engine and encodes and writes
 behind it, a bounded number of photos at a time. The steps are those of a request
-to the service, with the same functions, so a mask is the same, byte for byte.
+to the service, with the same functions: the same outputs asked for in one request
+are the same, byte for byte.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class Pipeline:
         self._pool = ThreadPoolExecutor(job.threads, thread_name_prefix="imaging")
 
     def run(self, todos: Iterable[Todo]) -> Iterator[Record]:
-        """A record for every photo, in order; raises OutputError when OUT cannot be written."""
+        """A record for every photo; raises OutputError when OUT cannot be written."""
         limit = self._job.threads + 2 * self._job.max_batch
         prepared = ahead(self._pool, self._prepare, todos, limit)
         yield from ahead(self._pool, self._finish, self._predicted(prepared), limit)
