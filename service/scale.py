@@ -150,7 +150,7 @@ def model(fleet: Fleet, costs: Costs) -> Outcome:
     return Outcome(rate, name, {station.name: rate / station.limit for station in way})
 
 
-def simulate(fleet: Fleet, costs: Costs, *, photos: int = PHOTOS, seed: int = 0) -> Outcome:
+def simulate(fleet: Fleet, costs: Costs, *, photos: int | None = None, seed: int = 0) -> Outcome:
     """Photo by photo through the same stations, with random service times."""
     import simpy  # noqa: PLC0415 - comes with the extra `dev`; nothing else here needs it
 
@@ -159,7 +159,7 @@ def simulate(fleet: Fleet, costs: Costs, *, photos: int = PHOTOS, seed: int = 0)
     queues = [simpy.Resource(environment, station.servers) for station in way]
     busy_s = [0.0] * len(way)
     ends: list[float] = []
-    over = environment.event()
+    enough, over = photos or PHOTOS, environment.event()
 
     def one_place_in_flight() -> Iterator[Any]:
         while True:
@@ -171,7 +171,7 @@ def simulate(fleet: Fleet, costs: Costs, *, photos: int = PHOTOS, seed: int = 0)
                     yield environment.timeout(seconds)
                     busy_s[number] += seconds
             ends.append(environment.now)
-            if len(ends) == photos:
+            if len(ends) == enough:
                 over.succeed()
 
     for _ in range(in_flight(fleet, costs)):
@@ -293,12 +293,12 @@ class Report:
     date: str
     machine: str
     model: str
+    gpu_ms: float  # assumed
     costs: dict[str, Costs]
     rows: list[Row]
 
     def markdown(self) -> str:
         """The tables of docs/scale.md."""
-        gpu_ms = self.rows[0].fleet.gpu_ms
         lines = [
             f"`{self.command}` on {self.date}, {self.machine}; {self.model}, one core.",
             "",
@@ -319,7 +319,7 @@ class Report:
                 [_million_row(name, costs) for name, costs in self.costs.items()],
             ),
             "",
-            f"Photos an hour. {gpu_ms:g} ms of GPU time a photo is assumed, not measured.",
+            f"Photos an hour. {self.gpu_ms:g} ms of GPU time a photo is assumed, not measured.",
             "",
             *_table(
                 ["photos", "fleet", "model", "simulation", "the limit", "simulated use of it"],
@@ -375,7 +375,7 @@ def report(path: Path, photos: dict[str, list[bytes]], gpu_ms: float, command: s
         for fleet in fleets(gpu_ms)
     ]
     today = datetime.now(UTC).date().isoformat()
-    return Report(command, today, machine(), path.stem, costs, rows)
+    return Report(command, today, machine(), path.stem, gpu_ms, costs, rows)
 
 
 def _photos(paths: list[Path]) -> dict[str, list[bytes]]:

@@ -35,7 +35,12 @@ with warnings.catch_warnings():
 
     from service import ray_batch, ray_serve
 
-pytestmark = [pytest.mark.slow]
+pytestmark = [
+    pytest.mark.slow,
+    # Ray Data reads its own deprecated settings; Ray Serve leaves sockets to the collector.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
 
 NODE = {"num_cpus": 1, "object_store_memory": 80 * 1024 * 1024}
 # A node is given up for dead after 2 s, not 15; what only people look at is not started.
