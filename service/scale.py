@@ -12,6 +12,7 @@ the bounds. What is measured is measured here; what is assumed says so.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
 import json
 import math
@@ -21,7 +22,7 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -52,6 +53,7 @@ LARGE, NOISE = (4000, 3000), 4.0  # 12 megapixels with grain: files of a few meg
 SPREAD = 0.5  # standard deviation over mean of simulated service times
 PHOTOS = 6000  # simulated
 IN_FLIGHT = "photos in flight"
+AT_MODEL, AT_PIXELS = "cores: model", "cores: decode, encode"  # the larger part of their work
 
 Value = TypeVar("Value")
 
@@ -116,11 +118,12 @@ def stations(fleet: Fleet, costs: Costs) -> list[Station]:
     by_gpu = fleet.gpus > 0
     pixels = (costs.decode_ms + costs.encode_ms) / 1000
     engine = [Station("GPU", hosts * fleet.gpus, fleet.gpu_ms / 1000)] if by_gpu else []
-    at_cores = pixels if by_gpu else pixels + costs.engine_ms / 1000
+    model_s = 0 if by_gpu else costs.engine_ms / 1000
+    cores = AT_MODEL if model_s > pixels else AT_PIXELS
     return [
         Station("storage reads", 1, 1 / fleet.gets_per_s),
         Station("network in", hosts, costs.bytes_in / wire),
-        Station("cores", hosts * fleet.cores, at_cores),
+        Station(cores, hosts * fleet.cores, pixels + model_s),
         *engine,
         Station("network out", hosts, costs.bytes_out / wire),
         Station("storage writes", 1, 1 / fleet.puts_per_s),
@@ -161,7 +164,7 @@ def simulate(fleet: Fleet, costs: Costs, *, photos: int | None = None, seed: int
     ends: list[float] = []
     enough, over = photos or PHOTOS, environment.event()
 
-    def one_place_in_flight() -> Iterator[Any]:
+    def one_place_in_flight() -> Generator[Any, Any, None]:
         while True:
             yield environment.timeout(random_s(chance, fleet.latency_ms / 1000))
             for number, station in enumerate(way):
@@ -214,6 +217,7 @@ def _measured(engine: Engine, wish: Wish, data: bytes) -> tuple[float, float, fl
     contract, reduce_to = engine.contract, max(engine.input_size)
 
     def decode() -> tuple[imaging.Photo, imaging.Fitted]:
+        hashlib.sha256(data).digest()  # as for the manifest
         opened = imaging.open_checked(data, max_pixels=10**9)
         photo = imaging.decode(opened, reduce_to=reduce_to)
         return photo, imaging.fit(photo, contract.input)

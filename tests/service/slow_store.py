@@ -17,7 +17,7 @@ READ_S = 0.3
 READERS = "readers.log"  # beside the photos: a process id for every photo read
 
 
-class SlowStore(LocalFileSystem):
+class SlowStore(LocalFileSystem):  # type: ignore[misc] # fsspec ships no types
     """The local disk as `slow:///path`."""
 
     protocol = "slow"

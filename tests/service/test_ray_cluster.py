@@ -42,7 +42,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]
 
-NODE = {"num_cpus": 1, "object_store_memory": 80 * 1024 * 1024}
+NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 * 1024 * 1024}
 # A node is given up for dead after 2 s, not 15; what only people look at is not started.
 QUICK = {"health_check_period_ms": 500, "health_check_failure_threshold": 3}
 ALONE = {
@@ -68,7 +68,7 @@ def cluster() -> Iterator[Cluster]:
             yield cluster
         finally:
             ray.shutdown()
-            cluster.shutdown()
+            cluster.shutdown()  # type: ignore[no-untyped-call]
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +229,7 @@ def test_replicas_answer_as_the_service_does_and_finish_what_they_have_begun(
             time.sleep(0.7)  # now they wait for the batch to fill
             serve.delete(ray_serve.NAME)
         finally:
-            serve.shutdown()
+            serve.shutdown()  # type: ignore[no-untyped-call]
         got = [answer.result() for answer in answers]
     assert [(answer.status_code, answer.content) for answer in got] == [(200, expected)] * 5
     assert {answer.headers["X-Model"] for answer in got} == {"tiny"}

@@ -46,6 +46,7 @@ def test_the_deployment_scales_and_stops_by_its_settings() -> None:
     )
     deployment = application(settings)._bound_deployment
     scaling = deployment._deployment_config.autoscaling_config
+    assert scaling is not None
     assert (scaling.min_replicas, scaling.max_replicas) == (2, 5)
     assert scaling.target_ongoing_requests == 6
     assert deployment.max_ongoing_requests == 11
@@ -54,10 +55,11 @@ def test_the_deployment_scales_and_stops_by_its_settings() -> None:
 
 
 def test_serve_run_takes_settings_as_key_and_value() -> None:
-    built = ray_serve.app({"max_replicas": "3", "cpus_per_replica": "2"})
-    deployment = built._bound_deployment
-    assert deployment._deployment_config.autoscaling_config.max_replicas == 3
-    assert deployment.ray_actor_options["num_cpus"] == 2
+    deployment = ray_serve.app({"max_replicas": "3", "cpus_per_replica": "2"})._bound_deployment
+    scaling = deployment._deployment_config.autoscaling_config
+    assert scaling is not None
+    assert scaling.max_replicas == 3
+    assert deployment.ray_actor_options == {"num_cpus": 2, "num_gpus": 0}
 
 
 @pytest.mark.parametrize(

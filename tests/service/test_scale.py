@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from service import scale
-from service.scale import BEGIN, END, IN_FLIGHT, Costs, Fleet, model, simulate
+from service.scale import AT_MODEL, AT_PIXELS, BEGIN, END, IN_FLIGHT, Costs, Fleet, model, simulate
 from tests.service import onnx_models
 from tests.service.web import photo, png
 
@@ -20,10 +20,10 @@ HEAVY = Costs(decode_ms=25, engine_ms=100, encode_ms=40, bytes_in=2e6, bytes_out
 GPU = Fleet("gpu", cores=48, gpus=1, gpu_ms=2)
 
 CASES = [
-    (Fleet("core"), LIGHT, "cores"),
-    (Fleet("cores", cores=16), HEAVY, "cores"),
+    (Fleet("core"), LIGHT, AT_MODEL),
+    (Fleet("cores", cores=16), HEAVY, AT_MODEL),
     (GPU, LIGHT, "GPU"),
-    (replace(GPU, cores=4), HEAVY, "cores"),
+    (replace(GPU, cores=4), HEAVY, AT_PIXELS),
     (replace(GPU, gbit_per_s=5), HEAVY, "network in"),
     (replace(GPU, gbit_per_s=5), replace(HEAVY, bytes_in=1e4, bytes_out=2e6), "network out"),
     (replace(GPU, gpus=16, hosts=4), LIGHT, "storage writes"),
