@@ -118,7 +118,7 @@ def main(argv: list[str] | None = None) -> int:
         check_runtime()
         models.model_files(settings.models)  # here: a cluster would try to start it for long
         run(settings)
-    except (StartupError, RuntimeError) as error:
+    except (StartupError, RuntimeError, OSError) as error:  # the last: no cluster there
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

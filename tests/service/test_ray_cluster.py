@@ -80,7 +80,7 @@ def many(folder: Path, count: int) -> dict[str, bytes]:
     """Photos in a folder and one below it: name -> PNG."""
     (folder / "trip").mkdir(parents=True)
     names = [f"trip/{n:02}.png" if n % 2 else f"{n:02}.png" for n in range(count)]
-    images = {name: png(photo(30 + n, 40, seed=n)) for n, name in enumerate(names)}
+    images = {name: png(photo(30 + n % 9, 40, seed=n)) for n, name in enumerate(names)}
     for name, image in images.items():
         (folder / name).write_bytes(image)
     return images
@@ -191,7 +191,7 @@ def test_an_out_that_cannot_be_written_ends_the_run_with_the_reason(
     cluster: Cluster, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     many(tmp_path / "in", 2)
-    (tmp_path / "out").write_bytes(b"a file")
+    (tmp_path / "out" / "00.mask.png" / "in the way").mkdir(parents=True)
     arguments = [str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--model", str(model)]
     assert ray_batch.main(arguments) == 1
     assert "cannot write below" in capsys.readouterr().out
