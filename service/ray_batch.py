@@ -45,7 +45,7 @@ examples:
   python -m service.ray_batch photos/ -o out/
   python -m service.ray_batch s3://bucket/photos -o s3://bucket/masks --output mask --model F.onnx
   python -m service.ray_batch gs://bucket/photos -o gs://bucket/masks --gpus-per-actor 1 \\
-      --cpus-per-actor 12 --max-batch 16 --address ray://head:10001
+      --cpus-per-actor 12 --max-batch 16 --address head:6379
 
 Run the same command again to go on after an interruption: what is complete is
 skipped, changed photos and photos of another model are done again. docs/scale.md
@@ -230,11 +230,17 @@ def segmented(todos: list[Todo], job: Job, model: Model, options: Options) -> It
 
 
 def room(options: Options) -> int:
-    """How many actors the cluster holds now, at least 1."""
+    """How many actors the cluster holds now; raises StartupError if it is none."""
     has: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    by_cpus = has.get("CPU", 0) // options.cpus_per_actor
-    by_gpus = has.get("GPU", 0) // options.gpus_per_actor if options.gpus_per_actor else by_cpus
-    return max(1, int(min(by_cpus, by_gpus)))
+    needs = {"CPU": options.cpus_per_actor, "GPU": options.gpus_per_actor}
+    held = min(has.get(kind, 0) // each for kind, each in needs.items() if each)
+    if held < 1:
+        there = {kind: has.get(kind, 0) for kind in needs}
+        raise StartupError(
+            f"no node has room for an actor of {needs}, the cluster has {there}: ask for less, "
+            "or set --actors if it grows by itself"
+        )
+    return int(held)
 
 
 def read_model(where: str) -> Model:

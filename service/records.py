@@ -19,12 +19,15 @@ from pathlib import PurePosixPath
 from service.client.errors import ManifestError
 from service.client.manifest import DONE, REJECTED
 from service.client.plan import stems
+from service.client.protocol import FILES
 from service.storage import UNKNOWN_TIME, File, Photo, Place
 
 FOLDER = "manifest"
 SUFFIX = ".jsonl"
 PART_RECORDS = 1000  # a part is put when it has so many records,
 PART_S = 10.0  # or when its first one is so old
+
+OUTPUT_OF = {file.partition(".")[0]: output for output, file in FILES.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +87,7 @@ class Todo:
 class Wanted:
     """What every photo of this run must have."""
 
-    outputs: frozenset[str]  # kinds of files: "mask", "overlay", ...
+    outputs: frozenset[str]  # "mask", "overlay", ...
     model: str
     model_digest: str
     retry_rejected: bool = False
@@ -122,9 +125,9 @@ class Plan:
         return record.status == DONE and self._is_complete(record)
 
     def _is_complete(self, record: Record) -> bool:
-        kinds = {kind_of(file, record.stem) for file in record.outputs}
+        have = {output_of(file, record.stem) for file in record.outputs}
         there = all(self.sizes.get(file) == size for file, size in record.outputs.items())
-        return there and kinds.issuperset(self.wanted.outputs)
+        return there and have.issuperset(self.wanted.outputs)
 
     def _stem(self, photo: Photo, record: Record | None) -> str:
         if record is not None:
@@ -134,9 +137,9 @@ class Plan:
         return stem
 
 
-def kind_of(file: str, stem: str) -> str:
-    """`a/b.mask.png` of the stem `a/b` -> `mask`; both kinds of overlay are `overlay`."""
-    return file.removeprefix(f"{stem}.").partition(".")[0]
+def output_of(file: str, stem: str) -> str | None:
+    """`a/b.result.json` of the stem `a/b` -> `json`; both kinds of overlay are `overlay`."""
+    return OUTPUT_OF.get(file.removeprefix(f"{stem}.").partition(".")[0])
 
 
 def load(out: Place, files: Iterable[File]) -> dict[str, Record]:

@@ -197,6 +197,15 @@ def test_an_out_that_cannot_be_written_ends_the_run_with_the_reason(
     assert "cannot write below" in capsys.readouterr().out
 
 
+def test_a_cluster_without_room_for_an_actor_is_not_waited_for(
+    cluster: Cluster, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    many(tmp_path / "in", 2)
+    arguments = [str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--model", str(model)]
+    assert ray_batch.main([*arguments, "--gpus-per-actor", "1"]) == 1
+    assert "'GPU': 0" in capsys.readouterr().err
+
+
 def test_replicas_answer_as_the_service_does_and_finish_what_they_have_begun(
     cluster: Cluster, model: Path
 ) -> None:

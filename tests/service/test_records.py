@@ -11,6 +11,7 @@ pytest.importorskip("pyarrow", reason="pyarrow comes with the extra `ray`")
 
 from service.client.errors import ManifestError
 from service.client.manifest import DONE, FAILED, REJECTED
+from service.outputs import OUTPUTS as OUTPUTS_BY_NAME
 from service.records import FOLDER, Parts, Plan, Record, Todo, Wanted, load
 from service.storage import UNKNOWN_TIME, Photo, Place, place
 
@@ -42,6 +43,14 @@ def test_a_complete_result_stands() -> None:
 
 def test_fewer_outputs_than_there_are_stand_too() -> None:
     assert plan(wanted=replace(WANTED, outputs=frozenset({"mask"}))).todo(PHOTO) == RECORD
+
+
+@pytest.mark.parametrize("output", OUTPUTS_BY_NAME)
+def test_every_output_is_known_by_its_file(output: str) -> None:
+    files = {f"a/x.{OUTPUTS_BY_NAME[output][1]}": 3}
+    record = replace(RECORD, outputs=files)
+    wanted = replace(WANTED, outputs=frozenset({output}))
+    assert Plan(wanted, {record.name: record}, files).todo(PHOTO) == record
 
 
 @pytest.mark.parametrize(
