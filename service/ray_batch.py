@@ -105,8 +105,15 @@ class Actor:
         self._pipeline = Pipeline(lambda: found.engine(options), job)
 
     def __call__(self, block: dict[str, Any]) -> dict[str, list[str]]:
-        todos = map(Todo.parse, block["todo"])
-        return {"record": [record.json() for record in self._pipeline.run(todos)]}
+        """A record for each todo; at the end, perhaps, why the whole run must stop."""
+        records: list[str] = []
+        stop = ""
+        try:
+            for record in self._pipeline.run(map(Todo.parse, block["todo"])):
+                records.append(record.json())  # noqa: PERF401 - those before an error count
+        except OutputError as error:  # as a value: Ray's wrappers of exceptions lose the reason
+            stop = str(error)
+        return {"record": [*records, ""], "stop": [*[""] * len(records), stop]}
 
 
 class Run:
@@ -203,7 +210,7 @@ class Run:
 
 
 def segmented(todos: list[Todo], job: Job, model: Model, options: Options) -> Iterator[Record]:
-    """The records of all photos, as the cluster's actors finish them."""
+    """The records of all photos, as actors finish them; raises OutputError to stop the run."""
     context = DataContext.get_current()
     context.enable_progress_bars = False
     blocks = [
@@ -226,7 +233,9 @@ def segmented(todos: list[Todo], job: Job, model: Model, options: Options) -> It
         ),
     )
     for batch in done.iter_batches(batch_size=None, prefetch_batches=0):
-        yield from map(Record.parse, batch["record"])
+        yield from (Record.parse(text) for text in batch["record"] if text)
+        for reason in filter(None, batch["stop"]):
+            raise OutputError(reason)
 
 
 def room(options: Options) -> int:
