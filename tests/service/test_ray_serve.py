@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("ray", reason="needs the extra `ray`: pip install -e '.[ray]'")
 
 from service.settings import Settings
+from tests.test_architecture import loaded_by
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray Serve's own models use what pydantic will drop
@@ -94,3 +95,8 @@ def test_a_dead_inference_loop_makes_a_replica_unhealthy(tmp_path: Path) -> None
     State.models.healthy = False
     with pytest.raises(RuntimeError, match="takes no requests"):
         replica.check_health()
+
+
+def test_the_service_itself_loads_nothing_of_the_cluster() -> None:
+    heavy = {"ray", "pyarrow", "fsspec", "simpy"}
+    assert loaded_by("import service.app, service.__main__, service.scale").isdisjoint(heavy)
