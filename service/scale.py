@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib.util
 import io
 import json
 import math
@@ -403,6 +404,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--json", action="store_true", help="print everything as JSON")
     add("--write", metavar="FILE", type=Path, help="put the tables between the page's markers")
     options = parser.parse_args(given)
+    if importlib.util.find_spec("simpy") is None:
+        parser.error("the simulation needs simpy: pip install simpy")
     command = shlex.join(["python", "-m", "service.scale", *given])
     told = report(options.model, _photos(options.photos), options.gpu_ms, command)
     print(json.dumps(asdict(told), indent=2) if options.json else told.markdown())
