@@ -31,7 +31,7 @@ tables: $(DEV)/.installed ## docs/complexity.md and docs/network.svg from the co
 	$(DEV)/bin/python -m model.tables
 	$(DEV)/bin/python -m model.diagram
 
-bench: $(DEV)/.installed ## the bundled model against PyTorch and OpenVINO, as ratios
+bench: $(DEV)/.installed ## the bundled model and its service against PyTorch, as ratios
 	$(DEV)/bin/python -m export.bench
 
 export-matrix: $(DEV)/.installed ## every inference strategy of tables 3 and 5 as a file
