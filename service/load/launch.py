@@ -45,4 +45,7 @@ def module(name: str, *flags: str, log: IO[bytes] | None = None) -> Iterator[Ser
         yield Server(url, process)
     finally:
         if process.poll() is None:
-            stop(process)
+            try:
+                stop(process)
+            finally:
+                process.kill()  # nothing, if it has ended
