@@ -23,10 +23,10 @@ class ServedModel:
     def __init__(self, engine: Engine, settings: Settings) -> None:
         self.name = engine.name
         self.engine = engine
+        self._max_batch = settings.max_batch or engine.usual_batch
         self.batcher: Batcher[Prediction] = Batcher(
-            engine.predict, max_batch=settings.max_batch, max_wait_ms=settings.max_wait_ms
+            engine.predict, max_batch=self._max_batch, max_wait_ms=settings.max_wait_ms
         )
-        self._max_batch = settings.max_batch
         self._users = 0
         self._unused = asyncio.Event()
         self._unused.set()

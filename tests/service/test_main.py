@@ -63,7 +63,9 @@ def test_sigterm_under_load_loses_no_request(folder: Path) -> None:
         clients = [threading.Thread(target=load, args=[url]) for _ in range(4)]
         for client in clients:
             client.start()
-        time.sleep(0.5)
+        end = time.monotonic() + 20
+        while len(statuses) < len(clients) and time.monotonic() < end:
+            time.sleep(0.02)
         before = len(statuses)
         process.send_signal(signal.SIGTERM)
         while httpx.get(f"{url}/readyz").status_code == 200:
