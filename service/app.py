@@ -17,6 +17,7 @@ from service import (
     metrics,
     open_inference,
     outputs,
+    packing,
     playground,
     probes,
     problems,
@@ -43,15 +44,18 @@ from service.models import Models
 from service.observation import Observation
 from service.outputs import OUTPUTS
 from service.query import SegmentQuery
-from service.segment import Resources, segment
+from service.segment import Job, Resources, segment
 from service.settings import Settings
-from service.upload import REQUEST_BODY, image_bytes, unless_gone
+from service.upload import REQUEST_BODY, unless_gone, uploads
 
 ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "the output asked for; several come as a ZIP",
+        "description": "the output asked for; several come as a ZIP, several photos also as parts",
         "content": {
-            kind: {} for kind in sorted({kind for kind, _ in OUTPUTS.values()} | {outputs.ZIP})
+            kind: {}
+            for kind in sorted(
+                {kind for kind, _ in OUTPUTS.values()} | {outputs.ZIP, packing.MULTIPART}
+            )
         },
     },
     **problems.documented(
@@ -71,6 +75,7 @@ def create_app(settings: Settings, models: Models) -> FastAPI:
         settings.max_pixels,
         on_stage=measured.stage,
         on_pixels=measured.pixels.inc,
+        on_problem=lambda code: measured.rejected.labels(code).inc(),
     )
 
     @asynccontextmanager
@@ -118,14 +123,19 @@ def _add_segment(app: FastAPI, settings: Settings, models: Models, resources: Re
             str | None, Header(description="deadline in milliseconds; else 504")
         ] = None,
     ) -> Response:
-        """Segment one photo, sent as multipart field `file` or as the body itself."""
+        """Segment a photo, sent as multipart field `file` or as the body itself.
+
+        Several fields `file` are several photos, answered as a ZIP or as multipart/mixed:
+        `results.json`, with a status for each photo, then the outputs.
+        """
         limit_ms = deadlines.milliseconds(x_request_timeout_ms, settings.request_timeout_ms)
+        accept = request.headers.get("accept", "")
         with models.get(query.model).used() as served:
-            wish = query.wish(served.engine.contract, request.headers.get("accept", ""))
+            wish = query.wish(served.engine.contract, accept)
             with resources.admission.request():
                 async with deadlines.enforced(limit_ms) as deadline:
-                    data = await image_bytes(request)
-                    work = segment(data, served, wish, resources, deadline=deadline)
-                    answer = await unless_gone(request, work)
+                    photos = await uploads(request, settings.max_files)
+                    job = Job(served, wish, accept, resources, deadline)
+                    answer = await unless_gone(request, segment(photos, job))
             headers = {**served.headers, "Server-Timing": answer.stages.header()}
         return Response(answer.body, 200, headers, answer.media_type)

@@ -6,7 +6,9 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field
 
+from service import packing
 from service.contract import Contract
+from service.errors import NotAcceptable
 from service.negotiation import output_for, quality
 from service.outputs import INCLUDABLE, OUTPUTS, OverlayFormat, Wish, check, parse_outputs
 from service.selection import select
@@ -36,9 +38,9 @@ class SegmentQuery(BaseModel):
     ] = None
 
     def wish(self, contract: Contract, accept: str) -> Wish:
-        """What to make; raises InvalidRequest or NotAcceptable."""
+        """What to make of each photo; raises InvalidRequest or NotAcceptable."""
         wish = Wish(
-            (output_for(accept),)
+            _accepted(accept)
             if self.output is None
             else parse_outputs(self.output, "output", OUTPUTS),
             select(self.classes, contract),
@@ -49,6 +51,16 @@ class SegmentQuery(BaseModel):
         )
         check(wish, contract)
         return wish
+
+
+def _accepted(accept: str) -> tuple[str, ...]:
+    """The output that Accept speaks of; none if it speaks of packing only."""
+    try:
+        return (output_for(accept),)
+    except NotAcceptable:
+        if not packing.is_packed(accept):
+            raise
+        return ()
 
 
 def _preferred_format(accept: str) -> OverlayFormat:

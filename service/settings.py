@@ -57,6 +57,7 @@ class Settings(BaseSettings):
     max_body_bytes: Annotated[int, Field(ge=1, description="bytes of one body; else 413")] = (
         32 * 1024 * 1024
     )
+    max_files: Annotated[int, Field(ge=1, description="photos in one form; else 400")] = 16
     request_timeout_ms: Annotated[
         int, Field(ge=1, description="deadline of a request without its own; else 504")
     ] = 30_000

@@ -23,9 +23,9 @@ from service import models
 from service.app import create_app
 from service.engine import Prediction
 from service.errors import StartupError
-from service.models import Models
 from service.settings import Settings
 from tests.service import onnx_models
+from tests.service.web import Held, Request
 
 
 def make_settings(folder: Path, **changes: Any) -> Settings:
@@ -226,25 +226,6 @@ def test_a_path_that_is_not_there_is_a_problem(client: TestClient) -> None:
     assert answer.json()["code"] == "not-found"
 
 
-class Held:
-    """Models whose engine waits for a gate, for tests of load."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.models: Models = models.load(settings)
-        self.gate = threading.Event()
-        self.entered = threading.Event()
-        self.gate.set()  # open for the warm-up
-        run = self.models.get(None).engine.predict
-
-        def held(images: NDArray[np.uint8]) -> list[Prediction]:
-            self.entered.set()
-            assert self.gate.wait(10)
-            return run(images)
-
-        self.models.get(None).batcher._run = held
-        self.settings = settings
-
-
 def test_what_is_too_much_is_refused_with_retry_after(
     folder: Path, photo: NDArray[np.uint8]
 ) -> None:
@@ -334,29 +315,12 @@ def test_a_client_that_leaves_frees_its_place(folder: Path, photo: NDArray[np.ui
     async def scenario() -> None:
         async with app.router.lifespan_context(app):
             held.gate.clear()
-            incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-            incoming.put_nowait({"type": "http.request", "body": png(photo)})
-            sent: list[Any] = []
-
-            async def send(message: Any) -> None:
-                sent.append(message)
-
-            scope = {
-                "type": "http",
-                "asgi": {"version": "3.0"},
-                "http_version": "1.1",
-                "method": "POST",
-                "scheme": "http",
-                "path": "/segment",
-                "query_string": b"",
-                "headers": [(b"content-type", b"image/png"), (b"host", b"test")],
-            }
-            request = asyncio.create_task(app(scope, incoming.get, send))
+            request = Request(app, png(photo), "image/png")
             await asyncio.to_thread(held.entered.wait, 10)
-            incoming.put_nowait({"type": "http.disconnect"})
-            await asyncio.wait_for(request, 5)  # the engine is still held
+            request.leave()
+            await asyncio.wait_for(request.task, 5)  # the engine is still held
             held.gate.set()
-            assert sent[0]["status"] == 499
+            assert request.sent[0]["status"] == 499
 
     asyncio.run(scenario())
 
