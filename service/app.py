@@ -135,7 +135,8 @@ def _add_segment(app: FastAPI, settings: Settings, models: Models, resources: Re
             with resources.admission.request():
                 async with deadlines.enforced(limit_ms) as deadline:
                     photos = await uploads(request, settings.max_files)
-                    job = Job(served, wish, accept, resources, deadline)
+                    sliding = query.sliding(settings)
+                    job = Job(served, wish, accept, resources, deadline, sliding)
                     answer = await unless_gone(request, segment(photos, job))
             headers = {**served.headers, "Server-Timing": answer.stages.header()}
         return Response(answer.body, 200, headers, answer.media_type)

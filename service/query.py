@@ -12,6 +12,8 @@ from service.errors import NotAcceptable
 from service.negotiation import output_for, quality
 from service.outputs import INCLUDABLE, OUTPUTS, OverlayFormat, Wish, check, parse_outputs
 from service.selection import select
+from service.settings import Fit, Settings
+from service.windows import Sliding
 
 
 class SegmentQuery(BaseModel):
@@ -36,6 +38,22 @@ class SegmentQuery(BaseModel):
         str | None,
         Field(description=f"images inside the JSON: comma list of {', '.join(INCLUDABLE)}"),
     ] = None
+
+    fit: Annotated[
+        Fit | None,
+        Field(
+            description="a photo larger than the model: resize shrinks it, sliding cuts it into "
+            "windows; default: the service's --fit"
+        ),
+    ] = None
+    overlap: Annotated[
+        float, Field(ge=0, le=0.5, description="least share that sliding windows overlap by")
+    ] = 0.25
+
+    def sliding(self, settings: Settings) -> Sliding | None:
+        """How windows are to be laid; None where photos are shrunk."""
+        wanted = (self.fit or settings.fit) == "sliding"
+        return Sliding(self.overlap, settings.max_windows) if wanted else None
 
     def wish(self, contract: Contract, accept: str) -> Wish:
         """What to make of each photo; raises InvalidRequest or NotAcceptable."""

@@ -1,4 +1,4 @@
-"""One request from bytes to bytes: decode, fit, queue, restore, encode."""
+"""One request from bytes to bytes: decode, fit or cut, queue, restore, encode."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL.Image import Image
 
-from service import imaging, outputs, packing
+from service import imaging, outputs, packing, windows
 from service.contract import Contract
 from service.engine import Prediction
 from service.errors import (
@@ -29,8 +31,10 @@ from service.models import ServedModel
 from service.outputs import NEEDS_PHOTO, Result, Wish
 from service.packing import Outcome, Packing
 from service.upload import Upload
+from service.windows import Sliding, Window
 
 Encoded = TypeVar("Encoded")
+Done = TypeVar("Done")
 
 # What is wrong with one photo of several, and leaves the others their masks.
 OF_ONE_PHOTO = (InvalidImage, ImageTooLarge, InferenceFailed)
@@ -90,6 +94,7 @@ class Job:
     accept: str  # the header, or nothing
     resources: Resources
     deadline: float  # of the monotonic clock: work that waits until then is dropped
+    sliding: Sliding | None = None  # None: a larger photo is shrunk
 
     @cached_property
     def stages(self) -> Stages:
@@ -115,7 +120,7 @@ async def segment(uploads: Sequence[Upload], job: Job) -> Answer:
 async def _segment_one(data: bytes, job: Job) -> Answer:
     began = time.monotonic()
     opened = await _open(data, job)
-    with job.resources.admission.claim(_pixels(opened)) as claim:
+    with job.resources.admission.claim(_memory(opened, job)) as claim:
         body, media_type = await _segmented(opened, claim, job, outputs.encode, began)
     return Answer(body, media_type, job.stages)
 
@@ -129,7 +134,7 @@ async def _segment_several(uploads: Sequence[Upload], job: Job, how: Packing) ->
     began = time.monotonic()
     opening = (_or_problem(_open(upload.data, job), job) for upload in uploads)
     opened = await asyncio.gather(*opening)
-    pixels = sum(_pixels(each) for each in opened if isinstance(each, Image))
+    pixels = sum(_memory(each, job) for each in opened if isinstance(each, Image))
     limit = job.resources.admission.max_pixels
     if pixels > limit:
         raise ImageTooLarge(f"{pixels} pixels in one request, the limit is {limit}: send fewer")
@@ -141,7 +146,7 @@ async def _segment_several(uploads: Sequence[Upload], job: Job, how: Packing) ->
     return Answer(body, kind, job.stages)
 
 
-async def _all(work: Sequence[Coroutine[Any, Any, Outcome]]) -> list[Outcome]:
+async def _all(work: Sequence[Coroutine[Any, Any, Done]]) -> list[Done]:
     """Wait for all; the first failure cancels the others, and is raised as it is."""
     tasks = [asyncio.create_task(each) for each in work]
     try:
@@ -152,7 +157,7 @@ async def _all(work: Sequence[Coroutine[Any, Any, Outcome]]) -> list[Outcome]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _or_problem(work: Coroutine[Any, Any, Encoded], job: Job) -> Encoded | ServiceError:
+async def _or_problem(work: Coroutine[Any, Any, Done], job: Job) -> Done | ServiceError:
     """The result, or what is wrong with this one photo."""
     try:
         return await work
@@ -176,8 +181,31 @@ def _encode_outcome(name: str, result: Result, wish: Wish) -> Outcome:
 
 
 async def _open(data: bytes, job: Job) -> Image:
+    """Read the header, and refuse by it what would be too much work."""
     opening = partial(imaging.open_checked, data, job.resources.max_pixels)
-    return await asyncio.get_running_loop().run_in_executor(job.resources.pool, opening)
+    opened = await asyncio.get_running_loop().run_in_executor(job.resources.pool, opening)
+    if job.sliding:
+        fewest = min(_sizes(opened), key=lambda size: _windows(size, job))
+        windows.check(fewest, job.contract.input, job.sliding)
+    return opened
+
+
+def _memory(opened: Image, job: Job) -> int:
+    """The pixels that are to be held: the photo's, and those of its windows' answers."""
+    pieces = max(_windows(size, job) for size in _sizes(opened))
+    height, width = job.model.engine.input_size
+    return _pixels(opened) + (pieces * height * width if pieces > 1 else 0)
+
+
+def _sizes(opened: Image) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(W, H) of the photo, whichever way it will be turned: some headers do not say."""
+    return opened.size, (opened.height, opened.width)
+
+
+def _windows(size: tuple[int, int], job: Job) -> int:
+    if job.sliding is None:
+        return 1
+    return windows.count(size, job.contract.input, job.sliding.overlap)
 
 
 def _pixels(image: Image) -> int:
@@ -194,32 +222,65 @@ async def _segmented(
     """Segment an opened image whose memory is claimed; `began`: when decoding did."""
     pool, stages = job.resources.pool, job.stages
     job.resources.on_pixels(_pixels(opened))
-    photo, fitted = await claim.work(pool, partial(_prepare, opened, job))
+    prepared = await claim.work(pool, partial(_prepare, opened, job))
     stages.record("decode", time.monotonic() - began)
-    prediction, timing = await job.model.batcher.submit(fitted.pixels, deadline=job.deadline)
-    stages.record("queue", timing.queued_s)
-    stages.record("infer", timing.ran_s)
+    predictions = await _infer(prepared, job)
     with stages.measured("encode"):
-        finish = partial(_finish, photo, fitted, prediction, job, encode)
+        finish = partial(_finish, prepared, predictions, job, encode)
         return await claim.work(pool, finish)
 
 
-def _prepare(opened: Image, job: Job) -> tuple[Photo, Fitted]:
-    whole = NEEDS_PHOTO & job.wish.all_outputs
-    reduce_to = None if whole else max(job.model.engine.input_size)
-    photo = imaging.decode(opened, reduce_to=reduce_to)
-    return photo, imaging.fit(photo, job.contract.input)
+@dataclass(frozen=True)
+class Prepared:
+    """A decoded photo and what of it goes through the model."""
+
+    photo: Photo
+    inputs: Fitted | list[Window]  # shrunk to fit, or in pieces
+
+    @property
+    def pixels(self) -> list[NDArray[np.uint8]]:
+        """The model's inputs, each (H, W, 3)."""
+        if isinstance(self.inputs, Fitted):
+            return [self.inputs.pixels]
+        return [window.pixels for window in self.inputs]
+
+    def restore(self, maps: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+        """The model's answers (H, W) as one map of the photo's own size."""
+        if isinstance(self.inputs, Fitted):
+            return imaging.restore(maps[0], self.inputs, self.photo.size)
+        return windows.merge(maps, self.inputs, self.photo.size)
+
+
+def _prepare(opened: Image, job: Job) -> Prepared:
+    target = job.contract.input
+    whole = NEEDS_PHOTO & job.wish.all_outputs or job.sliding
+    photo = imaging.decode(opened, reduce_to=None if whole else max(target.height, target.width))
+    if job.sliding and windows.needed(photo.size, target):
+        windows.check(photo.size, target, job.sliding)
+        return Prepared(photo, windows.cut(photo, target, job.sliding.overlap))
+    return Prepared(photo, imaging.fit(photo, target))
+
+
+async def _infer(prepared: Prepared, job: Job) -> list[Prediction]:
+    """Have all inputs of a photo worked on; if one fails the others are dropped."""
+    began = time.monotonic()
+    batcher = job.model.batcher
+    answers = await _all([batcher.submit(each, deadline=job.deadline) for each in prepared.pixels])
+    timings = [timing for _, timing in answers]
+    queued = min(timing.queued_s for timing in timings)
+    ran = timings[0].ran_s if len(timings) == 1 else time.monotonic() - began - queued
+    job.stages.record("queue", queued)
+    job.stages.record("infer", ran)
+    return [prediction for prediction, _ in answers]
 
 
 def _finish(
-    photo: Photo,
-    fitted: Fitted,
-    prediction: Prediction,
+    prepared: Prepared,
+    predictions: list[Prediction],
     job: Job,
     encode: Callable[[Result, Wish], Encoded],
 ) -> Encoded:
-    labels = imaging.restore(prediction.labels, fitted, photo.size)
-    confidence = prediction.confidence
-    if confidence is not None:
-        confidence = imaging.restore(confidence, fitted, photo.size)
-    return encode(Result(photo, labels, confidence, job.contract), job.wish)
+    labels = prepared.restore([each.labels for each in predictions])
+    sure = [each.confidence for each in predictions if each.confidence is not None]
+    confidence = prepared.restore(sure) if sure else None
+    return encode(Result(prepared.photo, labels, confidence, job.contract), job.wish)

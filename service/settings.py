@@ -11,6 +11,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.logs import LogFormat
 
+Fit = Literal["resize", "sliding"]
+
 BUNDLED = Path(__file__).parent / "models"
 
 
@@ -58,6 +60,12 @@ class Settings(BaseSettings):
         32 * 1024 * 1024
     )
     max_files: Annotated[int, Field(ge=1, description="photos in one form; else 400")] = 16
+    fit: Annotated[
+        Fit, Field(description="what to do with photos larger than the model, unless asked")
+    ] = "resize"
+    max_windows: Annotated[
+        int, Field(ge=1, description="sliding windows of one photo; else 413")
+    ] = 64
     request_timeout_ms: Annotated[
         int, Field(ge=1, description="deadline of a request without its own; else 504")
     ] = 30_000
