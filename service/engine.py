@@ -28,6 +28,7 @@ class EngineOptions:
     """How sessions are made."""
 
     device: Device = "auto"
+    gpu: int = 0  # its number
     threads: int = 0  # 0: ONNX Runtime's own choice
     gpu_mem_limit_mb: int = 0  # 0: no limit
 
@@ -46,6 +47,7 @@ class Engine:
     def __init__(self, path: Path, options: EngineOptions) -> None:
         """Load `path`; raises StartupError when the file or the device is not fit for use."""
         self.name = path.stem
+        self.threads = options.threads
         data = _read(path)  # once, so that the digest is of what runs even if the file changes
         self.digest = hashlib.sha256(data).hexdigest()
         self._session = _session(path, data, options)
@@ -94,6 +96,10 @@ class Engine:
         self._session.run_with_iobinding(binding)
         return binding.copy_outputs_to_cpu()  # type: ignore[no-any-return]
 
+    def release(self) -> None:
+        """Give the session's memory back; `run` and `predict` are not to be called any more."""
+        self._session = None
+
     def warm_up(self, max_batch: int) -> None:
         """Run every batch size once, so that no request pays for memory and algorithm search."""
         height, width = self.input_size
@@ -140,6 +146,7 @@ def _providers(options: EngineOptions) -> list[Any]:
 def cuda_options(options: EngineOptions) -> dict[str, str]:
     """Provider options that keep first requests fast and memory from growing."""
     chosen = {
+        "device_id": str(options.gpu),
         "cudnn_conv_algo_search": "HEURISTIC",  # exhaustive search stalls each new shape
         "arena_extend_strategy": "kSameAsRequested",  # growth by need, not by doubling
         "cudnn_conv_use_max_workspace": "0",

@@ -89,13 +89,17 @@ class _ModelCollector(Collector):
         depth = GaugeMetricFamily(
             "deeplab_queue_depth", "Images waiting for the engine", labels=["model"]
         )
+        sessions = GaugeMetricFamily(
+            "deeplab_sessions", "Engine sessions that take work", labels=["model"]
+        )
         ready = GaugeMetricFamily("deeplab_ready", "1 while /readyz is green", self._models.healthy)
         for model in self._models:
             engine = model.engine
             precision = engine.contract.precision
             info.add_metric([model.name, engine.digest, engine.provider, precision], 1)
             depth.add_metric([model.name], model.batcher.depth)
-        yield from (info, depth, ready, self._batch_sizes())
+            sessions.add_metric([model.name], model.batcher.live_sessions)
+        yield from (info, depth, sessions, ready, self._batch_sizes())
 
     def _batch_sizes(self) -> Metric:
         sizes = HistogramMetricFamily(

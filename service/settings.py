@@ -38,8 +38,20 @@ class Settings(BaseSettings):
         Literal["auto", "cpu", "cuda"],
         Field(description="cuda refuses to start without a GPU; auto falls back to the CPU"),
     ] = "auto"
+    gpus: Annotated[
+        tuple[Annotated[int, Field(ge=0)], ...],
+        NoDecode,
+        Field(min_length=1, description="comma list of the GPUs that serve every model, by number"),
+    ] = (0,)
+    sessions: Annotated[
+        int, Field(ge=1, description="engine sessions of each model, on each GPU or on the CPU")
+    ] = 1
     threads: Annotated[
-        int, Field(ge=0, description="engine threads; 0: as many as CPUs are allowed")
+        int,
+        Field(
+            ge=0,
+            description="engine threads of a model, shared by its sessions; 0: one for each CPU",
+        ),
     ] = 0
     gpu_mem_limit_mb: Annotated[
         int, Field(ge=0, description="memory arena limit on the GPU; 0: none")
@@ -98,14 +110,19 @@ class Settings(BaseSettings):
         float, Field(ge=0, description="how often to look for new model files; 0: never")
     ] = 0.0
 
-    @field_validator("api_keys", mode="before")
+    @field_validator("api_keys", "gpus", mode="before")
     @classmethod
-    def _split(cls, keys: object) -> object:
-        return (
-            [key.strip() for key in keys.split(",") if key.strip()]
-            if isinstance(keys, str)
-            else keys
-        )
+    def _split(cls, listed: object) -> object:
+        if not isinstance(listed, str):
+            return listed
+        return [part.strip() for part in listed.split(",") if part.strip()]
+
+    @field_validator("gpus")
+    @classmethod
+    def _no_gpu_twice(cls, gpus: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(gpus)) < len(gpus):
+            raise ValueError("name a GPU once, and set --sessions for several sessions on each")
+        return gpus
 
     @field_validator("api_keys")
     @classmethod

@@ -8,6 +8,7 @@ import io
 import json
 import tempfile
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from PIL import Image
 
 from service import models
 from service.app import create_app
+from service.batcher import HOPELESS
 from service.engine import Prediction
 from service.errors import StartupError
 from service.settings import Settings
@@ -283,29 +285,53 @@ def test_an_engine_failure_is_a_500_without_a_traceback(
         raise RuntimeError("secret detail")
 
     with TestClient(create_app(settings, loaded)) as client:
-        run = loaded.get(None).batcher._run
-        loaded.get(None).batcher._run = fail
+        session = loaded.get(None).batcher.sessions[0]
+        run, session.run = session.run, fail
         failed = post(client, png(photo))
-        loaded.get(None).batcher._run = run
+        session.run = run
         assert (failed.status_code, failed.json()["code"]) == (500, "inference-failed")
         assert "secret" not in failed.text
         assert post(client, png(photo)).status_code == 200
 
 
-def test_readiness_is_red_before_the_start_and_after_a_dead_loop(folder: Path) -> None:
-    settings = make_settings(folder)
+def test_readiness_is_red_before_the_start_and_after_the_last_dead_loop(folder: Path) -> None:
+    settings = make_settings(folder, sessions=2)
     loaded = models.load(settings)
+    loaded.get(None).revive = lambda: None
     assert not loaded.healthy
     with TestClient(create_app(settings, loaded)) as client:
         assert client.get("/livez").status_code == client.get("/readyz").status_code == 200
-        task = loaded.get(None).batcher._loop_task
-        assert task is not None
-        task.get_loop().call_soon_threadsafe(task.cancel)
-        for _ in range(100):
-            if client.get("/readyz").status_code == 503:
-                break
-        assert client.get("/readyz").status_code == 503
+        for alive in (1, 0):
+            task = loaded.get(None).batcher.sessions[alive].loop_task
+            assert task is not None
+            task.get_loop().call_soon_threadsafe(task.cancel)
+            while loaded.get(None).batcher.live_sessions > alive:
+                pass
+            assert client.get("/readyz").status_code == (200 if alive else 503)
+            assert f'deeplab_sessions{{model="tiny"}} {alive}.0' in client.get("/metrics").text
         assert client.get("/livez").status_code == 200
+
+
+def test_a_model_whose_sessions_have_died_is_loaded_again(
+    folder: Path, photo: NDArray[np.uint8]
+) -> None:
+    """A GPU that ran out of memory may fail every run from then on, until it is set up anew."""
+    settings = make_settings(folder)
+    loaded = models.load(settings)
+
+    def fail(_: NDArray[np.uint8]) -> list[Prediction]:
+        raise RuntimeError("out of memory")
+
+    with TestClient(create_app(settings, loaded)) as client:
+        loaded.get(None).batcher.sessions[0].run = fail
+        answers = [post(client, png(photo)).status_code for _ in range(HOPELESS)]
+        assert answers == [500] * HOPELESS
+        for _ in range(500):
+            if client.get("/readyz").status_code == 200:
+                break
+            time.sleep(0.01)
+        answer = post(client, png(photo))
+        assert (opened(answer.content) == onnx_models.expected(photo)).all()
 
 
 def test_a_client_that_leaves_frees_its_place(folder: Path, photo: NDArray[np.uint8]) -> None:

@@ -74,7 +74,7 @@ class Held:
             assert self.gate.wait(10)
             return run(images)
 
-        self.models.get(None).batcher._run = held
+        self.models.get(None).batcher.sessions[0].run = held
         self.settings = settings
 
 
