@@ -1,4 +1,8 @@
-"""`python -m service`: serve the models of a folder over HTTP; `doctor` says what is wrong."""
+"""`python -m service`: serve the models of a folder over HTTP.
+
+`python -m service doctor` says what is wrong; `python -m service build-engines` makes the
+TensorRT engines that `--device tensorrt` starts on, with the same flags as the service.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +33,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     if arguments[:1] == ["doctor"]:
         return doctor.main(arguments[1:])
+    building = arguments[:1] == ["build-engines"]
+    if building:
+        arguments = ["--device", "tensorrt", *arguments[1:]]
     try:
         settings = CliApp.run(Settings, cli_args=arguments)
     except (ValidationError, SettingsError) as error:
@@ -37,6 +44,9 @@ def main(argv: list[str] | None = None) -> int:
     logs.configure(settings.log_level, settings.log_format)
     try:
         check_runtime()
+        if building:
+            models.build_engines(settings)
+            return 0
         with listen(settings.host, settings.port) as listener:
             # Process 1 of a container has no default: a stop while loading would go unheard.
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -109,7 +119,10 @@ def _explain(error: ValidationError | SettingsError) -> str:
         return str(error)
     problems = []
     for item in error.errors():
-        flag = "--" + str(item["loc"][0]).replace("_", "-") if item["loc"] else "settings"
+        if not item["loc"]:  # several settings do not fit together; the message names them
+            problems.append(item["msg"].removeprefix("Value error, "))
+            continue
+        flag = "--" + str(item["loc"][0]).replace("_", "-")
         problems.append(f"{flag} {item['input']!r}: {item['msg']}")
     return "; ".join(problems)
 

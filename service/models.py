@@ -10,11 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from service import cpus
+from service import cpus, trt_engines
 from service.batcher import Batcher
 from service.engine import CPU, Engine, EngineOptions, Prediction
 from service.errors import ModelUnusable, StartupError, UnknownModel
 from service.settings import Settings
+from service.trt_engines import TrtOptions
 
 log = logging.getLogger("service.models")
 
@@ -255,6 +256,18 @@ def load_engines(path: Path, settings: Settings) -> list[Engine]:
     return [first, *others]
 
 
+def build_engines(settings: Settings) -> None:
+    """Build the TensorRT engines of every model for every GPU; raises StartupError."""
+    for path in model_files(settings.models):
+        for gpu in settings.gpus:
+            log.info("building engines of %s for GPU %d: this takes minutes", path.name, gpu)
+            engine = Engine(path, _options(settings, gpu, 1, build=True))
+            engine.warm_up(settings.max_batch)
+            where = Path(engine.provider_options["trt_engine_cache_path"])
+            made = trt_engines.note_complete(path, where)
+            log.info("%s: %s", where, ", ".join(made))
+
+
 def _check_alike(first: Engine, other: Engine, path: Path) -> None:
     if other.digest != first.digest:
         raise StartupError(f"{path} was changed while it was loaded: try again")
@@ -285,10 +298,14 @@ def _stamps(folder: Path) -> dict[str, tuple[int, int]]:
     return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
 
 
-def _options(settings: Settings, gpu: int, sessions: int) -> EngineOptions:
+def _options(settings: Settings, gpu: int, sessions: int, *, build: bool = False) -> EngineOptions:
+    trt = None
+    if settings.trt_cache is not None:
+        trt = TrtOptions(settings.trt_cache, settings.max_batch, settings.trt_fp16, build)
     return EngineOptions(
         device=settings.device,
         gpu=gpu,
         threads=max(1, (settings.threads or cpus.available()) // sessions),
         gpu_mem_limit_mb=settings.gpu_mem_limit_mb,
+        trt=trt,
     )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.logs import LogFormat
@@ -35,8 +35,11 @@ class Settings(BaseSettings):
     host: Annotated[str, Field(description="address to listen on")] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535, description="port to listen on; 0 picks one")] = 8000
     device: Annotated[
-        Literal["auto", "cpu", "cuda"],
-        Field(description="cuda refuses to start without a GPU; auto falls back to the CPU"),
+        Literal["auto", "cpu", "cuda", "tensorrt"],
+        Field(
+            description="cuda and tensorrt refuse to start without a GPU; auto takes CUDA or "
+            "falls back to the CPU"
+        ),
     ] = "auto"
     gpus: Annotated[
         tuple[Annotated[int, Field(ge=0)], ...],
@@ -56,6 +59,11 @@ class Settings(BaseSettings):
     gpu_mem_limit_mb: Annotated[
         int, Field(ge=0, description="memory arena limit on the GPU; 0: none")
     ] = 0
+    trt_cache: Annotated[
+        Path | None,
+        Field(description="folder of TensorRT engines, made by `python -m service build-engines`"),
+    ] = None
+    trt_fp16: Annotated[bool, Field(description="TensorRT engines of half precision")] = False
 
     max_batch: Annotated[int, Field(ge=1, description="images in one run of the engine")] = 4
     max_wait_ms: Annotated[
@@ -123,6 +131,12 @@ class Settings(BaseSettings):
         if len(set(gpus)) < len(gpus):
             raise ValueError("name a GPU once, and set --sessions for several sessions on each")
         return gpus
+
+    @model_validator(mode="after")
+    def _engines_have_a_place(self) -> Self:
+        if self.device == "tensorrt" and self.trt_cache is None:
+            raise ValueError("--device tensorrt needs --trt-cache, the folder of its engines")
+        return self
 
     @field_validator("api_keys")
     @classmethod
