@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 import sys
 from collections.abc import Callable
 from importlib.metadata import distributions
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import uvicorn
 from fastapi import FastAPI
@@ -23,7 +25,10 @@ from pydantic_settings import CliApp, SettingsError
 from service import doctor, logs, models
 from service.app import create_app
 from service.errors import StartupError
-from service.settings import Settings
+from service.settings import Settings, wants_traces
+
+if TYPE_CHECKING:
+    from service.tracing import Tracing
 
 log = logging.getLogger("service")
 
@@ -50,11 +55,25 @@ def main(argv: list[str] | None = None) -> int:
         with listen(settings.host, settings.port) as listener:
             # Process 1 of a container has no default: a stop while loading would go unheard.
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+            tracing = start_tracing() if wants_traces(os.environ) else None
             loaded = models.load(settings)
-            return serve(create_app(settings, loaded), listener, settings, loaded.drain)
+            app = create_app(settings, loaded, tracing)
+            return serve(app, listener, settings, loaded.drain)
     except StartupError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+def start_tracing() -> Tracing:
+    """Send traces, as the OTEL_* variables say; raises StartupError without the libraries."""
+    try:
+        from service import tracing  # noqa: PLC0415 - not loaded unless it is asked for
+    except ImportError as error:
+        raise StartupError(
+            f"OTEL_EXPORTER_OTLP_ENDPOINT is set, but {error}: install the otel extra, "
+            "or set OTEL_SDK_DISABLED=true"
+        ) from None
+    return tracing.Tracing()
 
 
 def check_runtime() -> None:

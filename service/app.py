@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import FastAPI, Header, Query, Request, Response
 from starlette.formparsers import MultiPartParser
@@ -48,6 +49,9 @@ from service.segment import Job, Resources, segment
 from service.settings import Settings
 from service.upload import REQUEST_BODY, unless_gone, uploads
 
+if TYPE_CHECKING:  # else loaded only where traces are asked for
+    from service.tracing import Tracing
+
 ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "the output asked for; several come as a ZIP, several photos also as parts",
@@ -66,14 +70,20 @@ ANSWERS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def create_app(settings: Settings, models: Models) -> FastAPI:
+def create_app(settings: Settings, models: Models, tracing: Tracing | None = None) -> FastAPI:
     """Build the application around loaded models; they are warmed up when it starts."""
     measured = Metrics(models)
+
+    def on_stage(name: str, seconds: float, ended_ago_s: float) -> None:
+        measured.stage(name, seconds)
+        if tracing:
+            tracing.stage(name, seconds, ended_ago_s)
+
     resources = Resources(
         Admission(settings.max_requests, settings.max_pending_pixels),
         ThreadPoolExecutor(cpus.available() + 1, thread_name_prefix="imaging"),
         settings.max_pixels,
-        on_stage=measured.stage,
+        on_stage=on_stage,
         on_pixels=measured.pixels.inc,
         on_problem=lambda code: measured.rejected.labels(code).inc(),
     )
@@ -85,6 +95,8 @@ def create_app(settings: Settings, models: Models) -> FastAPI:
             yield
         await models.stop()
         resources.pool.shutdown(wait=False, cancel_futures=True)
+        if tracing:
+            await asyncio.to_thread(tracing.close)
 
     # A form's file stays in memory: its size is bounded, and a hardened container has no disk.
     MultiPartParser.spool_max_size = settings.max_body_bytes
@@ -98,6 +110,8 @@ def create_app(settings: Settings, models: Models) -> FastAPI:
             Keys, digests=settings.api_keys, per_minute=settings.rate_limit_per_minute
         )
     app.add_middleware(Observation, metrics=measured, draining=lambda: models.draining)
+    if tracing:
+        app.add_middleware(tracing.middleware, tracing=tracing)
     problems.install(app)
     playground.add_routes(app)
     probes.add_routes(app, models)

@@ -40,6 +40,10 @@ Done = TypeVar("Done")
 OF_ONE_PHOTO = (InvalidImage, ImageTooLarge, InferenceFailed)
 
 
+# Hears of every stage: its name, its seconds, and how many seconds ago it ended.
+OnStage = Callable[[str, float, float], None]
+
+
 @dataclass(frozen=True)
 class Resources:
     """What requests share."""
@@ -47,7 +51,7 @@ class Resources:
     admission: Admission
     pool: ThreadPoolExecutor  # decodes and encodes
     max_pixels: int
-    on_stage: Callable[[str, float], None]  # hears the seconds of every stage
+    on_stage: OnStage
     on_pixels: Callable[[int], None]  # hears the size of every admitted photo
     on_problem: Callable[[str], None]  # hears the code of each photo that failed among others
 
@@ -56,13 +60,13 @@ class Resources:
 class Stages:
     """Seconds spent by stage, for Server-Timing; of several photos the longest."""
 
-    observe: Callable[[str, float], None]
+    observe: OnStage
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def record(self, name: str, seconds: float) -> None:
+    def record(self, name: str, seconds: float, *, ended_ago_s: float = 0.0) -> None:
         """Note what a stage took."""
         self.seconds[name] = max(seconds, self.seconds.get(name, 0.0))
-        self.observe(name, seconds)
+        self.observe(name, seconds, ended_ago_s)
 
     @contextmanager
     def measured(self, name: str) -> Iterator[None]:
@@ -269,7 +273,7 @@ async def _infer(prepared: Prepared, job: Job) -> list[Prediction]:
     timings = [timing for _, timing in answers]
     queued = min(timing.queued_s for timing in timings)
     ran = timings[0].ran_s if len(timings) == 1 else time.monotonic() - began - queued
-    job.stages.record("queue", queued)
+    job.stages.record("queue", queued, ended_ago_s=ran)
     job.stages.record("infer", ran)
     return [prediction for prediction, _ in answers]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -14,6 +15,15 @@ from service.logs import LogFormat
 Fit = Literal["resize", "sliding"]
 
 BUNDLED = Path(__file__).parent / "models"
+
+
+def wants_traces(environment: Mapping[str, str]) -> bool:
+    """Whether OpenTelemetry's own variables ask for traces to be sent."""
+    endpoints = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    if not any(environment.get(name) for name in endpoints):
+        return False
+    disabled = environment.get("OTEL_SDK_DISABLED", "").lower() == "true"
+    return not disabled and environment.get("OTEL_TRACES_EXPORTER", "otlp") != "none"
 
 
 class Settings(BaseSettings):
