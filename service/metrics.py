@@ -19,6 +19,8 @@ from prometheus_client import (
 from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from service.engine import CPU
+from service.gpu_memory import GpuMemory
 from service.models import Models, ServedModel
 
 # From a tiny image on a GPU to a large one behind a full queue, in seconds.
@@ -61,6 +63,9 @@ class Metrics:
         self.cancelled = Counter("deeplab_cancelled", "Clients that left early", registry=to)
         self.pixels = Counter("deeplab_pixels", "Pixels of the photos let in", registry=to)
         self.registry.register(_ModelCollector(models))
+        self.registry.register(
+            GpuMemory(lambda: any(model.engine.provider != CPU for model in models))
+        )
         ProcessCollector(registry=to)
         PlatformCollector(registry=to)
 
