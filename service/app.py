@@ -12,6 +12,7 @@ from fastapi import FastAPI, Header, Query, Request, Response
 from starlette.formparsers import MultiPartParser
 
 from service import (
+    api_docs,
     catalogue,
     cpus,
     deadlines,
@@ -100,7 +101,7 @@ def create_app(settings: Settings, models: Models, tracing: Tracing | None = Non
 
     # A form's file stays in memory: its size is bounded, and a hardened container has no disk.
     MultiPartParser.spool_max_size = settings.max_body_bytes
-    app = FastAPI(title="DeepLabv3+", lifespan=lifespan)
+    app = FastAPI(title="DeepLabv3+", lifespan=lifespan, docs_url=None, redoc_url=None)
     # The last one added is the first to see a request.
     app.add_middleware(
         BodyLimit, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s
@@ -114,6 +115,7 @@ def create_app(settings: Settings, models: Models, tracing: Tracing | None = Non
         app.add_middleware(tracing.middleware, tracing=tracing)
     problems.install(app)
     playground.add_routes(app)
+    api_docs.add_routes(app)
     probes.add_routes(app, models)
     catalogue.add_routes(app, models)
     metrics.add_route(app, measured)
