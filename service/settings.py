@@ -102,6 +102,12 @@ class Settings(BaseSettings):
     body_timeout_s: Annotated[
         float, Field(gt=0, description="how long a request's body may take to come in; else 408")
     ] = 30.0
+    header_timeout_s: Annotated[
+        float, Field(gt=0, description="how long a request's headers may take; else 408")
+    ] = 10.0
+    keep_alive_s: Annotated[
+        int, Field(ge=1, description="how long a connection may be idle between requests")
+    ] = 5
     drain_delay_s: Annotated[
         float,
         Field(ge=0, description="on SIGTERM, how long to serve on while /readyz is red already"),
