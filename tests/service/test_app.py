@@ -6,11 +6,13 @@ import asyncio
 import base64
 import io
 import json
+import socket
 import tempfile
 import threading
 import time
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,11 @@ from fastapi.testclient import TestClient
 from numpy.typing import NDArray
 from PIL import Image
 
-from service import models
+from service import cpus, models
 from service.app import create_app
 from service.batcher import HOPELESS
 from service.engine import Prediction
-from service.errors import StartupError
+from service.errors import InvalidImage, StartupError
 from service.settings import Settings
 from tests.service import onnx_models
 from tests.service.web import Held, Request
@@ -245,6 +247,72 @@ def test_what_is_too_much_is_refused_with_retry_after(
         assert int(refused.headers["retry-after"]) >= 1
         assert answers[0].status_code == 200
         assert post(client, png(photo)).status_code == 200
+
+
+def test_what_is_too_much_is_refused_before_its_body_is_read(
+    folder: Path, photo: NDArray[np.uint8]
+) -> None:
+    """Bodies that wait in memory for their turn are how a service under load is killed."""
+    held = Held(make_settings(folder, max_requests=1))
+    app = create_app(held.settings, held.models)
+
+    async def scenario() -> None:
+        async with app.router.lifespan_context(app):
+            held.gate.clear()
+            first = Request(app, png(photo), "image/png")
+            await asyncio.to_thread(held.entered.wait, 10)
+            second = Request(app, None, "image/png")  # its body never comes
+            await asyncio.wait_for(second.task, 5)
+            assert second.sent[0]["status"] == 503
+            held.gate.set()
+            await first.task
+            assert first.sent[0]["status"] == 200
+
+    asyncio.run(scenario())
+
+
+def test_probes_are_answered_while_everything_else_is_busy(
+    folder: Path, photo: NDArray[np.uint8]
+) -> None:
+    """A probe that waits behind the work is a service that is restarted for working."""
+    held = Held(make_settings(folder, max_batch=1))
+    stuck, entered = threading.Event(), threading.Semaphore(0)
+
+    def decode(*_: object, **__: object) -> None:
+        entered.release()
+        assert stuck.wait(20)
+        raise InvalidImage("never mind")
+
+    with TestClient(create_app(held.settings, held.models)) as client:
+        held.gate.clear()
+        with ThreadPoolExecutor(50) as clients, pytest.MonkeyPatch.context() as patch:
+            waiting = [clients.submit(post, client, png(photo))]
+            assert held.entered.wait(10)
+            patch.setattr("service.imaging.open_checked", decode)
+            threads = cpus.available() + 1  # as many as decode
+            waiting += [clients.submit(post, client, png(photo)) for _ in range(threads)]
+            for _ in range(threads):
+                assert entered.acquire(timeout=10)
+            for path in ("/livez", "/readyz", "/v2/health/live", "/v2/health/ready", "/metrics"):
+                assert client.get(path).status_code == 200
+            assert not any(each.done() for each in waiting)
+            stuck.set()
+            held.gate.set()
+        assert [each.result().status_code for each in waiting] == [200] + [400] * threads
+
+
+def test_an_address_is_never_fetched(client: TestClient) -> None:
+    """An image URL in place of an image is how others' services were made to call home."""
+    with socket.create_server(("127.0.0.1", 0)) as trap:
+        url = f"http://127.0.0.1:{trap.getsockname()[1]}/cat.png"
+        for form in ({"file": url}, {"url": url}):
+            answer = client.post("/segment", data=form, files={"x": b""})
+            assert answer.status_code == 400
+        assert post(client, url.encode()).status_code == 400
+        assert post(client, b"", url=url).status_code == 400
+        trap.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            trap.accept()
 
 
 def test_a_deadline_is_answered_with_504(folder: Path, photo: NDArray[np.uint8]) -> None:

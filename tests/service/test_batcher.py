@@ -118,6 +118,38 @@ def test_a_full_batch_leaves_without_waiting(run: Run) -> None:
     run(scenario, max_batch=4, max_wait_ms=60_000)
 
 
+@pytest.mark.parametrize("sessions", [1, 2])
+def test_a_session_never_runs_two_batches_at_once(sessions: int) -> None:
+    """Runs of one ONNX Runtime session that overlap are slower, each and together."""
+    running = [0] * sessions
+    most = [0] * sessions
+    lock = threading.Lock()
+
+    def worker(number: int) -> Callable[[Array], Array]:
+        def work(batch: Array) -> Array:
+            with lock:
+                running[number] += 1
+                most[number] = max(most[number], running[number])
+            time.sleep(0.001)
+            with lock:
+                running[number] -= 1
+            return batch
+
+        return work
+
+    async def main() -> None:
+        batcher: Batcher[Array] = Batcher(
+            *(worker(number) for number in range(sessions)),  # type: ignore[arg-type]
+            max_batch=2,
+        )
+        batcher.start()
+        await asyncio.gather(*(ask(batcher, value) for value in range(60)))
+        await batcher.close(1)
+
+    asyncio.run(main())
+    assert most == [1] * sessions
+
+
 def test_shapes_are_never_mixed_and_keep_their_order(run: Run) -> None:
     async def scenario(batcher: Batcher[Array], doubler: Doubler) -> None:
         first = await hold(batcher, doubler)

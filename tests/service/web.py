@@ -81,11 +81,12 @@ class Held:
 class Request:
     """One POST to /segment below HTTP, so that its client can leave at a chosen moment."""
 
-    def __init__(self, app: FastAPI, body: bytes, kind: str) -> None:
-        """Send it at once; must be made inside a running event loop."""
+    def __init__(self, app: FastAPI, body: bytes | None, kind: str) -> None:
+        """Send it at once, None: the headers only; must be made in a running event loop."""
         self.sent: list[Message] = []
         self._incoming: asyncio.Queue[Message] = asyncio.Queue()
-        self._incoming.put_nowait({"type": "http.request", "body": body})
+        if body is not None:
+            self._incoming.put_nowait({"type": "http.request", "body": body})
         scope = {
             "type": "http",
             "asgi": {"version": "3.0"},
