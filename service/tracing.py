@@ -6,6 +6,7 @@ exporter speaks OTLP over HTTP and reads its own OTEL_* variables.
 
 from __future__ import annotations
 
+import threading
 import time
 
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -71,9 +72,11 @@ class Tracing:
         span = self.tracer.start_span(name, start_time=end - round(seconds * 1e9))
         span.end(end)
 
-    def close(self) -> None:
-        """Send what is left; blocks while the endpoint does not answer."""
-        self._provider.shutdown()
+    def close(self, timeout_s: float = 2.0) -> None:
+        """Send what is left, or give it up: an endpoint that is down must not hold up a stop."""
+        sender = threading.Thread(target=self._provider.shutdown, name="last-traces", daemon=True)
+        sender.start()
+        sender.join(timeout_s)
 
 
 def _note(span: Span, scope: Scope, start: Message) -> None:

@@ -14,7 +14,7 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
@@ -130,6 +130,25 @@ def test_without_the_libraries_the_service_says_what_to_install(
     monkeypatch.delattr("service.tracing")
     assert cli.main(["--models", str(tmp_path), "--port", "0"]) == 1
     assert "install the otel extra" in capsys.readouterr().err
+
+
+class Stuck(SpanProcessor):
+    """Sends to a collector that never answers."""
+
+    def __init__(self) -> None:
+        self.entered, self.release = threading.Event(), threading.Event()
+
+    def shutdown(self) -> None:
+        self.entered.set()
+        assert self.release.wait(20)
+
+
+def test_a_collector_that_is_down_does_not_hold_up_a_stop() -> None:
+    stuck = Stuck()
+    Tracing(stuck).close(timeout_s=0.05)
+    assert stuck.entered.is_set()
+    assert not stuck.release.is_set()
+    stuck.release.set()
 
 
 class Collector(HTTPServer):
