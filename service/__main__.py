@@ -25,7 +25,7 @@ from pydantic_settings import CliApp, SettingsError
 from service import doctor, logs, models
 from service.app import create_app
 from service.errors import StartupError
-from service.patience import with_header_timeout
+from service.patience import impatient
 from service.settings import Settings, wants_traces
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def serve(
         app,
         log_config=None,
         access_log=False,
-        http=with_header_timeout(settings.header_timeout_s),
+        http=impatient(settings.header_timeout_s, settings.send_timeout_s),
         timeout_keep_alive=settings.keep_alive_s,
         timeout_graceful_shutdown=max(1, round(settings.shutdown_timeout_s)),
     )

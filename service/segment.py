@@ -39,7 +39,6 @@ Done = TypeVar("Done")
 # What is wrong with one photo of several, and leaves the others their masks.
 OF_ONE_PHOTO = (InvalidImage, ImageTooLarge, InferenceFailed)
 
-
 # Hears of every stage: its name, its seconds, and how many seconds ago it ended.
 OnStage = Callable[[str, float, float], None]
 
@@ -109,6 +108,27 @@ class Job:
     def contract(self) -> Contract:
         """What the model says of itself."""
         return self.model.engine.contract
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A decoded photo and what of it goes through the model."""
+
+    photo: Photo
+    inputs: Fitted | list[Window]  # shrunk to fit, or in pieces
+
+    @property
+    def pixels(self) -> list[NDArray[np.uint8]]:
+        """The model's inputs, each (H, W, 3)."""
+        if isinstance(self.inputs, Fitted):
+            return [self.inputs.pixels]
+        return [window.pixels for window in self.inputs]
+
+    def restore(self, maps: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+        """The model's answers (H, W) as one map of the photo's own size."""
+        if isinstance(self.inputs, Fitted):
+            return imaging.restore(maps[0], self.inputs, self.photo.size)
+        return windows.merge(maps, self.inputs, self.photo.size)
 
 
 async def segment(uploads: Sequence[Upload], job: Job) -> Answer:
@@ -232,27 +252,6 @@ async def _segmented(
     with stages.measured("encode"):
         finish = partial(_finish, prepared, predictions, job, encode)
         return await claim.work(pool, finish)
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A decoded photo and what of it goes through the model."""
-
-    photo: Photo
-    inputs: Fitted | list[Window]  # shrunk to fit, or in pieces
-
-    @property
-    def pixels(self) -> list[NDArray[np.uint8]]:
-        """The model's inputs, each (H, W, 3)."""
-        if isinstance(self.inputs, Fitted):
-            return [self.inputs.pixels]
-        return [window.pixels for window in self.inputs]
-
-    def restore(self, maps: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-        """The model's answers (H, W) as one map of the photo's own size."""
-        if isinstance(self.inputs, Fitted):
-            return imaging.restore(maps[0], self.inputs, self.photo.size)
-        return windows.merge(maps, self.inputs, self.photo.size)
 
 
 def _prepare(opened: Image, job: Job) -> Prepared:

@@ -105,6 +105,9 @@ class Settings(BaseSettings):
     header_timeout_s: Annotated[
         float, Field(gt=0, description="how long a request's headers may take; else 408")
     ] = 10.0
+    send_timeout_s: Annotated[
+        float, Field(gt=0, description="how long a client may take nothing of its answer")
+    ] = 60.0
     keep_alive_s: Annotated[
         int, Field(ge=1, description="how long a connection may be idle between requests")
     ] = 5
