@@ -25,6 +25,7 @@ from service.errors import ImageTooLarge, InvalidImage
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 MEDIA_TYPES = ("image/jpeg", "image/png", "image/webp", "image/bmp", "image/tiff")
 ORIENTATION = 0x0112  # the EXIF tag
+EPOCH = (1980, 1, 1, 0, 0, 0)  # of ZIP files, so that the same outputs give the same bytes
 PNG_LEVEL = 1  # zlib: masks shrink to a few kilobytes at the fastest level already
 
 # Sizes are checked against the service's own limit, from the header, before decoding.
@@ -299,11 +300,11 @@ def rle(labels: NDArray[np.uint8], label: int) -> dict[str, Any]:
 
 
 def archive(files: dict[str, bytes]) -> bytes:
-    """A ZIP of several outputs, stored: they are compressed already."""
+    """A ZIP of several files, stored: they are compressed already."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as target:
         for name, data in files.items():
-            target.writestr(name, data)
+            target.writestr(zipfile.ZipInfo(name, EPOCH), data)
     return out.getvalue()
 
 

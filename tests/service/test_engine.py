@@ -100,6 +100,15 @@ def test_a_provider_that_is_compiled_in_is_not_taken_for_one_that_runs(model: Pa
     assert Engine(model, EngineOptions("auto")).provider == CPU
 
 
+def test_cuda_neither_searches_for_long_nor_keeps_what_it_took() -> None:
+    """Each of these has stalled or filled the GPU of somebody with ONNX Runtime's default."""
+    options = cuda_options(EngineOptions(gpu=1))
+    assert options["cudnn_conv_algo_search"] == "HEURISTIC"
+    assert options["arena_extend_strategy"] == "kSameAsRequested"
+    assert options["cudnn_conv_use_max_workspace"] == "0"
+    assert options["device_id"] == "1"
+
+
 def test_the_memory_limit_is_given_in_bytes() -> None:
     assert cuda_options(EngineOptions(gpu_mem_limit_mb=2))["gpu_mem_limit"] == str(2 * 1024**2)
     assert "gpu_mem_limit" not in cuda_options(EngineOptions())
