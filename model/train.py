@@ -9,59 +9,41 @@ the iteration, so a killed run continues with --resume as if nothing happened.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import math
-import signal
 import sys
-import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from model import checkpoint, pretrained, recipe
-from model.checkpoint import Card
-from model.data.dataset import VOID, Dataset, DatasetError, find
-from model.data.loader import CropDataset, Order, balanced_weights, loader
+from model import distributed, pretrained, recipe, recompute
+from model.checkpoint import CheckpointError
+from model.data.dataset import Dataset, DatasetError, find
+from model.data.loader import (
+    Batch,
+    Batches,
+    CropDataset,
+    Order,
+    balanced_weights,
+    loader,
+    pixel_counts,
+)
 from model.deeplab import DeepLabV3Plus
-from model.layers import resize
+from model.distributed import World
+from model.layers import batch_norms
+from model.loss import PixelLoss, median_frequency_weights
 from model.recipe import Recipe, RecipeError
+from model.run import LOG_EVERY, STATE, Pace, Run, RunFolder, TrainingError, kept, loop
+from model.validation import Validation, describe, keep
 
 log = logging.getLogger("model.train")
 
-STATE = "state.pt"
-LOG = "log.jsonl"
-LOG_EVERY = 20  # iterations
 NAME = "model"  # of the finished checkpoint
 MIN_NORM_BATCH = 8  # images; fewer make batch-norm fine-tuning lose accuracy
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message says why and what to change."""
-
-
-@dataclass
-class Run:
-    """Everything that a resumed run needs."""
-
-    net: DeepLabV3Plus
-    optimizer: torch.optim.SGD
-    average: dict[str, Tensor] | None
-    iteration: int = 0
-
-    def state(self) -> dict[str, Any]:
-        return {
-            "net": self.net.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "average": self.average,
-            "iteration": self.iteration,
-        }
 
 
 def poly(iteration: int, config: Recipe) -> float:
@@ -82,11 +64,6 @@ def build(config: Recipe) -> DeepLabV3Plus:
     return net
 
 
-def batch_norms(net: nn.Module) -> Iterator[nn.BatchNorm2d]:
-    """All batch-norm layers of a network."""
-    return (module for module in net.modules() if isinstance(module, nn.BatchNorm2d))
-
-
 def parameter_groups(net: DeepLabV3Plus, config: Recipe) -> list[dict[str, Any]]:
     """Backbone and head, each with and without weight decay.
 
@@ -102,7 +79,7 @@ def parameter_groups(net: DeepLabV3Plus, config: Recipe) -> list[dict[str, Any]]
         {
             "params": parameters,
             "weight_decay": config.weight_decay if decayed else 0.0,
-            "rate": config.learning_rate * (1.0 if backbone else config.head_multiplier),
+            "rate": config.rate * (1.0 if backbone else config.head_multiplier),
         }
         for (backbone, decayed), parameters in groups.items()
     ]
@@ -125,12 +102,14 @@ def freeze(net: nn.Module, names: list[str]) -> None:
             norm.eval()
 
 
-def preflight(config: Recipe) -> None:
+def preflight(config: Recipe, world: World | None = None) -> None:
     """Refuse what is known to waste a training; warn of what is likely to.
 
-    Raises RecipeError when the crop does not align with the output stride, or
-    when the batch norm behind the image pooling would see a single value.
+    Raises RecipeError when the crop does not align with the output stride, when
+    the batch cannot be shared out, when the batch norm behind the image pooling
+    would see a single value, and for fp16 without CUDA.
     """
+    world = world or World()
     crop, stride = config.augment.crop, config.model.output_stride
     if (crop - 1) % stride:
         below = (crop - 1) // stride * stride + 1
@@ -138,19 +117,38 @@ def preflight(config: Recipe) -> None:
             f"augment.crop={crop}: maps align at output stride {stride} only when the crop is a "
             f"multiple of it plus one; take {below} or {below + stride}"
         )
-    if config.freeze_batch_norm:
-        return
-    if config.batch_size == 1 and config.model.image_pooling:
+    shares = world.size * config.accumulate
+    if config.batch_size % shares:
         raise RecipeError(
-            "batch_size=1: the batch norm of the image pooling has one value per channel and "
+            f"batch_size={config.batch_size} does not divide into {world.size} processes with "
+            f"accumulate={config.accumulate} micro-batches each; take a multiple of {shares}"
+        )
+    if config.precision == "fp16" and world.device.type != "cuda":
+        raise RecipeError(
+            "precision='fp16' needs a CUDA device; on the CPU take precision=bf16 or fp32"
+        )
+    if not config.freeze_batch_norm:
+        _check_norm_batch(config)
+
+
+def _check_norm_batch(config: Recipe) -> None:
+    """Batch norm sees a micro-batch of all processes together."""
+    seen = config.batch_size // config.accumulate
+    says = f"batch_size={config.batch_size}"
+    if config.accumulate > 1:
+        says += f" with accumulate={config.accumulate}"
+    if seen == 1 and config.model.image_pooling:
+        raise RecipeError(
+            f"{says}: the batch norm of the image pooling has one value per channel and "
             "cannot be trained; take batch_size=2 or more, freeze_batch_norm=true, or "
             "model.image_pooling=false"
         )
-    if config.batch_size < MIN_NORM_BATCH:
+    if seen < MIN_NORM_BATCH:
         log.warning(
-            "batch norm is trained on batches of %d; below %d its statistics are noisy: "
+            "%s: batch norm is trained on batches of %d; below %d its statistics are noisy: "
             "raise batch_size, or set freeze_batch_norm=true",
-            config.batch_size,
+            says,
+            seen,
             MIN_NORM_BATCH,
         )
 
@@ -174,41 +172,76 @@ def _in_fp32(forward: Any) -> Any:
     return wrapped
 
 
-def loss_of(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy over judged pixels: logits (N, K, h, w), labels (N, H, W) uint8."""
-    logits = resize(logits.float(), (labels.shape[1], labels.shape[2]))
-    # Classes last: the softmax then runs along contiguous memory.
-    flat = logits.permute(0, 2, 3, 1).reshape(-1, logits.shape[1])
-    return F.cross_entropy(flat, labels.reshape(-1).long(), ignore_index=VOID)
-
-
 def train_step(
-    run: Run, images: Tensor, labels: Tensor, config: Recipe, device: torch.device
+    run: Run, batch: Batch, weight: float, *, loss: PixelLoss, config: Recipe, world: World
 ) -> float:
-    """One iteration on one batch; returns the loss."""
-    factor = poly(run.iteration, config)
+    """One iteration; returns the loss of the global batch, whose weight is `weight`."""
+    set_rates(run, poly(run.iteration, config))
+    # Dropout: other noise in every process, the first one's as without the others.
+    torch.manual_seed((hash((config.seed, run.iteration)) + world.rank) & 0x7FFF_FFFF)
+    run.optimizer.zero_grad(set_to_none=True)
+    value = 0.0
+    for part, context in micro_batches(run, batch, config.accumulate):
+        with context:
+            value += backward(run, part, weight, loss=loss, config=config, world=world)
+    (value,) = world.sums(value)
+    update(run, value, config)
+    return value
+
+
+def set_rates(run: Run, factor: float) -> None:
+    """Set each group's learning rate to its initial one times `factor`."""
     for group in run.optimizer.param_groups:
         group["lr"] = group["rate"] * factor
-    torch.manual_seed(hash((config.seed, run.iteration)) & 0x7FFF_FFFF)  # dropout
-    images = images.to(device, torch.float32, memory_format=torch.channels_last)
-    labels = labels.to(device)
-    with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-        logits = run.net(images)
-    loss = loss_of(logits, labels)
-    value = float(loss.detach())
-    if not math.isfinite(value):
+
+
+def micro_batches(
+    run: Run, batch: Batch, count: int
+) -> Iterator[tuple[Batch, AbstractContextManager[Any]]]:
+    """Equal parts of a batch, each with the context of its backward pass.
+
+    Gradients travel between the processes only in the last one.
+    """
+    pairs = zip(batch.images.chunk(count), batch.labels.chunk(count), strict=True)
+    for index, (images, labels) in enumerate(pairs):
+        alone = index < count - 1 and run.module is not run.net
+        yield Batch(images, labels, []), run.module.no_sync() if alone else nullcontext()  # type: ignore[operator]
+
+
+def backward(
+    run: Run, batch: Batch, weight: float, *, loss: PixelLoss, config: Recipe, world: World
+) -> float:
+    """Add a micro-batch's gradients; returns its share of the loss."""
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    images = batch.images.to(world.device, non_blocking=True).to(
+        torch.float32, memory_format=layout
+    )
+    labels = batch.labels.to(world.device)
+    kind = torch.float16 if config.precision == "fp16" else torch.bfloat16
+    with torch.autocast(world.device.type, kind, enabled=config.precision != "fp32"):
+        logits = run.module(images)
+    share = loss.sum(logits, labels) / max(weight, 1.0)
+    # Times the processes: their gradients are averaged, and are to be summed.
+    run.scaler.scale(share * world.size).backward()  # type: ignore[no-untyped-call]
+    return float(share.detach())
+
+
+def update(run: Run, loss: float, config: Recipe) -> None:
+    """Step with the gradients at hand; raises TrainingError where the loss is not finite."""
+    if not math.isfinite(loss):
         raise TrainingError(
-            f"loss is {value} at iteration {run.iteration}: lower learning_rate "
-            f"(now {config.learning_rate}) or lengthen warmup (now {config.warmup}); "
-            "the last checkpoint is intact"
+            f"loss is {loss} at iteration {run.iteration}: lower learning_rate "
+            f"(now {config.rate}), lengthen warmup (now {config.warmup}) or set grad_clip; "
+            "no weight was changed, and the state on disk is intact"
         )
-    run.optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    run.optimizer.step()
+    if config.grad_clip is not None:
+        run.scaler.unscale_(run.optimizer)
+        nn.utils.clip_grad_norm_(run.net.parameters(), config.grad_clip)
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
     run.iteration += 1
     if run.average is not None:
         update_average(run, config.ema_decay)
-    return value
 
 
 @torch.no_grad()
@@ -223,142 +256,86 @@ def update_average(run: Run, decay: float) -> None:
             run.average[key].copy_(value)
 
 
-def save_state(run: Run, directory: Path) -> None:
-    """Write what --resume needs, atomically."""
-    partial = directory / f".{STATE}.partial"
-    torch.save(run.state(), partial)
-    checkpoint.replace_durably(partial, directory / STATE)
-
-
-def restore(run: Run, directory: Path) -> None:
-    """Load what `save_state` wrote; rates and decay stay those of the recipe at hand."""
-    state = torch.load(directory / STATE, weights_only=True, map_location="cpu")
-    run.net.load_state_dict(state["net"])
-    settings = [
-        {key: group[key] for key in ("rate", "weight_decay", "momentum")}
-        for group in run.optimizer.param_groups
-    ]
-    run.optimizer.load_state_dict(state["optimizer"])
-    for group, chosen in zip(run.optimizer.param_groups, settings, strict=True):
-        group.update(chosen)
-    run.average = state["average"]
-    run.iteration = state["iteration"]
-
-
-def start(config: Recipe, device: torch.device) -> Run:
+def start(config: Recipe, world: World) -> Run:
     """A run at iteration 0."""
-    net = build(config).to(device).to(memory_format=torch.channels_last).train()
-    if config.precision == "bf16" and device.type == "cpu":
+    net = build(config).to(world.device).train()
+    if config.channels_last:
+        net = net.to(memory_format=torch.channels_last)
+    if config.precision == "bf16" and world.device.type == "cpu":
         keep_depthwise_in_fp32(net)
+    distributed.synchronise_batch_norm(net, world)
     if config.freeze_batch_norm:
         for norm in batch_norms(net):
             norm.eval()
     freeze(net, config.frozen)
+    if config.checkpointing:
+        recompute.units(net.backbone)
+    if config.compile:
+        net.compile()  # in place: the names in the state dict stay
     optimizer = torch.optim.SGD(
         parameter_groups(net, config),
-        lr=config.learning_rate,
+        lr=config.rate,
         momentum=config.momentum,
         nesterov=config.nesterov,
     )
     average = {k: v.clone() for k, v in net.state_dict().items()} if config.ema_decay else None
-    return Run(net, optimizer, average)
+    scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16")
+    return Run(net, optimizer, world.wrap(net), average, scaler)
+
+
+def samples(config: Recipe, dataset: Dataset, world: World) -> tuple[CropDataset, PixelLoss]:
+    """The training stream and its loss; reads every mask where one of them is balanced."""
+    counts = None
+    if "balanced" in (config.sampling, config.class_weights):
+        counts = world.from_main(lambda: pixel_counts(dataset))
+    chances = None if config.sampling == "uniform" or counts is None else balanced_weights(counts)
+    weights: Tensor | None = None
+    if isinstance(config.class_weights, list):
+        weights = torch.tensor(config.class_weights)
+    elif config.class_weights == "balanced" and counts is not None:
+        weights = median_frequency_weights(counts)
+        log.info("class weights %s", [round(float(weight), 3) for weight in weights])
+    order = Order(len(dataset.pairs), config.seed, chances)
+    crops = CropDataset(dataset, order, config.augment, config.model.mean)
+    return crops, PixelLoss(weights, config.hard_mining)
 
 
 def train(
-    config: Recipe, dataset: Dataset, directory: Path, *, resume: bool, workers: int, every: int
-) -> Path:
-    """Train by `config`, keeping state below `directory`; returns the checkpoint's path."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    run = start(config, device)
-    if resume and (directory / STATE).exists():
-        restore(run, directory)
-        log.info("resumed at iteration %d", run.iteration)
-    weights = balanced_weights(dataset) if config.sampling == "balanced" else None
-    crops = CropDataset(
-        dataset, Order(len(dataset.pairs), config.seed, weights), config.augment, config.model.mean
-    )
-    batches = loader(
-        crops,
-        start=run.iteration,
-        stop=config.iterations,
-        batch=config.batch_size,
-        workers=workers,
-    )
-    with StopSignals() as signals:
-        loop(run, config, batches, directory, every=every, signals=signals)
-    return finish(run, config, dataset, directory)
-
-
-def loop(
-    run: Run,
     config: Recipe,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    directory: Path,
+    dataset: Dataset,
+    folder: RunFolder,
+    pace: Pace,
     *,
-    every: int,
-    signals: StopSignals,
-) -> None:
-    """Train on all batches, saving every so many iterations, at a signal and at the end."""
-    device = run.net.logits.weight.device
-    shown = sys.stderr.isatty()
-    bar = tqdm(batches, initial=run.iteration, total=config.iterations, disable=not shown)
-    began, losses = time.monotonic(), []
-    for images, labels in bar:
-        losses.append(train_step(run, images, labels, config, device))
-        if run.iteration % LOG_EVERY == 0:
-            rate = len(losses) * config.batch_size / (time.monotonic() - began)
-            record(directory, run.iteration, sum(losses) / len(losses), rate)
-            bar.set_postfix(loss=f"{losses[-1]:.3f}")
-            began, losses = time.monotonic(), []
-        if run.iteration % every == 0 or signals.received:
-            save_state(run, directory)
-        if signals.received:
-            raise TrainingError(
-                f"stopped by a signal after iteration {run.iteration}: "
-                f"go on with --resume {directory}"
-            )
-    save_state(run, directory)
+    resume: bool,
+    workers: int,
+    validated_on: Dataset | None = None,
+) -> Path:
+    """Train by `config`, keeping state in `folder`; returns the checkpoint's path.
 
+    `validated_on` is the split that the recipe's validation_split names.
+    """
+    world = folder.world
+    run = start(config, world)
+    if resume:
+        folder.resume(run)
+        log.info("resumed at iteration %d", run.iteration)
+    crops, loss = samples(config, dataset, world)
+    share = Batches(run.iteration, config.iterations, config.batch_size, world.rank, world.size)
 
-class StopSignals:
-    """While entered, SIGTERM and SIGINT let the iteration at hand finish and be saved."""
+    def weigh(batch: Batch) -> float:
+        return loss.weight(batch.labels)
 
-    def __init__(self) -> None:
-        self.received = False
-        self._previous: dict[int, Any] = {}
+    def step(batch: Batch, weight: float) -> float:
+        return train_step(run, batch, weight, loss=loss, config=config, world=world)
 
-    def __enter__(self) -> StopSignals:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._previous[number] = signal.signal(number, self._note)
-        return self
+    def after() -> bool:
+        return validation is not None and validation.after(run)
 
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _note(self, *_: object) -> None:
-        self.received = True
-
-
-def record(directory: Path, iteration: int, loss: float, rate: float) -> None:
-    """Log the progress and append it to the run's JSON lines."""
-    line = {"iteration": iteration, "loss": round(loss, 4), "crops_per_second": round(rate, 2)}
-    with (directory / LOG).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
-    if not sys.stderr.isatty():
-        log.info("iteration %d  loss %.4f  %.2f crops/s", iteration, loss, rate)
-
-
-def finish(run: Run, config: Recipe, dataset: Dataset, directory: Path) -> Path:
-    """Write the trained network (averaged, if asked for) as a checkpoint."""
-    card = Card(
-        model=config.model,
-        classes=dataset.classes,
-        palette=dataset.palette,
-        training=config.model_dump(mode="json", exclude={"model"}),
-        source=f"trained by model.train on {dataset.name} {dataset.split}",
-    )
-    return checkpoint.save(directory / NAME, run.average or run.net.state_dict(), card)
+    validation = None if validated_on is None else Validation(validated_on, config, folder)
+    if validation is None or not validation.is_over(run):
+        batches = iter(loader(crops, share, workers))
+        loop(run, batches, pace, folder, weigh=weigh, step=step, after=after)
+    return keep(run, folder, NAME, describe(config, dataset))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -376,41 +353,107 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
     p.add_argument("--workers", type=int, default=1, help="loader processes (default: 1)")
     p.add_argument("--save-every", type=int, default=100, metavar="N", help="iterations per save")
+    p.add_argument(
+        "--log-every", type=int, default=LOG_EVERY, metavar="N", help="iterations per line"
+    )
     return p
 
 
 def main(argv: list[str] | None = None) -> int:
     p = parser()
     args = p.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     if args.list:
         for name in recipe.presets():
-            print(f"{name:28} {recipe.read(name, []).description}")
+            print(f"{name:34} {recipe.read(name, []).description}")
         return 0
-    directory = args.resume or args.out
-    if args.recipe is None or args.data is None or directory is None:
+    if args.recipe is None or args.data is None or (args.resume or args.out) is None:
         p.error("give a recipe, --data DIR and --out DIR (or --resume DIR)")
     try:
-        config = recipe.read(args.recipe, args.overrides)
-        preflight(config)
-        dataset = find(config.dataset, args.data, config.split)
-        directory.mkdir(parents=True, exist_ok=True)
-        path = train(
-            config,
-            dataset,
-            directory,
-            resume=args.resume is not None,
-            workers=args.workers,
-            every=args.save_every,
-        )
-    except (RecipeError, DatasetError) as error:
+        with distributed.join() as world:
+            return run_from(args, world)
+    except distributed.DistributedError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (TrainingError, checkpoint.CheckpointError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except RuntimeError as error:
+        if not distributed.is_lost_peer(error):
+            raise
+        print(f"stopped, because another process ended first: {error}", file=sys.stderr)
         return 1
+
+
+def run_from(args: argparse.Namespace, world: World) -> int:
+    """Train as the command line says, in one process of `world`; returns the exit code."""
+    logging.basicConfig(
+        level=logging.INFO if world.is_main else logging.ERROR,
+        format="%(asctime)s %(message)s",
+        stream=sys.stderr,
+    )
+    try:
+        path = train_from(args, world)
+    except (RecipeError, DatasetError, TrainingError, CheckpointError, OSError) as error:
+        if world.is_main:  # the others end with the same error
+            print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, RecipeError | DatasetError) else 1
     log.info("wrote %s", path)
     return 0
+
+
+def train_from(args: argparse.Namespace, world: World) -> Path:
+    """Read recipe and data, then train."""
+    config = recipe.read(args.recipe, args.overrides)
+    preflight(config, world)
+    dataset = find(config.dataset, args.data, config.split)
+    check_classes(config, dataset)
+    validated_on = None
+    if config.validation_split is not None:
+        validated_on = find(config.dataset, args.data, config.validation_split)
+    directory: Path = args.resume or args.out
+    refuse_to_overwrite(directory, resume=args.resume is not None)
+    world.from_main(lambda: directory.mkdir(parents=True, exist_ok=True))
+    log_rate(config)
+    return train(
+        config,
+        dataset,
+        RunFolder(directory, world),
+        Pace(
+            config.iterations, config.batch_size, args.save_every, args.log_every, config.max_skips
+        ),
+        resume=args.resume is not None,
+        workers=args.workers,
+        validated_on=validated_on,
+    )
+
+
+def check_classes(config: Recipe, dataset: Dataset) -> None:
+    """Raise RecipeError when the classifier does not fit the data set's classes."""
+    if config.model.num_classes != len(dataset.classes):
+        raise RecipeError(
+            f"model.num_classes={config.model.num_classes}, dataset {dataset.name!r} has "
+            f"{len(dataset.classes)} classes: set model.num_classes={len(dataset.classes)}"
+        )
+
+
+def refuse_to_overwrite(directory: Path, *, resume: bool) -> None:
+    """Raise RecipeError where a new run would replace the state of another."""
+    if (directory / STATE).exists() and not resume:
+        raise RecipeError(
+            f"{directory} holds a run, {kept(directory)}: "
+            f"go on with --resume {directory}, or choose another --out"
+        )
+
+
+def log_rate(config: Recipe) -> None:
+    """Say which learning rate follows from the batch."""
+    if config.reference_batch is None:
+        log.info("learning rate %.4g at batch %d", config.rate, config.batch_size)
+    else:
+        log.info(
+            "learning rate %.4g = %.4g * batch %d / %d",
+            config.rate,
+            config.learning_rate,
+            config.batch_size,
+            config.reference_batch,
+        )
 
 
 if __name__ == "__main__":

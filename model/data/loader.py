@@ -2,36 +2,48 @@
 
 A run is one long sequence of positions 0, 1, 2, ... Which pair stands at a
 position, and how it is cropped, depends on the seed and the position alone, so
-a resumed run goes on with exactly the samples an uninterrupted one would see.
+a resumed run goes on with exactly the samples an uninterrupted one would see, and
+several processes share the samples that one would see. Where a file cannot be
+decoded, the pair of the next readable position takes its place.
 """
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
-from typing import Literal
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from model.data import augment
 from model.data.augment import AugmentConfig
-from model.data.dataset import Dataset, DatasetError, read_mask
+from model.data.dataset import Dataset, DatasetError, Pair, read_mask
 from model.data.photo import open_photo
 
-Sampling = Literal["uniform", "balanced"]
+T = TypeVar("T")
 
 
-def balanced_weights(dataset: Dataset) -> NDArray[np.float64]:
-    """Weight of each pair: the inverse square root of how many pairs hold its rarest class."""
-    present = np.zeros((len(dataset.pairs), len(dataset.classes)), bool)
+def pixel_counts(dataset: Dataset) -> NDArray[np.int64]:
+    """Pixels of each class in each mask, (pairs, K); reads every mask once."""
+    classes = len(dataset.classes)
+    counts = np.zeros((len(dataset.pairs), classes), np.int64)
     for row, pair in enumerate(dataset.pairs):
-        ids = np.unique(read_mask(pair.mask, classes=len(dataset.classes), void=dataset.void))
-        present[row, ids[ids < len(dataset.classes)]] = True
+        ids = read_mask(pair.mask, classes=classes, void=dataset.void)
+        counts[row] = np.bincount(ids.ravel(), minlength=256)[:classes]
+    return counts
+
+
+def balanced_weights(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Weight of each pair: the inverse square root of how many pairs hold its rarest class."""
+    present = counts > 0
     rarity = 1 / np.sqrt(np.maximum(1, present.sum(axis=0)))
     weights = (present * rarity).max(axis=1)
     return np.asarray(np.where(weights > 0, weights, rarity.min()))  # all void: as the commonest
@@ -60,7 +72,61 @@ class Order:
         return int(self._indices[offset])
 
 
-class CropDataset(TorchDataset[tuple[Tensor, Tensor]]):
+class Sample(NamedTuple):
+    """One training example, and what could not be read on the way to it."""
+
+    image: Tensor  # (3, S, S) uint8
+    label: Tensor  # (S, S) uint8, or a class id
+    skipped: tuple[str, ...] = ()  # "FILE: reason", for each pair that it replaces
+
+
+class Batch(NamedTuple):
+    """The examples of one process in one iteration."""
+
+    images: Tensor  # (N, 3, S, S) uint8
+    labels: Tensor  # (N, S, S) uint8, or (N,) class ids
+    skipped: list[str]
+
+    @staticmethod
+    def of(samples: list[Sample]) -> Batch:
+        """Stack samples; made in the loader's workers."""
+        images, labels, skipped = zip(*samples, strict=True)
+        return Batch(
+            torch.stack(images), torch.stack(labels), [line for s in skipped for line in s]
+        )
+
+
+class Samples(Protocol):
+    """What a loader reads: samples by position in the run."""
+
+    def __getitem__(self, position: int) -> Sample: ...
+
+
+class Unreadable(Exception):
+    """A photo or mask is damaged; the message names the file and the reason."""
+
+
+# What Pillow raises for damaged files. Its OSErrors carry no number: those of the file system,
+# such as a missing file, do, and are no damage.
+DAMAGE = (SyntaxError, ValueError, struct.error, EOFError, Image.DecompressionBombError)
+ATTEMPTS = 20  # positions tried for one sample: many damaged files in a row are no accident
+
+
+def decode(read: Callable[[], T], path: Path) -> T:
+    """What `read` makes of a picture; raises Unreadable where its file is damaged."""
+    try:
+        return read()
+    except DatasetError:
+        raise
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise Unreadable(f"{path}: {error}") from error
+    except DAMAGE as error:
+        raise Unreadable(f"{path}: {error}") from error
+
+
+class CropDataset(TorchDataset[Sample]):
     """Training crops by position in the run."""
 
     def __init__(
@@ -71,17 +137,42 @@ class CropDataset(TorchDataset[tuple[Tensor, Tensor]]):
         self.config = config
         self.pad = np.round(np.array(mean)).astype(np.uint8)
 
-    def __getitem__(self, position: int) -> tuple[Tensor, Tensor]:
-        """Return the crop (3, S, S) uint8 and its labels (S, S) uint8."""
-        pair = self.dataset.pairs[self.order[position]]
-        rng = np.random.default_rng([self.order.seed, 1, position])
-        image = open_photo(pair.image)
-        mask = read_mask(pair.mask, classes=len(self.dataset.classes), void=self.dataset.void)
+    def __getitem__(self, position: int) -> Sample:
+        """Return the crop (3, S, S) uint8 and its labels (S, S) uint8.
+
+        Raises DatasetError where photo and mask do not belong together, and
+        where one position after the other is damaged.
+        """
+        skipped: list[str] = []
+        for at in range(position, position + ATTEMPTS):
+            try:
+                image, mask = self._read(self.dataset.pairs[self.order[at]])
+            except Unreadable as error:
+                skipped.append(str(error))
+                continue
+            # Cropped as this position is, so that the next one shows another crop of the pair.
+            image_crop, labels = self._crop(image, mask, position)
+            return Sample(image_crop, labels, tuple(skipped))
+        raise DatasetError(
+            f"{ATTEMPTS} samples in a row cannot be read, the last is {skipped[-1]}; "
+            "run python -m model.data check"
+        )
+
+    def _read(self, pair: Pair) -> tuple[Image.Image, NDArray[np.uint8]]:
+        image = decode(lambda: open_photo(pair.image), pair.image)
+        classes, void = len(self.dataset.classes), self.dataset.void
+        mask = decode(lambda: read_mask(pair.mask, classes=classes, void=void), pair.mask)
         if mask.shape != (image.height, image.width):
             raise DatasetError(
                 f"{pair.image} is {image.width} x {image.height} pixels, its mask {pair.mask} "
                 f"is {mask.shape[1]} x {mask.shape[0]}: make them equal, or leave the pair out"
             )
+        return image, mask
+
+    def _crop(
+        self, image: Image.Image, mask: NDArray[np.uint8], position: int
+    ) -> tuple[Tensor, Tensor]:
+        rng = np.random.default_rng([self.order.seed, 1, position])
         crop = augment.draw(rng, image.size, self.config)
         pixels, labels = augment.apply(image, mask, crop, self.config.crop, self.pad)
         if self.config.jitter:
@@ -90,14 +181,20 @@ class CropDataset(TorchDataset[tuple[Tensor, Tensor]]):
 
 
 class Batches:
-    """A batch sampler: the positions of each iteration from `start` to `stop`."""
+    """A batch sampler: one process's positions of each iteration from `start` to `stop`.
 
-    def __init__(self, start: int, stop: int, batch: int) -> None:
+    Process `rank` of `ranks` takes its slice of the `batch` positions of an iteration.
+    """
+
+    def __init__(self, start: int, stop: int, batch: int, rank: int = 0, ranks: int = 1) -> None:
         self.start, self.stop, self.batch = start, stop, batch
+        self.share = batch // ranks
+        self.offset = rank * self.share
 
     def __iter__(self) -> Iterator[list[int]]:
         for iteration in range(self.start, self.stop):
-            yield list(range(iteration * self.batch, (iteration + 1) * self.batch))
+            first = iteration * self.batch + self.offset
+            yield list(range(first, first + self.share))
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -109,13 +206,12 @@ def _leave_signals_to_the_parent(_: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def loader(
-    crops: CropDataset, *, start: int, stop: int, batch: int, workers: int
-) -> DataLoader[tuple[Tensor, Tensor]]:
-    """Batches (N, 3, S, S) and (N, S, S) uint8 for iterations `start` to `stop`."""
+def loader(samples: Samples, batches: Batches, workers: int) -> DataLoader[Batch]:
+    """Batches of samples (uint8) in the order of `batches`."""
     return DataLoader(
-        crops,
-        batch_sampler=Batches(start, stop, batch),
+        cast("TorchDataset[Batch]", samples),
+        batch_sampler=batches,
+        collate_fn=Batch.of,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=4 if workers else None,
