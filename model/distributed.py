@@ -162,7 +162,7 @@ class CpuSyncBatchNorm(nn.BatchNorm2d):
         if not self.training:
             return super().forward(x)
         count = x.numel() // x.shape[1] * self.processes
-        values = x.float()
+        values = x.to(torch.promote_types(x.dtype, torch.float32))
         # The mean first: sums of squares of uncentred values cancel in float32.
         mean = _sum_over_processes(values.sum((0, 2, 3))) / count
         centred = values - mean[:, None, None]

@@ -38,11 +38,12 @@ class PixelLoss:
         return float(self.class_weights.to(labels.device)[labels[judged].long()].sum())
 
     def sum(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Sum of losses: logits (N, K, h, w), labels (N, H, W) uint8 -> scalar float32."""
-        logits = resize(logits.float(), (labels.shape[1], labels.shape[2]))
+        """Sum of losses: logits (N, K, h, w), labels (N, H, W) uint8 -> scalar."""
+        exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = resize(exact, (labels.shape[1], labels.shape[2]))
         # Classes last: the softmax then runs along contiguous memory.
         flat = logits.permute(0, 2, 3, 1).reshape(-1, logits.shape[1])
-        weights = None if self.class_weights is None else self.class_weights.to(flat.device)
+        weights = None if self.class_weights is None else self.class_weights.to(flat)
         hard = self.hard_share < 1
         losses = F.cross_entropy(
             flat,

@@ -42,6 +42,7 @@ from model.validation import Validation, describe, keep
 
 log = logging.getLogger("model.train")
 
+COMPILER = "inductor"  # of torch.compile
 NAME = "model"  # of the finished checkpoint
 MIN_NORM_BATCH = 8  # images; fewer make batch-norm fine-tuning lose accuracy
 
@@ -213,9 +214,8 @@ def backward(
 ) -> float:
     """Add a micro-batch's gradients; returns its share of the loss."""
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    images = batch.images.to(world.device, non_blocking=True).to(
-        torch.float32, memory_format=layout
-    )
+    pixels = batch.images.to(world.device, non_blocking=True)  # as bytes: a quarter of the traffic
+    images = pixels.to(next(run.net.parameters()).dtype, memory_format=layout)
     labels = batch.labels.to(world.device)
     kind = torch.float16 if config.precision == "fp16" else torch.bfloat16
     with torch.autocast(world.device.type, kind, enabled=config.precision != "fp32"):
@@ -271,7 +271,7 @@ def start(config: Recipe, world: World) -> Run:
     if config.checkpointing:
         recompute.units(net.backbone)
     if config.compile:
-        net.compile()  # in place: the names in the state dict stay
+        net.compile(backend=COMPILER)  # in place: the names in the state dict stay
     optimizer = torch.optim.SGD(
         parameter_groups(net, config),
         lr=config.rate,
