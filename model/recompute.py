@@ -46,12 +46,14 @@ def _recomputed(unit: nn.Module) -> Callable[[Tensor], Any]:
 
 @contextmanager
 def _statistics_left_alone(unit: nn.Module) -> Iterator[None]:
-    """Batch norms in training use the batch's statistics and do not keep them."""
-    norms = [norm for norm in batch_norms(unit) if norm.training]
-    for norm in norms:
-        norm.track_running_stats = False
+    """Batch norms keep their running statistics: momentum 0, and a count that is thrown away."""
+    kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in batch_norms(unit)]
+    for norm, _, count in kept:
+        norm.momentum = 0.0
+        norm.num_batches_tracked = None if count is None else count.clone()
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, momentum, count in kept:
+            norm.momentum = momentum
+            norm.num_batches_tracked = count

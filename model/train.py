@@ -29,7 +29,7 @@ from model.data.loader import (
     CropDataset,
     Order,
     balanced_weights,
-    loader,
+    loading,
     pixel_counts,
 )
 from model.deeplab import DeepLabV3Plus
@@ -333,8 +333,8 @@ def train(
 
     validation = None if validated_on is None else Validation(validated_on, config, folder)
     if validation is None or not validation.is_over(run):
-        batches = iter(loader(crops, share, workers))
-        loop(run, batches, pace, folder, weigh=weigh, step=step, after=after)
+        with loading(crops, share, workers) as batches:
+            loop(run, batches, pace, folder, weigh=weigh, step=step, after=after)
     return keep(run, folder, NAME, describe(config, dataset))
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import signal
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar, cast
 
@@ -206,9 +207,14 @@ def _leave_signals_to_the_parent(_: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def loader(samples: Samples, batches: Batches, workers: int) -> DataLoader[Batch]:
-    """Batches of samples (uint8) in the order of `batches`."""
-    return DataLoader(
+@contextmanager
+def loading(samples: Samples, batches: Batches, workers: int) -> Iterator[Iterator[Batch]]:
+    """Iterate over batches of samples (uint8) in the order of `batches`.
+
+    The workers end with the context. Left to the interpreter's exit they would
+    not: a traceback may hold the iterator until then, and SIGTERM they ignore.
+    """
+    loader = DataLoader(
         cast("TorchDataset[Batch]", samples),
         batch_sampler=batches,
         collate_fn=Batch.of,
@@ -217,3 +223,9 @@ def loader(samples: Samples, batches: Batches, workers: int) -> DataLoader[Batch
         prefetch_factor=4 if workers else None,
         worker_init_fn=_leave_signals_to_the_parent,
     )
+    iterator = iter(loader)
+    try:
+        yield iterator
+    finally:
+        if workers:
+            iterator._shutdown_workers()  # type: ignore[attr-defined]

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from model import checkpoint, recipe, train
-from model.config import ModelConfig
 from model.data.dataset import find
 from model.data.loader import Batch
 from model.distributed import CPU, World
@@ -19,8 +18,9 @@ from model.loss import PixelLoss
 from model.recipe import Recipe, RecipeError
 from model.run import LOG, STATE, Run
 from tests.model import voc_folder
-from tests.model.nets import tiny
 from tests.model.test_train import TINY, make_recipe, run
+
+TINY_HEAD = TINY.model_dump(include={"aspp_channels", "atrous_rates", "decoder_channels"})
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +64,10 @@ def test_micro_batches_add_up_to_the_batch() -> None:
 
 @pytest.mark.parametrize(
     "net",
-    [TINY, tiny("resnet50"), tiny("xception_65")],
-    ids=lambda net: net.backbone,
+    [TINY, TINY_HEAD | {"backbone": "resnet50"}, TINY_HEAD | {"backbone": "xception_65"}],
+    ids=["mobilenet_v2", "resnet50", "xception_65"],
 )
-def test_recomputed_units_give_the_same_gradients_and_statistics(net: ModelConfig) -> None:
+def test_recomputed_units_give_the_same_gradients_and_statistics(net: object) -> None:
     config = make_recipe(model=net)
     plain, loss = step(config)
     less, loss_again = step(config.model_copy(update={"checkpointing": True}))
@@ -126,7 +126,7 @@ def test_a_compiled_network_trains_the_same_and_keeps_its_names(
 
 
 def test_fp16_is_refused_on_the_cpu() -> None:
-    with pytest.raises(RecipeError, match="needs a CUDA device; .* precision=bf16"):
+    with pytest.raises(RecipeError, match=r"needs a CUDA device; .* precision=bf16"):
         train.preflight(make_recipe(precision="fp16"), World(CPU))
 
 
@@ -199,8 +199,8 @@ def test_the_best_weights_are_kept_and_a_run_without_gains_ends(
     card = checkpoint.read_card(tmp_path / "run" / "best")
     assert (card.metrics["miou"], card.metrics["iteration"]) == (0.3, 4)
     best = checkpoint.read_weights(tmp_path / "run" / "best")
-    four = run(config.model_copy(update={"iterations": 4, "validate_every": 40}), data, tmp_path)
-    assert best.keys() == checkpoint.read_weights(four).keys()
+    last = checkpoint.read_weights(tmp_path / "run" / "model")
+    assert not torch.equal(best["logits.weight"], last["logits.weight"])
     # An ended run stays ended.
     run(config, data, tmp_path / "run", resume=True)
     assert lines(tmp_path / "run")[-1]["iteration"] == 8

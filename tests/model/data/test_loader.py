@@ -12,7 +12,7 @@ from PIL import Image
 
 from model.data.augment import AugmentConfig
 from model.data.dataset import DatasetError, find
-from model.data.loader import Batches, CropDataset, Order, balanced_weights, loader, pixel_counts
+from model.data.loader import Batches, CropDataset, Order, balanced_weights, loading, pixel_counts
 from tests.model import voc_folder
 
 
@@ -57,8 +57,10 @@ def test_a_stream_that_starts_late_continues_the_same_stream(tmp_path: Path) -> 
     crops = CropDataset(
         dataset, Order(len(dataset.pairs), seed=0), AugmentConfig(crop=33), (127.5,) * 3
     )
-    whole = list(loader(crops, Batches(0, 4, 3), workers=0))
-    rest = list(loader(crops, Batches(2, 4, 3), workers=0))
+    with loading(crops, Batches(0, 4, 3), workers=0) as batches:
+        whole = list(batches)
+    with loading(crops, Batches(2, 4, 3), workers=0) as batches:
+        rest = list(batches)
     assert len(whole) == 4
     for batch, again in zip(whole[2:], rest, strict=True):
         assert batch.images.shape == (3, 3, 33, 33)
