@@ -7,6 +7,7 @@ is cut back to the state when a run is resumed.
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import signal
@@ -83,11 +84,12 @@ def save_state(run: Run, directory: Path) -> None:
         )
     partial = directory / f".{STATE}.partial"
     try:
-        # Through a file object: torch's own writer hides the reason of a failure.
-        with partial.open("wb") as file:
-            torch.save(state, file)
+        # Through memory: torch's own writer hides why a file cannot be written.
+        content = io.BytesIO()
+        torch.save(state, content)
+        partial.write_bytes(content.getbuffer())
         checkpoint.replace_durably(partial, directory / STATE)
-    except (OSError, RuntimeError) as error:
+    except OSError as error:
         partial.unlink(missing_ok=True)
         raise TrainingError(
             f"the state after iteration {run.iteration} cannot be written: {error}; make room and "
@@ -300,7 +302,7 @@ def note_skips(run: Run, lines: list[str], limit: int, folder: RunFolder) -> Non
     """Log the files that could not be read; raises TrainingError when they are too many."""
     for line in lines:
         log.warning("skipped %s", line)
-        folder.write(run.iteration, skipped=line)
+        folder.write(run.iteration + 1, skipped=line)  # part of the iteration that begins
     run.skipped += len(lines)
     if run.skipped > limit:
         raise TrainingError(

