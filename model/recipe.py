@@ -125,8 +125,7 @@ def read(name: str, overrides: list[str]) -> Recipe:
         )
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
-        for override in overrides:
-            _apply(table, override)
+        apply(table, overrides)
         return Recipe.model_validate(table)
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{path} is not TOML: {error}") from None
@@ -142,6 +141,12 @@ def explain(error: ValidationError) -> str:
         # A rule over several keys names them itself, and its input is the whole recipe.
         lines.append(f"{key}={item['input']!r}: {item['msg']}" if key else item["msg"])
     return "; ".join(lines)
+
+
+def apply(table: dict[str, Any], overrides: list[str]) -> None:
+    """Put `key=value` overrides into a recipe's table."""
+    for override in overrides:
+        _apply(table, override)
 
 
 def _apply(table: dict[str, Any], override: str) -> None:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,9 @@ from model import checkpoint
 from model.data.dataset import DatasetError
 from model.data.loader import Batch
 from model.distributed import World
+
+if TYPE_CHECKING:
+    from model.board import TensorBoard
 
 log = logging.getLogger("model.train")
 
@@ -128,16 +131,10 @@ def restore(run: Run, directory: Path) -> None:
     run.best = state.get("best", {})
 
 
-class Board(Protocol):
-    """Where scalars are drawn: `model.board.TensorBoard`."""
-
-    def scalars(self, iteration: int, values: dict[str, Any]) -> None: ...
-
-
 class RunFolder:
     """What a run keeps on disk; only the main process writes."""
 
-    def __init__(self, path: Path, world: World, board: Board | None = None) -> None:
+    def __init__(self, path: Path, world: World, board: TensorBoard | None = None) -> None:
         self.path = path
         self.world = world
         self.board = board

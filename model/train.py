@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import argparse
 import logging
-import math
 import sys
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
+from contextlib import closing, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from model import distributed, pretrained, recipe, recompute
+from model.board import TensorBoard
 from model.checkpoint import CheckpointError
 from model.data.dataset import Dataset, DatasetError, find
 from model.data.loader import (
@@ -36,15 +36,28 @@ from model.deeplab import DeepLabV3Plus
 from model.distributed import World
 from model.layers import batch_norms
 from model.loss import PixelLoss, median_frequency_weights
-from model.recipe import Recipe, RecipeError
+from model.recipe import InitPart, Recipe, RecipeError
 from model.run import LOG_EVERY, STATE, Pace, Run, RunFolder, TrainingError, kept, loop
-from model.validation import Validation, describe, keep
+from model.step import train_step
+from model.validation import Validation, describe, keep, network
 
 log = logging.getLogger("model.train")
 
+SHOW_EVERY = 500  # iterations between overlays on the board, without validation
 COMPILER = "inductor"  # of torch.compile
 NAME = "model"  # of the finished checkpoint
 MIN_NORM_BATCH = 8  # images; fewer make batch-norm fine-tuning lose accuracy
+
+
+class Sharing(Protocol):
+    """What a recipe says about the division of a batch."""
+
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def accumulate(self) -> int: ...
+    @property
+    def precision(self) -> str: ...
 
 
 def poly(iteration: int, config: Recipe) -> float:
@@ -58,11 +71,22 @@ def build(config: Recipe) -> DeepLabV3Plus:
     torch.manual_seed(config.seed)
     net = DeepLabV3Plus(config.model)
     if config.init is not None:
-        pretrained.initialise(net, config.init, config.init_part)
+        initialise(net, config.init, config.init_part)
     if config.batch_norm_momentum is not None:
         for norm in batch_norms(net):
             norm.momentum = config.batch_norm_momentum
     return net
+
+
+def initialise(net: DeepLabV3Plus, init: str, part: InitPart) -> None:
+    """Load the weights to start from; raises CheckpointError saying how to get them."""
+    try:
+        pretrained.initialise(net, init, part)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"init={init!r}: {error}; train or convert these weights first (docs/training.md), "
+            "or name others with --set init=..."
+        ) from error
 
 
 def parameter_groups(net: DeepLabV3Plus, config: Recipe) -> list[dict[str, Any]]:
@@ -118,6 +142,13 @@ def preflight(config: Recipe, world: World | None = None) -> None:
             f"augment.crop={crop}: maps align at output stride {stride} only when the crop is a "
             f"multiple of it plus one; take {below} or {below + stride}"
         )
+    check_shares(config, world)
+    if not config.freeze_batch_norm:
+        _check_norm_batch(config)
+
+
+def check_shares(config: Sharing, world: World) -> None:
+    """Raise RecipeError where the batch cannot be shared out, and for fp16 without CUDA."""
     shares = world.size * config.accumulate
     if config.batch_size % shares:
         raise RecipeError(
@@ -128,8 +159,6 @@ def preflight(config: Recipe, world: World | None = None) -> None:
         raise RecipeError(
             "precision='fp16' needs a CUDA device; on the CPU take precision=bf16 or fp32"
         )
-    if not config.freeze_batch_norm:
-        _check_norm_batch(config)
 
 
 def _check_norm_batch(config: Recipe) -> None:
@@ -171,89 +200,6 @@ def _in_fp32(forward: Any) -> Any:
             return forward(x.float()).to(x.dtype)  # type: ignore[no-any-return]
 
     return wrapped
-
-
-def train_step(
-    run: Run, batch: Batch, weight: float, *, loss: PixelLoss, config: Recipe, world: World
-) -> float:
-    """One iteration; returns the loss of the global batch, whose weight is `weight`."""
-    set_rates(run, poly(run.iteration, config))
-    # Dropout: other noise in every process, the first one's as without the others.
-    torch.manual_seed((hash((config.seed, run.iteration)) + world.rank) & 0x7FFF_FFFF)
-    run.optimizer.zero_grad(set_to_none=True)
-    value = 0.0
-    for part, context in micro_batches(run, batch, config.accumulate):
-        with context:
-            value += backward(run, part, weight, loss=loss, config=config, world=world)
-    (value,) = world.sums(value)
-    update(run, value, config)
-    return value
-
-
-def set_rates(run: Run, factor: float) -> None:
-    """Set each group's learning rate to its initial one times `factor`."""
-    for group in run.optimizer.param_groups:
-        group["lr"] = group["rate"] * factor
-
-
-def micro_batches(
-    run: Run, batch: Batch, count: int
-) -> Iterator[tuple[Batch, AbstractContextManager[Any]]]:
-    """Equal parts of a batch, each with the context of its backward pass.
-
-    Gradients travel between the processes only in the last one.
-    """
-    pairs = zip(batch.images.chunk(count), batch.labels.chunk(count), strict=True)
-    for index, (images, labels) in enumerate(pairs):
-        alone = index < count - 1 and run.module is not run.net
-        yield Batch(images, labels, []), run.module.no_sync() if alone else nullcontext()  # type: ignore[operator]
-
-
-def backward(
-    run: Run, batch: Batch, weight: float, *, loss: PixelLoss, config: Recipe, world: World
-) -> float:
-    """Add a micro-batch's gradients; returns its share of the loss."""
-    layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    pixels = batch.images.to(world.device, non_blocking=True)  # as bytes: a quarter of the traffic
-    images = pixels.to(next(run.net.parameters()).dtype, memory_format=layout)
-    labels = batch.labels.to(world.device)
-    kind = torch.float16 if config.precision == "fp16" else torch.bfloat16
-    with torch.autocast(world.device.type, kind, enabled=config.precision != "fp32"):
-        logits = run.module(images)
-    share = loss.sum(logits, labels) / max(weight, 1.0)
-    # Times the processes: their gradients are averaged, and are to be summed.
-    run.scaler.scale(share * world.size).backward()  # type: ignore[no-untyped-call]
-    return float(share.detach())
-
-
-def update(run: Run, loss: float, config: Recipe) -> None:
-    """Step with the gradients at hand; raises TrainingError where the loss is not finite."""
-    if not math.isfinite(loss):
-        raise TrainingError(
-            f"loss is {loss} at iteration {run.iteration}: lower learning_rate "
-            f"(now {config.rate}), lengthen warmup (now {config.warmup}) or set grad_clip; "
-            "no weight was changed, and the state on disk is intact"
-        )
-    if config.grad_clip is not None:
-        run.scaler.unscale_(run.optimizer)
-        nn.utils.clip_grad_norm_(run.net.parameters(), config.grad_clip)
-    run.scaler.step(run.optimizer)
-    run.scaler.update()
-    run.iteration += 1
-    if run.average is not None:
-        update_average(run, config.ema_decay)
-
-
-@torch.no_grad()
-def update_average(run: Run, decay: float) -> None:
-    """Move the averaged weights towards the current ones, faster in the first iterations."""
-    assert run.average is not None
-    decay = min(decay, (1 + run.iteration) / (10 + run.iteration))
-    for key, value in run.net.state_dict().items():
-        if value.is_floating_point():
-            run.average[key].lerp_(value, 1 - decay)
-        else:
-            run.average[key].copy_(value)
 
 
 def start(config: Recipe, world: World) -> Run:
@@ -326,9 +272,19 @@ def train(
         return loss.weight(batch.labels)
 
     def step(batch: Batch, weight: float) -> float:
-        return train_step(run, batch, weight, loss=loss, config=config, world=world)
+        return train_step(
+            run,
+            batch,
+            weight,
+            factor=poly(run.iteration, config),
+            loss=loss,
+            config=config,
+            world=world,
+        )
 
     def after() -> bool:
+        if run.iteration % (config.validate_every or SHOW_EVERY) == 0:
+            show(run, config, validated_on or dataset, folder)
         return validation is not None and validation.after(run)
 
     validation = None if validated_on is None else Validation(validated_on, config, folder)
@@ -336,6 +292,13 @@ def train(
         with loading(crops, share, workers) as batches:
             loop(run, batches, pace, folder, weigh=weigh, step=step, after=after)
     return keep(run, folder, NAME, describe(config, dataset))
+
+
+def show(run: Run, config: Recipe, dataset: Dataset, folder: RunFolder) -> None:
+    """Put overlays of a few photos on the board, where there is one."""
+    if folder.board is not None:
+        net = network(run, config, folder.world)
+        folder.board.overlays(run.iteration, net, dataset, describe(config, dataset))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -356,6 +319,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--log-every", type=int, default=LOG_EVERY, metavar="N", help="iterations per line"
     )
+    p.add_argument(
+        "--tensorboard", action="store_true", help="also draw curves and overlays for TensorBoard"
+    )
     return p
 
 
@@ -368,9 +334,14 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if args.recipe is None or args.data is None or (args.resume or args.out) is None:
         p.error("give a recipe, --data DIR and --out DIR (or --resume DIR)")
+    return command(lambda world: train_from(args, world))
+
+
+def command(work: Callable[[World], Path]) -> int:
+    """Do `work` as one of torchrun's processes, or alone; returns the exit code."""
     try:
         with distributed.join() as world:
-            return run_from(args, world)
+            return _report(work, world)
     except distributed.DistributedError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -381,15 +352,14 @@ def main(argv: list[str] | None = None) -> int:
         return 1
 
 
-def run_from(args: argparse.Namespace, world: World) -> int:
-    """Train as the command line says, in one process of `world`; returns the exit code."""
+def _report(work: Callable[[World], Path], world: World) -> int:
     logging.basicConfig(
         level=logging.INFO if world.is_main else logging.ERROR,
         format="%(asctime)s %(message)s",
         stream=sys.stderr,
     )
     try:
-        path = train_from(args, world)
+        path = work(world)
     except (RecipeError, DatasetError, TrainingError, CheckpointError, OSError) as error:
         if world.is_main:  # the others end with the same error
             print(f"error: {error}", file=sys.stderr)
@@ -411,17 +381,23 @@ def train_from(args: argparse.Namespace, world: World) -> Path:
     refuse_to_overwrite(directory, resume=args.resume is not None)
     world.from_main(lambda: directory.mkdir(parents=True, exist_ok=True))
     log_rate(config)
-    return train(
-        config,
-        dataset,
-        RunFolder(directory, world),
-        Pace(
-            config.iterations, config.batch_size, args.save_every, args.log_every, config.max_skips
-        ),
-        resume=args.resume is not None,
-        workers=args.workers,
-        validated_on=validated_on,
-    )
+    board = TensorBoard(directory) if args.tensorboard and world.is_main else None
+    with closing(board) if board else nullcontext():
+        return train(
+            config,
+            dataset,
+            RunFolder(directory, world, board),
+            Pace(
+                config.iterations,
+                config.batch_size,
+                args.save_every,
+                args.log_every,
+                config.max_skips,
+            ),
+            resume=args.resume is not None,
+            workers=args.workers,
+            validated_on=validated_on,
+        )
 
 
 def check_classes(config: Recipe, dataset: Dataset) -> None:

@@ -127,6 +127,23 @@ def decode(read: Callable[[], T], path: Path) -> T:
         raise Unreadable(f"{path}: {error}") from error
 
 
+def first_readable(position: int, read: Callable[[int], T]) -> tuple[T, tuple[str, ...]]:
+    """What `read` makes of the first position that is not damaged, and the reasons before it.
+
+    Raises DatasetError where one position after the other is damaged.
+    """
+    skipped: list[str] = []
+    for at in range(position, position + ATTEMPTS):
+        try:
+            return read(at), tuple(skipped)
+        except Unreadable as error:
+            skipped.append(str(error))
+    raise DatasetError(
+        f"{ATTEMPTS} samples in a row cannot be read, the last is {skipped[-1]}; "
+        "run python -m model.data check"
+    )
+
+
 class CropDataset(TorchDataset[Sample]):
     """Training crops by position in the run."""
 
@@ -144,20 +161,10 @@ class CropDataset(TorchDataset[Sample]):
         Raises DatasetError where photo and mask do not belong together, and
         where one position after the other is damaged.
         """
-        skipped: list[str] = []
-        for at in range(position, position + ATTEMPTS):
-            try:
-                image, mask = self._read(self.dataset.pairs[self.order[at]])
-            except Unreadable as error:
-                skipped.append(str(error))
-                continue
-            # Cropped as this position is, so that the next one shows another crop of the pair.
-            image_crop, labels = self._crop(image, mask, position)
-            return Sample(image_crop, labels, tuple(skipped))
-        raise DatasetError(
-            f"{ATTEMPTS} samples in a row cannot be read, the last is {skipped[-1]}; "
-            "run python -m model.data check"
-        )
+        pairs, order = self.dataset.pairs, self.order
+        (image, mask), skipped = first_readable(position, lambda at: self._read(pairs[order[at]]))
+        # Cropped as this position is, so that the next one shows another crop of the pair.
+        return Sample(*self._crop(image, mask, position), skipped)
 
     def _read(self, pair: Pair) -> tuple[Image.Image, NDArray[np.uint8]]:
         image = decode(lambda: open_photo(pair.image), pair.image)

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import torch
 
-from model import train
+from model import step
 from model.data.augment import AugmentConfig
 from model.data.dataset import DatasetError, find
 from model.data.loader import ATTEMPTS, CropDataset, Order
@@ -97,14 +97,14 @@ def test_weights_that_are_not_finite_are_never_saved(
     """The loss before the step was finite: only the weights tell."""
     run(make_recipe(iterations=2), data, tmp_path / "run")
     before = (tmp_path / "run" / STATE).read_bytes()
-    update = train.update
+    update = step.update
 
     def overflowing(run: Any, loss: float, config: Any) -> None:
         update(run, loss, config)
         with torch.no_grad():
             run.net.logits.bias[3] = float("nan")
 
-    monkeypatch.setattr(train, "update", overflowing)
+    monkeypatch.setattr(step, "update", overflowing)
     with pytest.raises(TrainingError, match=r"logits\.bias is not finite after iteration 3"):
         run(make_recipe(iterations=3), data, tmp_path / "run", resume=True)
     assert (tmp_path / "run" / STATE).read_bytes() == before

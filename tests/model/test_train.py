@@ -21,6 +21,7 @@ from model.data.dataset import find
 from model.distributed import World
 from model.recipe import Recipe, RecipeError
 from model.run import LOG, STATE, Pace, RunFolder, TrainingError
+from model.step import train_step
 from tests.model import voc_folder
 
 TINY = ModelConfig(
@@ -162,7 +163,7 @@ def test_a_small_set_is_learned(data: Path, tmp_path: Path) -> None:
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(data: Path, tmp_path: Path) -> None:
     config = make_recipe()
     whole = run(config, data, tmp_path / "whole")
-    step, calls = train.train_step, 0
+    step, calls = train_step, 0
 
     def killed(*args: object, **options: object) -> float:
         nonlocal calls
@@ -182,7 +183,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(data: Path, tmp_p
 def test_a_signal_saves_the_iteration_at_hand(data: Path, tmp_path: Path) -> None:
     config = make_recipe()
     whole = run(config, data, tmp_path / "whole")
-    step = train.train_step
+    step = train_step
 
     def signalled(*args: object, **options: object) -> float:
         signal.raise_signal(signal.SIGTERM)
@@ -200,7 +201,7 @@ def test_a_signal_saves_the_iteration_at_hand(data: Path, tmp_path: Path) -> Non
 def test_a_signal_to_the_whole_group_leaves_the_loaders_workers_alive(
     data: Path, tmp_path: Path
 ) -> None:
-    step = train.train_step
+    step = train_step
 
     def signalled(*args: object, **options: object) -> float:
         (worker,) = multiprocessing.active_children()

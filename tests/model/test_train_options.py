@@ -17,6 +17,7 @@ from model.distributed import CPU, World
 from model.loss import PixelLoss
 from model.recipe import Recipe, RecipeError
 from model.run import LOG, STATE, Run
+from model.step import train_step
 from tests.model import voc_folder
 from tests.model.test_train import TINY, make_recipe, run
 
@@ -40,7 +41,7 @@ def step(config: Recipe, batch: Batch | None = None) -> tuple[Run, float]:
     batch = batch or example()
     run, loss = train.start(config, World()), PixelLoss()
     weight = loss.weight(batch.labels)
-    return run, train.train_step(run, batch, weight, loss=loss, config=config, world=World())
+    return run, train_step(run, batch, weight, factor=1.0, loss=loss, config=config, world=World())
 
 
 def gradients(run: Run) -> dict[str, Tensor]:
@@ -218,3 +219,26 @@ def test_mIoU_in_training_is_that_of_the_evaluator(data: Path, tmp_path: Path) -
         find("voc", data, "train"), partial(label_map, checkpoint.load(tmp_path / "best"))
     )
     assert lines(tmp_path)[-1]["miou"] == pytest.approx(confusion.miou(), abs=1e-6)
+
+
+def test_the_board_shows_curves_and_overlays(data: Path, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    recipe_file = tmp_path / "tiny.toml"
+    recipe_file.write_text(
+        'split = "train"\niterations = 3\nbatch_size = 4\nvalidation_split = "train"\n'
+        'validate_every = 2\n[augment]\ncrop = 33\n[model]\nbackbone = "mobilenet_v2"\n'
+        "depth_multiplier = 0.25\naspp_channels = 16\ncrop_size = [65, 65]\n"
+    )
+    arguments = [str(recipe_file), "--data", str(data), "--out", str(tmp_path / "run")]
+    assert train.main([*arguments, "--workers", "0", "--log-every", "1", "--tensorboard"]) == 0
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    tags = events.Tags()
+    assert {"loss", "learning_rate", "crops_per_second", "miou", "iou/person"} <= set(
+        tags["scalars"]
+    )
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3]
+    assert len(tags["images"]) == 4
+    (image,) = events.Images(tags["images"][0])
+    assert (image.step, image.width, image.height) == (2, 2 * 48, 40)

@@ -16,6 +16,7 @@ from model.deeplab import DeepLabV3Plus
 from model.distributed import World
 from model.recipe import Recipe
 from model.run import RunFolder, TrainingError
+from model.step import train_step
 from tests.model.test_train import make_recipe, pace
 
 CHANGES: dict[str, object] = {
@@ -46,7 +47,7 @@ def run(data: Path, out: Path, world: World, *, resume: bool = False) -> None:
 
 def stop_by_a_signal_to_one(data: Path, out: Path, world: World) -> None:
     """The second process is told to stop in its third iteration; both save and end."""
-    step, calls = train.train_step, 0
+    step, calls = train_step, 0
 
     def signalled(*args: object, **options: object) -> float:
         nonlocal calls
@@ -55,12 +56,12 @@ def stop_by_a_signal_to_one(data: Path, out: Path, world: World) -> None:
             signal.raise_signal(signal.SIGTERM)
         return step(*args, **options)  # type: ignore[arg-type]
 
-    train.train_step = signalled
+    train.train_step = signalled  # type: ignore[attr-defined]
     try:
         run(data, out, world)
     except TrainingError as error:
         (out / f"stopped{world.rank}.txt").write_text(str(error))
-    train.train_step = step
+    train.train_step = step  # type: ignore[attr-defined]
 
 
 def fail_to_load_in_one(data: Path, out: Path, world: World) -> None:
