@@ -4,7 +4,7 @@ ENGINE ?= cpu
 DEV := .venv
 SERVE := .venv-serve-$(ENGINE)
 
-.PHONY: demo serve image test check format tables bench export-matrix clean
+.PHONY: demo serve image test check format tables bench bench-train export-matrix clean
 
 demo: $(SERVE)/.installed ## photos -> masks through the service, then stop
 	$(SERVE)/bin/python -m service.demo
@@ -33,6 +33,9 @@ tables: $(DEV)/.installed ## docs/complexity.md and docs/network.svg from the co
 
 bench: $(DEV)/.installed ## the bundled model against PyTorch and OpenVINO, as ratios
 	$(DEV)/bin/python -m export.bench
+
+bench-train: $(DEV)/.installed ## crops per second against segmentation_models_pytorch, as ratios
+	$(DEV)/bin/python -m model.bench
 
 export-matrix: $(DEV)/.installed ## every inference strategy of tables 3 and 5 as a file
 	$(DEV)/bin/python -m export.matrix

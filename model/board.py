@@ -60,5 +60,5 @@ class TensorBoard:
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415
 
-            self._writer = SummaryWriter(str(self.path), purge_step=iteration)  # type: ignore[no-untyped-call]
+            self._writer = SummaryWriter(str(self.path), purge_step=iteration)
         return self._writer

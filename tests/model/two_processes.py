@@ -96,7 +96,7 @@ def normalise_in_slices(out: Path, world: World) -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
-    train.build = in_float64(train.build)
+    train.build = in_float64(train.build)  # type: ignore[assignment]
     data, out = Path(sys.argv[1]), Path(sys.argv[2])
     with distributed.join() as world:
         run(data, out / "whole", world)
