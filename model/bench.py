@@ -26,6 +26,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from model import train
+from model.assembly import start
 from model.data.augment import AugmentConfig
 from model.data.dataset import VOC_CLASSES, VOID, Dataset, Pair, voc_palette
 from model.data.loader import Batch
@@ -73,7 +74,7 @@ def random_batch(args: argparse.Namespace) -> Batch:
 
 def ours(config: Recipe, batch: Batch, world: World) -> tuple[nn.Module, Step]:
     """Our network and one iteration of it."""
-    run, loss = train.start(config, world), PixelLoss()
+    run, loss = start(config, world), PixelLoss()
 
     def step() -> float:
         weight = loss.weight(batch.labels)

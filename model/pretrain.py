@@ -29,10 +29,11 @@ from model.data.loader import Batch, Batches, Order, Sample, decode, first_reada
 from model.data.photo import open_photo
 from model.deeplab import BACKBONES
 from model.distributed import World
+from model.preflight import check_shares, refuse_to_overwrite
 from model.recipe import Precision, RecipeError
 from model.run import LOG_EVERY, Pace, Run, RunFolder, loop
 from model.step import train_step
-from model.train import check_shares, command, refuse_to_overwrite
+from model.train import command
 
 log = logging.getLogger("model.train")
 

@@ -14,12 +14,12 @@ import sys
 from collections.abc import Callable
 from contextlib import closing, nullcontext
 from pathlib import Path
-from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from model import distributed, pretrained, recipe, recompute
+from model import distributed, preflight, recipe
+from model.assembly import start
 from model.board import TensorBoard
 from model.checkpoint import CheckpointError
 from model.data.dataset import Dataset, DatasetError, find
@@ -32,201 +32,23 @@ from model.data.loader import (
     loading,
     pixel_counts,
 )
-from model.deeplab import DeepLabV3Plus
 from model.distributed import World
-from model.layers import batch_norms
 from model.loss import PixelLoss, median_frequency_weights
-from model.recipe import InitPart, Recipe, RecipeError
-from model.run import LOG_EVERY, STATE, Pace, Run, RunFolder, TrainingError, kept, loop
+from model.recipe import Recipe, RecipeError
+from model.run import LOG_EVERY, Pace, Run, RunFolder, TrainingError, loop
 from model.step import train_step
 from model.validation import Validation, describe, keep, network
 
 log = logging.getLogger("model.train")
 
 SHOW_EVERY = 500  # iterations between overlays on the board, without validation
-COMPILER = "inductor"  # of torch.compile
 NAME = "model"  # of the finished checkpoint
-MIN_NORM_BATCH = 8  # images; fewer make batch-norm fine-tuning lose accuracy
-
-
-class Sharing(Protocol):
-    """What a recipe says about the division of a batch."""
-
-    @property
-    def batch_size(self) -> int: ...
-    @property
-    def accumulate(self) -> int: ...
-    @property
-    def precision(self) -> str: ...
 
 
 def poly(iteration: int, config: Recipe) -> float:
     """Factor of the initial learning rate: (1 - i / n) ** power, after a linear warm-up."""
     warm = min(1.0, (iteration + 1) / (config.warmup + 1))
     return float(warm * (1 - iteration / config.iterations) ** config.power)
-
-
-def build(config: Recipe) -> DeepLabV3Plus:
-    """The network with its initial weights."""
-    torch.manual_seed(config.seed)
-    net = DeepLabV3Plus(config.model)
-    if config.init is not None:
-        initialise(net, config.init, config.init_part)
-    if config.batch_norm_momentum is not None:
-        for norm in batch_norms(net):
-            norm.momentum = config.batch_norm_momentum
-    return net
-
-
-def initialise(net: DeepLabV3Plus, init: str, part: InitPart) -> None:
-    """Load the weights to start from; raises CheckpointError saying how to get them."""
-    try:
-        pretrained.initialise(net, init, part)
-    except CheckpointError as error:
-        raise CheckpointError(
-            f"init={init!r}: {error}; train or convert these weights first (docs/training.md), "
-            "or name others with --set init=..."
-        ) from error
-
-
-def parameter_groups(net: DeepLabV3Plus, config: Recipe) -> list[dict[str, Any]]:
-    """Backbone and head, each with and without weight decay.
-
-    As in the reference, batch norm, biases and depthwise kernels are not decayed.
-    """
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in net.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        decayed = parameter.ndim == 4 and parameter.shape[1] > 1
-        groups.setdefault((name.startswith("backbone."), decayed), []).append(parameter)
-    return [
-        {
-            "params": parameters,
-            "weight_decay": config.weight_decay if decayed else 0.0,
-            "rate": config.rate * (1.0 if backbone else config.head_multiplier),
-        }
-        for (backbone, decayed), parameters in groups.items()
-    ]
-
-
-def freeze(net: nn.Module, names: list[str]) -> None:
-    """Keep weights and batch-norm statistics of the modules named, and of all in them.
-
-    Raises RecipeError when a name is not the name of a module.
-    """
-    modules = dict(net.named_modules())
-    for part in names:
-        if part not in modules:
-            raise RecipeError(
-                f"frozen: the network has no part {part!r}; it has "
-                + ", ".join(name for name in modules if 0 < name.count(".") + 1 <= 2)
-            )
-        modules[part].requires_grad_(False)
-        for norm in batch_norms(modules[part]):
-            norm.eval()
-
-
-def preflight(config: Recipe, world: World | None = None) -> None:
-    """Refuse what is known to waste a training; warn of what is likely to.
-
-    Raises RecipeError when the crop does not align with the output stride, when
-    the batch cannot be shared out, when the batch norm behind the image pooling
-    would see a single value, and for fp16 without CUDA.
-    """
-    world = world or World()
-    crop, stride = config.augment.crop, config.model.output_stride
-    if (crop - 1) % stride:
-        below = (crop - 1) // stride * stride + 1
-        raise RecipeError(
-            f"augment.crop={crop}: maps align at output stride {stride} only when the crop is a "
-            f"multiple of it plus one; take {below} or {below + stride}"
-        )
-    check_shares(config, world)
-    if not config.freeze_batch_norm:
-        _check_norm_batch(config)
-
-
-def check_shares(config: Sharing, world: World) -> None:
-    """Raise RecipeError where the batch cannot be shared out, and for fp16 without CUDA."""
-    shares = world.size * config.accumulate
-    if config.batch_size % shares:
-        raise RecipeError(
-            f"batch_size={config.batch_size} does not divide into {world.size} processes with "
-            f"accumulate={config.accumulate} micro-batches each; take a multiple of {shares}"
-        )
-    if config.precision == "fp16" and world.device.type != "cuda":
-        raise RecipeError(
-            "precision='fp16' needs a CUDA device; on the CPU take precision=bf16 or fp32"
-        )
-
-
-def _check_norm_batch(config: Recipe) -> None:
-    """Batch norm sees a micro-batch of all processes together."""
-    seen = config.batch_size // config.accumulate
-    says = f"batch_size={config.batch_size}"
-    if config.accumulate > 1:
-        says += f" with accumulate={config.accumulate}"
-    if seen == 1 and config.model.image_pooling:
-        raise RecipeError(
-            f"{says}: the batch norm of the image pooling has one value per channel and "
-            "cannot be trained; take batch_size=2 or more, freeze_batch_norm=true, or "
-            "model.image_pooling=false"
-        )
-    if seen < MIN_NORM_BATCH:
-        log.warning(
-            "%s: batch norm is trained on batches of %d; below %d its statistics are noisy: "
-            "raise batch_size, or set freeze_batch_norm=true",
-            says,
-            seen,
-            MIN_NORM_BATCH,
-        )
-
-
-def keep_depthwise_in_fp32(net: nn.Module) -> None:
-    """Take depthwise convolutions out of CPU autocast.
-
-    oneDNN's bfloat16 gradient of a depthwise convolution is up to four times
-    slower than its float32 one, while everything else gains.
-    """
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d) and module.groups > 1:
-            module.forward = _in_fp32(module.forward)  # type: ignore[method-assign]
-
-
-def _in_fp32(forward: Any) -> Any:
-    def wrapped(x: Tensor) -> Tensor:
-        with torch.autocast("cpu", enabled=False):
-            return forward(x.float()).to(x.dtype)  # type: ignore[no-any-return]
-
-    return wrapped
-
-
-def start(config: Recipe, world: World) -> Run:
-    """A run at iteration 0."""
-    net = build(config).to(world.device).train()
-    if config.channels_last:
-        net = net.to(memory_format=torch.channels_last)
-    if config.precision == "bf16" and world.device.type == "cpu":
-        keep_depthwise_in_fp32(net)
-    distributed.synchronise_batch_norm(net, world)
-    if config.freeze_batch_norm:
-        for norm in batch_norms(net):
-            norm.eval()
-    freeze(net, config.frozen)
-    if config.checkpointing:
-        recompute.units(net.backbone)
-    if config.compile:
-        net.compile(backend=COMPILER)  # in place: the names in the state dict stay
-    optimizer = torch.optim.SGD(
-        parameter_groups(net, config),
-        lr=config.rate,
-        momentum=config.momentum,
-        nesterov=config.nesterov,
-    )
-    average = {k: v.clone() for k, v in net.state_dict().items()} if config.ema_decay else None
-    scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16")
-    return Run(net, optimizer, world.wrap(net), average, scaler)
 
 
 def samples(config: Recipe, dataset: Dataset, world: World) -> tuple[CropDataset, PixelLoss]:
@@ -371,16 +193,16 @@ def _report(work: Callable[[World], Path], world: World) -> int:
 def train_from(args: argparse.Namespace, world: World) -> Path:
     """Read recipe and data, then train."""
     config = recipe.read(args.recipe, args.overrides)
-    preflight(config, world)
+    preflight.check(config, world)
     dataset = find(config.dataset, args.data, config.split)
-    check_classes(config, dataset)
+    preflight.check_classes(config, dataset)
     validated_on = None
     if config.validation_split is not None:
         validated_on = find(config.dataset, args.data, config.validation_split)
     directory: Path = args.resume or args.out
-    refuse_to_overwrite(directory, resume=args.resume is not None)
+    preflight.refuse_to_overwrite(directory, resume=args.resume is not None)
     world.from_main(lambda: directory.mkdir(parents=True, exist_ok=True))
-    log_rate(config)
+    preflight.log_rate(config)
     board = TensorBoard(directory) if args.tensorboard and world.is_main else None
     with closing(board) if board else nullcontext():
         return train(
@@ -397,38 +219,6 @@ def train_from(args: argparse.Namespace, world: World) -> Path:
             resume=args.resume is not None,
             workers=args.workers,
             validated_on=validated_on,
-        )
-
-
-def check_classes(config: Recipe, dataset: Dataset) -> None:
-    """Raise RecipeError when the classifier does not fit the data set's classes."""
-    if config.model.num_classes != len(dataset.classes):
-        raise RecipeError(
-            f"model.num_classes={config.model.num_classes}, dataset {dataset.name!r} has "
-            f"{len(dataset.classes)} classes: set model.num_classes={len(dataset.classes)}"
-        )
-
-
-def refuse_to_overwrite(directory: Path, *, resume: bool) -> None:
-    """Raise RecipeError where a new run would replace the state of another."""
-    if (directory / STATE).exists() and not resume:
-        raise RecipeError(
-            f"{directory} holds a run, {kept(directory)}: "
-            f"go on with --resume {directory}, or choose another --out"
-        )
-
-
-def log_rate(config: Recipe) -> None:
-    """Say which learning rate follows from the batch."""
-    if config.reference_batch is None:
-        log.info("learning rate %.4g at batch %d", config.rate, config.batch_size)
-    else:
-        log.info(
-            "learning rate %.4g = %.4g * batch %d / %d",
-            config.rate,
-            config.learning_rate,
-            config.batch_size,
-            config.reference_batch,
         )
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from model import checkpoint, train
+from model import assembly, checkpoint, preflight, train
 from model.data.dataset import find
 from model.distributed import World
 from model.recipe import RecipeError
@@ -59,7 +59,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 def test_two_processes_have_the_loss_curve_of_one(
     data: Path, two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, "build", in_float64(train.build))
+    monkeypatch.setattr(assembly, "build", in_float64(assembly.build))
     config = make_recipe(**CHANGES)
     dataset = find("voc", data, "train")
     path = train.train(
@@ -78,7 +78,7 @@ def test_two_processes_have_the_loss_curve_of_one(
         for key in line.keys() & {"loss", "miou", "learning_rate"}:
             assert other[key] == pytest.approx(line[key], rel=1e-4), (key, line["iteration"])
     ours, theirs = checkpoint.read_weights(path), checkpoint.read_weights(two / "whole" / "model")
-    start = train.build(config).state_dict()
+    start = assembly.build(config).state_dict()
     moved = torch.cat([(ours[name] - start[name]).flatten() for name in ours])
     apart = torch.cat([(ours[name] - theirs[name]).flatten() for name in ours])
     assert apart.norm() < 1e-3 * moved.norm()
@@ -142,4 +142,4 @@ def test_the_command_line_runs_under_torchrun(data: Path, tmp_path: Path) -> Non
 
 def test_a_batch_that_cannot_be_shared_out_is_refused() -> None:
     with pytest.raises(RecipeError, match="take a multiple of 6"):
-        train.preflight(make_recipe(batch_size=4, accumulate=2), World(size=3))
+        preflight.check(make_recipe(batch_size=4, accumulate=2), World(size=3))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from model import checkpoint, pretrain, train
+from model import assembly, checkpoint, pretrain
 from model.data.dataset import DatasetError
 from model.data.loader import Order
 from model.distributed import World
@@ -52,7 +52,7 @@ def test_a_segmentation_network_starts_from_a_pretrained_backbone(
     assert [line["iteration"] for line in lines if "top1_error" in line] == [3, 6]
     config = make_recipe(model=TINY, init=str(tmp_path / "run" / pretrain.NAME))
     weights = checkpoint.read_weights(tmp_path / "run" / pretrain.NAME)
-    backbone = train.build(config).backbone.state_dict()
+    backbone = assembly.build(config).backbone.state_dict()
     assert weights.keys() == backbone.keys()
     assert all(torch.equal(backbone[key], value) for key, value in weights.items())
 

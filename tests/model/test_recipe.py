@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from model import recipe
+from model import preflight, recipe
 from model.recipe import RecipeError
-from model.train import preflight
 
 LIGHT = "efficientnet-lite0-voc"
 
@@ -24,7 +23,7 @@ SPLITS = {
 @pytest.mark.parametrize("name", recipe.presets())
 def test_every_preset_is_sound_and_described(name: str) -> None:
     config = recipe.read(name, [])
-    preflight(config)
+    preflight.check(config)
     assert config.description
     assert config.split in SPLITS[config.dataset]
     assert config.model.num_classes == {"cityscapes": 19, "camvid": 11}.get(config.dataset, 21)

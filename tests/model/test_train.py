@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model import checkpoint, train
+from model import assembly, checkpoint, preflight, train
 from model.config import ModelConfig
 from model.data.augment import AugmentConfig
 from model.data.dataset import find
@@ -101,8 +101,8 @@ def test_the_poly_policy_falls_from_one_to_zero() -> None:
 
 
 def test_only_full_convolutions_are_decayed() -> None:
-    net = train.build(make_recipe())
-    groups = train.parameter_groups(net, make_recipe(weight_decay=0.5, head_multiplier=10))
+    net = assembly.build(make_recipe())
+    groups = assembly.parameter_groups(net, make_recipe(weight_decay=0.5, head_multiplier=10))
     names = {id(parameter): name for name, parameter in net.named_parameters()}
     seen = set()
     for group in groups:
@@ -117,7 +117,7 @@ def test_only_full_convolutions_are_decayed() -> None:
 
 def test_frozen_parts_keep_weights_and_statistics(data: Path, tmp_path: Path) -> None:
     config = make_recipe(frozen=["backbone.blocks.0"], iterations=2, ema_decay=0.0)
-    before = train.build(config).state_dict()
+    before = assembly.build(config).state_dict()
     after = checkpoint.load(run(config, data, tmp_path / "run")).state_dict()
     changed = {key for key, value in before.items() if not torch.equal(value, after[key])}
     assert not any(key.startswith("backbone.blocks.0.") for key in changed)
@@ -126,7 +126,7 @@ def test_frozen_parts_keep_weights_and_statistics(data: Path, tmp_path: Path) ->
 
 def test_freezing_what_is_not_there_names_the_parts() -> None:
     with pytest.raises(RecipeError, match=r"'backbone\.blok'; it has .*backbone\.blocks"):
-        train.freeze(train.build(make_recipe()), ["backbone.blok"])
+        assembly.freeze(assembly.build(make_recipe()), ["backbone.blok"])
 
 
 @pytest.mark.parametrize(
@@ -138,17 +138,17 @@ def test_freezing_what_is_not_there_names_the_parts() -> None:
 )
 def test_what_would_waste_a_training_is_refused(changes: dict[str, object], says: str) -> None:
     with pytest.raises(RecipeError, match=says):
-        train.preflight(make_recipe(**changes))
+        preflight.check(make_recipe(**changes))
 
 
 def test_a_batch_of_one_trains_with_frozen_batch_norm(data: Path, tmp_path: Path) -> None:
     config = make_recipe(batch_size=1, freeze_batch_norm=True, iterations=1)
-    train.preflight(config)
+    preflight.check(config)
     run(config, data, tmp_path / "run")
 
 
 def test_a_batch_small_for_batch_norm_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
-    train.preflight(make_recipe(batch_size=4))
+    preflight.check(make_recipe(batch_size=4))
     assert "freeze_batch_norm" in caplog.text
 
 
@@ -195,7 +195,7 @@ def test_a_state_of_an_earlier_version_goes_on(data: Path, tmp_path: Path) -> No
 
 def test_weights_that_are_not_there_yet_are_explained() -> None:
     with pytest.raises(checkpoint.CheckpointError, match=r"runs/none/model.*--set init="):
-        train.build(make_recipe(init="runs/none/model"))
+        assembly.build(make_recipe(init="runs/none/model"))
 
 
 def test_a_signal_saves_the_iteration_at_hand(data: Path, tmp_path: Path) -> None:

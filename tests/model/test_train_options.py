@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model import checkpoint, recipe, train
+from model import assembly, checkpoint, preflight, recipe, train
 from model.data.dataset import find
 from model.data.loader import Batch
 from model.distributed import CPU, World
@@ -39,7 +39,7 @@ def example(size: int = 33) -> Batch:
 def step(config: Recipe, batch: Batch | None = None) -> tuple[Run, float]:
     """A run after one iteration, and its loss."""
     batch = batch or example()
-    run, loss = train.start(config, World()), PixelLoss()
+    run, loss = assembly.start(config, World()), PixelLoss()
     weight = loss.weight(batch.labels)
     return run, train_step(run, batch, weight, factor=1.0, loss=loss, config=config, world=World())
 
@@ -83,7 +83,7 @@ def test_a_recomputed_unit_keeps_only_its_input() -> None:
     """Bytes saved for the backward pass, counted by autograd's own hooks."""
 
     def saved(config: Recipe) -> int:
-        run = train.start(config, World())
+        run = assembly.start(config, World())
         total = 0
 
         def count(x: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ def test_contiguous_maps_train_like_channels_last() -> None:
 def test_a_compiled_network_trains_the_same_and_keeps_its_names(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(train, "COMPILER", "aot_eager")  # all but the code generation
+    monkeypatch.setattr(assembly, "COMPILER", "aot_eager")  # all but the code generation
     eager, loss = step(make_recipe())
     compiled, loss_again = step(make_recipe(compile=True))
     assert loss_again == pytest.approx(loss, rel=1e-4)
@@ -128,7 +128,7 @@ def test_a_compiled_network_trains_the_same_and_keeps_its_names(
 
 def test_fp16_is_refused_on_the_cpu() -> None:
     with pytest.raises(RecipeError, match=r"needs a CUDA device; .* precision=bf16"):
-        train.preflight(make_recipe(precision="fp16"), World(CPU))
+        preflight.check(make_recipe(precision="fp16"), World(CPU))
 
 
 def test_fp16_scales_the_loss_and_keeps_the_scale_in_the_state(data: Path, tmp_path: Path) -> None:
@@ -144,10 +144,10 @@ def test_the_rate_follows_the_batch_where_a_reference_is_named(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     config = make_recipe(learning_rate=0.008, batch_size=4, reference_batch=16)
-    groups = train.parameter_groups(train.build(config), config)
+    groups = assembly.parameter_groups(assembly.build(config), config)
     assert {group["rate"] for group in groups} == {0.002}
     with caplog.at_level("INFO"):
-        train.log_rate(config)
+        preflight.log_rate(config)
     assert "learning rate 0.002 = 0.008 * batch 4 / 16" in caplog.text
 
 
@@ -183,7 +183,7 @@ def test_rules_over_several_keys_do_not_print_the_whole_recipe() -> None:
 def test_classes_that_do_not_fit_are_refused_before_training(data: Path) -> None:
     config = make_recipe(model=TINY.model_copy(update={"num_classes": 5}))
     with pytest.raises(RecipeError, match=r"set model\.num_classes=21"):
-        train.check_classes(config, find("voc", data, "train"))
+        preflight.check_classes(config, find("voc", data, "train"))
 
 
 def test_the_best_weights_are_kept_and_a_run_without_gains_ends(

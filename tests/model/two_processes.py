@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from model import distributed, train
+from model import assembly, distributed, train
 from model.data.dataset import find
 from model.deeplab import DeepLabV3Plus
 from model.distributed import World
@@ -96,7 +96,7 @@ def normalise_in_slices(out: Path, world: World) -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
-    train.build = in_float64(train.build)  # type: ignore[assignment]
+    assembly.build = in_float64(assembly.build)  # type: ignore[assignment]
     data, out = Path(sys.argv[1]), Path(sys.argv[2])
     with distributed.join() as world:
         run(data, out / "whole", world)
