@@ -118,7 +118,7 @@ def test_a_damaged_photo_is_replaced_by_the_next_position(data: Path) -> None:
     position = next(i for i in range(5) if crops.order[i] == 3)
     sample = crops[position]
     (line,) = sample.skipped
-    assert re.search(r"2007_000003\.jpg: \w+", line)
+    assert re.search(r"2007_000003\.jpg cannot be read: \w+", line)
     again = crops[position]
     assert torch.equal(sample.image, again.image)
     assert not torch.equal(sample.image, crops[position + 1].image)  # another crop of that pair
