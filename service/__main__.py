@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         settings = CliApp.run(Settings, cli_args=arguments)
     except (ValidationError, SettingsError) as error:
-        print(f"error: {_explain(error)}", file=sys.stderr)
+        print(f"error: {explain(error)}", file=sys.stderr)
         return 2
     logs.configure(settings.log_level, settings.log_format)
     try:
@@ -136,7 +136,8 @@ class DrainingServer(uvicorn.Server):
         loop.call_soon_threadsafe(log.info, "draining for %g s", self._delay_s)
 
 
-def _explain(error: ValidationError | SettingsError) -> str:
+def explain(error: ValidationError | SettingsError) -> str:
+    """What is wrong with the settings, by their flags."""
     if isinstance(error, SettingsError):
         return str(error)
     problems = []

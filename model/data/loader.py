@@ -59,13 +59,28 @@ class Order:
             self._epoch = epoch
         return int(self._indices[offset])
 
+    def partner(self, rng: np.random.Generator) -> int:
+        """Draw a pair to paste from: of weighted ones by the square, so the rarest come most."""
+        if self.chances is None:
+            return int(rng.integers(self.pairs))
+        squares = self.chances**2
+        return int(rng.choice(self.pairs, p=squares / squares.sum()))
+
 
 class CropDataset(TorchDataset[tuple[Tensor, Tensor]]):
-    """Training crops by position in the run."""
+    """Training crops by position in the run.
+
+    Raises DatasetError when objects shall be pasted and class 0 is not the background.
+    """
 
     def __init__(
         self, dataset: Dataset, order: Order, config: AugmentConfig, mean: tuple[float, ...]
     ) -> None:
+        if config.paste and dataset.classes[0] != "background":
+            raise DatasetError(
+                f"augment.paste={config.paste}: class 0 of {dataset.name!r} is "
+                f"{dataset.classes[0]!r}, not 'background'; set augment.paste=0"
+            )
         self.dataset = dataset
         self.order = order
         self.config = config
@@ -73,8 +88,19 @@ class CropDataset(TorchDataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, position: int) -> tuple[Tensor, Tensor]:
         """Return the crop (3, S, S) uint8 and its labels (S, S) uint8."""
-        pair = self.dataset.pairs[self.order[position]]
         rng = np.random.default_rng([self.order.seed, 1, position])
+        pixels, labels = self._crop(self.order[position], rng)
+        if self.config.paste and rng.random() < self.config.paste:
+            augment.paste((pixels, labels), self._crop(self.order.partner(rng), rng))
+        if self.config.jitter:
+            pixels = augment.jitter(pixels, rng, self.config.jitter)
+        return torch.from_numpy(pixels).permute(2, 0, 1), torch.from_numpy(labels)
+
+    def _crop(
+        self, index: int, rng: np.random.Generator
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Draw a crop of one pair: (S, S, 3) and (S, S) uint8."""
+        pair = self.dataset.pairs[index]
         image = open_photo(pair.image)
         mask = read_mask(pair.mask, classes=len(self.dataset.classes), void=self.dataset.void)
         if mask.shape != (image.height, image.width):
@@ -83,10 +109,7 @@ class CropDataset(TorchDataset[tuple[Tensor, Tensor]]):
                 f"is {mask.shape[1]} x {mask.shape[0]}: make them equal, or leave the pair out"
             )
         crop = augment.draw(rng, image.size, self.config)
-        pixels, labels = augment.apply(image, mask, crop, self.config.crop, self.pad)
-        if self.config.jitter:
-            pixels = augment.jitter(pixels, rng, self.config.jitter)
-        return torch.from_numpy(pixels).permute(2, 0, 1), torch.from_numpy(labels)
+        return augment.apply(image, mask, crop, self.config.crop, self.pad)
 
 
 class Batches:
