@@ -9,10 +9,12 @@ one less at the top-left.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class Norm(NamedTuple):
@@ -107,6 +109,11 @@ class ConvBN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C', H', W')."""
         return self.activation(self.bn(self.conv(x)))  # type: ignore[no-any-return]
+
+
+def batch_norms(net: nn.Module) -> Iterator[_BatchNorm]:
+    """All batch-norm layers of a network, synchronised ones too."""
+    return (module for module in net.modules() if isinstance(module, _BatchNorm))
 
 
 def resize(x: Tensor, size: tuple[int, int], *, align_corners: bool = True) -> Tensor:

@@ -6,13 +6,13 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from model.config import ModelConfig
 from model.data.augment import AugmentConfig
 
 PRESETS = Path(__file__).parent / "presets"
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp16"]
 InitPart = Literal["all", "features", "backbone"]  # features: all but the classifier
 
 
@@ -37,15 +37,29 @@ class Recipe(BaseModel):
     augment: AugmentConfig = AugmentConfig()
     sampling: Literal["uniform", "balanced"] = "uniform"
 
+    # Samples replaced by the next position because their files are damaged, in the whole run.
+    max_skips: Annotated[int, Field(ge=0)] = 100
+
     iterations: Annotated[int, Field(gt=0)] = 30_000
-    batch_size: Annotated[int, Field(gt=0)] = 16
+    batch_size: Annotated[int, Field(gt=0)] = 16  # of all processes and micro-batches together
+    # Micro-batches that each process cuts its share of the batch into. Batch norm sees these.
+    accumulate: Annotated[int, Field(gt=0)] = 1
     learning_rate: Annotated[float, Field(gt=0)] = 0.007
+    # Where set, the rate is learning_rate * batch_size / reference_batch (Goyal et al. 2017).
+    reference_batch: Annotated[int, Field(gt=0)] | None = None
     head_multiplier: Annotated[float, Field(gt=0)] = 1.0  # learning rate behind the backbone
     power: Annotated[float, Field(ge=0)] = 0.9  # of the poly policy
     warmup: Annotated[int, Field(ge=0)] = 0  # iterations of linear warm-up
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     nesterov: bool = False
     weight_decay: Annotated[float, Field(ge=0)] = 4e-5
+    grad_clip: Annotated[float, Field(gt=0)] | None = None  # largest norm of the whole gradient
+
+    # One weight per class, or "balanced": by median frequency, measured on the training masks.
+    class_weights: list[Annotated[float, Field(ge=0)]] | Literal["balanced"] | None = None
+    # Share of each image's judged pixels that count, those of the largest loss.
+    hard_mining: Annotated[float, Field(gt=0, le=1)] = 1.0
+
     # PyTorch's momentum of the running statistics; None keeps each part's own.
     batch_norm_momentum: Annotated[float, Field(gt=0, le=1)] | None = None
     freeze_batch_norm: bool = False
@@ -53,8 +67,44 @@ class Recipe(BaseModel):
     # then cost no backward pass.
     frozen: list[str] = []
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0  # 0: no averaging of weights
+
+    # mIoU on a split of the same data set every so many iterations; the best weights are kept.
+    validation_split: str | None = None
+    validate_every: Annotated[int, Field(ge=0)] = 0
+    patience: Annotated[int, Field(ge=0)] = 0  # validations without a gain before the end; 0: never
+
     precision: Precision = "fp32"
+    channels_last: bool = True
+    compile: bool = False  # torch.compile: minutes at the start, faster iterations
+    checkpointing: bool = False  # recompute the backbone's units in the backward pass: less memory
     seed: int = 0
+
+    @property
+    def rate(self) -> float:
+        """The initial learning rate at this batch size."""
+        return self.learning_rate * self.batch_size / (self.reference_batch or self.batch_size)
+
+    @model_validator(mode="after")
+    def _options_fit_each_other(self) -> Recipe:
+        if (self.validation_split is None) != (self.validate_every == 0):
+            raise ValueError(
+                f"validation_split={self.validation_split!r} and "
+                f"validate_every={self.validate_every} belong together: set both, or neither"
+            )
+        if self.patience and not self.validate_every:
+            raise ValueError(
+                f"patience={self.patience} counts validations: "
+                "set validation_split and validate_every"
+            )
+        if self.compile and self.checkpointing:
+            raise ValueError("compile and checkpointing do not work together: leave one out")
+        weights = self.class_weights
+        if isinstance(weights, list) and len(weights) != self.model.num_classes:
+            raise ValueError(
+                f"class_weights has {len(weights)} entries, "
+                f"model.num_classes is {self.model.num_classes}: give one per class"
+            )
+        return self
 
 
 def presets() -> dict[str, Path]:
@@ -75,8 +125,7 @@ def read(name: str, overrides: list[str]) -> Recipe:
         )
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
-        for override in overrides:
-            _apply(table, override)
+        apply(table, overrides)
         return Recipe.model_validate(table)
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{path} is not TOML: {error}") from None
@@ -88,9 +137,16 @@ def explain(error: ValidationError) -> str:
     """One line per wrong key: name, value, what is valid."""
     lines = []
     for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"]) or "recipe"
-        lines.append(f"{key}={item['input']!r}: {item['msg']}")
+        key = ".".join(str(part) for part in item["loc"])
+        # A rule over several keys names them itself, and its input is the whole recipe.
+        lines.append(f"{key}={item['input']!r}: {item['msg']}" if key else item["msg"])
     return "; ".join(lines)
+
+
+def apply(table: dict[str, Any], overrides: list[str]) -> None:
+    """Put `key=value` overrides into a recipe's table."""
+    for override in overrides:
+        _apply(table, override)
 
 
 def _apply(table: dict[str, Any], override: str) -> None:

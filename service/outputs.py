@@ -122,7 +122,7 @@ def _overlay(result: Result, wish: Wish) -> bytes:
         shown=wish.selection.ids - {result.contract.background},
         contour=wish.contour,
     )
-    return imaging.png(blended) if wish.overlay_format == "png" else imaging.jpeg(blended)
+    return imaging.lossless(blended) if wish.overlay_format == "png" else imaging.jpeg(blended)
 
 
 def _confidence(result: Result, _: Wish) -> bytes:

@@ -75,7 +75,9 @@ class Settings(BaseSettings):
     ] = None
     trt_fp16: Annotated[bool, Field(description="TensorRT engines of half precision")] = False
 
-    max_batch: Annotated[int, Field(ge=1, description="images in one run of the engine")] = 4
+    max_batch: Annotated[
+        int, Field(ge=0, description="images in one run of the engine; 0: 4 on a GPU, 1 on a CPU")
+    ] = 0
     max_wait_ms: Annotated[
         float, Field(ge=0, description="how long the first image of a batch waits for others")
     ] = 2.0

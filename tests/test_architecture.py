@@ -52,6 +52,11 @@ def test_the_client_loads_httpx_and_nothing_heavy() -> None:
     assert loaded_by("import service.client").isdisjoint(heavy)
 
 
+def test_training_loads_what_draws_and_compares_only_when_asked() -> None:
+    heavy = {"tensorboard", "torchvision", "segmentation_models_pytorch"}
+    assert loaded_by("import model.train").isdisjoint(heavy)
+
+
 @pytest.mark.parametrize(
     ("package", "forbidden"),
     [("model", {"service", "export"}), ("service", {"model", "export", "torch", "onnx"})],

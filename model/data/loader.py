@@ -2,36 +2,47 @@
 
 A run is one long sequence of positions 0, 1, 2, ... Which pair stands at a
 position, and how it is cropped, depends on the seed and the position alone, so
-a resumed run goes on with exactly the samples an uninterrupted one would see.
+a resumed run goes on with exactly the samples an uninterrupted one would see, and
+several processes share the samples that one would see. Where a file cannot be
+decoded, the pair of the next readable position takes its place.
 """
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from model.data import augment
 from model.data.augment import AugmentConfig
-from model.data.dataset import Dataset, DatasetError, read_mask
+from model.data.dataset import Dataset, DatasetError, Pair, read_mask
 from model.data.photo import open_photo
 
-Sampling = Literal["uniform", "balanced"]
+T = TypeVar("T")
 
 
-def balanced_weights(dataset: Dataset) -> NDArray[np.float64]:
-    """Weight of each pair: the inverse square root of how many pairs hold its rarest class."""
-    present = np.zeros((len(dataset.pairs), len(dataset.classes)), bool)
+def pixel_counts(dataset: Dataset) -> NDArray[np.int64]:
+    """Pixels of each class in each mask, (pairs, K); reads every mask once."""
+    classes = len(dataset.classes)
+    counts = np.zeros((len(dataset.pairs), classes), np.int64)
     for row, pair in enumerate(dataset.pairs):
-        ids = np.unique(read_mask(pair.mask, classes=len(dataset.classes), void=dataset.void))
-        present[row, ids[ids < len(dataset.classes)]] = True
+        ids = read_mask(pair.mask, classes=classes, void=dataset.void)
+        counts[row] = np.bincount(ids.ravel(), minlength=256)[:classes]
+    return counts
+
+
+def balanced_weights(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Weight of each pair: the inverse square root of how many pairs hold its rarest class."""
+    present = counts > 0
     rarity = 1 / np.sqrt(np.maximum(1, present.sum(axis=0)))
     weights = (present * rarity).max(axis=1)
     return np.asarray(np.where(weights > 0, weights, rarity.min()))  # all void: as the commonest
@@ -67,7 +78,65 @@ class Order:
         return int(rng.choice(self.pairs, p=squares / squares.sum()))
 
 
-class CropDataset(TorchDataset[tuple[Tensor, Tensor]]):
+class Sample(NamedTuple):
+    """One training example, and what could not be read on the way to it."""
+
+    image: Tensor  # (3, S, S) uint8
+    label: Tensor  # (S, S) uint8, or a class id
+    skipped: tuple[str, ...] = ()  # why, for each pair that it replaces
+
+
+class Batch(NamedTuple):
+    """The examples of one process in one iteration."""
+
+    images: Tensor  # (N, 3, S, S) uint8
+    labels: Tensor  # (N, S, S) uint8, or (N,) class ids
+    skipped: list[str]
+
+    @staticmethod
+    def of(samples: list[Sample]) -> Batch:
+        """Stack samples; made in the loader's workers."""
+        images, labels, skipped = zip(*samples, strict=True)
+        return Batch(
+            torch.stack(images), torch.stack(labels), [line for s in skipped for line in s]
+        )
+
+
+class Samples(Protocol):
+    """What a loader reads: samples by position in the run."""
+
+    def __getitem__(self, position: int) -> Sample: ...
+
+
+ATTEMPTS = 20  # positions tried for one sample: many damaged files in a row are no accident
+
+
+def first_readable(position: int, read: Callable[[int], T]) -> tuple[T, tuple[str, ...]]:
+    """What `read` makes of the first position that is not damaged, and the reasons before it.
+
+    Raises DatasetError where one position after the other is damaged, and OSError
+    where a file is missing, which is no damage.
+    """
+    skipped: list[str] = []
+    for at in range(position, position + ATTEMPTS):
+        try:
+            return read(at), tuple(skipped)
+        except OSError as error:
+            skipped.append(damage(error))
+    raise DatasetError(
+        f"{ATTEMPTS} samples in a row cannot be read, the last is {skipped[-1]}; "
+        "run python -m model.data check"
+    )
+
+
+def damage(error: OSError) -> str:
+    """What is wrong with a file; raises errors of the file system again, which have a number."""
+    if error.errno is not None:
+        raise error
+    return str(error)
+
+
+class CropDataset(TorchDataset[Sample]):
     """Training crops by position in the run.
 
     Raises DatasetError when objects shall be pasted and class 0 is not the background.
@@ -86,21 +155,25 @@ class CropDataset(TorchDataset[tuple[Tensor, Tensor]]):
         self.config = config
         self.pad = np.round(np.array(mean)).astype(np.uint8)
 
-    def __getitem__(self, position: int) -> tuple[Tensor, Tensor]:
-        """Return the crop (3, S, S) uint8 and its labels (S, S) uint8."""
-        rng = np.random.default_rng([self.order.seed, 1, position])
-        pixels, labels = self._crop(self.order[position], rng)
+    def __getitem__(self, position: int) -> Sample:
+        """Return the crop (3, S, S) uint8 and its labels (S, S) uint8.
+
+        Raises DatasetError where photo and mask do not belong together, and
+        where one position after the other is damaged.
+        """
+        pairs, order = self.dataset.pairs, self.order
+        (image, mask), skipped = first_readable(position, lambda at: self._read(pairs[order[at]]))
+        # Cropped as this position is, so that the next one shows another crop of the pair.
+        rng = np.random.default_rng([order.seed, 1, position])
+        pixels, labels = self._crop(image, mask, rng)
         if self.config.paste and rng.random() < self.config.paste:
-            augment.paste((pixels, labels), self._crop(self.order.partner(rng), rng))
+            skipped += self._paste_onto(pixels, labels, rng)
         if self.config.jitter:
             pixels = augment.jitter(pixels, rng, self.config.jitter)
-        return torch.from_numpy(pixels).permute(2, 0, 1), torch.from_numpy(labels)
+        image_tensor = torch.from_numpy(pixels).permute(2, 0, 1)
+        return Sample(image_tensor, torch.from_numpy(labels), skipped)
 
-    def _crop(
-        self, index: int, rng: np.random.Generator
-    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Draw a crop of one pair: (S, S, 3) and (S, S) uint8."""
-        pair = self.dataset.pairs[index]
+    def _read(self, pair: Pair) -> tuple[Image.Image, NDArray[np.uint8]]:
         image = open_photo(pair.image)
         mask = read_mask(pair.mask, classes=len(self.dataset.classes), void=self.dataset.void)
         if mask.shape != (image.height, image.width):
@@ -108,19 +181,41 @@ class CropDataset(TorchDataset[tuple[Tensor, Tensor]]):
                 f"{pair.image} is {image.width} x {image.height} pixels, its mask {pair.mask} "
                 f"is {mask.shape[1]} x {mask.shape[0]}: make them equal, or leave the pair out"
             )
+        return image, mask
+
+    def _crop(
+        self, image: Image.Image, mask: NDArray[np.uint8], rng: np.random.Generator
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         crop = augment.draw(rng, image.size, self.config)
         return augment.apply(image, mask, crop, self.config.crop, self.pad)
 
+    def _paste_onto(
+        self, pixels: NDArray[np.uint8], labels: NDArray[np.uint8], rng: np.random.Generator
+    ) -> tuple[str, ...]:
+        """Paste a second pair's objects in place; returns why not, where that is damaged."""
+        try:
+            image, mask = self._read(self.dataset.pairs[self.order.partner(rng)])
+        except OSError as error:
+            return (damage(error),)
+        augment.paste((pixels, labels), self._crop(image, mask, rng))
+        return ()
+
 
 class Batches:
-    """A batch sampler: the positions of each iteration from `start` to `stop`."""
+    """A batch sampler: one process's positions of each iteration from `start` to `stop`.
 
-    def __init__(self, start: int, stop: int, batch: int) -> None:
+    Process `rank` of `ranks` takes its slice of the `batch` positions of an iteration.
+    """
+
+    def __init__(self, start: int, stop: int, batch: int, rank: int = 0, ranks: int = 1) -> None:
         self.start, self.stop, self.batch = start, stop, batch
+        self.share = batch // ranks
+        self.offset = rank * self.share
 
     def __iter__(self) -> Iterator[list[int]]:
         for iteration in range(self.start, self.stop):
-            yield list(range(iteration * self.batch, (iteration + 1) * self.batch))
+            first = iteration * self.batch + self.offset
+            yield list(range(first, first + self.share))
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -132,15 +227,25 @@ def _leave_signals_to_the_parent(_: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def loader(
-    crops: CropDataset, *, start: int, stop: int, batch: int, workers: int
-) -> DataLoader[tuple[Tensor, Tensor]]:
-    """Batches (N, 3, S, S) and (N, S, S) uint8 for iterations `start` to `stop`."""
-    return DataLoader(
-        crops,
-        batch_sampler=Batches(start, stop, batch),
+@contextmanager
+def loading(samples: Samples, batches: Batches, workers: int) -> Iterator[Iterator[Batch]]:
+    """Iterate over batches of samples (uint8) in the order of `batches`.
+
+    The workers end with the context. Left to the interpreter's exit they would
+    not: a traceback may hold the iterator until then, and SIGTERM they ignore.
+    """
+    loader = DataLoader(
+        cast("TorchDataset[Batch]", samples),
+        batch_sampler=batches,
+        collate_fn=Batch.of,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=4 if workers else None,
         worker_init_fn=_leave_signals_to_the_parent,
     )
+    iterator = iter(loader)
+    try:
+        yield iterator
+    finally:
+        if workers:
+            iterator._shutdown_workers()  # type: ignore[attr-defined]

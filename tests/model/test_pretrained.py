@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from model import checkpoint
+from model.assembly import build
 from model.checkpoint import BackboneCard, Card, CheckpointError
 from model.config import ModelConfig
 from model.data.dataset import voc_palette
 from model.deeplab import DeepLabV3Plus
 from model.pretrained import initialise
 from model.recipe import Recipe, RecipeError
-from model.train import build
 from tests.model.nets import tiny
 
 
@@ -104,7 +104,7 @@ def test_backbones_file_initialises_the_backbone_and_is_no_checkpoint(tmp_path: 
 
 
 def test_recipe_starts_from_the_weights_it_names(trained: tuple[str, DeepLabV3Plus]) -> None:
-    """`init` and `init_part` reach the network that model.train builds."""
+    """`init` and `init_part` reach the network that is trained."""
     path, net = trained
     recipe = Recipe(model=net.config, init=path, init_part="backbone")
     start = build(recipe)

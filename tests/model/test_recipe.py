@@ -6,15 +6,39 @@ from pathlib import Path
 
 import pytest
 
-from model import recipe
+from model import preflight, recipe
 from model.recipe import RecipeError
 
 LIGHT = "efficientnet-lite0-voc"
 
 
+SPLITS = {
+    "voc": {"train", "trainaug", "trainval"},
+    "cityscapes": {"train", "train_extra"},
+    "coco": {"train"},
+    "camvid": {"train"},
+}
+
+
 @pytest.mark.parametrize("name", recipe.presets())
 def test_every_preset_is_sound_and_described(name: str) -> None:
-    assert recipe.read(name, []).description
+    config = recipe.read(name, [])
+    preflight.check(config)
+    assert config.description
+    assert config.split in SPLITS[config.dataset]
+    assert config.model.num_classes == {"cityscapes": 19, "camvid": 11}.get(config.dataset, 21)
+
+
+@pytest.mark.parametrize("name", recipe.presets())
+def test_a_preset_that_starts_from_another_has_the_same_network(name: str) -> None:
+    config = recipe.read(name, [])
+    if config.init is None or not config.init.startswith("runs/"):
+        return
+    before = recipe.read(Path(config.init).parent.name, [])
+    # Atrous convolution has no parameters of its own: the stride may differ.
+    assert config.model == before.model.model_copy(
+        update={"output_stride": config.model.output_stride}
+    )
 
 
 def test_overrides_reach_nested_keys() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import multiprocessing
 import signal
@@ -13,11 +14,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from model import checkpoint, train
+from model import assembly, checkpoint, preflight, train
 from model.config import ModelConfig
 from model.data.augment import AugmentConfig
 from model.data.dataset import find
+from model.distributed import World
 from model.recipe import Recipe, RecipeError
+from model.run import LOG, STATE, Pace, RunFolder, TrainingError
+from model.step import train_step
 from tests.model import voc_folder
 
 TINY = ModelConfig(
@@ -29,6 +33,7 @@ TINY = ModelConfig(
     decoder_separable=True,
     decoder_channels=16,
     low_level_channels=8,
+    crop_size=(65, 65),
 )
 
 
@@ -46,12 +51,29 @@ def make_recipe(**changes: object) -> Recipe:
     return Recipe.model_validate(fields | changes)
 
 
+def pace(config: Recipe) -> Pace:
+    return Pace(
+        config.iterations,
+        config.batch_size,
+        save_every=2,
+        log_every=1,
+        max_skips=config.max_skips,
+    )
+
+
 def run(
     config: Recipe, data: Path, directory: Path, *, resume: bool = False, workers: int = 0
 ) -> Path:
     directory.mkdir(exist_ok=True)
-    dataset = find("voc", data, "train")
-    return train.train(config, dataset, directory, resume=resume, workers=workers, every=2)
+    return train.train(
+        config,
+        find("voc", data, "train"),
+        RunFolder(directory, World()),
+        pace(config),
+        resume=resume,
+        workers=workers,
+        validated_on=find("voc", data, "train") if config.validation_split else None,
+    )
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -78,19 +100,9 @@ def test_the_poly_policy_falls_from_one_to_zero() -> None:
     assert train.poly(9, warm) == pytest.approx(train.poly(9, config))
 
 
-def test_the_loss_ignores_void_and_judges_at_the_labels_size() -> None:
-    logits = torch.zeros(1, 3, 5, 5)
-    logits[:, 1] = 20.0
-    labels = torch.full((1, 17, 17), 255, dtype=torch.uint8)
-    labels[0, 3:9] = 1
-    assert train.loss_of(logits, labels) < 1e-4
-    labels[0, 3:9] = 2
-    assert train.loss_of(logits, labels) == pytest.approx(20.0, rel=1e-3)
-
-
 def test_only_full_convolutions_are_decayed() -> None:
-    net = train.build(make_recipe())
-    groups = train.parameter_groups(net, make_recipe(weight_decay=0.5, head_multiplier=10))
+    net = assembly.build(make_recipe())
+    groups = assembly.parameter_groups(net, make_recipe(weight_decay=0.5, head_multiplier=10))
     names = {id(parameter): name for name, parameter in net.named_parameters()}
     seen = set()
     for group in groups:
@@ -105,7 +117,7 @@ def test_only_full_convolutions_are_decayed() -> None:
 
 def test_frozen_parts_keep_weights_and_statistics(data: Path, tmp_path: Path) -> None:
     config = make_recipe(frozen=["backbone.blocks.0"], iterations=2, ema_decay=0.0)
-    before = train.build(config).state_dict()
+    before = assembly.build(config).state_dict()
     after = checkpoint.load(run(config, data, tmp_path / "run")).state_dict()
     changed = {key for key, value in before.items() if not torch.equal(value, after[key])}
     assert not any(key.startswith("backbone.blocks.0.") for key in changed)
@@ -114,7 +126,7 @@ def test_frozen_parts_keep_weights_and_statistics(data: Path, tmp_path: Path) ->
 
 def test_freezing_what_is_not_there_names_the_parts() -> None:
     with pytest.raises(RecipeError, match=r"'backbone\.blok'; it has .*backbone\.blocks"):
-        train.freeze(train.build(make_recipe()), ["backbone.blok"])
+        assembly.freeze(assembly.build(make_recipe()), ["backbone.blok"])
 
 
 @pytest.mark.parametrize(
@@ -126,39 +138,40 @@ def test_freezing_what_is_not_there_names_the_parts() -> None:
 )
 def test_what_would_waste_a_training_is_refused(changes: dict[str, object], says: str) -> None:
     with pytest.raises(RecipeError, match=says):
-        train.preflight(make_recipe(**changes))
+        preflight.check(make_recipe(**changes))
 
 
 def test_a_batch_of_one_trains_with_frozen_batch_norm(data: Path, tmp_path: Path) -> None:
     config = make_recipe(batch_size=1, freeze_batch_norm=True, iterations=1)
-    train.preflight(config)
+    preflight.check(config)
     run(config, data, tmp_path / "run")
 
 
 def test_a_batch_small_for_batch_norm_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
-    train.preflight(make_recipe(batch_size=4))
+    preflight.check(make_recipe(batch_size=4))
     assert "freeze_batch_norm" in caplog.text
 
 
 def test_a_small_set_is_learned(data: Path, tmp_path: Path) -> None:
     config = make_recipe(iterations=60, learning_rate=0.05, ema_decay=0.0)
     run(config, data, tmp_path / "run")
-    lines = (tmp_path / "run" / train.LOG).read_text().splitlines()
-    losses = [float(line.split('"loss": ')[1].split(",")[0]) for line in lines]
-    assert losses[-1] < 0.5 * losses[0] < 0.5 * math.log(21)
+    lines = (tmp_path / "run" / LOG).read_text().splitlines()
+    losses = [json.loads(line)["loss"] for line in lines]
+    first, last = (sum(part) / 20 for part in (losses[:20], losses[-20:]))
+    assert last < 0.5 * first < 0.5 * math.log(21)
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(data: Path, tmp_path: Path) -> None:
     config = make_recipe()
     whole = run(config, data, tmp_path / "whole")
-    step, calls = train.train_step, 0
+    step, calls = train_step, 0
 
-    def killed(*args: object) -> float:
+    def killed(*args: object, **options: object) -> float:
         nonlocal calls
         calls += 1
         if calls == 4:  # after three iterations; the last save was after two
             raise KeyboardInterrupt
-        return step(*args)  # type: ignore[arg-type]
+        return step(*args, **options)  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "train_step", killed)
@@ -168,20 +181,37 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(data: Path, tmp_p
     assert whole.read_bytes() == resumed.read_bytes()
 
 
+def test_a_state_of_an_earlier_version_goes_on(data: Path, tmp_path: Path) -> None:
+    """Before scaler, skips and validations were kept."""
+    whole = run(make_recipe(), data, tmp_path / "whole")
+    run(make_recipe(iterations=6), data, tmp_path / "cut")
+    state = torch.load(tmp_path / "cut" / STATE, weights_only=True)
+    torch.save(
+        {k: state[k] for k in ("net", "optimizer", "average", "iteration")}, tmp_path / STATE
+    )
+    resumed = run(make_recipe(), data, tmp_path, resume=True)
+    assert whole.read_bytes() == resumed.read_bytes()
+
+
+def test_weights_that_are_not_there_yet_are_explained() -> None:
+    with pytest.raises(checkpoint.CheckpointError, match=r"runs/none/model.*--set init="):
+        assembly.build(make_recipe(init="runs/none/model"))
+
+
 def test_a_signal_saves_the_iteration_at_hand(data: Path, tmp_path: Path) -> None:
     config = make_recipe()
     whole = run(config, data, tmp_path / "whole")
-    step = train.train_step
+    step = train_step
 
-    def signalled(*args: object) -> float:
+    def signalled(*args: object, **options: object) -> float:
         signal.raise_signal(signal.SIGTERM)
-        return step(*args)  # type: ignore[arg-type]
+        return step(*args, **options)  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "train_step", signalled)
-        with pytest.raises(train.TrainingError, match="after iteration 1: go on with --resume"):
+        with pytest.raises(TrainingError, match="after iteration 1: go on with --resume"):
             run(config, data, tmp_path / "cut")
-    assert torch.load(tmp_path / "cut" / train.STATE, weights_only=True)["iteration"] == 1
+    assert torch.load(tmp_path / "cut" / STATE, weights_only=True)["iteration"] == 1
     resumed = run(config, data, tmp_path / "cut", resume=True)
     assert whole.read_bytes() == resumed.read_bytes()
 
@@ -189,19 +219,19 @@ def test_a_signal_saves_the_iteration_at_hand(data: Path, tmp_path: Path) -> Non
 def test_a_signal_to_the_whole_group_leaves_the_loaders_workers_alive(
     data: Path, tmp_path: Path
 ) -> None:
-    step = train.train_step
+    step = train_step
 
-    def signalled(*args: object) -> float:
+    def signalled(*args: object, **options: object) -> float:
         (worker,) = multiprocessing.active_children()
         # Not by ourselves: a worker takes its parent's SIGTERM for an orderly end.
         subprocess.run(["kill", str(worker.pid)], check=True)
         time.sleep(0.5)  # the trainer is told at once when a worker dies
         signal.raise_signal(signal.SIGTERM)
-        return step(*args)  # type: ignore[arg-type]
+        return step(*args, **options)  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "train_step", signalled)
-        with pytest.raises(train.TrainingError, match="go on with --resume"):
+        with pytest.raises(TrainingError, match="go on with --resume"):
             run(make_recipe(), data, tmp_path, workers=1)
 
 
@@ -220,9 +250,9 @@ def test_a_loss_that_is_not_finite_stops_and_leaves_the_checkpoint(
 ) -> None:
     config = make_recipe()
     run(config, data, tmp_path)
-    with pytest.raises(train.TrainingError, match="lower learning_rate"):
+    with pytest.raises(TrainingError, match="lower learning_rate"):
         run(make_recipe(learning_rate=1e30, iterations=9), data, tmp_path, resume=True)
-    state = torch.load(tmp_path / train.STATE, weights_only=True)
+    state = torch.load(tmp_path / STATE, weights_only=True)
     assert all(value.isfinite().all() for value in state["net"].values())
 
 

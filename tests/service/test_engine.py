@@ -47,6 +47,13 @@ def test_the_engine_knows_its_file(model: Path) -> None:
     assert engine.provider == CPU
 
 
+def test_a_cpu_runs_one_image_at_a_time_unless_told_otherwise(model: Path) -> None:
+    engine = Engine(model, EngineOptions("cpu"))
+    assert engine.usual_batch == 1
+    engine.provider = CUDA
+    assert engine.usual_batch == 4
+
+
 def test_warm_up_runs_every_batch_size(model: Path) -> None:
     engine = Engine(model, EngineOptions("cpu"))
     sizes = []

@@ -63,7 +63,7 @@ def test_sigterm_under_load_loses_no_request(folder: Path) -> None:
         clients = [threading.Thread(target=load, args=[url]) for _ in range(4)]
         for client in clients:
             client.start()
-        wait_for(lambda: bool(statuses))
+        wait_for(lambda: len(statuses) >= len(clients))
         process.send_signal(signal.SIGTERM)
         wait_for(lambda: httpx.get(f"{url}/readyz").status_code == 503)
         before = len(statuses)

@@ -56,6 +56,19 @@ def test_a_new_file_takes_over(client: TestClient, folder: Path) -> None:
     assert brightest(client) == 1
 
 
+@pytest.mark.parametrize(("setting", "batches"), [({}, 3), ({"max_batch": 3}, 1)])
+def test_a_cpu_runs_photos_one_by_one_unless_a_batch_size_is_set(
+    folder: Path, setting: dict[str, int], batches: int
+) -> None:
+    """A batch that is not full would wait for a minute."""
+    with serving(folder, max_wait_ms=60_000, **setting) as client:
+        with ThreadPoolExecutor(3) as pool:
+            answers = list(pool.map(lambda _: post(client, BODY), range(3)))
+        metrics = client.get("/metrics").text
+    assert [answer.status_code for answer in answers] == [200] * 3
+    assert f'deeplab_batch_size_count{{model="tiny"}} {batches}.0' in metrics
+
+
 @pytest.mark.parametrize("content", [b"", b"not a model", None])
 def test_a_bad_file_leaves_the_old_model_serving(
     client: TestClient, folder: Path, content: bytes | None

@@ -147,7 +147,7 @@ def test_the_service_may_slide_unless_asked_not_to(tmp_path: Path) -> None:
 
 def test_windows_share_batches_and_their_memory_is_counted(tmp_path: Path) -> None:
     onnx_models.save(tmp_path / "tiny.onnx")
-    with serving(tmp_path, max_pending_pixels=50_000) as client:
+    with serving(tmp_path, max_pending_pixels=50_000, max_batch=4) as client:
         many = [("file", (f"{n}.png", png(LARGE), "image/png")) for n in range(2)]
         sliding = client.post("/segment", files=many, params={"fit": "sliding"})
         assert sliding.status_code == 413  # 2 * 130 * 217 pixels, and as many windows

@@ -13,7 +13,7 @@ from PIL import Image
 
 from model.data.augment import AugmentConfig
 from model.data.dataset import DatasetError, find
-from model.data.loader import CropDataset, Order, balanced_weights, loader
+from model.data.loader import Batches, CropDataset, Order, balanced_weights, loading, pixel_counts
 from tests.model import voc_folder
 
 
@@ -40,7 +40,7 @@ def test_weights_decide_how_often_a_pair_comes() -> None:
 
 def test_pairs_with_rare_classes_weigh_more(tmp_path: Path) -> None:
     root = voc_folder.make(tmp_path, count=3)  # classes 8, 15, 8
-    weights = balanced_weights(find("voc", root, "train"))
+    weights = balanced_weights(pixel_counts(find("voc", root, "train")))
     assert np.allclose(weights, [1 / np.sqrt(2), 1.0, 1 / np.sqrt(2)])
 
 
@@ -58,13 +58,21 @@ def test_a_stream_that_starts_late_continues_the_same_stream(tmp_path: Path) -> 
     crops = CropDataset(
         dataset, Order(len(dataset.pairs), seed=0), AugmentConfig(crop=33), (127.5,) * 3
     )
-    whole = list(loader(crops, start=0, stop=4, batch=3, workers=0))
-    rest = list(loader(crops, start=2, stop=4, batch=3, workers=0))
+    with loading(crops, Batches(0, 4, 3), workers=0) as batches:
+        whole = list(batches)
+    with loading(crops, Batches(2, 4, 3), workers=0) as batches:
+        rest = list(batches)
     assert len(whole) == 4
-    for (images, labels), (again, labels_again) in zip(whole[2:], rest, strict=True):
-        assert images.shape == (3, 3, 33, 33)
-        assert torch.equal(images, again)
-        assert torch.equal(labels, labels_again)
+    for batch, again in zip(whole[2:], rest, strict=True):
+        assert batch.images.shape == (3, 3, 33, 33)
+        assert torch.equal(batch.images, again.images)
+        assert torch.equal(batch.labels, again.labels)
+
+
+def test_processes_share_out_the_positions_of_one() -> None:
+    whole = list(Batches(2, 4, 6))
+    shares = [list(Batches(2, 4, 6, rank, 3)) for rank in range(3)]
+    assert [sum(parts, []) for parts in zip(*shares, strict=True)] == whole  # noqa: RUF017
 
 
 def test_pasting_adds_objects_of_another_photo_and_keeps_the_rest(tmp_path: Path) -> None:
@@ -74,7 +82,7 @@ def test_pasting_adds_objects_of_another_photo_and_keeps_the_rest(tmp_path: Path
     pasted = CropDataset(dataset, order, AugmentConfig(crop=33, paste=1.0), (127.5,) * 3)
     changed = 0
     for position in range(6):
-        (image, labels), (other, other_labels) = plain[position], pasted[position]
+        (image, labels, _), (other, other_labels, _) = plain[position], pasted[position]
         moved = labels != other_labels
         assert set(other_labels[moved].tolist()) <= set(range(1, 21))
         assert torch.equal(image[:, other_labels == 0], other[:, other_labels == 0])

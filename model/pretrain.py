@@ -1,0 +1,312 @@
+"""Train a backbone on ImageNet by the paper's protocol: `python -m model.pretrain BACKBONE`.
+
+Section 4.3: Nesterov momentum 0.9, rate 0.05 times 0.94 every 2 epochs, weight
+decay 4e-5, 299 x 299 pixels, batches of 32. (The paper lets 50 GPUs take such
+steps asynchronously; here the processes of torchrun share one batch.) It ends in
+a backbone's file, which `init` of a segmentation recipe takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor, nn
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
+
+from model import checkpoint, distributed, recipe
+from model.checkpoint import BackboneCard
+from model.config import PUBLISHED, BackboneName, ModelConfig
+from model.data.dataset import DatasetError
+from model.data.loader import Batch, Batches, Order, Sample, first_readable, loading
+from model.data.photo import open_photo
+from model.deeplab import BACKBONES
+from model.distributed import World
+from model.preflight import check_shares, refuse_to_overwrite
+from model.recipe import Precision, RecipeError
+from model.run import LOG_EVERY, Pace, Run, RunFolder, loop
+from model.step import train_step
+from model.train import command
+
+log = logging.getLogger("model.train")
+
+NAME = "backbone"  # of the finished file
+# A larger picture at evaluation, whose centre is judged: 331 for 299, as 256 for 224.
+MARGIN = 256 / 224
+
+
+class PretrainRecipe(BaseModel):
+    """The training of a backbone. The defaults are the paper's (section 4.3)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    backbone: BackboneName
+    depth_multiplier: Annotated[float, Field(gt=0)] = 1.0  # MobileNetV2 only
+    image_size: Annotated[int, Field(ge=32)] = 299
+    epochs: Annotated[int, Field(gt=0)] = 100  # ours: the paper gives no length
+    batch_size: Annotated[int, Field(gt=1)] = 32
+    accumulate: Annotated[int, Field(gt=0)] = 1
+    learning_rate: Annotated[float, Field(gt=0)] = 0.05
+    reference_batch: Annotated[int, Field(gt=0)] | None = None
+    decay: Annotated[float, Field(gt=0, le=1)] = 0.94
+    decay_epochs: Annotated[int, Field(gt=0)] = 2
+    warmup: Literal[0] = 0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 4e-5
+    grad_clip: Annotated[float, Field(gt=0)] | None = None
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    precision: Precision = "fp32"
+    channels_last: bool = True
+    max_skips: Annotated[int, Field(ge=0)] = 100
+    seed: int = 0
+
+    @property
+    def rate(self) -> float:
+        """The initial learning rate at this batch size."""
+        return self.learning_rate * self.batch_size / (self.reference_batch or self.batch_size)
+
+    @property
+    def network(self) -> ModelConfig:
+        """The backbone as classifiers have it, with the input that its published weights expect."""
+        fields = {"backbone": self.backbone, "depth_multiplier": self.depth_multiplier}
+        published = {k: v for k, v in PUBLISHED[self.backbone].items() if k in ("mean", "std")}
+        return ModelConfig.model_validate({**fields, **published, "output_stride": 32})
+
+
+class Classifier(nn.Module):
+    """A backbone, the mean of its last map, and one linear layer."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: ModelConfig, classes: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(config.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1), persistent=False)
+        self.backbone = BACKBONES[config.backbone](config)
+        self.logits = nn.Linear(self.backbone.channels.high, classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.normal_(self.logits.weight, std=0.01)
+        nn.init.zeros_(self.logits.bias)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(N, 3, H, W) float32 in [0, 255], RGB -> (N, K) logits."""
+        features = self.backbone((image - self.mean) / self.std)
+        return self.logits(features.high.float().mean((2, 3)))  # type: ignore[no-any-return]
+
+
+class ClassLoss:
+    """Cross-entropy of whole images, as a sum."""
+
+    def sum(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Logits (N, K), labels (N,) -> scalar."""
+        return F.cross_entropy(logits.float(), labels, reduction="sum")
+
+
+class Pictures:
+    """Training samples by position in the run: random crop, scale and flip."""
+
+    def __init__(self, folder: ImageFolder, order: Order, size: int) -> None:
+        self.folder = folder
+        self.order = order
+        self.transform = v2.Compose(
+            [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), v2.PILToTensor()]
+        )
+
+    def __getitem__(self, position: int) -> Sample:
+        """Return the image (3, S, S) uint8 and its class id ()."""
+        (image, label), skipped = first_readable(position, lambda at: self.folder[self.order[at]])
+        # torchvision draws from the global generator: set it by the position, then give it back.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(hash((self.order.seed, position)) & 0x7FFF_FFFF)
+            pixels = self.transform(image)
+        return Sample(pixels, torch.tensor(label), skipped)
+
+
+def folder_of(path: Path) -> ImageFolder:
+    """Images by class, `CLASS/*.jpeg`, as ImageNet is laid out; raises DatasetError."""
+    try:
+        return ImageFolder(str(path), loader=lambda file: open_photo(Path(file)))
+    except FileNotFoundError as error:
+        raise DatasetError(f"{path}: {error}; it holds one folder of photos per class") from error
+
+
+def start(config: PretrainRecipe, classes: int, world: World) -> Run:
+    """A run at iteration 0."""
+    torch.manual_seed(config.seed)
+    net = Classifier(config.network, classes).to(world.device).train()
+    if config.channels_last:
+        net = net.to(memory_format=torch.channels_last)
+    distributed.synchronise_batch_norm(net, world)
+    decayed = [p for p in net.parameters() if p.ndim > 1 and p.shape[1] > 1]
+    others = [p for p in net.parameters() if not (p.ndim > 1 and p.shape[1] > 1)]
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay, "rate": config.rate},
+        {"params": others, "weight_decay": 0.0, "rate": config.rate},
+    ]
+    optimizer = torch.optim.SGD(groups, lr=config.rate, momentum=config.momentum, nesterov=True)
+    average = {k: v.clone() for k, v in net.state_dict().items()} if config.ema_decay else None
+    scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16")
+    return Run(net, optimizer, world.wrap(net), average, scaler)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Epochs in iterations."""
+
+    config: PretrainRecipe
+    images: int
+
+    @property
+    def per_epoch(self) -> int:
+        return max(1, self.images // self.config.batch_size)
+
+    @property
+    def iterations(self) -> int:
+        return self.per_epoch * self.config.epochs
+
+    def factor(self, iteration: int) -> float:
+        """Of the initial learning rate: a staircase."""
+        epoch = iteration // self.per_epoch
+        return float(self.config.decay ** (epoch // self.config.decay_epochs))
+
+
+def pretrain(
+    config: PretrainRecipe, data: Path, folder: RunFolder, pace: Pace, *, resume: bool, workers: int
+) -> Path:
+    """Train on `data/train`; returns the path of the backbone's file.
+
+    `data/val`, where it is there, is judged after every epoch. `pace.stop` limits
+    the run; the schedule follows from the recipe and the number of images.
+    """
+    world = folder.world
+    train, val = folder_of(data / "train"), data / "val"
+    judged = folder_of(val) if val.is_dir() else None
+    schedule = Schedule(config, len(train))
+    run = start(config, len(train.classes), world)
+    if resume:
+        folder.resume(run)
+        log.info("resumed at iteration %d", run.iteration)
+    share = Batches(run.iteration, pace.stop, config.batch_size, world.rank, world.size)
+
+    def step(batch: Batch, weight: float) -> float:
+        factor = schedule.factor(run.iteration)
+        return train_step(
+            run, batch, weight, factor=factor, loss=ClassLoss(), config=config, world=world
+        )
+
+    def after() -> bool:
+        if judged is not None and run.iteration % schedule.per_epoch == 0:
+            error = top1_error(run, judged, config, world)
+            folder.write(run.iteration, top1_error=round(error, 4))
+        return False
+
+    pictures = Pictures(train, Order(len(train), config.seed), config.image_size)
+    with loading(pictures, share, workers) as batches:
+        loop(run, batches, pace, folder, weigh=lambda b: len(b.labels), step=step, after=after)
+    return keep(run, config, train, folder)
+
+
+@torch.no_grad()
+def top1_error(run: Run, judged: ImageFolder, config: PretrainRecipe, world: World) -> float:
+    """Share of photos whose most likely class is wrong; the processes share them out."""
+    net = Classifier(config.network, len(judged.classes))
+    net.load_state_dict(run.weights())
+    net.to(world.device).eval()
+    size = config.image_size
+    centre = v2.Compose([v2.Resize(round(size * MARGIN)), v2.CenterCrop(size), v2.PILToTensor()])
+    wrong = 0
+    for index in range(world.rank, len(judged), world.size):
+        image, label = judged[index]
+        pixels = centre(image)[None].to(world.device, torch.float32)
+        wrong += int(net(pixels).argmax()) != label
+    return world.sums(wrong)[0] / len(judged)
+
+
+def keep(run: Run, config: PretrainRecipe, train: ImageFolder, folder: RunFolder) -> Path:
+    """Write the backbone without its classifier; returns the path of the weights."""
+    network = config.network
+    card = BackboneCard(
+        backbone=config.backbone,
+        depth_multiplier=config.depth_multiplier,
+        mean=network.mean,
+        std=network.std,
+        source=f"trained by model.pretrain on {len(train)} images of {len(train.classes)} classes",
+    )
+    prefix = "backbone."
+    weights = {k[len(prefix) :]: v for k, v in run.weights().items() if k.startswith(prefix)}
+    path, _ = checkpoint.paths(folder.path / NAME)
+    folder.world.from_main(lambda: checkpoint.save(path, weights, card))
+    return path
+
+
+def read(backbone: str, overrides: list[str]) -> PretrainRecipe:
+    """The paper's recipe for a backbone with `key=value` overrides; raises RecipeError."""
+    table: dict[str, object] = {"backbone": backbone}
+    recipe.apply(table, overrides)
+    try:
+        config = PretrainRecipe.model_validate(table)
+        _ = config.network
+    except ValidationError as error:
+        raise RecipeError(recipe.explain(error)) from None
+    return config
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m model.pretrain",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="example: python -m model.pretrain xception_65 --data IMAGENET --out runs/x65",
+    )
+    p.add_argument("backbone", help="such as xception_65 or resnet_v1_101_beta")
+    p.add_argument(
+        "--data", type=Path, required=True, help="folder with train/CLASS/* and val/CLASS/*"
+    )
+    p.add_argument("--out", type=Path, help="folder for state, log and the backbone's file")
+    p.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run kept in DIR")
+    p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
+    p.add_argument("--workers", type=int, default=4, help="loader processes (default: 4)")
+    p.add_argument("--save-every", type=int, default=1000, metavar="N", help="iterations per save")
+    p.add_argument("--log-every", type=int, default=LOG_EVERY, metavar="N")
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    p = parser()
+    args = p.parse_args(argv)
+    if (args.resume or args.out) is None:
+        p.error("give --out DIR (or --resume DIR)")
+    return command(lambda world: pretrain_from(args, world))
+
+
+def pretrain_from(args: argparse.Namespace, world: World) -> Path:
+    """Read recipe and data, then train."""
+    config = read(args.backbone, args.overrides)
+    check_shares(config, world)
+    iterations = Schedule(config, len(folder_of(args.data / "train"))).iterations
+    directory: Path = args.resume or args.out
+    refuse_to_overwrite(directory, resume=args.resume is not None)
+    world.from_main(lambda: directory.mkdir(parents=True, exist_ok=True))
+    pace = Pace(iterations, config.batch_size, args.save_every, args.log_every, config.max_skips)
+    return pretrain(
+        config,
+        args.data,
+        RunFolder(directory, world),
+        pace,
+        resume=args.resume is not None,
+        workers=args.workers,
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
