@@ -4,7 +4,7 @@ ENGINE ?= cpu
 DEV := .venv
 SERVE := .venv-serve-$(ENGINE)
 
-.PHONY: demo serve image test check format tables bench bench-train export-matrix clean
+.PHONY: demo serve image test check format tables bench bench-client bench-train soak export-matrix clean
 
 demo: $(SERVE)/.installed ## photos -> masks through the service, then stop
 	$(SERVE)/bin/python -m service.demo
@@ -31,8 +31,14 @@ tables: $(DEV)/.installed ## docs/complexity.md and docs/network.svg from the co
 	$(DEV)/bin/python -m model.tables
 	$(DEV)/bin/python -m model.diagram
 
-bench: $(DEV)/.installed ## the bundled model against PyTorch and OpenVINO, as ratios
+bench: $(DEV)/.installed ## the bundled model and its service against PyTorch, as ratios
 	$(DEV)/bin/python -m export.bench
+
+bench-client: $(DEV)/.installed ## the batch client against what the service can do, and its memory
+	$(DEV)/bin/python -m service.bench_client
+
+soak: $(DEV)/.installed ## 10,000 requests, hostile ones among them, or MINUTES=N of them
+	$(DEV)/bin/python -m service.soak $(if $(MINUTES),--minutes $(MINUTES))
 
 bench-train: $(DEV)/.installed ## crops per second against segmentation_models_pytorch, as ratios
 	$(DEV)/bin/python -m model.bench

@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from export.parity import ParityError
-from export.quantize import Quantization, QuantizationError
+from export.quantize import Quantization, QuantizationError, photos_in
 from export.writer import MIN_SIDE, ExportOptions, Size, export
 from model import arguments
 from model.checkpoint import CheckpointError
@@ -22,8 +22,7 @@ examples:
   python -m export runs/light/model -o models/light.onnx
   python -m export runs/light/model -o models/light-os8.onnx --output-stride 8 --confidence
   python -m export runs/light/model -o models/light-ms.onnx --scales 0.5,0.75,1,1.25,1.5,1.75 --flip
-  python -m export runs/light/model -o models/light-int8.onnx --precision int8 \\
-      --calibration DATA/VOCdevkit/VOC2012/JPEGImages --data DATA --split val
+  python -m export runs/light/model -o models/light-int8.onnx --precision int8 --data DATA
 """
 
 
@@ -36,16 +35,16 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("checkpoint", type=Path, help="NAME.safetensors with NAME.json beside it")
     p.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.onnx")
-    p.add_argument("--output-stride", type=int, choices=(8, 16, 32), help="default: as trained")
-    p.add_argument("--scales", type=arguments.scales, default=(1.0,), metavar="S,S,...")
-    p.add_argument("--flip", action="store_true", help="average with the mirrored photo")
+    arguments.add_passes(p)
     p.add_argument("--precision", choices=("fp32", "fp16", "int8"), default="fp32")
     p.add_argument(
         "--size", type=size, metavar="H,W|dynamic", help="default: the checkpoint's crop size"
     )
     p.add_argument("--confidence", action="store_true", help="also return the label's probability")
     quantization = p.add_argument_group("for --precision int8")
-    quantization.add_argument("--calibration", type=Path, help="folder of photos")
+    quantization.add_argument(
+        "--calibration", type=Path, help="folder of photos; default: the data set's train split"
+    )
     quantization.add_argument("--dataset", default="voc", choices=sorted(DATASETS))
     quantization.add_argument("--data", type=Path, help="data set that mIoU is judged on")
     quantization.add_argument("--split", default="val")
@@ -66,10 +65,11 @@ def options(args: argparse.Namespace) -> ExportOptions:
     """The options of a parsed command line; raises QuantizationError or DatasetError."""
     quantization = None
     if args.precision == "int8":
-        if args.calibration is None or args.data is None:
-            raise QuantizationError("--precision int8 needs --calibration DIR and --data DIR")
-        dataset = find(args.dataset, args.data, args.split)
-        quantization = Quantization(args.calibration, dataset)
+        if args.data is None:
+            raise QuantizationError(
+                "--precision int8 needs --data DIR to judge the loss of mIoU on"
+            )
+        quantization = Quantization(calibration(args), find(args.dataset, args.data, args.split))
     return ExportOptions(
         output_stride=args.output_stride,
         size=None if args.size == "dynamic" else args.size,
@@ -80,6 +80,13 @@ def options(args: argparse.Namespace) -> ExportOptions:
         precision=args.precision,
         quantization=quantization,
     )
+
+
+def calibration(args: argparse.Namespace) -> list[Path]:
+    """The photos to calibrate on: of a folder, or those the network was trained on."""
+    if args.calibration is not None:
+        return photos_in(args.calibration)
+    return [pair.image for pair in find(args.dataset, args.data, "train").pairs]
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,9 +1,11 @@
-"""The exported file against PyTorch and OpenVINO, in one run: `python -m export.bench`.
+"""The exported file and its service against PyTorch, in one run: `python -m export.bench`.
 
 Machines differ and are noisy, so what counts are ratios: all contestants run
-in turn, round after round, and are compared by their medians. The share of
-time spent behind the network (resizing logits, argmax, cast) is read off ONNX
-Runtime's own profile.
+in turn, round after round, and are compared by their medians. First the file:
+in our engine, in OpenVINO, and its checkpoint in PyTorch; the share of time spent
+behind the network (resizing logits, argmax, cast) is read off ONNX Runtime's own
+profile. Then the running service: against its bare engine (`service.bench`) and
+against a plain PyTorch handler.
 """
 
 from __future__ import annotations
@@ -28,14 +30,20 @@ from numpy.typing import NDArray
 
 from export.graph import LabelGraph
 from model import checkpoint
+from service import bench as service_bench
 from service import cpus
 from service.contract import INPUT, LABELS
 from service.engine import Engine, EngineOptions
 from service.errors import StartupError
+from service.load import launch
+from service.load.tables import Table
 from service.settings import BUNDLED
 
 NAME = "efficientnet-lite0-voc"
 CHECKPOINT = Path(checkpoint.__file__).parent / "bundled" / NAME
+PLAIN = "plain PyTorch handler"
+
+REST_S = 0.05  # between runs: idle threads of the one before first spin for a while
 
 Images = NDArray[np.uint8]
 Runner = Callable[[Images], Any]
@@ -80,6 +88,7 @@ def medians(candidates: dict[str, Runner], images: Images, rounds: int) -> dict[
     seconds = defaultdict(list)
     for turn in range(rounds + 1):
         for name, run in candidates.items():
+            time.sleep(REST_S)
             began = time.perf_counter()
             run(images)
             if turn:  # the first round warms up
@@ -117,38 +126,78 @@ def tail_share(file: Path, images: Images, threads: int, rounds: int) -> float:
     return float(behind / sum(event["dur"] for event in kernels))
 
 
+def compared(args: argparse.Namespace, threads: int) -> tuple[Table, dict[str, Any]]:
+    """The file and its rivals on one image size: as a table, and as figures.
+
+    Raises StartupError or CheckpointError for files that cannot be loaded.
+    """
+    candidates = contestants(args.file, args.checkpoint, args.other, threads)
+    height, width = Engine(args.file, EngineOptions("cpu")).input_size
+    shape = (args.batch, height, width, 3)
+    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    seconds = medians(candidates, images, args.rounds)
+    share = tail_share(args.file, images, threads, args.rounds)
+    rows = tuple(
+        (name, f"{value / args.batch * 1000:.1f}", f"{value / seconds['engine']:.2f} x")
+        for name, value in seconds.items()
+    )
+    table = Table(
+        f"{args.file.name}, batch {args.batch}, {threads} threads, {args.rounds} rounds",
+        ("", "ms an image", "to engine"),
+        rows,
+        f"behind the last convolution: {share:.1%} of the time in kernels",
+    )
+    return table, {"seconds": seconds, "tail_share": share, "batch": args.batch}
+
+
+def served(args: argparse.Namespace) -> dict[str, Any]:
+    """The service against its engine and against the plain handler; raises as `service.bench`."""
+    size = "{},{}".format(*Engine(args.file, EngineOptions("cpu")).input_size)
+    options = service_bench.Options(
+        args.file, tuple(args.photos), args.service_rounds, args.seconds, args.megapixels
+    )
+    with launch.module("export.plain_handler", str(args.checkpoint), "--size", size) as plain:
+        return service_bench.run(options, {PLAIN: plain})
+
+
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m export.bench",
-        description="Compare an exported file with PyTorch and OpenVINO (where installed).",
-        epilog="example: python -m export.bench --other models/light-int8.onnx",
+        description="Compare an exported file with PyTorch and OpenVINO (where installed), "
+        "and the service on it with a plain PyTorch handler.",
+        epilog="example: python -m export.bench --other models/light-int8.onnx --markdown",
     )
     p.add_argument("file", type=Path, nargs="?", default=BUNDLED / f"{NAME}.onnx")
     p.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help="what FILE came from")
     p.add_argument("--other", type=Path, action="append", default=[], help="more files to compare")
     p.add_argument("--batch", type=int, default=1)
     p.add_argument("--rounds", type=int, default=20)
+    p.add_argument(
+        "--service",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="also measure the running service",
+    )
+    p.add_argument("--service-rounds", type=int, default=5)
+    service_bench.add_options(p)
     return p
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Measure and print; 1 when a file cannot be loaded or a server does not answer."""
     args = parser().parse_args(argv)
-    threads = cpus.available()
     try:
-        candidates = contestants(args.file, args.checkpoint, args.other, threads)
-        height, width = Engine(args.file, EngineOptions("cpu")).input_size
-    except (StartupError, checkpoint.CheckpointError) as error:
+        table, result = compared(args, cpus.available())
+        print(service_bench.shown([table], markdown=args.markdown), flush=True)
+        if args.service:
+            result["service"] = served(args)
+            tables = service_bench.tables(result["service"])
+            print("\n" + service_bench.shown(tables, markdown=args.markdown))
+    except (StartupError, checkpoint.CheckpointError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    shape = (args.batch, height, width, 3)
-    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    seconds = medians(candidates, images, args.rounds)
-    print(f"{args.file.name}, batch {args.batch}, {threads} threads, {args.rounds} rounds")
-    for name, median in seconds.items():
-        ratio = median / seconds["engine"]
-        print(f"{name:28} {median / args.batch * 1000:7.1f} ms an image   {ratio:5.2f} x")
-    share = tail_share(args.file, images, threads, args.rounds)
-    print(f"behind the last convolution: {share:.1%} of the time in kernels")
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=2), encoding="utf-8")
     return 0
 
 

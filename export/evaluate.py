@@ -17,7 +17,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model.data.dataset import DatasetError, find
-from model.evaluate import add_dataset_arguments, check_classes, figures, report, score
+from model.evaluate import (
+    add_evaluation_arguments,
+    check_classes,
+    check_plot,
+    evaluate,
+    report,
+)
 from service import cpus
 from service.contract import InputSize
 from service.engine import Engine, EngineOptions
@@ -47,29 +53,30 @@ def parser() -> argparse.ArgumentParser:
         epilog="example: python -m export.evaluate models/light.onnx --data DATA --split val",
     )
     p.add_argument("file", type=Path)
-    add_dataset_arguments(p)
+    add_evaluation_arguments(p)
     p.add_argument("--device", default="cpu", choices=("auto", "cpu", "cuda"))
     return p
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parser().parse_args(argv)
+    p = parser()
+    args = p.parse_args(argv)
+    check_plot(p, args)
     try:
         engine = Engine(args.file, EngineOptions(args.device, threads=cpus.available()))
         dataset = find(args.dataset, args.data, args.split)
         check_classes(len(engine.contract.classes), dataset)
-        confusion = score(dataset, partial(predict, engine.run, engine.contract.input))
+        contract = engine.contract
+        result = evaluate(dataset, partial(predict, engine.run, contract.input), args) | {
+            "output_stride": contract.output_stride,
+            "scales": list(contract.scales),
+            "flip": contract.flip,
+            "execution_provider": engine.provider,
+        }
+        report(result, args)
     except (StartupError, DatasetError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    contract = engine.contract
-    result = figures(confusion, dataset) | {
-        "output_stride": contract.output_stride,
-        "scales": list(contract.scales),
-        "flip": contract.flip,
-        "execution_provider": engine.provider,
-    }
-    report(result, args.json)
     return 0
 
 

@@ -51,7 +51,7 @@ class QuantizationError(ValueError):
 class Quantization:
     """What int8 is calibrated and judged on."""
 
-    calibration: Path  # a folder of photos
+    calibration: Sequence[Path]  # photos, none of the validation set
     validation: Dataset
     calibration_images: int = 64
 
@@ -72,11 +72,16 @@ def quantized(
     return final, measured.model_copy(update={"miou_change": change, "miou_images": pairs})
 
 
-def photos(folder: Path, count: int, target: InputSize) -> list[NDArray[np.uint8]]:
-    """`count` photos spread evenly over a folder, fitted into the input: [(H, W, 3) uint8]."""
+def photos_in(folder: Path) -> list[Path]:
+    """The photos of a folder; raises QuantizationError where it holds none."""
     paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in PHOTO_SUFFIXES)
     if not paths:
         raise QuantizationError(f"{folder} holds no photo to calibrate on")
+    return paths
+
+
+def photos(paths: Sequence[Path], count: int, target: InputSize) -> list[NDArray[np.uint8]]:
+    """`count` photos spread evenly over `paths`, fitted into the input: [(H, W, 3) uint8]."""
     chosen = [paths[int(i)] for i in np.linspace(0, len(paths) - 1, min(count, len(paths)))]
     return [fit(decode(open_checked(path.read_bytes(), 10**8)), target).pixels for path in chosen]
 

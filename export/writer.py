@@ -19,6 +19,7 @@ from torch.export import Dim
 from export import parity, quantize
 from export.graph import HalfPrecision, LabelGraph
 from export.quantize import Quantization
+from export.resizes import constant_scales
 from export.rewrite import rewritten
 from model import checkpoint
 from model.checkpoint import Card
@@ -92,6 +93,7 @@ def build(graph: LabelGraph, size: Size, *, dynamic: bool = False) -> onnx.Model
         )
     assert program is not None
     proto = program.model_proto
+    constant_scales(proto)
     onnx.checker.check_model(proto, full_check=True)
     return proto
 

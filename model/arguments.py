@@ -1,8 +1,49 @@
-"""Values of command-line options that argparse does not know: lists and sizes."""
+"""What command lines share: options, and values that argparse does not know (lists, sizes)."""
 
 from __future__ import annotations
 
-from argparse import ArgumentTypeError
+from argparse import ArgumentParser, ArgumentTypeError
+from fractions import Fraction
+
+
+def add_passes(p: ArgumentParser) -> None:
+    """How a network is run over a photo, in model.evaluate, model.predict and export alike."""
+    p.add_argument("--output-stride", type=int, choices=(8, 16, 32), help="default: as trained")
+    p.add_argument(
+        "--scales",
+        type=scales,
+        default=(1.0,),
+        metavar="S,S,...",
+        help="average probabilities over these sizes of the photo",
+    )
+    p.add_argument("--flip", action="store_true", help="average with the mirrored photo")
+
+
+def add_windows(p: ArgumentParser) -> None:
+    """How a photo larger than the crop size is run, in model.evaluate and model.predict alike."""
+    p.add_argument(
+        "--sliding",
+        action="store_true",
+        help="judge photos larger than the crop size in windows of it",
+    )
+    p.add_argument(
+        "--overlap",
+        type=share,
+        default=1 / 3,
+        metavar="SHARE",
+        help="of each window that its neighbour covers too, for --sliding (default: 1/3)",
+    )
+
+
+def share(text: str) -> float:
+    """A number from 0 to below 1, or a fraction such as 1/3."""
+    try:
+        value = float(Fraction(text))
+    except (ValueError, ZeroDivisionError):
+        raise ArgumentTypeError(f"{text!r} is no share such as 0.5 or 1/3") from None
+    if not 0 <= value < 1:
+        raise ArgumentTypeError(f"{text!r} is not from 0 to below 1")
+    return value
 
 
 def integers(text: str) -> tuple[int, ...]:
@@ -11,6 +52,21 @@ def integers(text: str) -> tuple[int, ...]:
         return tuple(int(word) for word in text.split(",")) if text else ()
     except ValueError:
         raise ArgumentTypeError(f"{text!r} is no list of integers such as 6,12,18") from None
+
+
+def count(text: str) -> int:
+    """An integer from 0 on."""
+    if not text.isdecimal():
+        raise ArgumentTypeError(f"{text!r} is no number such as 0 or 6")
+    return int(text)
+
+
+def widths(text: str) -> tuple[int, ...]:
+    """`1,5,10` -> (1, 5, 10), all above 0."""
+    values = integers(text)
+    if not values or min(values) < 1:
+        raise ArgumentTypeError(f"{text!r} is no list of widths above 0 such as 1,5,10")
+    return values
 
 
 def scales(text: str) -> tuple[float, ...]:

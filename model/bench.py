@@ -147,7 +147,7 @@ def made_up_photos(folder: Path) -> Dataset:
         coarse = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8))
         coarse.resize(PHOTO, Image.Resampling.BICUBIC).save(pair.image, quality=90)
         mask = Image.fromarray(rng.integers(0, 21, (6, 8), dtype=np.uint8))
-        mask.resize(PHOTO, Image.Resampling.NEAREST).save(pair.mask)
+        mask.resize(PHOTO, Image.Resampling.NEAREST).save(str(pair.mask))
         pairs.append(pair)
     palette = voc_palette(len(VOC_CLASSES))
     return Dataset("made up", "train", tuple(pairs), VOC_CLASSES, palette)

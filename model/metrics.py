@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 from numpy.typing import NDArray
+
+
+class Metric(Protocol):
+    """What sees every picture of a data set once, beside its prediction."""
+
+    def add(self, truth: NDArray[np.uint8], prediction: NDArray[np.uint8]) -> None:
+        """Count one picture: two arrays of class ids (H, W); truth >= K is void."""
 
 
 class Confusion:

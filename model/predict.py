@@ -1,8 +1,9 @@
 """Label maps of photos, the way the reference evaluates: `python -m model.predict CKPT IMAGES...`.
 
 A photo smaller than the crop size is padded at the bottom and right with the
-mean pixel; a larger one is taken whole. With several scales or flipping, the
-class probabilities of all passes are averaged at full size. Each pass resizes
+mean pixel; a larger one is taken whole, or in overlapping windows of the crop
+size, their probabilities averaged. With several scales or flipping, the class
+probabilities of all passes are averaged at full size. Each pass resizes
 the photo to int((n - 1) * scale + 1) with aligned corners, and its logits in
 two steps: to the size they would have at scale 1 or more, then to the crop.
 The order matters: for scales below 1 a single step moves labels.
@@ -11,6 +12,7 @@ The order matters: for scales below 1 a single step moves labels.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,15 +25,24 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from model import arguments, checkpoint
+from model import arguments, checkpoint, submission
 from model.checkpoint import Card, CheckpointError, Color
+from model.data.dataset import find
 from model.data.photo import read_photo
 from model.deeplab import DeepLabV3Plus
 from model.layers import resize, scaled
+from model.submission import SubmissionError
 
 Size = tuple[int, int]
 Photo = NDArray[np.uint8]
+Labels = NDArray[np.uint8]
+Target = tuple[Path, Path]  # a photo and its output
 OVERLAY_ALPHA = 0.55
+EXAMPLES = """\
+examples:
+  python -m model.predict runs/light/model photos/*.jpg -o masks --overlay
+  python -m model.predict runs/light/model --submission voc --data DATA --split test -o voc-test
+"""
 
 
 def label_map(
@@ -41,19 +52,26 @@ def label_map(
     flip: bool = False,
     *,
     crop_size: Size | None = None,
+    overlap: float | None = None,
 ) -> NDArray[np.uint8]:
     """Class ids of a photo: (H, W, 3) uint8 RGB -> (H, W) uint8.
 
     `crop_size` overrides the network's own: the size (H, W) that smaller photos
-    are padded to. Raises ValueError for an image of another form and for scales
-    that are empty or not positive.
+    are padded to, and that of the windows. With `overlap`, the share of a
+    window that its neighbour covers again (0 <= overlap < 1), larger photos are
+    judged window by window. Raises ValueError for an image of another form, for
+    scales that are empty or not positive, and for an overlap out of range.
     """
-    padded, (height, width) = _prepare(net, image, scales, crop_size)
+    crop_size = crop_size or net.config.crop_size
+    padded, (height, width) = _prepare(net, image, scales, crop_size, overlap)
+    window = _window(padded, crop_size, overlap)
     with torch.inference_mode():
-        if tuple(scales) == (1.0,) and not flip:
+        if tuple(scales) == (1.0,) and not flip and window == padded.shape[2:]:
             scores = full_logits(net, padded, 1.0)  # softmax would not change the order
         else:
-            scores = average_probabilities(net, padded, scales, flip=flip)
+            scores = sliding_probabilities(
+                net, padded, scales, flip=flip, window=window, overlap=overlap or 0.0
+            )
         labels = scores[0, :, :height, :width].argmax(0)
     return labels.to(torch.uint8).cpu().numpy()
 
@@ -65,30 +83,41 @@ def probabilities(
     flip: bool = False,
     *,
     crop_size: Size | None = None,
+    overlap: float | None = None,
 ) -> NDArray[np.float32]:
     """Class probabilities, averaged over all passes: (H, W, 3) uint8 -> (K, H, W) float32.
 
     Options and errors as for `label_map`.
     """
-    padded, (height, width) = _prepare(net, image, scales, crop_size)
+    crop_size = crop_size or net.config.crop_size
+    padded, (height, width) = _prepare(net, image, scales, crop_size, overlap)
+    window = _window(padded, crop_size, overlap)
     with torch.inference_mode():
-        average = average_probabilities(net, padded, scales, flip=flip)
+        average = sliding_probabilities(
+            net, padded, scales, flip=flip, window=window, overlap=overlap or 0.0
+        )
     return average[0, :, :height, :width].float().cpu().numpy()
 
 
 def _prepare(
-    net: DeepLabV3Plus, image: Photo, scales: Sequence[float], crop_size: Size | None
+    net: DeepLabV3Plus,
+    image: Photo,
+    scales: Sequence[float],
+    crop_size: Size,
+    overlap: float | None,
 ) -> tuple[Tensor, Size]:
     """Check the arguments; return the padded image (1, 3, H', W') and the photo's size."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise ValueError(f"image is {image.dtype} {image.shape}; give uint8 (H, W, 3), RGB")
     if not scales or min(scales) <= 0:
         raise ValueError(f"scales={tuple(scales)}: give one or more numbers above 0")
+    if overlap is not None and not 0 <= overlap < 1:
+        raise ValueError(f"overlap={overlap}: give a share of the window, from 0 to below 1")
     if net.training:
         raise ValueError("net is in training mode, where batch norm mixes images; call net.eval()")
     parameter = net.logits.weight
     x = torch.from_numpy(np.array(image)).to(parameter.device).permute(2, 0, 1)[None]
-    return pad(x.to(parameter.dtype), net, crop_size or net.config.crop_size), image.shape[:2]
+    return pad(x.to(parameter.dtype), net, crop_size), image.shape[:2]
 
 
 def pad(x: Tensor, net: DeepLabV3Plus, crop_size: Size) -> Tensor:
@@ -99,6 +128,47 @@ def pad(x: Tensor, net: DeepLabV3Plus, crop_size: Size) -> Tensor:
     padded = net.mean.to(x).expand(1, 3, height, width).clone()
     padded[..., : x.shape[2], : x.shape[3]] = x
     return padded
+
+
+def _window(padded: Tensor, crop_size: Size, overlap: float | None) -> Size:
+    """What the network sees at once: the whole photo, or a window of the crop size."""
+    return crop_size if overlap is not None else (padded.shape[2], padded.shape[3])
+
+
+def window_starts(side: int, window: int, overlap: float) -> list[int]:
+    """Where windows begin that cover `side` pixels, at even distances, the last at the end.
+
+    Neighbours share at least `overlap` of a window.
+    """
+    if side <= window:
+        return [0]
+    step = max(1, int(window * (1 - overlap)))
+    steps = math.ceil((side - window) / step)
+    return [round(index * (side - window) / steps) for index in range(steps + 1)]
+
+
+def sliding_probabilities(
+    net: DeepLabV3Plus,
+    image: Tensor,
+    scales: Sequence[float],
+    *,
+    flip: bool,
+    window: Size,
+    overlap: float,
+) -> Tensor:
+    """Mean probabilities over windows, each judged like a photo: (1, 3, H, W) -> (1, K, H, W).
+
+    The image is at least as large as the window.
+    """
+    height, width = image.shape[2:]
+    total = image.new_zeros((1, net.config.num_classes, height, width))
+    windows = image.new_zeros((height, width))
+    for top in window_starts(height, window[0], overlap):
+        for left in window_starts(width, window[1], overlap):
+            place = (..., slice(top, top + window[0]), slice(left, left + window[1]))
+            total[place] += average_probabilities(net, image[place], scales, flip=flip)
+            windows[place] += 1
+    return total.div_(windows)
 
 
 def average_probabilities(
@@ -154,7 +224,7 @@ def overlaid(image: Photo, labels: NDArray[np.uint8], card: Card) -> Image.Image
     return Image.composite(colors, Image.fromarray(image), Image.fromarray(strength[labels]))
 
 
-def targets(images: Sequence[Path], out: Path) -> Iterator[tuple[Path, Path]]:
+def targets(images: Sequence[Path], out: Path) -> Iterator[Target]:
     """Each image with the stem of its outputs; raises ValueError if two would share one."""
     seen: dict[str, Path] = {}
     for image in images:
@@ -168,40 +238,48 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m model.predict",
         description="Write the class-id mask (palette PNG) of each photo.",
-        epilog="example: python -m model.predict runs/light/model photos/*.jpg -o masks --overlay",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=EXAMPLES,
     )
     p.add_argument("checkpoint", help="NAME of NAME.safetensors + NAME.json")
-    p.add_argument("images", nargs="+", type=Path)
+    p.add_argument("images", nargs="*", type=Path)
     p.add_argument("-o", "--out", type=Path, required=True, metavar="DIR")
-    p.add_argument("--output-stride", type=int, choices=(8, 16, 32), help="default: the network's")
-    p.add_argument(
-        "--scales",
-        type=arguments.scales,
-        default=(1.0,),
-        metavar="S,S,...",
-        help="average over image scales",
-    )
-    p.add_argument("--flip", action="store_true", help="average with the mirrored image")
+    arguments.add_passes(p)
+    arguments.add_windows(p)
     p.add_argument("--overlay", action="store_true", help="also write NAME_overlay.jpg")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    server = p.add_argument_group("for a test server")
+    server.add_argument(
+        "--submission",
+        choices=sorted(submission.CLASSES),
+        help="write DIR/results as this server takes them, and the archive to upload",
+    )
+    server.add_argument("--data", type=Path, help="take the photos of this data set, not IMAGES")
+    server.add_argument("--split", default="test", help="of --data, and named in the submission")
     return p
 
 
-def main(argv: list[str] | None = None) -> int:
-    p = parser()
-    args = p.parse_args(argv)
-    try:
-        pairs = list(targets(args.images, args.out))
-    except ValueError as error:
-        p.error(str(error))
-    try:
-        card = checkpoint.read_card(args.checkpoint)
-        net = checkpoint.load(args.checkpoint, args.output_stride).to(args.device)
-    except CheckpointError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    args.out.mkdir(parents=True, exist_ok=True)
-    failures = 0
+def photos(args: argparse.Namespace) -> list[Path]:
+    """The photos of a command line, in order; raises DatasetError or ValueError."""
+    if args.data is not None and args.submission and not args.images:
+        return [pair.image for pair in find(args.submission, args.data, args.split).pairs]
+    if args.data is not None or not args.images:
+        raise ValueError("give IMAGES, or --submission with --data DIR")
+    if args.overlay and args.submission:
+        raise ValueError("--overlay is no part of a submission; write the overlays in another run")
+    return list(args.images)
+
+
+def write(labels: Labels, image: Photo, card: Card, target: Path, *, overlay: bool) -> None:
+    """Write the mask of a photo, and the overlay where it is wanted, by the stem `target`."""
+    colored(labels, card.palette).save(target.with_name(f"{target.name}.png"))
+    if overlay:
+        overlaid(image, labels, card).save(target.with_name(f"{target.name}_overlay.jpg"))
+
+
+def run(net: DeepLabV3Plus, card: Card, pairs: Sequence[Target], args: argparse.Namespace) -> int:
+    """Judge and write all photos; returns how many could not be read."""
+    failures, overlap = 0, args.overlap if args.sliding else None
     for path, target in tqdm(pairs, disable=not sys.stderr.isatty()):
         try:
             image = read_photo(path)
@@ -209,11 +287,42 @@ def main(argv: list[str] | None = None) -> int:
             print(f"error: {path}: {error}", file=sys.stderr)
             failures += 1
             continue
-        labels = label_map(net, image, args.scales, args.flip)
-        colored(labels, card.palette).save(target.with_name(f"{target.name}.png"))
-        if args.overlay:
-            overlaid(image, labels, card).save(target.with_name(f"{target.name}_overlay.jpg"))
-    return 1 if failures else 0
+        labels = label_map(net, image, args.scales, args.flip, overlap=overlap)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if args.submission:
+            submission.picture(args.submission, labels).save(target)
+        else:
+            write(labels, image, card, target, overlay=args.overlay)
+    return failures
+
+
+def main(argv: list[str] | None = None) -> int:
+    p = parser()
+    args = p.parse_intermixed_args(argv)  # IMAGES may follow options
+    server = args.submission
+    try:
+        pairs = list(targets(photos(args), args.out))
+        if server:
+            places = [submission.place(server, photo, args.split) for photo, _ in pairs]
+            pairs = [(pair[0], args.out / at) for pair, at in zip(pairs, places, strict=True)]
+    except ValueError as error:
+        p.error(str(error))
+    try:
+        card = checkpoint.read_card(args.checkpoint)
+        if server:
+            submission.check(server, card.classes)
+        net = checkpoint.load(args.checkpoint, args.output_stride).to(args.device)
+    except (CheckpointError, SubmissionError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    args.out.mkdir(parents=True, exist_ok=True)
+    if server:
+        submission.archive(server, args.out).unlink(missing_ok=True)  # of an earlier run
+    if run(net, card, pairs, args):
+        return 1
+    if server:
+        print(f"wrote {submission.pack(server, args.out, places)}: {len(places)} results")
+    return 0
 
 
 if __name__ == "__main__":

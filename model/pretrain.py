@@ -25,7 +25,7 @@ from model import checkpoint, distributed, recipe
 from model.checkpoint import BackboneCard
 from model.config import PUBLISHED, BackboneName, ModelConfig
 from model.data.dataset import DatasetError
-from model.data.loader import Batch, Batches, Order, Sample, decode, first_readable, loading
+from model.data.loader import Batch, Batches, Order, Sample, first_readable, loading
 from model.data.photo import open_photo
 from model.deeplab import BACKBONES
 from model.distributed import World
@@ -135,7 +135,7 @@ class Pictures:
 def folder_of(path: Path) -> ImageFolder:
     """Images by class, `CLASS/*.jpeg`, as ImageNet is laid out; raises DatasetError."""
     try:
-        return ImageFolder(str(path), loader=lambda file: decode(lambda: open_photo(file), file))
+        return ImageFolder(str(path), loader=lambda file: open_photo(Path(file)))
     except FileNotFoundError as error:
         raise DatasetError(f"{path}: {error}; it holds one folder of photos per class") from error
 

@@ -1,15 +1,21 @@
-"""`python -m service`: serve the models of a folder over HTTP; `doctor` says what is wrong."""
+"""`python -m service`: serve the models of a folder over HTTP.
+
+`python -m service doctor` says what is wrong; `python -m service build-engines` makes the
+TensorRT engines that `--device tensorrt` starts on, with the same flags as the service.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 import sys
 from collections.abc import Callable
 from importlib.metadata import distributions
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import uvicorn
 from fastapi import FastAPI
@@ -19,7 +25,11 @@ from pydantic_settings import CliApp, SettingsError
 from service import doctor, logs, models
 from service.app import create_app
 from service.errors import StartupError
-from service.settings import Settings
+from service.patience import impatient
+from service.settings import Settings, wants_traces
+
+if TYPE_CHECKING:
+    from service.tracing import Tracing
 
 log = logging.getLogger("service")
 
@@ -29,22 +39,42 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     if arguments[:1] == ["doctor"]:
         return doctor.main(arguments[1:])
+    building = arguments[:1] == ["build-engines"]
+    if building:
+        arguments = ["--device", "tensorrt", *arguments[1:]]
     try:
         settings = CliApp.run(Settings, cli_args=arguments)
     except (ValidationError, SettingsError) as error:
-        print(f"error: {_explain(error)}", file=sys.stderr)
+        print(f"error: {explain(error)}", file=sys.stderr)
         return 2
     logs.configure(settings.log_level, settings.log_format)
     try:
         check_runtime()
+        if building:
+            models.build_engines(settings)
+            return 0
         with listen(settings.host, settings.port) as listener:
             # Process 1 of a container has no default: a stop while loading would go unheard.
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+            tracing = start_tracing() if wants_traces(os.environ) else None
             loaded = models.load(settings)
-            return serve(create_app(settings, loaded), listener, settings, loaded.drain)
+            app = create_app(settings, loaded, tracing)
+            return serve(app, listener, settings, loaded.drain)
     except StartupError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+def start_tracing() -> Tracing:
+    """Send traces, as the OTEL_* variables say; raises StartupError without the libraries."""
+    try:
+        from service import tracing  # noqa: PLC0415 - not loaded unless it is asked for
+    except ImportError as error:
+        raise StartupError(
+            f"OTEL_EXPORTER_OTLP_ENDPOINT is set, but {error}: install the otel extra, "
+            "or set OTEL_SDK_DISABLED=true"
+        ) from None
+    return tracing.Tracing()
 
 
 def check_runtime() -> None:
@@ -70,6 +100,8 @@ def serve(
         app,
         log_config=None,
         access_log=False,
+        http=impatient(settings.header_timeout_s, settings.send_timeout_s),
+        timeout_keep_alive=settings.keep_alive_s,
         timeout_graceful_shutdown=max(1, round(settings.shutdown_timeout_s)),
     )
     for stop in (signal.SIGTERM, signal.SIGINT):
@@ -104,12 +136,16 @@ class DrainingServer(uvicorn.Server):
         loop.call_soon_threadsafe(log.info, "draining for %g s", self._delay_s)
 
 
-def _explain(error: ValidationError | SettingsError) -> str:
+def explain(error: ValidationError | SettingsError) -> str:
+    """What is wrong with the settings, by their flags."""
     if isinstance(error, SettingsError):
         return str(error)
     problems = []
     for item in error.errors():
-        flag = "--" + str(item["loc"][0]).replace("_", "-") if item["loc"] else "settings"
+        if not item["loc"]:  # several settings do not fit together; the message names them
+            problems.append(item["msg"].removeprefix("Value error, "))
+            continue
+        flag = "--" + str(item["loc"][0]).replace("_", "-")
         problems.append(f"{flag} {item['input']!r}: {item['msg']}")
     return "; ".join(problems)
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import FastAPI, Header, Query, Request, Response
 from starlette.formparsers import MultiPartParser
 
 from service import (
+    api_docs,
     catalogue,
     cpus,
     deadlines,
     metrics,
     open_inference,
     outputs,
+    packing,
     playground,
     probes,
     problems,
@@ -43,15 +46,21 @@ from service.models import Models
 from service.observation import Observation
 from service.outputs import OUTPUTS
 from service.query import SegmentQuery
-from service.segment import Resources, segment
+from service.segment import Job, Resources, segment
 from service.settings import Settings
-from service.upload import REQUEST_BODY, image_bytes, unless_gone
+from service.upload import REQUEST_BODY, unless_gone, uploads
+
+if TYPE_CHECKING:  # else loaded only where traces are asked for
+    from service.tracing import Tracing
 
 ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "the output asked for; several come as a ZIP",
+        "description": "the output asked for; several come as a ZIP, several photos also as parts",
         "content": {
-            kind: {} for kind in sorted({kind for kind, _ in OUTPUTS.values()} | {outputs.ZIP})
+            kind: {}
+            for kind in sorted(
+                {kind for kind, _ in OUTPUTS.values()} | {outputs.ZIP, packing.MULTIPART}
+            )
         },
     },
     **problems.documented(
@@ -62,15 +71,22 @@ ANSWERS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def create_app(settings: Settings, models: Models) -> FastAPI:
+def create_app(settings: Settings, models: Models, tracing: Tracing | None = None) -> FastAPI:
     """Build the application around loaded models; they are warmed up when it starts."""
     measured = Metrics(models)
+
+    def on_stage(name: str, seconds: float, ended_ago_s: float) -> None:
+        measured.stage(name, seconds)
+        if tracing:
+            tracing.stage(name, seconds, ended_ago_s)
+
     resources = Resources(
         Admission(settings.max_requests, settings.max_pending_pixels),
         ThreadPoolExecutor(cpus.available() + 1, thread_name_prefix="imaging"),
         settings.max_pixels,
-        on_stage=measured.stage,
+        on_stage=on_stage,
         on_pixels=measured.pixels.inc,
+        on_problem=lambda code: measured.rejected.labels(code).inc(),
     )
 
     @asynccontextmanager
@@ -80,10 +96,12 @@ def create_app(settings: Settings, models: Models) -> FastAPI:
             yield
         await models.stop()
         resources.pool.shutdown(wait=False, cancel_futures=True)
+        if tracing:
+            await asyncio.to_thread(tracing.close)
 
     # A form's file stays in memory: its size is bounded, and a hardened container has no disk.
     MultiPartParser.spool_max_size = settings.max_body_bytes
-    app = FastAPI(title="DeepLabv3+", lifespan=lifespan)
+    app = FastAPI(title="DeepLabv3+", lifespan=lifespan, docs_url=None, redoc_url=None)
     # The last one added is the first to see a request.
     app.add_middleware(
         BodyLimit, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s
@@ -93,8 +111,11 @@ def create_app(settings: Settings, models: Models) -> FastAPI:
             Keys, digests=settings.api_keys, per_minute=settings.rate_limit_per_minute
         )
     app.add_middleware(Observation, metrics=measured, draining=lambda: models.draining)
+    if tracing:
+        app.add_middleware(tracing.middleware, tracing=tracing)
     problems.install(app)
     playground.add_routes(app)
+    api_docs.add_routes(app)
     probes.add_routes(app, models)
     catalogue.add_routes(app, models)
     metrics.add_route(app, measured)
@@ -118,14 +139,20 @@ def _add_segment(app: FastAPI, settings: Settings, models: Models, resources: Re
             str | None, Header(description="deadline in milliseconds; else 504")
         ] = None,
     ) -> Response:
-        """Segment one photo, sent as multipart field `file` or as the body itself."""
+        """Segment a photo, sent as multipart field `file` or as the body itself.
+
+        Several fields `file` are several photos, answered as a ZIP or as multipart/mixed:
+        `results.json`, with a status for each photo, then the outputs.
+        """
         limit_ms = deadlines.milliseconds(x_request_timeout_ms, settings.request_timeout_ms)
+        accept = request.headers.get("accept", "")
         with models.get(query.model).used() as served:
-            wish = query.wish(served.engine.contract, request.headers.get("accept", ""))
+            wish = query.wish(served.engine.contract, accept)
             with resources.admission.request():
                 async with deadlines.enforced(limit_ms) as deadline:
-                    data = await image_bytes(request)
-                    work = segment(data, served, wish, resources, deadline=deadline)
-                    answer = await unless_gone(request, work)
+                    photos = await uploads(request, settings.max_files)
+                    sliding = query.sliding(settings)
+                    job = Job(served, wish, accept, resources, deadline, sliding)
+                    answer = await unless_gone(request, segment(photos, job))
             headers = {**served.headers, "Server-Timing": answer.stages.header()}
         return Response(answer.body, 200, headers, answer.media_type)

@@ -1,13 +1,18 @@
-"""Micro-batching: single items in, whole batches to one worker, single results out.
+"""Micro-batching: single items in, whole batches to the workers, single results out.
 
 Knows neither HTTP nor ONNX Runtime: it batches arrays of equal shape for any
-function from a batch to a batch. Its laws, each a test:
+functions from a batch to a batch, the sessions, which share one queue. One batch is
+collected at a time, so that sessions do not split what could be one; as many run at
+once as there are sessions. Its laws, each a test:
 
 1. every accepted item is answered exactly once;
 2. results match items in number and order;
 3. a failed batch fails only itself;
-4. a dead loop fails all that is pending and is seen as not alive;
+4. a dead loop fails its own batch; the last one to die fails all that is pending, and
+   the batcher is seen as not alive;
 5. closing stops intake, drains until a deadline, then fails the rest.
+
+A session that fails again and again (its GPU out of memory, say) is as good as dead.
 """
 
 from __future__ import annotations
@@ -16,9 +21,10 @@ import asyncio
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -29,6 +35,8 @@ from service.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed,
 log = logging.getLogger("service.batcher")
 
 Array = NDArray[np.uint8]
+HOPELESS = 5  # failures in a row that no single batch can be to blame for
+
 Result = TypeVar("Result")  # what a worker makes of one item
 
 
@@ -49,37 +57,63 @@ class _Entry(Generic[Result]):
     arrived: float = field(default_factory=time.monotonic)
 
 
+class Session(Generic[Result]):
+    """One function that works on batches, in a thread of its own."""
+
+    def __init__(self, run: Callable[[Array], Sequence[Result]], number: int) -> None:
+        self.run = run
+        self.number = number
+        self.worker = ThreadPoolExecutor(1, thread_name_prefix=f"engine-{number}")
+        self.batch: list[_Entry[Result]] = []  # collected, and not yet answered
+        self.failures = 0  # in a row
+        self.loop_task: asyncio.Task[None] | None = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether it takes batches."""
+        return self.loop_task is not None and not self.loop_task.done()
+
+
 class Batcher(Generic[Result]):
-    """One dispatcher in front of one worker thread."""
+    """One queue in front of one dispatcher for each session."""
 
     def __init__(
         self,
-        run: Callable[[Array], Sequence[Result]],
-        *,
+        *runs: Callable[[Array], Sequence[Result]],
         max_batch: int = 4,
         max_wait_ms: float = 2.0,
+        on_death: Callable[[], None] = lambda: None,
     ) -> None:
-        """`run` is called in a thread of its own, one batch (N, H, W, ...) at a time."""
+        """Each of `runs` gets one batch (N, H, W, ...) at a time, in a thread of its own.
+
+        `on_death` is called in the event loop when the last session has died.
+        """
         self.sizes: Counter[int] = Counter()  # how many batches of which size have run
-        self._run = run
+        self.sessions = [Session(run, number) for number, run in enumerate(runs)]
         self._max_batch = max_batch
         self._max_wait_s = max_wait_ms / 1000
+        self._on_death = on_death
         self._queue: deque[_Entry[Result]] = deque()
         self._arrival = asyncio.Event()
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        self._collecting = asyncio.Lock()
         self._closing = False
-        self._running: list[_Entry[Result]] = []
-        self._loop_task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Start dispatching; must be called inside a running event loop."""
-        self._loop_task = asyncio.create_task(self._dispatch(), name="batcher")
-        self._loop_task.add_done_callback(self._loop_ended)
+        for session in self.sessions:
+            name = f"batcher-{session.number}"
+            session.loop_task = asyncio.create_task(self._dispatch(session), name=name)
+            session.loop_task.add_done_callback(partial(self._loop_ended, session))
 
     @property
     def alive(self) -> bool:
         """Whether items are being worked on."""
-        return self._loop_task is not None and not self._loop_task.done()
+        return self.live_sessions > 0
+
+    @property
+    def live_sessions(self) -> int:
+        """How many sessions take batches."""
+        return sum(session.alive for session in self.sessions)
 
     @property
     def depth(self) -> int:
@@ -96,7 +130,7 @@ class Batcher(Generic[Result]):
         if self._closing:
             raise ShuttingDown("the service is shutting down: send the request to another replica")
         if not self.alive:
-            raise EngineUnavailable("the inference loop has stopped: restart the service")
+            raise EngineUnavailable("the inference loop has died: try again in a while")
         loop = asyncio.get_running_loop()
         entry: _Entry[Result] = _Entry(item, loop.create_future(), deadline)
         self._queue.append(entry)
@@ -111,21 +145,31 @@ class Batcher(Generic[Result]):
         """Stop intake, work on what waits for up to `timeout_s`, fail the rest."""
         self._closing = True
         self._arrival.set()
-        if self._loop_task is not None:
-            await asyncio.wait([self._loop_task], timeout=timeout_s)
-            self._loop_task.cancel()
-            await asyncio.gather(self._loop_task, return_exceptions=True)
+        tasks = [each.loop_task for each in self.sessions if each.loop_task is not None]
+        if tasks:
+            await asyncio.wait(tasks, timeout=timeout_s)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._fail_all(ShuttingDown("the service stopped before this image's turn: send it again"))
-        self._worker.shutdown(wait=False, cancel_futures=True)
+        for session in self.sessions:
+            session.worker.shutdown(wait=False, cancel_futures=True)
 
-    async def _dispatch(self) -> None:
-        while await self._wait_for_work():
-            batch = self._take()
-            if not batch:
-                continue
-            if len(batch) < self._max_batch and not self._closing:
-                await self._wait_for_company(batch)
-            await self._work_on(batch)
+    async def _dispatch(self, session: Session[Result]) -> None:
+        while await self._collect(session):
+            await self._work_on(session)
+
+    async def _collect(self, session: Session[Result]) -> bool:
+        """Give a session its next batch; False when there will be nothing more."""
+        async with self._collecting:
+            while await self._wait_for_work():
+                self._take(session)
+                if not session.batch:
+                    continue
+                if len(session.batch) < self._max_batch and not self._closing:
+                    await self._wait_for_company(session)
+                return True
+        return False
 
     async def _wait_for_work(self) -> bool:
         """Return once something waits; False when there will be nothing more."""
@@ -136,9 +180,9 @@ class Batcher(Generic[Result]):
             await self._arrival.wait()
         return True
 
-    def _take(self, batch: list[_Entry[Result]] | None = None) -> list[_Entry[Result]]:
+    def _take(self, session: Session[Result]) -> None:
         """Move waiting entries of one shape into a batch, in order, dropping the dead."""
-        batch = [] if batch is None else batch
+        batch = session.batch
         passed_over: list[_Entry[Result]] = []
         while self._queue and len(batch) < self._max_batch:
             entry = self._queue.popleft()
@@ -149,13 +193,11 @@ class Batcher(Generic[Result]):
             else:
                 batch.append(entry)
         self._queue.extendleft(reversed(passed_over))
-        self._running = batch
-        return batch
 
-    async def _wait_for_company(self, batch: list[_Entry[Result]]) -> None:
+    async def _wait_for_company(self, session: Session[Result]) -> None:
         """Fill up the batch until the first item has waited long enough."""
-        until = batch[0].arrived + self._max_wait_s
-        while len(batch) < self._max_batch and not self._closing:
+        until = session.batch[0].arrived + self._max_wait_s
+        while len(session.batch) < self._max_batch and not self._closing:
             remaining = until - time.monotonic()
             if remaining <= 0:
                 return
@@ -164,45 +206,62 @@ class Batcher(Generic[Result]):
                 await asyncio.wait_for(self._arrival.wait(), remaining)
             except TimeoutError:
                 return
-            self._take(batch)
+            self._take(session)
 
-    async def _work_on(self, batch: list[_Entry[Result]]) -> None:
-        live = [entry for entry in batch if not entry.future.done()]
+    async def _work_on(self, session: Session[Result]) -> None:
+        live = [entry for entry in session.batch if not entry.future.done()]
         if live:
             began = time.monotonic()
             self.sizes[len(live)] += 1
             loop = asyncio.get_running_loop()
             try:
-                results = await loop.run_in_executor(self._worker, self._run_batch, live)
+                results = await loop.run_in_executor(session.worker, _run_batch, session.run, live)
             except Exception:
-                log.exception("a batch of %d failed", len(live))
+                log.exception("a batch of %d failed in session %d", len(live), session.number)
                 _answer(live, InferenceFailed("the engine failed on this image; the log says why"))
+                session.failures += 1
             else:
+                session.failures = 0
                 ran = time.monotonic() - began
                 for entry, result in zip(live, results, strict=True):
                     if not entry.future.done():
                         timing = Timing(began - entry.arrived, ran, len(live))
                         entry.future.set_result((result, timing))
-        self._running = []
+        session.batch = []
+        if session.failures >= HOPELESS:
+            raise RuntimeError(f"{session.failures} batches in a row have failed")
 
-    def _run_batch(self, batch: list[_Entry[Result]]) -> Sequence[Result]:
-        results = self._run(np.stack([entry.item for entry in batch]))
-        if len(results) != len(batch):
-            raise RuntimeError(f"{len(batch)} items in, {len(results)} results out")
-        return results
-
-    def _loop_ended(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.critical("the inference loop died", exc_info=error)
-            self._fail_all(EngineUnavailable("the inference loop has died: restart the service"))
+    def _loop_ended(self, session: Session[Result], task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if self._closing and error is None:
+            return
+        log.critical("the inference loop of session %d died", session.number, exc_info=error)
+        unavailable = EngineUnavailable("the inference loop has died: try again in a while")
+        _answer(session.batch, unavailable)
+        session.batch = []
+        if not self.alive:
+            self._fail_all(unavailable)
+            if not self._closing:
+                self._on_death()
 
     def _fail_all(self, error: Exception) -> None:
-        _answer([*self._running, *self._queue], error)
-        self._running = []
+        for session in self.sessions:
+            _answer(session.batch, error)
+            session.batch = []
+        _answer(self._queue, error)
         self._queue.clear()
 
 
-def _answer(entries: list[_Entry[Result]], error: Exception) -> None:
+def _run_batch(
+    run: Callable[[Array], Sequence[Result]], batch: list[_Entry[Result]]
+) -> Sequence[Result]:
+    results = run(np.stack([entry.item for entry in batch]))
+    if len(results) != len(batch):
+        raise RuntimeError(f"{len(batch)} items in, {len(results)} results out")
+    return results
+
+
+def _answer(entries: Iterable[_Entry[Result]], error: Exception) -> None:
     for entry in entries:
         if not entry.future.done():
             entry.future.set_exception(error)

@@ -20,6 +20,7 @@ def add_routes(app: FastAPI, models: Models) -> None:
             "default": served.name == models.default,
             "digest": served.engine.digest,
             "execution_provider": served.engine.provider,
+            "sessions": served.batcher.live_sessions,
             **served.engine.contract.model_dump(mode="json"),
         }
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import onnxruntime as ort
 
-from service import cpus
+from service import cpus, trt_engines
 from service.contract import ContractError
-from service.engine import CUDA, Engine, EngineOptions, cuda_problem
+from service.engine import CUDA, Engine, EngineOptions, cuda_problem, preload
 from service.errors import StartupError
 from service.models import model_files
 from service.settings import BUNDLED
@@ -54,6 +54,7 @@ def examine(folder: Path) -> dict[str, Any]:
             "wheels": wheels,
             "compiled_in": ort.get_available_providers(),  # not what runs: see the models
             "cuda": _cuda(),
+            "tensorrt": trt_engines.problem() or "works",
         },
         "models": models,
         "problems": problems,
@@ -86,7 +87,7 @@ def _version(name: str) -> str:
 def _cuda() -> str:
     if CUDA not in ort.get_available_providers():
         return "not compiled in; install the gpu extra to use a GPU"
-    ort.preload_dlls()
+    preload()
     return cuda_problem() or "works"
 
 
@@ -131,6 +132,7 @@ def as_text(report: dict[str, Any]) -> str:
         ("onnxruntime", ", ".join(f"{name} {ver}" for name, ver in runtime["wheels"].items())),
         ("compiled in", ", ".join(runtime["compiled_in"])),
         ("cuda", runtime["cuda"]),
+        ("tensorrt", runtime["tensorrt"]),
         *(("model", ", ".join(f"{k} {v}" for k, v in model.items())) for model in report["models"]),
     ]
     lines = [f"{name:12} {value}" for name, value in facts]

@@ -68,6 +68,12 @@ class BodyTimeout(ServiceError):
     status, code, title = 408, "body-timeout", "Body timeout"
 
 
+class HeaderTimeout(ServiceError):
+    """The headers came in too slowly, or not at all."""
+
+    status, code, title = 408, "header-timeout", "Header timeout"
+
+
 class ImageTooLarge(ServiceError):
     """More pixels than the service takes."""
 

@@ -18,12 +18,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from pycocotools import mask as coco
 
+from service import png
 from service.contract import Color, InputSize
 from service.errors import ImageTooLarge, InvalidImage
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 MEDIA_TYPES = ("image/jpeg", "image/png", "image/webp", "image/bmp", "image/tiff")
 ORIENTATION = 0x0112  # the EXIF tag
+EPOCH = (1980, 1, 1, 0, 0, 0)  # of ZIP files, so that the same outputs give the same bytes
 PNG_LEVEL = 1  # zlib: masks shrink to a few kilobytes at the fastest level already
 
 # Sizes are checked against the service's own limit, from the header, before decoding.
@@ -131,12 +133,26 @@ def restore(labels: NDArray[np.uint8], fitted: Fitted, size: tuple[int, int]) ->
     labels = labels[:h, :w]
     if (w, h) == size:
         return labels
-    return np.asarray(Image.fromarray(labels).resize(size, Image.Resampling.NEAREST))
+    columns, rows = _nearest(w, size[0]), _nearest(h, size[1])
+    return labels.take(columns, axis=1).take(rows, axis=0)  # whole rows are copied fast
+
+
+def _nearest(have: int, want: int) -> NDArray[np.intp]:
+    """For each of `want` pixels the index of the nearest of `have`, by their centres."""
+    return ((np.arange(want) + 0.5) * (have / want)).astype(np.intp)
 
 
 def mask_png(labels: NDArray[np.uint8], palette: tuple[Color, ...]) -> bytes:
     """An index PNG whose pixel values are the class ids, whatever ids occur."""
+    starts, counts = png.runs(labels)
+    if _repeats(counts):
+        return png.encode(labels[starts], counts, full_palette(palette))
     return _encoded(_indexed(labels, palette), "PNG", compress_level=PNG_LEVEL, optimize=False)
+
+
+def _repeats(counts: NDArray[np.intp]) -> bool:
+    """Whether rows come at least twice on average, as in masks of large photos."""
+    return bool(counts.sum() >= 2 * len(counts))
 
 
 def _indexed(labels: NDArray[np.uint8], palette: tuple[Color, ...]) -> Image.Image:
@@ -155,11 +171,17 @@ def full_palette(palette: tuple[Color, ...]) -> NDArray[np.uint8]:
 
 def color_png(labels: NDArray[np.uint8], palette: tuple[Color, ...]) -> bytes:
     """An RGB PNG of the classes' colours."""
+    starts, counts = png.runs(labels)
+    if _repeats(counts):
+        return png.encode(full_palette(palette)[labels[starts]], counts)
     return _encoded(_indexed(labels, palette).convert("RGB"), "PNG", compress_level=PNG_LEVEL)
 
 
 def confidence_png(confidence: NDArray[np.uint8]) -> bytes:
     """A grey PNG of the probability of each pixel's class, times 255."""
+    starts, counts = png.runs(confidence)
+    if _repeats(counts):
+        return png.encode(confidence[starts], counts)
     return _encoded(Image.fromarray(confidence), "PNG", compress_level=PNG_LEVEL)
 
 
@@ -211,7 +233,7 @@ def _widened(mask: NDArray[np.bool_], by: int) -> NDArray[np.bool_]:
     return grown
 
 
-def png(image: Image.Image) -> bytes:
+def lossless(image: Image.Image) -> bytes:
     """Encode as PNG."""
     return _encoded(image, "PNG", compress_level=PNG_LEVEL)
 
@@ -248,7 +270,7 @@ def summary(
 
     With a confidence map also its mean, 0 to 1. `shown`: only classes of these ids.
     """
-    counts = np.bincount(labels.ravel(), minlength=256)
+    counts = Image.fromarray(labels).histogram()  # bincount would widen every pixel first
     found = []
     for label in map(int, np.flatnonzero(counts)):
         if shown is not None and label not in shown:
@@ -258,8 +280,8 @@ def summary(
         entry = {
             "id": label,
             "name": classes[label],
-            "pixels": int(counts[label]),
-            "fraction": round(float(counts[label] / labels.size), 6),
+            "pixels": counts[label],
+            "fraction": round(counts[label] / labels.size, 6),
             "box": [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1],
         }
         if confidence is not None:
@@ -278,11 +300,11 @@ def rle(labels: NDArray[np.uint8], label: int) -> dict[str, Any]:
 
 
 def archive(files: dict[str, bytes]) -> bytes:
-    """A ZIP of several outputs, stored: they are compressed already."""
+    """A ZIP of several files, stored: they are compressed already."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as target:
         for name, data in files.items():
-            target.writestr(name, data)
+            target.writestr(zipfile.ZipInfo(name, EPOCH), data)
     return out.getvalue()
 
 

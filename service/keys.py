@@ -15,7 +15,8 @@ from service.errors import RateLimited, ServiceError, Unauthorized
 
 # What probes and a browser that has no key yet must reach.
 OPEN = frozenset({"/", "/livez", "/readyz", "/v2/health/live", "/v2/health/ready"})
-SAMPLES = "/samples/"  # the photos of the page
+OPEN |= {"/docs", "/openapi.json"}  # how to ask is no secret
+OPEN_BELOW = ("/samples/", "/docs/")  # the photos of the page, the files of the other one
 
 
 class Bucket:
@@ -71,7 +72,7 @@ class Keys:
 
 def is_open(path: str) -> bool:
     """Whether a path is served without a key."""
-    return path in OPEN or path.startswith(SAMPLES)
+    return path in OPEN or path.startswith(OPEN_BELOW)
 
 
 def _digest(scope: Scope) -> str:

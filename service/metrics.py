@@ -19,6 +19,8 @@ from prometheus_client import (
 from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from service.engine import CPU
+from service.gpu_memory import GpuMemory
 from service.models import Models, ServedModel
 
 # From a tiny image on a GPU to a large one behind a full queue, in seconds.
@@ -61,6 +63,9 @@ class Metrics:
         self.cancelled = Counter("deeplab_cancelled", "Clients that left early", registry=to)
         self.pixels = Counter("deeplab_pixels", "Pixels of the photos let in", registry=to)
         self.registry.register(_ModelCollector(models))
+        self.registry.register(
+            GpuMemory(lambda: any(model.engine.provider != CPU for model in models))
+        )
         ProcessCollector(registry=to)
         PlatformCollector(registry=to)
 
@@ -89,13 +94,17 @@ class _ModelCollector(Collector):
         depth = GaugeMetricFamily(
             "deeplab_queue_depth", "Images waiting for the engine", labels=["model"]
         )
+        sessions = GaugeMetricFamily(
+            "deeplab_sessions", "Engine sessions that take work", labels=["model"]
+        )
         ready = GaugeMetricFamily("deeplab_ready", "1 while /readyz is green", self._models.healthy)
         for model in self._models:
             engine = model.engine
             precision = engine.contract.precision
             info.add_metric([model.name, engine.digest, engine.provider, precision], 1)
             depth.add_metric([model.name], model.batcher.depth)
-        yield from (info, depth, ready, self._batch_sizes())
+            sessions.add_metric([model.name], model.batcher.live_sessions)
+        yield from (info, depth, sessions, ready, self._batch_sizes())
 
     def _batch_sizes(self) -> Metric:
         sizes = HistogramMetricFamily(

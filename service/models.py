@@ -1,35 +1,53 @@
-"""The models being served: each file with its engine and its batcher."""
+"""The models being served: each file with its engines and its batcher."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from service import cpus
+from service import cpus, trt_engines
 from service.batcher import Batcher
-from service.engine import Engine, EngineOptions, Prediction
+from service.engine import CPU, Engine, EngineOptions, Prediction
 from service.errors import ModelUnusable, StartupError, UnknownModel
 from service.settings import Settings
+from service.trt_engines import TrtOptions
 
 log = logging.getLogger("service.models")
 
+REVIVE_EVERY_S = 10.0  # between attempts to load a model whose sessions have died
+
 
 class ServedModel:
-    """One engine and the batcher in front of it."""
+    """One model's engines, all alike, and the batcher in front of them."""
 
-    def __init__(self, engine: Engine, settings: Settings) -> None:
-        self.name = engine.name
-        self.engine = engine
+    def __init__(self, engines: Sequence[Engine], settings: Settings) -> None:
+        self.engine = engines[0]  # what the model is; all of them work
+        self.name = self.engine.name
+        self.revive: Callable[[], None] = lambda: None  # called when no session is left
+        self._max_batch = settings.max_batch or self.engine.usual_batch
         self.batcher: Batcher[Prediction] = Batcher(
-            engine.predict, max_batch=settings.max_batch, max_wait_ms=settings.max_wait_ms
+            *(engine.predict for engine in engines),
+            max_batch=self._max_batch,
+            max_wait_ms=settings.max_wait_ms,
+            on_death=self._died,
         )
-        self._max_batch = settings.max_batch
+        self.engines = engines
         self._users = 0
         self._unused = asyncio.Event()
         self._unused.set()
+
+    def _died(self) -> None:
+        self.revive()
+
+    @property
+    def whole(self) -> bool:
+        """Whether every session is alive."""
+        return self.batcher.live_sessions == len(self.engines)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -42,9 +60,11 @@ class ServedModel:
 
     async def start(self) -> None:
         """Warm up, then take requests."""
-        await asyncio.to_thread(self.engine.warm_up, self._max_batch)
+        for engine in self.engines:
+            await asyncio.to_thread(engine.warm_up, self._max_batch)
         self.batcher.start()
-        log.info("serving %s on %s", self.name, self.engine.provider)
+        sessions = f", {len(self.engines)} sessions" if len(self.engines) > 1 else ""
+        log.info("serving %s on %s%s", self.name, self.engine.provider, sessions)
 
     @contextmanager
     def used(self) -> Iterator[ServedModel]:
@@ -70,15 +90,21 @@ class ServedModel:
 class Models:
     """All served models by name."""
 
-    def __init__(self, engines: list[Engine], settings: Settings) -> None:
+    def __init__(self, engines: Sequence[Sequence[Engine]], settings: Settings) -> None:
+        """`engines`: those of each model."""
         self._settings = settings
-        self._models = {engine.name: ServedModel(engine, settings) for engine in engines}
+        self._models = {each[0].name: self._served(each) for each in engines}
         self.default = settings.default_model or min(self._models)
         self.get(self.default)
         self.ready = False
         self.draining = False
         self._loading = asyncio.Lock()  # one reload at a time
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._background: set[asyncio.Task[None]] = set()
+
+    def _served(self, engines: Sequence[Engine]) -> ServedModel:
+        model = ServedModel(engines, self._settings)
+        model.revive = partial(self._revive, model)
+        return model
 
     def __iter__(self) -> Iterator[ServedModel]:
         return iter(list(self._models.values()))
@@ -104,7 +130,9 @@ class Models:
         self.ready = True
 
     async def reload(self, name: str, digest: str | None = None) -> bool:
-        """Load the model's file again; whether what is served has changed.
+        """Load the model's file again; whether the sessions are new ones.
+
+        They stay if the file is the same and all of them are alive.
 
         The new engine is warmed up before it takes over; requests in progress
         finish on the old one. Raises UnknownModel when there is no such file, and
@@ -113,12 +141,13 @@ class Models:
         """
         async with self._loading:
             served = self._models.get(name)
-            engine = await asyncio.to_thread(self._load, name)
-            if digest not in {None, engine.digest}:
-                raise ModelUnusable(f"{name}: the file has digest {engine.digest}, not {digest}")
-            if served is not None and engine.digest == served.engine.digest:
+            engines = await asyncio.to_thread(self._load, name)
+            found = engines[0].digest
+            if digest not in {None, found}:
+                raise ModelUnusable(f"{name}: the file has digest {found}, not {digest}")
+            if served is not None and found == served.engine.digest and served.whole:
                 return False
-            fresh = ServedModel(engine, self._settings)
+            fresh = self._served(engines)
             try:
                 await fresh.start()
             except Exception as error:  # ONNX Runtime raises its own classes, not all of one root
@@ -128,20 +157,38 @@ class Models:
                 self._retire(served)
             return True
 
-    def _load(self, name: str) -> Engine:
+    def _load(self, name: str) -> list[Engine]:
         try:
             files = {path.stem: path for path in model_files(self._settings.models)}
             if name not in files:
                 raise UnknownModel(f"no file {name}.onnx; there are: {', '.join(files)}")
-            return Engine(files[name], _options(self._settings))
+            return load_engines(files[name], self._settings)
         except StartupError as error:
             raise ModelUnusable(f"{name} stays as it was: {error}") from None
 
     def _retire(self, model: ServedModel) -> None:
         timeout_s = self._settings.request_timeout_ms / 1000 + 1
-        task = asyncio.create_task(model.retire(timeout_s))
-        self._retiring.add(task)
-        task.add_done_callback(self._retiring.discard)
+        self._in_background(model.retire(timeout_s))
+
+    def _revive(self, model: ServedModel) -> None:
+        self._in_background(self._load_again(model))
+
+    async def _load_again(self, model: ServedModel) -> None:
+        """Replace a model whose sessions have all died; readiness stays red until then."""
+        for engine in model.engines:
+            engine.release()  # what fills the GPU's memory may be what they died of
+        while self._models.get(model.name) is model:
+            log.warning("loading %s again: none of its sessions is alive", model.name)
+            try:
+                await self.reload(model.name)
+            except (ModelUnusable, UnknownModel) as error:
+                log.error("%s", error)
+                await asyncio.sleep(REVIVE_EVERY_S)
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     @asynccontextmanager
     async def watched(self) -> AsyncIterator[None]:
@@ -179,18 +226,56 @@ class Models:
         self.ready = False
         timeout = self._settings.shutdown_timeout_s
         await asyncio.gather(*(model.batcher.close(timeout) for model in self))
-        for task in tuple(self._retiring):
+        for task in tuple(self._background):
             task.cancel()
-        await asyncio.gather(*self._retiring, return_exceptions=True)
+        await asyncio.gather(*self._background, return_exceptions=True)
 
 
 def load(settings: Settings) -> Models:
     """Load every .onnx file of the models folder; raises StartupError."""
-    engines = [Engine(path, _options(settings)) for path in model_files(settings.models)]
+    engines = [load_engines(path, settings) for path in model_files(settings.models)]
     try:
         return Models(engines, settings)
     except UnknownModel as error:
         raise StartupError(f"--default-model: {error.detail}") from None
+
+
+def load_engines(path: Path, settings: Settings) -> list[Engine]:
+    """The sessions of one file: --sessions on every GPU, or on the CPU; raises StartupError."""
+    gpus = () if settings.device == "cpu" else settings.gpus
+    if gpus:
+        first = Engine(path, _options(settings, gpus[0], len(gpus) * settings.sessions))
+        if first.provider == CPU and len(gpus) * settings.sessions > 1:
+            gpus = ()  # `auto` fell back: all CPUs are for the sessions here
+    if not gpus:
+        first = Engine(path, _options(settings, 0, settings.sessions))
+    numbers = [gpu for gpu in gpus or (0,) for _ in range(settings.sessions)]
+    others = [Engine(path, _options(settings, gpu, len(numbers))) for gpu in numbers[1:]]
+    for engine in others:
+        _check_alike(first, engine, path)
+    return [first, *others]
+
+
+def build_engines(settings: Settings) -> None:
+    """Build the TensorRT engines of every model for every GPU; raises StartupError."""
+    for path in model_files(settings.models):
+        for gpu in settings.gpus:
+            log.info("building engines of %s for GPU %d: this takes minutes", path.name, gpu)
+            engine = Engine(path, _options(settings, gpu, 1, build=True))
+            engine.warm_up(settings.max_batch)
+            where = Path(engine.provider_options["trt_engine_cache_path"])
+            made = trt_engines.note_complete(path, where)
+            log.info("%s: %s", where, ", ".join(made))
+
+
+def _check_alike(first: Engine, other: Engine, path: Path) -> None:
+    if other.digest != first.digest:
+        raise StartupError(f"{path} was changed while it was loaded: try again")
+    if other.provider != first.provider:
+        raise StartupError(
+            f"{path} runs on {first.provider} here and on {other.provider} there: "
+            "name only GPUs that work in --gpus"
+        )
 
 
 def model_files(folder: Path) -> list[Path]:
@@ -213,9 +298,14 @@ def _stamps(folder: Path) -> dict[str, tuple[int, int]]:
     return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
 
 
-def _options(settings: Settings) -> EngineOptions:
+def _options(settings: Settings, gpu: int, sessions: int, *, build: bool = False) -> EngineOptions:
+    trt = None
+    if settings.trt_cache is not None:
+        trt = TrtOptions(settings.trt_cache, settings.max_batch, settings.trt_fp16, build)
     return EngineOptions(
         device=settings.device,
-        threads=settings.threads or cpus.available(),
+        gpu=gpu,
+        threads=max(1, (settings.threads or cpus.available()) // sessions),
         gpu_mem_limit_mb=settings.gpu_mem_limit_mb,
+        trt=trt,
     )

@@ -60,8 +60,7 @@ class Observation:
             logs.request_id.reset(token)
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
-        route = _route(scope)
-        method = scope["method"] if scope["method"] in METHODS else "other"
+        route, method = route_of(scope), known_method(scope)
         self.metrics.requests.labels(method, route, status).inc()
         self.metrics.duration.labels(route).observe(seconds)
         if status == CLIENT_GONE:
@@ -88,6 +87,11 @@ def given_id(scope: Scope) -> str:
     return given if ACCEPTABLE_ID.fullmatch(given) else ""
 
 
-def _route(scope: Scope) -> str:
+def known_method(scope: Scope) -> str:
+    """The method, unless it is of the client's own invention."""
+    return scope["method"] if scope["method"] in METHODS else "other"
+
+
+def route_of(scope: Scope) -> str:
     """The route's template: paths themselves would be labels without end."""
     return getattr(scope.get("route"), "path", "none")

@@ -87,11 +87,16 @@ def check(wish: Wish, contract: Contract) -> None:
 
 def encode(result: Result, wish: Wish) -> tuple[bytes, str]:
     """The body of the answer and its media type: one output as it is, several as a ZIP."""
-    files = {name: _encode_one(name, result, wish) for name in wish.outputs}
+    files = encode_each(result, wish)
     if len(files) == 1:
         ((name, body),) = files.items()
         return body, wish.kind(name)[0]
     return imaging.archive({wish.kind(name)[1]: body for name, body in files.items()}), ZIP
+
+
+def encode_each(result: Result, wish: Wish) -> dict[str, bytes]:
+    """Every output that was asked for, by its name."""
+    return {name: _encode_one(name, result, wish) for name in wish.outputs}
 
 
 def _encode_one(name: str, result: Result, wish: Wish) -> bytes:
@@ -117,7 +122,7 @@ def _overlay(result: Result, wish: Wish) -> bytes:
         shown=wish.selection.ids - {result.contract.background},
         contour=wish.contour,
     )
-    return imaging.png(blended) if wish.overlay_format == "png" else imaging.jpeg(blended)
+    return imaging.lossless(blended) if wish.overlay_format == "png" else imaging.jpeg(blended)
 
 
 def _confidence(result: Result, _: Wish) -> bytes:

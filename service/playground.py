@@ -33,12 +33,16 @@ def add_routes(app: FastAPI) -> None:
         return FileResponse(samples[name], headers={"Cache-Control": "max-age=86400"})
 
 
-def security_headers(page: str) -> dict[str, str]:
-    """Only the page's own script and style run, and it reaches nothing but this service."""
+def security_headers(page: str, *, assets: bool = False) -> dict[str, str]:
+    """Only the page's own script and style run, and it reaches nothing but this service.
+
+    `assets`: it has scripts and styles in files of this service, too.
+    """
+    own = "'self' " if assets else ""
     policy = {
         "default-src": "'none'",
-        "script-src": _hashes(page, "script"),
-        "style-src": _hashes(page, "style"),
+        "script-src": own + _hashes(page, "script"),
+        "style-src": (own + _hashes(page, "style")).strip(),
         "img-src": "'self' blob: data:",
         "connect-src": "'self'",
         "base-uri": "'none'",

@@ -48,12 +48,23 @@ def answer(scope: Scope, error: ServiceError) -> Response:
     return response
 
 
+def fields(error: ServiceError) -> dict[str, str | int]:
+    """An error inside an answer that holds more than it: a problem without a request id."""
+    return {
+        "type": _type(error.code),
+        "title": error.title,
+        "status": error.status,
+        "detail": error.detail,
+        "code": error.code,
+    }
+
+
 def problem(scope: Scope, *, status: int, code: str, title: str, detail: str) -> Response:
     """A response; its code is also noted for the metrics."""
     scope["problem"] = code
     request_id = scope.get("request_id", "")
     body = Problem(
-        type=f"urn:deeplab:problem:{code}",
+        type=_type(code),
         title=title,
         status=status,
         detail=detail,
@@ -64,6 +75,10 @@ def problem(scope: Scope, *, status: int, code: str, title: str, detail: str) ->
         body.error = detail
     text = body.model_dump_json(exclude_none=True)
     return Response(text, status, {"X-Request-ID": request_id}, MEDIA_TYPE)
+
+
+def _type(code: str) -> str:
+    return f"urn:deeplab:problem:{code}"
 
 
 def install(app: FastAPI) -> None:

@@ -6,10 +6,14 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field
 
+from service import packing
 from service.contract import Contract
+from service.errors import NotAcceptable
 from service.negotiation import output_for, quality
 from service.outputs import INCLUDABLE, OUTPUTS, OverlayFormat, Wish, check, parse_outputs
 from service.selection import select
+from service.settings import Fit, Settings
+from service.windows import Sliding
 
 
 class SegmentQuery(BaseModel):
@@ -35,10 +39,26 @@ class SegmentQuery(BaseModel):
         Field(description=f"images inside the JSON: comma list of {', '.join(INCLUDABLE)}"),
     ] = None
 
+    fit: Annotated[
+        Fit | None,
+        Field(
+            description="a photo larger than the model: resize shrinks it, sliding cuts it into "
+            "windows; default: the service's --fit"
+        ),
+    ] = None
+    overlap: Annotated[
+        float, Field(ge=0, le=0.5, description="least share that sliding windows overlap by")
+    ] = 0.25
+
+    def sliding(self, settings: Settings) -> Sliding | None:
+        """How windows are to be laid; None where photos are shrunk."""
+        wanted = (self.fit or settings.fit) == "sliding"
+        return Sliding(self.overlap, settings.max_windows) if wanted else None
+
     def wish(self, contract: Contract, accept: str) -> Wish:
-        """What to make; raises InvalidRequest or NotAcceptable."""
+        """What to make of each photo; raises InvalidRequest or NotAcceptable."""
         wish = Wish(
-            (output_for(accept),)
+            _accepted(accept)
             if self.output is None
             else parse_outputs(self.output, "output", OUTPUTS),
             select(self.classes, contract),
@@ -49,6 +69,16 @@ class SegmentQuery(BaseModel):
         )
         check(wish, contract)
         return wish
+
+
+def _accepted(accept: str) -> tuple[str, ...]:
+    """The output that Accept speaks of; none if it speaks of packing only."""
+    try:
+        return (output_for(accept),)
+    except NotAcceptable:
+        if not packing.is_packed(accept):
+            raise
+        return ()
 
 
 def _preferred_format(accept: str) -> OverlayFormat:

@@ -21,7 +21,9 @@ class Selection:
     other: int
 
     def apply(self, labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The label map with every other class replaced."""
+        """The label map with every other class replaced; itself where there is none."""
+        if self.ids.issuperset(range(int(labels.max()) + 1)):
+            return labels
         table = np.full(256, self.other, np.uint8)
         kept = sorted(self.ids)
         table[kept] = kept

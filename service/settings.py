@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.logs import LogFormat
 
+Fit = Literal["resize", "sliding"]
+
 BUNDLED = Path(__file__).parent / "models"
+
+
+def wants_traces(environment: Mapping[str, str]) -> bool:
+    """Whether OpenTelemetry's own variables ask for traces to be sent."""
+    endpoints = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    if not any(environment.get(name) for name in endpoints):
+        return False
+    disabled = environment.get("OTEL_SDK_DISABLED", "").lower() == "true"
+    return not disabled and environment.get("OTEL_TRACES_EXPORTER", "otlp") != "none"
 
 
 class Settings(BaseSettings):
@@ -33,17 +45,39 @@ class Settings(BaseSettings):
     host: Annotated[str, Field(description="address to listen on")] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535, description="port to listen on; 0 picks one")] = 8000
     device: Annotated[
-        Literal["auto", "cpu", "cuda"],
-        Field(description="cuda refuses to start without a GPU; auto falls back to the CPU"),
+        Literal["auto", "cpu", "cuda", "tensorrt"],
+        Field(
+            description="cuda and tensorrt refuse to start without a GPU; auto takes CUDA or "
+            "falls back to the CPU"
+        ),
     ] = "auto"
+    gpus: Annotated[
+        tuple[Annotated[int, Field(ge=0)], ...],
+        NoDecode,
+        Field(min_length=1, description="comma list of the GPUs that serve every model, by number"),
+    ] = (0,)
+    sessions: Annotated[
+        int, Field(ge=1, description="engine sessions of each model, on each GPU or on the CPU")
+    ] = 1
     threads: Annotated[
-        int, Field(ge=0, description="engine threads; 0: as many as CPUs are allowed")
+        int,
+        Field(
+            ge=0,
+            description="engine threads of a model, shared by its sessions; 0: one for each CPU",
+        ),
     ] = 0
     gpu_mem_limit_mb: Annotated[
         int, Field(ge=0, description="memory arena limit on the GPU; 0: none")
     ] = 0
+    trt_cache: Annotated[
+        Path | None,
+        Field(description="folder of TensorRT engines, made by `python -m service build-engines`"),
+    ] = None
+    trt_fp16: Annotated[bool, Field(description="TensorRT engines of half precision")] = False
 
-    max_batch: Annotated[int, Field(ge=1, description="images in one run of the engine")] = 4
+    max_batch: Annotated[
+        int, Field(ge=0, description="images in one run of the engine; 0: 4 on a GPU, 1 on a CPU")
+    ] = 0
     max_wait_ms: Annotated[
         float, Field(ge=0, description="how long the first image of a batch waits for others")
     ] = 2.0
@@ -57,12 +91,28 @@ class Settings(BaseSettings):
     max_body_bytes: Annotated[int, Field(ge=1, description="bytes of one body; else 413")] = (
         32 * 1024 * 1024
     )
+    max_files: Annotated[int, Field(ge=1, description="photos in one form; else 400")] = 16
+    fit: Annotated[
+        Fit, Field(description="what to do with photos larger than the model, unless asked")
+    ] = "resize"
+    max_windows: Annotated[
+        int, Field(ge=1, description="sliding windows of one photo; else 413")
+    ] = 64
     request_timeout_ms: Annotated[
         int, Field(ge=1, description="deadline of a request without its own; else 504")
     ] = 30_000
     body_timeout_s: Annotated[
         float, Field(gt=0, description="how long a request's body may take to come in; else 408")
     ] = 30.0
+    header_timeout_s: Annotated[
+        float, Field(gt=0, description="how long a request's headers may take; else 408")
+    ] = 10.0
+    send_timeout_s: Annotated[
+        float, Field(gt=0, description="how long a client may take nothing of its answer")
+    ] = 60.0
+    keep_alive_s: Annotated[
+        int, Field(ge=1, description="how long a connection may be idle between requests")
+    ] = 5
     drain_delay_s: Annotated[
         float,
         Field(ge=0, description="on SIGTERM, how long to serve on while /readyz is red already"),
@@ -89,14 +139,25 @@ class Settings(BaseSettings):
         float, Field(ge=0, description="how often to look for new model files; 0: never")
     ] = 0.0
 
-    @field_validator("api_keys", mode="before")
+    @field_validator("api_keys", "gpus", mode="before")
     @classmethod
-    def _split(cls, keys: object) -> object:
-        return (
-            [key.strip() for key in keys.split(",") if key.strip()]
-            if isinstance(keys, str)
-            else keys
-        )
+    def _split(cls, listed: object) -> object:
+        if not isinstance(listed, str):
+            return listed
+        return [part.strip() for part in listed.split(",") if part.strip()]
+
+    @field_validator("gpus")
+    @classmethod
+    def _no_gpu_twice(cls, gpus: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(gpus)) < len(gpus):
+            raise ValueError("name a GPU once, and set --sessions for several sessions on each")
+        return gpus
+
+    @model_validator(mode="after")
+    def _engines_have_a_place(self) -> Self:
+        if self.device == "tensorrt" and self.trt_cache is None:
+            raise ValueError("--device tensorrt needs --trt-cache, the folder of its engines")
+        return self
 
     @field_validator("api_keys")
     @classmethod

@@ -1,13 +1,15 @@
-"""The image of a request, and the watch for clients that leave."""
+"""The images of a request, and the watch for clients that leave."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fastapi import Request
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from service.errors import InvalidRequest, UnsupportedMedia
@@ -15,6 +17,12 @@ from service.imaging import MEDIA_TYPES
 
 RAW_TYPES = (*MEDIA_TYPES, "application/octet-stream")
 
+ONE_OR_MORE = {
+    "type": "array",
+    "minItems": 1,
+    "items": {"type": "string", "format": "binary"},
+    "description": "one photo, or several: the field once for each",
+}
 REQUEST_BODY = {
     "required": True,
     "content": {
@@ -22,7 +30,7 @@ REQUEST_BODY = {
             "schema": {
                 "type": "object",
                 "required": ["file"],
-                "properties": {"file": {"type": "string", "format": "binary"}},
+                "properties": {"file": ONE_OR_MORE},
             }
         },
         **{kind: {"schema": {"type": "string", "format": "binary"}} for kind in RAW_TYPES},
@@ -32,21 +40,39 @@ REQUEST_BODY = {
 Result = TypeVar("Result")
 
 
-async def image_bytes(request: Request) -> bytes:
-    """The image of a request: the body itself, or the multipart field `file`."""
+@dataclass(frozen=True)
+class Upload:
+    """One encoded image, as it came in."""
+
+    data: bytes
+    name: str = ""  # the client's file name, if the image came in a form
+
+
+async def uploads(request: Request, max_files: int) -> list[Upload]:
+    """The images of a request: the body itself, or every multipart field `file`."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind in RAW_TYPES:
-        return await request.body()
+        return [Upload(await request.body())]
     if kind != "multipart/form-data":
         raise UnsupportedMedia(
             f"Content-Type {kind or 'missing'!r}: send multipart/form-data with a field `file`, "
             f"or the image itself as {', '.join(RAW_TYPES)}"
         )
-    async with request.form(max_files=1, max_fields=10) as form:
-        field = form.get("file")
-        if not isinstance(field, UploadFile):
-            raise InvalidRequest(f"no file in field `file`; the form has {sorted(form)}")
-        return await field.read()
+    try:
+        async with request.form(max_files=max_files, max_fields=10) as form:
+            return await _files(form)
+    except HTTPException as error:  # how the parser says that a form is broken
+        raise InvalidRequest(error.detail) from None
+
+
+async def _files(form: FormData) -> list[Upload]:
+    found = [field for field in form.getlist("file") if isinstance(field, UploadFile)]
+    if not found:
+        raise InvalidRequest(f"no file in field `file`; the form has {sorted(form)}")
+    files = sum(isinstance(field, UploadFile) for _, field in form.multi_items())
+    if files > len(found):
+        raise InvalidRequest(f"name every file's field `file`; the form has {sorted(form)}")
+    return [Upload(await field.read(), field.filename or "") for field in found]
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:

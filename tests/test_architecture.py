@@ -38,6 +38,15 @@ def test_the_service_loads_neither_torch_nor_the_other_packages() -> None:
     )
 
 
+def test_nothing_of_tracing_is_loaded_unless_asked_for() -> None:
+    """FastAPI itself may load OpenTelemetry's bare interface."""
+    code = "import sys, service.app, service.__main__; print(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True)
+    loaded = set(result.stdout.decode().split())
+    assert "service.app" in loaded
+    assert loaded.isdisjoint({"opentelemetry.sdk", "opentelemetry.exporter", "service.tracing"})
+
+
 def test_the_client_loads_httpx_and_nothing_heavy() -> None:
     heavy = {"numpy", "PIL", "pydantic", "fastapi", "onnxruntime", "torch"}
     assert loaded_by("import service.client").isdisjoint(heavy)

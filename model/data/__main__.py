@@ -1,4 +1,4 @@
-"""Look at a data set before training on it: `python -m model.data check DIR --dataset voc`."""
+"""Get a data set and look at it before training: `python -m model.data {check,prepare}`."""
 
 from __future__ import annotations
 
@@ -7,36 +7,131 @@ import json
 import sys
 from pathlib import Path
 
-from model.data.check import check
+from model.data.check import check, convert
 from model.data.dataset import DATASETS, DatasetError, find
+from model.data.folder import DESCRIPTION
+from model.data.imagefolder import FolderReport, check_images
+from model.data.prepare import SOURCES, prepare
+from model.data.report import Report
+
+IMAGE_FOLDER = "imagefolder"
+# What only one kind of set has below the folder that --data names.
+MARKS = {
+    "voc": ("VOCdevkit/VOC2012",),
+    "camvid": ("CamVid",),
+    "cityscapes": ("leftImg8bit", "cityscapes/leftImg8bit"),
+    "coco": ("train2017", "coco/train2017"),
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(prog="python -m model.data", description=__doc__)
+    commands = p.add_subparsers(dest="command", required=True)
+    c = commands.add_parser(
+        "check",
+        help="read every image and mask and report what is wrong",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="examples: python -m model.data check DATA --dataset voc --split trainaug\n"
+        "          python -m model.data check photos --convert photos/ids/train",
+    )
+    c.add_argument("root", type=Path, metavar="DIR", help="the folder that --data names")
+    c.add_argument("--dataset", choices=[*DATASETS, IMAGE_FOLDER], help="guessed where left out")
+    c.add_argument("--split", default="train")
+    c.add_argument(
+        "--convert",
+        type=Path,
+        metavar="OUT",
+        help="write every mask as class ids into OUT, translating known colours, and check those",
+    )
+    c.add_argument("--json", action="store_true", help="print the report as JSON")
+    c.set_defaults(run=run_check)
+    c = commands.add_parser(
+        "prepare",
+        help="how to get each set; with --data, do what can be done",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="examples: python -m model.data prepare voc\n"
+        "          python -m model.data prepare voc --archives Downloads --data DATA",
+    )
+    c.add_argument("set", nargs="?", choices=list(SOURCES), help="a list of them where left out")
+    c.add_argument("--archives", type=Path, metavar="DIR", help="where the downloads lie")
+    c.add_argument("--data", type=Path, metavar="DIR", help="where the set shall be")
+    c.set_defaults(run=run_prepare)
+    return p
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Return 0 when a training can use every pair, 1 when it cannot, 2 for no such data set."""
-    p = argparse.ArgumentParser(prog="python -m model.data", description=__doc__)
-    commands = p.add_subparsers(dest="command", required=True)
-    c = commands.add_parser("check", help="read every image and mask and report what is wrong")
-    c.add_argument("root", type=Path, metavar="DIR", help="the folder that --data names")
-    c.add_argument("--dataset", choices=sorted(DATASETS), help="guessed where left out")
-    c.add_argument("--split", default="train")
-    c.add_argument("--json", action="store_true", help="print the report as JSON")
-    args = p.parse_args(argv)
+    """Return 0 on success, 1 for a set that a training cannot use, 2 for no such set."""
+    args = parser().parse_args(argv)
     try:
-        dataset = find(args.dataset or guess(args.root), args.root, args.split)
+        return int(args.run(args))
     except DatasetError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    report = check(dataset)
+    except OSError as error:  # a full disk, a folder that may not be written
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def run_check(args: argparse.Namespace) -> int:
+    """Check a set and print the report; with --convert, the report of the converted masks."""
+    kind = args.dataset or guess(args.root, args.split)
+    report: Report | FolderReport
+    if kind == IMAGE_FOLDER:
+        if args.convert:
+            raise DatasetError("--convert: folders of classes have no masks")
+        report = check_images(args.root, args.split)
+    else:
+        report = check(find(kind, args.root, args.split))
+        if args.convert:
+            report = converted(report, args.convert)
     print(json.dumps(report.to_json(), indent=2) if args.json else report.to_text())
     return 0 if report.usable else 1
 
 
-def guess(root: Path) -> str:
-    """Name the kind of data set below `root` by the folder that only that kind has."""
-    marks = {"folder": "dataset.toml", "voc": "VOCdevkit/VOC2012", "camvid": "CamVid"}
-    found = [name for name, mark in marks.items() if (root / mark).exists()]
+def run_prepare(args: argparse.Namespace) -> int:
+    """Explain; or unpack and make what a training needs. 1 where its photos are still missing."""
+    if args.set is None:
+        for name, source in SOURCES.items():
+            print(f"{name:12} {source.title}")
+        return 0
+    if args.data is None:
+        if args.archives is not None:
+            raise DatasetError("--archives: say where the set shall be by --data DIR")
+        print(SOURCES[args.set].guide, end="")
+        return 0
+    log, ready = prepare(args.set, args.archives, args.data)
+    print("\n".join(log))
+    return 0 if ready else 1
+
+
+def converted(report: Report, out: Path) -> Report:
+    """Write the masks as class ids and check what was written."""
+    masks = {str(pair.mask) for pair in report.dataset.pairs}
+    if any(str(out / f"{pair.name}.png") in masks for pair in report.dataset.pairs):
+        raise DatasetError(f"--convert {out} would overwrite the masks; name another folder")
+    print(f"as they are: {report.verdict() or 'usable'}", file=sys.stderr)
+    again = check(convert(report, out))
+    if report.dataset.name == "folder":
+        print(
+            f"{out} holds class ids: set `masks` in {DESCRIPTION} to it, and take `values`, `void` "
+            "and `mask_suffix` out",
+            file=sys.stderr,
+        )
+    return again
+
+
+def guess(root: Path, split: str) -> str:
+    """Name the kind of data set below `root` by the file or folder that only that kind has."""
+    if (root / DESCRIPTION).exists():
+        return "folder"
+    found = [kind for kind, marks in MARKS.items() if any((root / mark).exists() for mark in marks)]
+    if not found and any(p.is_dir() for p in (root / split).glob("*")):
+        return IMAGE_FOLDER
     if len(found) != 1:
-        raise DatasetError(f"{root} holds {' and '.join(found) or 'no known set'}; give --dataset")
+        raise DatasetError(
+            f"{root} holds {' and '.join(found) or 'no known set'}; give --dataset, or describe "
+            "your own images and masks by a dataset.toml (docs/data.md)"
+        )
     return found[0]
 
 

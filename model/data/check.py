@@ -1,127 +1,164 @@
-"""Is a data set fit for training? Every image and mask is read once, one pair at a time."""
+"""Is a data set fit for training? Every image and mask is read once, some at a time.
+
+`check` reads and reports; `convert` turns masks of colours into class ids where
+the palette is known.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
+import warnings
 from collections import Counter
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from model.data.dataset import VOID, Dataset, DatasetError, Pair
-from model.data.photo import open_photo
+from model.data import palettes
+from model.data.pairs import (
+    MASK_MODES,
+    VOID,
+    CodedMask,
+    Dataset,
+    DatasetError,
+    Mask,
+    Pair,
+    read_mask,
+    write_mask,
+)
+from model.data.palettes import Palette
+from model.data.photo import open_photo, opened
+from model.data.report import COLOR_MODES, Look, Report
 
-SHOWN = 20  # problems printed one by one; JSON holds them all
-
-
-@dataclass
-class Report:
-    """What `check` saw; `pixels` and `images` count by mask value, (256,) int64."""
-
-    dataset: Dataset
-    modes: Counter[str] = field(default_factory=Counter)
-    pixels: NDArray[np.int64] = field(default_factory=lambda: np.zeros(256, np.int64))
-    images: NDArray[np.int64] = field(default_factory=lambda: np.zeros(256, np.int64))
-    problems: list[str] = field(default_factory=list)
-
-    @property
-    def usable(self) -> bool:
-        """Whether every pair can be read and some pixel has a class."""
-        return not self.verdict()
-
-    def stray(self) -> list[int]:
-        """Mask values that are neither a class nor void: training takes them for void."""
-        known = {*range(len(self.dataset.classes)), self.dataset.void, VOID}
-        return [int(value) for value in np.flatnonzero(self.pixels) if int(value) not in known]
-
-    def labelled(self) -> NDArray[np.int64]:
-        """Pixels of each class, (K,)."""
-        counts = self.pixels[: len(self.dataset.classes)].copy()
-        if self.dataset.void < len(counts):
-            counts[self.dataset.void] = 0
-        return counts
-
-    def verdict(self) -> str:
-        """Why a training would be wasted; empty when it would not."""
-        reasons = []
-        if self.problems:
-            reasons.append(f"{len(self.problems)} of {len(self.dataset.pairs)} pairs are broken")
-        if self.stray():
-            reasons.append(f"masks hold ids that are no class: {self.stray()}")
-        if not self.labelled().any():
-            reasons.append("no pixel has a class")
-        return "; ".join(reasons)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the report as plain values; shares are of all mask pixels."""
-        total = max(1, int(self.pixels.sum()))
-        labelled = self.labelled()
-        return {
-            "dataset": self.dataset.name,
-            "split": self.dataset.split,
-            "pairs": len(self.dataset.pairs),
-            "modes": dict(self.modes),
-            "void_share": 1 - int(labelled.sum()) / total if self.pixels.any() else None,
-            "classes": {
-                name: {"share": int(labelled[i]) / total, "images": int(self.images[i])}
-                for i, name in enumerate(self.dataset.classes)
-            },
-            "stray_ids": self.stray(),
-            "problems": self.problems,
-            "verdict": self.verdict() or "usable",
-        }
-
-    def to_text(self) -> str:
-        """Return the report for reading."""
-        report = self.to_json()
-        void = report["void_share"]
-        lines = [
-            f"{report['dataset']} {report['split']}: {report['pairs']} pairs, {report['modes']}"
-        ]
-        lines += [
-            f"  {name:<16} {row['share']:7.2%} of pixels, {row['images']} images"
-            for name, row in report["classes"].items()
-        ]
-        lines += [] if void is None else [f"  {'void':<16} {void:7.2%} of pixels"]
-        lines += [f"broken: {problem}" for problem in self.problems[:SHOWN]]
-        hidden = len(self.problems) - SHOWN
-        lines += [f"... and {hidden} more; --json lists them all"] if hidden > 0 else []
-        return "\n".join([*lines, f"verdict: {report['verdict']}"])
+EXIF_ORIENTATION = 0x0112
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def check(dataset: Dataset) -> Report:
     """Read every pair of `dataset`; what cannot be used is reported, never raised."""
     report = Report(dataset)
-    for pair in tqdm(dataset.pairs, unit="pair", disable=not sys.stderr.isatty()):
-        try:
-            _look(pair, report)
-        except (DatasetError, OSError, ValueError, SyntaxError) as error:  # Pillow's, for bad files
-            report.problems.append(f"{pair.name}: {error}")
+    with warnings.catch_warnings():
+        # open_photo silences Pillow on damaged EXIF; filters are shared by all threads.
+        warnings.simplefilter("ignore", UserWarning)
+        for pair, look in zip(dataset.pairs, each(look_at, dataset.pairs, "pair"), strict=True):
+            report.add(pair, look)
     return report
 
 
-def _look(pair: Pair, report: Report) -> None:
-    for path in (pair.image, pair.mask):
-        if not path.is_file():
-            raise DatasetError(f"{path} is missing")
+def each(work: Callable[[T], R], items: Sequence[T], unit: str) -> Iterator[R]:
+    """Results of `work` in order, from threads (Pillow decodes outside Python's lock)."""
+    todo = iter(items)
+    with (
+        ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
+        tqdm(total=len(items), unit=unit, disable=not sys.stderr.isatty()) as bar,
+    ):
+        while chunk := list(islice(todo, 256)):  # so that no million tasks wait in a queue
+            for result in pool.map(work, chunk):
+                bar.update()
+                yield result
+
+
+def look_at(pair: Pair) -> Look:
+    """Read one pair whole."""
     try:
-        with Image.open(pair.mask) as mask:
-            mode, ids = mask.mode, np.asarray(mask)
-    except (OSError, ValueError, SyntaxError) as error:
-        raise DatasetError(f"{pair.mask} cannot be read: {error}") from error
-    report.modes[mode] += 1
-    if mode not in ("P", "L"):
-        raise DatasetError(f"{pair.mask} has mode {mode}: masks hold class ids (mode P or L)")
-    try:
-        size = open_photo(pair.image).size
-    except (OSError, ValueError, SyntaxError) as error:
-        raise DatasetError(f"{pair.image} cannot be read: {error}") from error
-    if size != ids.shape[::-1]:
-        raise DatasetError(f"image is {size} pixels, mask {ids.shape[::-1]} (width, height)")
-    counts = np.bincount(ids.ravel(), minlength=256)
-    report.pixels += counts
-    report.images += counts > 0
+        _expect_files(pair)
+        with opened(_path(pair.mask)) as picture:
+            look = _look_at_mask(picture)
+            mask_size = picture.size
+        if not look.problem:
+            _expect_size(pair.image, mask_size)
+    except (DatasetError, OSError) as error:
+        return Look(problem=str(error))
+    return look
+
+
+def _path(mask: Mask) -> Path:
+    return mask.path if isinstance(mask, CodedMask) else mask
+
+
+def _expect_files(pair: Pair) -> None:
+    for path in (pair.image, _path(pair.mask)):
+        if path.is_file():
+            continue
+        others = sorted(p.name for p in path.parent.glob(f"{path.stem}.*"))
+        hint = f"; {others[0]} is there: masks are PNG, lossless" if others else ""
+        raise DatasetError(f"{path} is missing" + (hint if path == _path(pair.mask) else ""))
+
+
+def _look_at_mask(picture: Image.Image) -> Look:
+    mode = picture.mode
+    if mode in COLOR_MODES:
+        return Look(mode, colors=palettes.count(palettes.packed_pixels(picture)))
+    if mode not in MASK_MODES:
+        return Look(mode, problem=f"the mask has mode {mode}; save it as 8-bit gray or palette")
+    ids = np.asarray(picture).astype(np.uint8, copy=False)
+    values = np.bincount(ids.ravel(), minlength=256)
+    return Look(mode, values, shades=_shades(picture, np.flatnonzero(values).tolist()))
+
+
+def _shades(picture: Image.Image, values: list[int]) -> frozenset[tuple[int, int]]:
+    if picture.mode != "P":
+        return frozenset()
+    table = np.zeros((256, 3), np.uint8)
+    colors = np.array(picture.getpalette("RGB"), np.uint8).reshape(-1, 3)
+    table[: len(colors)] = colors
+    return frozenset(
+        (value, palettes.pack((int(r), int(g), int(b))))
+        for value, (r, g, b) in zip(values, table[values], strict=True)
+    )
+
+
+def _expect_size(image: Path, mask_size: tuple[int, int]) -> None:
+    size = open_photo(image).size
+    if size == mask_size:
+        return
+    text = f"image is {size} pixels, mask {mask_size} (width, height)"
+    with opened(image) as picture:
+        if picture.size == mask_size and picture.getexif().get(EXIF_ORIENTATION, 1) != 1:
+            text += ": the photo's EXIF orientation turns it, turn the mask as well"
+    raise DatasetError(text)
+
+
+def convert(report: Report, out: Path) -> Dataset:
+    """Write every mask as class ids into `out`, void as 255; returns the set with these masks.
+
+    Masks with a colour that is not known, and broken ones, are left out.
+    """
+    dataset, palette = report.dataset, report.palette()
+    if report.renumbered():
+        used = Counter(color for _, color in report.shades)
+        palette = palettes.choose(dataset, used, gray=False)
+    out.mkdir(parents=True, exist_ok=True)
+
+    def write(pair: Pair) -> Pair:
+        target = out / f"{pair.name}.png"
+        with_ids = replace(pair, mask=target)
+        try:
+            ids = _class_ids(dataset, pair.mask, palette, by_color=report.renumbered())
+        except (DatasetError, OSError, KeyError):  # the report says why
+            target.unlink(missing_ok=True)  # what an earlier run made of another mask
+            return with_ids
+        write_mask(target, ids, dataset.palette)
+        return with_ids
+
+    return replace(
+        dataset, pairs=tuple(each(write, dataset.pairs, "mask")), void=VOID, own_palette=True
+    )
+
+
+def _class_ids(
+    dataset: Dataset, mask: Mask, palette: Palette, *, by_color: bool
+) -> NDArray[np.uint8]:
+    with opened(_path(mask)) as picture:
+        if picture.mode in COLOR_MODES or (by_color and picture.mode == "P"):
+            return palettes.to_ids(palettes.packed_pixels(picture), palette)
+    return read_mask(mask, classes=len(dataset.classes), void=dataset.void)

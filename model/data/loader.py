@@ -10,10 +10,8 @@ decoded, the pair of the next readable position takes its place.
 from __future__ import annotations
 
 import signal
-import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar, cast
 
 import numpy as np
@@ -72,13 +70,20 @@ class Order:
             self._epoch = epoch
         return int(self._indices[offset])
 
+    def partner(self, rng: np.random.Generator) -> int:
+        """Draw a pair to paste from: of weighted ones by the square, so the rarest come most."""
+        if self.chances is None:
+            return int(rng.integers(self.pairs))
+        squares = self.chances**2
+        return int(rng.choice(self.pairs, p=squares / squares.sum()))
+
 
 class Sample(NamedTuple):
     """One training example, and what could not be read on the way to it."""
 
     image: Tensor  # (3, S, S) uint8
     label: Tensor  # (S, S) uint8, or a class id
-    skipped: tuple[str, ...] = ()  # "FILE: reason", for each pair that it replaces
+    skipped: tuple[str, ...] = ()  # why, for each pair that it replaces
 
 
 class Batch(NamedTuple):
@@ -103,53 +108,48 @@ class Samples(Protocol):
     def __getitem__(self, position: int) -> Sample: ...
 
 
-class Unreadable(Exception):
-    """A photo or mask is damaged; the message names the file and the reason."""
-
-
-# What Pillow raises for damaged files. Its OSErrors carry no number: those of the file system,
-# such as a missing file, do, and are no damage.
-DAMAGE = (SyntaxError, ValueError, struct.error, EOFError, Image.DecompressionBombError)
 ATTEMPTS = 20  # positions tried for one sample: many damaged files in a row are no accident
-
-
-def decode(read: Callable[[], T], path: Path) -> T:
-    """What `read` makes of a picture; raises Unreadable where its file is damaged."""
-    try:
-        return read()
-    except DatasetError:
-        raise
-    except OSError as error:
-        if error.errno is not None:
-            raise
-        raise Unreadable(f"{path}: {error}") from error
-    except DAMAGE as error:
-        raise Unreadable(f"{path}: {error}") from error
 
 
 def first_readable(position: int, read: Callable[[int], T]) -> tuple[T, tuple[str, ...]]:
     """What `read` makes of the first position that is not damaged, and the reasons before it.
 
-    Raises DatasetError where one position after the other is damaged.
+    Raises DatasetError where one position after the other is damaged, and OSError
+    where a file is missing, which is no damage.
     """
     skipped: list[str] = []
     for at in range(position, position + ATTEMPTS):
         try:
             return read(at), tuple(skipped)
-        except Unreadable as error:
-            skipped.append(str(error))
+        except OSError as error:
+            skipped.append(damage(error))
     raise DatasetError(
         f"{ATTEMPTS} samples in a row cannot be read, the last is {skipped[-1]}; "
         "run python -m model.data check"
     )
 
 
+def damage(error: OSError) -> str:
+    """What is wrong with a file; raises errors of the file system again, which have a number."""
+    if error.errno is not None:
+        raise error
+    return str(error)
+
+
 class CropDataset(TorchDataset[Sample]):
-    """Training crops by position in the run."""
+    """Training crops by position in the run.
+
+    Raises DatasetError when objects shall be pasted and class 0 is not the background.
+    """
 
     def __init__(
         self, dataset: Dataset, order: Order, config: AugmentConfig, mean: tuple[float, ...]
     ) -> None:
+        if config.paste and dataset.classes[0] != "background":
+            raise DatasetError(
+                f"augment.paste={config.paste}: class 0 of {dataset.name!r} is "
+                f"{dataset.classes[0]!r}, not 'background'; set augment.paste=0"
+            )
         self.dataset = dataset
         self.order = order
         self.config = config
@@ -164,12 +164,18 @@ class CropDataset(TorchDataset[Sample]):
         pairs, order = self.dataset.pairs, self.order
         (image, mask), skipped = first_readable(position, lambda at: self._read(pairs[order[at]]))
         # Cropped as this position is, so that the next one shows another crop of the pair.
-        return Sample(*self._crop(image, mask, position), skipped)
+        rng = np.random.default_rng([order.seed, 1, position])
+        pixels, labels = self._crop(image, mask, rng)
+        if self.config.paste and rng.random() < self.config.paste:
+            skipped += self._paste_onto(pixels, labels, rng)
+        if self.config.jitter:
+            pixels = augment.jitter(pixels, rng, self.config.jitter)
+        image_tensor = torch.from_numpy(pixels).permute(2, 0, 1)
+        return Sample(image_tensor, torch.from_numpy(labels), skipped)
 
     def _read(self, pair: Pair) -> tuple[Image.Image, NDArray[np.uint8]]:
-        image = decode(lambda: open_photo(pair.image), pair.image)
-        classes, void = len(self.dataset.classes), self.dataset.void
-        mask = decode(lambda: read_mask(pair.mask, classes=classes, void=void), pair.mask)
+        image = open_photo(pair.image)
+        mask = read_mask(pair.mask, classes=len(self.dataset.classes), void=self.dataset.void)
         if mask.shape != (image.height, image.width):
             raise DatasetError(
                 f"{pair.image} is {image.width} x {image.height} pixels, its mask {pair.mask} "
@@ -178,14 +184,21 @@ class CropDataset(TorchDataset[Sample]):
         return image, mask
 
     def _crop(
-        self, image: Image.Image, mask: NDArray[np.uint8], position: int
-    ) -> tuple[Tensor, Tensor]:
-        rng = np.random.default_rng([self.order.seed, 1, position])
+        self, image: Image.Image, mask: NDArray[np.uint8], rng: np.random.Generator
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         crop = augment.draw(rng, image.size, self.config)
-        pixels, labels = augment.apply(image, mask, crop, self.config.crop, self.pad)
-        if self.config.jitter:
-            pixels = augment.jitter(pixels, rng, self.config.jitter)
-        return torch.from_numpy(pixels).permute(2, 0, 1), torch.from_numpy(labels)
+        return augment.apply(image, mask, crop, self.config.crop, self.pad)
+
+    def _paste_onto(
+        self, pixels: NDArray[np.uint8], labels: NDArray[np.uint8], rng: np.random.Generator
+    ) -> tuple[str, ...]:
+        """Paste a second pair's objects in place; returns why not, where that is damaged."""
+        try:
+            image, mask = self._read(self.dataset.pairs[self.order.partner(rng)])
+        except OSError as error:
+            return (damage(error),)
+        augment.paste((pixels, labels), self._crop(image, mask, rng))
+        return ()
 
 
 class Batches:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import struct
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +17,29 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 EXIF_ERRORS = (ValueError, TypeError, KeyError, SyntaxError, struct.error)
+# What Pillow raises for files that are damaged, no picture at all, or too large to be safe.
+PILLOW_ERRORS = (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """Pillow's image of a file.
+
+    A damaged, foreign or too large file is an OSError that names it and has no
+    `errno`; a file that is missing or may not be read keeps the system's OSError.
+    """
+    try:
+        with Image.open(path) as image:
+            yield image
+    except PILLOW_ERRORS as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise OSError(f"{path} cannot be read: {error}") from error
 
 
 def open_photo(path: Path) -> Image.Image:
-    """Decode a photo as RGB; raises OSError for files that are no picture."""
-    with Image.open(path) as image:
+    """Decode a photo as RGB; raises OSError for files that are no picture or too large."""
+    with opened(path) as image:
         return upright(image).convert("RGB")
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from fastapi.testclient import TestClient
 
-from export import bench
+from export import bench, plain_handler
+from service.engine import Engine, EngineOptions
 from tests.export.conftest import SIZE
+from tests.service.web import opened, photo, png
 
 
 def test_the_tail_is_what_lies_behind_the_last_convolution(exported: Path) -> None:
@@ -35,9 +39,9 @@ def test_ratios_are_printed_for_every_contestant(
     exported: Path, tiny: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = [str(exported), "--checkpoint", str(tiny), "--other", str(exported)]
-    assert bench.main([*arguments, "--rounds", "1"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert "1.00 x" in lines[1]
+    assert bench.main([*arguments, "--rounds", "1", "--no-service"]) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert any(line.startswith("engine") and line.endswith("1.00 x") for line in lines)
     assert any(line.startswith("PyTorch eager") for line in lines)
     assert any(line.startswith("tiny.onnx ") for line in lines)
     share = float(lines[-1].split(": ")[1].split("%")[0])
@@ -50,3 +54,31 @@ def test_engine_pytorch_and_openvino_give_the_same_labels(exported: Path, tiny: 
     labels = {name: np.asarray(run(images)) for name, run in found.items()}
     for name, other in labels.items():
         assert (other == labels["engine"]).mean() > 0.999, name
+
+
+def test_the_plain_handler_gives_the_masks_that_the_engine_gives(
+    exported: Path, tiny: Path
+) -> None:
+    pixels = photo(*SIZE)
+    client = TestClient(plain_handler.create_app(tiny, SIZE))
+    answer = client.post("/segment", files={"file": ("photo.png", png(pixels), "image/png")})
+    labels = Engine(exported, EngineOptions("cpu", threads=1)).run(pixels[None])[0]
+    assert answer.status_code == 200
+    assert (opened(answer.content) == labels).mean() > 0.999
+
+
+@pytest.mark.slow
+def test_the_service_and_the_plain_handler_get_the_same_requests(
+    exported: Path, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = tmp_path / "figures.json"
+    arguments = [str(exported), "--checkpoint", str(tiny), "--rounds", "1", "--seconds", "0.1"]
+    arguments += ["--service-rounds", "1", "--megapixels", "0.1"]
+    arguments += ["--json", str(figures), "--markdown"]
+    assert bench.main(arguments) == 0
+    assert f"**Against a {bench.PLAIN}**" in capsys.readouterr().out
+    contestants = json.loads(figures.read_text())["service"]["contestants"]
+    for name in ("service", bench.PLAIN):
+        for n in (1, 4, 16):
+            assert contestants[f"{name} at {n}"]["rate"] > 0
+            assert contestants[f"{name} at {n}"]["failures"] == 0

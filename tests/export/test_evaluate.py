@@ -27,6 +27,7 @@ def test_checkpoint_and_file_have_the_same_miou(tmp_path: Path) -> None:
     target = tmp_path / "net.onnx"
     export(source, target, ExportOptions())
     options = ["--data", str(voc_folder.make(tmp_path, split="val")), "--split", "val"]
+    options += ["--trimap", "1,9", "--boundary"]
     results = []
     for main, path in ((model_evaluate.main, source), (export_evaluate.main, target)):
         assert main([str(path), *options, "--json", str(tmp_path / "out.json")]) == 0
@@ -35,6 +36,8 @@ def test_checkpoint_and_file_have_the_same_miou(tmp_path: Path) -> None:
     assert files["pixels"] == checkpoints["pixels"]
     assert files["miou"] == pytest.approx(checkpoints["miou"], abs=1e-3)
     assert set(files["iou"]) == set(VOC_CLASSES)
+    assert files["trimap"] == pytest.approx(checkpoints["trimap"], abs=1e-3)
+    assert files["boundary_miou"] == pytest.approx(checkpoints["boundary_miou"], abs=1e-3)
 
 
 def test_a_data_set_of_other_classes_is_refused(

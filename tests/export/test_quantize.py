@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 
 from export import __main__ as cli
 from export import quantize
@@ -23,6 +24,7 @@ from tests.model import voc_folder
 
 @pytest.mark.slow
 def test_a_quantized_file_is_8_bit_and_says_what_it_lost(tmp_path: Path) -> None:
+    torch.manual_seed(0)
     config = CONFIG.model_copy(update={"num_classes": 21})
     card = Card(model=config, classes=VOC_CLASSES, palette=voc_palette(21))
     source = checkpoint.save(tmp_path / "net", DeepLabV3Plus(config).state_dict(), card)
@@ -46,14 +48,23 @@ def test_calibration_photos_are_spread_over_the_folder(tmp_path: Path) -> None:
     data = voc_folder.make(tmp_path, count=9)
     folder = data / "VOCdevkit" / "VOC2012" / "JPEGImages"
     target = InputSize(policy="fixed", height=33, width=33, pad=(0, 0, 0))
-    assert len(quantize.photos(folder, 3, target)) == 3
-    assert len(quantize.photos(folder, 100, target)) == 9
+    paths = quantize.photos_in(folder)
+    assert len(quantize.photos(paths, 3, target)) == 3
+    assert len(quantize.photos(paths, 100, target)) == 9
     with pytest.raises(QuantizationError, match="no photo"):
-        quantize.photos(tmp_path / "VOCdevkit", 3, target)
+        quantize.photos_in(tmp_path / "VOCdevkit")
 
 
-def test_int8_without_photos_is_a_usage_error(
+def test_by_default_the_training_photos_calibrate(tmp_path: Path) -> None:
+    root = voc_folder.make(tmp_path, split="train")
+    arguments = ["net", "-o", "x.onnx", "--precision", "int8", "--data", str(root)]
+    paths = cli.calibration(cli.parser().parse_args(arguments))
+    assert {path.parent.name for path in paths} == {"JPEGImages"}
+    assert len(paths) == 6
+
+
+def test_int8_without_data_is_a_usage_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main([str(tmp_path), "-o", "x.onnx", "--precision", "int8"]) == 2
-    assert "--calibration" in capsys.readouterr().err
+    assert "--data" in capsys.readouterr().err

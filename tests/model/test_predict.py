@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,14 @@ from model.checkpoint import Card
 from model.data.dataset import voc_palette
 from model.data.photo import read_photo
 from model.deeplab import DeepLabV3Plus
-from model.predict import colored, label_map, main, probabilities
+from model.predict import (
+    average_probabilities,
+    colored,
+    label_map,
+    main,
+    probabilities,
+    window_starts,
+)
 from tests.model.nets import photo, tiny
 
 Array = NDArray[np.float64]
@@ -104,6 +112,73 @@ def test_crop_size_pads_smaller_photos_and_leaves_larger_ones() -> None:
     assert np.abs(inside - bare).max() > 1e-2
 
 
+@pytest.mark.parametrize("stride", [8, 16, 32])
+def test_any_output_stride_with_all_scales_is_the_references_procedure(stride: int) -> None:
+    """The paper's six scales and flip, the same weights at every output stride."""
+    net = tiny(output_stride=stride)
+    image = photo(70, 60)
+    scales = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+    expected = oracle(net, image, scales, (False, True))
+    ours = probabilities(net, image, scales, flip=True)
+    assert np.abs(ours.transpose(1, 2, 0) - expected).max() < 1e-4
+
+
+@pytest.mark.parametrize("overlap", [0.0, 1 / 3, 0.9])
+@pytest.mark.parametrize(("side", "window"), [(65, 65), (66, 65), (130, 65), (131, 65), (500, 65)])
+def test_windows_cover_every_pixel_and_overlap_enough(
+    side: int, window: int, overlap: float
+) -> None:
+    starts = window_starts(side, window, overlap)
+    covered = np.zeros(side, int)
+    for start in starts:
+        covered[start : start + window] += 1
+    assert starts[0] == 0
+    assert starts[-1] + window == side
+    assert covered.min() >= 1
+    assert all(a + window - b >= int(overlap * window) for a, b in pairwise(starts))
+
+
+@pytest.mark.parametrize(("size", "overlap"), [((150, 100), 1 / 3), ((40, 140), 0.5)])
+def test_sliding_windows_average_probabilities(size: tuple[int, int], overlap: float) -> None:
+    """Each window is judged like a photo of its own; a loop over pixels puts them together."""
+    net = tiny()
+    image = photo(*size)
+    padded = np.full((max(size[0], 65), max(size[1], 65), 3), 127.5)
+    padded[: size[0], : size[1]] = image
+    total, times = np.zeros((5, *padded.shape[:2])), np.zeros(padded.shape[:2])
+    for top in window_starts(padded.shape[0], 65, overlap):
+        for left in window_starts(padded.shape[1], 65, overlap):
+            window = padded[top : top + 65, left : left + 65]
+            x = torch.from_numpy(window).permute(2, 0, 1)[None].float()
+            with torch.inference_mode():
+                found = average_probabilities(net, x, (0.75, 1.0), flip=True)[0].numpy()
+            for row, column in np.ndindex(65, 65):
+                total[:, top + row, left + column] += found[:, row, column]
+                times[top + row, left + column] += 1
+    expected = (total / times)[:, : size[0], : size[1]]
+    ours = probabilities(net, image, (0.75, 1.0), flip=True, overlap=overlap)
+    assert np.abs(ours - expected).max() < 1e-6
+    assert np.abs(ours.sum(0) - 1).max() < 1e-5
+    labels = label_map(net, image, (0.75, 1.0), flip=True, overlap=overlap)
+    assert (labels == ours.argmax(0)).all()
+    whole = probabilities(net, image, (0.75, 1.0), flip=True)
+    assert np.abs(ours - whole).max() > 1e-2
+
+
+@pytest.mark.parametrize("size", [(65, 65), (30, 65), (20, 20)])
+def test_sliding_changes_nothing_where_one_window_holds_the_photo(size: tuple[int, int]) -> None:
+    net = tiny()
+    image = photo(*size)
+    assert (probabilities(net, image, overlap=0.5) == probabilities(net, image)).all()
+    assert (label_map(net, image, overlap=0.5) == label_map(net, image)).all()
+
+
+@pytest.mark.parametrize("overlap", [-0.1, 1.0])
+def test_an_overlap_out_of_range_is_refused(overlap: float) -> None:
+    with pytest.raises(ValueError, match=f"overlap={overlap}: give a share"):
+        label_map(tiny(), photo(90, 90), overlap=overlap)
+
+
 @pytest.mark.parametrize(
     ("image", "scales", "word"),
     [
@@ -175,6 +250,18 @@ def test_command_writes_the_mask_and_overlay_of_each_photo(saved: Path, tmp_path
         assert overlay.size == (70, 50)
 
 
+def test_command_slides_over_large_photos(saved: Path, tmp_path: Path) -> None:
+    pixels = photo(120, 70)
+    Image.fromarray(pixels).save(tmp_path / "one.png")
+    options = ["-o", str(tmp_path / "out"), "--sliding", "--overlap", "1/4"]
+    assert main([str(saved), str(tmp_path / "one.png"), *options]) == 0
+    with Image.open(tmp_path / "out" / "one.png") as mask:
+        found = np.asarray(mask)
+    net = checkpoint.load(saved)
+    assert (found == label_map(net, pixels, overlap=0.25)).all()
+    assert (found != label_map(net, pixels)).any()
+
+
 def test_command_goes_on_after_a_file_that_is_no_picture(
     saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -194,6 +281,11 @@ def test_command_goes_on_after_a_file_that_is_no_picture(
         (["x.png", "--output-stride", "5"], "choose from 8, 16, 32"),
         (["x.png", "--scales", "1,0"], "above 0"),
         (["x.png", "--scales", "1;2"], "list of scales"),
+        (["x.png", "--overlap", "1"], "from 0 to below 1"),
+        ([], "give IMAGES"),
+        (["x.png", "--submission", "voc", "--overlay"], "no part of a submission"),
+        (["street.png", "--submission", "cityscapes"], "CITY_SEQUENCE_FRAME"),
+        (["--submission", "voc", "--data", "nowhere"], "nowhere"),
     ],
 )
 def test_wrong_arguments_are_usage_errors(

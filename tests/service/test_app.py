@@ -6,10 +6,13 @@ import asyncio
 import base64
 import io
 import json
+import socket
 import tempfile
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +22,14 @@ from fastapi.testclient import TestClient
 from numpy.typing import NDArray
 from PIL import Image
 
-from service import models
+from service import cpus, models
 from service.app import create_app
+from service.batcher import HOPELESS
 from service.engine import Prediction
-from service.errors import StartupError
-from service.models import Models
+from service.errors import InvalidImage, StartupError
 from service.settings import Settings
 from tests.service import onnx_models
+from tests.service.web import Held, Request
 
 
 def make_settings(folder: Path, **changes: Any) -> Settings:
@@ -226,25 +230,6 @@ def test_a_path_that_is_not_there_is_a_problem(client: TestClient) -> None:
     assert answer.json()["code"] == "not-found"
 
 
-class Held:
-    """Models whose engine waits for a gate, for tests of load."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.models: Models = models.load(settings)
-        self.gate = threading.Event()
-        self.entered = threading.Event()
-        self.gate.set()  # open for the warm-up
-        run = self.models.get(None).engine.predict
-
-        def held(images: NDArray[np.uint8]) -> list[Prediction]:
-            self.entered.set()
-            assert self.gate.wait(10)
-            return run(images)
-
-        self.models.get(None).batcher._run = held
-        self.settings = settings
-
-
 def test_what_is_too_much_is_refused_with_retry_after(
     folder: Path, photo: NDArray[np.uint8]
 ) -> None:
@@ -262,6 +247,72 @@ def test_what_is_too_much_is_refused_with_retry_after(
         assert int(refused.headers["retry-after"]) >= 1
         assert answers[0].status_code == 200
         assert post(client, png(photo)).status_code == 200
+
+
+def test_what_is_too_much_is_refused_before_its_body_is_read(
+    folder: Path, photo: NDArray[np.uint8]
+) -> None:
+    """Bodies that wait in memory for their turn are how a service under load is killed."""
+    held = Held(make_settings(folder, max_requests=1))
+    app = create_app(held.settings, held.models)
+
+    async def scenario() -> None:
+        async with app.router.lifespan_context(app):
+            held.gate.clear()
+            first = Request(app, png(photo), "image/png")
+            await asyncio.to_thread(held.entered.wait, 10)
+            second = Request(app, None, "image/png")  # its body never comes
+            await asyncio.wait_for(second.task, 5)
+            assert second.sent[0]["status"] == 503
+            held.gate.set()
+            await first.task
+            assert first.sent[0]["status"] == 200
+
+    asyncio.run(scenario())
+
+
+def test_probes_are_answered_while_everything_else_is_busy(
+    folder: Path, photo: NDArray[np.uint8]
+) -> None:
+    """A probe that waits behind the work is a service that is restarted for working."""
+    held = Held(make_settings(folder, max_batch=1))
+    stuck, entered = threading.Event(), threading.Semaphore(0)
+
+    def decode(*_: object, **__: object) -> None:
+        entered.release()
+        assert stuck.wait(20)
+        raise InvalidImage("never mind")
+
+    with TestClient(create_app(held.settings, held.models)) as client:
+        held.gate.clear()
+        with ThreadPoolExecutor(50) as clients, pytest.MonkeyPatch.context() as patch:
+            waiting = [clients.submit(post, client, png(photo))]
+            assert held.entered.wait(10)
+            patch.setattr("service.imaging.open_checked", decode)
+            threads = cpus.available() + 1  # as many as decode
+            waiting += [clients.submit(post, client, png(photo)) for _ in range(threads)]
+            for _ in range(threads):
+                assert entered.acquire(timeout=10)
+            for path in ("/livez", "/readyz", "/v2/health/live", "/v2/health/ready", "/metrics"):
+                assert client.get(path).status_code == 200
+            assert not any(each.done() for each in waiting)
+            stuck.set()
+            held.gate.set()
+        assert [each.result().status_code for each in waiting] == [200] + [400] * threads
+
+
+def test_an_address_is_never_fetched(client: TestClient) -> None:
+    """An image URL in place of an image is how others' services were made to call home."""
+    with socket.create_server(("127.0.0.1", 0)) as trap:
+        url = f"http://127.0.0.1:{trap.getsockname()[1]}/cat.png"
+        for form in ({"file": url}, {"url": url}):
+            answer = client.post("/segment", data=form, files={"x": b""})
+            assert answer.status_code == 400
+        assert post(client, url.encode()).status_code == 400
+        assert post(client, b"", url=url).status_code == 400
+        trap.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            trap.accept()
 
 
 def test_a_deadline_is_answered_with_504(folder: Path, photo: NDArray[np.uint8]) -> None:
@@ -302,29 +353,53 @@ def test_an_engine_failure_is_a_500_without_a_traceback(
         raise RuntimeError("secret detail")
 
     with TestClient(create_app(settings, loaded)) as client:
-        run = loaded.get(None).batcher._run
-        loaded.get(None).batcher._run = fail
+        session = loaded.get(None).batcher.sessions[0]
+        run, session.run = session.run, fail
         failed = post(client, png(photo))
-        loaded.get(None).batcher._run = run
+        session.run = run
         assert (failed.status_code, failed.json()["code"]) == (500, "inference-failed")
         assert "secret" not in failed.text
         assert post(client, png(photo)).status_code == 200
 
 
-def test_readiness_is_red_before_the_start_and_after_a_dead_loop(folder: Path) -> None:
-    settings = make_settings(folder)
+def test_readiness_is_red_before_the_start_and_after_the_last_dead_loop(folder: Path) -> None:
+    settings = make_settings(folder, sessions=2)
     loaded = models.load(settings)
+    loaded.get(None).revive = lambda: None
     assert not loaded.healthy
     with TestClient(create_app(settings, loaded)) as client:
         assert client.get("/livez").status_code == client.get("/readyz").status_code == 200
-        task = loaded.get(None).batcher._loop_task
-        assert task is not None
-        task.get_loop().call_soon_threadsafe(task.cancel)
-        for _ in range(100):
-            if client.get("/readyz").status_code == 503:
-                break
-        assert client.get("/readyz").status_code == 503
+        for alive in (1, 0):
+            task = loaded.get(None).batcher.sessions[alive].loop_task
+            assert task is not None
+            task.get_loop().call_soon_threadsafe(task.cancel)
+            while loaded.get(None).batcher.live_sessions > alive:
+                pass
+            assert client.get("/readyz").status_code == (200 if alive else 503)
+            assert f'deeplab_sessions{{model="tiny"}} {alive}.0' in client.get("/metrics").text
         assert client.get("/livez").status_code == 200
+
+
+def test_a_model_whose_sessions_have_died_is_loaded_again(
+    folder: Path, photo: NDArray[np.uint8]
+) -> None:
+    """A GPU that ran out of memory may fail every run from then on, until it is set up anew."""
+    settings = make_settings(folder)
+    loaded = models.load(settings)
+
+    def fail(_: NDArray[np.uint8]) -> list[Prediction]:
+        raise RuntimeError("out of memory")
+
+    with TestClient(create_app(settings, loaded)) as client:
+        loaded.get(None).batcher.sessions[0].run = fail
+        answers = [post(client, png(photo)).status_code for _ in range(HOPELESS)]
+        assert answers == [500] * HOPELESS
+        for _ in range(500):
+            if client.get("/readyz").status_code == 200:
+                break
+            time.sleep(0.01)
+        answer = post(client, png(photo))
+        assert (opened(answer.content) == onnx_models.expected(photo)).all()
 
 
 def test_a_client_that_leaves_frees_its_place(folder: Path, photo: NDArray[np.uint8]) -> None:
@@ -334,29 +409,12 @@ def test_a_client_that_leaves_frees_its_place(folder: Path, photo: NDArray[np.ui
     async def scenario() -> None:
         async with app.router.lifespan_context(app):
             held.gate.clear()
-            incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-            incoming.put_nowait({"type": "http.request", "body": png(photo)})
-            sent: list[Any] = []
-
-            async def send(message: Any) -> None:
-                sent.append(message)
-
-            scope = {
-                "type": "http",
-                "asgi": {"version": "3.0"},
-                "http_version": "1.1",
-                "method": "POST",
-                "scheme": "http",
-                "path": "/segment",
-                "query_string": b"",
-                "headers": [(b"content-type", b"image/png"), (b"host", b"test")],
-            }
-            request = asyncio.create_task(app(scope, incoming.get, send))
+            request = Request(app, png(photo), "image/png")
             await asyncio.to_thread(held.entered.wait, 10)
-            incoming.put_nowait({"type": "http.disconnect"})
-            await asyncio.wait_for(request, 5)  # the engine is still held
+            request.leave()
+            await asyncio.wait_for(request.task, 5)  # the engine is still held
             held.gate.set()
-            assert sent[0]["status"] == 499
+            assert request.sent[0]["status"] == 499
 
     asyncio.run(scenario())
 

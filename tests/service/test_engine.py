@@ -47,6 +47,13 @@ def test_the_engine_knows_its_file(model: Path) -> None:
     assert engine.provider == CPU
 
 
+def test_a_cpu_runs_one_image_at_a_time_unless_told_otherwise(model: Path) -> None:
+    engine = Engine(model, EngineOptions("cpu"))
+    assert engine.usual_batch == 1
+    engine.provider = CUDA
+    assert engine.usual_batch == 4
+
+
 def test_warm_up_runs_every_batch_size(model: Path) -> None:
     engine = Engine(model, EngineOptions("cpu"))
     sizes = []
@@ -91,6 +98,15 @@ def test_auto_serves_on_the_cpu_and_says_why(model: Path, caplog: pytest.LogCapt
 @needs_no_gpu
 def test_a_provider_that_is_compiled_in_is_not_taken_for_one_that_runs(model: Path) -> None:
     assert Engine(model, EngineOptions("auto")).provider == CPU
+
+
+def test_cuda_neither_searches_for_long_nor_keeps_what_it_took() -> None:
+    """Each of these has stalled or filled the GPU of somebody with ONNX Runtime's default."""
+    options = cuda_options(EngineOptions(gpu=1))
+    assert options["cudnn_conv_algo_search"] == "HEURISTIC"
+    assert options["arena_extend_strategy"] == "kSameAsRequested"
+    assert options["cudnn_conv_use_max_workspace"] == "0"
+    assert options["device_id"] == "1"
 
 
 def test_the_memory_limit_is_given_in_bytes() -> None:

@@ -116,11 +116,22 @@ def test_a_large_photo_is_shrunk_to_fit_and_restored(size: tuple[int, int]) -> N
     assert restored.shape == (size[1], size[0])
 
 
+@pytest.mark.parametrize("size", [(490, 330), (98, 10), (10, 660), (1, 5000), (3001, 1999)])
+def test_restoring_picks_the_pixels_that_pillow_picks(size: tuple[int, int]) -> None:
+    labels = np.random.default_rng(0).integers(0, 256, (33, 49), np.uint8)
+    for valid in ((33, 49), (1, 49), (33, 2), (7, 13)):
+        fitted = imaging.Fitted(np.zeros((33, 49, 3), np.uint8), valid)
+        part = Image.fromarray(labels[: valid[0], : valid[1]])
+        expected = np.asarray(part.resize(size, Image.Resampling.NEAREST))
+        assert (imaging.restore(labels, fitted, size) == expected).all()
+
+
 def test_every_id_survives_a_mask_png() -> None:
     labels = np.arange(256, dtype=np.uint8).reshape(16, 16)
     for colors in (2, 21, 256):
         palette = tuple((i, 0, 0) for i in range(colors))
-        for subset in (labels, labels[3:4], labels[:, 7:9]):  # few ids: Pillow must not renumber
+        subsets = (labels, labels[3:4], labels[:, 7:9])  # few ids: Pillow must not renumber
+        for subset in (*subsets, labels.repeat(3, axis=0)):
             mask = Image.open(io.BytesIO(imaging.mask_png(subset, palette)))
             assert mask.mode == "P"
             assert (np.asarray(mask) == subset).all()
@@ -131,6 +142,16 @@ def test_colours_follow_the_palette() -> None:
     labels = np.array([[0, 1]], np.uint8)
     image = Image.open(io.BytesIO(imaging.color_png(labels, ((0, 0, 0), (9, 8, 7)))))
     assert np.asarray(image).tolist() == [[[0, 0, 0], [9, 8, 7]]]
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_colours_and_confidence_come_back_whether_rows_repeat_or_not(times: int) -> None:
+    labels = np.random.default_rng(0).integers(0, 256, (20, 30), np.uint8).repeat(times, axis=0)
+    palette = tuple((i, 255 - i, i // 2) for i in range(256))
+    image = Image.open(io.BytesIO(imaging.color_png(labels, palette)))
+    assert (np.asarray(image) == np.array(palette, np.uint8)[labels]).all()
+    image = Image.open(io.BytesIO(imaging.confidence_png(labels)))
+    assert (image.mode, np.asarray(image).tolist()) == ("L", labels.tolist())
 
 
 @pytest.mark.parametrize(("shown", "expected"), [([], [100, 100, 100]), ([0], [50, 50, 50])])

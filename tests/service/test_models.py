@@ -5,12 +5,17 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
+from pydantic import ValidationError
 
+from service import models
+from service.app import create_app
 from service.contract import METADATA_KEY, InputSize
+from service.settings import Settings
 from tests.service import onnx_models
 from tests.service.web import opened, photo, png, post, serving
 
@@ -49,6 +54,19 @@ def test_a_new_file_takes_over(client: TestClient, folder: Path) -> None:
     assert answer["changed"] is True
     assert answer["digest"] == client.get("/models/tiny").json()["digest"] != old
     assert brightest(client) == 1
+
+
+@pytest.mark.parametrize(("setting", "batches"), [({}, 3), ({"max_batch": 3}, 1)])
+def test_a_cpu_runs_photos_one_by_one_unless_a_batch_size_is_set(
+    folder: Path, setting: dict[str, int], batches: int
+) -> None:
+    """A batch that is not full would wait for a minute."""
+    with serving(folder, max_wait_ms=60_000, **setting) as client:
+        with ThreadPoolExecutor(3) as pool:
+            answers = list(pool.map(lambda _: post(client, BODY), range(3)))
+        metrics = client.get("/metrics").text
+    assert [answer.status_code for answer in answers] == [200] * 3
+    assert f'deeplab_batch_size_count{{model="tiny"}} {batches}.0' in metrics
 
 
 @pytest.mark.parametrize("content", [b"", b"not a model", None])
@@ -117,3 +135,50 @@ def test_a_watched_folder_needs_no_call(folder: Path) -> None:
         assert brightest(client) == 1
         onnx_models.save(folder / "other.onnx")
         assert until(lambda: client.get("/models/other").status_code == 200)
+
+
+def test_several_sessions_share_the_threads_and_give_the_same_masks(folder: Path) -> None:
+    settings = Settings(models=folder, device="cpu", threads=5, sessions=2, max_batch=1)
+    loaded = models.load(settings)
+    assert [engine.threads for engine in loaded.get(None).engines] == [2, 2]
+    with TestClient(create_app(settings, loaded)) as client:
+        assert client.get("/models/tiny").json()["sessions"] == 2
+        with ThreadPoolExecutor(4) as pool:
+            answers = list(pool.map(lambda _: post(client, BODY), range(12)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert len({answer.content for answer in answers}) == 1
+
+
+@pytest.mark.parametrize(("threads", "sessions", "each"), [(1, 3, 1), (8, 2, 4), (7, 3, 2)])
+def test_every_session_has_a_thread(folder: Path, threads: int, sessions: int, each: int) -> None:
+    settings = Settings(models=folder, device="cpu", threads=threads, sessions=sessions)
+    loaded = models.load_engines(folder / "tiny.onnx", settings)
+    assert [engine.threads for engine in loaded] == [each] * sessions
+
+
+def test_gpus_that_are_not_there_leave_all_threads_to_the_cpu(folder: Path) -> None:
+    settings = Settings(models=folder, device="auto", gpus=(0, 1), threads=8)
+    loaded = models.load_engines(folder / "tiny.onnx", settings)
+    if loaded[0].provider != "CPUExecutionProvider":
+        pytest.skip("a working GPU is present")
+    assert [engine.threads for engine in loaded] == [8]
+
+
+def test_a_session_that_is_missing_is_replaced_by_a_reload(folder: Path) -> None:
+    settings = Settings(models=folder, device="cpu", threads=1, sessions=2)
+    loaded = models.load(settings)
+    with TestClient(create_app(settings, loaded)) as client:
+        task = loaded.get(None).batcher.sessions[0].loop_task
+        assert task is not None
+        task.get_loop().call_soon_threadsafe(task.cancel)
+        assert until(lambda: client.get("/models/tiny").json()["sessions"] == 1)
+        assert client.get("/readyz").status_code == 200
+        answer = client.post("/models/tiny/reload").json()
+        assert (answer["changed"], answer["sessions"]) == (True, 2)
+        assert client.post("/models/tiny/reload").json()["changed"] is False
+
+
+@pytest.mark.parametrize("gpus", ["0,0", "-1", "", "one"])
+def test_a_list_of_gpus_that_makes_no_sense_is_refused(gpus: str) -> None:
+    with pytest.raises(ValidationError, match="gpus"):
+        Settings.model_validate({"gpus": gpus})

@@ -12,6 +12,7 @@ import pytest
 from fastapi.testclient import TestClient
 from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
 
+from service.contract import METADATA_KEY
 from service.playground import PAGE
 from tests.service import onnx_models
 from tests.service.processes import running
@@ -34,8 +35,13 @@ needs_chromium = pytest.mark.skipif(
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("models")
     onnx_models.save(folder / "plain.onnx")
-    onnx_models.save(folder / "sure.onnx", confidence=True)
-    with running(folder) as (url, _):
+    eight = onnx_models.contract(output_stride=8, scales=(0.75, 1.0), flip=True, precision="int8")
+    metadata = {METADATA_KEY: eight.model_dump_json()}
+    onnx_models.save(folder / "plain-os8.onnx", metadata, brightest=1)
+    other = onnx_models.contract(checkpoint_sha256="1" * 64, confidence=True)
+    metadata = {METADATA_KEY: other.model_dump_json()}
+    onnx_models.save(folder / "sure.onnx", metadata, confidence=True)
+    with running(folder, "--default-model", "plain") as (url, _):
         yield url
 
 
@@ -169,6 +175,37 @@ def test_a_model_that_knows_its_confidence_shows_it(page: Page) -> None:
     _move(page, 12, 12)
     percent = round(int(PHOTO[12, 12, 0]) / 2.55)
     expect(page.locator("#tip span")).to_contain_text(f"{percent} % sure")
+
+
+@needs_chromium
+def test_model_and_variant_are_switched_apart(page: Page) -> None:
+    pick(page)
+    expect(legend(page)).to_have_count(3)
+    options = page.locator("#variant option").all_inner_texts()
+    assert options == [
+        "stride 16, fp32, 64 \N{MULTIPLICATION SIGN} 48",
+        "stride 8, int8, 64 \N{MULTIPLICATION SIGN} 48, 2 scales, flipped",
+    ]
+    page.locator("#variant").select_option(options[1])
+    expect(legend(page)).to_have_count(2)  # that one never says "bright"
+    expect(page.locator("#curl")).to_contain_text("model=plain-os8")
+    page.locator("#model").select_option("sure")
+    expect(page.locator("#variant")).to_be_hidden()  # there is but one
+    expect(legend(page)).to_have_count(3)
+    expect(page.locator("#curl")).to_contain_text("model=sure")
+    page.locator("#model").select_option("plain")
+    expect(page.locator("#curl")).to_contain_text("model=plain&")
+
+
+@needs_chromium
+def test_the_choice_of_a_model_works_by_keyboard(page: Page) -> None:
+    pick(page)
+    expect(legend(page)).to_have_count(3)
+    page.locator("#model").focus()
+    page.keyboard.press("Tab")
+    expect(page.locator("#variant")).to_be_focused()
+    page.keyboard.press("ArrowDown")
+    expect(legend(page)).to_have_count(2)
 
 
 def _move(page: Page, x: int, y: int) -> None:

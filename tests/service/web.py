@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from numpy.typing import NDArray
 from PIL import Image
+from starlette.types import Message
 
 from service import models
 from service.app import create_app
+from service.engine import Prediction
+from service.models import Models
 from service.settings import Settings
 
 
@@ -51,3 +57,51 @@ def post(
     """Send a PNG to /segment."""
     kind = {"Content-Type": "image/png"}
     return client.post("/segment", content=body, headers=kind | (headers or {}), params=query)
+
+
+class Held:
+    """Models whose engine waits for a gate, for tests of load."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.models: Models = models.load(settings)
+        self.gate = threading.Event()
+        self.entered = threading.Event()
+        self.gate.set()  # open for the warm-up
+        run = self.models.get(None).engine.predict
+
+        def held(images: NDArray[np.uint8]) -> list[Prediction]:
+            self.entered.set()
+            assert self.gate.wait(10)
+            return run(images)
+
+        self.models.get(None).batcher.sessions[0].run = held
+        self.settings = settings
+
+
+class Request:
+    """One POST to /segment below HTTP, so that its client can leave at a chosen moment."""
+
+    def __init__(self, app: FastAPI, body: bytes | None, kind: str) -> None:
+        """Send it at once, None: the headers only; must be made in a running event loop."""
+        self.sent: list[Message] = []
+        self._incoming: asyncio.Queue[Message] = asyncio.Queue()
+        if body is not None:
+            self._incoming.put_nowait({"type": "http.request", "body": body})
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "method": "POST",
+            "scheme": "http",
+            "path": "/segment",
+            "query_string": b"",
+            "headers": [(b"content-type", kind.encode()), (b"host", b"test")],
+        }
+        self.task = asyncio.create_task(app(scope, self._incoming.get, self._send))
+
+    def leave(self) -> None:
+        """The client closes its connection."""
+        self._incoming.put_nowait({"type": "http.disconnect"})
+
+    async def _send(self, message: Message) -> None:
+        self.sent.append(message)

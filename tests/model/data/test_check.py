@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.data.__main__ import main
+from model.data.__main__ import guess, main
+from model.data.dataset import DatasetError
+from tests.model import voc_folder
 
 
 @pytest.fixture
@@ -29,6 +31,7 @@ def test_sound_set_is_usable_and_counted(own: Path, capsys: pytest.CaptureFixtur
     report = json.loads(capsys.readouterr().out)
     assert report["classes"]["ground"] == {"share": 0.5, "images": 2}
     assert report["void_share"] == 0.25
+    assert report["values"] == {"0": 12, "1": 6, "255": 6}
     assert report["verdict"] == "usable"
 
 
@@ -60,6 +63,101 @@ def test_wrong_mask_fails_the_check(
         mask.save(path)
     assert main(["check", str(own)]) == 1
     assert says in capsys.readouterr().out
+
+
+def test_a_picture_too_large_to_be_safe_is_named(
+    own: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow's DecompressionBombError is neither an OSError nor a ValueError."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    for kind, name in (("images", "a"), ("masks", "b")):
+        Image.new("L", (30, 20)).save(own / kind / "train" / f"{name}.png")
+    assert main(["check", str(own)]) == 1
+    out = capsys.readouterr().out
+    for path in (own / "images/train/a.png", own / "masks/train/b.png"):
+        assert f"{path} cannot be read: Image size (600 pixels) exceeds limit" in out
+
+
+def test_a_mask_that_was_not_turned_with_its_photo_is_explained(
+    own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    Image.new("RGB", (4, 3)).save(own / "images" / "train" / "a.png", exif=exif)
+    assert main(["check", str(own)]) == 1
+    assert "image is (3, 4) pixels, mask (4, 3) (width, height): the photo's EXIF" in (
+        capsys.readouterr().out
+    )
+
+
+def test_a_mask_in_another_format_is_pointed_at(
+    own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (own / "masks" / "train" / "a.png").rename(own / "masks" / "train" / "a.jpg")
+    assert main(["check", str(own)]) == 1
+    assert "is missing; a.jpg is there: masks are PNG" in capsys.readouterr().out
+
+
+def test_files_that_are_not_used_are_warned_of(
+    own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert json_report(own, capsys)["warnings"] == []
+    (own / "images" / "train" / "c.heic").touch()
+    (own / "masks" / "train" / "c.png").touch()
+    assert json_report(own, capsys)["warnings"] == [
+        f"1 files in {own / 'images/train'} are not used: c.heic is no image by its suffix",
+        f"1 files in {own / 'masks/train'} are not used: c.png has no image",
+    ]
+
+
+def json_report(root: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
+    """The report of a set that is usable."""
+    assert main(["check", str(root), "--json"]) == 0
+    return dict(json.loads(capsys.readouterr().out))
+
+
+def test_a_class_without_pixels_is_warned_of(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Binary masks of 0 and 255: read with void = 255, the foreground is lost in silence."""
+    for name in "ab":
+        ids = np.array([[0, 0, 255, 255]] * 3, np.uint8)
+        Image.fromarray(ids).save(own / "masks" / "train" / f"{name}.png")
+    assert main(["check", str(own)]) == 0
+    assert "warning: no pixel of tree; is the value of void really a class?" in (
+        capsys.readouterr().out
+    )
+    (own / "dataset.toml").write_text('classes = ["ground", "tree"]\nvalues = [0, 255]\n')
+    assert main(["check", str(own), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["classes"]["tree"] == {"share": 0.5, "images": 2}
+    assert report["warnings"] == []
+
+
+def test_values_that_are_no_class_lead_to_the_key_that_names_them(
+    own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("L", (4, 3), 7).save(own / "masks" / "train" / "b.png")
+    assert main(["check", str(own)]) == 1
+    out = capsys.readouterr().out
+    assert "mask values: 0, 1, 7, 255\n" in out
+    assert "no class: [7] (say which values mean classes by `values`" in out
+
+
+def test_every_kind_of_set_is_recognised_by_its_folders(tmp_path: Path) -> None:
+    voc_folder.make(tmp_path / "voc")
+    for name, mark in (
+        ("camvid", "CamVid"),
+        ("cityscapes", "cityscapes/leftImg8bit"),
+        ("coco", "coco/train2017"),
+        ("imagefolder", "train/cat"),
+    ):
+        (tmp_path / name / mark).mkdir(parents=True)
+    for name in ("voc", "camvid", "cityscapes", "coco", "imagefolder"):
+        assert guess(tmp_path / name, "train") == name
+    (tmp_path / "voc" / "CamVid").mkdir()
+    with pytest.raises(DatasetError, match="voc and camvid; give --dataset"):
+        guess(tmp_path / "voc", "train")
+    (tmp_path / "voc" / "dataset.toml").touch()  # what describes itself is no matter of guessing
+    assert guess(tmp_path / "voc", "train") == "folder"
 
 
 def test_unknown_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from model.data.dataset import DatasetError, find, read_mask, voc_palette
+from model.data.pairs import write_mask
 from tests.model import voc_folder
 
 
@@ -26,6 +27,33 @@ def test_the_voc_palette_is_the_published_one() -> None:
     assert palette[20] == (0, 64, 128)  # tvmonitor
     assert palette[255] == (224, 224, 192)  # void
     assert len(set(palette)) == 256
+
+
+def test_trainval_is_train_and_val(tmp_path: Path) -> None:
+    voc_folder.make(tmp_path, count=2)
+    lists = tmp_path / "VOCdevkit/VOC2012/ImageSets/Segmentation"
+    (lists / "val.txt").write_text("2007_000009\n")
+    names = [pair.name for pair in find("voc", tmp_path, "trainval").pairs]
+    assert names == ["2007_000000", "2007_000001", "2007_000009"]
+    (lists / "trainval.txt").write_text("2007_000001\n")  # the publisher's list, where it is there
+    assert [pair.name for pair in find("voc", tmp_path, "trainval").pairs] == ["2007_000001"]
+
+
+def test_camvid_is_listed_by_names_and_by_segnets_own_lines(tmp_path: Path) -> None:
+    base = tmp_path / "CamVid"
+    for folder in ("train", "trainannot"):
+        (base / folder).mkdir(parents=True)
+    (base / "train.txt").write_text(
+        "/SegNet/CamVid/train/0001TP_1.png /SegNet/CamVid/trainannot/0001TP_1.png\n0001TP_2\n"
+    )
+    (base / "train" / "0001TP_2.jpg").touch()
+    dataset = find("camvid", tmp_path, "train")
+    assert [pair.image for pair in dataset.pairs] == [
+        base / "train" / "0001TP_1.png",
+        base / "train" / "0001TP_2.jpg",
+    ]
+    assert dataset.pairs[0].mask == base / "trainannot" / "0001TP_1.png"
+    assert (len(dataset.classes), len(dataset.palette), dataset.void) == (11, 11, 11)
 
 
 def test_a_missing_split_names_those_that_are_there(tmp_path: Path) -> None:
@@ -50,3 +78,20 @@ def test_a_mask_of_colours_is_refused(tmp_path: Path) -> None:
     Image.new("RGB", (2, 2)).save(path)
     with pytest.raises(DatasetError, match=r"mode RGB.*class ids"):
         read_mask(path, classes=21)
+
+
+@pytest.mark.parametrize("step", [1, 255])
+def test_every_id_survives_being_written(tmp_path: Path, step: int) -> None:
+    """Pillow renumbers the values of a palette PNG whose palette is short."""
+    ids = np.arange(256, dtype=np.uint8)[None] // step * step
+    write_mask(tmp_path / "mask.png", ids, voc_palette(21))
+    with Image.open(tmp_path / "mask.png") as mask:
+        assert np.array_equal(np.asarray(mask), ids)
+    assert [path.name for path in tmp_path.iterdir()] == ["mask.png"]
+
+
+def test_a_damaged_mask_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "mask.png"
+    path.write_bytes(b"no picture")
+    with pytest.raises(OSError, match=r"mask\.png cannot be read"):
+        read_mask(path, classes=2)

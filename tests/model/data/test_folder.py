@@ -52,6 +52,45 @@ def test_bad_description_is_refused_by_name(tmp_path: Path, toml: str, says: str
         find("folder", own(tmp_path, toml), "train")
 
 
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("values = [0]", "values has 1 values for 2 classes"),
+        ("values = [1, 1]", "different numbers"),
+        ("values = [0, 300]", "different numbers"),
+        ("values = [0, 9]\nvoid = 9", "void=9 is also the value of a class"),
+        ('mask_suffix = "_mask.jpg"', "lossless"),
+    ],
+)
+def test_values_that_contradict_are_refused(tmp_path: Path, line: str, says: str) -> None:
+    with pytest.raises(DatasetError, match=says):
+        find("folder", own(tmp_path, f'classes = ["a", "b"]\n{line}\n'), "train")
+
+
+def test_values_name_the_classes_in_the_masks(tmp_path: Path) -> None:
+    own(tmp_path, 'classes = ["tree", "ground"]\nvalues = [7, 0]\nvoid = 9\n')
+    dataset = find("folder", tmp_path, "train")
+    ids = read_mask(dataset.pairs[0].mask, classes=2, void=dataset.void)
+    assert ids[0].tolist() == [1, 255, 255, 0]  # of 0, 1, 9, 7
+
+
+def test_masks_may_be_named_by_a_suffix(tmp_path: Path) -> None:
+    own(tmp_path, 'classes = ["a", "b"]\nmask_suffix = "_mask.png"\n')
+    dataset = find("folder", tmp_path, "train")
+    assert dataset.pairs[0].mask == tmp_path / "masks" / "train" / "a_mask.png"
+
+
+def test_one_bit_masks_hold_the_ids_zero_and_one(tmp_path: Path) -> None:
+    path = tmp_path / "mask.png"
+    Image.fromarray(np.array([[False, True]])).save(path)
+    assert read_mask(path, classes=2).tolist() == [[0, 1]]
+
+
+def test_a_split_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"images/val does not exist \(beside it: train\)"):
+        find("folder", own(tmp_path), "val")
+
+
 def test_two_images_of_one_name_are_refused(tmp_path: Path) -> None:
     own(tmp_path)
     Image.new("RGB", (4, 3)).save(tmp_path / "images" / "train" / "a.png")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,17 @@ from service.client import (
 )
 
 from .flaky_server import Answer, FlakyServer, problem, result
+
+
+class Searches:
+    """Notes for which modules the path is searched; finds none."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def find_spec(self, name: str, *_: object) -> None:
+        self.names.append(name)
+
 
 HASTE = RetryPolicy(first_s=0.01, give_up_after_s=0.1)
 
@@ -115,6 +127,20 @@ def test_async_client_answers_many_at_once(server: FlakyServer, photos: Path) ->
 
     assert asyncio.run(both()) == [result("mask", b"one"), result("mask", b"cat.jpg")]
     assert server.most_in_flight == 2
+
+
+def test_requests_search_no_modules(server: FlakyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """httpcore tries to import sniffio again and again, whether it is there or not."""
+    searches = Searches()
+
+    async def run() -> None:
+        async with AsyncClient(server.url) as client:
+            await client.segment(b"first")  # imports what is needed once
+            monkeypatch.setattr(sys, "meta_path", [searches, *sys.meta_path])
+            await client.segment(b"second")
+
+    asyncio.run(run())
+    assert searches.names == []
 
 
 @pytest.mark.parametrize(

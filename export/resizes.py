@@ -1,0 +1,73 @@
+"""Resizes by constant factors, so that no node of a file of fixed size needs the host.
+
+The tracer gives every Resize its four output sizes, the batch among them: a
+Shape and a Concat per resize, which CUDA leaves to the CPU, with a copy and a
+wait each way. Where heights and widths are known, constant factors do. (Sizes
+for two named axes would be plainer, but ONNX Runtime's layout optimizer, which
+quantized graphs go through, expects four of everything.)
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+AXES = (2, 3)  # height and width of (N, C, H, W)
+SCALES, SIZES = 2, 3  # inputs of the operator
+
+
+def constant_scales(proto: onnx.ModelProto) -> None:
+    """Give every Resize between known heights and widths constant factors, in place."""
+    graph = proto.graph
+    described = (*graph.value_info, *graph.output)
+    shapes = {value.name: value.type.tensor_type.shape for value in described}
+    for node in graph.node:
+        if node.op_type != "Resize" or len(node.input) <= SIZES:
+            continue
+        before, after = (_sides(shapes.get(name)) for name in (node.input[0], node.output[0]))
+        if before is None or after is None:
+            continue
+        factors = [1.0, 1.0, *map(factor, before, after)]
+        name = f"{node.output[0]}_scales"
+        graph.initializer.append(numpy_helper.from_array(np.array(factors, np.float32), name))
+        node.input[SCALES] = name
+        del node.input[SIZES]
+    drop_unused(graph)
+
+
+def factor(before: int, after: int) -> float:
+    """The float32 next to after / before that the operator's floor takes to `after`.
+
+    Some implementations multiply in double precision, where rounding does not help.
+    """
+    value = np.float32(after / before)
+    if before * float(value) < after:
+        value = np.nextafter(value, np.float32(np.inf))
+    return float(value)
+
+
+def _sides(shape: onnx.TensorShapeProto | None) -> tuple[int, int] | None:
+    if shape is None or not all(shape.dim[axis].HasField("dim_value") for axis in AXES):
+        return None
+    return shape.dim[2].dim_value, shape.dim[3].dim_value
+
+
+def drop_unused(graph: onnx.GraphProto) -> None:
+    """Remove nodes and constants that nothing reads, in place."""
+    needed = {output.name for output in graph.output}
+    kept = []
+    for node in reversed(graph.node):  # sorted: readers come after what they read
+        if needed.intersection(node.output):
+            kept.append(node)
+            needed.update(node.input)
+    for field, items in (
+        (graph.node, kept[::-1]),
+        (graph.initializer, [item for item in graph.initializer if item.name in needed]),
+    ):
+        del field[:]
+        field.extend(items)
+    known = {name for node in graph.node for name in node.output}
+    values = [value for value in graph.value_info if value.name in known]
+    del graph.value_info[:]
+    graph.value_info.extend(values)

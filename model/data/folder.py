@@ -1,0 +1,141 @@
+"""Your own data: folders of images and masks, described by `dataset.toml`."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from model.data import voc
+from model.data.pairs import (
+    VOID,
+    CodedMask,
+    Coding,
+    Color,
+    Dataset,
+    DatasetError,
+    Mask,
+    Pair,
+    read_names,
+)
+
+DESCRIPTION = "dataset.toml"
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")  # as the service takes
+
+
+class FolderConfig(BaseModel):
+    """`dataset.toml` of your own data; `{split}` in a folder stands for the split's name."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    classes: tuple[str, ...] = Field(min_length=1, max_length=VOID)
+    palette: tuple[Color, ...] = ()  # VOC's colours where left out
+    values: tuple[int, ...] = ()  # mask value of each class; 0, 1, 2, ... where left out
+    void: int | None = Field(None, ge=0, le=255)  # 255 where left out, unless that is a class
+    void_colors: tuple[Color, ...] = ()  # colours of void, in masks that hold colours
+    images: str = "images/{split}"
+    masks: str = "masks/{split}"
+    mask_suffix: str = ".png"  # what follows the image's stem, e.g. "_mask.png"
+    lists: str | None = None  # a text file of stems, e.g. "{split}.txt"; else every image
+
+    @model_validator(mode="after")
+    def _consistent(self) -> FolderConfig:
+        for key, entries in (("palette", self.palette), ("values", self.values)):
+            if entries and len(entries) != len(self.classes):
+                kind = "colours" if key == "palette" else "values"
+                raise ValueError(f"{key} has {len(entries)} {kind} for {len(self.classes)} classes")
+        if len(set(self.values)) != len(self.values) or not {*self.values} <= {*range(256)}:
+            raise ValueError(f"values={list(self.values)}: give different numbers from 0 to 255")
+        if self.values and self.void in self.values:
+            raise ValueError(f"void={self.void} is also the value of a class; change one of them")
+        if not self.mask_suffix.endswith(".png"):
+            raise ValueError(f"mask_suffix={self.mask_suffix!r}: masks are .png files (lossless)")
+        return self
+
+    def coding(self) -> Coding | None:
+        """How masks are read where `values` is given."""
+        if not self.values:
+            return None
+        void = VOID if self.void is None else self.void
+        return Coding.of(
+            {value: index for index, value in enumerate(self.values)},
+            frozenset({void}) - {*self.values},
+        )
+
+
+def find(root: Path, split: str) -> Dataset:
+    """List the images of a split with their masks, as `dataset.toml` says."""
+    config = read_description(root / DESCRIPTION)
+    images, masks = (
+        root / name.replace("{split}", split) for name in (config.images, config.masks)
+    )
+    found = _images(images, root)
+    names = (
+        read_names(root / config.lists.replace("{split}", split)) if config.lists else list(found)
+    )
+    coding = config.coding()
+
+    def mask(name: str) -> Mask:
+        path = masks / f"{name}{config.mask_suffix}"
+        return CodedMask(path, coding) if coding else path
+
+    pairs = tuple(Pair(name, found.get(name, images / f"{name}.jpg"), mask(name)) for name in names)
+    void = VOID if config.void is None or coding else config.void
+    colors = config.palette or voc.palette(len(config.classes))
+    void_colors = config.void_colors or (() if config.palette else (voc.VOID_COLOR,))
+    return Dataset(
+        "folder",
+        split,
+        pairs,
+        config.classes,
+        colors,
+        void,
+        void_colors,
+        own_palette=bool(config.palette),
+        notes=() if config.lists else tuple(_left_over(images, masks, pairs)),
+    )
+
+
+def _left_over(images: Path, masks: Path, pairs: tuple[Pair, ...]) -> Iterator[str]:
+    """Files beside the pairs, which a spelling or a format may have kept out."""
+    used = {pair.image for pair in pairs} | {Path(str(pair.mask)) for pair in pairs}
+    for folder, what in ((images, "is no image by its suffix"), (masks, "has no image")):
+        if not folder.is_dir() or (folder == images and images == masks):
+            continue
+        files = (path for path in folder.iterdir() if path.is_file())
+        others = sorted(path.name for path in files if path not in used and path.name[0] != ".")
+        if others:
+            yield f"{len(others)} files in {folder} are not used: {others[0]} {what}"
+
+
+def _images(folder: Path, root: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        beside = [p.name for p in folder.parent.glob("*/")] if folder.parent.is_dir() else []
+        raise DatasetError(
+            f"{folder} does not exist (beside it: {', '.join(sorted(beside)) or 'nothing'}); "
+            f"set `images` in {root / DESCRIPTION}, or name another split"
+        )
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in SUFFIXES:
+            continue
+        if path.stem in found:
+            raise DatasetError(f"{found[path.stem]} and {path} share a name; rename one of them")
+        found[path.stem] = path
+    return found
+
+
+def read_description(path: Path) -> FolderConfig:
+    """Read `dataset.toml`; raises DatasetError naming the key, the value and what to do."""
+    if not path.is_file():
+        raise DatasetError(f"{path} does not exist; write one that names your classes")
+    try:
+        return FolderConfig.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise DatasetError(": ".join(filter(None, [str(path), key, first["msg"]]))) from error
+    except ValueError as error:  # not TOML, not UTF-8
+        raise DatasetError(f"{path}: {error}") from error

@@ -1,0 +1,142 @@
+"""Pairs of photos and masks, and what the values in a mask mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from model.data.photo import opened
+
+VOID = 255
+MASK_MODES = ("P", "L", "1")  # Pillow's names for 8-bit palette, 8-bit gray and 1-bit pictures
+
+Color = tuple[int, int, int]
+
+
+class DatasetError(ValueError):
+    """A data set is missing, incomplete or not what its name says."""
+
+
+@dataclass(frozen=True)
+class Coding:
+    """What mask values stand for where they are not the class ids themselves."""
+
+    ids: bytes  # 256 class ids, by mask value; 255 where the value stands for no class
+    void: frozenset[int]  # the values that mean void; others without a class are mistakes
+
+    @classmethod
+    def of(cls, ids: dict[int, int], void: frozenset[int] = frozenset({VOID})) -> Coding:
+        """Make the table of {mask value: class id}."""
+        return cls(bytes(ids.get(value, VOID) for value in range(256)), void)
+
+
+@dataclass(frozen=True)
+class CodedMask:
+    """A mask file whose values are not class ids; `read_mask` translates them."""
+
+    path: Path
+    coding: Coding
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def is_file(self) -> bool:
+        """Whether the file exists."""
+        return self.path.is_file()
+
+
+Mask = Path | CodedMask
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One photo with its mask; `name` is the stem that lists and submissions use."""
+
+    name: str
+    image: Path
+    mask: Mask
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A split of a data set: its pairs and what their mask values mean."""
+
+    name: str
+    split: str
+    pairs: tuple[Pair, ...]
+    classes: tuple[str, ...]
+    palette: tuple[Color, ...]
+    # Mask values that mean "do not judge"; everything >= len(classes) is void too.
+    void: int = VOID
+    # What `check` knows of masks that hold colours: those of void, and whether the palette
+    # comes with the set or was made up for showing.
+    void_colors: tuple[Color, ...] = ()
+    own_palette: bool = True
+    # What was odd about the folders, for `check` to tell.
+    notes: tuple[str, ...] = ()
+
+
+def meanings(dataset: Dataset, mask: Mask) -> dict[int, int]:
+    """Class id, or 255 for void, of each mask value that means something."""
+    if isinstance(mask, CodedMask):
+        coding = mask.coding
+        return dict.fromkeys(coding.void, VOID) | {
+            value: index for value, index in enumerate(coding.ids) if index != VOID
+        }
+    return {value: value for value in range(len(dataset.classes))} | {
+        VOID: VOID,
+        dataset.void: VOID,
+    }
+
+
+def read_names(path: Path) -> list[str]:
+    """Read a list of names, one a line; raises DatasetError naming the lists that there are."""
+    if not path.is_file():
+        splits = sorted(p.stem for p in path.parent.glob("*.txt"))
+        raise DatasetError(f"{path} does not exist; splits found beside it: {splits or 'none'}")
+    return path.read_text(encoding="utf-8").split()
+
+
+def read_mask(mask: Mask, *, classes: int, void: int = VOID) -> NDArray[np.uint8]:
+    """Read a mask of class ids, (H, W) uint8, with every id that is no class set to 255.
+
+    Raises DatasetError for an RGB mask, whose colours are not class ids, and
+    OSError for a file that cannot be read.
+    """
+    _, ids = read_values(mask)
+    if isinstance(mask, CodedMask):
+        ids = np.frombuffer(mask.coding.ids, np.uint8)[ids]
+    return np.where((ids < classes) & (ids != void), ids, np.uint8(VOID))
+
+
+def read_values(mask: Mask) -> tuple[str, NDArray[np.uint8]]:
+    """Read Pillow's mode and the values as they are in the file, (H, W) uint8."""
+    path = mask.path if isinstance(mask, CodedMask) else mask
+    with opened(path) as picture:
+        if picture.mode in MASK_MODES:
+            return picture.mode, np.asarray(picture).astype(np.uint8, copy=False)
+        mode = picture.mode
+    raise DatasetError(
+        f"{path} has mode {mode}: masks hold class ids (mode P or L), not colours; "
+        "`python -m model.data check DIR --convert OUT` translates known colours"
+    )
+
+
+def write_mask(path: Path, ids: NDArray[np.uint8], colors: Sequence[Color]) -> None:
+    """Write class ids (H, W) uint8 as a palette PNG, complete or not at all.
+
+    `colors` are those of the ids from 0 on; the rest get VOC's colour of void. All
+    256 are attached: with fewer, Pillow renumbers the classes (its issue 6210).
+    """
+    table = np.full((256, 3), (224, 224, 192), np.uint8)
+    table[: len(colors)] = colors
+    picture = Image.fromarray(ids)
+    picture.putpalette(table.tobytes())
+    partial = path.with_name(f".{path.name}.partial")
+    picture.save(partial, "PNG")
+    partial.replace(path)

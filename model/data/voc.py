@@ -1,0 +1,50 @@
+"""PASCAL VOC 2012, with the masks of SBD where they were added (split `trainaug`).
+
+torchvision's VOCSegmentation knows neither trainaug nor paths without opening
+the pictures; the folders are listed here instead.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from model.data.pairs import Color, Dataset, Pair, read_names
+
+CLASSES = (
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair",
+    "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",
+    "train", "tvmonitor",
+)  # fmt: skip
+BASE = Path("VOCdevkit/VOC2012")
+LISTS = BASE / "ImageSets/Segmentation"
+MASKS = BASE / "SegmentationClass"
+# SBD's extra masks live in a folder of their own, where every converter of them puts them.
+AUGMENTED_MASKS = BASE / "SegmentationClassAug"
+VOID_COLOR = (224, 224, 192)
+
+
+def palette(colors: int) -> tuple[Color, ...]:
+    """The VOC colour map: the bits of the class id, spread over the channels from the top."""
+
+    def channel(index: int, first: int) -> int:
+        bits = (((index >> (3 * place + first)) & 1) << (7 - place) for place in range(8))
+        return sum(bits)
+
+    return tuple((channel(i, 0), channel(i, 1), channel(i, 2)) for i in range(colors))
+
+
+def find(root: Path, split: str) -> Dataset:
+    """List a split by its file below ImageSets/Segmentation."""
+    masks = AUGMENTED_MASKS if split == "trainaug" else MASKS
+    pairs = tuple(
+        Pair(name, root / BASE / "JPEGImages" / f"{name}.jpg", root / masks / f"{name}.png")
+        for name in _names(root / LISTS, split)
+    )
+    return Dataset("voc", split, pairs, CLASSES, palette(len(CLASSES)), void_colors=(VOID_COLOR,))
+
+
+def _names(lists: Path, split: str) -> list[str]:
+    """Copies of the set often come without trainval.txt: it is train.txt and val.txt."""
+    if split == "trainval" and not (lists / "trainval.txt").is_file():
+        return sorted({*read_names(lists / "train.txt"), *read_names(lists / "val.txt")})
+    return read_names(lists / f"{split}.txt")

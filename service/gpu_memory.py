@@ -1,0 +1,77 @@
+"""GPU memory for Prometheus, as NVIDIA's driver counts it; nothing at all on a CPU."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+log = logging.getLogger("service.metrics")
+
+
+def nvml() -> Any | None:
+    """NVIDIA's management library, ready for use; None where it or its driver is missing."""
+    try:
+        library = importlib.import_module("pynvml")
+    except ImportError:
+        log.info("no GPU memory in /metrics: nvidia-ml-py is not installed, the gpu extra has it")
+        return None
+    try:
+        library.nvmlInit()
+    except library.NVMLError as error:
+        log.warning("no GPU memory in /metrics: %s", error)
+        return None
+    return library
+
+
+class GpuMemory(Collector):
+    """Reads every GPU that the driver shows, when asked, while a model runs on one.
+
+    The driver counts GPUs in the order of the bus and knows nothing of
+    CUDA_VISIBLE_DEVICES: the label `uuid` says for sure which one is meant.
+    """
+
+    def __init__(self, on_gpu: Callable[[], bool], load: Callable[[], Any | None] = nvml) -> None:
+        """`on_gpu`: whether any model runs on a GPU."""
+        self._on_gpu = on_gpu
+        self._load = load
+        self._library: Any | None = None
+        self._loaded = False
+
+    def describe(self) -> list[Metric]:
+        """Nothing to check for duplicates before there are GPUs."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """Memory in use by all processes, and all there is, of each GPU."""
+        if not self._on_gpu():
+            return
+        if not self._loaded:
+            self._library, self._loaded = self._load(), True
+        if self._library is None:
+            return
+        used = GaugeMetricFamily(
+            "deeplab_gpu_memory_used_bytes",
+            "Memory of the GPU in use, by whichever process",
+            labels=["gpu", "uuid"],
+        )
+        total = GaugeMetricFamily(
+            "deeplab_gpu_memory_total_bytes", "Memory of the GPU", labels=["gpu", "uuid"]
+        )
+        for labels, memory in self._read(self._library):
+            used.add_metric(labels, memory.used)
+            total.add_metric(labels, memory.total)
+        yield from (used, total)
+
+    def _read(self, library: Any) -> Iterator[tuple[list[str], Any]]:
+        try:
+            for number in range(library.nvmlDeviceGetCount()):
+                handle = library.nvmlDeviceGetHandleByIndex(number)
+                uuid = library.nvmlDeviceGetUUID(handle)
+                yield [str(number), str(uuid)], library.nvmlDeviceGetMemoryInfo(handle)
+        except library.NVMLError as error:  # a GPU may fall off the bus
+            log.warning("cannot read GPU memory: %s", error)

@@ -1,0 +1,1 @@
+"""Load on a running service: shared by `service.bench`, `.bench_client` and `.soak`."""

@@ -1,0 +1,215 @@
+"""Requests that a service in the open gets: most are well meant, some are not.
+
+Each case is a request as bytes, the way in which it is sent, and the statuses that
+are right answers to it. Being too busy (503) or too late (504) is always one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import io
+import random
+import struct
+import zlib
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+
+from PIL import Image
+
+BUSY = frozenset({503, 504})
+CHUNK = 64 * 1024
+DRIP_S = 0.05  # between the bytes of a slow body
+
+
+class Manner(enum.Enum):
+    """How a request is sent."""
+
+    WHOLE = "whole"
+    CHUNKED = "chunked"  # without saying how long it will be
+    DRIPPING = "dripping"  # a few bytes at a time
+    LEAVING = "leaving"  # the client goes before its answer, maybe before its body's end
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kind of request; `right` are its answers besides BUSY."""
+
+    name: str
+    right: frozenset[int]
+    target: str
+    headers: dict[str, str]
+    body: bytes
+    manner: Manner = Manner.WHOLE
+
+    def head(self) -> bytes:
+        """The request line and the headers."""
+        length = (
+            {"Transfer-Encoding": "chunked"}
+            if self.manner is Manner.CHUNKED
+            else {"Content-Length": str(len(self.body))}
+        )
+        lines = [
+            f"{name}: {value}" for name, value in ({"Host": "soak"} | self.headers | length).items()
+        ]
+        return "\r\n".join([f"POST {self.target} HTTP/1.1", *lines, "", ""]).encode()
+
+
+def good(photos: Sequence[bytes], outputs: Sequence[str]) -> list[Case]:
+    """Every photo with every output."""
+    return [
+        Case(output, frozenset({200}), f"/segment?output={output}", IMAGE, photo)
+        for photo in photos
+        for output in outputs
+    ]
+
+
+IMAGE = {"Content-Type": "application/octet-stream"}
+FORM = {"Content-Type": "multipart/form-data; boundary=b"}
+
+
+def hostile(photo: bytes, max_body_bytes: int) -> list[Case]:
+    """One case of every kind; `photo` is a good JPEG."""
+    large = bytes(max_body_bytes + 1)
+    part = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+    return [
+        _case("truncated JPEG", 400, photo[: len(photo) // 2]),
+        _case("no image", 400, b"hello"),
+        _case("empty body", 400, b""),
+        _case("bomb", 413, bomb()),
+        _case("oversize", 413, large),
+        _case("oversize in chunks", 413, large, manner=Manner.CHUNKED),
+        _case("slow body", 408, photo, manner=Manner.DRIPPING),
+        _case("wrong type", 415, photo, {"Content-Type": "text/html"}),
+        _case("form without its end", 400, part + photo, FORM),
+        _case("form without a file", 400, b"--b--\r\n", FORM),
+        _case("form without a boundary", 400, photo, {"Content-Type": "multipart/form-data"}),
+        _case("unknown model", 404, photo, target="/segment?model=none"),
+        _case("unknown output", 400, photo, target="/segment?output=none"),
+        _case("wrong deadline", 400, photo, IMAGE | {"X-Request-Timeout-Ms": "soon"}),
+        _case("short deadline", 200, photo, IMAGE | {"X-Request-Timeout-Ms": "1"}),
+    ]
+
+
+def leaving(photo: bytes) -> Case:
+    """A client that does not wait."""
+    return _case("client leaves", 200, photo, manner=Manner.LEAVING)
+
+
+def _case(
+    name: str,
+    right: int,
+    body: bytes,
+    headers: dict[str, str] | None = None,
+    *,
+    target: str = "/segment",
+    manner: Manner = Manner.WHOLE,
+) -> Case:
+    return Case(name, frozenset({right}), target, headers or IMAGE, body, manner)
+
+
+def bomb() -> bytes:
+    """A PNG of some kilobytes that says it has 40,000 x 40,000 pixels."""
+    header = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 0, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(1_000_000))), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
+
+
+def small_photos(sources: Sequence[bytes]) -> list[bytes]:
+    """Each source in some small sizes and formats: what costs is the model."""
+    found = []
+    for source in sources:
+        for kind, side in (("JPEG", 96), ("PNG", 64), ("WEBP", 128), ("BMP", 48), ("JPEG", 320)):
+            with Image.open(io.BytesIO(source)) as image:
+                small = image.convert("RGB")
+            small.thumbnail((side, side))
+            out = io.BytesIO()
+            small.save(out, kind)
+            found.append(out.getvalue())
+    return found
+
+
+class Client:
+    """One client after another on one address; a connection lasts as long as both sides like."""
+
+    def __init__(self, host: str, port: int, chance: random.Random) -> None:
+        self._address = host, port
+        self._chance = chance
+        self._kept: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def send(self, case: Case) -> int | None:
+        """The status of the answer; None if the client left before. OSError: no answer came."""
+        if case.manner is Manner.LEAVING:
+            return await self._leave(case)
+        async with self._connection() as (reader, writer):
+            sending = asyncio.create_task(_send(writer, case))
+            try:
+                status, lasts = await _answer(reader)
+            finally:
+                complete = sending.done() and not sending.cancelled() and not sending.exception()
+                sending.cancel()
+                await asyncio.gather(sending, return_exceptions=True)
+            if lasts and complete:
+                self._kept = reader, writer
+        return status
+
+    async def _leave(self, case: Case) -> int | None:
+        async with self._connection() as (reader, writer):
+            whole = case.head() + case.body
+            writer.write(whole[: self._chance.choice([len(whole), len(whole), len(whole) // 2])])
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._chance.expovariate(20)):  # 50 ms on average
+                    status, _ = await _answer(reader)
+                    return status
+        return None
+
+    @asynccontextmanager
+    async def _connection(
+        self,
+    ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        """The connection that was kept, or a new one; closed unless it is kept again."""
+        reader, writer = self._kept or await asyncio.open_connection(*self._address)
+        self._kept = None
+        try:
+            yield reader, writer
+        finally:
+            if self._kept is None:
+                writer.close()
+
+    def close(self) -> None:
+        """Close the connection that was kept."""
+        if self._kept is not None:
+            self._kept[1].close()
+            self._kept = None
+
+
+async def _send(writer: asyncio.StreamWriter, case: Case) -> None:
+    writer.write(case.head())
+    step = 10 if case.manner is Manner.DRIPPING else CHUNK
+    for start in range(0, len(case.body), step):
+        piece = case.body[start : start + step]
+        if case.manner is Manner.CHUNKED:
+            piece = b"%x\r\n%b\r\n" % (len(piece), piece)
+        writer.write(piece)
+        await writer.drain()
+        if case.manner is Manner.DRIPPING:
+            await asyncio.sleep(DRIP_S)
+    if case.manner is Manner.CHUNKED:
+        writer.write(b"0\r\n\r\n")
+    await writer.drain()
+
+
+async def _answer(reader: asyncio.StreamReader) -> tuple[int, bool]:
+    """The status, and whether the connection lasts; OSError when it ends first."""
+    try:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
+        first, *lines = head.split("\r\n")
+        headers = dict(line.split(": ", 1) for line in lines if line)
+        await reader.readexactly(int(headers.get("content-length", "0")))
+    except asyncio.IncompleteReadError as error:
+        raise ConnectionResetError("the connection was closed before the answer's end") from error
+    return int(first.split(" ")[1]), headers.get("connection") != "close"

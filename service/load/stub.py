@@ -1,0 +1,73 @@
+"""A service that answers every photo at once with the same mask: `python -m service.load.stub`.
+
+What a client does with it is limited by the client alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import io
+import json
+from collections.abc import Sequence
+
+from PIL import Image
+
+HEADERS = "X-Model: stub\r\nX-Model-Digest: stub\r\nX-Request-ID: stub\r\n"
+MODELS = {"models": [{"name": "stub", "digest": "stub", "default": True}]}
+
+
+class Stub(asyncio.Protocol):
+    """One connection; a request is answered when it has come in whole."""
+
+    def __init__(self, mask: bytes) -> None:
+        self._mask = _response("image/png", mask)
+        self._received = bytearray()
+        self._transport: asyncio.WriteTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the way back."""
+        assert isinstance(transport, asyncio.WriteTransport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """Answer every request that is there."""
+        self._received += data
+        while (end := self._received.find(b"\r\n\r\n")) >= 0:
+            head = bytes(self._received[:end]).lower()
+            length = int(head.partition(b"\r\ncontent-length: ")[2].partition(b"\r\n")[0] or 0)
+            if len(self._received) < end + 4 + length:
+                return
+            del self._received[: end + 4 + length]
+            if self._transport is not None:
+                self._transport.write(self._answer(head))
+
+    def _answer(self, head: bytes) -> bytes:
+        if head.startswith(b"post /segment"):
+            return self._mask
+        return _response("application/json", json.dumps(MODELS).encode())
+
+
+def _response(kind: str, body: bytes) -> bytes:
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n{HEADERS}"
+    return head.encode() + b"\r\n" + body
+
+
+async def _serve(port: int) -> None:
+    out = io.BytesIO()
+    Image.new("P", (64, 64)).save(out, "PNG")
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: Stub(out.getvalue()), "127.0.0.1", port)
+    await server.serve_forever()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve until a signal ends it."""
+    p = argparse.ArgumentParser(prog="python -m service.load.stub", description=__doc__)
+    p.add_argument("--port", type=int, required=True)
+    asyncio.run(_serve(p.parse_args(argv).port))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

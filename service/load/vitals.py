@@ -1,0 +1,41 @@
+"""What a process uses, read from Linux's /proc: proc(5) names the fields."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Vitals:
+    """One look at one process."""
+
+    cpu_s: float  # user and system time of all its threads so far
+    rss_mib: float
+    peak_rss_mib: float
+    threads: int
+    open_files: int
+
+
+def read(pid: int) -> Vitals:
+    """Look at a process of this machine; raises OSError when it is gone."""
+    folder = Path("/proc") / str(pid)
+    # The command's name, in parentheses, may itself hold spaces and parentheses.
+    stat = (folder / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    lines = (folder / "status").read_text(encoding="utf-8").splitlines()
+    status = {
+        key: value.split()[0]
+        for key, _, value in (line.partition(":") for line in lines)
+        if value.strip()
+    }
+    return Vitals(
+        cpu_s=(int(stat[11]) + int(stat[12])) / TICKS_PER_S,
+        rss_mib=int(status["VmRSS"]) / 1024,
+        peak_rss_mib=int(status["VmHWM"]) / 1024,
+        threads=int(status["Threads"]),
+        open_files=len(list((folder / "fd").iterdir())),
+    )

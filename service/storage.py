@@ -1,0 +1,189 @@
+"""Folders on disk and in object stores, as places to read photos from and put results to.
+
+pyarrow's own file systems for `s3://`, `gs://` and `abfs://`, fsspec's for every
+other scheme. A file is complete or not there: on a disk it is written under a
+temporary name and renamed, in an object store it is one put, which shows nothing
+before its end.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote, urlsplit
+
+from pyarrow import ArrowException, fs
+
+from service.client.errors import UsageError
+from service.client.inputs import Inputs, is_image
+
+OF_ARROW = ("s3", "gs", "gcs", "abfs", "abfss")
+PART = ".part"  # a file being written on a disk: hidden, and swept by the next run
+UNKNOWN_TIME = -1  # not every store tells when an object was written
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """One file of a place."""
+
+    path: str  # in its file system
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Photo:
+    """One input: `name` is its path below the inputs' base, which the outputs mirror."""
+
+    name: str
+    source: str  # path in its file system
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder in a file system; can be sent to other processes."""
+
+    system: fs.FileSystem
+    root: str
+
+    @property
+    def is_local(self) -> bool:
+        return str(self.system.type_name) == "local"
+
+    def read(self, name: str) -> bytes:
+        """The content of a file below the root; raises OSError."""
+        with self.system.open_input_stream(self._path(name)) as stream:
+            return bytes(stream.read())
+
+    def write(self, name: str, content: bytes) -> None:
+        """Put a file in place, whole or not at all; raises OSError."""
+        path = self._path(name)
+        if self.is_local:
+            _write_local(Path(path), content)
+            return
+        # Not a `with`: leaving it by an error would close the stream, and so publish what it has.
+        stream = self.system.open_output_stream(path)
+        stream.write(content)
+        stream.close()
+
+    def remove(self, name: str) -> None:
+        """Take a file away, if it is there; raises OSError."""
+        with suppress(FileNotFoundError):
+            self.system.delete_file(self._path(name))
+
+    def files(self, folder: str = "") -> Iterator[File]:
+        """Every file below the root or one of its folders, sorted, paths below the root."""
+        start = self._path(folder)
+        selector = fs.FileSelector(start, recursive=True, allow_not_found=True)
+        found = [info for info in self.system.get_file_info(selector) if info.is_file]
+        for info in sorted(found, key=lambda info: str(info.path)):
+            yield File(_below(info.path, self.root), info.size, _mtime_ns(info))
+
+    def sweep(self, names: list[str]) -> None:
+        """Remove what killed writers have left, of the files that `files` gave."""
+        for name in names:
+            if PurePosixPath(name).name.startswith(".") and name.endswith(PART):
+                self.remove(name)
+
+    def _path(self, name: str) -> str:
+        return f"{self.root}/{name}" if name else self.root
+
+
+def place(where: str) -> Place:
+    """The folder that a path or URI names; raises UsageError."""
+    scheme = urlsplit(where).scheme if "://" in where else "file"
+    if scheme == "file":
+        path = unquote(urlsplit(where).path) if "://" in where else where
+        return Place(fs.LocalFileSystem(), str(Path(path).absolute()).rstrip("/"))
+    try:
+        system, root = fs.FileSystem.from_uri(where) if scheme in OF_ARROW else _of_fsspec(where)
+    except (ArrowException, ValueError, ImportError, OSError) as error:
+        raise UsageError(f"{where}: {error}") from None
+    return Place(system, root.rstrip("/"))
+
+
+def _of_fsspec(where: str) -> tuple[fs.FileSystem, str]:
+    from fsspec.core import url_to_fs  # noqa: PLC0415 - only for what Arrow does not know
+
+    system, root = url_to_fs(where)
+    return fs.PyFileSystem(fs.FSSpecHandler(system)), root
+
+
+def photos(
+    arguments: list[str], out: Place, base: Path | None = None
+) -> tuple[fs.FileSystem, Iterator[Photo]]:
+    """The photos of files, folders, globs or URIs, and the file system they lie in.
+
+    Raises UsageError for what is not there, and for inputs of several stores.
+    """
+    local = [argument for argument in arguments if "://" not in argument]
+    remote = [place(argument) for argument in arguments if "://" in argument]
+    if not remote:
+        return fs.LocalFileSystem(), _local_photos(local, out, base)
+    systems = [each.system for each in remote]
+    if local or any(system != systems[0] for system in systems):
+        raise UsageError(f"inputs {', '.join(arguments)}: take them from one store at a time")
+    if base is not None:
+        raise UsageError("--base is for inputs on a disk; OUT mirrors the URIs' common folder")
+    return systems[0], _remote_photos(remote, out)
+
+
+def _local_photos(arguments: list[str], out: Place, base: Path | None) -> Iterator[Photo]:
+    here = Path(out.root) if out.is_local else Path("/dev/null")
+    inputs = Inputs.of(arguments, out=here, listing=sys.stdin, base=base)
+    for photo in inputs:
+        if photo.fleeting:
+            raise UsageError(f"{photo.source}: unpack the tar, or use the batch client")
+        yield Photo(photo.name, photo.source, photo.size, photo.mtime_ns)
+
+
+def _remote_photos(places: list[Place], out: Place) -> Iterator[Photo]:
+    infos = places[0].system.get_file_info([each.root for each in places])
+    roots = [
+        str(PurePosixPath(each.root).parent) if info.is_file else each.root
+        for each, info in zip(places, infos, strict=True)
+    ]
+    base = os.path.commonpath(roots)
+    for each, info in zip(places, infos, strict=True):
+        if info.is_file:
+            yield Photo(_below(info.path, base), info.path, info.size, _mtime_ns(info))
+            continue
+        found = each.files()
+        for file in found:
+            path = f"{each.root}/{file.path}"
+            is_result = each.system == out.system and path.startswith(f"{out.root}/")
+            if _is_shown(file.path) and not is_result:
+                yield Photo(_below(path, base), path, file.size, file.mtime_ns)
+
+
+def _is_shown(path: str) -> bool:
+    """An image, in no hidden folder."""
+    parts = PurePosixPath(path).parts
+    return is_image(parts[-1]) and not any(part.startswith(".") for part in parts)
+
+
+def _below(path: str, root: str) -> str:
+    return path.removeprefix(root).lstrip("/")
+
+
+def _mtime_ns(info: fs.FileInfo) -> int:
+    return UNKNOWN_TIME if info.mtime_ns is None else int(info.mtime_ns)
+
+
+def _write_local(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A name of its own: a node that was given up for dead may still be writing the same file.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PART}")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

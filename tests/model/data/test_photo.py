@@ -1,0 +1,49 @@
+"""Photos are read upright as RGB, and a file that cannot be read is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from model.data.photo import open_photo, read_photo
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1"])
+def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / "photo.tif"
+    Image.new("RGB", (5, 4), (255, 255, 255)).convert(mode).save(path)
+    pixels = read_photo(path)
+    assert pixels.shape == (4, 5, 3)
+    assert pixels.dtype == np.uint8
+    assert (pixels == 255).all()
+
+
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise by a quarter
+    photo = Image.new("RGB", (16, 8))
+    photo.paste((255, 255, 255), (0, 0, 8, 8))  # the left half
+    photo.save(tmp_path / "photo.png", exif=exif)
+    pixels = read_photo(tmp_path / "photo.png")
+    assert pixels.shape == (16, 8, 3)
+    assert (pixels[:8] == 255).all()
+    assert (pixels[8:] == 0).all()
+
+
+def test_damage_is_told_from_a_file_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "photo.png"
+    with pytest.raises(FileNotFoundError, match=r"photo\.png"):
+        open_photo(path)
+    path.write_bytes(b"no picture")
+    with pytest.raises(OSError, match=r"photo\.png cannot be read") as damaged:
+        open_photo(path)
+    assert damaged.value.errno is None
+    Image.new("RGB", (60, 50)).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(OSError, match=r"photo\.png cannot be read: Image size \(3000 pixels\)"):
+        open_photo(path)
