@@ -196,7 +196,14 @@ def pretrain(
     if resume:
         folder.resume(run)
         log.info("resumed at iteration %d", run.iteration)
-    share = Batches(run.iteration, pace.stop, config.batch_size, world.rank, world.size)
+    share = Batches(
+        run.iteration,
+        pace.stop,
+        config.batch_size,
+        rank=world.rank,
+        ranks=world.size,
+        parts=config.accumulate,
+    )
 
     def step(batch: Batch, weight: float) -> float:
         factor = schedule.factor(run.iteration)

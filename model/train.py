@@ -88,7 +88,14 @@ def train(
         folder.resume(run)
         log.info("resumed at iteration %d", run.iteration)
     crops, loss = samples(config, dataset, world)
-    share = Batches(run.iteration, config.iterations, config.batch_size, world.rank, world.size)
+    share = Batches(
+        run.iteration,
+        config.iterations,
+        config.batch_size,
+        rank=world.rank,
+        ranks=world.size,
+        parts=config.accumulate,
+    )
 
     def weigh(batch: Batch) -> float:
         return loss.weight(batch.labels)
@@ -128,7 +135,10 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m model.train",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example: python -m model.train efficientnet-lite0-voc --data DATA --out runs/light",
+        epilog="examples:\n"
+        "  python -m model.train efficientnet-lite0-voc --data DATA --out runs/light\n"
+        "  python -m model.train efficientnet-lite0-voc --data DATA --resume runs/light\n"
+        "  torchrun --nproc-per-node 8 -m model.train xception65-voc --data DATA --out runs/voc",
     )
     p.add_argument("recipe", nargs="?", help="a preset's name or a TOML file")
     p.add_argument("--list", action="store_true", help="list the presets and stop")

@@ -204,18 +204,23 @@ class CropDataset(TorchDataset[Sample]):
 class Batches:
     """A batch sampler: one process's positions of each iteration from `start` to `stop`.
 
-    Process `rank` of `ranks` takes its slice of the `batch` positions of an iteration.
+    Process `rank` of `ranks` takes its slice of each of the `parts` that an
+    iteration's `batch` positions are cut into: the micro-batches of all
+    processes together are those of a single one.
     """
 
-    def __init__(self, start: int, stop: int, batch: int, rank: int = 0, ranks: int = 1) -> None:
+    def __init__(
+        self, start: int, stop: int, batch: int, *, rank: int = 0, ranks: int = 1, parts: int = 1
+    ) -> None:
         self.start, self.stop, self.batch = start, stop, batch
-        self.share = batch // ranks
-        self.offset = rank * self.share
+        size, share = batch // parts, batch // parts // ranks
+        self.offsets = [
+            part * size + rank * share + i for part in range(parts) for i in range(share)
+        ]
 
     def __iter__(self) -> Iterator[list[int]]:
         for iteration in range(self.start, self.stop):
-            first = iteration * self.batch + self.offset
-            yield list(range(first, first + self.share))
+            yield [iteration * self.batch + offset for offset in self.offsets]
 
     def __len__(self) -> int:
         return self.stop - self.start

@@ -21,6 +21,7 @@ from tests.model.test_train import make_recipe, pace
 
 CHANGES: dict[str, object] = {
     "iterations": 4,
+    "accumulate": 2,
     # Dropout draws other noise in each process; all else is to be equal.
     "model": {**make_recipe().model.model_dump(), "aspp_dropout": 0.0},
     "class_weights": [0.5] + [1.0] * 20,

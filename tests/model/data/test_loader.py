@@ -71,8 +71,17 @@ def test_a_stream_that_starts_late_continues_the_same_stream(tmp_path: Path) -> 
 
 def test_processes_share_out_the_positions_of_one() -> None:
     whole = list(Batches(2, 4, 6))
-    shares = [list(Batches(2, 4, 6, rank, 3)) for rank in range(3)]
+    shares = [list(Batches(2, 4, 6, rank=rank, ranks=3)) for rank in range(3)]
     assert [sum(parts, []) for parts in zip(*shares, strict=True)] == whole  # noqa: RUF017
+
+
+def test_micro_batches_of_processes_are_those_of_one() -> None:
+    (whole,) = Batches(0, 1, 8)
+    shares = [next(iter(Batches(0, 1, 8, rank=rank, ranks=2, parts=2))) for rank in (0, 1)]
+    assert shares == [[0, 1, 4, 5], [2, 3, 6, 7]]
+    for part in (0, 1):
+        together = [position for share in shares for position in share[2 * part : 2 * part + 2]]
+        assert together == whole[4 * part : 4 * part + 4]
 
 
 def test_pasting_adds_objects_of_another_photo_and_keeps_the_rest(tmp_path: Path) -> None:
