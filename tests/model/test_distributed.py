@@ -15,7 +15,7 @@ from torch import nn
 
 from model import assembly, checkpoint, preflight, train
 from model.data.dataset import find
-from model.distributed import World
+from model.distributed import DistributedError, World, join
 from model.recipe import RecipeError
 from model.run import LOG, STATE, RunFolder
 from tests.model import voc_folder
@@ -143,3 +143,12 @@ def test_the_command_line_runs_under_torchrun(data: Path, tmp_path: Path) -> Non
 def test_a_batch_that_cannot_be_shared_out_is_refused() -> None:
     with pytest.raises(RecipeError, match="take a multiple of 6"):
         preflight.check(make_recipe(batch_size=4, accumulate=2), World(size=3))
+
+
+def test_a_process_without_a_gpu_of_its_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(DistributedError, match="--nproc-per-node 2 or fewer"), join():
+        pass
