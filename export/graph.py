@@ -70,6 +70,11 @@ class LabelGraph(nn.Module):
         labels = scores.argmax(dim=1).to(torch.uint8)
         if not self.confidence:
             return labels, scores
-        probabilities = scores.softmax(dim=1) if self.single_pass else scores
-        best = probabilities.amax(dim=1)
+        best = largest_probability(scores) if self.single_pass else scores.amax(dim=1)
         return labels, scores, (best * 255.0 + 0.5).to(torch.uint8)
+
+
+def largest_probability(logits: Tensor) -> Tensor:
+    """Softmax of the largest logit alone: (N, K, H, W) -> (N, H, W)."""
+    below = logits - logits.amax(dim=1, keepdim=True)
+    return below.exp().sum(dim=1).reciprocal()

@@ -21,6 +21,7 @@ from export.graph import HalfPrecision, LabelGraph
 from export.quantize import Quantization
 from export.resizes import constant_scales
 from export.rewrite import rewritten
+from export.softmax import spread_softmax
 from model import checkpoint
 from model.checkpoint import Card
 from model.deeplab import DeepLabV3Plus
@@ -94,6 +95,7 @@ def build(graph: LabelGraph, size: Size, *, dynamic: bool = False) -> onnx.Model
     assert program is not None
     proto = program.model_proto
     constant_scales(proto)
+    spread_softmax(proto)
     onnx.checker.check_model(proto, full_check=True)
     return proto
 
