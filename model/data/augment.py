@@ -28,9 +28,6 @@ class AugmentConfig(BaseModel):
     flip: Annotated[float, Field(ge=0, le=1)] = 0.5
     # Brightness, contrast and saturation each vary by up to this share; the paper has none.
     jitter: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    # Chance that the objects of a second crop are pasted in (Ghiasi et al. 2021); class 0 must be
-    # the background. For sets with few photos of some classes; the paper has none.
-    paste: Annotated[float, Field(ge=0, le=1)] = 0.0
 
     @model_validator(mode="after")
     def _ordered(self) -> AugmentConfig:
@@ -93,17 +90,3 @@ def jitter(pixels: NDArray[np.uint8], rng: np.random.Generator, amount: float) -
     x = gray[..., None] + (x - gray[..., None]) * saturation
     x = ((x - gray.mean()) * contrast + gray.mean()) * brightness
     return x.clip(0, 255).astype(np.uint8)  # type: ignore[no-any-return]
-
-
-def paste(
-    onto: tuple[NDArray[np.uint8], NDArray[np.uint8]],
-    source: tuple[NDArray[np.uint8], NDArray[np.uint8]],
-) -> None:
-    """Copy every object of one crop, pixels (S, S, 3) and ids (S, S), into another in place.
-
-    Objects are what is neither class 0 nor void: the void line around an object stays behind,
-    and with it the pixels that are half background.
-    """
-    objects = (source[1] != 0) & (source[1] != VOID)
-    onto[0][objects] = source[0][objects]
-    onto[1][objects] = source[1][objects]

@@ -70,13 +70,6 @@ class Order:
             self._epoch = epoch
         return int(self._indices[offset])
 
-    def partner(self, rng: np.random.Generator) -> int:
-        """Draw a pair to paste from: of weighted ones by the square, so the rarest come most."""
-        if self.chances is None:
-            return int(rng.integers(self.pairs))
-        squares = self.chances**2
-        return int(rng.choice(self.pairs, p=squares / squares.sum()))
-
 
 class Sample(NamedTuple):
     """One training example, and what could not be read on the way to it."""
@@ -122,34 +115,21 @@ def first_readable(position: int, read: Callable[[int], T]) -> tuple[T, tuple[st
         try:
             return read(at), tuple(skipped)
         except OSError as error:
-            skipped.append(damage(error))
+            if error.errno is not None:
+                raise
+            skipped.append(str(error))
     raise DatasetError(
         f"{ATTEMPTS} samples in a row cannot be read, the last is {skipped[-1]}; "
         "run python -m model.data check"
     )
 
 
-def damage(error: OSError) -> str:
-    """What is wrong with a file; raises errors of the file system again, which have a number."""
-    if error.errno is not None:
-        raise error
-    return str(error)
-
-
 class CropDataset(TorchDataset[Sample]):
-    """Training crops by position in the run.
-
-    Raises DatasetError when objects shall be pasted and class 0 is not the background.
-    """
+    """Training crops by position in the run."""
 
     def __init__(
         self, dataset: Dataset, order: Order, config: AugmentConfig, mean: tuple[float, ...]
     ) -> None:
-        if config.paste and dataset.classes[0] != "background":
-            raise DatasetError(
-                f"augment.paste={config.paste}: class 0 of {dataset.name!r} is "
-                f"{dataset.classes[0]!r}, not 'background'; set augment.paste=0"
-            )
         self.dataset = dataset
         self.order = order
         self.config = config
@@ -165,9 +145,8 @@ class CropDataset(TorchDataset[Sample]):
         (image, mask), skipped = first_readable(position, lambda at: self._read(pairs[order[at]]))
         # Cropped as this position is, so that the next one shows another crop of the pair.
         rng = np.random.default_rng([order.seed, 1, position])
-        pixels, labels = self._crop(image, mask, rng)
-        if self.config.paste and rng.random() < self.config.paste:
-            skipped += self._paste_onto(pixels, labels, rng)
+        crop = augment.draw(rng, image.size, self.config)
+        pixels, labels = augment.apply(image, mask, crop, self.config.crop, self.pad)
         if self.config.jitter:
             pixels = augment.jitter(pixels, rng, self.config.jitter)
         image_tensor = torch.from_numpy(pixels).permute(2, 0, 1)
@@ -182,23 +161,6 @@ class CropDataset(TorchDataset[Sample]):
                 f"is {mask.shape[1]} x {mask.shape[0]}: make them equal, or leave the pair out"
             )
         return image, mask
-
-    def _crop(
-        self, image: Image.Image, mask: NDArray[np.uint8], rng: np.random.Generator
-    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        crop = augment.draw(rng, image.size, self.config)
-        return augment.apply(image, mask, crop, self.config.crop, self.pad)
-
-    def _paste_onto(
-        self, pixels: NDArray[np.uint8], labels: NDArray[np.uint8], rng: np.random.Generator
-    ) -> tuple[str, ...]:
-        """Paste a second pair's objects in place; returns why not, where that is damaged."""
-        try:
-            image, mask = self._read(self.dataset.pairs[self.order.partner(rng)])
-        except OSError as error:
-            return (damage(error),)
-        augment.paste((pixels, labels), self._crop(image, mask, rng))
-        return ()
 
 
 class Batches:

@@ -8,7 +8,6 @@ from PIL import Image
 
 from model.data import augment
 from model.data.augment import AugmentConfig, Crop
-from model.data.dataset import VOID
 
 PAD = np.array([1, 2, 3], np.uint8)
 
@@ -73,11 +72,3 @@ def test_jitter_of_nothing_changes_nothing() -> None:
     same = augment.jitter(pixels, np.random.default_rng(0), 0.0)
     assert np.abs(same.astype(int) - pixels).max() <= 1
     assert np.abs(augment.jitter(pixels, np.random.default_rng(0), 0.5) - pixels).max() > 5
-
-
-def test_pasting_leaves_background_and_void_of_the_source_behind() -> None:
-    onto = np.full((2, 2, 3), 9, np.uint8), np.array([[0, 3], [VOID, 0]], np.uint8)
-    source = np.full((2, 2, 3), 7, np.uint8), np.array([[5, 0], [VOID, 6]], np.uint8)
-    augment.paste(onto, source)
-    assert onto[1].tolist() == [[5, 3], [VOID, 6]]
-    assert onto[0][..., 0].tolist() == [[7, 9], [9, 7]]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -82,31 +81,3 @@ def test_micro_batches_of_processes_are_those_of_one() -> None:
     for part in (0, 1):
         together = [position for share in shares for position in share[2 * part : 2 * part + 2]]
         assert together == whole[4 * part : 4 * part + 4]
-
-
-def test_pasting_adds_objects_of_another_photo_and_keeps_the_rest(tmp_path: Path) -> None:
-    dataset = find("voc", voc_folder.make(tmp_path), "train")
-    order = Order(len(dataset.pairs), seed=0)
-    plain = CropDataset(dataset, order, AugmentConfig(crop=33), (127.5,) * 3)
-    pasted = CropDataset(dataset, order, AugmentConfig(crop=33, paste=1.0), (127.5,) * 3)
-    changed = 0
-    for position in range(6):
-        (image, labels, _), (other, other_labels, _) = plain[position], pasted[position]
-        moved = labels != other_labels
-        assert set(other_labels[moved].tolist()) <= set(range(1, 21))
-        assert torch.equal(image[:, other_labels == 0], other[:, other_labels == 0])
-        changed += int(moved.sum())
-    assert changed
-
-
-def test_the_rarest_are_pasted_most() -> None:
-    order = Order(3, seed=0, weights=np.array([1.0, 2.0, 4.0]))
-    rng = np.random.default_rng(0)
-    counts = np.bincount([order.partner(rng) for _ in range(4200)])
-    assert np.allclose(counts / 200, [1, 4, 16], rtol=0.15)
-
-
-def test_pasting_needs_a_background(tmp_path: Path) -> None:
-    dataset = replace(find("voc", voc_folder.make(tmp_path), "train"), classes=("road",) * 21)
-    with pytest.raises(DatasetError, match="class 0 of 'voc' is 'road'"):
-        CropDataset(dataset, Order(6, seed=0), AugmentConfig(crop=33, paste=0.5), (127.5,) * 3)
