@@ -161,12 +161,8 @@ class Pipeline:
         if confidence is not None:
             confidence = imaging.restore(confidence, each.fitted, size)
         result = Result(each.photo, labels, confidence, self._engine.contract)
-        return {
-            self._wish.kind(name)[1]: outputs.encode(result, replace(self._wish, outputs=(name,)))[
-                0
-            ]
-            for name in self._wish.outputs
-        }
+        encoded = outputs.encode_each(result, self._wish)
+        return {self._wish.kind(name)[1]: body for name, body in encoded.items()}
 
     def _write(self, stem: str, files: dict[str, bytes]) -> dict[str, int]:
         for name, content in files.items():
