@@ -52,7 +52,7 @@ class Job:
     source: fs.FileSystem
     out: Place
     outputs: tuple[str, ...]
-    max_batch: int
+    max_batch: int  # 0: the engine's usual one
     max_pixels: int
     threads: int  # that read, decode, encode and write
 
@@ -75,7 +75,8 @@ class Pipeline:
         self._load = load
         self._job = job
         self._engine = load()
-        self._engine.warm_up(job.max_batch)
+        self._max_batch = job.max_batch or self._engine.usual_batch
+        self._engine.warm_up(self._max_batch)
         self._wish = wish(job.outputs, self._engine.contract)
         self._reduce_to = (
             None if NEEDS_PHOTO & self._wish.all_outputs else max(self._engine.input_size)
@@ -84,7 +85,7 @@ class Pipeline:
 
     def run(self, todos: Iterable[Todo]) -> Iterator[Record]:
         """A record for every photo; raises OutputError when OUT cannot be written."""
-        limit = self._job.threads + 2 * self._job.max_batch
+        limit = self._job.threads + 2 * self._max_batch
         prepared = ahead(self._pool, self._prepare, todos, limit)
         yield from ahead(self._pool, self._finish, self._predicted(prepared), limit)
 
@@ -112,7 +113,7 @@ class Pipeline:
     def _predicted(
         self, prepared: Iterable[Ready | Record]
     ) -> Iterator[tuple[Ready, Prediction] | Record]:
-        for group in batches(prepared, self._job.max_batch):
+        for group in batches(prepared, self._max_batch):
             ready = [each for each in group if isinstance(each, Ready)]
             yield from (each for each in group if isinstance(each, Record))
             if ready:

@@ -67,7 +67,7 @@ class Options:
     actors: int | None = None  # at most; None: as many as the cluster has room for
     cpus_per_actor: int = 1
     gpus_per_actor: float = 0
-    max_batch: int = 4
+    max_batch: int = 0  # 4 on a GPU, 1 on a CPU
     block: int = PHOTOS_PER_BLOCK
     max_pixels: int = 50_000_000
     retry_rejected: bool = False
@@ -342,7 +342,8 @@ def _add_cluster(parser: argparse.ArgumentParser) -> None:
     add("--actors", metavar="N", type=_positive, help="at most (as many as there is room for)")
     add("--cpus-per-actor", metavar="N", type=_positive, default=1, help="(%(default)s)")
     add("--gpus-per-actor", metavar="N", type=float, default=0, help="1 on GPU hosts (0)")
-    add("--max-batch", metavar="N", type=_positive, default=4, help="of the engine (%(default)s)")
+    batch = "photos in one run of the engine (4 on a GPU, 1 on a CPU)"
+    add("--max-batch", metavar="N", type=_positive, default=0, help=batch)
     block = "photos of one task, done again together (%(default)s)"
     add("--block", metavar="N", type=_positive, default=PHOTOS_PER_BLOCK, help=block)
     add("--max-pixels", metavar="N", type=_positive, default=50_000_000, help="of one photo")
