@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from model import train
+from model import memory, train
 from model.assembly import start
 from model.data.augment import AugmentConfig
 from model.data.dataset import VOC_CLASSES, VOID, Dataset, Pair, voc_palette
@@ -210,6 +210,8 @@ def main(argv: list[str] | None = None) -> int:
     world = World(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     if args.precision == "fp16" and world.device.type != "cuda":
         p.error("--precision fp16 needs a CUDA device")
+    if world.device.type == "cpu":
+        memory.keep_freed()  # as model.train does; theirs gains by it as well
     result = {
         "device": str(world.device),
         "threads": torch.get_num_threads(),

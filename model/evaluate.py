@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from model import arguments, checkpoint
+from model import arguments, checkpoint, memory
 from model.boundary import BoundaryIoU
 from model.data.dataset import DATASETS, Dataset, DatasetError, find, read_mask
 from model.data.photo import read_photo
@@ -169,6 +169,8 @@ def main(argv: list[str] | None = None) -> int:
     p = parser()
     args = p.parse_args(argv)
     check_plot(p, args)
+    if args.device == "cpu":
+        memory.keep_freed()
     try:
         net = checkpoint.load(args.checkpoint, args.output_stride).to(args.device)
         dataset = find(args.dataset, args.data, args.split)

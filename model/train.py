@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model import distributed, preflight, recipe
+from model import distributed, memory, preflight, recipe
 from model.assembly import start
 from model.board import TensorBoard
 from model.checkpoint import CheckpointError
@@ -173,6 +173,8 @@ def command(work: Callable[[World], Path]) -> int:
     """Do `work` as one of torchrun's processes, or alone; returns the exit code."""
     try:
         with distributed.join() as world:
+            if world.device.type == "cpu":
+                memory.keep_freed()
             return _report(work, world)
     except distributed.DistributedError as error:
         print(f"error: {error}", file=sys.stderr)
