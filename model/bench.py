@@ -1,7 +1,8 @@
 """Training speed against segmentation_models_pytorch, in one run: `make bench-train`.
 
 The same backbones at the same crop, batch and precision with random weights:
-ours as `model.train` runs them, theirs in the usual loop of their examples. The
+ours as `model.train` runs them, theirs in the usual loop of their examples, each
+in a process of its own, since how a process keeps memory is part of its speed. The
 two take turns, and each is given by its median iteration, so that a machine's
 other work falls on both. The ratio is what to compare; crops per second are the
 machine's. The last line is the share of time the loop waits for its loader.
@@ -11,11 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from model import memory, train
+from model import train
 from model.assembly import start
 from model.data.augment import AugmentConfig
 from model.data.dataset import VOC_CLASSES, VOID, Dataset, Pair, voc_palette
@@ -45,6 +48,11 @@ PHOTO = (500, 375)  # the usual size of a photo of VOC
 PHOTOS = 32
 
 Step = Callable[[], object]
+
+
+def this_machine() -> World:
+    """The GPU where there is one."""
+    return World(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def recipe_of(backbone: str, args: argparse.Namespace) -> Recipe:
@@ -114,27 +122,52 @@ def theirs(encoder: str, config: Recipe, batch: Batch, world: World) -> tuple[nn
     return net, step
 
 
-def compare(name: str, args: argparse.Namespace, world: World) -> dict[str, Any]:
-    """Crops per second of both, and their ratio."""
+def contest(side: str, name: str, args: argparse.Namespace, turns: Connection) -> None:
+    """A process: sends its number of parameters, then the seconds of a step at each turn."""
+    world = this_machine()
     backbone, encoder = NETS[name]
     config, batch = recipe_of(backbone, args), random_batch(args)
-    contestants = [ours(config, batch, world), theirs(encoder, config, batch, world)]
-    seconds: list[list[float]] = [[], []]
-    for iteration in range(1 + args.iterations):  # the first one allocates, and compiles
-        for index, (_, step) in enumerate(contestants):
-            began = time.perf_counter()
-            step()  # returns the loss, so the device is done
-            if iteration:
-                seconds[index].append(time.perf_counter() - began)
-    speeds = [args.batch / statistics.median(times) for times in seconds]
-    parameters = [sum(p.numel() for p in net.parameters()) for net, _ in contestants]
+    if side == "ours":
+        train.prepare(world)
+        net, step = ours(config, batch, world)
+    else:
+        net, step = theirs(encoder, config, batch, world)
+    turns.send(sum(p.numel() for p in net.parameters()))
+    while turns.recv():
+        began = time.perf_counter()
+        step()  # returns the loss, so the device is done
+        turns.send(time.perf_counter() - began)
+
+
+def compare(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Crops per second of both, and their ratio."""
+    context = multiprocessing.get_context("spawn")
+    sides: dict[str, Connection] = {}
+    processes = []
+    for side in ("ours", "theirs"):
+        sides[side], end = context.Pipe()
+        process = context.Process(target=contest, args=(side, name, args, end), daemon=True)
+        process.start()
+        end.close()  # the process has its own: where it dies, receiving fails instead of waiting
+        processes.append(process)
+    parameters = {side: turns.recv() for side, turns in sides.items()}
+    seconds: dict[str, list[float]] = {side: [] for side in sides}
+    for _ in range(1 + args.iterations):
+        for side, turns in sides.items():
+            turns.send(True)
+            seconds[side].append(turns.recv())
+    for turns, process in zip(sides.values(), processes, strict=True):
+        turns.send(False)
+        process.join()
+    # Without the first iteration, which allocates and compiles.
+    speeds = {side: args.batch / statistics.median(times[1:]) for side, times in seconds.items()}
     return {
         "net": name,
-        "ours_crops_per_second": round(speeds[0], 3),
-        "theirs_crops_per_second": round(speeds[1], 3),
-        "ratio": round(speeds[0] / speeds[1], 3),
-        "ours_parameters": parameters[0],
-        "theirs_parameters": parameters[1],
+        "ours_crops_per_second": round(speeds["ours"], 3),
+        "theirs_crops_per_second": round(speeds["theirs"], 3),
+        "ratio": round(speeds["ours"] / speeds["theirs"], 3),
+        "ours_parameters": parameters["ours"],
+        "theirs_parameters": parameters["theirs"],
     }
 
 
@@ -207,18 +240,17 @@ def main(argv: list[str] | None = None) -> int:
     names = args.nets.split(",")
     if unknown := [name for name in names if name not in NETS]:
         p.error(f"--nets {unknown[0]}: choose of {', '.join(NETS)}")
-    world = World(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    world = this_machine()
     if args.precision == "fp16" and world.device.type != "cuda":
         p.error("--precision fp16 needs a CUDA device")
-    if world.device.type == "cpu":
-        memory.keep_freed()  # as model.train does; theirs gains by it as well
+    train.prepare(world)
     result = {
         "device": str(world.device),
         "threads": torch.get_num_threads(),
         "crop": args.crop,
         "batch": args.batch,
         "precision": args.precision,
-        "nets": [compare(name, args, world) for name in names],
+        "nets": [compare(name, args) for name in names],
         "waiting": round(waiting(args, world), 4),
         "workers": args.workers,
     }
