@@ -3,7 +3,8 @@
 Knows neither HTTP nor ONNX Runtime: it batches arrays of equal shape for any
 functions from a batch to a batch, the sessions, which share one queue. One batch is
 collected at a time, so that sessions do not split what could be one; as many run at
-once as there are sessions. Its laws, each a test:
+once as there are sessions. A batch that has the machine to itself may be given to
+another function, one that uses all of it. Its laws, each a test:
 
 1. every accepted item is answered exactly once;
 2. results match items in number and order;
@@ -82,16 +83,20 @@ class Batcher(Generic[Result]):
         *runs: Callable[[Array], Sequence[Result]],
         max_batch: int = 4,
         max_wait_ms: float = 2.0,
+        alone: Callable[[Array], Sequence[Result]] | None = None,
         on_death: Callable[[], None] = lambda: None,
     ) -> None:
         """Each of `runs` gets one batch (N, H, W, ...) at a time, in a thread of its own.
 
+        `alone` takes the place of any of them for a batch that begins when nothing
+        else runs or waits.
         `on_death` is called in the event loop when the last session has died.
         """
         self.sizes: Counter[int] = Counter()  # how many batches of which size have run
         self.sessions = [Session(run, number) for number, run in enumerate(runs)]
         self._max_batch = max_batch
         self._max_wait_s = max_wait_ms / 1000
+        self._alone = alone
         self._on_death = on_death
         self._queue: deque[_Entry[Result]] = deque()
         self._arrival = asyncio.Event()
@@ -213,9 +218,10 @@ class Batcher(Generic[Result]):
         if live:
             began = time.monotonic()
             self.sizes[len(live)] += 1
+            run = session.run if self._alone is None or self._others(session) else self._alone
             loop = asyncio.get_running_loop()
             try:
-                results = await loop.run_in_executor(session.worker, _run_batch, session.run, live)
+                results = await loop.run_in_executor(session.worker, _run_batch, run, live)
             except Exception:
                 log.exception("a batch of %d failed in session %d", len(live), session.number)
                 _answer(live, InferenceFailed("the engine failed on this image; the log says why"))
@@ -230,6 +236,10 @@ class Batcher(Generic[Result]):
         session.batch = []
         if session.failures >= HOPELESS:
             raise RuntimeError(f"{session.failures} batches in a row have failed")
+
+    def _others(self, session: Session[Result]) -> bool:
+        """Whether anything but the batch of this session runs or waits."""
+        return self.depth > 0 or any(each.batch for each in self.sessions if each is not session)
 
     def _loop_ended(self, session: Session[Result], task: asyncio.Task[None]) -> None:
         error = None if task.cancelled() else task.exception()

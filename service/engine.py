@@ -34,6 +34,7 @@ class EngineOptions:
     device: Device = "auto"
     gpu: int = 0  # its number
     threads: int = 0  # 0: ONNX Runtime's own choice
+    lanes: int = 1  # runs at a time that share the threads; on the CPU only
     gpu_mem_limit_mb: int = 0  # 0: no limit
     trt: TrtOptions | None = None  # needed by the device tensorrt
 
@@ -47,7 +48,13 @@ class Prediction:
 
 
 class Engine:
-    """One session on one exported model. `run` is to be called by one thread at a time."""
+    """One exported model, loaded. `run` and `predict` are to be called by `lanes` threads at most.
+
+    On the CPU several lanes, each a run with its share of the threads, get more done
+    than one run with all of them after the other: threads of one run wait for each other
+    at every layer, the more so where a core is also wanted for decoding. `predict_alone`
+    still gives one image all threads.
+    """
 
     def __init__(self, path: Path, options: EngineOptions) -> None:
         """Load `path`; raises StartupError when the file or the device is not fit for use."""
@@ -59,6 +66,11 @@ class Engine:
         self._session = _session(path, data, options)
         # What really runs: a provider that failed to load is not in this list.
         self.provider: str = self._session.get_providers()[0]
+        self.lanes = options.lanes if self.provider == CPU else 1
+        self._whole = self._session  # with all threads
+        if self.lanes > 1:
+            share = max(1, options.threads // self.lanes)
+            self._session = _load(path, data, [CPU], share)
         self.contract = _contract(path, self._session.get_modelmeta().custom_metadata_map)
         self._check_outputs(path)
 
@@ -82,11 +94,18 @@ class Engine:
 
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """(N, H, W, 3) uint8 -> (N, H, W) uint8 class ids."""
-        return self._run(images, [LABELS])[0]
+        return self._run(self._session, images, [LABELS])[0]
 
     def predict(self, images: NDArray[np.uint8]) -> list[Prediction]:
         """(N, H, W, 3) uint8 -> everything that the model says of each image."""
-        labels, *confidence = self._run(images, self.outputs)
+        return self._predictions(self._run(self._session, images, self.outputs))
+
+    def predict_alone(self, images: NDArray[np.uint8]) -> list[Prediction]:
+        """As `predict`, with the threads of all lanes; to be called by one thread at a time."""
+        return self._predictions(self._run(self._whole, images, self.outputs))
+
+    def _predictions(self, found: list[NDArray[np.uint8]]) -> list[Prediction]:
+        labels, *confidence = found
         if not confidence:
             return [Prediction(each) for each in labels]
         return [Prediction(*each) for each in zip(labels, confidence[0], strict=True)]
@@ -96,15 +115,17 @@ class Engine:
         """Names of the graph's outputs, each (N, H, W) uint8."""
         return [LABELS, CONFIDENCE] if self.contract.confidence else [LABELS]
 
-    def _run(self, images: NDArray[np.uint8], outputs: list[str]) -> list[NDArray[np.uint8]]:
+    def _run(
+        self, session: ort.InferenceSession, images: NDArray[np.uint8], outputs: list[str]
+    ) -> list[NDArray[np.uint8]]:
         if self.provider == CPU:
-            return self._session.run(outputs, {INPUT: images})  # type: ignore[no-any-return]
+            return session.run(outputs, {INPUT: images})  # type: ignore[no-any-return]
         # One copy in and one copy out for each output.
-        binding = self._session.io_binding()
+        binding = session.io_binding()
         binding.bind_cpu_input(INPUT, images)
         for name in outputs:
             binding.bind_output(name, "cuda", self._gpu)
-        self._session.run_with_iobinding(binding)
+        session.run_with_iobinding(binding)
         return binding.copy_outputs_to_cpu()  # type: ignore[no-any-return]
 
     @property
@@ -114,13 +135,16 @@ class Engine:
 
     def release(self) -> None:
         """Give the session's memory back; `run` and `predict` are not to be called any more."""
-        self._session = None
+        self._session = self._whole = None
 
     def warm_up(self, max_batch: int) -> None:
         """Run every batch size once, so that no request pays for memory and algorithm search."""
         height, width = self.input_size
         for batch in range(1, max_batch + 1):
-            self.predict(np.zeros((batch, height, width, 3), np.uint8))
+            images = np.zeros((batch, height, width, 3), np.uint8)
+            self.predict(images)
+            if self.lanes > 1:
+                self.predict_alone(images)
 
 
 def _read(path: Path) -> bytes:

@@ -19,6 +19,7 @@ from service.trt_engines import TrtOptions
 
 log = logging.getLogger("service.models")
 
+MOST_LANES = 4  # runs at a time on one CPU: each has its own activations in memory
 REVIVE_EVERY_S = 10.0  # between attempts to load a model whose sessions have died
 
 
@@ -31,9 +32,10 @@ class ServedModel:
         self.revive: Callable[[], None] = lambda: None  # called when no session is left
         self._max_batch = settings.max_batch or self.engine.usual_batch
         self.batcher: Batcher[Prediction] = Batcher(
-            *(engine.predict for engine in engines),
+            *(engine.predict for engine in engines for _ in range(engine.lanes)),
             max_batch=self._max_batch,
             max_wait_ms=settings.max_wait_ms,
+            alone=self.engine.predict_alone if self.engine.lanes > 1 else None,
             on_death=self._died,
         )
         self.engines = engines
@@ -47,7 +49,7 @@ class ServedModel:
     @property
     def whole(self) -> bool:
         """Whether every session is alive."""
-        return self.batcher.live_sessions == len(self.engines)
+        return self.batcher.live_sessions == len(self.batcher.sessions)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -63,8 +65,9 @@ class ServedModel:
         for engine in self.engines:
             await asyncio.to_thread(engine.warm_up, self._max_batch)
         self.batcher.start()
-        sessions = f", {len(self.engines)} sessions" if len(self.engines) > 1 else ""
-        log.info("serving %s on %s%s", self.name, self.engine.provider, sessions)
+        sessions = len(self.batcher.sessions)
+        several = f", {sessions} sessions" if sessions > 1 else ""
+        log.info("serving %s on %s%s", self.name, self.engine.provider, several)
 
     @contextmanager
     def used(self) -> Iterator[ServedModel]:
@@ -243,13 +246,14 @@ def load(settings: Settings) -> Models:
 def load_engines(path: Path, settings: Settings) -> list[Engine]:
     """The sessions of one file: --sessions on every GPU, or on the CPU; raises StartupError."""
     gpus = () if settings.device == "cpu" else settings.gpus
+    sessions = settings.sessions or 1
     if gpus:
-        first = Engine(path, _options(settings, gpus[0], len(gpus) * settings.sessions))
-        if first.provider == CPU and len(gpus) * settings.sessions > 1:
+        first = Engine(path, _options(settings, gpus[0], len(gpus) * sessions))
+        if first.provider == CPU and len(gpus) * sessions > 1:
             gpus = ()  # `auto` fell back: all CPUs are for the sessions here
     if not gpus:
-        first = Engine(path, _options(settings, 0, settings.sessions))
-    numbers = [gpu for gpu in gpus or (0,) for _ in range(settings.sessions)]
+        first = Engine(path, _options(settings, 0, sessions))
+    numbers = [gpu for gpu in gpus or (0,) for _ in range(sessions)]
     others = [Engine(path, _options(settings, gpu, len(numbers))) for gpu in numbers[1:]]
     for engine in others:
         _check_alike(first, engine, path)
@@ -302,10 +306,12 @@ def _options(settings: Settings, gpu: int, sessions: int, *, build: bool = False
     trt = None
     if settings.trt_cache is not None:
         trt = TrtOptions(settings.trt_cache, settings.max_batch, settings.trt_fp16, build)
+    threads = max(1, (settings.threads or cpus.available()) // sessions)
     return EngineOptions(
         device=settings.device,
         gpu=gpu,
-        threads=max(1, (settings.threads or cpus.available()) // sessions),
+        threads=threads,
+        lanes=1 if settings.sessions else min(threads, MOST_LANES),
         gpu_mem_limit_mb=settings.gpu_mem_limit_mb,
         trt=trt,
     )

@@ -57,8 +57,13 @@ class Settings(BaseSettings):
         Field(min_length=1, description="comma list of the GPUs that serve every model, by number"),
     ] = (0,)
     sessions: Annotated[
-        int, Field(ge=1, description="engine sessions of each model, on each GPU or on the CPU")
-    ] = 1
+        int,
+        Field(
+            ge=0,
+            description="engine sessions of each model, on each GPU or on the CPU; 0: one on a "
+            "GPU, on the CPU one for each of up to 4 threads, which all work on a lone request",
+        ),
+    ] = 0
     threads: Annotated[
         int,
         Field(

@@ -337,3 +337,35 @@ def test_closing_fails_what_the_deadline_leaves(run: Run) -> None:
         assert {type(result) for result in results} == {ShuttingDown}
 
     run(scenario)
+
+
+def test_a_batch_that_has_the_machine_to_itself_goes_to_the_function_for_it() -> None:
+    async def main() -> None:
+        shared, whole = Doubler(), Doubler()
+        batcher: Batcher[Array] = Batcher(shared, shared, max_batch=1, alone=whole)  # type: ignore[arg-type]
+        batcher.start()
+        soon = time.monotonic() + 10
+        try:
+            for value in (1, 2):
+                await batcher.submit(item(value), deadline=soon)
+            assert (whole.values, shared.values) == ([1, 2], [])
+            whole.gate.clear()
+            lone = asyncio.create_task(batcher.submit(item(3), deadline=soon))
+            await asyncio.to_thread(whole.entered.acquire)
+            await asyncio.to_thread(whole.entered.acquire)
+            await asyncio.to_thread(whole.entered.acquire)
+            result, _ = await batcher.submit(item(4), deadline=soon)  # beside the lone one
+            assert (whole.values, shared.values) == ([1, 2, 3], [4])
+            assert (result == 8).all()
+            whole.gate.set()
+            await lone
+            together = [batcher.submit(item(value), deadline=soon) for value in (5, 6, 7)]
+            results = await asyncio.gather(*together)
+            assert [int(result.flat[0]) for result, _ in results] == [10, 12, 14]
+            assert sorted(whole.values + shared.values) == [1, 2, 3, 4, 5, 6, 7]
+            assert {5, 6} <= set(shared.values)
+        finally:
+            whole.gate.set()
+            await batcher.close(1)
+
+    asyncio.run(main())

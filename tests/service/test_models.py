@@ -156,6 +156,22 @@ def test_every_session_has_a_thread(folder: Path, threads: int, sessions: int, e
     assert [engine.threads for engine in loaded] == [each] * sessions
 
 
+@pytest.mark.parametrize(("threads", "lanes"), [(1, 1), (2, 2), (3, 3), (16, 4)])
+def test_on_a_cpu_as_many_runs_at_a_time_as_there_are_threads(
+    folder: Path, threads: int, lanes: int
+) -> None:
+    settings = Settings(models=folder, device="cpu", threads=threads)
+    loaded = models.load(settings)
+    assert len(loaded.get(None).engines) == 1
+    with TestClient(create_app(settings, loaded)) as client:
+        assert client.get("/models/tiny").json()["sessions"] == lanes
+        assert client.get("/readyz").status_code == 200
+        alone = post(client, BODY)
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(lambda _: post(client, BODY), range(16)))
+    assert {answer.content for answer in answers} == {alone.content}
+
+
 def test_gpus_that_are_not_there_leave_all_threads_to_the_cpu(folder: Path) -> None:
     settings = Settings(models=folder, device="auto", gpus=(0, 1), threads=8)
     loaded = models.load_engines(folder / "tiny.onnx", settings)
