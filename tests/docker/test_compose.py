@@ -19,6 +19,7 @@ from tests.service import onnx_models
 
 FOLDER = Path(__file__).parents[2] / "docker"
 BY_OTHERS = {"up"}  # Prometheus makes it
+ON_A_GPU = {"deeplab_gpu_memory_used_bytes", "deeplab_gpu_memory_total_bytes"}
 
 
 def read(name: str) -> Any:
@@ -117,14 +118,27 @@ def test_grafana_finds_the_dashboard(services: dict[str, dict[str, Any]]) -> Non
     assert mount in services["grafana"]["volumes"]
 
 
-def test_the_service_has_every_metric_that_is_shown_or_watched(tmp_path: Path) -> None:
-    pytest.importorskip("service.metrics", reason="this service has no /metrics")
-    onnx_models.save(tmp_path / "tiny.onnx")
-    settings = Settings(models=tmp_path, device="cpu", threads=1)
+@pytest.fixture(scope="module")
+def metric_types(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Name -> kind of every metric that the service has on a CPU."""
+    folder = tmp_path_factory.mktemp("models")
+    onnx_models.save(folder / "tiny.onnx")
+    settings = Settings(models=folder, device="cpu", threads=1)
     with TestClient(create_app(settings, models.load(settings))) as client:
         text = client.get("/metrics").text
-    types = dict(re.findall(r"^# TYPE (\w+) (\w+)$", text, re.MULTILINE))
-    histograms = {name for name, kind in types.items() if kind == "histogram"}
+    return dict(re.findall(r"^# TYPE (\w+) (\w+)$", text, re.MULTILINE))
+
+
+def test_the_service_has_every_metric_that_is_shown_or_watched(
+    metric_types: dict[str, str],
+) -> None:
+    histograms = {name for name, kind in metric_types.items() if kind == "histogram"}
     parts = {f"{name}_{part}" for name in histograms for part in ("bucket", "sum", "count")}
     used = set().union(*map(metrics_in, expressions()))
-    assert used <= types.keys() | parts | BY_OTHERS
+    assert used <= metric_types.keys() | parts | BY_OTHERS | ON_A_GPU
+
+
+def test_every_metric_of_our_own_is_shown_or_watched(metric_types: dict[str, str]) -> None:
+    used = " ".join(sorted(set().union(*map(metrics_in, expressions()))))
+    own = {name for name in metric_types if name.startswith("deeplab_")} | ON_A_GPU
+    assert {name for name in own if name.removesuffix("_created") not in used} == set()
