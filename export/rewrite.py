@@ -3,7 +3,8 @@
 Batch norm is folded into the convolutions. A convolution over concatenated
 maps becomes a sum of convolutions over the maps: the concatenation, and the
 change of memory layout around it, is then never made, and the image-level
-feature stays one pixel until it is added.
+feature stays one pixel until it is added. Enlarging the encoder's map is two
+products with constant matrices, which take half the time of a Resize.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ import copy
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
+import numpy as np
+import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -110,6 +114,29 @@ class SummedASPP(ASPP):
         return self.refine(F.relu(sum(terms[:-1], terms[-1])))  # type: ignore[no-any-return]
 
 
+def enlarged(x: Tensor, size: tuple[int, int], *, align_corners: bool) -> Tensor:
+    """`resize` to a larger size; where sizes are known, as products with constant matrices."""
+    sides = list(zip(x.shape[2:], size, strict=True))
+    known = all(isinstance(side, int) for pair in sides for side in pair)
+    if not known or x.dtype is not torch.float32:
+        return resize(x, size, align_corners=align_corners)
+    down, right = (
+        torch.from_numpy(interpolation(before, after, align_corners=align_corners))
+        for before, after in sides
+    )
+    return down @ x @ right.T
+
+
+def interpolation(before: int, after: int, *, align_corners: bool) -> NDArray[np.float32]:
+    """Linear weights of `before` values in each of `after`: (after, before)."""
+    if align_corners:
+        places = np.linspace(0, before - 1, after)
+    else:
+        places = ((np.arange(after) + 0.5) * before / after - 0.5).clip(0, before - 1)
+    distances = np.abs(places[:, None] - np.arange(before))
+    return (1 - distances).clip(0).astype(np.float32)
+
+
 class SummedDecoderStage(DecoderStage):
     """A decoder stage whose first convolution is a sum over its two inputs."""
 
@@ -130,7 +157,7 @@ class SummedDecoderStage(DecoderStage):
 
     def forward(self, x: Tensor, low: Tensor) -> Tensor:
         """x (N, C, h, w), low (N, L, H, W) -> (N, 256, H, W)."""
-        x = resize(x, (low.shape[2], low.shape[3]), align_corners=self.align_corners)
+        x = enlarged(x, (low.shape[2], low.shape[3]), align_corners=self.align_corners)
         maps = [x, self.reduce(low)]
         if self.depthwise is not None:
             maps = [F.relu(conv(part)) for conv, part in zip(self.depthwise, maps, strict=True)]

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from export.rewrite import rewritten
+from export.rewrite import enlarged, rewritten
 from model.config import ModelConfig
 from model.deeplab import DeepLabV3Plus
-from model.layers import ConvBN
+from model.layers import ConvBN, resize
 from tests.export.conftest import CONFIG
 
 
@@ -72,3 +72,15 @@ def test_no_batch_norm_is_left_and_the_original_keeps_its_own() -> None:
         for module in net.modules()
         if isinstance(module, ConvBN)
     )
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+@pytest.mark.parametrize(
+    ("before", "after"), [((5, 7), (17, 25)), ((3, 4), (10, 16)), ((1, 2), (4, 3))]
+)
+def test_products_with_constant_matrices_resize(
+    before: tuple[int, int], after: tuple[int, int], align_corners: bool
+) -> None:
+    x = torch.randn(2, 3, *before, generator=torch.manual_seed(0))
+    truth = resize(x, after, align_corners=align_corners)
+    torch.testing.assert_close(enlarged(x, after, align_corners=align_corners), truth)
