@@ -146,7 +146,8 @@ def _graph(net: DeepLabV3Plus, options: ExportOptions) -> LabelGraph:
 
 def _fast_graph(net: DeepLabV3Plus, size: Size, options: ExportOptions) -> LabelGraph:
     """What `_graph` computes, in the form in which a file computes it."""
-    fast = rewritten(net)
+    # Ranges of int8 are of whole maps.
+    fast = rewritten(net) if options.precision == "fp32" else rewritten(net, strip_bytes=None)
     if options.precision == "fp16":  # for GPUs: their Resize is fast, and rounds in float32
         return _graph(HalfPrecision(fast), options)
     graph = _graph(fast, options)
