@@ -29,6 +29,7 @@ import torch
 from numpy.typing import NDArray
 
 from export.graph import LabelGraph
+from export.tail import tail
 from model import checkpoint
 from service import bench as service_bench
 from service import cpus
@@ -94,19 +95,6 @@ def medians(candidates: dict[str, Runner], images: Images, rounds: int) -> dict[
             if turn:  # the first round warms up
                 seconds[name].append(time.perf_counter() - began)
     return {name: statistics.median(values) for name, values in seconds.items()}
-
-
-def tail(model: onnx.ModelProto) -> set[str]:
-    """Names of the nodes between the last convolution and the labels."""
-    producers = {name: node for node in model.graph.node for name in node.output}
-    found: set[str] = set()
-    waiting = [LABELS]
-    while waiting:
-        node = producers.get(waiting.pop())
-        if node is not None and node.op_type != "Conv" and node.name not in found:
-            found.add(node.name)
-            waiting += node.input
-    return found
 
 
 def tail_share(file: Path, images: Images, threads: int, rounds: int) -> float:

@@ -17,6 +17,7 @@ from typing import Any
 import onnx
 from google.protobuf.message import DecodeError
 
+from export.tail import learned
 from service.contract import INPUT, Contract, ContractError, parse
 
 
@@ -59,7 +60,7 @@ def describe(path: Path) -> dict[str, Any]:
 
 
 def multiply_adds(model: onnx.ModelProto, contract: Contract) -> int:
-    """Multiply-adds of all convolutions for one image of the contract's size (logical count)."""
+    """Multiply-adds of the network for one image of the contract's size (logical count)."""
     sized = onnx.ModelProto()
     sized.CopyFrom(model)
     (image,) = (value for value in sized.graph.input if value.name == INPUT)
@@ -75,7 +76,7 @@ def multiply_adds(model: onnx.ModelProto, contract: Contract) -> int:
     weights = _weight_shapes(inferred)
     total = 0
     for node in inferred.graph.node:
-        if node.op_type == "Conv":
+        if learned(node):
             # Weight (C', C / groups, kh, kw): each output pixel costs all of it once.
             total += prod(weights[node.input[1]]) * prod(shapes[node.output[0]][2:])
     return total

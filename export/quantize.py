@@ -29,6 +29,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from export import parity
 from export.evaluate import predict
 from export.graph import LabelGraph
+from export.tail import learned, tail
 from model.data.dataset import Dataset
 from model.evaluate import score
 from service.contract import INPUT, LABELS, Contract, InputSize, Parity
@@ -121,7 +122,7 @@ def sensitive(
     """Convolutions that, quantized alone, change too many labels."""
     truth = _labels(proto, images)
     found = []
-    for node in (node.name for node in proto.graph.node if node.op_type == "Conv"):
+    for node in (node.name for node in proto.graph.node if learned(node)):
         labels = _labels(_quantize(proto, ranges, only=[node]), images)
         changed = float((labels != truth).mean())
         log.debug("%s alone changes %.3f%% of labels", node, 100 * changed)
@@ -147,7 +148,7 @@ def _quantize(
         activation_qType=QuantType.QUInt8,
         tensors_range=ranges,
         nodes_to_quantize=list(only),
-        nodes_to_exclude=list(exclude),
+        nodes_to_exclude=[*exclude, *tail(proto)],
         op_types_to_quantize=["Conv"] if only else OPERATORS,
         extra_options={},
     )

@@ -17,9 +17,9 @@ import torch
 from torch.export import Dim
 
 from export import parity, quantize
-from export.graph import HalfPrecision, LabelGraph
+from export.graph import HalfPrecision, LabelGraph, PhasedGraph, logit_spacing
 from export.quantize import Quantization
-from export.resizes import constant_scales
+from export.resizes import constant_scales, drop_unused
 from export.rewrite import rewritten
 from export.softmax import spread_softmax
 from model import checkpoint
@@ -61,7 +61,7 @@ def export(source: Path, target: Path, options: ExportOptions) -> Contract:
     net = checkpoint.load(source, options.output_stride)
     size = options.size or net.config.crop_size
     truth = _graph(net, options)
-    proto = build(_graph(_reduced(rewritten(net), options), options), size, dynamic=options.dynamic)
+    proto = build(_fast_graph(net, size, options), size, dynamic=options.dynamic)
     contract = _contract(card, net, size, checkpoint.digest(source), options)
     if options.quantization is not None:
         final, measured = quantize.quantized(proto, contract, options.quantization, truth)
@@ -106,6 +106,7 @@ def strip(proto: onnx.ModelProto) -> onnx.ModelProto:
     final.CopyFrom(proto)
     (scores,) = (output for output in final.graph.output if output.name == SCORES)
     final.graph.output.remove(scores)
+    drop_unused(final.graph)
     del final.metadata_props[:]
     final.doc_string = final.graph.doc_string = ""
     del final.graph.metadata_props[:]
@@ -143,8 +144,16 @@ def _graph(net: DeepLabV3Plus, options: ExportOptions) -> LabelGraph:
     ).eval()
 
 
-def _reduced(net: DeepLabV3Plus, options: ExportOptions) -> DeepLabV3Plus:
-    return HalfPrecision(net) if options.precision == "fp16" else net
+def _fast_graph(net: DeepLabV3Plus, size: Size, options: ExportOptions) -> LabelGraph:
+    """What `_graph` computes, in the form in which a file computes it."""
+    # Ranges of int8 are of whole maps.
+    fast = rewritten(net) if options.precision == "fp32" else rewritten(net, strip_bytes=None)
+    if options.precision == "fp16":  # for GPUs: their Resize is fast, and rounds in float32
+        return _graph(HalfPrecision(fast), options)
+    graph = _graph(fast, options)
+    if graph.single_pass and not options.dynamic and logit_spacing(net, size):
+        return PhasedGraph(fast, size, confidence=options.confidence).eval()
+    return graph
 
 
 def _contract(

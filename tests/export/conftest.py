@@ -15,6 +15,7 @@ from model.data.dataset import voc_palette
 from model.deeplab import DeepLabV3Plus
 
 SIZE = (65, 96)  # odd and even: both kinds of SAME padding
+PHASED_SIZE = (65, 97)  # logits lie 4 pixels apart
 CONFIG = ModelConfig(
     backbone="mobilenet_v2",
     num_classes=5,
@@ -48,4 +49,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def exported(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("exported") / "tiny.onnx"
     export(tiny, path, ExportOptions())
+    return path
+
+
+@pytest.fixture(scope="session")
+def phased(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its file for a size of which labels are computed in phases, with confidence."""
+    path = tmp_path_factory.mktemp("phased") / "tiny.onnx"
+    export(tiny, path, ExportOptions(size=PHASED_SIZE, confidence=True))
     return path

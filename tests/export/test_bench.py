@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 from fastapi.testclient import TestClient
 
@@ -14,13 +13,6 @@ from export import bench, plain_handler
 from service.engine import Engine, EngineOptions
 from tests.export.conftest import SIZE
 from tests.service.web import opened, photo, png
-
-
-def test_the_tail_is_what_lies_behind_the_last_convolution(exported: Path) -> None:
-    model = onnx.load(exported)
-    operators = {node.op_type for node in model.graph.node if node.name in bench.tail(model)}
-    assert {"Resize", "ArgMax", "Cast"} <= operators
-    assert "Conv" not in operators
 
 
 def test_contestants_take_turns_and_the_first_round_is_not_counted() -> None:

@@ -83,7 +83,7 @@ def placements(files: list[Path], stub: Path, libraries: list[Path]) -> dict[Pat
 
 @pytest.mark.slow
 def test_cuda_runs_every_node_of_a_file_of_fixed_size(
-    tiny: Path, exported: Path, tmp_path: Path, stub: Path, libraries: list[Path]
+    tiny: Path, exported: Path, phased: Path, tmp_path: Path, stub: Path, libraries: list[Path]
 ) -> None:
     variants = {
         "stride": ExportOptions(output_stride=8, confidence=True),
@@ -91,13 +91,13 @@ def test_cuda_runs_every_node_of_a_file_of_fixed_size(
         "half": ExportOptions(precision="fp16"),
         "dynamic": ExportOptions(dynamic=True),
     }
-    files = {"plain": exported}
+    files = {"plain": exported, "phased": phased}
     for name, options in variants.items():
         files[name] = tmp_path / f"{name}.onnx"
         export(tiny, files[name], options)
     found = placements(list(files.values()), stub, libraries)
     nodes = {name: found[path] for name, path in files.items()}
-    for name in ("plain", "stride", "average", "half"):
+    for name in ("plain", "phased", "stride", "average", "half"):
         assert nodes[name] == {"all": "CUDAExecutionProvider"}, name
     # Of any size: only arithmetic on shapes, which CUDA wants on the host, is on the CPU.
     on_cpu = {node for node, provider in nodes["dynamic"].items() if "CPU" in provider}

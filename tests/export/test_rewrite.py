@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from export.rewrite import rewritten
+from export.rewrite import SummedDecoderStage, enlarged, rewritten
 from model.config import ModelConfig
 from model.deeplab import DeepLabV3Plus
-from model.layers import ConvBN
+from model.layers import ConvBN, resize
 from tests.export.conftest import CONFIG
 
 
@@ -55,12 +55,23 @@ def scrambled(config: ModelConfig) -> DeepLabV3Plus:
 )
 def test_a_rewritten_network_has_the_same_logits(changes: dict[str, Any]) -> None:
     net = scrambled(ModelConfig.model_validate(CONFIG.model_dump() | changes))
-    fast = rewritten(net)
     image = torch.rand(2, 3, 65, 96) * 255
     with torch.inference_mode():
-        truth, logits = net(image), fast(image)
-    assert truth.std() > 0
-    assert (logits - truth).abs().max() < 1e-4 * truth.std()
+        truth = net(image)
+        for strip_bytes in (None, 8000):  # 17 rows of 24 pixels: whole, and in strips of 5
+            logits = rewritten(net, strip_bytes=strip_bytes)(image)
+            assert truth.std() > 0
+            assert (logits - truth).abs().max() < 1e-4 * truth.std()
+
+
+def test_strips_are_even_and_small_enough() -> None:
+    net = rewritten(DeepLabV3Plus(CONFIG).eval(), strip_bytes=8000)
+    assert net.decoder is not None
+    stage = net.decoder.conv2
+    assert isinstance(stage, SummedDecoderStage)
+    assert stage.halo == 2
+    assert stage.rows(17, 24) == [slice(0, 4), slice(4, 8), slice(8, 12), slice(12, 17)]
+    assert stage.rows(4, 24) == [slice(0, 4)]
 
 
 def test_no_batch_norm_is_left_and_the_original_keeps_its_own() -> None:
@@ -72,3 +83,15 @@ def test_no_batch_norm_is_left_and_the_original_keeps_its_own() -> None:
         for module in net.modules()
         if isinstance(module, ConvBN)
     )
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+@pytest.mark.parametrize(
+    ("before", "after"), [((5, 7), (17, 25)), ((3, 4), (10, 16)), ((1, 2), (4, 3))]
+)
+def test_products_with_constant_matrices_resize(
+    before: tuple[int, int], after: tuple[int, int], align_corners: bool
+) -> None:
+    x = torch.randn(2, 3, *before, generator=torch.manual_seed(0))
+    truth = resize(x, after, align_corners=align_corners)
+    torch.testing.assert_close(enlarged(x, after, align_corners=align_corners), truth)

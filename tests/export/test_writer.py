@@ -24,11 +24,14 @@ from tests.export.conftest import SIZE, save_random
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5])
+@pytest.mark.parametrize("kind", ["exported", "phased"])
 def test_labels_are_pytorchs_at_batch_sizes_unseen_at_export(
-    tiny: Path, exported: Path, batch: int
+    tiny: Path, kind: str, batch: int, request: pytest.FixtureRequest
 ) -> None:
-    images = np.random.default_rng(batch).integers(0, 256, (batch, *SIZE, 3), np.uint8)
-    labels = Engine(exported, EngineOptions("cpu")).run(images)
+    engine = Engine(request.getfixturevalue(kind), EngineOptions("cpu"))
+    shape = (batch, *engine.input_size, 3)
+    images = np.random.default_rng(batch).integers(0, 256, shape, np.uint8)
+    labels = engine.run(images)
     with torch.inference_mode():
         truth, _ = LabelGraph(checkpoint.load(tiny))(torch.from_numpy(images))
     assert len(np.unique(labels)) > 1
