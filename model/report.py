@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from tqdm import tqdm
 
@@ -262,7 +261,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--split", default="val")
     p.add_argument("--samples", type=arguments.count, default=6, help="photos shown (default: 6)")
     p.add_argument("-o", "--out", type=Path, help="default: RUN_DIR/report.html")
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    arguments.add_device(p)
     return p
 
 
