@@ -230,7 +230,8 @@ def build(args: argparse.Namespace) -> str:
     card = checkpoint.read_card(source)
     if args.data is not None:
         net = checkpoint.load(source).to(args.device)
-        dataset = find(args.dataset, args.data, args.split)
+        trained_on = card.training.get("dataset", "voc")
+        dataset = find(args.dataset or trained_on, args.data, args.split)
         check_classes(net.config.num_classes, dataset)
         sections += judged_sections(dataset, partial(label_map, net), card, args.samples)
     elif "miou" in card.metrics:
@@ -256,7 +257,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("run", type=Path, metavar="RUN_DIR", help="what --out of model.train named")
     p.add_argument("--checkpoint", type=Path, help="another than RUN_DIR/model")
-    p.add_argument("--dataset", default="voc", choices=sorted(DATASETS))
+    p.add_argument("--dataset", choices=sorted(DATASETS), help="default: the one trained on")
     p.add_argument("--data", type=Path, help="folder that holds the data set to judge on")
     p.add_argument("--split", default="val")
     p.add_argument("--samples", type=arguments.count, default=6, help="photos shown (default: 6)")

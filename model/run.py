@@ -118,8 +118,8 @@ def read_state(directory: Path) -> dict[str, Any]:
         return dict(state)
     except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise TrainingError(
-            f"{directory / STATE} cannot be read, and is damaged if that is no matter of "
-            f"permissions: {str(error).split('. ')[0]}; start anew in another folder"
+            f"{directory / STATE} cannot be read: {str(error).split('. ')[0]}; "
+            "start anew in another folder"
         ) from error
 
 
