@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, ArgumentTypeError
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from fractions import Fraction
+
+import torch
+
+OVERLAP = 1 / 3  # of sliding windows
 
 
 def add_passes(p: ArgumentParser) -> None:
@@ -19,6 +23,12 @@ def add_passes(p: ArgumentParser) -> None:
     p.add_argument("--flip", action="store_true", help="average with the mirrored photo")
 
 
+def add_device(p: ArgumentParser) -> None:
+    """Where a network runs, in all commands that judge photos."""
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    p.add_argument("--device", type=device, default=default, help=f"default here: {default}")
+
+
 def add_windows(p: ArgumentParser) -> None:
     """How a photo larger than the crop size is run, in model.evaluate and model.predict alike."""
     p.add_argument(
@@ -29,10 +39,18 @@ def add_windows(p: ArgumentParser) -> None:
     p.add_argument(
         "--overlap",
         type=share,
-        default=1 / 3,
         metavar="SHARE",
         help="of each window that its neighbour covers too, for --sliding (default: 1/3)",
     )
+
+
+def overlap(p: ArgumentParser, args: Namespace) -> float | None:
+    """What `add_windows` asked for: None for whole photos; ends with a usage error."""
+    if args.overlap is not None and not args.sliding:
+        p.error("--overlap is that of windows: give --sliding with it")
+    if not args.sliding:
+        return None
+    return float(OVERLAP if args.overlap is None else args.overlap)
 
 
 def share(text: str) -> float:
@@ -59,6 +77,23 @@ def count(text: str) -> int:
     if not text.isdecimal():
         raise ArgumentTypeError(f"{text!r} is no number such as 0 or 6")
     return int(text)
+
+
+def positive(text: str) -> int:
+    """An integer from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f"{text!r} is no number above 0")
+    return int(text)
+
+
+def device(text: str) -> torch.device:
+    """`cpu`, `cuda` or `cuda:1`, if it is there."""
+    try:
+        chosen = torch.device(text)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:  # an assertion: torch without CUDA
+        raise ArgumentTypeError(f"{text!r}: {str(error).splitlines()[0]}") from None
+    return chosen
 
 
 def widths(text: str) -> tuple[int, ...]:

@@ -72,7 +72,7 @@ def freeze(net: nn.Module, names: list[str]) -> None:
         if part not in modules:
             raise RecipeError(
                 f"frozen: the network has no part {part!r}; it has "
-                + ", ".join(name for name in modules if 0 < name.count(".") + 1 <= 2)
+                + ", ".join(name for name in modules if name and name.count(".") < 2)
             )
         modules[part].requires_grad_(False)
         for norm in batch_norms(modules[part]):
@@ -122,4 +122,5 @@ def start(config: Recipe, world: World) -> Run:
     )
     average = {k: v.clone() for k, v in net.state_dict().items()} if config.ema_decay else None
     scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16")
-    return Run(net, optimizer, world.wrap(net), average, scaler)
+    kept = config.model_dump(mode="json")
+    return Run(net, optimizer, world.wrap(net), average, scaler, recipe=kept)

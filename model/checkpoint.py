@@ -130,13 +130,20 @@ def load(path: Path | str, output_stride: int | None = None) -> DeepLabV3Plus:
 
 
 def save(path: Path | str, state: dict[str, torch.Tensor], card: Card | BackboneCard) -> Path:
-    """Write weights and description atomically; returns the path of the weights."""
+    """Write weights and description atomically; returns the path of the weights.
+
+    Raises OSError naming the file where the disk is full; what was there is kept.
+    """
     weights, description = paths(path)
     weights.parent.mkdir(parents=True, exist_ok=True)
     partial = weights.with_name(f".{weights.name}.partial")
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    partial.write_bytes(serialize(tensors))  # save_file would leave it readable to its owner only
-    replace_durably(partial, weights)
+    try:  # by save_file it would be readable to its owner only
+        partial.write_bytes(serialize(tensors))
+        replace_durably(partial, weights)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(weights)) from error
     _write_card(description, card)
     return weights
 

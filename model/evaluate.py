@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -161,7 +160,7 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_passes(p)
     arguments.add_windows(p)
     p.add_argument("--record", action="store_true", help="keep the figures in the JSON")
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    arguments.add_device(p)
     return p
 
 
@@ -169,13 +168,13 @@ def main(argv: list[str] | None = None) -> int:
     p = parser()
     args = p.parse_args(argv)
     check_plot(p, args)
+    overlap = arguments.overlap(p, args)
     if args.device == "cpu":
         memory.keep_freed()
     try:
         net = checkpoint.load(args.checkpoint, args.output_stride).to(args.device)
         dataset = find(args.dataset, args.data, args.split)
         check_classes(net.config.num_classes, dataset)
-        overlap = args.overlap if args.sliding else None
         predict = partial(label_map, net, scales=args.scales, flip=args.flip, overlap=overlap)
         result = evaluate(dataset, predict, args) | {
             "output_stride": net.config.output_stride,

@@ -54,6 +54,8 @@ def series(rows: Mapping[str, Curve]) -> Figure:
         axes.plot(list(points), list(points.values()), linewidth=1, marker="." * (len(points) < 40))
         axes.set_ylabel(literal(name))
         axes.grid(alpha=0.3)
+        if min(points.values(), default=-1.0) >= 0:
+            axes.set_ylim(bottom=0)  # else noise of a percent looks like a trend
     panels[-1].set_xlabel("iteration")
     return figure
 

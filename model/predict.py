@@ -225,11 +225,16 @@ def overlaid(image: Photo, labels: NDArray[np.uint8], card: Card) -> Image.Image
 
 
 def targets(images: Sequence[Path], out: Path) -> Iterator[Target]:
-    """Each image with the stem of its outputs; raises ValueError if two would share one."""
+    """Each image with the stem of its outputs.
+
+    Raises ValueError if two would share one, or if an image would be written over.
+    """
     seen: dict[str, Path] = {}
     for image in images:
         if image.stem in seen:
             raise ValueError(f"{image} and {seen[image.stem]} would both become {image.stem}.png")
+        if image.suffix.lower() == ".png" and image.parent.resolve() == out.resolve():
+            raise ValueError(f"{image} would be replaced by its mask; name another folder by -o")
         seen[image.stem] = image
     return ((image, out / stem) for stem, image in seen.items())
 
@@ -247,7 +252,7 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_passes(p)
     arguments.add_windows(p)
     p.add_argument("--overlay", action="store_true", help="also write NAME_overlay.jpg")
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    arguments.add_device(p)
     server = p.add_argument_group("for a test server")
     server.add_argument(
         "--submission",
@@ -261,12 +266,12 @@ def parser() -> argparse.ArgumentParser:
 
 def photos(args: argparse.Namespace) -> list[Path]:
     """The photos of a command line, in order; raises DatasetError or ValueError."""
+    if args.overlay and args.submission:
+        raise ValueError("--overlay is no part of a submission; write the overlays in another run")
     if args.data is not None and args.submission and not args.images:
         return [pair.image for pair in find(args.submission, args.data, args.split).pairs]
     if args.data is not None or not args.images:
         raise ValueError("give IMAGES, or --submission with --data DIR")
-    if args.overlay and args.submission:
-        raise ValueError("--overlay is no part of a submission; write the overlays in another run")
     return list(args.images)
 
 
@@ -277,14 +282,20 @@ def write(labels: Labels, image: Photo, card: Card, target: Path, *, overlay: bo
         overlaid(image, labels, card).save(target.with_name(f"{target.name}_overlay.jpg"))
 
 
-def run(net: DeepLabV3Plus, card: Card, pairs: Sequence[Target], args: argparse.Namespace) -> int:
+def run(
+    net: DeepLabV3Plus,
+    card: Card,
+    pairs: Sequence[Target],
+    args: argparse.Namespace,
+    overlap: float | None,
+) -> int:
     """Judge and write all photos; returns how many could not be read."""
-    failures, overlap = 0, args.overlap if args.sliding else None
+    failures = 0
     for path, target in tqdm(pairs, disable=not sys.stderr.isatty()):
         try:
             image = read_photo(path)
-        except (OSError, Image.DecompressionBombError) as error:
-            print(f"error: {path}: {error}", file=sys.stderr)
+        except OSError as error:
+            print(f"error: {error}", file=sys.stderr)
             failures += 1
             continue
         labels = label_map(net, image, args.scales, args.flip, overlap=overlap)
@@ -299,7 +310,7 @@ def run(net: DeepLabV3Plus, card: Card, pairs: Sequence[Target], args: argparse.
 def main(argv: list[str] | None = None) -> int:
     p = parser()
     args = p.parse_intermixed_args(argv)  # IMAGES may follow options
-    server = args.submission
+    server, overlap = args.submission, arguments.overlap(p, args)
     try:
         pairs = list(targets(photos(args), args.out))
         if server:
@@ -312,16 +323,16 @@ def main(argv: list[str] | None = None) -> int:
         if server:
             submission.check(server, card.classes)
         net = checkpoint.load(args.checkpoint, args.output_stride).to(args.device)
-    except (CheckpointError, SubmissionError) as error:
+        args.out.mkdir(parents=True, exist_ok=True)
+        if server:
+            submission.archive(server, args.out).unlink(missing_ok=True)  # of an earlier run
+        if run(net, card, pairs, args, overlap):
+            return 1
+        if server:
+            print(f"wrote {submission.pack(server, args.out, places)}: {len(places)} results")
+    except (CheckpointError, SubmissionError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    args.out.mkdir(parents=True, exist_ok=True)
-    if server:
-        submission.archive(server, args.out).unlink(missing_ok=True)  # of an earlier run
-    if run(net, card, pairs, args):
-        return 1
-    if server:
-        print(f"wrote {submission.pack(server, args.out, places)}: {len(places)} results")
     return 0
 
 

@@ -92,8 +92,10 @@ def check_classes(config: Recipe, dataset: Dataset) -> None:
         )
 
 
-def refuse_to_overwrite(directory: Path, *, resume: bool) -> None:
-    """Raise RecipeError where a new run would replace the state of another."""
+def check_folder(directory: Path, *, resume: bool) -> None:
+    """Raise RecipeError where a new run would replace another, or none is there to resume."""
+    if resume and not directory.is_dir():
+        raise RecipeError(f"--resume {directory}: there is no such folder; --out starts a new run")
     if (directory / STATE).exists() and not resume:
         raise RecipeError(
             f"{directory} holds a run, {kept(directory)}: "

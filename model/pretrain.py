@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from model import checkpoint, distributed, recipe
+from model import arguments, checkpoint, distributed, recipe
 from model.checkpoint import BackboneCard
 from model.config import PUBLISHED, BackboneName, ModelConfig
 from model.data.dataset import DatasetError
@@ -29,7 +29,7 @@ from model.data.loader import Batch, Batches, Order, Sample, first_readable, loa
 from model.data.photo import open_photo
 from model.deeplab import BACKBONES
 from model.distributed import World
-from model.preflight import check_shares, refuse_to_overwrite
+from model.preflight import check_folder, check_shares
 from model.recipe import Precision, RecipeError
 from model.run import LOG_EVERY, Pace, Run, RunFolder, loop
 from model.step import train_step
@@ -156,7 +156,8 @@ def start(config: PretrainRecipe, classes: int, world: World) -> Run:
     optimizer = torch.optim.SGD(groups, lr=config.rate, momentum=config.momentum, nesterov=True)
     average = {k: v.clone() for k, v in net.state_dict().items()} if config.ema_decay else None
     scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16")
-    return Run(net, optimizer, world.wrap(net), average, scaler)
+    kept = config.model_dump(mode="json")
+    return Run(net, optimizer, world.wrap(net), average, scaler, recipe=kept)
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,6 @@ def pretrain(
     run = start(config, len(train.classes), world)
     if resume:
         folder.resume(run)
-        log.info("resumed at iteration %d", run.iteration)
     share = Batches(
         run.iteration,
         pace.stop,
@@ -282,9 +282,17 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, help="folder for state, log and the backbone's file")
     p.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run kept in DIR")
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
-    p.add_argument("--workers", type=int, default=4, help="loader processes (default: 4)")
-    p.add_argument("--save-every", type=int, default=1000, metavar="N", help="iterations per save")
-    p.add_argument("--log-every", type=int, default=LOG_EVERY, metavar="N")
+    p.add_argument(
+        "--workers", type=arguments.count, default=4, help="loader processes (default: 4)"
+    )
+    p.add_argument(
+        "--save-every",
+        type=arguments.positive,
+        default=1000,
+        metavar="N",
+        help="iterations per save",
+    )
+    p.add_argument("--log-every", type=arguments.positive, default=LOG_EVERY, metavar="N")
     return p
 
 
@@ -293,6 +301,8 @@ def main(argv: list[str] | None = None) -> int:
     args = p.parse_args(argv)
     if (args.resume or args.out) is None:
         p.error("give --out DIR (or --resume DIR)")
+    if args.resume and args.out:
+        p.error("--resume goes on in the folder it names: leave --out out")
     return command(lambda world: pretrain_from(args, world))
 
 
@@ -302,7 +312,7 @@ def pretrain_from(args: argparse.Namespace, world: World) -> Path:
     check_shares(config, world)
     iterations = Schedule(config, len(folder_of(args.data / "train"))).iterations
     directory: Path = args.resume or args.out
-    refuse_to_overwrite(directory, resume=args.resume is not None)
+    check_folder(directory, resume=args.resume is not None)
     world.from_main(lambda: directory.mkdir(parents=True, exist_ok=True))
     pace = Pace(iterations, config.batch_size, args.save_every, args.log_every, config.max_skips)
     return pretrain(

@@ -139,7 +139,8 @@ def explain(error: ValidationError) -> str:
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"])
         # A rule over several keys names them itself, and its input is the whole recipe.
-        lines.append(f"{key}={item['input']!r}: {item['msg']}" if key else item["msg"])
+        says = item["msg"].removeprefix("Value error, ")
+        lines.append(f"{key}={item['input']!r}: {says}" if key else says)
     return "; ".join(lines)
 
 
@@ -156,6 +157,8 @@ def _apply(table: dict[str, Any], override: str) -> None:
     *parents, leaf = key.strip().split(".")
     for parent in parents:
         table = table.setdefault(parent, {})
+        if not isinstance(table, dict):
+            raise RecipeError(f"--set {override!r}: {parent} is a value, not a table of keys")
     table[leaf] = _value(text.strip())
 
 

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from tqdm import tqdm
 
@@ -231,7 +230,8 @@ def build(args: argparse.Namespace) -> str:
     card = checkpoint.read_card(source)
     if args.data is not None:
         net = checkpoint.load(source).to(args.device)
-        dataset = find(args.dataset, args.data, args.split)
+        trained_on = card.training.get("dataset", "voc")
+        dataset = find(args.dataset or trained_on, args.data, args.split)
         check_classes(net.config.num_classes, dataset)
         sections += judged_sections(dataset, partial(label_map, net), card, args.samples)
     elif "miou" in card.metrics:
@@ -257,12 +257,12 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("run", type=Path, metavar="RUN_DIR", help="what --out of model.train named")
     p.add_argument("--checkpoint", type=Path, help="another than RUN_DIR/model")
-    p.add_argument("--dataset", default="voc", choices=sorted(DATASETS))
+    p.add_argument("--dataset", choices=sorted(DATASETS), help="default: the one trained on")
     p.add_argument("--data", type=Path, help="folder that holds the data set to judge on")
     p.add_argument("--split", default="val")
     p.add_argument("--samples", type=arguments.count, default=6, help="photos shown (default: 6)")
     p.add_argument("-o", "--out", type=Path, help="default: RUN_DIR/report.html")
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    arguments.add_device(p)
     return p
 
 

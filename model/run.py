@@ -10,10 +10,11 @@ from __future__ import annotations
 import io
 import json
 import logging
+import pickle
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,6 +56,7 @@ class Run:
     iteration: int = 0
     skipped: int = 0  # samples replaced because their files are damaged
     best: dict[str, Any] = field(default_factory=dict)  # of the validations so far
+    recipe: dict[str, Any] = field(default_factory=dict)  # to notice another one on resuming
 
     def state(self) -> dict[str, Any]:
         return {
@@ -65,6 +67,7 @@ class Run:
             "iteration": self.iteration,
             "skipped": self.skipped,
             "best": self.best,
+            "recipe": self.recipe,
         }
 
     def weights(self) -> dict[str, Tensor]:
@@ -105,13 +108,60 @@ def kept(directory: Path) -> str:
     path = directory / STATE
     if not path.exists():
         return "no earlier state was kept"
-    iteration = torch.load(path, weights_only=True, map_location="cpu", mmap=True)["iteration"]
-    return f"the state after iteration {iteration} is intact"
+    return f"the state after iteration {read_state(directory)['iteration']} is intact"
+
+
+def read_state(directory: Path) -> dict[str, Any]:
+    """What `save_state` wrote, on the CPU; raises TrainingError where it is damaged."""
+    try:
+        state = torch.load(directory / STATE, weights_only=True, map_location="cpu")
+        return dict(state)
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise TrainingError(
+            f"{directory / STATE} cannot be read: {str(error).split('. ')[0]}; "
+            "start anew in another folder"
+        ) from error
 
 
 def restore(run: Run, directory: Path) -> None:
-    """Load what `save_state` wrote; rates and decay stay those of the recipe at hand."""
-    state = torch.load(directory / STATE, weights_only=True, map_location="cpu")
+    """Load what `save_state` wrote; rates and decay stay those of the recipe at hand.
+
+    Raises TrainingError where the state is damaged, or that of another network or optimizer.
+    """
+    state = read_state(directory)
+    changes = differences(state.get("recipe") or run.recipe, run.recipe)
+    try:
+        _load(run, state)
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise TrainingError(
+            f"{directory / STATE} does not fit this recipe"
+            + (f": {changes}" if changes else f" ({str(error).splitlines()[0]})")
+            + "; resume with the recipe that the run was begun with"
+        ) from error
+    if changes:
+        log.warning("resumed with another recipe than the run was begun with: %s", changes)
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The keys in which two recipes differ, with both values; empty where there are none."""
+    old, new = (dict(_flat(recipe)) for recipe in (before, now))
+    return ", ".join(
+        f"{key}={value!r} (before: {old.get(key)!r})"
+        for key, value in new.items()
+        if value != old.get(key) and key != "description"
+    )
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values, as --set takes them."""
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _load(run: Run, state: Mapping[str, Any]) -> None:
     run.net.load_state_dict(state["net"])
     settings = [
         {key: group[key] for key in ("rate", "weight_decay", "momentum")}
@@ -123,6 +173,8 @@ def restore(run: Run, directory: Path) -> None:
     if state["average"] is not None:
         device = next(run.net.parameters()).device
         run.average = {key: value.to(device) for key, value in state["average"].items()}
+    elif run.average is not None:  # averaging begins here
+        run.average = {key: value.clone() for key, value in run.net.state_dict().items()}
     run.iteration = state["iteration"]
     # States of earlier versions have none of these.
     if state.get("scaler"):
@@ -144,11 +196,13 @@ class RunFolder:
         self.world.from_main(lambda: save_state(run, self.path))
 
     def resume(self, run: Run) -> None:
-        """Load the state, if there is one, and cut the log back to it."""
+        """Load the state, if there is one yet, and cut the log back to it."""
         if not (self.path / STATE).exists():
+            log.info("%s holds no state yet: starting at iteration 0", self.path)
             return
         restore(run, self.path)
         self.world.from_main(lambda: rewind(self.path / LOG, run.iteration))
+        log.info("resumed at iteration %d", run.iteration)
 
     def write(self, iteration: int, **values: Any) -> None:
         """Append a line to the log, show it, and draw its numbers."""
@@ -158,9 +212,11 @@ class RunFolder:
             file.write(json.dumps({"iteration": iteration, **values}) + "\n")
         if self.board is not None:
             self.board.scalars(iteration, values)
+        text = "  ".join(f"{key} {v}" for key, v in values.items() if not isinstance(v, dict))
         if not sys.stderr.isatty():
-            text = "  ".join(f"{key} {v}" for key, v in values.items() if not isinstance(v, dict))
             log.info("iteration %d  %s", iteration, text)
+        elif "loss" not in values:  # which the progress bar shows
+            tqdm.write(f"iteration {iteration}  {text}", file=sys.stderr)
 
 
 def rewind(path: Path, iteration: int) -> None:
@@ -298,7 +354,6 @@ def reason(error: Exception) -> str:
 def note_skips(run: Run, lines: list[str], limit: int, folder: RunFolder) -> None:
     """Log the files that could not be read; raises TrainingError when they are too many."""
     for line in lines:
-        log.warning("skipped %s", line)
         folder.write(run.iteration + 1, skipped=line)  # part of the iteration that begins
     run.skipped += len(lines)
     if run.skipped > limit:

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model import distributed, memory, preflight, recipe
+from model import arguments, distributed, memory, preflight, recipe
 from model.assembly import start
 from model.board import TensorBoard
 from model.checkpoint import CheckpointError
@@ -86,7 +86,6 @@ def train(
     run = start(config, world)
     if resume:
         folder.resume(run)
-        log.info("resumed at iteration %d", run.iteration)
     crops, loss = samples(config, dataset, world)
     share = Batches(
         run.iteration,
@@ -146,10 +145,22 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, help="folder for state, log and checkpoint")
     p.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run kept in DIR")
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
-    p.add_argument("--workers", type=int, default=1, help="loader processes (default: 1)")
-    p.add_argument("--save-every", type=int, default=100, metavar="N", help="iterations per save")
     p.add_argument(
-        "--log-every", type=int, default=LOG_EVERY, metavar="N", help="iterations per line"
+        "--workers", type=arguments.count, default=1, help="loader processes (default: 1)"
+    )
+    p.add_argument(
+        "--save-every",
+        type=arguments.positive,
+        default=100,
+        metavar="N",
+        help="iterations per save (default: 100)",
+    )
+    p.add_argument(
+        "--log-every",
+        type=arguments.positive,
+        default=LOG_EVERY,
+        metavar="N",
+        help=f"iterations per line (default: {LOG_EVERY})",
     )
     p.add_argument(
         "--tensorboard", action="store_true", help="also draw curves and overlays for TensorBoard"
@@ -166,6 +177,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if args.recipe is None or args.data is None or (args.resume or args.out) is None:
         p.error("give a recipe, --data DIR and --out DIR (or --resume DIR)")
+    if args.resume and args.out:
+        p.error("--resume goes on in the folder it names: leave --out out")
     return command(lambda world: train_from(args, world))
 
 
@@ -217,7 +230,7 @@ def train_from(args: argparse.Namespace, world: World) -> Path:
     if config.validation_split is not None:
         validated_on = find(config.dataset, args.data, config.validation_split)
     directory: Path = args.resume or args.out
-    preflight.refuse_to_overwrite(directory, resume=args.resume is not None)
+    preflight.check_folder(directory, resume=args.resume is not None)
     world.from_main(lambda: directory.mkdir(parents=True, exist_ok=True))
     preflight.log_rate(config)
     board = TensorBoard(directory) if args.tensorboard and world.is_main else None

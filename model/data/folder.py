@@ -46,6 +46,8 @@ class FolderConfig(BaseModel):
             if entries and len(entries) != len(self.classes):
                 kind = "colours" if key == "palette" else "values"
                 raise ValueError(f"{key} has {len(entries)} {kind} for {len(self.classes)} classes")
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError(f"classes={list(self.classes)}: give every class a name of its own")
         if len(set(self.values)) != len(self.values) or not {*self.values} <= {*range(256)}:
             raise ValueError(f"values={list(self.values)}: give different numbers from 0 to 255")
         if self.values and self.void in self.values:

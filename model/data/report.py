@@ -1,7 +1,7 @@
 """What a check of a data set found, in words and as plain values.
 
 What makes a training a waste is in the verdict: broken pairs, ids that are no
-class, masks of colours, no pixel with a class. What is merely odd is a warning.
+class, masks of colours, pixels of no class or of a single one. What is merely odd is a warning.
 """
 
 from __future__ import annotations
@@ -121,6 +121,9 @@ class Report:
             reasons.append(f"masks hold ids that are no class: {sorted(self.stray)}{self._hint()}")
         if not self.pixels.any() and not self.colored:
             reasons.append("no pixel has a class")
+        if len(self.pixels) > 1 == np.count_nonzero(self.pixels) and not self.problems:
+            (only,) = np.flatnonzero(self.pixels).tolist()
+            reasons.append(f"every judged pixel is {self.dataset.classes[only]}: nothing to tell")
         return "; ".join(reasons)
 
     def _on_colors(self) -> str:

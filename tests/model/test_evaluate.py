@@ -104,6 +104,8 @@ def test_sliding_judges_large_photos_window_by_window(saved: Path, tmp_path: Pat
         (["--trimap", "1,5", "--plot", "x.doc"], "must end in one of .png"),
         (["--trimap", "0,5"], "widths above 0"),
         (["--trimap", ""], "widths above 0"),
+        (["--overlap", "0.5"], "give --sliding"),
+        (["--device", "gpu"], "'gpu': Expected one of cpu, cuda"),
     ],
 )
 def test_wrong_options_are_usage_errors(

@@ -274,6 +274,15 @@ def test_command_goes_on_after_a_file_that_is_no_picture(
     assert "bad.jpg" in capsys.readouterr().err
 
 
+def test_a_folder_that_cannot_be_made_is_one_line(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.fromarray(photo(20, 20)).save(tmp_path / "x.png")
+    (tmp_path / "file").touch()
+    assert main([str(saved), str(tmp_path / "x.png"), "-o", str(tmp_path / "file")]) == 1
+    assert capsys.readouterr().err.startswith("error: ")
+
+
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
@@ -283,7 +292,11 @@ def test_command_goes_on_after_a_file_that_is_no_picture(
         (["x.png", "--scales", "1;2"], "list of scales"),
         (["x.png", "--overlap", "1"], "from 0 to below 1"),
         ([], "give IMAGES"),
+        (["x.png", "--overlap", "0.5"], "give --sliding"),
+        (["x.png", "--device", "gpu"], "'gpu': Expected one of cpu, cuda"),
+        (["out/x.png"], "replaced by its mask"),
         (["x.png", "--submission", "voc", "--overlay"], "no part of a submission"),
+        (["--submission", "voc", "--data", "d", "--overlay"], "no part of a submission"),
         (["street.png", "--submission", "cityscapes"], "CITY_SEQUENCE_FRAME"),
         (["--submission", "voc", "--data", "nowhere"], "nowhere"),
     ],

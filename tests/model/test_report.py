@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model import checkpoint, evaluate, report
+from model import checkpoint, evaluate, plots, report
 from model.checkpoint import Card
 from model.data.dataset import VOC_CLASSES, voc_palette
 from tests.model import voc_folder
@@ -102,6 +102,24 @@ def test_the_page_holds_curves_figures_matrix_and_samples(run: Path, tmp_path: P
     )
     assert np.abs(bare[:4, :2] - truth[:4, :2]).max() < 16  # background stays clear
     assert np.abs(bare - truth).max() > 64  # the object is coloured
+
+
+def test_the_set_to_judge_on_is_the_one_trained_on(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = run / "model.json"
+    table = json.loads(card.read_text())
+    card.write_text(json.dumps(table | {"training": {"dataset": "camvid"}}))
+    assert report.main([str(run), "--data", str(tmp_path)]) == 1
+    assert "CamVid" in capsys.readouterr().err
+    data = voc_folder.make(tmp_path, count=1, split="val")
+    made(run, "--data", str(data), "--dataset", "voc", "--samples", "0")
+
+
+def test_curves_are_drawn_from_zero_on() -> None:
+    """Else a percent of noise in crops per second looks like a trend."""
+    figure = plots.series({"crops/s": {20: 24.0, 40: 24.5}, "odd": {20: -1.0, 40: 2.0}, "none": {}})
+    assert [axes.get_ylim()[0] for axes in figure.axes[:2]] == [0, pytest.approx(-1.15)]
 
 
 def test_the_page_loads_nothing_and_runs_nothing(run: Path) -> None:

@@ -20,11 +20,13 @@ from typing import Any
 import pytest
 import torch
 
-from model import step
+from model import assembly, checkpoint, step
+from model.checkpoint import Card
 from model.data.augment import AugmentConfig
-from model.data.dataset import DatasetError, find
+from model.data.dataset import VOC_CLASSES, DatasetError, find, voc_palette
 from model.data.loader import ATTEMPTS, CropDataset, Order
-from model.run import LOG, STATE, TrainingError, rewind
+from model.distributed import World
+from model.run import LOG, STATE, RunFolder, TrainingError, kept, restore, rewind
 from tests.model import voc_folder
 from tests.model.test_train import make_recipe, run
 
@@ -110,6 +112,77 @@ def test_weights_that_are_not_finite_are_never_saved(
     assert (tmp_path / "run" / STATE).read_bytes() == before
 
 
+def test_a_checkpoint_that_finds_no_room_is_named_and_leaves_nothing(tmp_path: Path) -> None:
+    config = make_recipe()
+    net = assembly.build(config)
+    card = Card(model=config.model, classes=VOC_CLASSES, palette=voc_palette(21))
+    with files_at_most(1000), pytest.raises(OSError, match=r"File too large.*best\.safetensors"):
+        checkpoint.save(tmp_path / "best", net.state_dict(), card)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_state_is_refused_in_one_line(data: Path, tmp_path: Path) -> None:
+    run(make_recipe(iterations=1), data, tmp_path / "run")
+    state = tmp_path / "run" / STATE
+    state.write_bytes(state.read_bytes()[:5000])
+    with pytest.raises(TrainingError, match=r"state\.pt cannot be read"):
+        run(make_recipe(), data, tmp_path / "run", resume=True)
+    state.write_bytes(b"no state")
+    with pytest.raises(TrainingError, match=r"state\.pt cannot be read"):
+        kept(tmp_path / "run")
+
+
+def test_resuming_by_another_recipe_is_told(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(make_recipe(iterations=1), data, tmp_path / "run")
+    run(make_recipe(iterations=1), data, tmp_path / "run", resume=True)
+    assert "another recipe" not in caplog.text
+    run(make_recipe(batch_size=2), data, tmp_path / "run", resume=True)
+    assert "iterations=6 (before: 1), batch_size=2 (before: 4)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"model": make_recipe().model.model_copy(update={"aspp_channels": 8})}, "channels=8"),
+        ({"frozen": ["backbone.stem"]}, "frozen="),
+    ],
+)
+def test_a_state_of_another_network_is_refused_and_kept(
+    data: Path, tmp_path: Path, change: dict[str, object], says: str
+) -> None:
+    run(make_recipe(iterations=1), data, tmp_path / "run")
+    before = (tmp_path / "run" / STATE).read_bytes()
+    with pytest.raises(TrainingError, match=rf"does not fit this recipe: .*{says}.*\(before"):
+        run(make_recipe(**change), data, tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / STATE).read_bytes() == before
+
+
+def test_averaging_that_begins_on_resuming_begins_with_the_weights_so_far(
+    data: Path, tmp_path: Path
+) -> None:
+    config = make_recipe(ema_decay=0.0, iterations=2)
+    run(config, data, tmp_path / "run")
+    weights = torch.load(tmp_path / "run" / STATE, weights_only=True)["net"]
+    later = assembly.start(make_recipe(ema_decay=0.9), World())
+    restore(later, tmp_path / "run")
+    assert later.average is not None
+    assert all(torch.equal(later.average[key], value) for key, value in weights.items())
+
+
+def test_a_terminal_shows_validations_and_skips_above_the_bar(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    folder = RunFolder(tmp_path, World())
+    folder.write(4, loss=0.5, learning_rate=0.1)
+    folder.write(4, miou=0.25, iou={"cat": 0.25})
+    folder.write(5, skipped="a.jpg cannot be read")
+    shown = capsys.readouterr().err
+    assert shown == "iteration 4  miou 0.25\niteration 5  skipped a.jpg cannot be read\n"
+
+
 def test_a_damaged_photo_is_replaced_by_the_next_position(data: Path) -> None:
     damage(data, 3)
     crops = CropDataset(
@@ -185,6 +258,7 @@ def test_kill_9_at_any_moment_loses_nothing(data: Path, tmp_path: Path) -> None:
     command += ["--workers", "0", "--save-every", "1", "--log-every", "1"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     subprocess.run([*command, "--out", str(whole)], check=True, capture_output=True)
+    cut.mkdir()  # --resume begins where there is no state yet
     for reached in (3, 8):
         process = subprocess.Popen([*command, "--resume", str(cut)], stderr=subprocess.DEVNULL)
         while not (cut / LOG).exists() or f'"iteration": {reached}' not in (cut / LOG).read_text():

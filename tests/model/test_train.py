@@ -269,5 +269,34 @@ def test_mistakes_on_the_command_line_exit_with_2(
     assert "trainaug.txt does not exist" in capsys.readouterr().err
     assert train.main(["efficientnet-lite0-voc", *arguments, "--set", "seed=x"]) == 2
     assert "seed='x'" in capsys.readouterr().err
+    assert train.main(["efficientnet-lite0-voc", *arguments, "--set", "split.a=1"]) == 2
+    assert "split is a value, not a table" in capsys.readouterr().err
     assert train.main(["--list"]) == 0
     assert "efficientnet-lite0-voc" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--out", "run", "--resume", "run"], "leave --out out"),
+        (["--out", "run", "--save-every", "0"], "'0' is no number above 0"),
+        (["--out", "run", "--log-every", "-5"], "'-5' is no number above 0"),
+        (["--out", "run", "--workers", "-1"], "'-1' is no number"),
+    ],
+)
+def test_wrong_options_are_usage_errors(
+    options: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as error:
+        train.main(["efficientnet-lite0-voc", "--data", "data", *options])
+    assert error.value.code == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_misspelt_folder_is_not_resumed(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["efficientnet-lite0-voc", "--data", str(data), "--set", "split=train"]
+    assert train.main([*arguments, "--resume", str(tmp_path / "rum")]) == 2
+    assert "rum: there is no such folder" in capsys.readouterr().err
+    assert not (tmp_path / "rum").exists()

@@ -116,15 +116,17 @@ def json_report(root: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, obj
     return dict(json.loads(capsys.readouterr().out))
 
 
-def test_a_class_without_pixels_is_warned_of(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_class_without_pixels_is_warned_of_and_a_single_one_is_refused(
+    own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Binary masks of 0 and 255: read with void = 255, the foreground is lost in silence."""
     for name in "ab":
         ids = np.array([[0, 0, 255, 255]] * 3, np.uint8)
         Image.fromarray(ids).save(own / "masks" / "train" / f"{name}.png")
-    assert main(["check", str(own)]) == 0
-    assert "warning: no pixel of tree; is the value of void really a class?" in (
-        capsys.readouterr().out
-    )
+    assert main(["check", str(own)]) == 1
+    out = capsys.readouterr().out
+    assert "warning: no pixel of tree; is the value of void really a class?" in out
+    assert "verdict: every judged pixel is ground: nothing to tell" in out
     (own / "dataset.toml").write_text('classes = ["ground", "tree"]\nvalues = [0, 255]\n')
     assert main(["check", str(own), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)

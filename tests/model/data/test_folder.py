@@ -44,6 +44,7 @@ def test_list_chooses_the_pairs_and_their_order(tmp_path: Path) -> None:
         ('classes = ["a"]\nclases = 1', "clases"),
         ('classes = ["a", "b"]\npalette = [[0, 0, 0]]', "1 colours for 2 classes"),
         ("classes = [", "dataset.toml"),
+        ('classes = ["a", "b", "b"]', "a name of its own"),
         ('classes = ["a"]\nimages = "photos"', "photos does not exist"),
     ],
 )

