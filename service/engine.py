@@ -6,8 +6,10 @@ import ctypes
 import hashlib
 import io
 import logging
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,12 +50,12 @@ class Prediction:
 
 
 class Engine:
-    """One exported model, loaded. `run` and `predict` are to be called by `lanes` threads at most.
+    """One exported model, loaded. `run` and `predict` are to be called by one thread at a time.
 
     On the CPU several lanes, each a run with its share of the threads, get more done
     than one run with all of them after the other: threads of one run wait for each other
-    at every layer, the more so where a core is also wanted for decoding. `predict_alone`
-    still gives one image all threads.
+    at every layer, the more so where a core is also wanted for decoding: `runs` has a
+    `predict` for each. `predict_alone` still gives one image all threads.
     """
 
     def __init__(self, path: Path, options: EngineOptions) -> None:
@@ -67,10 +69,9 @@ class Engine:
         # What really runs: a provider that failed to load is not in this list.
         self.provider: str = self._session.get_providers()[0]
         self.lanes = options.lanes if self.provider == CPU else 1
-        self._whole = self._session  # with all threads
+        self._lanes = [self._session]
         if self.lanes > 1:
-            share = max(1, options.threads // self.lanes)
-            self._session = _load(path, data, [CPU], share)
+            self._lanes = _shares(path, data, self.lanes, max(1, options.threads // self.lanes))
         self.contract = _contract(path, self._session.get_modelmeta().custom_metadata_map)
         self._check_outputs(path)
 
@@ -94,15 +95,23 @@ class Engine:
 
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """(N, H, W, 3) uint8 -> (N, H, W) uint8 class ids."""
-        return self._run(self._session, images, [LABELS])[0]
+        return self._run(self._lanes[0], images, [LABELS])[0]
 
     def predict(self, images: NDArray[np.uint8]) -> list[Prediction]:
         """(N, H, W, 3) uint8 -> everything that the model says of each image."""
-        return self._predictions(self._run(self._session, images, self.outputs))
+        return self._predict_in(0, images)
+
+    @property
+    def runs(self) -> list[Callable[[NDArray[np.uint8]], list[Prediction]]]:
+        """`predict` for each lane, each to be called by one thread at a time."""
+        return [self.predict, *(partial(self._predict_in, n) for n in range(1, self.lanes))]
+
+    def _predict_in(self, lane: int, images: NDArray[np.uint8]) -> list[Prediction]:
+        return self._predictions(self._run(self._lanes[lane], images, self.outputs))
 
     def predict_alone(self, images: NDArray[np.uint8]) -> list[Prediction]:
         """As `predict`, with the threads of all lanes; to be called by one thread at a time."""
-        return self._predictions(self._run(self._whole, images, self.outputs))
+        return self._predictions(self._run(self._session, images, self.outputs))
 
     def _predictions(self, found: list[NDArray[np.uint8]]) -> list[Prediction]:
         labels, *confidence = found
@@ -135,14 +144,16 @@ class Engine:
 
     def release(self) -> None:
         """Give the session's memory back; `run` and `predict` are not to be called any more."""
-        self._session = self._whole = None
+        self._session = None
+        self._lanes = []
 
     def warm_up(self, max_batch: int) -> None:
         """Run every batch size once, so that no request pays for memory and algorithm search."""
         height, width = self.input_size
         for batch in range(1, max_batch + 1):
             images = np.zeros((batch, height, width, 3), np.uint8)
-            self.predict(images)
+            for run in self.runs:
+                run(images)
             if self.lanes > 1:
                 self.predict_alone(images)
 
@@ -183,6 +194,17 @@ def _load(path: Path, data: bytes, providers: list[Any], threads: int) -> ort.In
         return ort.InferenceSession(data, config, providers=providers)
     except Exception as error:  # ONNX Runtime raises its own classes, not all of one root
         raise StartupError(f"{path} is not a model ONNX Runtime can load: {error}") from None
+
+
+def _shares(path: Path, data: bytes, lanes: int, threads: int) -> list[ort.InferenceSession]:
+    """A session for each lane. Those of one thread are the same one: its runs share nothing else.
+
+    Runs of a session of several threads would share those, and leave other CPUs idle.
+    """
+    first = _load(path, data, [CPU], threads)
+    if threads == 1:
+        return [first] * lanes
+    return [first, *(_load(path, data, [CPU], threads) for _ in range(lanes - 1))]
 
 
 def _name(provider: Any) -> str:

@@ -32,7 +32,7 @@ class ServedModel:
         self.revive: Callable[[], None] = lambda: None  # called when no session is left
         self._max_batch = settings.max_batch or self.engine.usual_batch
         self.batcher: Batcher[Prediction] = Batcher(
-            *(engine.predict for engine in engines for _ in range(engine.lanes)),
+            *(run for engine in engines for run in engine.runs),
             max_batch=self._max_batch,
             max_wait_ms=settings.max_wait_ms,
             alone=self.engine.predict_alone if self.engine.lanes > 1 else None,

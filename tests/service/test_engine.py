@@ -63,6 +63,27 @@ def test_warm_up_runs_every_batch_size(model: Path) -> None:
     assert sizes == [1, 2, 3]
 
 
+@pytest.mark.parametrize(("threads", "sessions"), [(1, 1), (2, 1), (7, 1), (8, 4), (16, 4)])
+def test_lanes_of_several_threads_do_not_share_them(
+    model: Path, monkeypatch: pytest.MonkeyPatch, threads: int, sessions: int
+) -> None:
+    made: list[int] = []
+
+    def counted(*arguments: Any, **named: Any) -> ort.InferenceSession:
+        made.append(arguments[1].intra_op_num_threads)
+        return session(*arguments, **named)
+
+    session = ort.InferenceSession
+    monkeypatch.setattr(ort, "InferenceSession", counted)
+    engine = Engine(model, EngineOptions("cpu", threads=threads, lanes=4))
+    assert made == [threads, *[max(1, threads // 4)] * sessions]
+    images = np.random.default_rng(0).integers(0, 256, (2, *engine.input_size, 3), np.uint8)
+    alone = np.stack([each.labels for each in engine.predict_alone(images)])
+    assert len(engine.runs) == 4
+    for run in engine.runs:
+        assert (np.stack([each.labels for each in run(images)]) == alone).all()
+
+
 def test_a_file_without_contract_is_refused(tmp_path: Path) -> None:
     path = onnx_models.save(tmp_path / "bare.onnx", metadata={})
     with pytest.raises(StartupError, match=r"bare\.onnx.*python -m export"):
