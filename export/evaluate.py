@@ -42,7 +42,7 @@ def predict(
     """
     photo = Photo(Image.fromarray(image), (image.shape[1], image.shape[0]))
     fitted = fit(photo, target)
-    return restore(run(fitted.pixels[None])[0], fitted, photo.size)
+    return restore(run(fitted.pixels[None])[0], fitted, photo.size).image
 
 
 def parser() -> argparse.ArgumentParser:

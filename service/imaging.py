@@ -10,7 +10,7 @@ import base64
 import io
 import zipfile
 from collections.abc import Collection, Container
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from pycocotools import mask as coco
 from service import png
 from service.contract import Color, InputSize
 from service.errors import ImageTooLarge, InvalidImage
+from service.png import Rows
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 MEDIA_TYPES = ("image/jpeg", "image/png", "image/webp", "image/bmp", "image/tiff")
@@ -129,14 +130,15 @@ def fit(photo: Photo, target: InputSize) -> Fitted:
     return Fitted(pixels, (h, w))
 
 
-def restore(labels: NDArray[np.uint8], fitted: Fitted, size: tuple[int, int]) -> NDArray[np.uint8]:
+def restore(labels: NDArray[np.uint8], fitted: Fitted, size: tuple[int, int]) -> Rows:
     """Cut the photo's part out of a label map and bring it to the photo's `size` (W, H)."""
     h, w = fitted.valid
     labels = labels[:h, :w]
     if (w, h) == size:
-        return labels
-    columns, rows = _nearest(w, size[0]), _nearest(h, size[1])
-    return labels.take(columns, axis=1).take(rows, axis=0)  # whole rows are copied fast
+        return Rows.of(labels)
+    used, counts = np.unique(_nearest(h, size[1]), return_counts=True)
+    rows = Rows.of(labels[used], counts)
+    return replace(rows, different=rows.different.take(_nearest(w, size[0]), axis=1))
 
 
 def _nearest(have: int, want: int) -> NDArray[np.intp]:
@@ -144,17 +146,14 @@ def _nearest(have: int, want: int) -> NDArray[np.intp]:
     return ((np.arange(want) + 0.5) * (have / want)).astype(np.intp)
 
 
-def mask_png(labels: NDArray[np.uint8], palette: tuple[Color, ...]) -> bytes:
+def mask_png(labels: Rows, palette: tuple[Color, ...]) -> bytes:
     """An index PNG whose pixel values are the class ids, whatever ids occur."""
-    starts, counts = png.runs(labels)
-    if _repeats(counts):
-        return png.encode(labels[starts], counts, full_palette(palette))
-    return _encoded(_indexed(labels, palette), "PNG", compress_level=PNG_LEVEL, optimize=False)
+    return png.encode(labels, full_palette(palette))
 
 
-def _repeats(counts: NDArray[np.intp]) -> bool:
-    """Whether rows come at least twice on average, as in masks of large photos."""
-    return bool(counts.sum() >= 2 * len(counts))
+def _repeats(rows: Rows) -> bool:
+    """Whether rows come at least twice on average, as in maps of large photos."""
+    return bool(rows.counts.sum() >= 2 * len(rows.counts))
 
 
 def _indexed(labels: NDArray[np.uint8], palette: tuple[Color, ...]) -> Image.Image:
@@ -171,20 +170,20 @@ def full_palette(palette: tuple[Color, ...]) -> NDArray[np.uint8]:
     return full
 
 
-def color_png(labels: NDArray[np.uint8], palette: tuple[Color, ...]) -> bytes:
+def color_png(labels: Rows, palette: tuple[Color, ...]) -> bytes:
     """An RGB PNG of the classes' colours."""
-    starts, counts = png.runs(labels)
-    if _repeats(counts):
-        return png.encode(full_palette(palette)[labels[starts]], counts)
-    return _encoded(_indexed(labels, palette).convert("RGB"), "PNG", compress_level=PNG_LEVEL)
+    if _repeats(labels):
+        return png.encode(replace(labels, different=full_palette(palette)[labels.different]))
+    return lossless(_indexed(labels.image, palette).convert("RGB"))
 
 
-def confidence_png(confidence: NDArray[np.uint8]) -> bytes:
+def confidence_png(confidence: Rows) -> bytes:
     """A grey PNG of the probability of each pixel's class, times 255."""
-    starts, counts = png.runs(confidence)
-    if _repeats(counts):
-        return png.encode(confidence[starts], counts)
-    return _encoded(Image.fromarray(confidence), "PNG", compress_level=PNG_LEVEL)
+    return (
+        png.encode(confidence)
+        if _repeats(confidence)
+        else lossless(Image.fromarray(confidence.image))
+    )
 
 
 def overlay(

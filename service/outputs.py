@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from service import imaging, outlines
 from service.contract import Contract
 from service.errors import InvalidRequest
 from service.imaging import Photo
+from service.png import Rows
 from service.selection import Selection
 
 # Outputs by name: media type and the name of the file inside a ZIP of several.
@@ -63,8 +63,8 @@ class Result:
     """One photo and what the model says of it, at the photo's own size."""
 
     photo: Photo
-    labels: NDArray[np.uint8]  # (H, W)
-    confidence: NDArray[np.uint8] | None  # (H, W)
+    labels: Rows  # of (H, W)
+    confidence: Rows | None  # of (H, W)
     contract: Contract
 
 
@@ -103,8 +103,8 @@ def encode_each(result: Result, wish: Wish) -> dict[str, bytes]:
 
 def _encode_one(name: str, result: Result, wish: Wish) -> bytes:
     encoders: dict[str, Callable[[Result, Wish], bytes]] = {
-        "mask": lambda r, w: imaging.mask_png(w.selection.apply(r.labels), r.contract.palette),
-        "color": lambda r, w: imaging.color_png(w.selection.apply(r.labels), r.contract.palette),
+        "mask": lambda r, w: imaging.mask_png(_selected(r, w), r.contract.palette),
+        "color": lambda r, w: imaging.color_png(_selected(r, w), r.contract.palette),
         "overlay": _overlay,
         "json": _json,
         "rle": _rle,
@@ -115,10 +115,14 @@ def _encode_one(name: str, result: Result, wish: Wish) -> bytes:
     return encoders[name](result, wish)
 
 
+def _selected(result: Result, wish: Wish) -> Rows:
+    return replace(result.labels, different=wish.selection.apply(result.labels.different))
+
+
 def _overlay(result: Result, wish: Wish) -> bytes:
     blended = imaging.overlay(
         result.photo,
-        result.labels,
+        result.labels.image,
         result.contract.palette,
         alpha=wish.alpha,
         shown=wish.selection.ids - {result.contract.background},
@@ -134,15 +138,16 @@ def _confidence(result: Result, _: Wish) -> bytes:
 
 
 def _npz(result: Result, wish: Wish) -> bytes:
-    return imaging.npz(wish.selection.apply(result.labels), result.confidence)
+    confidence = None if result.confidence is None else result.confidence.image
+    return imaging.npz(_selected(result, wish).image, confidence)
 
 
 def _found(result: Result, wish: Wish) -> list[dict[str, Any]]:
     return imaging.summary(
-        result.labels,
+        result.labels.image,
         result.contract.classes,
         shown=wish.selection.ids,
-        confidence=result.confidence,
+        confidence=None if result.confidence is None else result.confidence.image,
     )
 
 
@@ -156,7 +161,7 @@ def _json(result: Result, wish: Wish) -> bytes:
 
 def _rle(result: Result, wish: Wish) -> bytes:
     present = _found(result, wish)
-    by_column = np.asfortranarray(result.labels)
+    by_column = np.asfortranarray(result.labels.image)
     for entry in present:
         entry["segmentation"] = imaging.rle(by_column, entry["id"])
     return json.dumps({**_size(result), "classes": present}).encode()
@@ -171,7 +176,7 @@ def _polygons(result: Result, wish: Wish) -> bytes:
 def _feature(result: Result, entry: dict[str, Any]) -> dict[str, Any]:
     """One class as a GeoJSON MultiPolygon, traced inside its box only."""
     x0, y0, x1, y1 = entry["box"]
-    shapes = outlines.polygons(result.labels[y0:y1, x0:x1] == entry["id"])
+    shapes = outlines.polygons(result.labels.image[y0:y1, x0:x1] == entry["id"])
     moved = [[[(x + x0, y + y0) for x, y in ring] for ring in rings] for rings in shapes]
     return {
         "type": "Feature",

@@ -158,9 +158,8 @@ class Pipeline:
     def _encoded(self, each: Ready, prediction: Prediction) -> dict[str, bytes]:
         size = each.photo.size
         labels = imaging.restore(prediction.labels, each.fitted, size)
-        confidence = prediction.confidence
-        if confidence is not None:
-            confidence = imaging.restore(confidence, each.fitted, size)
+        sure = prediction.confidence
+        confidence = None if sure is None else imaging.restore(sure, each.fitted, size)
         result = Result(each.photo, labels, confidence, self._engine.contract)
         encoded = outputs.encode_each(result, self._wish)
         return {self._wish.kind(name)[1]: body for name, body in encoded.items()}

@@ -13,34 +13,54 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 GREY, RGB, INDEXED = 0, 2, 3  # colour types
-AS_IS, UP = b"\x00", b"\x02"  # filter types, the byte in front of each row
+AS_IS, UP = 0, 2  # filter types, the byte in front of each row
 DEFLATE_FAST = b"\x78\x01"  # header of a zlib stream
 LEVEL = 1
+MEM_LEVEL = 6  # a full flush clears zlib's table, whose size this is
 TOGETHER = (64, 16, 4, 1)  # repeats that share a compressed block: fewer, smaller files
+AT_ONCE = 256  # rows given to zlib: few calls, little memory
 ADLER = 65521
 
 Pixels = NDArray[np.uint8]
 
 
-def runs(image: Pixels) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """(H, W) -> where a row differs from the one above, and how many equal rows follow there."""
-    differs = np.ones(len(image), np.bool_)
-    differs[1:] = (image[1:] != image[:-1]).any(axis=1)
-    starts = np.flatnonzero(differs)
-    return starts, np.diff(starts, append=len(image))
+@dataclass(frozen=True)
+class Rows:
+    """An image (H, W) or (H, W, 3), as its rows and how often each comes in succession."""
+
+    different: Pixels  # (R, W) or (R, W, 3)
+    counts: NDArray[np.intp]  # (R,), at least 1
+
+    @classmethod
+    def of(cls, image: Pixels, counts: NDArray[np.intp] | None = None) -> Rows:
+        """Rows of an image (H, W), those that are equal and in succession as one.
+
+        `counts` (H,): how often each is there, if not once.
+        """
+        differs = np.ones(len(image), np.bool_)
+        differs[1:] = (image[1:] != image[:-1]).any(axis=1)
+        starts = np.flatnonzero(differs)
+        if counts is None:
+            return cls(image[starts], np.diff(starts, append=len(image)))
+        return cls(image[starts], np.add.reduceat(counts, starts))
+
+    @cached_property
+    def image(self) -> Pixels:
+        """All of it."""
+        return self.different.repeat(self.counts, axis=0)
 
 
-def encode(rows: Pixels, counts: NDArray[np.intp], palette: Pixels | None = None) -> bytes:
-    """Rows (R, W) or (R, W, 3), each as many times as `counts` (R,) says, as a PNG.
-
-    With a palette (256, 3) the values are its indices; else grey, or RGB.
-    """
+def encode(image: Rows, palette: Pixels | None = None) -> bytes:
+    """An image as a PNG: grey, RGB or, with a palette (256, 3), indices into it."""
+    rows, counts = image.different, image.counts
     kind = RGB if rows.ndim == 3 else GREY if palette is None else INDEXED
     header = struct.pack(">IIBBBBB", rows.shape[1], int(counts.sum()), 8, kind, 0, 0, 0)
     chunks = [_chunk(b"IHDR", header)]
@@ -57,28 +77,40 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 def _compressed(rows: Pixels, counts: NDArray[np.intp]) -> Iterator[bytes]:
     """The zlib stream of all rows with their filter types."""
     stream, width = _deflater(), rows.shape[1]
-    blocks = {n: _flushed(_deflater(), (UP + bytes(width)) * n) for n in TOGETHER}
+    blocks = {n: _flushed(_deflater(), (bytes([UP]) + bytes(width)) * n) for n in TOGETHER}
     adler = 1
     yield DEFLATE_FAST
-    for row, count in zip(rows, counts.tolist(), strict=True):
-        line = AS_IS + row.tobytes()
-        adler = zlib.adler32(line, adler)
-        if count == 1:
-            yield stream.compress(line)
+    for lines, again in _pieces(rows, counts):
+        adler = zlib.adler32(lines, adler)
+        if not again:
+            yield stream.compress(lines)
             continue
         # A full flush ends at a byte, and what follows refers to nothing before it.
-        yield _flushed(stream, line)
-        yield _repeats(blocks, count - 1)
-        adler = _adler_of_repeats(adler, width, count - 1)
+        yield _flushed(stream, lines)
+        yield _repeats(blocks, again)
+        adler = _adler_of_repeats(adler, width, again)
     yield stream.flush() + struct.pack(">I", adler)
 
 
+def _pieces(rows: Pixels, counts: NDArray[np.intp]) -> Iterator[tuple[memoryview, int]]:
+    """Rows with their filter types, and how often the last of them is to be repeated."""
+    for first in range(0, len(rows), AT_ONCE):
+        some, again = rows[first : first + AT_ONCE], counts[first : first + AT_ONCE] - 1
+        lines = np.empty((len(some), some.shape[1] + 1), np.uint8)
+        lines[:, 0] = AS_IS
+        lines[:, 1:] = some
+        start = 0
+        for end in sorted({*(np.flatnonzero(again) + 1).tolist(), len(lines)}):
+            yield lines[start:end].data, int(again[end - 1])
+            start = end
+
+
 def _deflater() -> zlib._Compress:
-    return zlib.compressobj(LEVEL, zlib.DEFLATED, -zlib.MAX_WBITS, 9, zlib.Z_RLE)
+    return zlib.compressobj(LEVEL, zlib.DEFLATED, -zlib.MAX_WBITS, MEM_LEVEL, zlib.Z_RLE)
 
 
-def _flushed(stream: zlib._Compress, line: bytes) -> bytes:
-    return stream.compress(line) + stream.flush(zlib.Z_FULL_FLUSH)
+def _flushed(stream: zlib._Compress, lines: bytes | memoryview) -> bytes:
+    return stream.compress(lines) + stream.flush(zlib.Z_FULL_FLUSH)
 
 
 def _repeats(blocks: dict[int, bytes], count: int) -> bytes:

@@ -30,6 +30,7 @@ from service.limits import Admission, Claim
 from service.models import ServedModel
 from service.outputs import NEEDS_PHOTO, Result, Wish
 from service.packing import Outcome, Packing
+from service.png import Rows
 from service.upload import Upload
 from service.windows import Sliding, Window
 
@@ -124,11 +125,11 @@ class Prepared:
             return [self.inputs.pixels]
         return [window.pixels for window in self.inputs]
 
-    def restore(self, maps: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    def restore(self, maps: list[NDArray[np.uint8]]) -> Rows:
         """The model's answers (H, W) as one map of the photo's own size."""
         if isinstance(self.inputs, Fitted):
             return imaging.restore(maps[0], self.inputs, self.photo.size)
-        return windows.merge(maps, self.inputs, self.photo.size)
+        return Rows.of(windows.merge(maps, self.inputs, self.photo.size))
 
 
 async def segment(uploads: Sequence[Upload], job: Job) -> Answer:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 import httpx
 
@@ -69,8 +70,8 @@ class Work:
         row = self.earlier
         if row is None or row.status != DONE:
             return {}
-        was = (row.sha256, row.model, row.model_digest, row.max_side)
-        now = (origin.sha256, origin.model, origin.model_digest, origin.max_side)
+        was = (row.sha256, row.model, row.model_digest, row.max_side, row.options)
+        now = (origin.sha256, origin.model, origin.model_digest, origin.max_side, origin.options)
         return row.outputs if was == now else {}
 
 
@@ -193,7 +194,9 @@ class Batch:
     async def _send(self, work: Work) -> None:
         upload = await asyncio.to_thread(prepare, work.photo, self.wanted.max_side)
         asked = self.wanted.asked()
-        answer = await self.client.segment(upload.body, ",".join(asked), self.wanted.model)
+        answer = await self.client.segment(
+            upload.body, ",".join(asked), self.wanted.model, dict(parse_qsl(self.wanted.options))
+        )
         files, pixels = _sort(answer, self.wanted)
         try:
             written = await asyncio.to_thread(write_files, self.out, work.stem, files)
@@ -225,7 +228,15 @@ class Batch:
 
     def _origin(self, photo: Photo, sha256: str | None, digest: str | None) -> Origin:
         wanted = self.wanted
-        return Origin(photo.size, photo.mtime_ns, sha256, wanted.model, digest, wanted.max_side)
+        return Origin(
+            photo.size,
+            photo.mtime_ns,
+            sha256,
+            wanted.model,
+            digest,
+            wanted.max_side,
+            wanted.options,
+        )
 
 
 def on_retry(pace: Pace) -> Callable[[Outcome], None]:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import urlencode
 
 import httpx
 
@@ -36,6 +37,7 @@ examples:
   service-client http://localhost:8000 'photos/**/*.jpg' -o out/ --output mask,json
   find /data -name '*.jpg' | service-client http://localhost:8000 - -o out/
   service-client http://localhost:8000 photos.tar -o out/ --report
+  service-client http://localhost:8000 scans/ -o out/ --fit sliding --classes person,car
   service-client report out/
 
 Run the same command again to go on after an interruption: what is complete is
@@ -74,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         "inputs", metavar="INPUT", nargs="+", help="file, folder, glob, tar, - for a list on stdin"
     )
     _add_work(parser)
+    _add_options(parser)
     _add_limits(parser)
     _add_connection(parser)
     return parser
@@ -91,6 +94,25 @@ def _add_work(parser: argparse.ArgumentParser) -> None:
     add("--base", metavar="DIR", type=Path, help="folder that OUT mirrors (the inputs' common one)")
     add("--report", action="store_true", help="count class pixels; write tables, contact sheets")
     add("--json", action="store_true", help="print the summary as JSON")
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    """What the service's query takes beside output and model, by the same names."""
+    add = parser.add_argument_group("as the service offers it").add_argument
+    sliding = "larger photos than the model: resize shrinks them, sliding cuts them into windows"
+    add("--fit", choices=("resize", "sliding"), help=f"{sliding} (the service's --fit)")
+    add("--overlap", metavar="SHARE", type=float, help="of sliding windows, 0 to 0.5 (0.25)")
+    add("--classes", metavar="LIST", help="only these, by name or id (all)")
+    add("--alpha", metavar="A", type=float, help="opacity of the overlay's colours, 0 to 1 (0.5)")
+    add("--contour", metavar="PX", type=int, help="width of outlines in the overlay (0: none)")
+    add("--overlay-format", choices=("jpeg", "png"), help="of the overlay (jpeg)")
+
+
+def _query(options: argparse.Namespace) -> str:
+    """What `_add_options` has been given, as the query has it."""
+    names = ("fit", "overlap", "classes", "alpha", "contour", "overlay_format")
+    given = ((name, getattr(options, name)) for name in names)
+    return urlencode([(name, value) for name, value in given if value is not None])
 
 
 def _add_limits(parser: argparse.ArgumentParser) -> None:
@@ -154,6 +176,7 @@ async def _run(options: argparse.Namespace) -> int:
             model=options.model if model is None else model.name,
             model_digest=None if model is None else model.digest,
             max_side=options.max_side,
+            options=_query(options),
             retry_rejected=options.retry_failed,
         )
         if options.dry_run:

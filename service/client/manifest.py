@@ -24,7 +24,7 @@ from typing import Any, Self
 from service.client.errors import ManifestError
 
 FILE_NAME = "manifest.sqlite"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 1 had no `options`
 
 PENDING = "pending"  # in flight, or left so by a kill
 DONE = "done"  # all outputs in place
@@ -38,6 +38,7 @@ CREATE TABLE photos (
     stem TEXT NOT NULL UNIQUE COLLATE NOCASE, -- outputs are OUT/stem.mask.png and so on
     size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, sha256 TEXT,
     model TEXT, model_digest TEXT, max_side INTEGER,
+    options TEXT NOT NULL DEFAULT '', -- of the request, as its query has them
     outputs TEXT NOT NULL DEFAULT '{}', -- JSON: file below OUT -> its size in bytes
     status TEXT NOT NULL, error TEXT, request_id TEXT,
     run INTEGER NOT NULL, finished REAL
@@ -48,6 +49,7 @@ CREATE TABLE pixels (
     PRIMARY KEY (name, class_id)
 ) WITHOUT ROWID;
 """
+ADD_OPTIONS = "ALTER TABLE photos ADD COLUMN options TEXT NOT NULL DEFAULT '';"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,7 @@ class Row:
     status: str
     error: str | None
     run: int
+    options: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,7 @@ class Origin:
     model: str | None = None
     model_digest: str | None = None
     max_side: int | None = None
+    options: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +100,7 @@ class Manifest:
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         """Opens or creates it; ManifestError if it is in use, broken or not of this version."""
         self._lock = threading.RLock()
+        self._options = "options"  # the column
         self.run = 0
         if read_only and not path.is_file():
             raise ManifestError(f"{path}: no manifest there; is this the OUT of an earlier run?")
@@ -123,6 +128,10 @@ class Manifest:
             self._db.executescript(
                 f"BEGIN; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
             )
+        elif version == 1 and read_only:
+            self._options = "''"
+        elif version == 1:
+            self._db.executescript(f"BEGIN; {ADD_OPTIONS} PRAGMA user_version = 2; COMMIT;")
         elif version != SCHEMA_VERSION:
             raise ManifestError(
                 f"{path}: version {version}, this client reads {SCHEMA_VERSION}; use another OUT"
@@ -144,7 +153,7 @@ class Manifest:
         with self._lock:
             found = self._db.execute(
                 "SELECT name, source, stem, size, mtime_ns, sha256, model, model_digest, max_side,"
-                " outputs, status, error, run FROM photos WHERE name = ?",
+                f" outputs, status, error, run, {self._options} FROM photos WHERE name = ?",
                 (name,),
             ).fetchone()
         return None if found is None else _row(found)
@@ -259,17 +268,19 @@ class Manifest:
         self._db.execute(
             "UPDATE photos SET status = :status, request_id = :request_id, finished = :finished,"
             " size = :size, mtime_ns = :mtime_ns, sha256 = :sha256, model = :model,"
-            " model_digest = :model_digest, max_side = :max_side WHERE name = :name",
+            " model_digest = :model_digest, max_side = :max_side, options = :options"
+            " WHERE name = :name",
             values,
         )
 
     def _is_from(self, name: str, origin: Origin) -> bool:
         row = self.get(name)
-        return row is not None and (row.sha256, row.model_digest, row.max_side) == (
-            origin.sha256,
-            origin.model_digest,
-            origin.max_side,
-        )
+        return row is not None and (
+            row.sha256,
+            row.model_digest,
+            row.max_side,
+            row.options,
+        ) == (origin.sha256, origin.model_digest, origin.max_side, origin.options)
 
     def _is_taken(self, stem: str) -> bool:
         return bool(self._db.execute("SELECT 1 FROM photos WHERE stem = ?", (stem,)).fetchone())

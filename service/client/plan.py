@@ -32,6 +32,7 @@ class Wanted:
     model: str | None
     model_digest: str | None  # None: the service tells none, then nothing is redone for it
     max_side: int | None
+    options: str = ""  # of the request, as its query has them
     retry_rejected: bool = False
 
     def asked(self) -> tuple[str, ...]:
@@ -75,7 +76,8 @@ def _same_recipe(row: Row, wanted: Wanted) -> bool:
         row.model_digest,
         wanted.model_digest,
     }
-    return same_model and row.model == wanted.model and row.max_side == wanted.max_side
+    was = (row.model, row.max_side, row.options)
+    return same_model and was == (wanted.model, wanted.max_side, wanted.options)
 
 
 def _is_complete(row: Row, wanted: Wanted, manifest: Manifest, out: Path) -> bool:

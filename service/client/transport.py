@@ -11,9 +11,10 @@ import asyncio
 import importlib.util
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Self
 
 import httpx
@@ -30,6 +31,7 @@ if importlib.util.find_spec("sniffio") is None:
 
 TIMEOUT_S = 120.0  # a full queue before a slow CPU model: minutes are possible, hours are not
 CONNECT_TIMEOUT_S = 10.0
+NONE: Mapping[str, object] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,12 @@ class Ask:
         return {} if self.content_type is None else {"Content-Type": self.content_type}
 
 
-def ask_segment(image: bytes, outputs: tuple[str, ...], model: str | None) -> Ask:
+def ask_segment(
+    image: bytes, outputs: tuple[str, ...], model: str | None, options: Mapping[str, object]
+) -> Ask:
     """The request for these outputs of one photo."""
     params = {"output": ",".join(outputs)}
+    params |= {name: str(value) for name, value in options.items()}
     if model is not None:
         params["model"] = model
     return Ask("POST", "/segment", params, image, protocol.media_type(image))
@@ -73,11 +78,18 @@ class Client:
         )
 
     def segment(
-        self, image: bytes | Path | str, output: str = "mask", model: str | None = None
+        self,
+        image: bytes | Path | str,
+        output: str = "mask",
+        model: str | None = None,
+        options: Mapping[str, object] = NONE,
     ) -> Segmentation:
-        """Segments an image, given as bytes or as a path; `output` may be a comma list."""
+        """Segments an image, given as bytes or as a path; `output` may be a comma list.
+
+        `options`: what else the service's query takes, as `{"fit": "sliding", "alpha": 0.7}`.
+        """
         outputs = protocol.parse_outputs(output)
-        response = self._send(ask_segment(protocol.image_bytes(image), outputs, model))
+        response = self._send(ask_segment(protocol.image_bytes(image), outputs, model, options))
         return protocol.segmentation(response, outputs)
 
     def models(self) -> tuple[Model, ...]:
@@ -141,13 +153,17 @@ class AsyncClient:
         )
 
     async def segment(
-        self, image: bytes | Path | str, output: str = "mask", model: str | None = None
+        self,
+        image: bytes | Path | str,
+        output: str = "mask",
+        model: str | None = None,
+        options: Mapping[str, object] = NONE,
     ) -> Segmentation:
-        """Segments an image, given as bytes or as a path; `output` may be a comma list."""
+        """As `Client.segment`."""
         outputs = protocol.parse_outputs(output)
         if not isinstance(image, bytes):
             image = await asyncio.to_thread(protocol.image_bytes, image)
-        response = await self._send(ask_segment(image, outputs, model))
+        response = await self._send(ask_segment(image, outputs, model, options))
         return protocol.segmentation(response, outputs)
 
     async def models(self) -> tuple[Model, ...]:

@@ -14,6 +14,7 @@ from pycocotools import mask as coco
 from service import imaging
 from service.contract import InputSize
 from service.errors import ImageTooLarge, InvalidImage
+from service.png import Rows
 
 TARGET = InputSize(policy="fixed", height=33, width=49, pad=(1, 2, 3))
 
@@ -113,7 +114,7 @@ def test_a_large_photo_is_shrunk_to_fit_and_restored(size: tuple[int, int]) -> N
     assert fitted.valid[0] <= 33
     assert fitted.valid[1] <= 49
     restored = imaging.restore(np.zeros((33, 49), np.uint8), fitted, size)
-    assert restored.shape == (size[1], size[0])
+    assert restored.image.shape == (size[1], size[0])
 
 
 @pytest.mark.parametrize("size", [(490, 330), (98, 10), (10, 660), (1, 5000), (3001, 1999)])
@@ -123,7 +124,7 @@ def test_restoring_picks_the_pixels_that_pillow_picks(size: tuple[int, int]) -> 
         fitted = imaging.Fitted(np.zeros((33, 49, 3), np.uint8), valid)
         part = Image.fromarray(labels[: valid[0], : valid[1]])
         expected = np.asarray(part.resize(size, Image.Resampling.NEAREST))
-        assert (imaging.restore(labels, fitted, size) == expected).all()
+        assert (imaging.restore(labels, fitted, size).image == expected).all()
 
 
 def test_every_id_survives_a_mask_png() -> None:
@@ -132,7 +133,7 @@ def test_every_id_survives_a_mask_png() -> None:
         palette = tuple((i, 0, 0) for i in range(colors))
         subsets = (labels, labels[3:4], labels[:, 7:9])  # few ids: Pillow must not renumber
         for subset in (*subsets, labels.repeat(3, axis=0)):
-            mask = Image.open(io.BytesIO(imaging.mask_png(subset, palette)))
+            mask = Image.open(io.BytesIO(imaging.mask_png(Rows.of(subset), palette)))
             assert mask.mode == "P"
             assert (np.asarray(mask) == subset).all()
             assert len(mask.getpalette() or []) == 768
@@ -140,7 +141,7 @@ def test_every_id_survives_a_mask_png() -> None:
 
 def test_colours_follow_the_palette() -> None:
     labels = np.array([[0, 1]], np.uint8)
-    image = Image.open(io.BytesIO(imaging.color_png(labels, ((0, 0, 0), (9, 8, 7)))))
+    image = Image.open(io.BytesIO(imaging.color_png(Rows.of(labels), ((0, 0, 0), (9, 8, 7)))))
     assert np.asarray(image).tolist() == [[[0, 0, 0], [9, 8, 7]]]
 
 
@@ -148,9 +149,9 @@ def test_colours_follow_the_palette() -> None:
 def test_colours_and_confidence_come_back_whether_rows_repeat_or_not(times: int) -> None:
     labels = np.random.default_rng(0).integers(0, 256, (20, 30), np.uint8).repeat(times, axis=0)
     palette = tuple((i, 255 - i, i // 2) for i in range(256))
-    image = Image.open(io.BytesIO(imaging.color_png(labels, palette)))
+    image = Image.open(io.BytesIO(imaging.color_png(Rows.of(labels), palette)))
     assert (np.asarray(image) == np.array(palette, np.uint8)[labels]).all()
-    image = Image.open(io.BytesIO(imaging.confidence_png(labels)))
+    image = Image.open(io.BytesIO(imaging.confidence_png(Rows.of(labels))))
     assert (image.mode, np.asarray(image).tolist()) == ("L", labels.tolist())
 
 

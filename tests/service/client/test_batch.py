@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from service.client.cli import main
+from service.client.cli import _parser, main
 from service.client.manifest import FILE_NAME, Manifest
+from service.query import SegmentQuery
 
 from . import flaky_server
 from .flaky_server import Answer, FlakyServer, Request, problem, result
@@ -172,6 +173,35 @@ def test_other_max_side_redoes_everything(server: FlakyServer, photos: Path) -> 
     run(server, photos)
     run(server, photos, "--max-side", "100")
     assert len(server.segmented()) == 6
+
+
+def test_options_for_the_service_are_sent_and_other_ones_redo_everything(
+    server: FlakyServer, photos: Path
+) -> None:
+    given = "--fit sliding --overlap 0.3 --classes cat,9 --alpha 0 --contour 2 --overlay-format png"
+    for _ in range(2):
+        assert run(server, photos, *given.split()) == 0
+    assert len(server.segmented()) == 3
+    sent = [request.query for request in server.requests if request.path == "/segment"]
+    for query in sent:
+        assert query == {
+            "output": "mask,overlay",
+            "model": "light",
+            "fit": "sliding",
+            "overlap": "0.3",
+            "classes": "cat,9",
+            "alpha": "0.0",
+            "contour": "2",
+            "overlay_format": "png",
+        }
+    run(server, photos, *given.split(), "--fit", "resize")
+    assert len(server.segmented()) == 6
+
+
+def test_every_option_of_the_service_can_be_given() -> None:
+    """All but `include`: images inside the JSON are files of their own here."""
+    given = {action.dest for action in _parser()._actions}
+    assert set(SegmentQuery.model_fields) - {"include"} <= given
 
 
 def test_bursts_of_503_lose_nothing(server: FlakyServer, tmp_path: Path) -> None:

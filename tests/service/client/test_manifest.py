@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,26 @@ def test_manifest_of_another_version_is_refused(tmp_path: Path) -> None:
     database.close()
     with pytest.raises(ManifestError, match="version 99"):
         Manifest(tmp_path / "m")
+
+
+def test_manifest_of_before_there_were_options_is_read_and_taken_over(tmp_path: Path) -> None:
+    with Manifest(tmp_path / "m") as manifest:
+        manifest.claim("a.jpg", "/a.jpg", stems("a.jpg"))
+        manifest.finish("a.jpg", ORIGIN, {"a.mask.png": 9}, [])
+    database = sqlite3.connect(tmp_path / "m")
+    database.executescript("ALTER TABLE photos DROP COLUMN options; PRAGMA user_version = 1;")
+    database.close()
+    for read_only in (True, False, True):
+        with Manifest(tmp_path / "m", read_only=read_only) as manifest:
+            row = manifest.get("a.jpg")
+            assert row is not None
+            assert (row.outputs, row.status, row.options) == ({"a.mask.png": 9}, DONE, "")
+    with Manifest(tmp_path / "m") as manifest:
+        manifest.claim("a.jpg", "/a.jpg", stems("a.jpg"))
+        manifest.finish("a.jpg", replace(ORIGIN, options="fit=sliding"), {}, [])
+        row = manifest.get("a.jpg")
+        assert row is not None
+        assert row.options == "fit=sliding"
 
 
 def test_reading_creates_nothing(tmp_path: Path) -> None:

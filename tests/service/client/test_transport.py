@@ -57,6 +57,13 @@ def test_several_outputs_come_from_one_request(server: FlakyServer) -> None:
     assert len(server.segmented()) == 1
 
 
+def test_what_else_the_service_takes_is_passed_on(server: FlakyServer) -> None:
+    with Client(server.url) as client:
+        client.segment(b"photo", options={"fit": "sliding", "alpha": 0.7})
+    (request,) = server.requests
+    assert request.query == {"output": "mask", "fit": "sliding", "alpha": "0.7"}
+
+
 def test_key_model_and_media_type_are_sent(server: FlakyServer) -> None:
     with Client(server.url, api_key="secret") as client:
         client.segment(b"\x89PNG\r\n\x1a\n", model="light")
