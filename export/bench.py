@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from export.graph import LabelGraph
 from export.tail import tail
+from export.writer import build, strip
 from model import checkpoint
 from service import bench as service_bench
 from service import cpus
@@ -51,9 +52,9 @@ Runner = Callable[[Images], Any]
 
 
 def contestants(file: Path, source: Path, others: list[Path], threads: int) -> dict[str, Runner]:
-    """The file in our engine, its checkpoint in PyTorch, the file in OpenVINO, other files.
+    """The file in our engine, its checkpoint in PyTorch, both in OpenVINO, other files.
 
-    Raises StartupError or CheckpointError for files that cannot be loaded.
+    For OpenVINO the checkpoint is exported as it is, without our rewriting. Raises StartupError or CheckpointError for files that cannot be loaded.
     """
     torch.set_num_threads(threads)
     engine = Engine(file, EngineOptions("cpu", threads=threads))
@@ -68,19 +69,24 @@ def contestants(file: Path, source: Path, others: list[Path], threads: int) -> d
 
     found: dict[str, Runner] = {"engine": engine.run, "PyTorch eager": eager}
     if find_spec("openvino") is not None:
-        found["OpenVINO"] = openvino_runner(file, threads)
+        found["OpenVINO, the same file"] = openvino_runner(file, threads)
+        if contract.precision == "fp32":
+            size = (contract.input.height, contract.input.width)
+            plain = strip(build(graph, size, dynamic=contract.input.policy == "dynamic"))
+            found["OpenVINO, plain export"] = openvino_runner(plain.SerializeToString(), threads)
     for path in others:
         found[path.name] = Engine(path, EngineOptions("cpu", threads=threads)).run
     return found
 
 
-def openvino_runner(file: Path, threads: int) -> Runner:
-    """The same file in OpenVINO, with the same number of threads."""
+def openvino_runner(file: Path | bytes, threads: int) -> Runner:
+    """A file, or what is in it, in OpenVINO with the same number of threads."""
     import openvino  # noqa: PLC0415 - optional: only this comparison needs it
 
     # By default it computes in bfloat16 where the CPU can: another precision, other labels.
     config = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
-    compiled = openvino.Core().compile_model(file, "CPU", config)
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(file), "CPU", config)
     return lambda images: compiled([images])[0]
 
 
