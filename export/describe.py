@@ -17,6 +17,7 @@ from typing import Any
 import onnx
 from google.protobuf.message import DecodeError
 
+from export.digest import graph_digest
 from export.tail import learned
 from service.contract import INPUT, Contract, ContractError, parse
 
@@ -30,7 +31,7 @@ def load(path: Path) -> tuple[onnx.ModelProto, Contract]:
     try:
         model = onnx.load(path)
         onnx.checker.check_model(model, full_check=True)
-        return model, parse({prop.key: prop.value for prop in model.metadata_props})
+        contract = parse({prop.key: prop.value for prop in model.metadata_props})
     except FileNotFoundError as error:
         raise DescribeError(f"{error.filename or path} does not exist") from None
     except OSError as error:
@@ -43,6 +44,9 @@ def load(path: Path) -> tuple[onnx.ModelProto, Contract]:
         onnx.shape_inference.InferenceError,
     ) as error:
         raise DescribeError(f"{path} is damaged, or no ONNX file: {error}") from None
+    if contract.graph_sha256 not in (None, graph_digest(model)):
+        raise DescribeError(f"{path} was altered after its export: its digest is another")
+    return model, contract
 
 
 def describe(path: Path) -> dict[str, Any]:

@@ -37,7 +37,8 @@ from service.imaging import decode, fit, open_checked
 
 log = logging.getLogger("export")
 
-OPERATORS = ["Conv", "Add", "Concat", "Relu", "Clip"]
+ACTIVATIONS = ["Relu", "Clip"]
+OPERATORS = ["Conv", "Add", "Concat", *ACTIVATIONS]
 PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 SENSITIVITY_IMAGES = 4
 # A convolution that alone changes more labels than this stays in float. Most change under 0.1 %.
@@ -122,13 +123,23 @@ def sensitive(
     """Convolutions that, quantized alone, change too many labels."""
     truth = _labels(proto, images)
     found = []
-    for node in (node.name for node in proto.graph.node if learned(node)):
-        labels = _labels(_quantize(proto, ranges, only=[node]), images)
+    for node in filter(learned, proto.graph.node):
+        alone = [node.name, *_activations(proto, node)]
+        labels = _labels(_quantize(proto, ranges, only=alone), images)
         changed = float((labels != truth).mean())
-        log.debug("%s alone changes %.3f%% of labels", node, 100 * changed)
+        log.debug("%s alone changes %.3f%% of labels", node.name, 100 * changed)
         if changed > MAX_LABELS_CHANGED:
-            found.append(node)
+            found.append(node.name)
     return found
+
+
+def _activations(proto: onnx.ModelProto, conv: onnx.NodeProto) -> list[str]:
+    """What clips a convolution's output: its range is then that of the clipped values."""
+    return [
+        node.name
+        for node in proto.graph.node
+        if node.op_type in ACTIVATIONS and node.input[0] == conv.output[0]
+    ]
 
 
 def _quantize(
@@ -149,7 +160,7 @@ def _quantize(
         tensors_range=ranges,
         nodes_to_quantize=list(only),
         nodes_to_exclude=[*exclude, *tail(proto)],
-        op_types_to_quantize=["Conv"] if only else OPERATORS,
+        op_types_to_quantize=["Conv", *ACTIVATIONS] if only else OPERATORS,
         extra_options={},
     )
     with warnings.catch_warnings():

@@ -17,6 +17,7 @@ import torch
 from torch.export import Dim
 
 from export import parity, quantize
+from export.digest import graph_digest
 from export.graph import HalfPrecision, LabelGraph, PhasedGraph, logit_spacing
 from export.quantize import Quantization
 from export.resizes import constant_scales, drop_unused
@@ -68,8 +69,10 @@ def export(source: Path, target: Path, options: ExportOptions) -> Contract:
     else:
         final, measured = proto, parity.compare(truth, proto, contract.input, options.dynamic)
     parity.require(measured, options.precision)
-    contract = contract.model_copy(update={"parity": measured})
-    write(strip(final), contract, target)
+    final = strip(final)
+    sealed = {"parity": measured, "graph_sha256": graph_digest(final)}
+    contract = contract.model_copy(update=sealed)
+    write(final, contract, target)
     return contract
 
 

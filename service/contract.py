@@ -80,6 +80,7 @@ class Contract(BaseModel):
     precision: Literal["fp32", "fp16", "int8"] = "fp32"
     confidence: bool = False
     checkpoint_sha256: str
+    graph_sha256: str | None = None  # of the file without its metadata; None in older files
     metrics: dict[str, Any] = {}
     parity: Parity
 

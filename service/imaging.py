@@ -104,7 +104,9 @@ def _oriented(image: Image.Image) -> Image.Image:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "I;16":  # 16-bit grey would be clipped, not scaled
+    if image.mode.startswith(
+        "I;16"
+    ):  # 16-bit grey, of either byte order, would be clipped, not scaled
         scaled = (np.asarray(image) >> 8).astype(np.uint8)
         return Image.fromarray(scaled).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:

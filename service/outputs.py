@@ -78,7 +78,9 @@ def parse_outputs(text: str, what: str, valid: Iterable[str]) -> tuple[str, ...]
 
 
 def check(wish: Wish, contract: Contract) -> None:
-    """Refuse what the model cannot give; raises InvalidRequest."""
+    """Refuse what the model cannot give, or nobody would see; raises InvalidRequest."""
+    if wish.include and "json" not in wish.outputs:
+        raise InvalidRequest(f"include={','.join(wish.include)} goes into the JSON: output=json")
     if "confidence" in wish.all_outputs and not contract.confidence:
         raise InvalidRequest(
             "output=confidence: this model has none; export it with `python -m export --confidence`"

@@ -164,6 +164,12 @@ class Settings(BaseSettings):
             raise ValueError("--device tensorrt needs --trt-cache, the folder of its engines")
         return self
 
+    @model_validator(mode="after")
+    def _a_quota_has_a_holder(self) -> Self:
+        if self.rate_limit_per_minute and not self.api_keys:
+            raise ValueError("--rate-limit-per-minute counts by key: give --api-keys with it")
+        return self
+
     @field_validator("api_keys")
     @classmethod
     def _digests(cls, keys: tuple[str, ...]) -> tuple[str, ...]:

@@ -63,10 +63,14 @@ async def uploads(request: Request, max_files: int) -> list[Upload]:
             return await _files(form)
     except HTTPException as error:  # how the parser says that a form is broken
         raise InvalidRequest(error.detail) from None
+    except UnicodeError:  # Python has codecs that refuse every text
+        raise InvalidRequest("the form is not in the charset it names: leave charset out") from None
 
 
 async def _files(form: FormData) -> list[Upload]:
     found = [field for field in form.getlist("file") if isinstance(field, UploadFile)]
+    if not found and form.getlist("file"):
+        raise InvalidRequest("field `file` is text: give it a filename, as -F file=@photo.jpg does")
     if not found:
         raise InvalidRequest(f"no file in field `file`; the form has {sorted(form)}")
     files = sum(isinstance(field, UploadFile) for _, field in form.multi_items())

@@ -1,7 +1,8 @@
 """Photos from disk, one policy for training, evaluation and prediction.
 
 RGB, turned as the EXIF orientation says; broken EXIF data is no reason to
-refuse a photo. The service does the same with what clients send.
+refuse a photo. Transparent pixels are white, and 16-bit grey is scaled. The
+service does the same with what clients send.
 """
 
 from __future__ import annotations
@@ -40,12 +41,22 @@ def opened(path: Path) -> Iterator[Image.Image]:
 def open_photo(path: Path) -> Image.Image:
     """Decode a photo as RGB; raises OSError for files that are no picture or too large."""
     with opened(path) as image:
-        return upright(image).convert("RGB")
+        return rgb(upright(image))
 
 
 def read_photo(path: Path) -> NDArray[np.uint8]:
     """The same as an array, (H, W, 3) uint8."""
     return np.asarray(open_photo(path))
+
+
+def rgb(image: Image.Image) -> Image.Image:
+    """The image as RGB: 16-bit grey scaled to 8, transparent pixels white."""
+    if image.mode.startswith("I;16"):  # `convert` would clip it
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:  # what is transparent holds arbitrary colours
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
 
 
 def upright(image: Image.Image) -> Image.Image:

@@ -78,6 +78,22 @@ def test_a_truncated_file_is_one_clear_error(
     assert "cut.onnx" in capsys.readouterr().err
 
 
+def test_an_altered_weight_is_one_clear_error(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = onnx.load(exported)
+    weights = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    at = exported.read_bytes().index(weights.raw_data) + len(weights.raw_data) // 2
+    data = bytearray(exported.read_bytes())
+    data[at] ^= 1
+    path = tmp_path / "altered.onnx"
+    path.write_bytes(data)
+    assert describe.main([str(path)]) == 1
+    error = capsys.readouterr().err
+    assert "altered.onnx was altered" in error
+    assert error.count("\n") == 1
+
+
 def test_a_missing_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert describe.main([str(tmp_path / "none.onnx")]) == 1
     assert "none.onnx does not exist" in capsys.readouterr().err

@@ -164,6 +164,7 @@ def test_models_are_chosen_by_name(client: TestClient, photo: NDArray[np.uint8])
         (None, "image/png", {"output": "masks"}, 400, "invalid-request", "choose from mask"),
         (None, "image/png", {"output": ","}, 400, "invalid-request", "choose from mask"),
         (None, "image/png", {"include": "npz"}, 400, "invalid-request", "choose from mask"),
+        (None, "image/png", {"include": "mask"}, 400, "invalid-request", "output=json"),
         (None, "image/png", {"model": "none"}, 404, "unknown-model", "tiny, twin"),
         (None, "image/png", {"alpha": "2"}, 400, "invalid-request", "alpha"),
         (None, "image/png", {"alpha": "half"}, 400, "invalid-request", "alpha"),
@@ -188,6 +189,24 @@ def test_bad_input_is_answered_with_a_problem_and_the_next_request_works(
     assert says in problem["detail"]
     assert problem["request_id"] == answer.headers["x-request-id"]
     assert post(client, png(photo)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("charset", "disposition", "says"),
+    [
+        ("undefined", 'name="file"; filename="a.png"', "leave charset out"),
+        ("utf-8", 'name="file"', "give it a filename"),
+        ("utf-8", 'name="photo"', "no file in field `file`"),
+    ],
+)
+def test_a_form_that_holds_no_photo_is_a_problem(
+    client: TestClient, photo: NDArray[np.uint8], charset: str, disposition: str, says: str
+) -> None:
+    head = f"--x\r\nContent-Disposition: form-data; {disposition}\r\n\r\n".encode()
+    kind = f"multipart/form-data; boundary=x; charset={charset}"
+    answer = post(client, head + png(photo)[:20] + b"\r\n--x--\r\n", kind)
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid-request")
+    assert says in answer.json()["detail"]
 
 
 def test_a_truncated_photo_is_a_problem(client: TestClient, photo: NDArray[np.uint8]) -> None:

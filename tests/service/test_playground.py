@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
 
 from service.contract import METADATA_KEY
@@ -134,6 +136,36 @@ def test_a_photo_can_be_dropped_and_pasted(page: Page) -> None:
         )
         expect(page.locator("#curl")).to_contain_text(f"{event}.png")
         expect(legend(page)).to_have_count(3)
+
+
+@needs_chromium
+def test_a_photo_that_browsers_do_not_know_is_shown_all_the_same(page: Page) -> None:
+    tiff = io.BytesIO()
+    Image.fromarray(PHOTO).save(tiff, "TIFF")
+    pick(page, tiff.getvalue(), "scan.tif")
+    expect(legend(page)).to_have_count(3)
+    page.wait_for_function("document.getElementById('photo').naturalWidth > 0")
+    expect(page.locator("#view")).to_be_visible()
+    box = page.locator("#view").bounding_box()
+    assert box is not None
+    assert box["width"] / box["height"] == pytest.approx(60 / 48, rel=0.02)
+
+
+@needs_chromium
+def test_what_is_no_photo_leaves_the_page_ready_for_one(browser: Browser, address: str) -> None:
+    page = browser.new_page()
+    page.goto(address)
+    expect(page.locator("#model option")).to_have_count(2)
+    pick(page, b"no photo", "notes.txt")
+    expect(page.locator("#error")).to_contain_text("JPEG, PNG")
+    expect(page.locator("#drop")).to_be_visible()
+    expect(page.locator("#view")).to_be_hidden()
+    pick(page)
+    expect(legend(page)).to_have_count(3)
+    expect(page.locator("#view")).to_be_visible()
+    expect(page.locator("#drop")).to_be_hidden()
+    expect(page.locator("#error")).to_be_hidden()
+    page.close()
 
 
 @needs_chromium

@@ -21,6 +21,32 @@ def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     assert (pixels == 255).all()
 
 
+@pytest.mark.parametrize("depth", ["u1", "<u2", ">u2"])
+@pytest.mark.parametrize("colors", ["grey", "palette", "transparent", "grey transparent"])
+def test_the_service_sees_the_same_pixels(tmp_path: Path, depth: str, colors: str) -> None:
+    """One policy for what has no one meaning: transparency, and more than 8 bits."""
+    from service import imaging
+
+    grey = np.arange(0, 240, dtype=depth).reshape(12, 20)
+    image = Image.fromarray(grey if depth == "u1" else grey * 257)
+    if colors == "palette":
+        image = image.convert("L").convert("P")
+        image.info["transparency"] = 7
+    elif colors == "transparent":
+        image = image.convert("RGBA")
+        image.putalpha(Image.fromarray(grey.astype(np.uint8)))
+    elif colors == "grey transparent":
+        image = image.convert("LA")
+        image.putalpha(100)
+    path = tmp_path / ("photo.png" if colors == "palette" else "photo.tif")
+    image.save(path)
+    served = imaging.decode(imaging.open_checked(path.read_bytes(), 10**6)).image
+    pixels = read_photo(path)
+    assert (pixels == np.asarray(served)).all()
+    if colors == "grey":
+        assert (pixels[..., 0] == grey).all()
+
+
 def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned clockwise by a quarter
