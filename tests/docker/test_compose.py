@@ -112,6 +112,21 @@ def test_prometheus_asks_the_service_and_grafana_asks_prometheus(
     assert len({panel["id"] for panel in panels}) == len(panels)
 
 
+def test_panels_fill_the_grid_without_overlap() -> None:
+    taken: set[tuple[int, int]] = set()
+    for panel in dashboard()["panels"]:
+        at = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(at["x"], at["x"] + at["w"])
+            for y in range(at["y"], at["y"] + at["h"])
+        }
+        assert not cells & taken, panel["title"]
+        taken |= cells
+    assert max(x for x, _ in taken) == 23  # Grafana's grid is 24 wide
+    assert len(taken) == 24 * (1 + max(y for _, y in taken))
+
+
 def test_grafana_finds_the_dashboard(services: dict[str, dict[str, Any]]) -> None:
     (provider,) = read("grafana/provisioning/dashboards/deeplab.yaml")["providers"]
     mount = f"./grafana/dashboards:{provider['options']['path']}:ro"
