@@ -54,7 +54,8 @@ Runner = Callable[[Images], Any]
 def contestants(file: Path, source: Path, others: list[Path], threads: int) -> dict[str, Runner]:
     """The file in our engine, its checkpoint in PyTorch, both in OpenVINO, other files.
 
-    For OpenVINO the checkpoint is exported as it is, without our rewriting. Raises StartupError or CheckpointError for files that cannot be loaded.
+    For OpenVINO the checkpoint is exported as it is, without our rewriting. Raises
+    StartupError or CheckpointError for files that cannot be loaded.
     """
     torch.set_num_threads(threads)
     engine = Engine(file, EngineOptions("cpu", threads=threads))
