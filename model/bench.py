@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from model import train
+from model import memory, train
 from model.assembly import start
 from model.data.augment import AugmentConfig
 from model.data.dataset import VOC_CLASSES, VOID, Dataset, Pair, voc_palette
@@ -128,7 +128,7 @@ def contest(side: str, name: str, args: argparse.Namespace, turns: Connection) -
     backbone, encoder = NETS[name]
     config, batch = recipe_of(backbone, args), random_batch(args)
     if side == "ours":
-        train.prepare(world)
+        memory.keep_freed_on_a_cpu()
         net, step = ours(config, batch, world)
     else:
         net, step = theirs(encoder, config, batch, world)
@@ -243,7 +243,6 @@ def main(argv: list[str] | None = None) -> int:
     world = this_machine()
     if args.precision == "fp16" and world.device.type != "cuda":
         p.error("--precision fp16 needs a CUDA device")
-    train.prepare(world)
     result = {
         "device": str(world.device),
         "threads": torch.get_num_threads(),
@@ -259,4 +258,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    memory.keep_freed_on_a_cpu()
     sys.exit(main())

@@ -169,8 +169,6 @@ def main(argv: list[str] | None = None) -> int:
     args = p.parse_args(argv)
     check_plot(p, args)
     overlap = arguments.overlap(p, args)
-    if args.device == "cpu":
-        memory.keep_freed()
     try:
         net = checkpoint.load(args.checkpoint, args.output_stride).to(args.device)
         dataset = find(args.dataset, args.data, args.split)
@@ -200,4 +198,5 @@ def check_classes(classes: int, dataset: Dataset) -> None:
 
 
 if __name__ == "__main__":
+    memory.keep_freed_on_a_cpu()
     raise SystemExit(main())

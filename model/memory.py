@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import ctypes
 
+import torch
+
 # mallopt(3)
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
@@ -22,3 +24,9 @@ def keep_freed() -> bool:
     except (OSError, TypeError, AttributeError):  # not glibc
         return False
     return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, -1))
+
+
+def keep_freed_on_a_cpu() -> None:
+    """`keep_freed` where there is no GPU: for a command, before it does anything else."""
+    if not torch.cuda.is_available():
+        keep_freed()

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from model import arguments, checkpoint, distributed, recipe
+from model import arguments, checkpoint, distributed, memory, recipe
 from model.checkpoint import BackboneCard
 from model.config import PUBLISHED, BackboneName, ModelConfig
 from model.data.dataset import DatasetError
@@ -326,4 +326,5 @@ def pretrain_from(args: argparse.Namespace, world: World) -> Path:
 
 
 if __name__ == "__main__":
+    memory.keep_freed_on_a_cpu()
     raise SystemExit(main())

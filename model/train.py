@@ -182,17 +182,10 @@ def main(argv: list[str] | None = None) -> int:
     return command(lambda world: train_from(args, world))
 
 
-def prepare(world: World) -> None:
-    """Set up this process for the speed of its training."""
-    if world.device.type == "cpu":
-        memory.keep_freed()
-
-
 def command(work: Callable[[World], Path]) -> int:
     """Do `work` as one of torchrun's processes, or alone; returns the exit code."""
     try:
         with distributed.join() as world:
-            prepare(world)
             return _report(work, world)
     except distributed.DistributedError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -253,4 +246,5 @@ def train_from(args: argparse.Namespace, world: World) -> Path:
 
 
 if __name__ == "__main__":
+    memory.keep_freed_on_a_cpu()
     raise SystemExit(main())
