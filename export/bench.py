@@ -20,7 +20,6 @@ from collections import defaultdict
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -31,7 +30,6 @@ from numpy.typing import NDArray
 
 from export.graph import LabelGraph
 from export.tail import tail
-from export.writer import build, strip
 from model import checkpoint
 from service import bench as service_bench
 from service import cpus
@@ -53,10 +51,9 @@ Runner = Callable[[Images], Any]
 
 
 def contestants(file: Path, source: Path, others: list[Path], threads: int) -> dict[str, Runner]:
-    """The file in our engine, its checkpoint in PyTorch, both in OpenVINO, other files.
+    """The file in our engine, its checkpoint in PyTorch, the file in OpenVINO, other files.
 
-    For OpenVINO the checkpoint is exported as it is, without our rewriting. Raises
-    StartupError or CheckpointError for files that cannot be loaded.
+    Raises StartupError or CheckpointError for files that cannot be loaded.
     """
     torch.set_num_threads(threads)
     engine = Engine(file, EngineOptions("cpu", threads=threads))
@@ -71,14 +68,7 @@ def contestants(file: Path, source: Path, others: list[Path], threads: int) -> d
 
     found: dict[str, Runner] = {"engine": engine.run, "PyTorch eager": eager}
     if find_spec("openvino") is not None:
-        found["OpenVINO, the same file"] = openvino_runner(file, threads)
-        if contract.precision == "fp32":
-            size = (contract.input.height, contract.input.width)
-            plain = strip(build(graph, size, dynamic=contract.input.policy == "dynamic"))
-            with TemporaryDirectory() as folder:
-                path = Path(folder) / "plain.onnx"
-                onnx.save(plain, path)
-                found["OpenVINO, plain export"] = openvino_runner(path, threads)
+        found["OpenVINO"] = openvino_runner(file, threads)
     for path in others:
         found[path.name] = Engine(path, EngineOptions("cpu", threads=threads)).run
     return found
