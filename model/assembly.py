@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model import distributed, pretrained, recompute
+from model import depthwise, distributed, pretrained, recompute
 from model.checkpoint import CheckpointError
 from model.deeplab import DeepLabV3Plus
 from model.distributed import World
@@ -103,8 +103,10 @@ def start(config: Recipe, world: World) -> Run:
     net = build(config).to(world.device).train()
     if config.channels_last:
         net = net.to(memory_format=torch.channels_last)
-    if config.precision == "bf16" and world.device.type == "cpu":
-        keep_depthwise_in_fp32(net)
+    if world.device.type == "cpu":
+        depthwise.speed_up(net)
+        if config.precision == "bf16":
+            keep_depthwise_in_fp32(net)
     distributed.synchronise_batch_norm(net, world)
     if config.freeze_batch_norm:
         for norm in batch_norms(net):
