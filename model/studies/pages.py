@@ -31,7 +31,7 @@ from model.studies.run import StudyError
 
 Figures = dict[str, Any]  # of one point, as model.evaluate writes them
 Results = dict[str, Figures]  # by the point's name
-KEPT = ("network", "seed", "images", "miou", "boundary_miou", "trimap")
+KEPT = ("network", "seed", "images", "miou", "boundary_miou", "trimap", "training")
 PAPER_WIDTHS = {8: 77.61, 16: 77.92, 32: 78.16, 48: 78.21, 64: 77.94}  # table 1
 NOTHING = "Not run yet.\n"
 WAYS = {  # of judging: multi-scale, flip
@@ -49,7 +49,7 @@ model.studies write`; the figures are in [studies/figures.json](studies/figures.
 
 **What was trained.** DeepLabv3+ on EfficientNet-Lite0 with ImageNet weights, preset `{preset}`:
 {iterations} iterations on batches of {batch} crops of {crop} pixels, VOC 2012 trainaug (train and
-SBD masks), poly policy, averaged weights, bfloat16. Recipes of one comparison differ in the
+SBD masks), poly policy, averaged weights, layers up to stride 4 frozen. Recipes of one comparison differ in the
 switch that is studied and in nothing else: the backbone's first weights and the order and crops of
 the photos are the same for all networks of a seed, the random first weights of the head are not.
 The paper trains for 30,000 iterations on crops of 513 with far larger backbones, so its mIoU is not
