@@ -1,5 +1,8 @@
 """The pixel loss: cross-entropy of judged pixels, weighted or on hard pixels where asked.
 
+Beside it, where asked, the Lovász-Softmax loss (Berman, Triki and Blaschko 2018): a
+surrogate of each photo's mean IoU over the classes that it shows.
+
 A loss is a sum and the weight it is divided by. The weight follows from the
 labels alone and adds up, so that a batch may be cut into slices for processes
 and micro-batches without changing its loss.
@@ -27,6 +30,7 @@ class PixelLoss:
     class_weights: Tensor | None = None  # (K,) float32
     # Share of each image's judged pixels that count, those of the largest loss.
     hard_share: float = 1.0
+    lovasz: float = 0.0  # times the Lovász-Softmax loss of each image, added to the image's mean
 
     def weight(self, labels: Tensor) -> float:
         """What the sum over labels (N, H, W) uint8 is to be divided by."""
@@ -52,7 +56,19 @@ class PixelLoss:
             ignore_index=VOID,
             reduction="none" if hard else "sum",
         )
-        return self._hardest(losses.view(len(labels), -1), labels) if hard else losses
+        total = self._hardest(losses.view(len(labels), -1), labels) if hard else losses
+        return total + self.lovasz * self._lovasz(flat, labels) if self.lovasz else total
+
+    def _lovasz(self, flat: Tensor, labels: Tensor) -> Tensor:
+        """Sum of each image's Lovász-Softmax loss times its weight: flat is (N * H * W, K)."""
+        probabilities = flat.softmax(1).view(len(labels), -1, flat.shape[1])
+        total = flat.new_zeros(())
+        for probability, truth in zip(probabilities, labels.flatten(1), strict=True):
+            judged = truth != VOID
+            weight = self.weight(truth[None, None])
+            if weight:
+                total = total + weight * lovasz_softmax(probability[judged], truth[judged])
+        return total
 
     def _hardest(self, losses: Tensor, labels: Tensor) -> Tensor:
         """Sum of each image's largest losses, (N, H * W); void has loss 0 and never wins."""
@@ -64,6 +80,27 @@ class PixelLoss:
 
     def _hard(self, judged: int) -> int:
         return math.ceil(self.hard_share * judged)
+
+
+def lovasz_softmax(probabilities: Tensor, labels: Tensor) -> Tensor:
+    """Mean over the classes that occur in labels (P,) of probabilities (P, K): a scalar.
+
+    For hard predictions it is one minus the classes' mean IoU.
+    """
+    present = torch.bincount(labels).nonzero().flatten().tolist()
+    losses = [_lovasz_of_class(probabilities[:, c], labels == c) for c in present]
+    return torch.stack(losses).mean()
+
+
+def _lovasz_of_class(probability: Tensor, inside: Tensor) -> Tensor:
+    """The Lovász extension of one class's Jaccard loss at its errors (algorithm 1 there)."""
+    errors = torch.where(inside, 1 - probability, probability)
+    ordered, order = errors.sort(descending=True)
+    truth = inside[order].to(errors)
+    pixels = truth.sum()
+    missed, false = truth.cumsum(0), (1 - truth).cumsum(0)
+    jaccard = 1 - (pixels - missed) / (pixels + false)
+    return ordered @ torch.cat([jaccard[:1], jaccard.diff()])
 
 
 def median_frequency_weights(counts: NDArray[np.int64]) -> Tensor:

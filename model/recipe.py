@@ -59,6 +59,8 @@ class Recipe(BaseModel):
     class_weights: list[Annotated[float, Field(ge=0)]] | Literal["balanced"] | None = None
     # Share of each image's judged pixels that count, those of the largest loss.
     hard_mining: Annotated[float, Field(gt=0, le=1)] = 1.0
+    # Times the Lovász-Softmax loss, added to the cross-entropy: a surrogate of the mean IoU.
+    lovasz: Annotated[float, Field(ge=0)] = 0.0
 
     # PyTorch's momentum of the running statistics; None keeps each part's own.
     batch_norm_momentum: Annotated[float, Field(gt=0, le=1)] | None = None

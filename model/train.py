@@ -65,7 +65,7 @@ def samples(config: Recipe, dataset: Dataset, world: World) -> tuple[CropDataset
         log.info("class weights %s", [round(float(weight), 3) for weight in weights])
     order = Order(len(dataset.pairs), config.seed, chances)
     crops = CropDataset(dataset, order, config.augment, config.model.mean)
-    return crops, PixelLoss(weights, config.hard_mining)
+    return crops, PixelLoss(weights, config.hard_mining, config.lovasz)
 
 
 def train(

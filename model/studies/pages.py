@@ -49,9 +49,10 @@ model.studies write`; the figures are in [studies/figures.json](studies/figures.
 
 **What was trained.** DeepLabv3+ on EfficientNet-Lite0 with ImageNet weights, preset `{preset}`:
 {iterations} iterations on batches of {batch} crops of {crop} pixels, VOC 2012 trainaug (train and
-SBD masks), poly policy, averaged weights, layers up to stride 4 frozen. Recipes of one comparison differ in the
-switch that is studied and in nothing else: the backbone's first weights and the order and crops of
-the photos are the same for all networks of a seed, the random first weights of the head are not.
+SBD masks), poly policy, averaged weights, layers up to stride 4 frozen. Recipes of one comparison
+differ in the switch that is studied and in nothing else: the backbone's first weights and the order
+and crops of the photos are the same for all networks of a seed, the random first weights of the
+head are not.
 The paper trains for 30,000 iterations on crops of 513 with far larger backbones, so its mIoU is not
 comparable: what can be compared is which way a change goes.
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.loss import PixelLoss, median_frequency_weights
+from model.loss import PixelLoss, lovasz_softmax, median_frequency_weights
 
 
 @pytest.fixture
@@ -55,8 +55,13 @@ def test_hard_mining_takes_the_hardest_judged_pixels_of_each_image(
 
 @pytest.mark.parametrize(
     "loss",
-    [PixelLoss(), PixelLoss(torch.tensor([0.5, 1.0, 4.0])), PixelLoss(None, 0.3)],
-    ids=["plain", "weighted", "hard"],
+    [
+        PixelLoss(),
+        PixelLoss(torch.tensor([0.5, 1.0, 4.0])),
+        PixelLoss(None, 0.3),
+        PixelLoss(lovasz=0.7),
+    ],
+    ids=["plain", "weighted", "hard", "lovasz"],
 )
 def test_a_batch_in_slices_has_the_loss_of_the_whole(
     loss: PixelLoss, example: tuple[Tensor, Tensor]
@@ -83,3 +88,59 @@ def test_median_frequency_weights_follow_the_definition() -> None:
     assert median_frequency_weights(counts).tolist() == pytest.approx(expected)
     padded = np.pad(counts, ((0, 0), (0, 1)))  # a class that never occurs
     assert median_frequency_weights(padded).tolist() == pytest.approx([*expected, 1.0])
+
+
+def test_lovasz_of_hard_predictions_is_one_minus_the_mean_iou() -> None:
+    """At 0 and 1 the extension is the set function itself: an oracle by counting."""
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.randint(0, 3, (400,), generator=generator)
+    predicted = torch.randint(0, 4, (400,), generator=generator)  # class 3 never occurs
+    iou = [
+        int(((labels == c) & (predicted == c)).sum())
+        / int(((labels == c) | (predicted == c)).sum())
+        for c in range(3)
+    ]
+    loss = lovasz_softmax(F.one_hot(predicted, 4).double(), labels.to(torch.uint8))
+    assert float(loss) == pytest.approx(1 - np.mean(iou), abs=1e-12)
+
+
+def test_lovasz_is_the_choquet_integral_of_the_jaccard_loss() -> None:
+    """Between 0 and 1: the mean, over thresholds, of the loss of the errors above them."""
+    generator = torch.Generator().manual_seed(2)
+    labels = (torch.rand(60, generator=generator) < 0.4).to(torch.uint8)
+    inside = torch.rand(60, generator=generator, dtype=torch.float64)
+    loss = float(lovasz_softmax(torch.stack([1 - inside, inside], 1), labels))
+    thresholds = (np.arange(20_000) + 0.5) / 20_000
+    expected = []
+    for c, p in ((0, (1 - inside).numpy()), (1, inside.numpy())):
+        truth = labels.numpy() == c
+        wrong = np.where(truth, 1 - p, p) > thresholds[:, None]
+        missed, false = (wrong & truth).sum(1), (wrong & ~truth).sum(1)
+        expected.append(np.mean((missed + false) / (truth.sum() + false)))
+    assert loss == pytest.approx(np.mean(expected), abs=1e-4)
+
+
+def test_lovasz_of_a_batch_weighs_images_by_their_judged_pixels(
+    example: tuple[Tensor, Tensor],
+) -> None:
+    logits, labels = example
+    labels[2] = 255  # nothing to judge, and nothing to fail at
+    counts, losses = [], []
+    for image, truth in zip(logits.softmax(1), labels, strict=True):
+        judged = truth != 255
+        if judged.any():
+            counts.append(int(judged.sum()))
+            losses.append(float(lovasz_softmax(image[:, judged].T, truth[judged])))
+    added = mean(PixelLoss(lovasz=0.5), logits, labels) - mean(PixelLoss(), logits, labels)
+    assert added == pytest.approx(0.5 * np.average(losses, weights=counts), rel=1e-4)
+
+
+def test_lovasz_has_a_finite_gradient_towards_the_truth() -> None:
+    logits = torch.zeros(1, 2, 4, 4, requires_grad=True)
+    labels = torch.zeros(1, 4, 4, dtype=torch.uint8)
+    labels[:, 2:] = 1
+    PixelLoss(lovasz=1.0).sum(logits, labels).backward()  # type: ignore[no-untyped-call]
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+    assert (logits.grad[0, 1, 2:] < 0).all()
+    assert (logits.grad[0, 1, :2] > 0).all()
