@@ -50,7 +50,7 @@ model.studies write`; the figures are in [studies/figures.json](studies/figures.
 **What was trained.** DeepLabv3+ on EfficientNet-Lite0, preset `{preset}`: a new head on
 the bundled model's backbone, and both trained on for {iterations} iterations on batches of {batch}
 crops of {crop} pixels, VOC 2012 trainaug (train and SBD masks), poly policy, averaged weights,
-layers up to stride 4 frozen. That backbone was itself trained beneath the paper's decoder, which may
+layers up to stride 4 frozen. That backbone was trained beneath the paper's decoder, which may
 favour the decoder. Recipes of one comparison differ in the switch that is studied and in nothing
 else: the backbone's first weights and the order and crops of the photos are the same for all
 networks of a seed, the random first weights of the head are not. The paper trains for 30,000
@@ -59,7 +59,7 @@ compared is which way a change goes.
 
 **What was judged.** {images} photos of VOC 2012 val, a part of the published set, at their own
 size. Seeds and switches were set before. One earlier recipe, from ImageNet weights alone, was given
-up after its first network (bilinear upsampling, mIoU 21.2 %), which had learnt too little to compare
+up after its first network (bilinear upsampling, mIoU 21.2 %), which knew too little to compare
 anything with. *bundled* is the bundled model itself ([model
 card](../model/bundled/MODEL_CARD.md)). All figures are percent; ranges are lowest to highest over
 seeds.
