@@ -27,6 +27,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 MEDIA_TYPES = ("image/jpeg", "image/png", "image/webp", "image/bmp", "image/tiff")
 ORIENTATION = 0x0112  # the EXIF tag
 EPOCH = (1980, 1, 1, 0, 0, 0)  # of ZIP files, so that the same outputs give the same bytes
+LONGEST_JPEG_SIDE = 65_500  # libjpeg's own limit, JPEG_MAX_DIMENSION
 PNG_LEVEL = 1  # zlib: masks shrink to a few kilobytes at the fastest level already
 
 # Sizes are checked against the service's own limit, from the header, before decoding.
@@ -79,9 +80,12 @@ def decode(image: Image.Image, *, reduce_to: int | None = None) -> Photo:
     try:
         if reduce_to is not None and max(size) > reduce_to:
             scale = reduce_to / max(size)
-            image.draft("RGB", (round(image.width * scale), round(image.height * scale)))
+            width, height = (max(1, round(side * scale)) for side in image.size)  # draft divides
+            image.draft("RGB", (width, height))
         image.load()
         oriented = _oriented(image)
+        if image.format == "TIFF":  # Pillow has turned it: some versions when opened, some now
+            size = oriented.size
         return Photo(oriented if oriented.mode == "RGB" else _rgb(oriented), size)
     except Exception as error:  # decoders of hostile files fail in many ways
         raise InvalidImage(f"the image is truncated or broken: {error}") from None
@@ -240,7 +244,12 @@ def lossless(image: Image.Image) -> bytes:
 
 
 def jpeg(image: Image.Image) -> bytes:
-    """Encode as JPEG of good quality."""
+    """Encode as JPEG of good quality; raises ImageTooLarge for what no JPEG can hold."""
+    if max(image.size) > LONGEST_JPEG_SIDE:
+        raise ImageTooLarge(
+            f"{image.width} x {image.height} pixels, and a JPEG has at most {LONGEST_JPEG_SIDE} "
+            "a side: ask for overlay_format=png"
+        )
     return _encoded(image, "JPEG", quality=90)
 
 

@@ -111,6 +111,15 @@ def test_an_overlay_is_a_png_where_asked(client: TestClient) -> None:
     assert (picture == np.where((LABELS == 0)[..., None], PHOTO, painted)).all()
 
 
+def test_an_overlay_too_long_for_a_jpeg_is_refused_and_comes_as_a_png(client: TestClient) -> None:
+    long = png(np.zeros((1, 65_501, 3), np.uint8))
+    refused = post(client, long, output="overlay")
+    assert (refused.status_code, refused.json()["code"]) == (413, "image-too-large")
+    assert "overlay_format=png" in refused.json()["detail"]
+    answer = post(client, long, output="overlay", overlay_format="png")
+    assert opened(answer.content).shape == (1, 65_501, 3)
+
+
 @pytest.mark.parametrize("width", [1, 3])
 def test_a_contour_follows_the_inner_edge_of_each_region(client: TestClient, width: int) -> None:
     body = post(
