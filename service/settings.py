@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
 from service.logs import LogFormat
 
@@ -177,3 +177,17 @@ class Settings(BaseSettings):
             if not re.fullmatch(r"[0-9a-fA-F]{64}", key):
                 raise ValueError("not a SHA-256 digest; make one with: printf %s KEY | sha256sum")
         return tuple(key.lower() for key in keys)
+
+
+def explain(error: ValidationError | SettingsError) -> str:
+    """What is wrong with the settings, by their flags."""
+    if isinstance(error, SettingsError):
+        return str(error)
+    problems = []
+    for item in error.errors():
+        if not item["loc"]:  # several settings do not fit together; the message names them
+            problems.append(item["msg"].removeprefix("Value error, "))
+            continue
+        flag = "--" + str(item["loc"][0]).replace("_", "-")
+        problems.append(f"{flag} {item['input']!r}: {item['msg']}")
+    return "; ".join(problems)
