@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import FastAPI, Header, Query, Request, Response
+from fastapi.routing import APIRoute
 from starlette.formparsers import MultiPartParser
 
 from service import (
@@ -122,7 +123,18 @@ def create_app(settings: Settings, models: Models, tracing: Tracing | None = Non
     _add_segment(app, settings, models, resources)
     open_inference.add_routes(app, settings, models, resources)
     problems.describe(app, needs_key=lambda path: bool(settings.api_keys) and not is_open(path))
+    _answer_head(app)
     return app
+
+
+def _answer_head(app: FastAPI) -> None:
+    """Take HEAD wherever GET is taken, as `curl -I` and many probes ask; the schema stays as it is.
+
+    The server leaves the body out.
+    """
+    for route in app.routes:
+        if isinstance(route, APIRoute) and route.methods and "GET" in route.methods:
+            route.methods.add("HEAD")
 
 
 def _add_segment(app: FastAPI, settings: Settings, models: Models, resources: Resources) -> None:
@@ -145,7 +157,7 @@ def _add_segment(app: FastAPI, settings: Settings, models: Models, resources: Re
         `results.json`, with a status for each photo, then the outputs.
         """
         limit_ms = deadlines.milliseconds(x_request_timeout_ms, settings.request_timeout_ms)
-        accept = request.headers.get("accept", "")
+        accept = ", ".join(request.headers.getlist("accept"))
         with models.get(query.model).used() as served:
             wish = query.wish(served.engine.contract, accept)
             with resources.admission.request():

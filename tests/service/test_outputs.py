@@ -49,6 +49,12 @@ def test_accept_chooses_where_no_output_is_named(
     assert answer.headers["content-type"] == media_type
 
 
+def test_accept_may_come_in_several_lines(client: TestClient) -> None:
+    lines = [("Accept", "text/html"), ("Accept", "application/json"), ("Content-Type", "image/png")]
+    answer = client.post("/segment", content=png(PHOTO), headers=lines)
+    assert answer.headers["content-type"] == "application/json"
+
+
 def test_what_cannot_be_made_is_not_acceptable(client: TestClient) -> None:
     answer = post(client, png(PHOTO), headers={"Accept": "text/html"})
     assert (answer.status_code, answer.json()["code"]) == (406, "not-acceptable")
