@@ -40,6 +40,7 @@ class Photo:
 
     image: Image.Image  # RGB; possibly smaller than `size` where full resolution was not asked
     size: tuple[int, int]  # (W, H) of the photo itself
+    orientation: int = 1  # the EXIF tag's value that was applied; 1: as stored
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ def decode(image: Image.Image, *, reduce_to: int | None = None) -> Photo:
     `reduce_to`: no side needs more pixels than this, so that a JPEG may be
     decoded at a half, a quarter or an eighth of its size.
     """
-    turned = _orientation(image) in (5, 6, 7, 8)
+    orientation = _orientation(image)  # now: a TIFF forgets it once it is turned
+    turned = orientation in (5, 6, 7, 8)
     size = (image.height, image.width) if turned else image.size
     try:
         if reduce_to is not None and max(size) > reduce_to:
@@ -86,16 +88,18 @@ def decode(image: Image.Image, *, reduce_to: int | None = None) -> Photo:
         oriented = _oriented(image)
         if image.format == "TIFF":  # Pillow has turned it: some versions when opened, some now
             size = oriented.size
-        return Photo(oriented if oriented.mode == "RGB" else _rgb(oriented), size)
+        rgb = oriented if oriented.mode == "RGB" else _rgb(oriented)
+        return Photo(rgb, size, orientation)
     except Exception as error:  # decoders of hostile files fail in many ways
         raise InvalidImage(f"the image is truncated or broken: {error}") from None
 
 
 def _orientation(image: Image.Image) -> int:
     try:
-        return int(image.getexif().get(ORIENTATION, 1))
+        value = int(image.getexif().get(ORIENTATION, 1))
     except Exception:  # broken EXIF data is no reason to refuse a photo
         return 1
+    return value if 1 <= value <= 8 else 1
 
 
 def _oriented(image: Image.Image) -> Image.Image:

@@ -86,10 +86,19 @@ def test_exif_orientation_is_applied(orientation: int, kind: str) -> None:
     photo = decoded(encoded(stored, kind, exif=exif))
     assert photo.size == ((64, 48) if orientation < 5 else (48, 64))
     assert photo.image.size == photo.size
+    assert photo.orientation == orientation
     found = np.argwhere(np.asarray(photo.image)[..., 0] > 128)
     top, left = (found.mean(axis=0) < 24).tolist()
     assert top == (orientation in (1, 2, 5, 6))
     assert left == (orientation in (1, 4, 5, 8))
+
+
+@pytest.mark.parametrize("value", [0, 9, 65535])
+def test_an_orientation_that_is_none_turns_nothing(value: int) -> None:
+    exif = Image.Exif()
+    exif[imaging.ORIENTATION] = value
+    photo = decoded(encoded(picture(6, 4), "PNG", exif=exif))
+    assert (photo.size, photo.orientation) == ((6, 4), 1)
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")  # Pillow warns, and reads the photo

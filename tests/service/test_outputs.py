@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import shapely
 from fastapi.testclient import TestClient
+from PIL import Image
 from pycocotools import mask as coco
 
+from service.imaging import ORIENTATION
 from tests.service import onnx_models
 from tests.service.web import opened, photo, png, post, serving
 
@@ -124,6 +126,17 @@ def test_an_overlay_too_long_for_a_jpeg_is_refused_and_comes_as_a_png(client: Te
     assert "overlay_format=png" in refused.json()["detail"]
     answer = post(client, long, output="overlay", overlay_format="png")
     assert opened(answer.content).shape == (1, 65_501, 3)
+
+
+@pytest.mark.parametrize("output", ["json", "rle", "polygons"])
+def test_coordinates_come_with_how_the_photo_was_turned(client: TestClient, output: str) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    body = io.BytesIO()
+    Image.fromarray(PHOTO).save(body, "PNG", exif=exif)
+    turned = post(client, body.getvalue(), output=output).json()
+    assert (turned["width"], turned["height"], turned["orientation"]) == (40, 50, 6)
+    assert post(client, png(PHOTO), output=output).json()["orientation"] == 1
 
 
 @pytest.mark.parametrize("width", [1, 3])
