@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fastapi import FastAPI, Header, Query, Request, Response
 from fastapi.routing import APIRoute
 from starlette.formparsers import MultiPartParser
+from starlette.middleware.cors import CORSMiddleware
 
 from service import (
     api_docs,
@@ -49,10 +50,18 @@ from service.outputs import OUTPUTS
 from service.query import SegmentQuery
 from service.segment import Job, Resources, segment
 from service.settings import Settings
+from service.tensors import LENGTH_HEADER
 from service.upload import REQUEST_BODY, unless_gone, uploads
 
 if TYPE_CHECKING:  # else loaded only where traces are asked for
     from service.tracing import Tracing
+
+# What pages of other origins may send and read, where they are let in.
+ASKED_WITH = ("Authorization", "Content-Type", "X-Request-ID", deadlines.HEADER, LENGTH_HEADER)
+ANSWERED_WITH = (
+    *("X-Model", "X-Model-Digest", "X-Execution-Provider", "X-Request-ID"),
+    *("Server-Timing", "Retry-After", LENGTH_HEADER),
+)
 
 ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
@@ -110,6 +119,14 @@ def create_app(settings: Settings, models: Models, tracing: Tracing | None = Non
     if settings.api_keys:
         app.add_middleware(
             Keys, digests=settings.api_keys, per_minute=settings.rate_limit_per_minute
+        )
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=ASKED_WITH,
+            expose_headers=ANSWERED_WITH,
         )
     app.add_middleware(Observation, metrics=measured, draining=lambda: models.draining)
     if tracing:

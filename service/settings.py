@@ -140,11 +140,19 @@ class Settings(BaseSettings):
     rate_limit_per_minute: Annotated[
         int, Field(ge=0, description="requests a minute of one key; else 429; 0: no limit")
     ] = 0
+    cors_origins: Annotated[
+        tuple[str, ...],
+        NoDecode,
+        Field(
+            description="comma list of the origins whose pages may ask, as https://example.org; "
+            "*: all; none: this service's own page only"
+        ),
+    ] = ()
     watch_models_s: Annotated[
         float, Field(ge=0, description="how often to look for new model files; 0: never")
     ] = 0.0
 
-    @field_validator("api_keys", "gpus", mode="before")
+    @field_validator("api_keys", "cors_origins", "gpus", mode="before")
     @classmethod
     def _split(cls, listed: object) -> object:
         if not isinstance(listed, str):
@@ -157,6 +165,14 @@ class Settings(BaseSettings):
         if len(set(gpus)) < len(gpus):
             raise ValueError("name a GPU once, and set --sessions for several sessions on each")
         return gpus
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if origin != "*" and not re.fullmatch(r"https?://[^/]+", origin):
+                raise ValueError("an origin is scheme, host and port, as https://example.org:8443")
+        return origins
 
     @model_validator(mode="after")
     def _engines_have_a_place(self) -> Self:

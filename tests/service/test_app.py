@@ -344,6 +344,40 @@ def test_probes_are_answered_while_everything_else_is_busy(
         assert [each.result().status_code for each in waiting] == [200] + [400] * threads
 
 
+PREFLIGHT = {
+    "Origin": "https://a.example",
+    "Access-Control-Request-Method": "POST",
+    "Access-Control-Request-Headers": "authorization,content-type,x-request-timeout-ms",
+}
+
+
+def test_pages_of_other_origins_are_not_let_in_by_default(client: TestClient) -> None:
+    assert client.options("/segment", headers=PREFLIGHT).status_code == 405
+    answer = client.get("/models", headers={"Origin": "https://a.example"})
+    assert "access-control-allow-origin" not in answer.headers
+
+
+def test_pages_of_named_origins_may_ask_and_read(folder: Path, photo: NDArray[np.uint8]) -> None:
+    """The browser asks first, without a key; the refusal of a key can be read, too."""
+    settings = make_settings(folder, cors_origins="https://a.example", api_keys="0" * 64)
+    with TestClient(create_app(settings, models.load(settings))) as client:
+        asked = client.options("/segment", headers=PREFLIGHT)
+        assert asked.status_code == 200
+        assert asked.headers["access-control-allow-origin"] == "https://a.example"
+        other = client.options("/segment", headers=PREFLIGHT | {"Origin": "https://b.example"})
+        assert "access-control-allow-origin" not in other.headers
+        refused = client.post("/segment", content=png(photo), headers=PREFLIGHT)
+        assert refused.status_code == 401
+        assert refused.headers["access-control-allow-origin"] == "https://a.example"
+        assert "X-Model" in refused.headers["access-control-expose-headers"]
+
+
+@pytest.mark.parametrize("origin", ["example.org", "https://example.org/page", "https://"])
+def test_an_origin_is_no_address_of_a_page(folder: Path, origin: str) -> None:
+    with pytest.raises(ValueError, match="an origin is scheme, host and port"):
+        make_settings(folder, cors_origins=origin)
+
+
 def test_an_address_is_never_fetched(client: TestClient) -> None:
     """An image URL in place of an image is how others' services were made to call home."""
     with socket.create_server(("127.0.0.1", 0)) as trap:
