@@ -41,6 +41,7 @@ from service.errors import (
     UnknownModel,
     UnsupportedMedia,
 )
+from service.farewell import Farewell
 from service.keys import Keys, is_open
 from service.limits import Admission, BodyLimit
 from service.metrics import Metrics
@@ -128,6 +129,7 @@ def create_app(settings: Settings, models: Models, tracing: Tracing | None = Non
             allow_headers=ASKED_WITH,
             expose_headers=ANSWERED_WITH,
         )
+    app.add_middleware(Farewell, draining=lambda: models.draining)
     app.add_middleware(Observation, metrics=measured, draining=lambda: models.draining)
     if tracing:
         app.add_middleware(tracing.middleware, tracing=tracing)

@@ -27,7 +27,11 @@ def wants_traces(environment: Mapping[str, str]) -> bool:
 
 
 class Settings(BaseSettings):
-    """Settings of `python -m service`; a flag wins over its environment variable."""
+    """Serve the models of a folder over HTTP. Each flag is also a variable, --max-batch is
+    DEEPLAB_MAX_BATCH; a flag wins. Example: python -m service --models exported/ --host 0.0.0.0.
+    `python -m service doctor` says what is wrong with an installation,
+    `python -m service build-engines` makes the engines for --device tensorrt.
+    """
 
     model_config = SettingsConfigDict(
         env_prefix="DEEPLAB_",
@@ -201,9 +205,10 @@ def explain(error: ValidationError | SettingsError) -> str:
         return str(error)
     problems = []
     for item in error.errors():
+        message = item["msg"].removeprefix("Value error, ")
         if not item["loc"]:  # several settings do not fit together; the message names them
-            problems.append(item["msg"].removeprefix("Value error, "))
+            problems.append(message)
             continue
         flag = "--" + str(item["loc"][0]).replace("_", "-")
-        problems.append(f"{flag} {item['input']!r}: {item['msg']}")
+        problems.append(f"{flag} {item['input']!r}: {message}")
     return "; ".join(problems)
