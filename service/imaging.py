@@ -25,6 +25,7 @@ from service.png import Rows
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 MEDIA_TYPES = ("image/jpeg", "image/png", "image/webp", "image/bmp", "image/tiff")
+UNSCALED = ("I", "F")  # Pillow would clip them to 0 to 255, whatever white is
 ORIENTATION = 0x0112  # the EXIF tag
 EPOCH = (1980, 1, 1, 0, 0, 0)  # of ZIP files, so that the same outputs give the same bytes
 LONGEST_JPEG_SIDE = 65_500  # libjpeg's own limit, JPEG_MAX_DIMENSION
@@ -61,6 +62,8 @@ def open_checked(data: bytes, max_pixels: int) -> Image.Image:
         raise InvalidImage(f"not an image of a known format: send {', '.join(FORMATS)}") from None
     except Exception as error:  # parsers of hostile files fail in many ways
         raise InvalidImage(f"the image's header is broken: {error}") from None
+    if image.mode in UNSCALED:
+        raise InvalidImage("32-bit grey has no range that is known here: send 8 or 16 bits")
     pixels = image.width * image.height
     if pixels > max_pixels:
         raise ImageTooLarge(

@@ -70,6 +70,13 @@ def test_sixteen_bit_grey_is_scaled_not_clipped() -> None:
     assert np.asarray(decoded(encoded(image)).image)[0, 0, 0] == 0x80
 
 
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_grey_of_an_unknown_range_is_refused_not_clipped(dtype: type) -> None:
+    image = Image.fromarray(np.full((4, 4), 1, dtype))
+    with pytest.raises(InvalidImage, match="send 8 or 16 bits"):
+        imaging.open_checked(encoded(image, "TIFF"), 10**6)
+
+
 def test_transparent_pixels_are_white() -> None:
     photo = decoded(encoded(Image.new("RGBA", (2, 2), (10, 20, 30, 0))))
     assert np.asarray(photo.image)[0, 0].tolist() == [255, 255, 255]
