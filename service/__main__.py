@@ -26,7 +26,7 @@ from service import doctor, logs, models
 from service.app import create_app
 from service.errors import StartupError
 from service.patience import impatient
-from service.settings import Settings, wants_traces
+from service.settings import Settings, explain, wants_traces
 
 if TYPE_CHECKING:
     from service.tracing import Tracing
@@ -107,8 +107,8 @@ def serve(
     for stop in (signal.SIGTERM, signal.SIGINT):
         # After a clean stop uvicorn raises the signal once more, at the handlers it found.
         signal.signal(stop, lambda *_: None)
-    address = ":".join(map(str, listener.getsockname()[:2]))
-    log.info("listening on http://%s", address)
+    host, port = listener.getsockname()[:2]
+    log.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
     server = DrainingServer(config, drain, settings.drain_delay_s)
     server.run(sockets=[listener])
     return 0 if server.started else 1
@@ -134,20 +134,6 @@ class DrainingServer(uvicorn.Server):
         loop.call_soon_threadsafe(self._drain)
         loop.call_soon_threadsafe(loop.call_later, self._delay_s, self.handle_exit, sig, None)
         loop.call_soon_threadsafe(log.info, "draining for %g s", self._delay_s)
-
-
-def explain(error: ValidationError | SettingsError) -> str:
-    """What is wrong with the settings, by their flags."""
-    if isinstance(error, SettingsError):
-        return str(error)
-    problems = []
-    for item in error.errors():
-        if not item["loc"]:  # several settings do not fit together; the message names them
-            problems.append(item["msg"].removeprefix("Value error, "))
-            continue
-        flag = "--" + str(item["loc"][0]).replace("_", "-")
-        problems.append(f"{flag} {item['input']!r}: {item['msg']}")
-    return "; ".join(problems)
 
 
 if __name__ == "__main__":

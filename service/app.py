@@ -9,7 +9,9 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import FastAPI, Header, Query, Request, Response
+from fastapi.routing import APIRoute
 from starlette.formparsers import MultiPartParser
+from starlette.middleware.cors import CORSMiddleware
 
 from service import (
     api_docs,
@@ -39,6 +41,7 @@ from service.errors import (
     UnknownModel,
     UnsupportedMedia,
 )
+from service.farewell import Farewell
 from service.keys import Keys, is_open
 from service.limits import Admission, BodyLimit
 from service.metrics import Metrics
@@ -48,10 +51,18 @@ from service.outputs import OUTPUTS
 from service.query import SegmentQuery
 from service.segment import Job, Resources, segment
 from service.settings import Settings
+from service.tensors import LENGTH_HEADER
 from service.upload import REQUEST_BODY, unless_gone, uploads
 
 if TYPE_CHECKING:  # else loaded only where traces are asked for
     from service.tracing import Tracing
+
+# What pages of other origins may send and read, where they are let in.
+ASKED_WITH = ("Authorization", "Content-Type", "X-Request-ID", deadlines.HEADER, LENGTH_HEADER)
+ANSWERED_WITH = (
+    *("X-Model", "X-Model-Digest", "X-Execution-Provider", "X-Request-ID"),
+    *("Server-Timing", "Retry-After", LENGTH_HEADER),
+)
 
 ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
@@ -110,6 +121,15 @@ def create_app(settings: Settings, models: Models, tracing: Tracing | None = Non
         app.add_middleware(
             Keys, digests=settings.api_keys, per_minute=settings.rate_limit_per_minute
         )
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=ASKED_WITH,
+            expose_headers=ANSWERED_WITH,
+        )
+    app.add_middleware(Farewell, draining=lambda: models.draining)
     app.add_middleware(Observation, metrics=measured, draining=lambda: models.draining)
     if tracing:
         app.add_middleware(tracing.middleware, tracing=tracing)
@@ -122,7 +142,18 @@ def create_app(settings: Settings, models: Models, tracing: Tracing | None = Non
     _add_segment(app, settings, models, resources)
     open_inference.add_routes(app, settings, models, resources)
     problems.describe(app, needs_key=lambda path: bool(settings.api_keys) and not is_open(path))
+    _answer_head(app)
     return app
+
+
+def _answer_head(app: FastAPI) -> None:
+    """Take HEAD wherever GET is taken, as `curl -I` and many probes ask; the schema stays as it is.
+
+    The server leaves the body out.
+    """
+    for route in app.routes:
+        if isinstance(route, APIRoute) and route.methods and "GET" in route.methods:
+            route.methods.add("HEAD")
 
 
 def _add_segment(app: FastAPI, settings: Settings, models: Models, resources: Resources) -> None:
@@ -145,7 +176,7 @@ def _add_segment(app: FastAPI, settings: Settings, models: Models, resources: Re
         `results.json`, with a status for each photo, then the outputs.
         """
         limit_ms = deadlines.milliseconds(x_request_timeout_ms, settings.request_timeout_ms)
-        accept = request.headers.get("accept", "")
+        accept = ", ".join(request.headers.getlist("accept"))
         with models.get(query.model).used() as served:
             wish = query.wish(served.engine.contract, accept)
             with resources.admission.request():

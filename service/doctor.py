@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import onnxruntime as ort
+from pydantic import ValidationError
+from pydantic_settings import SettingsError
 
 from service import cpus, trt_engines
 from service.contract import ContractError
-from service.engine import CUDA, Engine, EngineOptions, cuda_problem, preload
+from service.engine import CUDA, Engine, cuda_problem, preload
 from service.errors import StartupError
-from service.models import model_files
-from service.settings import BUNDLED
+from service.models import load_engines, model_files
+from service.settings import Settings, explain
 
 LIBRARIES = ("deeplab", "fastapi", "uvicorn", "numpy", "pillow", "pydantic", "pycocotools")
 WHEELS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
@@ -30,7 +32,9 @@ def main(argv: list[str]) -> int:
         description=__doc__,
         epilog="example: python -m service doctor --models exported/ --json",
     )
-    parser.add_argument("--models", type=Path, default=BUNDLED, help="folder of .onnx files")
+    parser.add_argument(
+        "--models", type=Path, help="folder of .onnx files (default: what the service would serve)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(argv)
     report = examine(options.models)
@@ -38,15 +42,23 @@ def main(argv: list[str]) -> int:
     return 1 if report["problems"] else 0
 
 
-def examine(folder: Path) -> dict[str, Any]:
-    """Everything that matters for serving, and a list of `problems`."""
+def examine(folder: Path | None) -> dict[str, Any]:
+    """Everything that matters for serving, and a list of `problems`.
+
+    Settings are those of the environment, as the service would take them; `folder`
+    takes the place of the models' one.
+    """
     wheels = installed_wheels(distributions())
-    models, problems = _models(folder)
+    settings, wrong = _settings(folder)
+    models, problems = _models(settings)
+    problems = [*wrong, *problems]
     if problem := wheel_problem(wheels):
         problems.insert(0, problem)
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "folder": str(settings.models),
+        "device": settings.device,
         "cpus": cpus.available(),
         "libraries": {name: _version(name) for name in LIBRARIES},
         "onnxruntime": {
@@ -91,16 +103,27 @@ def _cuda() -> str:
     return cuda_problem() or "works"
 
 
-def _models(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
+def _settings(folder: Path | None) -> tuple[Settings, list[str]]:
+    """What the environment sets, or the defaults and what is wrong with it."""
+    problems = []
+    try:
+        settings = Settings()
+    except (ValidationError, SettingsError) as error:
+        settings = Settings.model_construct()
+        problems.append(f"settings in DEEPLAB_* variables: {explain(error)}")
+    return settings.model_copy(update={"models": folder or settings.models}), problems
+
+
+def _models(settings: Settings) -> tuple[list[dict[str, Any]], list[str]]:
     """What each file is and runs on; what is wrong with those that cannot be served."""
     try:
-        files = model_files(folder)
+        files = model_files(settings.models)
     except StartupError as error:
         return [], [str(error)]
     models, problems = [], []
     for path in files:
         try:
-            engine = Engine(path, EngineOptions())
+            engine, *_ = load_engines(path, settings)
             engine.warm_up(1)
         except (StartupError, ContractError) as error:
             problems.append(str(error))
@@ -133,6 +156,7 @@ def as_text(report: dict[str, Any]) -> str:
         ("compiled in", ", ".join(runtime["compiled_in"])),
         ("cuda", runtime["cuda"]),
         ("tensorrt", runtime["tensorrt"]),
+        ("models", f"{report['folder']}, on --device {report['device']}"),
         *(("model", ", ".join(f"{k} {v}" for k, v in model.items())) for model in report["models"]),
     ]
     lines = [f"{name:12} {value}" for name, value in facts]

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from service import trt_engines
 from service.contract import CONFIDENCE, INPUT, LABELS, Contract, ContractError, parse
+from service.digest import graph_digest
 from service.errors import StartupError
 from service.trt_engines import TrtOptions
 
@@ -73,6 +74,7 @@ class Engine:
         if self.lanes > 1:
             self._lanes = _shares(path, data, self.lanes, max(1, options.threads // self.lanes))
         self.contract = _contract(path, self._session.get_modelmeta().custom_metadata_map)
+        _check_unaltered(path, data, self.contract)
         self._check_outputs(path)
 
     def _check_outputs(self, path: Path) -> None:
@@ -174,6 +176,15 @@ def _contract(path: Path, metadata: dict[str, str]) -> Contract:
         return parse(metadata)
     except ContractError as error:
         raise StartupError(f"{path}: {error}") from None
+
+
+def _check_unaltered(path: Path, data: bytes, contract: Contract) -> None:
+    """Damaged weights give wrong masks, not errors: only the digest tells."""
+    if contract.graph_sha256 not in {None, graph_digest(data)}:
+        raise StartupError(
+            f"{path} was damaged or altered after its export: its digest is another; "
+            "copy it again, or export again"
+        )
 
 
 def _session(path: Path, data: bytes, options: EngineOptions) -> ort.InferenceSession:

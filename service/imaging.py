@@ -25,8 +25,10 @@ from service.png import Rows
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 MEDIA_TYPES = ("image/jpeg", "image/png", "image/webp", "image/bmp", "image/tiff")
+UNSCALED = ("I", "F")  # Pillow would clip them to 0 to 255, whatever white is
 ORIENTATION = 0x0112  # the EXIF tag
 EPOCH = (1980, 1, 1, 0, 0, 0)  # of ZIP files, so that the same outputs give the same bytes
+LONGEST_JPEG_SIDE = 65_500  # libjpeg's own limit, JPEG_MAX_DIMENSION
 PNG_LEVEL = 1  # zlib: masks shrink to a few kilobytes at the fastest level already
 
 # Sizes are checked against the service's own limit, from the header, before decoding.
@@ -39,6 +41,7 @@ class Photo:
 
     image: Image.Image  # RGB; possibly smaller than `size` where full resolution was not asked
     size: tuple[int, int]  # (W, H) of the photo itself
+    orientation: int = 1  # the EXIF tag's value that was applied; 1: as stored
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,8 @@ def open_checked(data: bytes, max_pixels: int) -> Image.Image:
         raise InvalidImage(f"not an image of a known format: send {', '.join(FORMATS)}") from None
     except Exception as error:  # parsers of hostile files fail in many ways
         raise InvalidImage(f"the image's header is broken: {error}") from None
+    if image.mode in UNSCALED:
+        raise InvalidImage("32-bit grey has no range that is known here: send 8 or 16 bits")
     pixels = image.width * image.height
     if pixels > max_pixels:
         raise ImageTooLarge(
@@ -74,24 +79,30 @@ def decode(image: Image.Image, *, reduce_to: int | None = None) -> Photo:
     `reduce_to`: no side needs more pixels than this, so that a JPEG may be
     decoded at a half, a quarter or an eighth of its size.
     """
-    turned = _orientation(image) in (5, 6, 7, 8)
+    orientation = _orientation(image)  # now: a TIFF forgets it once it is turned
+    turned = orientation in (5, 6, 7, 8)
     size = (image.height, image.width) if turned else image.size
     try:
         if reduce_to is not None and max(size) > reduce_to:
             scale = reduce_to / max(size)
-            image.draft("RGB", (round(image.width * scale), round(image.height * scale)))
+            width, height = (max(1, round(side * scale)) for side in image.size)  # draft divides
+            image.draft("RGB", (width, height))
         image.load()
         oriented = _oriented(image)
-        return Photo(oriented if oriented.mode == "RGB" else _rgb(oriented), size)
+        if image.format == "TIFF":  # Pillow has turned it: some versions when opened, some now
+            size = oriented.size
+        rgb = oriented if oriented.mode == "RGB" else _rgb(oriented)
+        return Photo(rgb, size, orientation)
     except Exception as error:  # decoders of hostile files fail in many ways
         raise InvalidImage(f"the image is truncated or broken: {error}") from None
 
 
 def _orientation(image: Image.Image) -> int:
     try:
-        return int(image.getexif().get(ORIENTATION, 1))
+        value = int(image.getexif().get(ORIENTATION, 1))
     except Exception:  # broken EXIF data is no reason to refuse a photo
         return 1
+    return value if 1 <= value <= 8 else 1
 
 
 def _oriented(image: Image.Image) -> Image.Image:
@@ -240,7 +251,12 @@ def lossless(image: Image.Image) -> bytes:
 
 
 def jpeg(image: Image.Image) -> bytes:
-    """Encode as JPEG of good quality."""
+    """Encode as JPEG of good quality; raises ImageTooLarge for what no JPEG can hold."""
+    if max(image.size) > LONGEST_JPEG_SIDE:
+        raise ImageTooLarge(
+            f"{image.width} x {image.height} pixels, and a JPEG has at most {LONGEST_JPEG_SIDE} "
+            "a side: ask for overlay_format=png"
+        )
     return _encoded(image, "JPEG", quality=90)
 
 

@@ -41,18 +41,23 @@ INFER_ERRORS = documented(
     *(InferenceFailed, Overloaded, ShuttingDown, EngineUnavailable, DeadlineExceeded),
 )
 BINARY = "application/octet-stream"
+MODEL = "/v2/models/{name}"
+VERSION = "/versions/1"  # the only one that a model ever has; it may be left out
 
 
 def add_routes(app: FastAPI, settings: Settings, models: Models, resources: Resources) -> None:
     """Serve the paths below /v2."""
     _add_metadata(app, models)
 
-    @app.post(
-        "/v2/models/{name}/infer",
+    serve = partial(
+        app.post,
         response_class=Response,
         responses={200: {"content": {"application/json": {}, BINARY: {}}}, **INFER_ERRORS},
         openapi_extra={"requestBody": _body_schema()},
     )
+
+    @serve(MODEL + "/infer")
+    @serve(MODEL + VERSION + "/infer")
     async def infer(
         request: Request,
         name: str,
@@ -150,7 +155,8 @@ def _add_metadata(app: FastAPI, models: Models) -> None:
         response.status_code = 200 if models.healthy else 503
         return {"ready": models.healthy}
 
-    @app.get("/v2/models/{name}", responses=documented(UnknownModel))
+    @app.get(MODEL, responses=documented(UnknownModel))
+    @app.get(MODEL + VERSION, responses=documented(UnknownModel))
     async def model_metadata(name: str) -> dict[str, Any]:
         """A model's inputs and outputs."""
         engine = models.get(name).engine
@@ -160,10 +166,10 @@ def _add_metadata(app: FastAPI, models: Models) -> None:
         about = {"name": name, "versions": ["1"], "platform": "onnxruntime_onnx"}
         return {**about, "inputs": inputs, "outputs": outputs}
 
-    @app.get(
-        "/v2/models/{name}/ready",
-        responses={503: {"description": "not ready"}, **documented(UnknownModel)},
-    )
+    answers = {503: {"description": "not ready"}, **documented(UnknownModel)}
+
+    @app.get(MODEL + "/ready", responses=answers)
+    @app.get(MODEL + VERSION + "/ready", responses=answers)
     async def model_ready(name: str, response: Response) -> dict[str, Any]:
         """One model takes requests."""
         is_ready = models.get(name).batcher.alive and models.healthy

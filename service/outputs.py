@@ -188,5 +188,6 @@ def _feature(result: Result, entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _size(result: Result) -> dict[str, int]:
+    """The photo's own, and how it was turned: coordinates are those of the turned photo."""
     width, height = result.photo.size
-    return {"width": width, "height": height}
+    return {"width": width, "height": height, "orientation": result.photo.orientation}

@@ -20,6 +20,7 @@ from service.observation import CLIENT_GONE
 log = logging.getLogger("service.http")
 
 MEDIA_TYPE = "application/problem+json"
+MESSAGES = {"extra_forbidden": "there is no such parameter, see /docs"}  # by pydantic's type
 
 
 class Problem(BaseModel):
@@ -91,19 +92,21 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         details = (
-            f"{item['loc'][-1]}={item.get('input')!r}: {item['msg']}" for item in error.errors()
+            f"{item['loc'][-1]}={item.get('input')!r}: {MESSAGES.get(item['type'], item['msg'])}"
+            for item in error.errors()
         )
         return answer(request.scope, InvalidRequest("; ".join(details)))
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
         title = HTTPStatus(error.status_code).phrase
+        said_nothing = error.detail == title
         response = problem(
             request.scope,
             status=error.status_code,
             code=title.lower().replace(" ", "-"),
             title=title,
-            detail=str(error.detail),
+            detail=_not_served(request) if said_nothing else str(error.detail),
         )
         response.headers.update(error.headers or {})
         return response
@@ -116,7 +119,13 @@ def install(app: FastAPI) -> None:
     async def unknown(request: Request, error: Exception) -> Response:
         log.error("request %s failed", request.scope.get("request_id"), exc_info=error)
         detail = "the service failed on this request; its log says why, under the request id"
-        return answer(request.scope, ServiceError(detail))
+        response = answer(request.scope, ServiceError(detail))
+        response.headers["Connection"] = "close"  # which the server does after an exception
+        return response
+
+
+def _not_served(request: Request) -> str:
+    return f"{request.method} {request.url.path} is not served here: see /docs"
 
 
 def documented(*errors: type[ServiceError]) -> dict[int | str, dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from service import packing
 from service.contract import Contract
@@ -18,6 +18,8 @@ from service.windows import Sliding
 
 class SegmentQuery(BaseModel):
     """What can be asked for."""
+
+    model_config = ConfigDict(extra="forbid")  # else a slip of the pen gives another answer
 
     output: Annotated[
         str | None,

@@ -25,10 +25,10 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig, HTTPOptions
 
 from service import logs, models
-from service.__main__ import check_runtime, explain
+from service.__main__ import check_runtime
 from service.app import create_app
 from service.errors import StartupError
-from service.settings import Settings
+from service.settings import Settings, explain
 
 NAME = "deeplab"
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
 from service.logs import LogFormat
 
@@ -27,7 +27,11 @@ def wants_traces(environment: Mapping[str, str]) -> bool:
 
 
 class Settings(BaseSettings):
-    """Settings of `python -m service`; a flag wins over its environment variable."""
+    """Serve the models of a folder over HTTP. Each flag is also a variable, --max-batch is
+    DEEPLAB_MAX_BATCH; a flag wins. Example: python -m service --models exported/ --host 0.0.0.0.
+    `python -m service doctor` says what is wrong with an installation,
+    `python -m service build-engines` makes the engines for --device tensorrt.
+    """
 
     model_config = SettingsConfigDict(
         env_prefix="DEEPLAB_",
@@ -140,11 +144,19 @@ class Settings(BaseSettings):
     rate_limit_per_minute: Annotated[
         int, Field(ge=0, description="requests a minute of one key; else 429; 0: no limit")
     ] = 0
+    cors_origins: Annotated[
+        tuple[str, ...],
+        NoDecode,
+        Field(
+            description="comma list of the origins whose pages may ask, as https://example.org; "
+            "*: all; none: this service's own page only"
+        ),
+    ] = ()
     watch_models_s: Annotated[
         float, Field(ge=0, description="how often to look for new model files; 0: never")
     ] = 0.0
 
-    @field_validator("api_keys", "gpus", mode="before")
+    @field_validator("api_keys", "cors_origins", "gpus", mode="before")
     @classmethod
     def _split(cls, listed: object) -> object:
         if not isinstance(listed, str):
@@ -157,6 +169,14 @@ class Settings(BaseSettings):
         if len(set(gpus)) < len(gpus):
             raise ValueError("name a GPU once, and set --sessions for several sessions on each")
         return gpus
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if origin != "*" and not re.fullmatch(r"https?://[^/]+", origin):
+                raise ValueError("an origin is scheme, host and port, as https://example.org:8443")
+        return origins
 
     @model_validator(mode="after")
     def _engines_have_a_place(self) -> Self:
@@ -177,3 +197,18 @@ class Settings(BaseSettings):
             if not re.fullmatch(r"[0-9a-fA-F]{64}", key):
                 raise ValueError("not a SHA-256 digest; make one with: printf %s KEY | sha256sum")
         return tuple(key.lower() for key in keys)
+
+
+def explain(error: ValidationError | SettingsError) -> str:
+    """What is wrong with the settings, by their flags."""
+    if isinstance(error, SettingsError):
+        return str(error)
+    problems = []
+    for item in error.errors():
+        message = item["msg"].removeprefix("Value error, ")
+        if not item["loc"]:  # several settings do not fit together; the message names them
+            problems.append(message)
+            continue
+        flag = "--" + str(item["loc"][0]).replace("_", "-")
+        problems.append(f"{flag} {item['input']!r}: {message}")
+    return "; ".join(problems)

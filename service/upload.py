@@ -16,6 +16,7 @@ from service.errors import InvalidRequest, UnsupportedMedia
 from service.imaging import MEDIA_TYPES
 
 RAW_TYPES = (*MEDIA_TYPES, "application/octet-stream")
+NICKNAMES = {"image/jpg": "image/jpeg", "image/tif": "image/tiff", "image/x-ms-bmp": "image/bmp"}
 
 ONE_OR_MORE = {
     "type": "array",
@@ -31,6 +32,7 @@ REQUEST_BODY = {
                 "type": "object",
                 "required": ["file"],
                 "properties": {"file": ONE_OR_MORE},
+                "additionalProperties": False,
             }
         },
         **{kind: {"schema": {"type": "string", "format": "binary"}} for kind in RAW_TYPES},
@@ -51,11 +53,11 @@ class Upload:
 async def uploads(request: Request, max_files: int) -> list[Upload]:
     """The images of a request: the body itself, or every multipart field `file`."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind in RAW_TYPES:
+    if NICKNAMES.get(kind, kind) in RAW_TYPES:
         return [Upload(await request.body())]
     if kind != "multipart/form-data":
         raise UnsupportedMedia(
-            f"Content-Type {kind or 'missing'!r}: send multipart/form-data with a field `file`, "
+            f"Content-Type {kind or 'is missing'}: send multipart/form-data with a field `file`, "
             f"or the image itself as {', '.join(RAW_TYPES)}"
         )
     try:
@@ -73,6 +75,8 @@ async def _files(form: FormData) -> list[Upload]:
         raise InvalidRequest("field `file` is text: give it a filename, as -F file=@photo.jpg does")
     if not found:
         raise InvalidRequest(f"no file in field `file`; the form has {sorted(form)}")
+    if options := sorted(name for name, field in form.multi_items() if isinstance(field, str)):
+        raise InvalidRequest(f"form fields {options} are not read: options go into the query")
     files = sum(isinstance(field, UploadFile) for _, field in form.multi_items())
     if files > len(found):
         raise InvalidRequest(f"name every file's field `file`; the form has {sorted(form)}")

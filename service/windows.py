@@ -62,7 +62,7 @@ def check(size: tuple[int, int], target: InputSize, sliding: Sliding) -> None:
     windows = count(size, target, sliding.overlap)
     if windows > sliding.max_windows:
         raise ImageTooLarge(
-            f"{size[0]} x {size[1]} pixels take {windows} windows of {target.width} x "
+            f"the photo takes at least {windows} windows of {target.width} x "
             f"{target.height}, the limit is {sliding.max_windows}: send a smaller image, "
             "lower overlap, or ask for fit=resize"
         )

@@ -168,6 +168,8 @@ def test_models_are_chosen_by_name(client: TestClient, photo: NDArray[np.uint8])
         (None, "image/png", {"model": "none"}, 404, "unknown-model", "tiny, twin"),
         (None, "image/png", {"alpha": "2"}, 400, "invalid-request", "alpha"),
         (None, "image/png", {"alpha": "half"}, 400, "invalid-request", "alpha"),
+        (None, "image/png", {"class": "dim"}, 400, "invalid-request", "class='dim': there is no"),
+        (b"x", "", {}, 415, "unsupported-media-type", "Content-Type is missing"),
     ],
 )
 def test_bad_input_is_answered_with_a_problem_and_the_next_request_works(
@@ -225,6 +227,21 @@ def test_a_form_without_the_field_is_a_problem(client: TestClient) -> None:
     assert "`file`" in answer.json()["detail"]
 
 
+def test_options_in_a_form_are_refused_not_passed_over(
+    client: TestClient, photo: NDArray[np.uint8]
+) -> None:
+    answer = client.post("/segment", files={"file": png(photo)}, data={"output": "json"})
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid-request")
+    assert "['output'] are not read: options go into the query" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("kind", ["image/jpg", "image/tif", "image/x-ms-bmp"])
+def test_a_type_by_its_common_name_is_taken(
+    client: TestClient, photo: NDArray[np.uint8], kind: str
+) -> None:
+    assert post(client, png(photo), kind).status_code == 200
+
+
 def test_a_large_form_is_read_without_a_disk(
     folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -247,6 +264,13 @@ def test_a_path_that_is_not_there_is_a_problem(client: TestClient) -> None:
     answer = client.get("/nothing")
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.json()["code"] == "not-found"
+    assert answer.json()["detail"] == "GET /nothing is not served here: see /docs"
+
+
+@pytest.mark.parametrize("path", ["/", "/livez", "/readyz", "/metrics", "/models", "/docs", "/v2"])
+def test_what_can_be_got_can_be_asked_about(client: TestClient, path: str) -> None:
+    assert client.head(path).status_code == 200
+    assert "head" not in client.get("/openapi.json").json()["paths"].get(path, {})
 
 
 def test_what_is_too_much_is_refused_with_retry_after(
@@ -320,6 +344,40 @@ def test_probes_are_answered_while_everything_else_is_busy(
         assert [each.result().status_code for each in waiting] == [200] + [400] * threads
 
 
+PREFLIGHT = {
+    "Origin": "https://a.example",
+    "Access-Control-Request-Method": "POST",
+    "Access-Control-Request-Headers": "authorization,content-type,x-request-timeout-ms",
+}
+
+
+def test_pages_of_other_origins_are_not_let_in_by_default(client: TestClient) -> None:
+    assert client.options("/segment", headers=PREFLIGHT).status_code == 405
+    answer = client.get("/models", headers={"Origin": "https://a.example"})
+    assert "access-control-allow-origin" not in answer.headers
+
+
+def test_pages_of_named_origins_may_ask_and_read(folder: Path, photo: NDArray[np.uint8]) -> None:
+    """The browser asks first, without a key; the refusal of a key can be read, too."""
+    settings = make_settings(folder, cors_origins="https://a.example", api_keys="0" * 64)
+    with TestClient(create_app(settings, models.load(settings))) as client:
+        asked = client.options("/segment", headers=PREFLIGHT)
+        assert asked.status_code == 200
+        assert asked.headers["access-control-allow-origin"] == "https://a.example"
+        other = client.options("/segment", headers=PREFLIGHT | {"Origin": "https://b.example"})
+        assert "access-control-allow-origin" not in other.headers
+        refused = client.post("/segment", content=png(photo), headers=PREFLIGHT)
+        assert refused.status_code == 401
+        assert refused.headers["access-control-allow-origin"] == "https://a.example"
+        assert "X-Model" in refused.headers["access-control-expose-headers"]
+
+
+@pytest.mark.parametrize("origin", ["example.org", "https://example.org/page", "https://"])
+def test_an_origin_is_no_address_of_a_page(folder: Path, origin: str) -> None:
+    with pytest.raises(ValueError, match="an origin is scheme, host and port"):
+        make_settings(folder, cors_origins=origin)
+
+
 def test_an_address_is_never_fetched(client: TestClient) -> None:
     """An image URL in place of an image is how others' services were made to call home."""
     with socket.create_server(("127.0.0.1", 0)) as trap:
@@ -379,6 +437,22 @@ def test_an_engine_failure_is_a_500_without_a_traceback(
         assert (failed.status_code, failed.json()["code"]) == (500, "inference-failed")
         assert "secret" not in failed.text
         assert post(client, png(photo)).status_code == 200
+
+
+def test_a_connection_that_a_failure_ends_says_so(
+    folder: Path, photo: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> bytes:
+        raise RuntimeError("secret detail")
+
+    monkeypatch.setattr("service.imaging.mask_png", fail)
+    settings = make_settings(folder)
+    app = create_app(settings, models.load(settings))
+    with TestClient(app, raise_server_exceptions=False) as client:
+        failed = post(client, png(photo))
+    assert (failed.status_code, failed.json()["code"]) == (500, "internal-error")
+    assert "secret" not in failed.text
+    assert failed.headers["connection"] == "close"
 
 
 def test_readiness_is_red_before_the_start_and_after_the_last_dead_loop(folder: Path) -> None:

@@ -45,6 +45,27 @@ def test_bad_files_are_named_among_good_ones(
     assert "cut.onnx" in cut
 
 
+def test_the_doctor_looks_at_what_the_environment_has_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    onnx_models.save(tmp_path / "mine.onnx")
+    monkeypatch.setenv("DEEPLAB_MODELS", str(tmp_path))
+    monkeypatch.setenv("DEEPLAB_DEVICE", "cpu")
+    assert cli.main(["doctor", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["folder"], report["device"]) == (str(tmp_path), "cpu")
+    assert [model["name"] for model in report["models"]] == ["mine"]
+
+
+def test_a_variable_that_is_no_setting_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    onnx_models.save(tmp_path / "tiny.onnx")
+    monkeypatch.setenv("DEEPLAB_PORT", "eighty")
+    assert cli.main(["doctor", "--models", str(tmp_path)]) == 1
+    assert "--port 'eighty'" in capsys.readouterr().out
+
+
 def test_an_empty_folder_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["doctor", "--models", str(tmp_path)]) == 1
     assert "wrong: --models" in capsys.readouterr().out

@@ -11,6 +11,8 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
+from service.contract import METADATA_KEY
+from service.digest import graph_digest
 from service.engine import (
     CPU,
     CUDA,
@@ -45,6 +47,16 @@ def test_the_engine_knows_its_file(model: Path) -> None:
     assert engine.digest == hashlib.sha256(model.read_bytes()).hexdigest()
     assert engine.input_size == onnx_models.SIZE
     assert engine.provider == CPU
+
+
+def test_weights_that_changed_after_the_export_are_refused(tmp_path: Path) -> None:
+    bare = onnx_models.save(tmp_path / "tiny.onnx", {})
+    sealed = onnx_models.contract(graph_sha256=graph_digest(bare.read_bytes()))
+    metadata = {METADATA_KEY: sealed.model_dump_json()}
+    Engine(onnx_models.save(bare, metadata), EngineOptions("cpu"))
+    altered = onnx_models.save(bare, metadata, brightest=1)
+    with pytest.raises(StartupError, match=r"tiny\.onnx was damaged or altered after its export"):
+        Engine(altered, EngineOptions("cpu"))
 
 
 def test_a_cpu_runs_one_image_at_a_time_unless_told_otherwise(model: Path) -> None:

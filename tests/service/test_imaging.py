@@ -70,19 +70,42 @@ def test_sixteen_bit_grey_is_scaled_not_clipped() -> None:
     assert np.asarray(decoded(encoded(image)).image)[0, 0, 0] == 0x80
 
 
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_grey_of_an_unknown_range_is_refused_not_clipped(dtype: type) -> None:
+    image = Image.fromarray(np.full((4, 4), 1, dtype))
+    with pytest.raises(InvalidImage, match="send 8 or 16 bits"):
+        imaging.open_checked(encoded(image, "TIFF"), 10**6)
+
+
 def test_transparent_pixels_are_white() -> None:
     photo = decoded(encoded(Image.new("RGBA", (2, 2), (10, 20, 30, 0))))
     assert np.asarray(photo.image)[0, 0].tolist() == [255, 255, 255]
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied(orientation: int) -> None:
-    upright = picture(6, 4)
+def test_exif_orientation_is_applied(orientation: int, kind: str) -> None:
+    """What is at the top left as stored is where the tag puts it (EXIF 2.3, 4.6.4)."""
+    stored = Image.new("RGB", (64, 48))
+    stored.paste("white", (0, 0, 16, 16))
     exif = Image.Exif()
     exif[imaging.ORIENTATION] = orientation
-    photo = decoded(encoded(upright, "PNG", exif=exif))
-    assert photo.size == ((6, 4) if orientation < 5 else (4, 6))
+    photo = decoded(encoded(stored, kind, exif=exif))
+    assert photo.size == ((64, 48) if orientation < 5 else (48, 64))
     assert photo.image.size == photo.size
+    assert photo.orientation == orientation
+    found = np.argwhere(np.asarray(photo.image)[..., 0] > 128)
+    top, left = (found.mean(axis=0) < 24).tolist()
+    assert top == (orientation in (1, 2, 5, 6))
+    assert left == (orientation in (1, 4, 5, 8))
+
+
+@pytest.mark.parametrize("value", [0, 9, 65535])
+def test_an_orientation_that_is_none_turns_nothing(value: int) -> None:
+    exif = Image.Exif()
+    exif[imaging.ORIENTATION] = value
+    photo = decoded(encoded(picture(6, 4), "PNG", exif=exif))
+    assert (photo.size, photo.orientation) == ((6, 4), 1)
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")  # Pillow warns, and reads the photo
@@ -95,6 +118,12 @@ def test_a_large_jpeg_is_decoded_small_but_keeps_its_size() -> None:
     photo = decoded(encoded(picture(800, 400), "JPEG"), reduce_to=100)
     assert photo.size == (800, 400)
     assert photo.image.size == (100, 50)
+
+
+@pytest.mark.parametrize("size", [(3000, 1), (1, 3000), (2001, 2)])
+def test_a_thin_jpeg_is_decoded_small_too(size: tuple[int, int]) -> None:
+    photo = decoded(encoded(picture(*size), "JPEG"), reduce_to=100)
+    assert photo.size == size
 
 
 def test_a_small_photo_is_padded_not_scaled() -> None:

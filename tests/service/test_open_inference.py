@@ -71,6 +71,17 @@ def test_tensors_go_in_and_out_as_bytes_or_as_json(
     assert answer.get_response()["model_name"] == "sure"
 
 
+def test_a_model_has_one_version_that_may_be_named(client: Any) -> None:
+    (version,) = client.get_model_metadata("plain")["versions"]
+    assert client.is_model_ready("plain", version)
+    assert client.get_model_metadata("plain", version) == client.get_model_metadata("plain")
+    answer = client.infer("plain", [tensor(binary=True)], model_version=version)
+    assert answer.get_response()["model_version"] == version
+    assert not client.is_model_ready("plain", "2")
+    with pytest.raises(InferenceServerException, match="not served here"):
+        client.infer("plain", [tensor(binary=True)], model_version="2")
+
+
 def test_all_outputs_come_where_none_is_named(client: Any) -> None:
     answer = client.infer("plain", [tensor(binary=True)])
     assert (answer.as_numpy("labels") == onnx_models.expected(IMAGES)).all()

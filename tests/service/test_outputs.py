@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import shapely
 from fastapi.testclient import TestClient
+from PIL import Image
 from pycocotools import mask as coco
 
+from service.imaging import ORIENTATION
 from tests.service import onnx_models
 from tests.service.web import opened, photo, png, post, serving
 
@@ -47,6 +49,12 @@ def test_accept_chooses_where_no_output_is_named(
     answer = post(client, png(PHOTO), headers={"Accept": accept})
     assert answer.status_code == 200
     assert answer.headers["content-type"] == media_type
+
+
+def test_accept_may_come_in_several_lines(client: TestClient) -> None:
+    lines = [("Accept", "text/html"), ("Accept", "application/json"), ("Content-Type", "image/png")]
+    answer = client.post("/segment", content=png(PHOTO), headers=lines)
+    assert answer.headers["content-type"] == "application/json"
 
 
 def test_what_cannot_be_made_is_not_acceptable(client: TestClient) -> None:
@@ -109,6 +117,26 @@ def test_an_overlay_is_a_png_where_asked(client: TestClient) -> None:
     picture = opened(by_query.content)
     painted = np.array(onnx_models.PALETTE)[LABELS]
     assert (picture == np.where((LABELS == 0)[..., None], PHOTO, painted)).all()
+
+
+def test_an_overlay_too_long_for_a_jpeg_is_refused_and_comes_as_a_png(client: TestClient) -> None:
+    long = png(np.zeros((1, 65_501, 3), np.uint8))
+    refused = post(client, long, output="overlay")
+    assert (refused.status_code, refused.json()["code"]) == (413, "image-too-large")
+    assert "overlay_format=png" in refused.json()["detail"]
+    answer = post(client, long, output="overlay", overlay_format="png")
+    assert opened(answer.content).shape == (1, 65_501, 3)
+
+
+@pytest.mark.parametrize("output", ["json", "rle", "polygons"])
+def test_coordinates_come_with_how_the_photo_was_turned(client: TestClient, output: str) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    body = io.BytesIO()
+    Image.fromarray(PHOTO).save(body, "PNG", exif=exif)
+    turned = post(client, body.getvalue(), output=output).json()
+    assert (turned["width"], turned["height"], turned["orientation"]) == (40, 50, 6)
+    assert post(client, png(PHOTO), output=output).json()["orientation"] == 1
 
 
 @pytest.mark.parametrize("width", [1, 3])
