@@ -124,7 +124,7 @@ def read(name: str, overrides: list[str]) -> Recipe:
             f"{name!r} is neither a file nor a preset; presets: {', '.join(presets())}"
         )
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
         apply(table, overrides)
         return Recipe.model_validate(table)
     except tomllib.TOMLDecodeError as error:

@@ -99,7 +99,9 @@ def read_names(path: Path) -> list[str]:
     if not path.is_file():
         splits = sorted(p.stem for p in path.parent.glob("*.txt"))
         raise DatasetError(f"{path} does not exist; splits found beside it: {splits or 'none'}")
-    return path.read_text(encoding="utf-8").split()
+    # Names may hold spaces; editors on Windows put a mark before the first.
+    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    return [line.strip() for line in lines if line.strip()]
 
 
 def read_mask(mask: Mask, *, classes: int, void: int = VOID) -> NDArray[np.uint8]:
