@@ -22,8 +22,7 @@ from tqdm import tqdm
 
 from model import arguments, checkpoint, memory
 from model.boundary import BoundaryIoU
-from model.data.dataset import DATASETS, Dataset, DatasetError, find, read_mask
-from model.data.photo import read_photo
+from model.data.dataset import DATASETS, Dataset, DatasetError, find, read_pair
 from model.metrics import Confusion, Metric
 from model.predict import label_map
 from model.trimap import Trimap
@@ -36,12 +35,13 @@ Predictor = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 def score(dataset: Dataset, predict: Predictor, *others: Metric) -> Confusion:
     """Compare `predict` ((H, W, 3) uint8 -> (H, W) uint8) with every mask of a split.
 
-    The other metrics see the same pictures, so that nothing is predicted twice.
+    The other metrics see the same pictures, so that nothing is predicted twice. Raises
+    DatasetError for a mask that does not fit its photo.
     """
     confusion = Confusion(len(dataset.classes))
     for pair in tqdm(dataset.pairs, unit="image", disable=not sys.stderr.isatty()):
-        truth = read_mask(pair.mask, classes=len(dataset.classes), void=dataset.void)
-        labels = predict(read_photo(pair.image))
+        photo, truth = read_pair(dataset, pair)
+        labels = predict(np.asarray(photo))
         for metric in (confusion, *others):
             metric.add(truth, labels)
     return confusion

@@ -17,15 +17,13 @@ from typing import NamedTuple, Protocol, TypeVar, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from model.data import augment
 from model.data.augment import AugmentConfig
-from model.data.dataset import Dataset, DatasetError, Pair, read_mask
-from model.data.photo import open_photo
+from model.data.dataset import Dataset, DatasetError, read_mask, read_pair
 
 T = TypeVar("T")
 
@@ -141,8 +139,10 @@ class CropDataset(TorchDataset[Sample]):
         Raises DatasetError where photo and mask do not belong together, and
         where one position after the other is damaged.
         """
-        pairs, order = self.dataset.pairs, self.order
-        (image, mask), skipped = first_readable(position, lambda at: self._read(pairs[order[at]]))
+        dataset, order = self.dataset, self.order
+        (image, mask), skipped = first_readable(
+            position, lambda at: read_pair(dataset, dataset.pairs[order[at]])
+        )
         # Cropped as this position is, so that the next one shows another crop of the pair.
         rng = np.random.default_rng([order.seed, 1, position])
         crop = augment.draw(rng, image.size, self.config)
@@ -151,16 +151,6 @@ class CropDataset(TorchDataset[Sample]):
             pixels = augment.jitter(pixels, rng, self.config.jitter)
         image_tensor = torch.from_numpy(pixels).permute(2, 0, 1)
         return Sample(image_tensor, torch.from_numpy(labels), skipped)
-
-    def _read(self, pair: Pair) -> tuple[Image.Image, NDArray[np.uint8]]:
-        image = open_photo(pair.image)
-        mask = read_mask(pair.mask, classes=len(self.dataset.classes), void=self.dataset.void)
-        if mask.shape != (image.height, image.width):
-            raise DatasetError(
-                f"{pair.image} is {image.width} x {image.height} pixels, its mask {pair.mask} "
-                f"is {mask.shape[1]} x {mask.shape[0]}: make them equal, or leave the pair out"
-            )
-        return image, mask
 
 
 class Batches:

@@ -141,6 +141,26 @@ def test_a_set_without_void_has_no_trimap(
     assert "no mask has void" in capsys.readouterr().err
 
 
+def test_a_mask_of_another_size_than_its_photo_is_named(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = voc_folder.make(tmp_path, count=2, split="val")
+    Image.new("L", (9, 7)).save(str(find("voc", data, "val").pairs[1].mask))
+    assert evaluate.main([str(saved), "--data", str(data)]) == 1
+    assert "2007_000001.png is 9 x 7: make them equal" in capsys.readouterr().err
+
+
+def test_a_set_of_void_alone_has_no_figure(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = voc_folder.make(tmp_path, count=1, split="val")
+    Image.new("L", (48, 40), 255).save(str(find("voc", data, "val").pairs[0].mask))
+    target = tmp_path / "result.json"
+    assert evaluate.main([str(saved), "--data", str(data), "--json", str(target)]) == 1
+    assert "no pixel was judged" in capsys.readouterr().err
+    assert not target.exists()
+
+
 def test_both_evaluators_offer_the_same_judgements() -> None:
     """model.evaluate and export.evaluate: same names, same help, same defaults."""
     from export import evaluate as exported
