@@ -29,11 +29,18 @@ T = TypeVar("T")
 
 
 def pixel_counts(dataset: Dataset) -> NDArray[np.int64]:
-    """Pixels of each class in each mask, (pairs, K); reads every mask once."""
+    """Pixels of each class in each mask, (pairs, K); reads every mask once.
+
+    A damaged mask counts as void: the training skips it, and tells.
+    """
     classes = len(dataset.classes)
     counts = np.zeros((len(dataset.pairs), classes), np.int64)
     for row, pair in enumerate(dataset.pairs):
-        ids = read_mask(pair.mask, classes=classes, void=dataset.void)
+        try:
+            ids = read_mask(pair.mask, classes=classes, void=dataset.void)
+        except OSError as error:
+            expect_damage(error)
+            continue
         counts[row] = np.bincount(ids.ravel(), minlength=256)[:classes]
     return counts
 
@@ -99,6 +106,12 @@ class Samples(Protocol):
     def __getitem__(self, position: int) -> Sample: ...
 
 
+def expect_damage(error: OSError) -> None:
+    """Raise the error again where the system's own number says that a file is missing."""
+    if error.errno is not None:
+        raise error
+
+
 ATTEMPTS = 20  # positions tried for one sample: many damaged files in a row are no accident
 
 
@@ -113,8 +126,7 @@ def first_readable(position: int, read: Callable[[int], T]) -> tuple[T, tuple[st
         try:
             return read(at), tuple(skipped)
         except OSError as error:
-            if error.errno is not None:
-                raise
+            expect_damage(error)
             skipped.append(str(error))
     raise DatasetError(
         f"{ATTEMPTS} samples in a row cannot be read, the last is {skipped[-1]}; "
