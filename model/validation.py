@@ -21,7 +21,7 @@ from model.distributed import World
 from model.metrics import Confusion
 from model.predict import label_map
 from model.recipe import Recipe
-from model.run import Run, RunFolder
+from model.run import Run, RunFolder, expect_finite
 
 log = logging.getLogger("model.train")
 
@@ -111,7 +111,11 @@ def describe(config: Recipe, dataset: Dataset, metrics: dict[str, object] | None
 
 
 def keep(run: Run, folder: RunFolder, name: str, card: Card) -> Path:
-    """Write the run's weights as a checkpoint; returns its path."""
+    """Write the run's weights as a checkpoint; returns its path.
+
+    Raises TrainingError, and leaves what is there, where a weight is not finite.
+    """
+    expect_finite(run, folder.path)
     path, _ = checkpoint.paths(folder.path / name)
     folder.world.from_main(lambda: checkpoint.save(path, run.weights(), card))
     return path
