@@ -230,7 +230,7 @@ def build(args: argparse.Namespace) -> str:
         net = checkpoint.load(source).to(args.device)
         trained_on = card.training.get("dataset", "voc")
         dataset = find(args.dataset or trained_on, args.data, args.split)
-        check_classes(net.config.num_classes, dataset)
+        check_classes(card.classes, dataset)
         sections += judged_sections(dataset, partial(label_map, net), card, args.samples)
     elif "miou" in card.metrics:
         sections.append(figures_section(card.metrics))

@@ -12,7 +12,7 @@ from sklearn.metrics import confusion_matrix, jaccard_score
 
 from model import checkpoint, evaluate
 from model.checkpoint import Card
-from model.data.dataset import VOC_CLASSES, find, read_mask, voc_palette
+from model.data.dataset import VOC_CLASSES, DatasetError, find, read_mask, voc_palette
 from model.data.photo import read_photo
 from model.metrics import Confusion
 from model.predict import label_map
@@ -148,6 +148,18 @@ def test_a_mask_of_another_size_than_its_photo_is_named(
     Image.new("L", (9, 7)).save(str(find("voc", data, "val").pairs[1].mask))
     assert evaluate.main([str(saved), "--data", str(data)]) == 1
     assert "2007_000001.png is 9 x 7: make them equal" in capsys.readouterr().err
+
+
+def test_the_same_classes_in_another_order_are_refused(data: Path) -> None:
+    """As after an edit of dataset.toml; the mIoU would be a number that means nothing."""
+    dataset = find("voc", data, "val")
+    evaluate.check_classes(VOC_CLASSES, dataset)
+    evaluate.check_classes((*VOC_CLASSES[:-1], "tv/monitor"), dataset)  # another spelling
+    swapped = (*VOC_CLASSES[:-2], *VOC_CLASSES[:-3:-1])
+    with pytest.raises(DatasetError, match="class 19 is 'tvmonitor' in the model and 'train'"):
+        evaluate.check_classes(swapped, dataset)
+    with pytest.raises(DatasetError, match="has 20 classes, dataset 'voc' has 21"):
+        evaluate.check_classes(VOC_CLASSES[1:], dataset)
 
 
 def test_a_set_of_void_alone_has_no_figure(
