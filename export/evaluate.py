@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         engine = Engine(args.file, EngineOptions(args.device, threads=cpus.available()))
         dataset = find(args.dataset, args.data, args.split)
-        check_classes(len(engine.contract.classes), dataset)
+        check_classes(engine.contract.classes, dataset)
         contract = engine.contract
         result = evaluate(dataset, partial(predict, engine.run, contract.input), args) | {
             "output_stride": contract.output_stride,

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from model.checkpoint import Card
-from model.data.dataset import Dataset, read_mask
-from model.data.photo import read_photo
+from model.data.dataset import Dataset, DatasetError, read_pair
 from model.deeplab import DeepLabV3Plus
 from model.predict import label_map, overlaid
 from model.recipe import RecipeError
@@ -44,8 +43,11 @@ class TensorBoard:
     def overlays(self, iteration: int, net: DeepLabV3Plus, dataset: Dataset, card: Card) -> None:
         """Show the first photos with their true masks at the left, the predicted at the right."""
         for pair in dataset.pairs[:SAMPLES]:
-            photo = read_photo(pair.image)
-            truth = read_mask(pair.mask, classes=len(dataset.classes), void=dataset.void)
+            try:
+                picture, truth = read_pair(dataset, pair)
+            except (DatasetError, OSError):  # a picture less to look at ends no training
+                continue
+            photo = np.asarray(picture)
             pictures = [overlaid(photo, labels, card) for labels in (truth, label_map(net, photo))]
             both = np.concatenate([np.asarray(picture) for picture in pictures], axis=1)
             self._at(iteration).add_image(pair.name, both, iteration, dataformats="HWC")

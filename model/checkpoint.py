@@ -130,40 +130,52 @@ def load(path: Path | str, output_stride: int | None = None) -> DeepLabV3Plus:
 
 
 def save(path: Path | str, state: dict[str, torch.Tensor], card: Card | BackboneCard) -> Path:
-    """Write weights and description atomically; returns the path of the weights.
+    """Write weights and description, both or neither; returns the path of the weights.
 
     Raises OSError naming the file where the disk is full; what was there is kept.
     """
     weights, description = paths(path)
     weights.parent.mkdir(parents=True, exist_ok=True)
-    partial = weights.with_name(f".{weights.name}.partial")
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    try:  # by save_file it would be readable to its owner only
-        partial.write_bytes(serialize(tensors))
-        replace_durably(partial, weights)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(weights)) from error
-    _write_card(description, card)
+    # By safetensors' save_file the weights would be readable to their owner only.
+    _replace({weights: serialize(tensors), description: _text(card)})
     return weights
 
 
 def record_metrics(path: Path | str, metrics: dict[str, Any]) -> None:
     """Keep evaluation figures in the description of a checkpoint."""
     _, description = paths(path)
-    _write_card(description, read_card(path).model_copy(update={"metrics": metrics}))
+    _replace({description: _text(read_card(path).model_copy(update={"metrics": metrics}))})
 
 
-def _write_card(description: Path, card: Card | BackboneCard) -> None:
-    partial = description.with_name(f".{description.name}.partial")
-    partial.write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    replace_durably(partial, description)
+def _text(card: Card | BackboneCard) -> bytes:
+    return f"{card.model_dump_json(indent=2)}\n".encode()
+
+
+def _replace(contents: dict[Path, bytes]) -> None:
+    """Write files beside their places, and rename them once all of them are on the disk."""
+    partials = {target: target.with_name(f".{target.name}.partial") for target in contents}
+    for target, partial in partials.items():
+        try:
+            partial.write_bytes(contents[target])
+            flush(partial)
+        except OSError as error:
+            for written in partials.values():
+                written.unlink(missing_ok=True)
+            raise OSError(error.errno, error.strerror, str(target)) from error
+    for target, partial in partials.items():
+        partial.replace(target)
+
+
+def flush(path: Path) -> None:
+    """Return once a file's content is on the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def replace_durably(partial: Path, target: Path) -> None:
     """Flush `partial` to the disk, then put it in the place of `target` in one step."""
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
+    flush(partial)
     partial.replace(target)
 
 

@@ -81,6 +81,25 @@ class World:
             raise outcome[1]
         return outcome[0]  # type: ignore[no-any-return]
 
+    def together(self, work: Callable[[], T]) -> T:
+        """What `work` returns in this process; an error in one is raised in every process.
+
+        For work that has no exchange between the processes in it.
+        """
+        if self.size == 1:
+            return work()
+        result: Any = None
+        error: Exception | None = None
+        try:
+            result = work()
+        except Exception as raised:  # whatever it is, all processes end with it
+            error = raised
+        errors: list[Exception | None] = [None] * self.size
+        dist.all_gather_object(errors, error)
+        for first in filter(None, errors):
+            raise first
+        return result  # type: ignore[no-any-return]
+
     def wrap(self, net: nn.Module) -> nn.Module:
         """The network as it is to be called: gradients averaged over all processes."""
         if self.size == 1:

@@ -22,8 +22,7 @@ from tqdm import tqdm
 
 from model import arguments, checkpoint, memory
 from model.boundary import BoundaryIoU
-from model.data.dataset import DATASETS, Dataset, DatasetError, find, read_mask
-from model.data.photo import read_photo
+from model.data.dataset import DATASETS, Dataset, DatasetError, find, read_pair
 from model.metrics import Confusion, Metric
 from model.predict import label_map
 from model.trimap import Trimap
@@ -36,12 +35,13 @@ Predictor = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 def score(dataset: Dataset, predict: Predictor, *others: Metric) -> Confusion:
     """Compare `predict` ((H, W, 3) uint8 -> (H, W) uint8) with every mask of a split.
 
-    The other metrics see the same pictures, so that nothing is predicted twice.
+    The other metrics see the same pictures, so that nothing is predicted twice. Raises
+    DatasetError for a mask that does not fit its photo.
     """
     confusion = Confusion(len(dataset.classes))
     for pair in tqdm(dataset.pairs, unit="image", disable=not sys.stderr.isatty()):
-        truth = read_mask(pair.mask, classes=len(dataset.classes), void=dataset.void)
-        labels = predict(read_photo(pair.image))
+        photo, truth = read_pair(dataset, pair)
+        labels = predict(np.asarray(photo))
         for metric in (confusion, *others):
             metric.add(truth, labels)
     return confusion
@@ -172,7 +172,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         net = checkpoint.load(args.checkpoint, args.output_stride).to(args.device)
         dataset = find(args.dataset, args.data, args.split)
-        check_classes(net.config.num_classes, dataset)
+        check_classes(checkpoint.read_card(args.checkpoint).classes, dataset)
         predict = partial(label_map, net, scales=args.scales, flip=args.flip, overlap=overlap)
         result = evaluate(dataset, predict, args) | {
             "output_stride": net.config.output_stride,
@@ -189,11 +189,21 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def check_classes(classes: int, dataset: Dataset) -> None:
-    """Raise DatasetError when a model cannot be judged by a data set's masks."""
-    if classes != len(dataset.classes):
+def check_classes(classes: Sequence[str], dataset: Dataset) -> None:
+    """Raise DatasetError when a model cannot be judged by a data set's masks.
+
+    Other names may be other spellings; the same ones in another order mean other ids.
+    """
+    theirs = dataset.classes
+    if len(classes) != len(theirs):
         raise DatasetError(
-            f"the model has {classes} classes, dataset {dataset.name!r} has {len(dataset.classes)}"
+            f"the model has {len(classes)} classes, dataset {dataset.name!r} has {len(theirs)}"
+        )
+    if sorted(classes) == sorted(theirs) and tuple(classes) != theirs:
+        odd = next(i for i, name in enumerate(theirs) if name != classes[i])
+        raise DatasetError(
+            f"class {odd} is {classes[odd]!r} in the model and {theirs[odd]!r} in dataset "
+            f"{dataset.name!r}: bring the data set's classes into the model's order"
         )
 
 

@@ -7,6 +7,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from model.data.dataset import DatasetError
+
 
 class Metric(Protocol):
     """What sees every picture of a data set once, beside its prediction."""
@@ -44,5 +46,7 @@ class Confusion:
             return np.asarray(hits / union)
 
     def miou(self) -> float:
-        """Mean over the classes that occur."""
+        """Mean over the classes that occur; raises DatasetError where no pixel was judged."""
+        if not self.pixels:
+            raise DatasetError("no pixel was judged: every mask is void; see model.data check")
         return float(np.nanmean(self.iou()))

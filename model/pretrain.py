@@ -140,6 +140,19 @@ def folder_of(path: Path) -> ImageFolder:
         raise DatasetError(f"{path}: {error}; it holds one folder of photos per class") from error
 
 
+def splits(data: Path) -> tuple[ImageFolder, ImageFolder | None]:
+    """`data/train`, and `data/val` where it is there.
+
+    Raises DatasetError where their classes differ: the same number would mean another class.
+    """
+    train, val = folder_of(data / "train"), data / "val"
+    judged = folder_of(val) if val.is_dir() else None
+    if judged is not None and judged.classes != train.classes:
+        differ = sorted({*judged.classes} ^ {*train.classes})
+        raise DatasetError(f"{data}: train and val have different classes, such as {differ[0]}")
+    return train, judged
+
+
 def start(config: PretrainRecipe, classes: int, world: World) -> Run:
     """A run at iteration 0."""
     torch.manual_seed(config.seed)
@@ -190,8 +203,7 @@ def pretrain(
     the run; the schedule follows from the recipe and the number of images.
     """
     world = folder.world
-    train, val = folder_of(data / "train"), data / "val"
-    judged = folder_of(val) if val.is_dir() else None
+    train, judged = splits(data)
     schedule = Schedule(config, len(train))
     run = start(config, len(train.classes), world)
     if resume:
@@ -231,12 +243,16 @@ def top1_error(run: Run, judged: ImageFolder, config: PretrainRecipe, world: Wor
     net.to(world.device).eval()
     size = config.image_size
     centre = v2.Compose([v2.Resize(round(size * MARGIN)), v2.CenterCrop(size), v2.PILToTensor()])
-    wrong = 0
-    for index in range(world.rank, len(judged), world.size):
-        image, label = judged[index]
-        pixels = centre(image)[None].to(world.device, torch.float32)
-        wrong += int(net(pixels).argmax()) != label
-    return world.sums(wrong)[0] / len(judged)
+
+    def mistakes() -> int:
+        wrong = 0
+        for index in range(world.rank, len(judged), world.size):
+            image, label = judged[index]
+            pixels = centre(image)[None].to(world.device, torch.float32)
+            wrong += int(net(pixels).argmax()) != label
+        return wrong
+
+    return world.sums(world.together(mistakes))[0] / len(judged)
 
 
 def keep(run: Run, config: PretrainRecipe, train: ImageFolder, folder: RunFolder) -> Path:
@@ -310,7 +326,7 @@ def pretrain_from(args: argparse.Namespace, world: World) -> Path:
     """Read recipe and data, then train."""
     config = read(args.backbone, args.overrides)
     check_shares(config, world)
-    iterations = Schedule(config, len(folder_of(args.data / "train"))).iterations
+    iterations = Schedule(config, len(splits(args.data)[0])).iterations
     directory: Path = args.resume or args.out
     check_folder(directory, resume=args.resume is not None)
     world.from_main(lambda: directory.mkdir(parents=True, exist_ok=True))

@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from model.config import ModelConfig
 from model.data.augment import AugmentConfig
@@ -28,7 +28,8 @@ class Recipe(BaseModel):
     description: str = ""
     model: ModelConfig
     # Weights to start from: a checkpoint, a backbone's file of model.convert, or "imagenet"
-    # for the light backbone's own package. init_part limits what is taken of a checkpoint.
+    # for the light backbone's own package; `--set init=` for random ones. init_part limits what
+    # is taken of a checkpoint.
     init: str | None = None
     init_part: InitPart = "all"
 
@@ -86,6 +87,12 @@ class Recipe(BaseModel):
         """The initial learning rate at this batch size."""
         return self.learning_rate * self.batch_size / (self.reference_batch or self.batch_size)
 
+    @field_validator("init")
+    @classmethod
+    def _nothing_is_none(cls, value: str | None) -> str | None:
+        """TOML has no null: an empty text takes a preset's weights away."""
+        return value or None
+
     @model_validator(mode="after")
     def _options_fit_each_other(self) -> Recipe:
         if (self.validation_split is None) != (self.validate_every == 0):
@@ -126,7 +133,7 @@ def read(name: str, overrides: list[str]) -> Recipe:
             f"{name!r} is neither a file nor a preset; presets: {', '.join(presets())}"
         )
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
         apply(table, overrides)
         return Recipe.model_validate(table)
     except tomllib.TOMLDecodeError as error:

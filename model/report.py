@@ -25,8 +25,7 @@ from tqdm import tqdm
 
 from model import arguments, checkpoint, plots
 from model.checkpoint import Card, CheckpointError
-from model.data.dataset import DATASETS, Dataset, DatasetError, Pair, find, read_mask
-from model.data.photo import read_photo
+from model.data.dataset import DATASETS, Dataset, DatasetError, Pair, find, read_pair
 from model.evaluate import Predictor, check_classes, figures, score
 from model.predict import label_map, overlaid
 
@@ -164,12 +163,11 @@ def samples_section(dataset: Dataset, predict: Predictor, card: Card, count: int
 
 def sample(pair: Pair, dataset: Dataset, predict: Predictor, card: Card) -> tuple[str, set[int]]:
     """One photo's three pictures as HTML, and the classes in them."""
-    photo = read_photo(pair.image)
-    truth = read_mask(pair.mask, classes=len(dataset.classes), void=dataset.void)
-    labels = predict(photo)
+    photo, truth = read_pair(dataset, pair)
+    labels = predict(np.asarray(photo))
     judged = truth < len(dataset.classes)
     right = float((truth == labels)[judged].mean()) if judged.any() else 0.0
-    drawn = [Image.fromarray(photo), *(overlaid(photo, ids, card) for ids in (truth, labels))]
+    drawn = [photo, *(overlaid(np.asarray(photo), ids, card) for ids in (truth, labels))]
     images = "".join(
         picture(jpeg(image), "jpeg", f"{kind} of {pair.name}")
         for image, kind in zip(drawn, ("photo", "true mask", "prediction"), strict=True)
@@ -232,7 +230,7 @@ def build(args: argparse.Namespace) -> str:
         net = checkpoint.load(source).to(args.device)
         trained_on = card.training.get("dataset", "voc")
         dataset = find(args.dataset or trained_on, args.data, args.split)
-        check_classes(net.config.num_classes, dataset)
+        check_classes(card.classes, dataset)
         sections += judged_sections(dataset, partial(label_map, net), card, args.samples)
     elif "miou" in card.metrics:
         sections.append(figures_section(card.metrics))

@@ -81,13 +81,8 @@ def save_state(run: Run, directory: Path) -> None:
     Raises TrainingError, and leaves the state before as it is, where the disk is
     full or a weight is not finite.
     """
+    expect_finite(run, directory)
     state = run.state()
-    broken = [key for key, value in state["net"].items() if not torch.isfinite(value).all()]
-    if broken:
-        raise TrainingError(
-            f"{broken[0]} is not finite after iteration {run.iteration} and was not saved: lower "
-            f"learning_rate or set grad_clip; {kept(directory)}"
-        )
     partial = directory / f".{STATE}.partial"
     try:
         # Through memory: torch's own writer hides why a file cannot be written.
@@ -101,6 +96,16 @@ def save_state(run: Run, directory: Path) -> None:
             f"the state after iteration {run.iteration} cannot be written: {error}; make room and "
             f"go on with --resume {directory}; {kept(directory)}"
         ) from error
+
+
+def expect_finite(run: Run, directory: Path) -> None:
+    """Raise TrainingError where a weight is not: the loss before the last step could not tell."""
+    broken = [key for key, value in run.net.state_dict().items() if not value.isfinite().all()]
+    if broken:
+        raise TrainingError(
+            f"{broken[0]} is not finite after iteration {run.iteration} and was not saved: lower "
+            f"learning_rate or set grad_clip; {kept(directory)}"
+        )
 
 
 def kept(directory: Path) -> str:
@@ -196,20 +201,18 @@ class RunFolder:
         self.world.from_main(lambda: save_state(run, self.path))
 
     def resume(self, run: Run) -> None:
-        """Load the state, if there is one yet, and cut the log back to it."""
-        if not (self.path / STATE).exists():
+        """Load the state, if there is one yet."""
+        if (self.path / STATE).exists():
+            restore(run, self.path)
+            log.info("resumed at iteration %d", run.iteration)
+        else:
             log.info("%s holds no state yet: starting at iteration 0", self.path)
-            return
-        restore(run, self.path)
-        self.world.from_main(lambda: rewind(self.path / LOG, run.iteration))
-        log.info("resumed at iteration %d", run.iteration)
 
     def write(self, iteration: int, **values: Any) -> None:
         """Append a line to the log, show it, and draw its numbers."""
         if not self.world.is_main:
             return
-        with (self.path / LOG).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"iteration": iteration, **values}) + "\n")
+        self._append(json.dumps({"iteration": iteration, **values}) + "\n")
         if self.board is not None:
             self.board.scalars(iteration, values)
         text = "  ".join(f"{key} {v}" for key, v in values.items() if not isinstance(v, dict))
@@ -218,9 +221,19 @@ class RunFolder:
         elif "loss" not in values:  # which the progress bar shows
             tqdm.write(f"iteration {iteration}  {text}", file=sys.stderr)
 
+    def _append(self, line: str) -> None:
+        try:
+            with (self.path / LOG).open("a", encoding="utf-8") as file:
+                file.write(line)
+        except OSError as error:
+            raise TrainingError(
+                f"{self.path / LOG} cannot be written: {error}; make room and go on with "
+                f"--resume {self.path}; {kept(self.path)}"
+            ) from error
+
 
 def rewind(path: Path, iteration: int) -> None:
-    """Drop the lines of a log after `iteration`: a resumed run writes them again."""
+    """Drop the lines of a log after `iteration`: a run that goes on writes them again."""
     if not path.exists():
         return
     lines = path.read_text(encoding="utf-8").splitlines()
@@ -289,6 +302,7 @@ def loop(
     process's `weigh` summed over all. Saves every so many iterations, at a
     signal and at the end. Raises TrainingError for signals and damaged files.
     """
+    folder.world.from_main(lambda: rewind(folder.path / LOG, run.iteration))
     shown = folder.world.is_main and sys.stderr.isatty()
     bar = tqdm(initial=run.iteration, total=pace.stop, disable=not shown)
     meter = Meter(pace.batch)

@@ -120,7 +120,7 @@ def update(run: Run, loss: float, config: Options) -> None:
         raise TrainingError(
             f"loss is {loss} at iteration {run.iteration}: lower learning_rate "
             f"(now {config.rate}), lengthen warmup (now {config.warmup}) or set grad_clip; "
-            "no weight was changed, and the state on disk is intact"
+            "no weight was changed, and no file was written"
         )
     if config.grad_clip is not None:
         run.scaler.unscale_(run.optimizer)

@@ -11,16 +11,17 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from model import checkpoint
 from model.checkpoint import Card
-from model.data.dataset import Dataset, read_mask
-from model.data.photo import read_photo
+from model.data.dataset import Dataset, read_pair
 from model.deeplab import DeepLabV3Plus
 from model.distributed import World
 from model.metrics import Confusion
 from model.predict import label_map
 from model.recipe import Recipe
-from model.run import Run, RunFolder
+from model.run import Run, RunFolder, expect_finite
 
 log = logging.getLogger("model.train")
 
@@ -86,9 +87,13 @@ def network(run: Run, config: Recipe, world: World) -> DeepLabV3Plus:
 def judge(net: DeepLabV3Plus, dataset: Dataset, world: World) -> Confusion:
     """The confusion matrix over a whole split; each process predicts its share of the photos."""
     confusion = Confusion(len(dataset.classes))
-    for pair in dataset.pairs[world.rank :: world.size]:
-        truth = read_mask(pair.mask, classes=len(dataset.classes), void=dataset.void)
-        confusion.add(truth, label_map(net, read_photo(pair.image)))
+
+    def add_share() -> None:
+        for pair in dataset.pairs[world.rank :: world.size]:
+            photo, truth = read_pair(dataset, pair)
+            confusion.add(truth, label_map(net, np.asarray(photo)))
+
+    world.together(add_share)
     confusion.counts = world.total(confusion.counts)
     return confusion
 
@@ -106,7 +111,11 @@ def describe(config: Recipe, dataset: Dataset, metrics: dict[str, object] | None
 
 
 def keep(run: Run, folder: RunFolder, name: str, card: Card) -> Path:
-    """Write the run's weights as a checkpoint; returns its path."""
+    """Write the run's weights as a checkpoint; returns its path.
+
+    Raises TrainingError, and leaves what is there, where a weight is not finite.
+    """
+    expect_finite(run, folder.path)
     path, _ = checkpoint.paths(folder.path / name)
     folder.world.from_main(lambda: checkpoint.save(path, run.weights(), card))
     return path

@@ -34,7 +34,7 @@ def _names(base: Path, split: str) -> list[str]:
     if not path.is_file():
         splits = sorted(p.stem for p in base.glob("*.txt"))
         raise DatasetError(f"{path} does not exist; splits found beside it: {splits or 'none'}")
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8-sig").splitlines()
     return [Path(line.split()[0]).stem for line in lines if line.strip()]
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from model.data import camvid, cityscapes, coco, folder, voc
-from model.data.pairs import VOID, Color, Dataset, DatasetError, Pair, read_mask
+from model.data.pairs import VOID, Color, Dataset, DatasetError, Pair, read_mask, read_pair
 
 __all__ = [
     "DATASETS",
@@ -24,6 +24,7 @@ __all__ = [
     "Pair",
     "find",
     "read_mask",
+    "read_pair",
     "voc_palette",
 ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -13,7 +14,6 @@ from model.data.pairs import (
     VOID,
     CodedMask,
     Coding,
-    Color,
     Dataset,
     DatasetError,
     Mask,
@@ -23,6 +23,8 @@ from model.data.pairs import (
 
 DESCRIPTION = "dataset.toml"
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")  # as the service takes
+Channel = Annotated[int, Field(ge=0, le=255)]
+Color = tuple[Channel, Channel, Channel]
 
 
 class FolderConfig(BaseModel):
@@ -121,11 +123,16 @@ def _images(folder: Path, root: Path) -> dict[str, Path]:
         )
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in SUFFIXES:
+        # macOS leaves a hidden ._NAME.jpg beside each file that it copies.
+        if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
             continue
         if path.stem in found:
             raise DatasetError(f"{found[path.stem]} and {path} share a name; rename one of them")
         found[path.stem] = path
+    if not found:
+        raise DatasetError(
+            f"{folder} holds no image ({', '.join(SUFFIXES)}); folders inside it are not searched"
+        )
     return found
 
 
@@ -134,10 +141,18 @@ def read_description(path: Path) -> FolderConfig:
     if not path.is_file():
         raise DatasetError(f"{path} does not exist; write one that names your classes")
     try:
-        return FolderConfig.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        return FolderConfig.model_validate(tomllib.loads(path.read_text(encoding="utf-8-sig")))
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise DatasetError(": ".join(filter(None, [str(path), key, first["msg"]]))) from error
+        raise DatasetError(f"{path}: {_first_mistake(error)}") from error
     except ValueError as error:  # not TOML, not UTF-8
         raise DatasetError(f"{path}: {error}") from error
+
+
+def _first_mistake(error: ValidationError) -> str:
+    """Key, value and what is wrong; a rule over several keys names them itself."""
+    first = error.errors()[0]
+    key = ".".join(map(str, first["loc"]))
+    if not key:
+        return first["msg"].removeprefix("Value error, ")
+    value = "" if first["type"] == "missing" else f"={first['input']!r}"
+    return f"{key}{value}: {first['msg']}"

@@ -17,25 +17,30 @@ from typing import NamedTuple, Protocol, TypeVar, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from model.data import augment
 from model.data.augment import AugmentConfig
-from model.data.dataset import Dataset, DatasetError, Pair, read_mask
-from model.data.photo import open_photo
+from model.data.dataset import Dataset, DatasetError, read_mask, read_pair
 
 T = TypeVar("T")
 
 
 def pixel_counts(dataset: Dataset) -> NDArray[np.int64]:
-    """Pixels of each class in each mask, (pairs, K); reads every mask once."""
+    """Pixels of each class in each mask, (pairs, K); reads every mask once.
+
+    A damaged mask counts as void: the training skips it, and tells.
+    """
     classes = len(dataset.classes)
     counts = np.zeros((len(dataset.pairs), classes), np.int64)
     for row, pair in enumerate(dataset.pairs):
-        ids = read_mask(pair.mask, classes=classes, void=dataset.void)
+        try:
+            ids = read_mask(pair.mask, classes=classes, void=dataset.void)
+        except OSError as error:
+            expect_damage(error)
+            continue
         counts[row] = np.bincount(ids.ravel(), minlength=256)[:classes]
     return counts
 
@@ -101,6 +106,12 @@ class Samples(Protocol):
     def __getitem__(self, position: int) -> Sample: ...
 
 
+def expect_damage(error: OSError) -> None:
+    """Raise the error again where the system's own number says that a file is missing."""
+    if error.errno is not None:
+        raise error
+
+
 ATTEMPTS = 20  # positions tried for one sample: many damaged files in a row are no accident
 
 
@@ -115,8 +126,7 @@ def first_readable(position: int, read: Callable[[int], T]) -> tuple[T, tuple[st
         try:
             return read(at), tuple(skipped)
         except OSError as error:
-            if error.errno is not None:
-                raise
+            expect_damage(error)
             skipped.append(str(error))
     raise DatasetError(
         f"{ATTEMPTS} samples in a row cannot be read, the last is {skipped[-1]}; "
@@ -141,8 +151,10 @@ class CropDataset(TorchDataset[Sample]):
         Raises DatasetError where photo and mask do not belong together, and
         where one position after the other is damaged.
         """
-        pairs, order = self.dataset.pairs, self.order
-        (image, mask), skipped = first_readable(position, lambda at: self._read(pairs[order[at]]))
+        dataset, order = self.dataset, self.order
+        (image, mask), skipped = first_readable(
+            position, lambda at: read_pair(dataset, dataset.pairs[order[at]])
+        )
         # Cropped as this position is, so that the next one shows another crop of the pair.
         rng = np.random.default_rng([order.seed, 1, position])
         crop = augment.draw(rng, image.size, self.config)
@@ -151,16 +163,6 @@ class CropDataset(TorchDataset[Sample]):
             pixels = augment.jitter(pixels, rng, self.config.jitter)
         image_tensor = torch.from_numpy(pixels).permute(2, 0, 1)
         return Sample(image_tensor, torch.from_numpy(labels), skipped)
-
-    def _read(self, pair: Pair) -> tuple[Image.Image, NDArray[np.uint8]]:
-        image = open_photo(pair.image)
-        mask = read_mask(pair.mask, classes=len(self.dataset.classes), void=self.dataset.void)
-        if mask.shape != (image.height, image.width):
-            raise DatasetError(
-                f"{pair.image} is {image.width} x {image.height} pixels, its mask {pair.mask} "
-                f"is {mask.shape[1]} x {mask.shape[0]}: make them equal, or leave the pair out"
-            )
-        return image, mask
 
 
 class Batches:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from model.data.photo import opened
+from model.data.photo import open_photo, opened
 
 VOID = 255
 MASK_MODES = ("P", "L", "1")  # Pillow's names for 8-bit palette, 8-bit gray and 1-bit pictures
@@ -99,7 +99,9 @@ def read_names(path: Path) -> list[str]:
     if not path.is_file():
         splits = sorted(p.stem for p in path.parent.glob("*.txt"))
         raise DatasetError(f"{path} does not exist; splits found beside it: {splits or 'none'}")
-    return path.read_text(encoding="utf-8").split()
+    # Names may hold spaces; editors on Windows put a mark before the first.
+    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    return [line.strip() for line in lines if line.strip()]
 
 
 def read_mask(mask: Mask, *, classes: int, void: int = VOID) -> NDArray[np.uint8]:
@@ -112,6 +114,22 @@ def read_mask(mask: Mask, *, classes: int, void: int = VOID) -> NDArray[np.uint8
     if isinstance(mask, CodedMask):
         ids = np.frombuffer(mask.coding.ids, np.uint8)[ids]
     return np.where((ids < classes) & (ids != void), ids, np.uint8(VOID))
+
+
+def read_pair(dataset: Dataset, pair: Pair) -> tuple[Image.Image, NDArray[np.uint8]]:
+    """Read a photo as RGB, upright, and its class ids (H, W) uint8 as `read_mask` gives them.
+
+    Raises DatasetError where they are not of one size or the mask holds colours, and
+    OSError for a file that cannot be read.
+    """
+    image = open_photo(pair.image)
+    mask = read_mask(pair.mask, classes=len(dataset.classes), void=dataset.void)
+    if mask.shape != (image.height, image.width):
+        raise DatasetError(
+            f"{pair.image} is {image.width} x {image.height} pixels, its mask {pair.mask} "
+            f"is {mask.shape[1]} x {mask.shape[0]}: make them equal, or leave the pair out"
+        )
+    return image, mask
 
 
 def read_values(mask: Mask) -> tuple[str, NDArray[np.uint8]]:

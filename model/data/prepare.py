@@ -14,7 +14,7 @@ from pathlib import Path
 from model.data import archives as packed
 from model.data import coco, coco_masks, sbd, shapes
 from model.data.dataset import find
-from model.data.pairs import DatasetError
+from model.data.pairs import DatasetError, Pair
 
 VOC_GUIDE = """\
 PASCAL VOC 2012, 21 classes. Photos are from Flickr, under its terms of use.
@@ -205,6 +205,12 @@ SOURCES: dict[str, Source] = {
 }
 
 
+def _lost(pair: Pair, split: str) -> list[str]:
+    """Files of a pair that are not there; the masks of test are their publishers' secret."""
+    files = (pair.image,) if split == "test" else (pair.image, pair.mask)
+    return [str(path) for path in files if not path.is_file()]
+
+
 def prepare(name: str, folder: Path | None, data: Path) -> tuple[list[str], bool]:
     """Do what can be done with the archives at hand; returns a log and whether train is ready.
 
@@ -219,11 +225,14 @@ def prepare(name: str, folder: Path | None, data: Path) -> tuple[list[str], bool
     ready = []
     for split in source.splits:
         try:
-            count = len(find(name, data, split).pairs)
+            pairs = find(name, data, split).pairs
         except DatasetError:
             continue
+        if lost := [path for pair in pairs for path in _lost(pair, split)]:
+            log.append(f"not ready: {name} {split}, {len(lost)} files are missing, as {lost[0]}")
+            continue
         ready.append(split)
-        log.append(f"ready: {name} {split}, {count} images")
+        log.append(f"ready: {name} {split}, {len(pairs)} images")
     if source.splits and "train" not in ready:
         log.append(f"train is not there yet: see `python -m model.data prepare {name}`")
     return log, not source.splits or "train" in ready

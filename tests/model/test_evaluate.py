@@ -12,7 +12,7 @@ from sklearn.metrics import confusion_matrix, jaccard_score
 
 from model import checkpoint, evaluate
 from model.checkpoint import Card
-from model.data.dataset import VOC_CLASSES, find, read_mask, voc_palette
+from model.data.dataset import VOC_CLASSES, DatasetError, find, read_mask, voc_palette
 from model.data.photo import read_photo
 from model.metrics import Confusion
 from model.predict import label_map
@@ -139,6 +139,38 @@ def test_a_set_without_void_has_no_trimap(
     Image.fromarray(np.where(mask == 255, 0, mask)).save(str(pair.mask))
     assert evaluate.main([str(saved), "--data", str(data), "--trimap", "1"]) == 1
     assert "no mask has void" in capsys.readouterr().err
+
+
+def test_a_mask_of_another_size_than_its_photo_is_named(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = voc_folder.make(tmp_path, count=2, split="val")
+    Image.new("L", (9, 7)).save(str(find("voc", data, "val").pairs[1].mask))
+    assert evaluate.main([str(saved), "--data", str(data)]) == 1
+    assert "2007_000001.png is 9 x 7: make them equal" in capsys.readouterr().err
+
+
+def test_the_same_classes_in_another_order_are_refused(data: Path) -> None:
+    """As after an edit of dataset.toml; the mIoU would be a number that means nothing."""
+    dataset = find("voc", data, "val")
+    evaluate.check_classes(VOC_CLASSES, dataset)
+    evaluate.check_classes((*VOC_CLASSES[:-1], "tv/monitor"), dataset)  # another spelling
+    swapped = (*VOC_CLASSES[:-2], *VOC_CLASSES[:-3:-1])
+    with pytest.raises(DatasetError, match="class 19 is 'tvmonitor' in the model and 'train'"):
+        evaluate.check_classes(swapped, dataset)
+    with pytest.raises(DatasetError, match="has 20 classes, dataset 'voc' has 21"):
+        evaluate.check_classes(VOC_CLASSES[1:], dataset)
+
+
+def test_a_set_of_void_alone_has_no_figure(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = voc_folder.make(tmp_path, count=1, split="val")
+    Image.new("L", (48, 40), 255).save(str(find("voc", data, "val").pairs[0].mask))
+    target = tmp_path / "result.json"
+    assert evaluate.main([str(saved), "--data", str(data), "--json", str(target)]) == 1
+    assert "no pixel was judged" in capsys.readouterr().err
+    assert not target.exists()
 
 
 def test_both_evaluators_offer_the_same_judgements() -> None:

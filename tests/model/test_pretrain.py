@@ -100,6 +100,19 @@ def test_a_picture_depends_on_its_position_alone(photos: Path) -> None:
     assert not torch.equal(pictures[7 + 12].image, first.image)
 
 
+def test_splits_of_different_classes_are_refused_before_training(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As many classes, but the numbers would mean others."""
+    for split, names in (("train", ("n01", "n02")), ("val", ("n01", "n03"))):
+        for name in names:
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.new("RGB", (40, 40)).save(tmp_path / split / name / "0.jpg")
+    assert command(tmp_path, "--out", tmp_path / "run") == 2
+    assert "train and val have different classes, such as n02" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_mistakes_are_named(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="one folder of photos per class"):
         pretrain.folder_of(tmp_path / "nothing")

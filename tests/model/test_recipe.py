@@ -41,6 +41,18 @@ def test_a_preset_that_starts_from_another_has_the_same_network(name: str) -> No
     )
 
 
+@pytest.mark.parametrize("name", recipe.presets())
+def test_no_preset_begins_with_random_weights_unless_told_to(name: str) -> None:
+    assert recipe.read(name, []).init
+    assert recipe.read(name, ["init="]).init is None
+
+
+def test_a_file_may_start_with_a_windows_mark(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + recipe.presets()[LIGHT].read_bytes())
+    assert recipe.read(str(path), []) == recipe.read(LIGHT, [])
+
+
 def test_overrides_reach_nested_keys() -> None:
     config = recipe.read(LIGHT, ["model.output_stride=8", "dataset=camvid", "iterations = 7"])
     assert (config.model.output_stride, config.dataset, config.iterations) == (8, "camvid", 7)

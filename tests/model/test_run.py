@@ -112,6 +112,64 @@ def test_weights_that_are_not_finite_are_never_saved(
     assert (tmp_path / "run" / STATE).read_bytes() == before
 
 
+def test_the_first_validation_keeps_no_weights_that_are_not_finite(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its mIoU would be a number: of not-a-number the first class wins."""
+    update = step.update
+
+    def overflowing(run: Any, loss: float, config: Any) -> None:
+        update(run, loss, config)
+        with torch.no_grad():
+            run.net.logits.bias[3] = float("nan")
+
+    monkeypatch.setattr(step, "update", overflowing)
+    with pytest.raises(TrainingError, match=r"logits\.bias is not finite after iteration 1"):
+        run(make_recipe(validation_split="train", validate_every=1), data, tmp_path / "run")
+    assert not list((tmp_path / "run").glob("best.*"))
+
+
+def test_a_checkpoint_without_room_for_its_description_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_recipe()
+    state = assembly.build(config).state_dict()
+    card = Card(model=config.model, classes=VOC_CLASSES, palette=voc_palette(21))
+    checkpoint.save(tmp_path / "best", state, card)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    flush = checkpoint.flush
+
+    def full(path: Path) -> None:
+        if ".json" in path.name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        flush(path)
+
+    monkeypatch.setattr(checkpoint, "flush", full)
+    other = {key: value + 1 for key, value in state.items()}
+    with pytest.raises(OSError, match=r"No space left on device.*best\.json"):
+        checkpoint.save(tmp_path / "best", other, card)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_log_that_cannot_be_written_is_named(data: Path, tmp_path: Path) -> None:
+    run(make_recipe(iterations=2), data, tmp_path / "run")
+    room = (tmp_path / "run" / LOG).stat().st_size
+    with (
+        files_at_most(room),
+        pytest.raises(TrainingError, match=r"log\.jsonl cannot be written.*iteration 2 is intact"),
+    ):
+        run(make_recipe(), data, tmp_path / "run", resume=True)
+
+
+def test_a_run_that_begins_again_begins_its_log_again(data: Path, tmp_path: Path) -> None:
+    """Killed before its first state: begun again by --out and by --resume alike."""
+    for folder, resume in ((tmp_path / "out", False), (tmp_path / "resumed", True)):
+        folder.mkdir()
+        (folder / LOG).write_text('{"iteration": 1, "loss": 9.0}\n{"itera')
+        run(make_recipe(iterations=2), data, folder, resume=resume)
+        assert [line["iteration"] for line in lines(folder)] == [1, 2]
+
+
 def test_a_checkpoint_that_finds_no_room_is_named_and_leaves_nothing(tmp_path: Path) -> None:
     config = make_recipe()
     net = assembly.build(config)

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from model import assembly, checkpoint, preflight, recipe, train
-from model.data.dataset import find
+from model.board import TensorBoard
+from model.data.dataset import DatasetError, find
 from model.data.loader import Batch
+from model.deeplab import DeepLabV3Plus
 from model.distributed import CPU, World
 from model.loss import PixelLoss
 from model.recipe import Recipe, RecipeError
-from model.run import LOG, STATE, Run
+from model.run import LOG, STATE, Run, RunFolder
 from model.step import train_step
+from model.validation import describe
 from tests.model import voc_folder
-from tests.model.test_train import TINY, make_recipe, run
+from tests.model.test_train import TINY, make_recipe, pace, run
 
 TINY_HEAD = TINY.model_dump(include={"aspp_channels", "atrous_rates", "decoder_channels"})
 
@@ -219,6 +224,45 @@ def test_mIoU_in_training_is_that_of_the_evaluator(data: Path, tmp_path: Path) -
         find("voc", data, "train"), partial(label_map, checkpoint.load(tmp_path / "best"))
     )
     assert lines(tmp_path)[-1]["miou"] == pytest.approx(confusion.miou(), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("size", "value", "says"),
+    [((9, 7), 0, r"\.png is 9 x 7: make them equal"), ((48, 40), 255, "no pixel was judged")],
+)
+def test_a_validation_that_cannot_judge_says_why(
+    tmp_path: Path, size: tuple[int, int], value: int, says: str
+) -> None:
+    data = voc_folder.make(tmp_path / "data")
+    voc_folder.make(tmp_path / "held_out", count=1, split="val")
+    held_out = find("voc", tmp_path / "held_out", "val")
+    Image.new("L", size, value).save(str(held_out.pairs[0].mask))
+    config = make_recipe(validation_split="val", validate_every=1)
+    with pytest.raises(DatasetError, match=says):
+        train.train(
+            config,
+            find("voc", data, "train"),
+            RunFolder(tmp_path, World()),
+            pace(config),
+            resume=False,
+            workers=0,
+            validated_on=held_out,
+        )
+
+
+def test_a_damaged_photo_is_no_overlay_and_ends_no_training(tmp_path: Path) -> None:
+    data = voc_folder.make(tmp_path / "data")
+    dataset = find("voc", data, "train")
+    dataset.pairs[1].image.write_bytes(dataset.pairs[1].image.read_bytes()[:400])
+    config = make_recipe()
+    net = DeepLabV3Plus(config.model).eval()
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with closing(TensorBoard(tmp_path)) as board:
+        board.overlays(1, net, dataset, describe(config, dataset))
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert sorted(events.Tags()["images"]) == ["2007_000000", "2007_000002", "2007_000003"]
 
 
 def test_the_board_shows_curves_and_overlays(data: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -80,6 +81,21 @@ def _without_photos(data: Path, out: Path) -> Path:
     return out
 
 
+def fail_to_judge_in_one(data: Path, out: Path, world: World) -> None:
+    """The second process's share of the photos to validate on holds one that is not there."""
+    config = make_recipe(**{**CHANGES, "iterations": 2})
+    dataset = find("voc", data, "train")
+    lost = replace(dataset.pairs[1], image=data / "lost.jpg")
+    held_out = replace(dataset, pairs=(dataset.pairs[0], lost))
+    folder = RunFolder(out, world)
+    try:
+        train.train(
+            config, dataset, folder, pace(config), resume=False, workers=0, validated_on=held_out
+        )
+    except OSError as error:
+        (out / f"failed{world.rank}.txt").write_text(str(error))
+
+
 def normalise_in_slices(out: Path, world: World) -> None:
     """Batch norm of this process's half of a batch, with gradients and statistics."""
     torch.manual_seed(0)
@@ -106,6 +122,8 @@ def main() -> None:
         run(data, out / "cut", world, resume=True)
         (out / "failed").mkdir(exist_ok=True)
         fail_to_load_in_one(data, out / "failed", world)
+        (out / "unjudged").mkdir(exist_ok=True)
+        fail_to_judge_in_one(data, out / "unjudged", world)
         normalise_in_slices(out, world)
 
 

@@ -46,6 +46,9 @@ def test_list_chooses_the_pairs_and_their_order(tmp_path: Path) -> None:
         ("classes = [", "dataset.toml"),
         ('classes = ["a", "b", "b"]', "a name of its own"),
         ('classes = ["a"]\nimages = "photos"', "photos does not exist"),
+        ('classes = ["a"]\npalette = [[0, 0, 300]]', r"palette\.0\.2=300: .*255"),
+        ('classes = ["a"]\npalette = ["#f00"]', r"palette\.0='#f00': .*tuple"),
+        ("void = 7", r"toml: classes: Field required"),
     ],
 )
 def test_bad_description_is_refused_by_name(tmp_path: Path, toml: str, says: str) -> None:
@@ -90,6 +93,37 @@ def test_one_bit_masks_hold_the_ids_zero_and_one(tmp_path: Path) -> None:
 def test_a_split_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"images/val does not exist \(beside it: train\)"):
         find("folder", own(tmp_path), "val")
+
+
+def test_names_in_a_list_may_hold_spaces_and_start_with_a_windows_mark(tmp_path: Path) -> None:
+    own(tmp_path, 'classes = ["ground", "tree"]\nlists = "{split}.txt"\n')
+    for path in (tmp_path / "images/train/a.jpg", tmp_path / "masks/train/a.png"):
+        path.rename(path.with_name(f"my photo{path.suffix}"))
+    (tmp_path / "train.txt").write_bytes(b"\xef\xbb\xbfmy photo\r\n\r\nb.1\r\n")
+    pairs = find("folder", tmp_path, "train").pairs
+    assert [pair.name for pair in pairs] == ["my photo", "b.1"]
+    assert all(pair.image.is_file() and pair.mask.is_file() for pair in pairs)
+
+
+def test_a_description_may_start_with_a_windows_mark(tmp_path: Path) -> None:
+    own(tmp_path)
+    toml = tmp_path / "dataset.toml"
+    toml.write_bytes(b"\xef\xbb\xbf" + toml.read_bytes())
+    assert find("folder", tmp_path, "train").classes == ("ground", "tree")
+
+
+def test_the_shadows_that_macos_leaves_are_no_images(tmp_path: Path) -> None:
+    (own(tmp_path) / "images" / "train" / "._a.jpg").write_bytes(b"Mac OS X")
+    assert [pair.name for pair in find("folder", tmp_path, "train").pairs] == ["a", "b.1"]
+
+
+def test_a_folder_of_folders_is_told_to_hold_no_image(tmp_path: Path) -> None:
+    images = own(tmp_path) / "images" / "train"
+    (images / "inside").mkdir()
+    for path in images.glob("*.*"):
+        path.rename(images / "inside" / path.name)
+    with pytest.raises(DatasetError, match=r"train holds no image .*not searched"):
+        find("folder", tmp_path, "train")
 
 
 def test_two_images_of_one_name_are_refused(tmp_path: Path) -> None:

@@ -43,6 +43,18 @@ def test_pairs_with_rare_classes_weigh_more(tmp_path: Path) -> None:
     assert np.allclose(weights, [1 / np.sqrt(2), 1.0, 1 / np.sqrt(2)])
 
 
+def test_a_damaged_mask_counts_as_void_and_a_missing_one_is_an_error(tmp_path: Path) -> None:
+    dataset = find("voc", voc_folder.make(tmp_path, count=3), "train")
+    masks = [Path(str(pair.mask)) for pair in dataset.pairs]
+    masks[1].write_bytes(masks[1].read_bytes()[:60])
+    counts = pixel_counts(dataset)
+    assert not counts[1].any()
+    assert balanced_weights(counts)[1] > 0  # still drawn, to be skipped and told of
+    masks[1].unlink()
+    with pytest.raises(FileNotFoundError):
+        pixel_counts(dataset)
+
+
 def test_a_photo_that_does_not_fit_its_mask_is_named(tmp_path: Path) -> None:
     dataset = find("voc", voc_folder.make(tmp_path), "train")
     Image.new("RGB", (9, 9)).save(dataset.pairs[0].image)

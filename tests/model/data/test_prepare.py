@@ -164,6 +164,23 @@ def test_cityscapes_keeps_photos_and_label_ids_alone(tmp_path: Path) -> None:
     assert main(["check", str(tmp_path / "data")]) == 0
 
 
+def test_a_split_without_its_masks_is_not_ready(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The photos come in an archive of their own; those of test have no masks to wait for."""
+    photo = png(np.zeros((1, 2), np.uint8))
+    stems = ("train/ulm/ulm_000000_000019", "test/bonn/bonn_000000_000019")
+    zipped(
+        tmp_path / "downloads" / "leftImg8bit_trainvaltest.zip",
+        {f"leftImg8bit/{stem}_leftImg8bit.png": photo for stem in stems},
+    )
+    assert run(tmp_path, "cityscapes") == 1
+    out = capsys.readouterr().out
+    assert "not ready: cityscapes train, 1 files are missing, as " in out
+    assert "ulm_000000_000019_gtFine_labelIds.png" in out
+    assert "\nready: cityscapes test, 1 images" in out
+
+
 def test_camvid_is_taken_out_of_segnets_repository(tmp_path: Path) -> None:
     picture = png(np.array([[0, 0, 0], [3, 3, 3]], np.uint8))
     line = b"/SegNet/CamVid/train/a.png /SegNet/CamVid/trainannot/a.png\n"
