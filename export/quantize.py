@@ -29,6 +29,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from export import parity
 from export.evaluate import predict
 from export.graph import LabelGraph
+from export.saturation import safe_ranges
 from export.tail import learned, tail
 from model.data.dataset import Dataset
 from model.evaluate import score
@@ -161,7 +162,7 @@ def _quantize(
         nodes_to_quantize=list(only),
         nodes_to_exclude=[*exclude, *tail(proto)],
         op_types_to_quantize=["Conv", *ACTIVATIONS] if only else OPERATORS,
-        extra_options={},
+        extra_options={"TensorQuantOverrides": safe_ranges(proto)},
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
