@@ -32,7 +32,7 @@ def equal_weights(channels: int) -> onnx.ModelProto:
         helper.make_node("Conv", ["b", "second"], [LABELS], "c"),
     ]
     image = helper.make_tensor_value_info(INPUT, TensorProto.UINT8, ["n", SIDE, SIDE, 3])
-    shape = ["n", channels, SIDE, SIDE]
+    shape: list[str | int] = ["n", channels, SIDE, SIDE]
     labels = helper.make_tensor_value_info(LABELS, TensorProto.FLOAT, shape)
     constants = [numpy_helper.from_array(value, name) for name, value in weights.items()]
     graph = helper.make_graph(nodes, "graph", [image], [labels], constants)
