@@ -41,12 +41,14 @@ def parser() -> argparse.ArgumentParser:
         "--size", type=size, metavar="H,W|dynamic", help="default: the checkpoint's crop size"
     )
     p.add_argument("--confidence", action="store_true", help="also return the label's probability")
-    quantization = p.add_argument_group("for --precision int8")
+    quantization = p.add_argument_group("for --precision int8, and fp16 where it says so")
     quantization.add_argument(
         "--calibration", type=Path, help="folder of photos; default: the data set's train split"
     )
     quantization.add_argument("--dataset", default="voc", choices=sorted(DATASETS))
-    quantization.add_argument("--data", type=Path, help="data set that mIoU is judged on")
+    quantization.add_argument(
+        "--data", type=Path, help="data set that mIoU is judged on; fp16: optional"
+    )
     quantization.add_argument("--split", default="val")
     return p
 
@@ -63,13 +65,13 @@ def size(text: str) -> Size | Literal["dynamic"]:
 
 def options(args: argparse.Namespace) -> ExportOptions:
     """The options of a parsed command line; raises QuantizationError or DatasetError."""
-    quantization = None
-    if args.precision == "int8":
-        if args.data is None:
-            raise QuantizationError(
-                "--precision int8 needs --data DIR to judge the loss of mIoU on"
-            )
-        quantization = Quantization(calibration(args), find(args.dataset, args.data, args.split))
+    if args.precision == "int8" and args.data is None:
+        raise QuantizationError("--precision int8 needs --data DIR to judge the loss of mIoU on")
+    if args.precision == "fp32" and args.data is not None:
+        raise QuantizationError("--data judges the loss of mIoU: give --precision fp16 or int8")
+    if args.precision != "int8" and args.calibration is not None:
+        raise QuantizationError("--calibration is for --precision int8")
+    validation = None if args.data is None else find(args.dataset, args.data, args.split)
     return ExportOptions(
         output_stride=args.output_stride,
         size=None if args.size == "dynamic" else args.size,
@@ -78,7 +80,8 @@ def options(args: argparse.Namespace) -> ExportOptions:
         flip=args.flip,
         confidence=args.confidence,
         precision=args.precision,
-        quantization=quantization,
+        quantization=Quantization(calibration(args)) if args.precision == "int8" else None,
+        validation=validation,
     )
 
 
@@ -90,8 +93,12 @@ def calibration(args: argparse.Namespace) -> list[Path]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parser().parse_args(argv)
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    p = parser()
+    args = p.parse_args(argv)
+    if args.output.is_dir():
+        p.error(f"-o {args.output} is a folder: give the name of a file in it")
+    # Errors only: the quantizer warns, through the root logger, of every channel without weights.
+    logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.ERROR)
     logging.getLogger("export").setLevel(logging.INFO)
     try:
         contract = export(args.checkpoint, args.output, options(args))

@@ -17,9 +17,9 @@ from typing import Any
 import onnx
 from google.protobuf.message import DecodeError
 
-from export.digest import graph_digest
+from export.digest import contract_digest, graph_digest
 from export.tail import learned
-from service.contract import INPUT, Contract, ContractError, parse
+from service.contract import INPUT, METADATA_KEY, Contract, ContractError, parse
 
 
 class DescribeError(ValueError):
@@ -31,7 +31,8 @@ def load(path: Path) -> tuple[onnx.ModelProto, Contract]:
     try:
         model = onnx.load(path)
         onnx.checker.check_model(model, full_check=True)
-        contract = parse({prop.key: prop.value for prop in model.metadata_props})
+        metadata = {prop.key: prop.value for prop in model.metadata_props}
+        contract = parse(metadata)
     except FileNotFoundError as error:
         raise DescribeError(f"{error.filename or path} does not exist") from None
     except OSError as error:
@@ -42,10 +43,16 @@ def load(path: Path) -> tuple[onnx.ModelProto, Contract]:
         DecodeError,
         onnx.checker.ValidationError,
         onnx.shape_inference.InferenceError,
+        UnicodeDecodeError,  # of a name, or of a message that quotes one
     ) as error:
-        raise DescribeError(f"{path} is damaged, or no ONNX file: {error}") from None
-    if contract.graph_sha256 not in (None, graph_digest(model)):
-        raise DescribeError(f"{path} was altered after its export: its digest is another")
+        reason = " ".join(str(error).split())  # a line of its own: the checker's have several
+        raise DescribeError(f"{path} is damaged, or no ONNX file: {reason}") from None
+    for noted, digest in (
+        (contract.graph_sha256, graph_digest(model)),
+        (contract.contract_sha256, contract_digest(metadata[METADATA_KEY])),
+    ):
+        if noted not in (None, digest):
+            raise DescribeError(f"{path} was altered after its export: its digest is another")
     return model, contract
 
 
@@ -101,6 +108,8 @@ def show(found: dict[str, Any]) -> str:
     size = contract["input"]
     scales = ", ".join(f"{scale:g}" for scale in contract["scales"])
     operators = ", ".join(f"{name} {count}" for name, count in found["operators"].items())
+    lost = parity["miou_change"]
+    change = "" if lost is None else f", mIoU {lost:+.4f} on {parity['miou_images']} images"
     rows = {
         "file": f"{found['file']} ({found['bytes'] / 1e6:.1f} MB, opset {found['opset']})",
         "task": f"{contract['task']}, {len(contract['classes'])} classes",
@@ -110,7 +119,7 @@ def show(found: dict[str, Any]) -> str:
         "precision": contract["precision"],
         "confidence": "yes" if contract["confidence"] else "no",
         "parity": f"{parity['agreement']:.4%} of {parity['pixels']} labels as PyTorch, "
-        f"largest logit error {parity['max_logit_error']:.2g}",
+        f"largest logit error {parity['max_logit_error']:.2g}{change}",
         "mIoU": contract["metrics"].get("miou", "not measured"),
         "parameters": f"{found['parameters'] / 1e6:.3f} M",
         "multiply-adds": f"{found['multiply_adds'] / 1e9:.3f} B",

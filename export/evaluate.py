@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from model import arguments
 from model.data.dataset import DatasetError, find
 from model.evaluate import (
     add_evaluation_arguments,
@@ -24,7 +25,7 @@ from model.evaluate import (
     evaluate,
     report,
 )
-from service import cpus
+from service import cpus, windows
 from service.contract import InputSize
 from service.engine import Engine, EngineOptions
 from service.errors import StartupError
@@ -35,12 +36,18 @@ def predict(
     run: Callable[[NDArray[np.uint8]], NDArray[np.uint8]],
     target: InputSize,
     image: NDArray[np.uint8],
+    overlap: float | None = None,
 ) -> NDArray[np.uint8]:
     """(H, W, 3) uint8 photo -> (H, W) uint8 class ids, as the service computes them.
 
-    `run` is an engine's: a batch (N, H, W, 3) uint8 to its labels (N, H, W).
+    `run` is an engine's: a batch (N, H, W, 3) uint8 to its labels (N, H, W). Photos
+    larger than `target` are shrunk, or cut into windows that overlap by a share.
     """
     photo = Photo(Image.fromarray(image), (image.shape[1], image.shape[0]))
+    if overlap is not None and windows.needed(photo.size, target):
+        pieces = windows.cut(photo, target, overlap)
+        maps = [run(piece.pixels[None])[0] for piece in pieces]
+        return windows.merge(maps, pieces, photo.size)
     fitted = fit(photo, target)
     return restore(run(fitted.pixels[None])[0], fitted, photo.size).image
 
@@ -54,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("file", type=Path)
     add_evaluation_arguments(p)
+    arguments.add_windows(p)
     p.add_argument("--device", default="cpu", choices=("auto", "cpu", "cuda"))
     return p
 
@@ -62,15 +70,18 @@ def main(argv: list[str] | None = None) -> int:
     p = parser()
     args = p.parse_args(argv)
     check_plot(p, args)
+    overlap = arguments.overlap(p, args)
     try:
         engine = Engine(args.file, EngineOptions(args.device, threads=cpus.available()))
         dataset = find(args.dataset, args.data, args.split)
         check_classes(engine.contract.classes, dataset)
         contract = engine.contract
-        result = evaluate(dataset, partial(predict, engine.run, contract.input), args) | {
+        judge = partial(predict, engine.run, contract.input, overlap=overlap)
+        result = evaluate(dataset, judge, args) | {
             "output_stride": contract.output_stride,
             "scales": list(contract.scales),
             "flip": contract.flip,
+            "sliding_overlap": overlap,
             "execution_provider": engine.provider,
         }
         report(result, args)

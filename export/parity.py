@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import service
+from export.evaluate import predict
 from export.graph import LabelGraph
-from service.contract import INPUT, InputSize, Parity
+from model.data.dataset import Dataset
+from model.evaluate import score
+from service.contract import INPUT, LABELS, InputSize, Parity
 from service.imaging import decode, fit, open_checked
 
 MIN_AGREEMENT = {"fp32": 0.999, "fp16": 0.995, "int8": 0.0}
@@ -77,6 +81,25 @@ def compare(
         agreement=equal / pixels,
         max_logit_error=error,
         logit_std=float(np.mean(deviations)),
+    )
+
+
+def with_miou(
+    measured: Parity, graph: LabelGraph, proto: onnx.ModelProto, target: InputSize, data: Dataset
+) -> Parity:
+    """`measured` with the mIoU of the file less that of PyTorch on a data set."""
+    session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+
+    def file(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return session.run([LABELS], {INPUT: images})[0]  # type: ignore[no-any-return]
+
+    def exact(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        with torch.inference_mode():
+            return graph(torch.from_numpy(images))[0].numpy()  # type: ignore[no-any-return]
+
+    ours, theirs = (score(data, partial(predict, run, target)).miou() for run in (file, exact))
+    return measured.model_copy(
+        update={"miou_change": ours - theirs, "miou_images": len(data.pairs)}
     )
 
 

@@ -1,4 +1,4 @@
-"""Static int8 quantization, judged by mIoU.
+"""Static int8 quantization.
 
 Weights and activations of the network become 8 bit (QDQ form, which ONNX
 Runtime fuses into integer kernels); resizing, averaging and argmax stay float.
@@ -13,7 +13,6 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +25,9 @@ from onnxruntime.quantization.calibrate import TensorsData, create_calibrator
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from export import parity
-from export.evaluate import predict
-from export.graph import LabelGraph
+from export.saturation import safe_ranges
 from export.tail import learned, tail
-from model.data.dataset import Dataset
-from model.evaluate import score
-from service.contract import INPUT, LABELS, Contract, InputSize, Parity
+from service.contract import INPUT, LABELS, InputSize
 from service.imaging import decode, fit, open_checked
 
 log = logging.getLogger("export")
@@ -51,27 +46,20 @@ class QuantizationError(ValueError):
 
 @dataclass(frozen=True)
 class Quantization:
-    """What int8 is calibrated and judged on."""
+    """What int8 is calibrated on."""
 
     calibration: Sequence[Path]  # photos, none of the validation set
-    validation: Dataset
     calibration_images: int = 64
 
 
-def quantized(
-    proto: onnx.ModelProto, contract: Contract, options: Quantization, truth: LabelGraph
-) -> tuple[onnx.ModelProto, Parity]:
-    """Quantize a float32 graph; returns it with its comparison, mIoU change included."""
-    images = photos(options.calibration, options.calibration_images, contract.input)
+def quantized(proto: onnx.ModelProto, target: InputSize, options: Quantization) -> onnx.ModelProto:
+    """A float32 graph in 8 bits, but for its sensitive layers."""
+    images = photos(options.calibration, options.calibration_images, target)
     prepared = _prepared(proto)
     ranges = calibrate(prepared, images)
     floats = sensitive(prepared, ranges, images[:SENSITIVITY_IMAGES])
     log.info("%d convolutions stay in float: %s", len(floats), ", ".join(floats) or "none")
-    final = _quantize(prepared, ranges, exclude=floats)
-    measured = parity.compare(truth, final, contract.input)
-    change = miou(final, contract, options.validation) - miou(proto, contract, options.validation)
-    pairs = len(options.validation.pairs)
-    return final, measured.model_copy(update={"miou_change": change, "miou_images": pairs})
+    return _quantize(prepared, ranges, exclude=floats)
 
 
 def photos_in(folder: Path) -> list[Path]:
@@ -161,7 +149,7 @@ def _quantize(
         nodes_to_quantize=list(only),
         nodes_to_exclude=[*exclude, *tail(proto)],
         op_types_to_quantize=["Conv", *ACTIVATIONS] if only else OPERATORS,
-        extra_options={},
+        extra_options={"TensorQuantOverrides": safe_ranges(proto)},
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -181,13 +169,3 @@ def _session(proto: onnx.ModelProto) -> ort.InferenceSession:
 def _labels(proto: onnx.ModelProto, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
     session = _session(proto)
     return np.stack([session.run([LABELS], {INPUT: image[None]})[0][0] for image in images])
-
-
-def miou(proto: onnx.ModelProto, contract: Contract, dataset: Dataset) -> float:
-    """mIoU of a graph on a data set, as export.evaluate computes it."""
-    session = _session(proto)
-
-    def run(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        return session.run([LABELS], {INPUT: images})[0]  # type: ignore[no-any-return]
-
-    return score(dataset, partial(predict, run, contract.input)).miou()

@@ -17,7 +17,7 @@ import torch
 from torch.export import Dim
 
 from export import parity, quantize
-from export.digest import graph_digest
+from export.digest import contract_digest, graph_digest
 from export.graph import HalfPrecision, LabelGraph, PhasedGraph, logit_spacing
 from export.quantize import Quantization
 from export.resizes import constant_scales, drop_unused
@@ -25,7 +25,9 @@ from export.rewrite import rewritten
 from export.softmax import spread_softmax
 from model import checkpoint
 from model.checkpoint import Card
+from model.data.dataset import Dataset
 from model.deeplab import DeepLabV3Plus
+from model.evaluate import check_classes
 from service.contract import CONFIDENCE, INPUT, LABELS, METADATA_KEY, Contract, InputSize, Parity
 
 OPSET = 18
@@ -48,30 +50,36 @@ class ExportOptions:
     confidence: bool = False
     precision: Precision = "fp32"
     quantization: Quantization | None = None  # required for int8
+    validation: Dataset | None = None  # where the change of mIoU is measured
 
 
 def export(source: Path, target: Path, options: ExportOptions) -> Contract:
     """Export a checkpoint to `target` and return the contract written into it.
 
     The contract's comparison is also written beside the file, as
-    `NAME.parity.json`. Raises CheckpointError for an unreadable checkpoint and
-    ParityError when the file disagrees with PyTorch; `target` is then left as
-    it was.
+    `NAME.parity.json`. Raises CheckpointError for an unreadable checkpoint,
+    DatasetError for a validation set of other classes and ParityError when the
+    file disagrees with PyTorch; `target` is then left as it was.
     """
     card = checkpoint.read_card(source)
     net = checkpoint.load(source, options.output_stride)
+    if options.validation is not None:
+        check_classes(net.config.num_classes, options.validation)
     size = options.size or net.config.crop_size
     truth = _graph(net, options)
-    proto = build(_fast_graph(net, size, options), size, dynamic=options.dynamic)
+    final = build(_fast_graph(net, size, options), size, dynamic=options.dynamic)
     contract = _contract(card, net, size, checkpoint.digest(source), options)
     if options.quantization is not None:
-        final, measured = quantize.quantized(proto, contract, options.quantization, truth)
-    else:
-        final, measured = proto, parity.compare(truth, proto, contract.input, options.dynamic)
+        final = quantize.quantized(final, contract.input, options.quantization)
+    measured = parity.compare(truth, final, contract.input, options.dynamic)
+    if options.validation is not None:
+        measured = parity.with_miou(measured, truth, final, contract.input, options.validation)
     parity.require(measured, options.precision)
     final = strip(final)
     sealed = {"parity": measured, "graph_sha256": graph_digest(final)}
     contract = contract.model_copy(update=sealed)
+    digest = contract_digest(contract.model_dump_json())
+    contract = contract.model_copy(update={"contract_sha256": digest})
     write(final, contract, target)
     return contract
 
@@ -126,13 +134,19 @@ def write(proto: onnx.ModelProto, contract: Contract, target: Path) -> None:
     onnx.checker.check_model(proto, full_check=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     certificate = contract.parity.model_dump_json(indent=2) + "\n"
-    for path, data in (
-        (target, proto.SerializeToString(deterministic=True)),
-        (target.with_suffix(".parity.json"), certificate.encode()),
-    ):
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_bytes(data)
-        checkpoint.replace_durably(partial, path)
+    contents = {  # the file last: where it is, its certificate is
+        target.with_suffix(".parity.json"): certificate.encode(),
+        target: proto.SerializeToString(deterministic=True),
+    }
+    partials = {path: path.with_name(f".{path.name}.partial") for path in contents}
+    try:
+        for path, data in contents.items():
+            partials[path].write_bytes(data)
+        for path, partial in partials.items():
+            checkpoint.replace_durably(partial, path)
+    finally:  # a full disk leaves no half-written file
+        for partial in partials.values():
+            partial.unlink(missing_ok=True)
 
 
 def pad_color(net: DeepLabV3Plus) -> tuple[int, int, int]:

@@ -58,7 +58,7 @@ class Parity(BaseModel):
     agreement: Annotated[float, Field(ge=0, le=1)]  # share of equal labels
     max_logit_error: Annotated[float, Field(ge=0)]
     logit_std: Annotated[float, Field(ge=0)]
-    # For reduced precision: mIoU of this file minus that of the float32 graph, and where.
+    # For reduced precision: mIoU of this file minus that of PyTorch, and where.
     miou_change: float | None = None
     miou_images: int | None = None
 
@@ -81,6 +81,7 @@ class Contract(BaseModel):
     confidence: bool = False
     checkpoint_sha256: str
     graph_sha256: str | None = None  # of the file without its metadata; None in older files
+    contract_sha256: str | None = None  # of this contract without this field; likewise
     metrics: dict[str, Any] = {}
     parity: Parity
 

@@ -75,7 +75,9 @@ def test_a_truncated_file_is_one_clear_error(
     path = tmp_path / "cut.onnx"
     path.write_bytes(exported.read_bytes()[:kept])
     assert describe.main([str(path)]) == 1
-    assert "cut.onnx" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "cut.onnx" in error
+    assert error.count("\n") == 1
 
 
 def test_an_altered_weight_is_one_clear_error(
@@ -91,6 +93,31 @@ def test_an_altered_weight_is_one_clear_error(
     assert describe.main([str(path)]) == 1
     error = capsys.readouterr().err
     assert "altered.onnx was altered" in error
+    assert error.count("\n") == 1
+
+
+def test_an_altered_contract_is_one_clear_error(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (prop,) = onnx.load(exported).metadata_props
+    fields = json.loads(prop.value) | {"metrics": {"miou": 0.99}}
+    path = tampered(exported, tmp_path / "better.onnx", json.dumps(fields))
+    assert describe.main([str(path)]) == 1
+    assert "better.onnx was altered" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", [b"permute", b"classes"])
+def test_a_broken_name_is_one_clear_error(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: bytes
+) -> None:
+    """Of a node: the checker quotes it. Of the contract: it is no text any more."""
+    data = exported.read_bytes()
+    assert text in data
+    path = tmp_path / "broken.onnx"
+    path.write_bytes(data.replace(text, b"\xff" + text[1:], 1))
+    assert describe.main([str(path)]) == 1
+    error = capsys.readouterr().err
+    assert "broken.onnx" in error
     assert error.count("\n") == 1
 
 

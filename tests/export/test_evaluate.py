@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from numpy.typing import NDArray
 
 from export import evaluate as export_evaluate
 from export.writer import ExportOptions, export
@@ -15,6 +17,7 @@ from model import evaluate as model_evaluate
 from model.checkpoint import Card
 from model.data.dataset import VOC_CLASSES, voc_palette
 from model.deeplab import DeepLabV3Plus
+from service.contract import InputSize
 from tests.export.conftest import CONFIG
 from tests.model import voc_folder
 
@@ -23,7 +26,10 @@ from tests.model import voc_folder
 def test_checkpoint_and_file_have_the_same_miou(tmp_path: Path) -> None:
     config = CONFIG.model_copy(update={"num_classes": 21})
     card = Card(model=config, classes=VOC_CLASSES, palette=voc_palette(21))
-    source = checkpoint.save(tmp_path / "net", DeepLabV3Plus(config).state_dict(), card)
+    torch.manual_seed(0)
+    net = DeepLabV3Plus(config)
+    torch.nn.init.normal_(net.logits.weight)  # far from ties, which rounding would decide
+    source = checkpoint.save(tmp_path / "net", net.state_dict(), card)
     target = tmp_path / "net.onnx"
     export(source, target, ExportOptions())
     options = ["--data", str(voc_folder.make(tmp_path, split="val")), "--split", "val"]
@@ -38,6 +44,24 @@ def test_checkpoint_and_file_have_the_same_miou(tmp_path: Path) -> None:
     assert set(files["iou"]) == set(VOC_CLASSES)
     assert files["trimap"] == pytest.approx(checkpoints["trimap"], abs=1e-3)
     assert files["boundary_miou"] == pytest.approx(checkpoints["boundary_miou"], abs=1e-3)
+
+
+def test_large_photos_are_shrunk_or_judged_in_windows() -> None:
+    """A fake model that tells odd from even pixels does so in windows only."""
+    target = InputSize(policy="fixed", height=33, width=40, pad=(0, 0, 0))
+    image = np.zeros((70, 100, 3), np.uint8)
+    image[::2, 1::2] = image[1::2, ::2] = 200
+    shapes = set()
+
+    def run(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        shapes.add(images.shape)
+        return (images[..., 0] > 150).astype(np.uint8)
+
+    truth = (image[..., 0] > 150).astype(np.uint8)
+    sliding = export_evaluate.predict(run, target, image, overlap=0.25)
+    np.testing.assert_array_equal(sliding, truth)
+    assert not (export_evaluate.predict(run, target, image) == truth).all()
+    assert shapes == {(1, 33, 40, 3)}
 
 
 def test_a_data_set_of_other_classes_is_refused(

@@ -8,10 +8,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 
 from export import __main__ as cli
 from export import quantize
 from export.quantize import QuantizationError
+from export.saturation import largest_pairs
 from model import checkpoint
 from model.checkpoint import Card
 from model.data.dataset import VOC_CLASSES, voc_palette
@@ -37,6 +39,8 @@ def test_a_quantized_file_is_8_bit_and_says_what_it_lost(tmp_path: Path) -> None
     weights = [tensor for tensor in model.graph.initializer if len(tensor.dims) == 4]
     eight_bit = [tensor for tensor in weights if tensor.data_type == onnx.TensorProto.INT8]
     assert len(eight_bit) > len(weights) / 2
+    dense = [numpy_helper.to_array(each).astype(int) for each in eight_bit if each.dims[1] > 1]
+    assert max(largest_pairs(each).max() for each in dense) <= 128  # 255 times it fits 16 bits
     engine = Engine(target, EngineOptions("cpu"))
     assert engine.contract.precision == "int8"
     assert engine.contract.parity.miou_change is not None
@@ -63,8 +67,16 @@ def test_by_default_the_training_photos_calibrate(tmp_path: Path) -> None:
     assert len(paths) == 6
 
 
-def test_int8_without_data_is_a_usage_error(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--precision", "int8"], "--data"),
+        (["--data", "DATA"], "--precision"),
+        (["--precision", "fp16", "--calibration", "PHOTOS"], "--calibration"),
+    ],
+)
+def test_what_int8_needs_and_others_do_not_take_is_a_usage_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
 ) -> None:
-    assert cli.main([str(tmp_path), "-o", "x.onnx", "--precision", "int8"]) == 2
-    assert "--data" in capsys.readouterr().err
+    assert cli.main([str(tmp_path), "-o", "x.onnx", *arguments]) == 2
+    assert says in capsys.readouterr().err

@@ -17,10 +17,14 @@ from export.parity import ParityError
 from export.rewrite import rewritten
 from export.writer import ExportOptions, export
 from model import checkpoint
+from model.checkpoint import Card
+from model.data.dataset import VOC_CLASSES, voc_palette
+from model.deeplab import DeepLabV3Plus
 from model.predict import label_map, probabilities
 from service.contract import INPUT, LABELS, METADATA_KEY, Parity, parse
 from service.engine import Engine, EngineOptions
-from tests.export.conftest import SIZE, save_random
+from tests.export.conftest import CONFIG, SIZE, save_random
+from tests.model import voc_folder
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5])
@@ -131,6 +135,38 @@ def test_half_precision_computes_in_float16_behind_uint8(tiny: Path, tmp_path: P
     )  # the graph itself
 
 
+@pytest.mark.slow
+def test_half_precision_says_how_much_miou_it_changes(tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"num_classes": 21})
+    card = Card(model=config, classes=VOC_CLASSES, palette=voc_palette(21))
+    source = checkpoint.save(tmp_path / "net", DeepLabV3Plus(config).state_dict(), card)
+    data = voc_folder.make(tmp_path / "data", split="val")
+    target = tmp_path / "half.onnx"
+    arguments = [str(source), "-o", str(target), "--precision", "fp16", "--data", str(data)]
+    assert cli.main(arguments) == 0
+    measured = Engine(target, EngineOptions("cpu")).contract.parity
+    assert measured.miou_change == pytest.approx(0, abs=0.015)
+    assert measured.miou_images == 6
+
+
+def test_a_data_set_of_other_classes_is_refused_before_any_work(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = voc_folder.make(tmp_path / "data", split="val")
+    target = tmp_path / "x.onnx"
+    arguments = [str(tiny), "-o", str(target), "--precision", "fp16", "--data", str(data)]
+    assert cli.main(arguments) == 2
+    assert "5 classes" in capsys.readouterr().err
+
+
+def test_a_write_that_fails_leaves_nothing(exported: Path, tmp_path: Path) -> None:
+    contract = Engine(exported, EngineOptions("cpu")).contract
+    (tmp_path / "x.parity.json").mkdir()
+    with pytest.raises(OSError, match=r"x\.parity\.json"):
+        writer.write(onnx.load(exported), contract, tmp_path / "x.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.parity.json"]
+
+
 def test_the_certificate_lies_beside_the_file(exported: Path) -> None:
     certificate = Parity.model_validate_json(exported.with_suffix(".parity.json").read_bytes())
     contract = Engine(exported, EngineOptions("cpu")).contract
@@ -144,3 +180,6 @@ def test_mistakes_are_named(tmp_path: Path, tiny: Path, capsys: pytest.CaptureFi
         with pytest.raises(SystemExit, match="2"):
             cli.main([str(tiny), "-o", str(tmp_path / "x.onnx"), "--size", size])
         assert says in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([str(tiny), "-o", str(tmp_path)])
+    assert "is a folder" in capsys.readouterr().err
