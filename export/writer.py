@@ -64,7 +64,7 @@ def export(source: Path, target: Path, options: ExportOptions) -> Contract:
     card = checkpoint.read_card(source)
     net = checkpoint.load(source, options.output_stride)
     if options.validation is not None:
-        check_classes(net.config.num_classes, options.validation)
+        check_classes(card.classes, options.validation)
     size = options.size or net.config.crop_size
     truth = _graph(net, options)
     final = build(_fast_graph(net, size, options), size, dynamic=options.dynamic)
