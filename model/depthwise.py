@@ -48,7 +48,11 @@ def _is_dilated_depthwise(conv: nn.Conv2d) -> bool:
 
 def _forward(conv: nn.Conv2d) -> Any:
     def forward(x: Tensor) -> Tensor:
-        return DilatedDepthwise.apply(x, conv.weight, conv.dilation[0])  # type: ignore[no-any-return]
+        weight = conv.weight
+        if torch.is_autocast_enabled("cpu"):  # here: the backward pass runs outside of it
+            kind = torch.get_autocast_dtype("cpu")
+            x, weight = x.to(kind), weight.to(kind)
+        return DilatedDepthwise.apply(x, weight, conv.dilation[0])  # type: ignore[no-any-return]
 
     return forward
 

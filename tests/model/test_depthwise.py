@@ -34,6 +34,25 @@ def test_gradients_are_those_of_the_ordinary_convolution(
         torch.testing.assert_close(got, expected)
 
 
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16], ids=str)
+def test_gradients_under_autocast_are_those_of_the_parameters_kind(kind: torch.dtype) -> None:
+    """As in training: the backward pass runs when autocast has ended."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(6, 6, 3, padding=2, dilation=2, groups=6, bias=False)
+    x = torch.randn(2, 6, 13, 20, requires_grad=True)
+    exact = gradients(conv, x)
+    speed_up(conv)
+    with torch.autocast("cpu", kind):
+        y = conv(x)
+    assert y.dtype == kind
+    weighed = (y.float() * torch.linspace(-1, 2, y.numel()).view_as(y)).sum()
+    for got, expected in zip(torch.autograd.grad(weighed, [x, conv.weight]), exact, strict=True):
+        assert got.dtype == torch.float32
+        torch.testing.assert_close(
+            got, expected, rtol=0.02, atol=0.02 * float(expected.abs().max())
+        )
+
+
 def test_phases_hold_every_pixel_of_their_rows_and_columns() -> None:
     x = torch.arange(2 * 3 * 5 * 7.0).view(2, 3, 5, 7)
     cut = phases(x, 2)
