@@ -122,13 +122,7 @@ def create_app(settings: Settings, models: Models, tracing: Tracing | None = Non
             Keys, digests=settings.api_keys, per_minute=settings.rate_limit_per_minute
         )
     if settings.cors_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=settings.cors_origins,
-            allow_methods=["GET", "POST"],
-            allow_headers=ASKED_WITH,
-            expose_headers=ANSWERED_WITH,
-        )
+        _let_in(app, settings.cors_origins)
     app.add_middleware(Farewell, draining=lambda: models.draining)
     app.add_middleware(Observation, metrics=measured, draining=lambda: models.draining)
     if tracing:
@@ -144,6 +138,17 @@ def create_app(settings: Settings, models: Models, tracing: Tracing | None = Non
     problems.describe(app, needs_key=lambda path: bool(settings.api_keys) and not is_open(path))
     _answer_head(app)
     return app
+
+
+def _let_in(app: FastAPI, origins: tuple[str, ...]) -> None:
+    """Allow pages of other origins to ask, and to read what the answers' headers say."""
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=ASKED_WITH,
+        expose_headers=ANSWERED_WITH,
+    )
 
 
 def _answer_head(app: FastAPI) -> None:
