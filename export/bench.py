@@ -34,7 +34,7 @@ from model import checkpoint
 from service import bench as service_bench
 from service import cpus
 from service.contract import INPUT, LABELS
-from service.engine import Engine, EngineOptions
+from service.engine import Device, Engine, EngineOptions
 from service.errors import StartupError
 from service.load import launch
 from service.load.tables import Table
@@ -50,27 +50,31 @@ Images = NDArray[np.uint8]
 Runner = Callable[[Images], Any]
 
 
-def contestants(file: Path, source: Path, others: list[Path], threads: int) -> dict[str, Runner]:
+def contestants(
+    file: Path, source: Path, others: list[Path], threads: int, device: Device = "cpu"
+) -> dict[str, Runner]:
     """The file in our engine, its checkpoint in PyTorch, the file in OpenVINO, other files.
 
     Raises StartupError or CheckpointError for files that cannot be loaded.
     """
     torch.set_num_threads(threads)
-    engine = Engine(file, EngineOptions("cpu", threads=threads))
+    options = EngineOptions(device, threads=threads)
+    engine = Engine(file, options)
     contract = engine.contract
     graph = LabelGraph(
         checkpoint.load(source, contract.output_stride), scales=contract.scales, flip=contract.flip
-    ).eval()
+    )
+    graph = graph.to(device).eval()
 
     def eager(images: Images) -> Any:
         with torch.inference_mode():
-            return graph(torch.from_numpy(images))[0]
+            return graph(torch.from_numpy(images).to(device))[0].cpu()
 
     found: dict[str, Runner] = {"engine": engine.run, "PyTorch eager": eager}
-    if find_spec("openvino") is not None:
+    if device == "cpu" and find_spec("openvino") is not None:
         found["OpenVINO"] = openvino_runner(file, threads)
     for path in others:
-        found[path.name] = Engine(path, EngineOptions("cpu", threads=threads)).run
+        found[path.name] = Engine(path, options).run
     return found
 
 
@@ -119,21 +123,24 @@ def compared(args: argparse.Namespace, threads: int) -> tuple[Table, dict[str, A
 
     Raises StartupError or CheckpointError for files that cannot be loaded.
     """
-    candidates = contestants(args.file, args.checkpoint, args.other, threads)
+    candidates = contestants(args.file, args.checkpoint, args.other, threads, args.device)
     height, width = Engine(args.file, EngineOptions("cpu")).input_size
     shape = (args.batch, height, width, 3)
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     seconds = medians(candidates, images, args.rounds)
-    share = tail_share(args.file, images, threads, args.rounds)
+    # A GPU's kernels run on after ONNX Runtime's profile has noted their time.
+    on_cpu = args.device == "cpu"
+    share = tail_share(args.file, images, threads, args.rounds) if on_cpu else None
     rows = tuple(
         (name, f"{value / args.batch * 1000:.1f}", f"{value / seconds['engine']:.2f} x")
         for name, value in seconds.items()
     )
     table = Table(
-        f"{args.file.name}, batch {args.batch}, {threads} threads, {args.rounds} rounds",
+        f"{args.file.name}, batch {args.batch}, "
+        f"{f'{threads} threads' if on_cpu else args.device}, {args.rounds} rounds",
         ("", "ms an image", "to engine"),
         rows,
-        f"behind the last convolution: {share:.1%} of the time in kernels",
+        "" if share is None else f"behind the last convolution: {share:.1%} of the time in kernels",
     )
     return table, {"seconds": seconds, "tail_share": share, "batch": args.batch}
 
@@ -142,9 +149,15 @@ def served(args: argparse.Namespace) -> dict[str, Any]:
     """The service against its engine and against the plain handler; raises as `service.bench`."""
     size = "{},{}".format(*Engine(args.file, EngineOptions("cpu")).input_size)
     options = service_bench.Options(
-        args.file, tuple(args.photos), args.service_rounds, args.seconds, args.megapixels
+        args.file,
+        tuple(args.photos),
+        args.service_rounds,
+        args.seconds,
+        args.megapixels,
+        args.device,
     )
-    with launch.module("export.plain_handler", str(args.checkpoint), "--size", size) as plain:
+    plain_options = ("--size", size, "--device", args.device)
+    with launch.module("export.plain_handler", str(args.checkpoint), *plain_options) as plain:
         return service_bench.run(options, {PLAIN: plain})
 
 

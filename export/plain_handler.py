@@ -24,10 +24,10 @@ from model import checkpoint
 from service import cpus
 
 
-def create_app(source: Path, size: tuple[int, int]) -> FastAPI:
+def create_app(source: Path, size: tuple[int, int], device: str = "cpu") -> FastAPI:
     """A handler around one checkpoint, for input of `size` (H, W)."""
     height, width = size
-    graph = LabelGraph(checkpoint.load(source)).eval()
+    graph = LabelGraph(checkpoint.load(source)).to(device).eval()
     app = FastAPI()
 
     @app.get("/readyz")
@@ -42,7 +42,7 @@ def create_app(source: Path, size: tuple[int, int]) -> FastAPI:
         pixels = np.full((1, height, width, 3), 127, np.uint8)
         pixels[0, : photo.height, : photo.width] = np.asarray(photo)
         with torch.inference_mode():
-            labels = graph(torch.from_numpy(pixels))[0][0].numpy()
+            labels = graph(torch.from_numpy(pixels).to(device))[0][0].cpu().numpy()
         mask = Image.fromarray(labels[: photo.height, : photo.width])
         out = io.BytesIO()
         mask.resize(image.size, Image.Resampling.NEAREST).save(out, "PNG")
@@ -57,10 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("checkpoint", type=Path)
     p.add_argument("--port", type=int, required=True)
     p.add_argument("--size", metavar="H,W", default="513,513")
+    p.add_argument("--device", default="cpu")
     args = p.parse_args(argv)
     height, width = map(int, args.size.split(","))
     torch.set_num_threads(cpus.available())
-    app = create_app(args.checkpoint, (height, width))
+    app = create_app(args.checkpoint, (height, width), args.device)
     uvicorn.run(app, port=args.port, log_level="warning")
     return 0
 

@@ -32,7 +32,7 @@ from PIL import Image
 
 from service import cpus, imaging
 from service.demo import SAMPLES
-from service.engine import Engine, EngineOptions
+from service.engine import CPU, Device, Engine, EngineOptions
 from service.errors import StartupError
 from service.load import launch
 from service.load.generator import Load, Report, measured
@@ -59,6 +59,7 @@ class Options:
     rounds: int
     seconds: float  # of each contestant in each round
     megapixels: float = 12.0  # of the large photo; phones take them like that
+    device: Device = "cpu"
 
 
 def run(options: Options, others: Mapping[str, launch.Server] | None = None) -> dict[str, Any]:
@@ -69,8 +70,9 @@ def run(options: Options, others: Mapping[str, launch.Server] | None = None) -> 
     """
     threads = cpus.available()
     lanes = min(threads, MOST_LANES)
-    engine = Engine(options.file, EngineOptions("cpu", threads=threads, lanes=lanes))
-    flags = ("--device", "cpu", "--default-model", options.file.stem, "--log-level", "warning")
+    engine = Engine(options.file, EngineOptions(options.device, threads=threads, lanes=lanes))
+    device = ("--device", options.device)
+    flags = (*device, "--default-model", options.file.stem, "--log-level", "warning")
     with (
         launch.service(options.file.parent, *flags) as server,
         tempfile.TemporaryDirectory() as folder,
@@ -80,8 +82,9 @@ def run(options: Options, others: Mapping[str, launch.Server] | None = None) -> 
         found = take_turns(_contestants(options, engine, servers, large), options.rounds)
     return {
         "model": options.file.name,
+        "provider": engine.provider,
         "threads": threads,
-        "lanes": lanes,
+        "lanes": engine.lanes,
         "rounds": options.rounds,
         "megapixels": options.megapixels,
         "seconds": options.seconds,
@@ -93,10 +96,11 @@ def run(options: Options, others: Mapping[str, launch.Server] | None = None) -> 
 def _contestants(
     options: Options, engine: Engine, servers: Mapping[str, launch.Server], large: Path
 ) -> dict[str, Contestant]:
-    images = decoded(engine, options.photos, BATCH)
+    batches = (1, BATCH) if engine.provider == CPU else (1, BATCH, 4 * BATCH)
+    images = decoded(engine, options.photos, max(batches))
     found: dict[str, Contestant] = {
         f"engine, batch {n}": partial(bare, [engine.predict_alone], images, n, options.seconds)
-        for n in (1, BATCH)
+        for n in batches
     }
     if engine.lanes > 1:
         lanes = partial(bare, engine.runs, images, 1, options.seconds)
@@ -267,6 +271,7 @@ def versus(contestants: Mapping[str, Figures], other: str) -> Table:
 
 def add_options(p: argparse.ArgumentParser) -> None:
     """The options that `export.bench` shares."""
+    p.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
     p.add_argument(
         "--photos", type=Path, nargs="+", default=sorted(SAMPLES.glob("*.jpg")), help="JPEG files"
     )
@@ -297,7 +302,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print; 1 when a server does not start or answer."""
     args = parser().parse_args(argv)
     file = args.file or min(BUNDLED.glob("*.onnx"))
-    options = Options(file, tuple(args.photos), args.rounds, args.seconds, args.megapixels)
+    options = Options(
+        file, tuple(args.photos), args.rounds, args.seconds, args.megapixels, args.device
+    )
     try:
         result = run(options)
     except (StartupError, RuntimeError) as error:
