@@ -19,6 +19,7 @@ from torch.export import Dim
 from export import parity, quantize
 from export.digest import contract_digest, graph_digest
 from export.graph import HalfPrecision, LabelGraph, PhasedGraph, logit_spacing
+from export.optional import on_request
 from export.quantize import Quantization
 from export.resizes import constant_scales, drop_unused
 from export.rewrite import rewritten
@@ -71,6 +72,7 @@ def export(source: Path, target: Path, options: ExportOptions) -> Contract:
     contract = _contract(card, net, size, checkpoint.digest(source), options)
     if options.quantization is not None:
         final = quantize.quantized(final, contract.input, options.quantization)
+    final = on_request(final)
     measured = parity.compare(truth, final, contract.input, options.dynamic)
     if options.validation is not None:
         measured = parity.with_miou(measured, truth, final, contract.input, options.validation)

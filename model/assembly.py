@@ -100,8 +100,6 @@ def _in_fp32(forward: Any) -> Any:
 
 def start(config: Recipe, world: World) -> Run:
     """A run at iteration 0."""
-    # Crops are of one size: cuDNN's fastest convolutions are searched once. No-op on a CPU.
-    torch.backends.cudnn.benchmark = True
     net = build(config).to(world.device).train()
     if config.channels_last:
         net = net.to(memory_format=torch.channels_last)

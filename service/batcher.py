@@ -55,13 +55,19 @@ class _Entry(Generic[Result]):
     item: Array
     future: asyncio.Future[tuple[Result, Timing]]
     deadline: float  # of the monotonic clock
+    options: tuple[object, ...] = ()
     arrived: float = field(default_factory=time.monotonic)
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What the items of a batch have in common."""
+        return (self.item.shape, self.options)
 
 
 class Session(Generic[Result]):
     """One function that works on batches, in a thread of its own."""
 
-    def __init__(self, run: Callable[[Array], Sequence[Result]], number: int) -> None:
+    def __init__(self, run: Callable[..., Sequence[Result]], number: int) -> None:
         self.run = run
         self.number = number
         self.worker = ThreadPoolExecutor(1, thread_name_prefix=f"engine-{number}")
@@ -80,13 +86,15 @@ class Batcher(Generic[Result]):
 
     def __init__(
         self,
-        *runs: Callable[[Array], Sequence[Result]],
+        *runs: Callable[..., Sequence[Result]],
         max_batch: int = 4,
         max_wait_ms: float = 2.0,
-        alone: Callable[[Array], Sequence[Result]] | None = None,
+        alone: Callable[..., Sequence[Result]] | None = None,
         on_death: Callable[[], None] = lambda: None,
     ) -> None:
         """Each of `runs` gets one batch (N, H, W, ...) at a time, in a thread of its own.
+
+        Behind the batch it gets the options that its items were submitted with.
 
         `alone` takes the place of any of them for a batch that begins when nothing
         else runs or waits.
@@ -125,8 +133,8 @@ class Batcher(Generic[Result]):
         """Items waiting."""
         return len(self._queue)
 
-    async def submit(self, item: Array, *, deadline: float) -> tuple[Result, Timing]:
-        """Have one item (H, W, ...) worked on, in a batch with others of its shape.
+    async def submit(self, item: Array, *options: object, deadline: float) -> tuple[Result, Timing]:
+        """Have one item (H, W, ...) worked on, in a batch with others of its shape and options.
 
         `deadline` is a point of the monotonic clock. Raises DeadlineExceeded,
         InferenceFailed, EngineUnavailable or ShuttingDown. Cancelling the
@@ -137,7 +145,7 @@ class Batcher(Generic[Result]):
         if not self.alive:
             raise EngineUnavailable("the inference loop has died: try again in a while")
         loop = asyncio.get_running_loop()
-        entry: _Entry[Result] = _Entry(item, loop.create_future(), deadline)
+        entry: _Entry[Result] = _Entry(item, loop.create_future(), deadline, options)
         self._queue.append(entry)
         self._arrival.set()
         timer = loop.call_later(max(0.0, deadline - time.monotonic()), _expire, entry)
@@ -186,14 +194,14 @@ class Batcher(Generic[Result]):
         return True
 
     def _take(self, session: Session[Result]) -> None:
-        """Move waiting entries of one shape into a batch, in order, dropping the dead."""
+        """Move waiting entries of one kind into a batch, in order, dropping the dead."""
         batch = session.batch
         passed_over: list[_Entry[Result]] = []
         while self._queue and len(batch) < self._max_batch:
             entry = self._queue.popleft()
             if entry.future.done():  # cancelled, or expired
                 continue
-            if batch and entry.item.shape != batch[0].item.shape:
+            if batch and entry.kind != batch[0].kind:
                 passed_over.append(entry)
             else:
                 batch.append(entry)
@@ -263,9 +271,9 @@ class Batcher(Generic[Result]):
 
 
 def _run_batch(
-    run: Callable[[Array], Sequence[Result]], batch: list[_Entry[Result]]
+    run: Callable[..., Sequence[Result]], batch: list[_Entry[Result]]
 ) -> Sequence[Result]:
-    results = run(np.stack([entry.item for entry in batch]))
+    results = run(np.stack([entry.item for entry in batch]), *batch[0].options)
     if len(results) != len(batch):
         raise RuntimeError(f"{len(batch)} items in, {len(results)} results out")
     return results

@@ -17,6 +17,8 @@ METADATA_KEY = "deeplab.contract"
 INPUT = "image"  # uint8 (N, H, W, 3), RGB
 LABELS = "labels"  # uint8 (N, H, W), class ids
 CONFIDENCE = "confidence"  # uint8 (N, H, W), probability of the label times 255
+# bool (), optional: false spares the work for the confidence, which is then zeros.
+WITH_CONFIDENCE = "with_confidence"
 
 Byte = Annotated[int, Field(ge=0, le=255)]
 Color = tuple[Byte, Byte, Byte]

@@ -18,7 +18,15 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from service import trt_engines
-from service.contract import CONFIDENCE, INPUT, LABELS, Contract, ContractError, parse
+from service.contract import (
+    CONFIDENCE,
+    INPUT,
+    LABELS,
+    WITH_CONFIDENCE,
+    Contract,
+    ContractError,
+    parse,
+)
 from service.digest import graph_digest
 from service.errors import StartupError
 from service.trt_engines import TrtOptions
@@ -27,6 +35,7 @@ log = logging.getLogger("service.engine")
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
+_FLAGS = [np.array(False), np.array(True)]
 Device = Literal["auto", "cpu", "cuda", "tensorrt"]
 
 
@@ -48,6 +57,9 @@ class Prediction:
 
     labels: NDArray[np.uint8]  # (H, W) class ids
     confidence: NDArray[np.uint8] | None = None  # (H, W) probability of the label times 255
+
+
+Run = Callable[..., list[Prediction]]  # of images (N, H, W, 3), and whether with confidence
 
 
 class Engine:
@@ -74,6 +86,9 @@ class Engine:
         if self.lanes > 1:
             self._lanes = _shares(path, data, self.lanes, max(1, options.threads // self.lanes))
         self.contract = _contract(path, self._session.get_modelmeta().custom_metadata_map)
+        # Files of earlier versions compute it always.
+        optional = {each.name for each in self._session.get_overridable_initializers()}
+        self._chooses = WITH_CONFIDENCE in optional
         _check_unaltered(path, data, self.contract)
         self._check_outputs(path)
 
@@ -99,27 +114,32 @@ class Engine:
         """(N, H, W, 3) uint8 -> (N, H, W) uint8 class ids."""
         return self._run(self._lanes[0], images, [LABELS])[0]
 
-    def predict(self, images: NDArray[np.uint8]) -> list[Prediction]:
-        """(N, H, W, 3) uint8 -> everything that the model says of each image."""
-        return self._predict_in(0, images)
+    def predict(self, images: NDArray[np.uint8], confidence: bool = False) -> list[Prediction]:
+        """(N, H, W, 3) uint8 -> what the model says of each image.
+
+        `confidence` asks for that too, which takes time; a model without has none.
+        """
+        return self._predict_with(self._lanes[0], images, confidence)
 
     @property
-    def runs(self) -> list[Callable[[NDArray[np.uint8]], list[Prediction]]]:
+    def runs(self) -> list[Run]:
         """`predict` for each lane, each to be called by one thread at a time."""
-        return [self.predict, *(partial(self._predict_in, n) for n in range(1, self.lanes))]
+        return [self.predict, *(partial(self._predict_with, lane) for lane in self._lanes[1:])]
 
-    def _predict_in(self, lane: int, images: NDArray[np.uint8]) -> list[Prediction]:
-        return self._predictions(self._run(self._lanes[lane], images, self.outputs))
-
-    def predict_alone(self, images: NDArray[np.uint8]) -> list[Prediction]:
+    def predict_alone(
+        self, images: NDArray[np.uint8], confidence: bool = False
+    ) -> list[Prediction]:
         """As `predict`, with the threads of all lanes; to be called by one thread at a time."""
-        return self._predictions(self._run(self._session, images, self.outputs))
+        return self._predict_with(self._session, images, confidence)
 
-    def _predictions(self, found: list[NDArray[np.uint8]]) -> list[Prediction]:
-        labels, *confidence = found
-        if not confidence:
+    def _predict_with(
+        self, session: ort.InferenceSession, images: NDArray[np.uint8], confidence: bool = False
+    ) -> list[Prediction]:
+        if not (confidence and self.contract.confidence):
+            (labels,) = self._run(session, images, [LABELS])
             return [Prediction(each) for each in labels]
-        return [Prediction(*each) for each in zip(labels, confidence[0], strict=True)]
+        found = self._run(session, images, [LABELS, CONFIDENCE])
+        return [Prediction(*each) for each in zip(*found, strict=True)]
 
     @property
     def outputs(self) -> list[str]:
@@ -129,11 +149,14 @@ class Engine:
     def _run(
         self, session: ort.InferenceSession, images: NDArray[np.uint8], outputs: list[str]
     ) -> list[NDArray[np.uint8]]:
+        wanted = {WITH_CONFIDENCE: _FLAGS[CONFIDENCE in outputs]} if self._chooses else {}
         if self.provider == CPU:
-            return session.run(outputs, {INPUT: images})  # type: ignore[no-any-return]
+            return session.run(outputs, {INPUT: images, **wanted})  # type: ignore[no-any-return]
         # One copy in and one copy out for each output.
         binding = session.io_binding()
         binding.bind_cpu_input(INPUT, images)
+        for name, flag in wanted.items():
+            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(flag))
         for name in outputs:
             binding.bind_output(name, "cuda", self._gpu)
         session.run_with_iobinding(binding)
@@ -154,10 +177,11 @@ class Engine:
         height, width = self.input_size
         for batch in range(1, max_batch + 1):
             images = np.zeros((batch, height, width, 3), np.uint8)
-            for run in self.runs:
-                run(images)
-            if self.lanes > 1:
-                self.predict_alone(images)
+            for confidence in (False, True) if self.contract.confidence else (False,):
+                for run in self.runs:
+                    run(images, confidence)
+                if self.lanes > 1:
+                    self.predict_alone(images, confidence)
 
 
 def _read(path: Path) -> bytes:

@@ -101,10 +101,11 @@ async def _infer(
         pixels = call.images[..., 0].size
         _check_size(pixels, resources.max_pixels)
         resources.on_pixels(pixels)
-        submitted = [served.batcher.submit(image, deadline=deadline) for image in call.images]
+        sure = CONFIDENCE in call.outputs
+        submitted = [served.batcher.submit(image, sure, deadline=deadline) for image in call.images]
         predictions = [prediction for prediction, _ in await asyncio.gather(*submitted)]
         results = {LABELS: np.stack([each.labels for each in predictions])}
-        if engine.contract.confidence:
+        if sure:
             results[CONFIDENCE] = np.stack([each.confidence for each in predictions])  # type: ignore[misc]
         return await claim.work(resources.pool, partial(tensors.write, served.name, call, results))
 

@@ -31,6 +31,8 @@ INCLUDABLE = ("mask", "color", "overlay", "confidence")
 PNG_OVERLAY = ("image/png", "overlay.png")
 ZIP = "application/zip"
 NEEDS_PHOTO = {"overlay"}  # in full resolution
+# All others do without what takes the model some per cent longer; rle and polygons name it too.
+NEEDS_CONFIDENCE = {"confidence", "json", "npz", "polygons", "rle"}
 
 OverlayFormat = Literal["jpeg", "png"]
 

@@ -27,7 +27,7 @@ from service.contract import Contract
 from service.engine import Engine, Prediction
 from service.errors import ServiceError
 from service.imaging import Fitted
-from service.outputs import NEEDS_PHOTO, Result, Wish, check
+from service.outputs import NEEDS_CONFIDENCE, NEEDS_PHOTO, Result, Wish, check
 from service.records import Record, Todo
 from service.selection import select
 from service.storage import Place
@@ -138,7 +138,8 @@ class Pipeline:
             return self._without_result(each.todo, FAILED, reason, each.sha256)
 
     def _predict(self, ready: list[Ready]) -> list[Prediction]:
-        return self._engine.predict(np.stack([each.fitted.pixels for each in ready]))
+        pixels = np.stack([each.fitted.pixels for each in ready])
+        return self._engine.predict(pixels, bool(NEEDS_CONFIDENCE & self._wish.all_outputs))
 
     def _finish(self, predicted: tuple[Ready, Prediction] | Record) -> Record:
         """Encode and write; what an earlier result has beyond this one is taken away."""

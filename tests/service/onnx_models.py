@@ -13,6 +13,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from export import optional
 from service.contract import CONFIDENCE, INPUT, LABELS, METADATA_KEY, Contract, InputSize, Parity
 
 CLASSES = ("background", "dim", "bright")
@@ -44,11 +45,13 @@ def save(
     metadata: dict[str, str] | None = None,
     *,
     confidence: bool = False,
+    on_request: bool = False,
     brightest: int = 2,
 ) -> Path:
     """Write the tiny model; by default with its contract in the metadata.
 
-    `confidence`: give the red channel itself as the confidence.
+    `confidence`: give the red channel itself as the confidence; `on_request`: as new
+    exports do, only where it is asked for.
     `brightest`: the highest class it gives, to tell two files apart.
     """
     shape: list[str | int | None] = ["batch", *SIZE]
@@ -75,6 +78,8 @@ def save(
         ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    if on_request:
+        model = optional.on_request(model)
     onnx.checker.check_model(model, full_check=True)
     default = {METADATA_KEY: contract(confidence=confidence).model_dump_json()}
     helper.set_model_props(model, default if metadata is None else metadata)

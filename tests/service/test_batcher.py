@@ -164,6 +164,35 @@ def test_shapes_are_never_mixed_and_keep_their_order(run: Run) -> None:
     run(scenario, max_batch=8, max_wait_ms=0)
 
 
+def test_options_reach_the_function_and_are_never_mixed() -> None:
+    """A batch runs in one way, and others wait for their turn in order."""
+    ran: list[tuple[list[int], tuple[object, ...]]] = []
+    entered, gate = threading.Event(), threading.Event()
+
+    def work(batch: Array, *options: object) -> Array:
+        entered.set()
+        assert gate.wait(10)
+        ran.append(([int(each.flat[0]) for each in batch], options))
+        return batch
+
+    async def main() -> None:
+        batcher: Batcher[Array] = Batcher(work, max_batch=4, max_wait_ms=0)  # type: ignore[arg-type]
+        batcher.start()
+        wanted = [(0, ()), (1, (True,)), (2, (False,)), (3, (True,)), (4, (False,)), (5, ())]
+        tasks = []
+        for value, options in wanted:
+            asked = batcher.submit(item(value), *options, deadline=soon())
+            tasks.append(asyncio.create_task(asked))
+            await asyncio.to_thread(entered.wait, 10)  # the others wait behind the first
+        gate.set()
+        answers = await asyncio.gather(*tasks)
+        await batcher.close(1)
+        assert [int(result.flat[0]) for result, _ in answers] == [0, 1, 2, 3, 4, 5]
+
+    asyncio.run(main())
+    assert ran == [([0], ()), ([1, 3], (True,)), ([2, 4], (False,)), ([5], ())]
+
+
 def test_a_failed_batch_fails_only_itself(run: Run) -> None:
     async def scenario(batcher: Batcher[Array], doubler: Doubler) -> None:
         first = await hold(batcher, doubler)
@@ -181,7 +210,7 @@ def test_a_failed_batch_fails_only_itself(run: Run) -> None:
 
 def test_results_missing_from_a_batch_fail_it() -> None:
     async def main() -> None:
-        batcher: Batcher[Array] = Batcher(lambda batch: batch[:-1])  # type: ignore[arg-type, return-value]
+        batcher: Batcher[Array] = Batcher(lambda batch: batch[:-1])
         batcher.start()
         with pytest.raises(InferenceFailed):
             await batcher.submit(item(1), deadline=soon())

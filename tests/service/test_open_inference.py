@@ -24,7 +24,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (3, HEIGHT, WIDTH, 3), np.uin
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder: Path = tmp_path_factory.mktemp("models")
     onnx_models.save(folder / "plain.onnx")
-    onnx_models.save(folder / "sure.onnx", confidence=True)
+    onnx_models.save(folder / "sure.onnx", confidence=True, on_request=True)
     with running(folder) as (url, _):
         yield url
 

@@ -25,7 +25,7 @@ LABELS = onnx_models.expected(PHOTO)
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     folder = tmp_path_factory.mktemp("models")
     onnx_models.save(folder / "plain.onnx")
-    onnx_models.save(folder / "sure.onnx", confidence=True)
+    onnx_models.save(folder / "sure.onnx", confidence=True, on_request=True)
     with serving(folder) as client:
         yield client
 

@@ -227,11 +227,11 @@ class Failing(Engine):
         type(self).loads += 1
         self.is_new = self.loads > 1
 
-    def predict(self, images: NDArray[np.uint8]) -> list[Prediction]:
+    def predict(self, images: NDArray[np.uint8], confidence: bool = False) -> list[Prediction]:
         is_warm_up = not images.any()
         if not is_warm_up and (len(images) > 1 or not self.is_new):
             raise RuntimeError("out of memory")
-        return super().predict(images)
+        return super().predict(images, confidence)
 
 
 def test_a_failed_engine_is_made_anew_and_loses_no_photo(

@@ -42,7 +42,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     onnx_models.save(folder / "plain-os8.onnx", metadata, brightest=1)
     other = onnx_models.contract(checkpoint_sha256="1" * 64, confidence=True)
     metadata = {METADATA_KEY: other.model_dump_json()}
-    onnx_models.save(folder / "sure.onnx", metadata, confidence=True)
+    onnx_models.save(folder / "sure.onnx", metadata, confidence=True, on_request=True)
     with running(folder, "--default-model", "plain") as (url, _):
         yield url
 

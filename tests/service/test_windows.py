@@ -31,7 +31,7 @@ LARGE = photo(130, 217)
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     folder = tmp_path_factory.mktemp("models")
-    onnx_models.save(folder / "tiny.onnx", confidence=True)
+    onnx_models.save(folder / "tiny.onnx", confidence=True, on_request=True)
     with serving(folder, max_windows=30) as client:
         yield client
 

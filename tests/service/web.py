@@ -69,10 +69,10 @@ class Held:
         self.gate.set()  # open for the warm-up
         run = self.models.get(None).engine.predict
 
-        def held(images: NDArray[np.uint8]) -> list[Prediction]:
+        def held(images: NDArray[np.uint8], confidence: bool) -> list[Prediction]:
             self.entered.set()
             assert self.gate.wait(10)
-            return run(images)
+            return run(images, confidence)
 
         self.models.get(None).batcher.sessions[0].run = held
         self.settings = settings
