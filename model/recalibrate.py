@@ -1,0 +1,112 @@
+"""Measure batch norm's statistics anew on whole photos: `python -m model.recalibrate CKPT -o OUT`.
+
+Training sees crops at random scales, evaluation whole photos at their own size, padded to
+the crop size. The maps' means and variances differ between the two, and a network judged
+with those of the crops misses what it knows (Touvron et al. 2019 found the same of
+classifiers). This lays training photos out as evaluation does and replaces the running
+statistics by the mean over batches of them; no weight is changed. Judge the result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from model import arguments, checkpoint, memory
+from model.checkpoint import CheckpointError
+from model.data.dataset import DATASETS, Dataset, DatasetError, find, read_pair
+from model.data.loader import balanced_weights, first_readable, pixel_counts
+from model.deeplab import DeepLabV3Plus
+from model.layers import batch_norms
+from model.predict import pad
+
+
+def whole(dataset: Dataset, order: NDArray[np.int64], net: DeepLabV3Plus) -> Iterator[Tensor]:
+    """Photos of these indices as evaluation sees them, (1, 3, H, W), shrunk if they are larger.
+
+    Raises DatasetError where one photo after the other is damaged.
+    """
+    height, width = net.config.crop_size
+    for position in range(len(order)):
+        (photo, _), _ = first_readable(
+            position, lambda at: read_pair(dataset, dataset.pairs[order[at % len(order)]])
+        )
+        photo.thumbnail((width, height))
+        x = torch.from_numpy(np.array(photo)).permute(2, 0, 1)[None]
+        yield pad(x.to(net.logits.weight), net, net.config.crop_size)
+
+
+@torch.no_grad()
+def recalibrate(net: DeepLabV3Plus, photos: Iterator[Tensor], count: int, batch: int) -> None:
+    """Replace the running statistics by the mean over batches of `count` photos, in place."""
+    norms = batch_norms(net)
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean of all batches
+        norm.train()
+    with tqdm(total=count, unit="photo", disable=not sys.stderr.isatty()) as bar:
+        for _ in range(count // batch):
+            net(torch.cat([next(photos) for _ in range(batch)]))
+            bar.update(batch)
+    net.eval()
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m model.recalibrate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="example: python -m model.recalibrate runs/light/model -o runs/whole/model "
+        "--data DATA --photos 1600",
+    )
+    p.add_argument("checkpoint", type=Path)
+    p.add_argument("-o", "--out", type=Path, required=True, help="the checkpoint to write")
+    p.add_argument("--dataset", default="voc", choices=sorted(DATASETS))
+    p.add_argument("--data", type=Path, required=True, help="folder that holds the data set")
+    p.add_argument("--split", default="trainaug", help="photos of the training (trainaug)")
+    p.add_argument("--sampling", default="balanced", choices=("uniform", "balanced"))
+    p.add_argument("--photos", type=arguments.positive, default=1600, help="default: 1600")
+    p.add_argument("--batch", type=arguments.positive, default=8, help="photos at once (8)")
+    p.add_argument("--seed", type=int, default=0)
+    arguments.add_device(p)
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    p = parser()
+    args = p.parse_args(argv)
+    if not 1 < args.batch <= args.photos:
+        p.error(f"--batch {args.batch}: give at least 2 and at most --photos {args.photos}")
+    try:
+        net = checkpoint.load(args.checkpoint).to(args.device)
+        card = checkpoint.read_card(args.checkpoint)
+        dataset = find(args.dataset, args.data, args.split)
+        chances = None
+        if args.sampling == "balanced":
+            weights = balanced_weights(pixel_counts(dataset))
+            chances = weights / weights.sum()
+        rng = np.random.default_rng(args.seed)
+        order = rng.choice(len(dataset.pairs), args.photos, p=chances)
+        recalibrate(net, whole(dataset, order, net), args.photos, args.batch)
+        note = {key: getattr(args, key) for key in ("split", "sampling", "photos", "batch", "seed")}
+        training = card.training | {"recalibrated": note}
+        card = card.model_copy(update={"training": training, "metrics": {}})
+        path = checkpoint.save(args.out, net.state_dict(), card)
+    except (CheckpointError, DatasetError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"wrote {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    memory.keep_freed_on_a_cpu()
+    raise SystemExit(main())
