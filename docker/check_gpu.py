@@ -20,17 +20,21 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
+from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the application, beside this folder
 
+from service import imaging
 from service.engine import Engine, EngineOptions, cuda_problem
 from service.errors import StartupError
 from service.models import model_files
 from service.settings import Settings
 
 DRIVER = "libcuda.so.1"
+MIN_AGREEMENT = 0.99  # of labels: a GPU multiplies in TF32, which the CPU does not
 # cuDNN and cuFFT are opened at run time: `ldd` does not see that the provider needs them.
 WHEELS_BRING = {"libcublas", "libcublasLt", "libcudart", "libcudnn", "libcufft", "libcurand"}
+PHOTOS = sorted((Path(__file__).parents[1] / "service" / "samples").glob("*.jpg"))
 PROVIDER = Path(ort.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"
 
 
@@ -113,13 +117,24 @@ def run_on_gpu() -> int:
         print(f"FAIL  {problem}")
         return 1
     try:
-        engine = Engine(model_files(Settings().models)[0], EngineOptions(device="cuda"))
-        engine.run(np.zeros((1, *engine.input_size, 3), np.uint8))
+        path = model_files(Settings().models)[0]
+        engine = Engine(path, EngineOptions(device="cuda"))
+        images = samples(engine)
+        labels = engine.run(images)
+        equal = (labels == Engine(path, EngineOptions(device="cpu")).run(images)).mean()
     except (StartupError, RuntimeError) as error:
         print(f"FAIL  {error}")
         return 1
     print(f"ok    {engine.name} ran on {engine.provider}")
-    return 0
+    verdict = "ok  " if equal >= MIN_AGREEMENT else "FAIL"
+    print(f"{verdict}  {equal:.3%} of its labels are those of the CPU")
+    return 0 if equal >= MIN_AGREEMENT else 1
+
+
+def samples(engine: Engine) -> NDArray[np.uint8]:
+    """The sample photos as the service hands them to the engine, (N, H, W, 3)."""
+    decoded = [imaging.decode(imaging.open_checked(path.read_bytes(), 10**8)) for path in PHOTOS]
+    return np.stack([imaging.fit(photo, engine.contract.input).pixels for photo in decoded])
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import json
 import platform
 from collections.abc import Iterable
 from importlib.metadata import Distribution, PackageNotFoundError, distributions, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import onnxruntime as ort
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
-from service import cpus, trt_engines
+from service import cpus, gpu_memory, trt_engines
 from service.contract import ContractError
 from service.engine import CUDA, Engine, cuda_problem, preload
 from service.errors import StartupError
@@ -68,6 +69,7 @@ def examine(folder: Path | None) -> dict[str, Any]:
             "cuda": _cuda(),
             "tensorrt": trt_engines.problem() or "works",
         },
+        "gpus": _gpus(),
         "models": models,
         "problems": problems,
     }
@@ -101,6 +103,18 @@ def _cuda() -> str:
         return "not compiled in; install the gpu extra to use a GPU"
     preload()
     return cuda_problem() or "works"
+
+
+def _gpus() -> list[str]:
+    if find_spec("pynvml") is None:
+        return ["unknown: nvidia-ml-py is not installed, the gpu extra has it"]
+    library = gpu_memory.nvml()
+    if library is None:
+        return []
+    try:
+        return gpu_memory.gpus(library)
+    except library.NVMLError as error:  # a GPU may fall off the bus
+        return [f"cannot be read: {error}"]
 
 
 def _settings(folder: Path | None) -> tuple[Settings, list[str]]:
@@ -155,6 +169,7 @@ def as_text(report: dict[str, Any]) -> str:
         ("onnxruntime", ", ".join(f"{name} {ver}" for name, ver in runtime["wheels"].items())),
         ("compiled in", ", ".join(runtime["compiled_in"])),
         ("cuda", runtime["cuda"]),
+        *(("gpu", gpu) for gpu in report["gpus"] or ["none that NVIDIA's driver shows"]),
         ("tensorrt", runtime["tensorrt"]),
         ("models", f"{report['folder']}, on --device {report['device']}"),
         *(("model", ", ".join(f"{k} {v}" for k, v in model.items())) for model in report["models"]),

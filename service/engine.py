@@ -32,6 +32,8 @@ from service.errors import StartupError
 from service.trt_engines import TrtOptions
 
 log = logging.getLogger("service.engine")
+# What matters is reported in our own words: the rest, such as a search for plugins, confuses.
+ort.set_default_logger_severity(3)  # errors
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"

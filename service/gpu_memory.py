@@ -28,6 +28,19 @@ def nvml() -> Any | None:
     return library
 
 
+def gpus(library: Any) -> list[str]:
+    """Every GPU that the driver shows: name, memory and the driver's version, as one line each."""
+    driver = library.nvmlSystemGetDriverVersion()
+    found = []
+    for number in range(library.nvmlDeviceGetCount()):
+        handle = library.nvmlDeviceGetHandleByIndex(number)
+        memory = library.nvmlDeviceGetMemoryInfo(handle)
+        name = library.nvmlDeviceGetName(handle)
+        gigabytes = f"{memory.used / 1e9:.1f} of {memory.total / 1e9:.1f} GB in use"
+        found.append(f"{number}: {name}, {gigabytes}, driver {driver}")
+    return found
+
+
 class GpuMemory(Collector):
     """Reads every GPU that the driver shows, when asked, while a model runs on one.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from service import __main__ as cli
+from service import gpu_memory
 from service.doctor import installed_wheels, wheel_problem
 from tests.service import onnx_models
 
@@ -28,6 +29,23 @@ def test_a_sound_folder_has_nothing_wrong(
     said = capsys.readouterr().out
     assert "nothing is wrong" in said
     assert "CPUExecutionProvider" in said
+
+
+def test_gpus_that_cannot_be_read_are_said_to_be_unreadable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Lost:
+        class NVMLError(Exception):
+            pass
+
+        def nvmlSystemGetDriverVersion(self) -> str:  # noqa: N802 (NVIDIA's name)
+            raise self.NVMLError("GPU is lost")
+
+    onnx_models.save(tmp_path / "tiny.onnx")
+    for library, says in ((None, "none that"), (Lost(), "cannot be read: GPU is lost")):
+        monkeypatch.setattr(gpu_memory, "nvml", lambda found=library: found)
+        assert cli.main(["doctor", "--models", str(tmp_path)]) == 0
+        assert f"gpu          {says}" in capsys.readouterr().out
 
 
 def test_bad_files_are_named_among_good_ones(

@@ -33,6 +33,12 @@ class Driver:
     def nvmlDeviceGetCount(self) -> int:  # noqa: N802 (NVIDIA's names)
         return 2
 
+    def nvmlSystemGetDriverVersion(self) -> str:  # noqa: N802
+        return "580.159"
+
+    def nvmlDeviceGetName(self, handle: int) -> str:  # noqa: N802
+        return f"NVIDIA H{handle}"
+
     def nvmlDeviceGetHandleByIndex(self, number: int) -> int:  # noqa: N802
         if self.broken and number == 1:
             raise self.NVMLError("GPU is lost")
@@ -49,6 +55,13 @@ def exposed(collector: GpuMemory) -> str:
     registry = CollectorRegistry()
     registry.register(collector)
     return generate_latest(registry).decode()
+
+
+def test_the_doctor_reads_every_gpu() -> None:
+    assert gpu_memory.gpus(Driver()) == [
+        "0: NVIDIA H0, 0.0 of 1.1 GB in use, driver 580.159",
+        "1: NVIDIA H1, 0.0 of 1.1 GB in use, driver 580.159",
+    ]
 
 
 def test_every_gpu_is_listed_with_its_memory() -> None:
