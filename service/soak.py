@@ -156,12 +156,13 @@ async def _soak(server: launch.Server, options: Options) -> Result:
     sources = [path.read_bytes() for path in sorted(SAMPLES.glob("*.jpg"))]
     photos = small_photos(sources)
     chance = random.Random(options.seed)
-    warm = iter(good(photos, OUTPUTS)[: WARM_UP * options.clients])
+    outputs = await asyncio.to_thread(_outputs, server.url)
+    warm = iter(good(photos, outputs)[: WARM_UP * options.clients])
     await _clients(server, options.clients, warm, seen)
     before = await _settled(server, None)
     began = time.monotonic()
     watcher = asyncio.create_task(_watch(server, seen, samples))
-    cases = _cases(options, photos, chance)
+    cases = _cases(options, photos, outputs, chance)
     await _clients(server, options.clients, cases, seen)
     watcher.cancel()
     seconds = time.monotonic() - began
@@ -170,9 +171,17 @@ async def _soak(server: launch.Server, options: Options) -> Result:
     return Result(seconds, seen, samples, before, after, metrics, log="")
 
 
-def _cases(options: Options, photos: Sequence[bytes], chance: random.Random) -> Iterator[Case]:
+def _outputs(url: str) -> tuple[str, ...]:
+    """Every output that the default model can give."""
+    (model,) = (each for each in httpx.get(f"{url}/models").json()["models"] if each["default"])
+    return (*OUTPUTS, *(["confidence", "mask,confidence"] if model["confidence"] else []))
+
+
+def _cases(
+    options: Options, photos: Sequence[bytes], outputs: Sequence[str], chance: random.Random
+) -> Iterator[Case]:
     """Good ones and others, until there were enough."""
-    well = good(photos, OUTPUTS)
+    well = good(photos, outputs)
     ill = hostile(photos[0], MAX_BODY_BYTES)
     until = None if options.minutes is None else time.monotonic() + 60 * options.minutes
     sent = 0

@@ -44,7 +44,7 @@ def found(**changes: object) -> str:
 
 @pytest.mark.slow
 def test_some_hundred_requests_lose_and_leak_nothing(tmp_path: Path) -> None:
-    onnx_models.save(tmp_path / "tiny.onnx")
+    onnx_models.save(tmp_path / "tiny.onnx", confidence=True, on_request=True)
     options = Options(tmp_path, requests=400, clients=8, body_timeout_s=0.5)
     result = soak.run(options)
     assert result.problems == []
