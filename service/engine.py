@@ -121,12 +121,18 @@ class Engine:
 
         `confidence` asks for that too, which takes time; a model without has none.
         """
-        return self._predict_with(self._lanes[0], images, confidence)
+        return self._predict_in(0, images, confidence)
 
     @property
     def runs(self) -> list[Run]:
         """`predict` for each lane, each to be called by one thread at a time."""
-        return [self.predict, *(partial(self._predict_with, lane) for lane in self._lanes[1:])]
+        return [self.predict, *(partial(self._predict_in, n) for n in range(1, self.lanes))]
+
+    def _predict_in(
+        self, lane: int, images: NDArray[np.uint8], confidence: bool = False
+    ) -> list[Prediction]:
+        # By number: whoever keeps `runs` is not to keep the sessions.
+        return self._predict_with(self._lanes[lane], images, confidence)
 
     def predict_alone(
         self, images: NDArray[np.uint8], confidence: bool = False
@@ -135,7 +141,7 @@ class Engine:
         return self._predict_with(self._session, images, confidence)
 
     def _predict_with(
-        self, session: ort.InferenceSession, images: NDArray[np.uint8], confidence: bool = False
+        self, session: ort.InferenceSession, images: NDArray[np.uint8], confidence: bool
     ) -> list[Prediction]:
         if not (confidence and self.contract.confidence):
             (labels,) = self._run(session, images, [LABELS])
@@ -175,7 +181,10 @@ class Engine:
         self._lanes = []
 
     def warm_up(self, max_batch: int) -> None:
-        """Run every batch size once, so that no request pays for memory and algorithm search."""
+        """Run every batch size once, with and without confidence.
+
+        So no request pays for memory and algorithm search.
+        """
         height, width = self.input_size
         for batch in range(1, max_batch + 1):
             images = np.zeros((batch, height, width, 3), np.uint8)
