@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from service import __main__ as cli
 from service import engine as engines
 from service import models, trt_engines
-from service.contract import CONFIDENCE, LABELS
+from service.contract import CONFIDENCE, LABELS, WITH_CONFIDENCE
 from service.engine import CPU, CUDA, Engine, EngineOptions
 from service.errors import StartupError
 from service.settings import Settings
@@ -33,9 +33,14 @@ class Binding:
     def __init__(self) -> None:
         self.image: NDArray[np.uint8] = np.zeros(0, np.uint8)
         self.outputs: list[tuple[str, str, int]] = []
+        self.confident: bool | None = None
 
     def bind_cpu_input(self, _: str, image: NDArray[np.uint8]) -> None:
         self.image = image
+
+    def bind_ortvalue_input(self, name: str, value: ort.OrtValue) -> None:
+        assert name == WITH_CONFIDENCE
+        self.confident = bool(value.numpy())
 
     def bind_output(self, *where: Any) -> None:
         self.outputs.append(where)
@@ -51,6 +56,7 @@ class Session:
     builds: ClassVar[bool] = True  # whether TensorRT takes a part of the graph
     batches: ClassVar[list[int]] = []
     bound: ClassVar[list[tuple[str, str, int]]] = []
+    confident: ClassVar[bool | None] = None
 
     def __init__(self, data: bytes, config: Any, *, providers: list[Any]) -> None:
         self._real = RealSession(data, config, providers=[CPU])
@@ -73,12 +79,16 @@ class Session:
     def get_outputs(self) -> Any:
         return self._real.get_outputs()
 
+    def get_overridable_initializers(self) -> Any:
+        return self._real.get_overridable_initializers()
+
     def io_binding(self) -> Binding:
         return Binding()
 
     def run_with_iobinding(self, binding: Binding) -> None:
         self.batches.append(len(binding.image))
         self.bound[:] = binding.outputs
+        type(self).confident = binding.confident
 
 
 @pytest.fixture
@@ -99,7 +109,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> type[Session]:
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     (tmp_path / "models").mkdir()
-    return onnx_models.save(tmp_path / "models" / "tiny.onnx", confidence=True)
+    return onnx_models.save(tmp_path / "models" / "tiny.onnx", confidence=True, on_request=True)
 
 
 def settings(model: Path, **changes: Any) -> Settings:
@@ -129,7 +139,7 @@ def test_engines_are_built_once_and_then_served(
     cache = model.parents[1] / "cache"
     flags = ["--models", str(model.parent), "--trt-cache", str(cache), "--max-batch", "3"]
     assert cli.main(["build-engines", *flags]) == 0
-    assert gpu.batches == [1, 2, 3]
+    assert gpu.batches == [1, 1, 2, 2, 3, 3]  # without confidence, and with it
     (folder,) = cache.iterdir()
     assert {path.name for path in folder.iterdir()} == {"part_0_sm90.engine", COMPLETE}
     assert "part_0_sm90.engine" in caplog.text
@@ -158,9 +168,11 @@ def test_every_shape_a_batch_can_have_is_in_the_profile(gpu: type[Session], mode
 def test_outputs_are_bound_on_the_gpu_of_the_session(gpu: type[Session], model: Path) -> None:
     engine = Engine(model, EngineOptions("cuda", gpu=3))
     images = np.random.default_rng(0).integers(0, 256, (2, *onnx_models.SIZE, 3), np.uint8)
-    (first, _) = engine.predict(images)
-    assert gpu.bound == [(LABELS, "cuda", 3), (CONFIDENCE, "cuda", 3)]
-    assert (first.labels == onnx_models.expected(images[0])).all()
+    for confidence, bound in ((False, [LABELS]), (True, [LABELS, CONFIDENCE])):
+        (first, _) = engine.predict(images, confidence)
+        assert gpu.bound == [(name, "cuda", 3) for name in bound]
+        assert gpu.confident is confidence  # the input that spares the work
+        assert (first.labels == onnx_models.expected(images[0])).all()
 
 
 @pytest.mark.parametrize(
