@@ -29,6 +29,9 @@ UNSCALED = ("I", "F")  # Pillow would clip them to 0 to 255, whatever white is
 ORIENTATION = 0x0112  # the EXIF tag
 EPOCH = (1980, 1, 1, 0, 0, 0)  # of ZIP files, so that the same outputs give the same bytes
 LONGEST_JPEG_SIDE = 65_500  # libjpeg's own limit, JPEG_MAX_DIMENSION
+# Share of the pixels wanted on a side that a reduced JPEG must have: of 4000 an eighth is 500,
+# where 513 are wanted, and a quarter takes half as long again to decode and shrink.
+ENOUGH = 0.95
 PNG_LEVEL = 1  # zlib: masks shrink to a few kilobytes at the fastest level already
 
 # Sizes are checked against the service's own limit, from the header, before decoding.
@@ -77,14 +80,14 @@ def decode(image: Image.Image, *, reduce_to: int | None = None) -> Photo:
     """Decode and orient an opened image; raises InvalidImage when it is truncated or broken.
 
     `reduce_to`: no side needs more pixels than this, so that a JPEG may be
-    decoded at a half, a quarter or an eighth of its size.
+    decoded at a half, a quarter or an eighth of its size, if that leaves ENOUGH.
     """
     orientation = _orientation(image)  # now: a TIFF forgets it once it is turned
     turned = orientation in (5, 6, 7, 8)
     size = (image.height, image.width) if turned else image.size
     try:
         if reduce_to is not None and max(size) > reduce_to:
-            scale = reduce_to / max(size)
+            scale = ENOUGH * reduce_to / max(size)
             width, height = (max(1, round(side * scale)) for side in image.size)  # draft divides
             image.draft("RGB", (width, height))
         image.load()

@@ -120,6 +120,12 @@ def test_a_large_jpeg_is_decoded_small_but_keeps_its_size() -> None:
     assert photo.image.size == (100, 50)
 
 
+@pytest.mark.parametrize(("wanted", "side"), [(100, 100), (105, 100), (106, 200), (190, 200)])
+def test_a_twentieth_may_be_missing_of_a_reduced_jpeg(wanted: int, side: int) -> None:
+    photo = decoded(encoded(picture(800, 400), "JPEG"), reduce_to=wanted)
+    assert photo.image.width == side
+
+
 @pytest.mark.parametrize("size", [(3000, 1), (1, 3000), (2001, 2)])
 def test_a_thin_jpeg_is_decoded_small_too(size: tuple[int, int]) -> None:
     photo = decoded(encoded(picture(*size), "JPEG"), reduce_to=100)
