@@ -65,7 +65,7 @@ def contestants(
     graph = LabelGraph(
         checkpoint.load(source, contract.output_stride), scales=contract.scales, flip=contract.flip
     )
-    graph = graph.to(device).eval()
+    graph.to(device).eval()
 
     def eager(images: Images) -> Any:
         with torch.inference_mode():

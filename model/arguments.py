@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from fractions import Fraction
+from pathlib import Path
 
 import torch
+
+from model.data.dataset import DATASETS
 
 OVERLAP = 1 / 3  # of sliding windows
 
@@ -27,6 +30,18 @@ def add_device(p: ArgumentParser) -> None:
     """Where a network runs, in all commands that judge photos."""
     default = "cuda" if torch.cuda.is_available() else "cpu"
     p.add_argument("--device", type=device, default=default, help=f"default here: {default}")
+
+
+def add_remade(p: ArgumentParser) -> None:
+    """A checkpoint, the one to make of it, and what it was trained on."""
+    p.add_argument("checkpoint", type=Path)
+    p.add_argument("-o", "--out", type=Path, required=True, help="the checkpoint to write")
+    p.add_argument("--dataset", default="voc", choices=sorted(DATASETS))
+    p.add_argument("--data", type=Path, required=True, help="folder of the training's data set")
+    p.add_argument("--split", default="trainaug", help="that it was trained on (trainaug)")
+    p.add_argument(
+        "--sampling", default="balanced", choices=("uniform", "balanced"), help="default: balanced"
+    )
 
 
 def add_windows(p: ArgumentParser) -> None:

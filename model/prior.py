@@ -25,9 +25,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model import checkpoint
+from model import arguments, checkpoint
 from model.checkpoint import Card, CheckpointError
-from model.data.dataset import DATASETS, DatasetError, find
+from model.data.dataset import DatasetError, find
 from model.data.loader import balanced_weights, pixel_counts
 from model.evaluate import check_classes
 
@@ -80,9 +80,8 @@ def shifts(
     return np.concatenate([[-margin], np.log(target / trained[1:])])
 
 
-def shifted(source: Path, found: NDArray[np.float64], note: dict[str, object]) -> Card:
+def shifted(card: Card, found: NDArray[np.float64], note: dict[str, object]) -> Card:
     """The card of the checkpoint with other biases: what was added is kept in it."""
-    card = checkpoint.read_card(source)
     training = card.training | {"prior": note | {"added": [round(float(x), 4) for x in found]}}
     return card.model_copy(update={"training": training, "metrics": {}})
 
@@ -95,12 +94,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="example: python -m model.prior runs/light/model -o runs/fitted/model "
         "--data DATA --shares shares.toml",
     )
-    p.add_argument("checkpoint", type=Path)
-    p.add_argument("-o", "--out", type=Path, required=True, help="the checkpoint to write")
-    p.add_argument("--dataset", default="voc", choices=sorted(DATASETS))
-    p.add_argument("--data", type=Path, required=True, help="folder of the training's data set")
-    p.add_argument("--split", default="trainaug", help="what the checkpoint was trained on")
-    p.add_argument("--sampling", default="balanced", choices=("uniform", "balanced"))
+    arguments.add_remade(p)
     p.add_argument("--shares", type=Path, required=True, metavar="FILE", help="TOML: class = share")
     p.add_argument("--margin", type=float, default=0.0, help="taken off the background (default 0)")
     return p
@@ -109,7 +103,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
-        classes = checkpoint.read_card(args.checkpoint).classes
+        card = checkpoint.read_card(args.checkpoint)
+        classes = card.classes
         shares = read_shares(args.shares, classes)
         dataset = find(args.dataset, args.data, args.split)
         check_classes(classes, dataset)
@@ -117,7 +112,7 @@ def main(argv: list[str] | None = None) -> int:
         state = checkpoint.load(args.checkpoint).state_dict()
         state[BIAS] = state[BIAS] + torch.from_numpy(found).to(state[BIAS])
         note: dict[str, object] = {"shares": shares, "margin": args.margin}
-        path = checkpoint.save(args.out, state, shifted(args.checkpoint, found, note))
+        path = checkpoint.save(args.out, state, shifted(card, found, note))
     except (SharesError, CheckpointError, DatasetError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

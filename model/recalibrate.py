@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from tqdm import tqdm
 
 from model import arguments, checkpoint, memory
 from model.checkpoint import CheckpointError
-from model.data.dataset import DATASETS, Dataset, DatasetError, find, read_pair
+from model.data.dataset import Dataset, DatasetError, find, read_pair
 from model.data.loader import balanced_weights, first_readable, pixel_counts
 from model.deeplab import DeepLabV3Plus
 from model.layers import batch_norms
@@ -67,12 +66,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="example: python -m model.recalibrate runs/light/model -o runs/whole/model "
         "--data DATA --photos 1600",
     )
-    p.add_argument("checkpoint", type=Path)
-    p.add_argument("-o", "--out", type=Path, required=True, help="the checkpoint to write")
-    p.add_argument("--dataset", default="voc", choices=sorted(DATASETS))
-    p.add_argument("--data", type=Path, required=True, help="folder that holds the data set")
-    p.add_argument("--split", default="trainaug", help="photos of the training (trainaug)")
-    p.add_argument("--sampling", default="balanced", choices=("uniform", "balanced"))
+    arguments.add_remade(p)
     p.add_argument("--photos", type=arguments.positive, default=1600, help="default: 1600")
     p.add_argument("--batch", type=arguments.positive, default=8, help="photos at once (8)")
     p.add_argument("--seed", type=int, default=0)

@@ -1,6 +1,6 @@
 """Micro-batching: single items in, whole batches to the workers, single results out.
 
-Knows neither HTTP nor ONNX Runtime: it batches arrays of equal shape for any
+Knows neither HTTP nor ONNX Runtime: it batches arrays of equal shape and options for any
 functions from a batch to a batch, the sessions, which share one queue. One batch is
 collected at a time, so that sessions do not split what could be one; as many run at
 once as there are sessions. A batch that has the machine to itself may be given to

@@ -31,8 +31,8 @@ INCLUDABLE = ("mask", "color", "overlay", "confidence")
 PNG_OVERLAY = ("image/png", "overlay.png")
 ZIP = "application/zip"
 NEEDS_PHOTO = {"overlay"}  # in full resolution
-# All others do without what takes the model some per cent longer; rle and polygons name it too.
-NEEDS_CONFIDENCE = {"confidence", "json", "npz", "polygons", "rle"}
+# These name it, those of whole photos and those of classes alike; the others are spared its cost.
+NAMES_CONFIDENCE = {"confidence", "json", "npz", "polygons", "rle"}
 
 OverlayFormat = Literal["jpeg", "png"]
 
@@ -68,6 +68,11 @@ class Result:
     labels: Rows  # of (H, W)
     confidence: Rows | None  # of (H, W)
     contract: Contract
+
+
+def wants_confidence(wish: Wish, contract: Contract) -> bool:
+    """Whether the model is to be asked for its confidence: it has one, and an output names it."""
+    return contract.confidence and not NAMES_CONFIDENCE.isdisjoint(wish.all_outputs)
 
 
 def parse_outputs(text: str, what: str, valid: Iterable[str]) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ from service.contract import Contract
 from service.engine import Engine, Prediction
 from service.errors import ServiceError
 from service.imaging import Fitted
-from service.outputs import NEEDS_CONFIDENCE, NEEDS_PHOTO, Result, Wish, check
+from service.outputs import NEEDS_PHOTO, Result, Wish, check, wants_confidence
 from service.records import Record, Todo
 from service.selection import select
 from service.storage import Place
@@ -139,7 +139,7 @@ class Pipeline:
 
     def _predict(self, ready: list[Ready]) -> list[Prediction]:
         pixels = np.stack([each.fitted.pixels for each in ready])
-        return self._engine.predict(pixels, bool(NEEDS_CONFIDENCE & self._wish.all_outputs))
+        return self._engine.predict(pixels, wants_confidence(self._wish, self._engine.contract))
 
     def _finish(self, predicted: tuple[Ready, Prediction] | Record) -> Record:
         """Encode and write; what an earlier result has beyond this one is taken away."""

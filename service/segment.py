@@ -28,7 +28,7 @@ from service.errors import (
 from service.imaging import Fitted, Photo
 from service.limits import Admission, Claim
 from service.models import ServedModel
-from service.outputs import NEEDS_CONFIDENCE, NEEDS_PHOTO, Result, Wish
+from service.outputs import NEEDS_PHOTO, Result, Wish, wants_confidence
 from service.packing import Outcome, Packing
 from service.png import Rows
 from service.upload import Upload
@@ -269,7 +269,7 @@ async def _infer(prepared: Prepared, job: Job) -> list[Prediction]:
     """Have all inputs of a photo worked on; if one fails the others are dropped."""
     began = time.monotonic()
     batcher = job.model.batcher
-    sure = bool(NEEDS_CONFIDENCE & job.wish.all_outputs)
+    sure = wants_confidence(job.wish, job.contract)
     submitted = [batcher.submit(each, sure, deadline=job.deadline) for each in prepared.pixels]
     answers = await _all(submitted)
     timings = [timing for _, timing in answers]

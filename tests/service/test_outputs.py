@@ -14,6 +14,8 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from service.imaging import ORIENTATION
+from service.outputs import Wish, wants_confidence
+from service.selection import select
 from tests.service import onnx_models
 from tests.service.web import opened, photo, png, post, serving
 
@@ -179,6 +181,19 @@ def test_json_and_npz_hold_the_confidence_too(client: TestClient) -> None:
     body = post(client, png(PHOTO), model="sure", output="npz").content
     with np.load(io.BytesIO(body), allow_pickle=False) as arrays:
         assert (arrays["confidence"] == PHOTO[..., 0]).all()
+
+
+@pytest.mark.parametrize(
+    ("outputs", "has_it", "asked"),
+    [("mask", True, False), ("json", True, True), ("json", False, False), ("npz", True, True)],
+)
+def test_confidence_is_asked_for_where_it_is_named_and_there(
+    outputs: str, has_it: bool, asked: bool
+) -> None:
+    """Requests that need none of it share their batches, whatever they name."""
+    contract = onnx_models.contract(confidence=has_it)
+    wish = Wish((outputs,), select(None, contract))
+    assert wants_confidence(wish, contract) is asked
 
 
 def test_a_model_without_confidence_says_so_before_the_photo_is_read(client: TestClient) -> None:
