@@ -62,6 +62,11 @@ class Recipe(BaseModel):
     hard_mining: Annotated[float, Field(gt=0, le=1)] = 1.0
     # Times the Lovász-Softmax loss, added to the cross-entropy: a surrogate of the mean IoU.
     lovasz: Annotated[float, Field(ge=0)] = 0.0
+    # Checkpoints whose mean probabilities are learnt too, the share of the loss that is theirs,
+    # and the temperature at which both sides' probabilities are taken (Hinton et al. 2015).
+    teachers: list[str] = []
+    distillation: Annotated[float, Field(gt=0, le=1)] = 0.5
+    temperature: Annotated[float, Field(gt=0)] = 2.0
 
     # PyTorch's momentum of the running statistics; None keeps each part's own.
     batch_norm_momentum: Annotated[float, Field(gt=0, le=1)] | None = None

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from model.data.loader import Batch
+from model.distillation import Teachers
 from model.distributed import World
 from model.run import Run, TrainingError
 
@@ -55,6 +56,7 @@ def train_step(
     loss: Loss,
     config: Options,
     world: World,
+    teachers: Teachers | None = None,
 ) -> float:
     """One iteration; returns the loss of the global batch, whose weight is `weight`.
 
@@ -67,7 +69,9 @@ def train_step(
     value = 0.0
     for part, context in micro_batches(run, batch, config.accumulate):
         with context:
-            value += backward(run, part, weight, loss=loss, config=config, world=world)
+            value += backward(
+                run, part, weight, loss=loss, config=config, world=world, teachers=teachers
+            )
     (value,) = world.sums(value)
     update(run, value, config)
     return value
@@ -100,6 +104,7 @@ def backward(
     loss: Loss,
     config: Options,
     world: World,
+    teachers: Teachers | None = None,
 ) -> float:
     """Add a micro-batch's gradients; returns its share of the loss."""
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
@@ -109,7 +114,11 @@ def backward(
     kind = torch.float16 if config.precision == "fp16" else torch.bfloat16
     with torch.autocast(world.device.type, kind, enabled=config.precision != "fp32"):
         logits = run.module(images)
-    share = loss.sum(logits, labels) / max(weight, 1.0)
+        soft = None if teachers is None else teachers.probabilities(images, logits)
+    total = loss.sum(logits, labels)
+    if teachers is not None and soft is not None:
+        total = teachers.mix(total, logits, soft, labels)
+    share = total / max(weight, 1.0)
     # Times the processes: their gradients are averaged, and are to be summed.
     run.scaler.scale(share * world.size).backward()  # type: ignore[no-untyped-call]
     return float(share.detach())

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model import arguments, distributed, memory, preflight, recipe
+from model import arguments, distillation, distributed, memory, preflight, recipe
 from model.assembly import start
 from model.board import TensorBoard
 from model.checkpoint import CheckpointError
@@ -87,6 +87,7 @@ def train(
     if resume:
         folder.resume(run)
     crops, loss = samples(config, dataset, world)
+    teachers = distillation.load(config, world)
     share = Batches(
         run.iteration,
         config.iterations,
@@ -108,6 +109,7 @@ def train(
             loss=loss,
             config=config,
             world=world,
+            teachers=teachers,
         )
 
     def after() -> bool:

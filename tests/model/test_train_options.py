@@ -17,6 +17,7 @@ from model.board import TensorBoard
 from model.data.dataset import DatasetError, find
 from model.data.loader import Batch
 from model.deeplab import DeepLabV3Plus
+from model.distillation import Teachers
 from model.distributed import CPU, World
 from model.loss import PixelLoss
 from model.recipe import Recipe, RecipeError
@@ -41,12 +42,24 @@ def example(size: int = 33) -> Batch:
     return Batch(images, labels, [])
 
 
-def step(config: Recipe, batch: Batch | None = None) -> tuple[Run, float]:
+def step(
+    config: Recipe, batch: Batch | None = None, teachers: Teachers | None = None
+) -> tuple[Run, float]:
     """A run after one iteration, and its loss."""
     batch = batch or example()
     run, loss = assembly.start(config, World()), PixelLoss()
     weight = loss.weight(batch.labels)
-    return run, train_step(run, batch, weight, factor=1.0, loss=loss, config=config, world=World())
+    value = train_step(
+        run,
+        batch,
+        weight,
+        factor=1.0,
+        loss=loss,
+        config=config,
+        world=World(),
+        teachers=teachers,
+    )
+    return run, value
 
 
 def gradients(run: Run) -> dict[str, Tensor]:
