@@ -106,17 +106,19 @@ def backward(
     world: World,
     teachers: Teachers | None = None,
 ) -> float:
-    """Add a micro-batch's gradients; returns its share of the loss."""
+    """Add a micro-batch's gradients; returns its share of the loss, the teachers' in it."""
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     pixels = batch.images.to(world.device, non_blocking=True)  # as bytes: a quarter of the traffic
     images = pixels.to(next(run.net.parameters()).dtype, memory_format=layout)
     labels = batch.labels.to(world.device)
     kind = torch.float16 if config.precision == "fp16" else torch.bfloat16
-    with torch.autocast(world.device.type, kind, enabled=config.precision != "fp32"):
+    mixed_precision = torch.autocast(world.device.type, kind, enabled=config.precision != "fp32")
+    with mixed_precision:
         logits = run.module(images)
-        soft = None if teachers is None else teachers.probabilities(images, logits)
     total = loss.sum(logits, labels)
-    if teachers is not None and soft is not None:
+    if teachers is not None:
+        with mixed_precision:
+            soft = teachers.probabilities(images, logits)
         total = teachers.mix(total, logits, soft, labels)
     share = total / max(weight, 1.0)
     # Times the processes: their gradients are averaged, and are to be summed.

@@ -86,8 +86,8 @@ def train(
     run = start(config, world)
     if resume:
         folder.resume(run)
-    crops, loss = samples(config, dataset, world)
     teachers = distillation.load(config, world)
+    crops, loss = samples(config, dataset, world)
     share = Batches(
         run.iteration,
         config.iterations,
