@@ -357,7 +357,7 @@ def widths_section(results: Results, folder: Path) -> str:
     return "\n".join(
         [
             WIDTHS_TEXT.format(iterations=iterations),
-            table(["channels", "paper, mIoU (%)", f"ours, {len(seeds)} seed(s)"], rows),
+            table(["channels", "paper, mIoU (%)", f"ours, mean of {len(seeds)}"], rows),
             "![mIoU by channels](studies/widths.svg)\n",
             widths_verdict(miou) + "\n",
         ]
