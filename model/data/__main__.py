@@ -17,8 +17,8 @@ from model.data.report import Report
 IMAGE_FOLDER = "imagefolder"
 # What only one kind of set has below the folder that --data names.
 MARKS = {
-    "voc": ("VOCdevkit/VOC2012",),
-    "camvid": ("CamVid",),
+    "voc": ("VOCdevkit/VOC2012", "VOC2012", "ImageSets/Segmentation"),
+    "camvid": ("CamVid", "trainannot"),
     "cityscapes": ("leftImg8bit", "cityscapes/leftImg8bit"),
     "coco": ("train2017", "coco/train2017"),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from model.data.pairs import Dataset, DatasetError, Pair
+from model.data.pairs import Dataset, DatasetError, Pair, home
 
 CLASSES = (
     "sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian",
@@ -16,11 +16,13 @@ PALETTE = (
     (192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192),
 )  # fmt: skip
 VOID_COLOR = (0, 0, 0)
+PLACES = ("CamVid", "")  # below what --data names
+MARK = "trainannot"
 
 
 def find(root: Path, split: str) -> Dataset:
     """List a split by its text file beside the folders `train`, `trainannot` and so on."""
-    base = root / "CamVid"
+    base = home(root, PLACES, MARK)
     pairs = tuple(
         Pair(name, _picture(base / split / name), base / f"{split}annot" / f"{name}.png")
         for name in _names(base, split)

@@ -16,7 +16,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from model.data.pairs import VOID, CodedMask, Coding, Color, Dataset, DatasetError, Mask, Pair
+from model.data.pairs import (
+    VOID,
+    CodedMask,
+    Coding,
+    Color,
+    Dataset,
+    DatasetError,
+    Mask,
+    Pair,
+    home,
+)
 
 
 class Label(NamedTuple):
@@ -70,6 +80,8 @@ PALETTE = tuple(label.color for label in LABELS if label.train_id != VOID)
 # The way back: LABEL_IDS[train id] is the label id that submissions hold.
 LABEL_IDS = tuple(label.id for label in LABELS if label.train_id != VOID)
 
+PLACES = ("", "cityscapes")  # below what --data names
+MARK = "leftImg8bit"
 SPLITS = {
     "train": ("train",),
     "val": ("val",),
@@ -92,7 +104,7 @@ def find(root: Path, split: str) -> Dataset:
     """List a split below `root` or `root/cityscapes`, photo by photo; the masks may be missing."""
     if split not in SPLITS:
         raise DatasetError(f"cityscapes has no split {split!r}; choose one of {', '.join(SPLITS)}")
-    base = root / "cityscapes" if (root / "cityscapes").is_dir() else root
+    base = home(root, PLACES, MARK)
     pairs = tuple(pair for part in SPLITS[split] for pair in _pairs(base, part))
     return Dataset("cityscapes", split, pairs, CLASSES, PALETTE, void_colors=VOID_COLORS)
 

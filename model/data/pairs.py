@@ -94,6 +94,12 @@ def meanings(dataset: Dataset, mask: Mask) -> dict[int, int]:
     }
 
 
+def home(root: Path, places: Sequence[str], mark: str) -> Path:
+    """The first of `places` below `root` that holds `mark`, or the first one where none does."""
+    below = [root / place for place in places]
+    return next((folder for folder in below if (folder / mark).exists()), below[0])
+
+
 def read_names(path: Path) -> list[str]:
     """Read a list of names, one a line; raises DatasetError naming the lists that there are."""
     if not path.is_file():

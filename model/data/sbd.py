@@ -32,13 +32,14 @@ def augment(root: Path, source: Path) -> int:
 
     `source` is SBD's archive or the folder it was unpacked into.
     """
-    lists, masks = root / voc.LISTS, root / voc.AUGMENTED_MASKS
+    base = root / voc.BASE
+    lists, masks = base / voc.LISTS, base / voc.AUGMENTED_MASKS
     train, val = (read_names(lists / f"{split}.txt") for split in ("train", "val"))
     masks.mkdir(parents=True, exist_ok=True)
     colors = voc.palette(256)
     names, judged = set(train), set(val)
     for name in train:
-        ids = read_mask(root / voc.MASKS / f"{name}.png", classes=len(voc.CLASSES))
+        ids = read_mask(base / voc.MASKS / f"{name}.png", classes=len(voc.CLASSES))
         write_mask(masks / f"{name}.png", ids, colors)
     for name, content in _mat_files(source):
         if name in names or name in judged:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from model.data.pairs import Color, Dataset, Pair, read_names
+from model.data.pairs import Color, Dataset, Pair, home, read_names
 
 CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair",
@@ -16,10 +16,11 @@ CLASSES = (
     "train", "tvmonitor",
 )  # fmt: skip
 BASE = Path("VOCdevkit/VOC2012")
-LISTS = BASE / "ImageSets/Segmentation"
-MASKS = BASE / "SegmentationClass"
+PLACES = (str(BASE), BASE.name, "")  # below what --data names
+LISTS = "ImageSets/Segmentation"
+MASKS = "SegmentationClass"
 # SBD's extra masks live in a folder of their own, where every converter of them puts them.
-AUGMENTED_MASKS = BASE / "SegmentationClassAug"
+AUGMENTED_MASKS = "SegmentationClassAug"
 VOID_COLOR = (224, 224, 192)
 
 
@@ -34,11 +35,12 @@ def palette(colors: int) -> tuple[Color, ...]:
 
 
 def find(root: Path, split: str) -> Dataset:
-    """List a split by its file below ImageSets/Segmentation."""
+    """List a split by its file below ImageSets/Segmentation; `root` may be VOC2012 itself."""
+    base = home(root, PLACES, LISTS)
     masks = AUGMENTED_MASKS if split == "trainaug" else MASKS
     pairs = tuple(
-        Pair(name, root / BASE / "JPEGImages" / f"{name}.jpg", root / masks / f"{name}.png")
-        for name in _names(root / LISTS, split)
+        Pair(name, base / "JPEGImages" / f"{name}.jpg", base / masks / f"{name}.png")
+        for name in _names(base / LISTS, split)
     )
     return Dataset("voc", split, pairs, CLASSES, palette(len(CLASSES)), void_colors=(VOID_COLOR,))
 

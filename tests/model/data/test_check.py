@@ -155,6 +155,7 @@ def test_every_kind_of_set_is_recognised_by_its_folders(tmp_path: Path) -> None:
         (tmp_path / name / mark).mkdir(parents=True)
     for name in ("voc", "camvid", "cityscapes", "coco", "imagefolder"):
         assert guess(tmp_path / name, "train") == name
+    assert guess(tmp_path / "voc" / "VOCdevkit" / "VOC2012", "train") == "voc"
     (tmp_path / "voc" / "CamVid").mkdir()
     with pytest.raises(DatasetError, match="voc and camvid; give --dataset"):
         guess(tmp_path / "voc", "train")

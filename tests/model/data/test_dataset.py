@@ -20,6 +20,12 @@ def test_voc_pairs_are_listed_in_the_order_of_the_split(tmp_path: Path) -> None:
     assert len(dataset.classes) == len(dataset.palette) == 21
 
 
+@pytest.mark.parametrize("own", ["VOCdevkit", "VOCdevkit/VOC2012"])
+def test_a_sets_own_folder_does_as_well(tmp_path: Path, own: str) -> None:
+    root = voc_folder.make(tmp_path)
+    assert find("voc", root / own, "train") == find("voc", root, "train")
+
+
 def test_the_voc_palette_is_the_published_one() -> None:
     palette = voc_palette(256)
     assert palette[:4] == ((0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0))
@@ -53,6 +59,7 @@ def test_camvid_is_listed_by_names_and_by_segnets_own_lines(tmp_path: Path) -> N
         base / "train" / "0001TP_2.jpg",
     ]
     assert dataset.pairs[0].mask == base / "trainannot" / "0001TP_1.png"
+    assert find("camvid", base, "train") == dataset
     assert (len(dataset.classes), len(dataset.palette), dataset.void) == (11, 11, 11)
 
 
