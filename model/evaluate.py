@@ -170,7 +170,7 @@ def main(argv: list[str] | None = None) -> int:
     check_plot(p, args)
     overlap = arguments.overlap(p, args)
     try:
-        net = checkpoint.load(args.checkpoint, args.output_stride).to(args.device)
+        net = checkpoint.load_on(args.device, args.checkpoint, args.output_stride)
         dataset = find(args.dataset, args.data, args.split)
         check_classes(checkpoint.read_card(args.checkpoint).classes, dataset)
         predict = partial(label_map, net, scales=args.scales, flip=args.flip, overlap=overlap)

@@ -322,7 +322,7 @@ def main(argv: list[str] | None = None) -> int:
         card = checkpoint.read_card(args.checkpoint)
         if server:
             submission.check(server, card.classes)
-        net = checkpoint.load(args.checkpoint, args.output_stride).to(args.device)
+        net = checkpoint.load_on(args.device, args.checkpoint, args.output_stride)
         args.out.mkdir(parents=True, exist_ok=True)
         if server:
             submission.archive(server, args.out).unlink(missing_ok=True)  # of an earlier run

@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     if not 1 < args.batch <= args.photos:
         p.error(f"--batch {args.batch}: give at least 2 and at most --photos {args.photos}")
     try:
-        net = checkpoint.load(args.checkpoint).to(args.device)
+        net = checkpoint.load_on(args.device, args.checkpoint)
         card = checkpoint.read_card(args.checkpoint)
         dataset = find(args.dataset, args.data, args.split)
         chances = None

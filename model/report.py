@@ -227,7 +227,7 @@ def build(args: argparse.Namespace) -> str:
         return page(args.run, "The run has not finished: no checkpoint yet.", sections)
     card = checkpoint.read_card(source)
     if args.data is not None:
-        net = checkpoint.load(source).to(args.device)
+        net = checkpoint.load_on(args.device, source)
         trained_on = card.training.get("dataset", "voc")
         dataset = find(args.dataset or trained_on, args.data, args.split)
         check_classes(card.classes, dataset)
