@@ -56,7 +56,8 @@ def run(engine: containers.Engine) -> Iterator[Run]:
         # podman gives a read-only container a writable /tmp unless told not to; docker does not.
         strict = [] if "docker" in engine.manage("--version").lower() else ["--read-only-tmpfs=0"]
         name = f"deeplab-test-{os.getpid()}-{next(numbers)}"
-        container = engine.start(name, IMAGE, *HARDENED, *strict, *options)
+        # podman removes by stopping first, and fails where that ends just as its patience does.
+        container = engine.start(name, IMAGE, "--stop-timeout=0", *HARDENED, *strict, *options)
         started.append(container)
         container.wait_until_ready()
         return container
