@@ -56,7 +56,7 @@ def run(engine: containers.Engine) -> Iterator[Run]:
         # podman gives a read-only container a writable /tmp unless told not to; docker does not.
         strict = [] if "docker" in engine.manage("--version").lower() else ["--read-only-tmpfs=0"]
         name = f"deeplab-test-{os.getpid()}-{next(numbers)}"
-        # podman removes by stopping first, and fails where that ends just as its patience does.
+        # podman's rm stops a container first, and fails where it ends just at the timeout.
         container = engine.start(name, IMAGE, "--stop-timeout=0", *HARDENED, *strict, *options)
         started.append(container)
         container.wait_until_ready()
