@@ -28,6 +28,17 @@ from model.layers import batch_norms
 from model.predict import pad
 
 
+def drawn(dataset: Dataset, sampling: str, count: int, seed: int) -> NDArray[np.int64]:
+    """Indices (count,) of photos: balanced ones, or uniformly each once before any comes again."""
+    rng = np.random.default_rng(seed)
+    total = len(dataset.pairs)
+    if sampling == "balanced":
+        weights = balanced_weights(pixel_counts(dataset))
+        return rng.choice(total, count, p=weights / weights.sum())
+    rounds = [rng.permutation(total) for _ in range(-(-count // total))]
+    return np.concatenate(rounds)[:count]
+
+
 def whole(dataset: Dataset, order: NDArray[np.int64], net: DeepLabV3Plus) -> Iterator[Tensor]:
     """Photos of these indices as evaluation sees them, (1, 3, H, W), shrunk if they are larger.
 
@@ -83,12 +94,7 @@ def main(argv: list[str] | None = None) -> int:
         net = checkpoint.load_on(args.device, args.checkpoint)
         card = checkpoint.read_card(args.checkpoint)
         dataset = find(args.dataset, args.data, args.split)
-        chances = None
-        if args.sampling == "balanced":
-            weights = balanced_weights(pixel_counts(dataset))
-            chances = weights / weights.sum()
-        rng = np.random.default_rng(args.seed)
-        order = rng.choice(len(dataset.pairs), args.photos, p=chances)
+        order = drawn(dataset, args.sampling, args.photos, args.seed)
         recalibrate(net, whole(dataset, order, net), args.photos, args.batch)
         note = {key: getattr(args, key) for key in ("split", "sampling", "photos", "batch", "seed")}
         training = card.training | {"recalibrated": note}

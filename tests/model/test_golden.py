@@ -7,9 +7,10 @@ compared with what the reference computed for the same image.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
-import shutil
+import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -75,18 +76,18 @@ def write_variables(net: str, path: Path) -> None:
     np.savez(path, **{v["name"]: weights.make_weight(v["name"], v["shape"]) for v in variables})
 
 
-@pytest.fixture(scope="module")
-def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The converted network of a run, made by the command line that users type."""
+@functools.lru_cache(maxsize=1)  # a fixture would be made anew for each input of a run
+def converted(run: str) -> Run:
+    """The network of a run, made by the command line that users type."""
     nets = json.loads((REFERENCE / "nets.json").read_text())
-    name, stride, (height, width), _ = nets["runs"][request.param]
-    folder = tmp_path_factory.mktemp(name)
-    write_variables(name, folder / "variables.npz")
+    name, stride, (height, width), _ = nets["runs"][run]
     options = ["--output-stride", str(stride), "--crop-size", f"{height},{width}"]
-    assert convert(["tf", str(folder / "variables.npz"), str(folder / "net"), *options]) == 0
-    net = checkpoint.load(folder / "net")
-    shutil.rmtree(folder)  # hundreds of megabytes
-    with np.load(REFERENCE / "golden" / f"{request.param}.npz") as file:
+    with tempfile.TemporaryDirectory() as folder:  # hundreds of megabytes
+        variables, out = Path(folder, "variables.npz"), Path(folder, "net")
+        write_variables(name, variables)
+        assert convert(["tf", str(variables), str(out), *options]) == 0
+        net = checkpoint.load(out)
+    with np.load(REFERENCE / "golden" / f"{run}.npz") as file:
         golden = dict(file)
     family = next(key for key in TOLERANCE if name.startswith(key))
     return Run(net, golden, TOLERANCE[family])
@@ -148,9 +149,10 @@ class Taps:
             hook.remove()
 
 
-@pytest.mark.parametrize(("run", "key"), cases(), indirect=["run"])
-def test_network_is_the_reference(run: Run, key: str) -> None:
+@pytest.mark.parametrize(("name", "key"), cases())
+def test_network_is_the_reference(name: str, key: str) -> None:
     """Logits, labels and layers agree with TensorFlow's for the same image and weights."""
+    run = converted(name)
     taps = Taps(run)
     photo = image(key)
     labels = label_map(run.net, photo)

@@ -39,7 +39,7 @@ def test_statistics_are_the_mean_over_batches_and_weights_stay(
     assert run(source, tmp_path / "out", *more) == 0
     net = checkpoint.load(source)
     dataset = find("voc", tmp_path / "data", "train")
-    order = np.random.default_rng(3).choice(len(dataset.pairs), 4)
+    order = recalibrate.drawn(dataset, "uniform", 4, seed=3)
     photos = list(recalibrate.whole(dataset, order, net))
     first = next(batch_norms(net))
     seen: list[torch.Tensor] = []
@@ -55,6 +55,14 @@ def test_statistics_are_the_mean_over_batches_and_weights_stay(
     torch.testing.assert_close(found.running_var, variance)
     for (name, old), new in zip(net.named_parameters(), after.parameters(), strict=True):
         assert torch.equal(old, new), name
+
+
+def test_uniformly_each_photo_comes_once_before_any_again(source: Path, tmp_path: Path) -> None:
+    dataset = find("voc", tmp_path / "data", "train")
+    total = len(dataset.pairs)
+    order = recalibrate.drawn(dataset, "uniform", total + 1, seed=0)
+    assert sorted(order[:total]) == list(range(total))
+    assert len(order) == total + 1
 
 
 def test_the_card_says_what_was_done(source: Path, tmp_path: Path) -> None:
