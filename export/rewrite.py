@@ -58,6 +58,8 @@ def folded(net: DeepLabV3Plus) -> DeepLabV3Plus:
         if isinstance(module, ConvBN) and isinstance(module.bn, nn.BatchNorm2d):
             module.conv = fuse_conv_bn_eval(module.conv, module.bn)
             module.bn = nn.Identity()
+        elif isinstance(module, nn.ReLU | nn.ReLU6):
+            module.inplace = False  # else the exporter spends most of its time on decomposing it
     return net
 
 
