@@ -15,8 +15,8 @@ serve: $(SERVE)/.installed ## run the service on port 8000
 image: ## the service as a container image, for ENGINE
 	docker build -f docker/serve.Dockerfile --target $(ENGINE) -t deeplab:$(ENGINE) .
 
-test: $(DEV)/.installed ## all tests
-	$(DEV)/bin/python -m pytest
+test: $(DEV)/.installed ## all tests, two files at a time
+	$(DEV)/bin/python -m pytest -n 2 --dist loadfile
 
 check: $(DEV)/.installed ## formatter, linter, types
 	$(DEV)/bin/ruff format --check .
