@@ -56,7 +56,11 @@ def test_entry_that_nobody_asked_for_never_becomes_a_file() -> None:
     ]
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut", zipped("mask.png", "color.png")[:60]])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"PK\x03\x04 cut", zipped("mask.png", "color.png")[:60]],
+    ids=["empty", "head", "cut"],  # a zip holds the time it was made: no name for a test
+)
 def test_broken_zip_is_a_bad_answer(content: bytes) -> None:
     with pytest.raises(BadAnswerError):
         answer(content, "application/zip", "mask", "color").files()
