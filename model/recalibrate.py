@@ -70,7 +70,6 @@ class Pooled:
         if norm.running_mean is None or norm.running_var is None:
             raise ValueError("this batch norm keeps no statistics")
         self.mean, self.variance = norm.running_mean, norm.running_var
-        self.batches = 0
         self.means, self.squares, self.variances = torch.zeros(
             3, len(self.mean), dtype=torch.float64, device=self.mean.device
         )
@@ -80,20 +79,20 @@ class Pooled:
         self.hook = norm.register_forward_hook(self.add)
 
     def add(self, _: nn.Module, inputs: tuple[Tensor, ...], __: Tensor) -> None:
+        """Count a batch in, by what the layer has just kept of it: its forward hook."""
         values = inputs[0].numel() // len(self.mean)  # of each channel
         mean = self.mean.double()
-        self.batches += 1
         self.means += mean
         self.squares += mean.square()
         self.variances += self.variance.double() * ((values - 1) / values)  # was unbiased
 
-    def finish(self) -> None:
-        """Write the statistics of the whole into the layer."""
+    def finish(self, batches: int) -> None:
+        """Write the statistics of the whole, so many batches, into the layer."""
         self.hook.remove()
-        mean = self.means / self.batches
-        between = (self.squares / self.batches - mean.square()).clamp(min=0)
+        mean = self.means / batches
+        between = (self.squares / batches - mean.square()).clamp(min=0)
         self.mean.copy_(mean)
-        self.variance.copy_(self.variances / self.batches + between)
+        self.variance.copy_(self.variances / batches + between)
 
 
 @torch.no_grad()
@@ -105,7 +104,7 @@ def recalibrate(net: DeepLabV3Plus, photos: Iterator[Tensor], count: int, batch:
             net(torch.cat([next(photos) for _ in range(batch)]))
             bar.update(batch)
     for statistics in pooled:
-        statistics.finish()
+        statistics.finish(count // batch)
     net.eval()
 
 
