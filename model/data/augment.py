@@ -28,6 +28,10 @@ class AugmentConfig(BaseModel):
     flip: Annotated[float, Field(ge=0, le=1)] = 0.5
     # Brightness, contrast and saturation each vary by up to this share; the paper has none.
     jitter: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    # How often a photo is perturbed instead, before it is cropped (model.data.perturb).
+    strong: Annotated[float, Field(ge=0, le=1)] = 0.0
+    # How often a rectangle of another sample's crop is pasted over this one's.
+    cutmix: Annotated[float, Field(ge=0, le=1)] = 0.0
 
     @model_validator(mode="after")
     def _ordered(self) -> AugmentConfig:
@@ -90,3 +94,27 @@ def jitter(pixels: NDArray[np.uint8], rng: np.random.Generator, amount: float) -
     x = gray[..., None] + (x - gray[..., None]) * saturation
     x = ((x - gray.mean()) * contrast + gray.mean()) * brightness
     return x.clip(0, 255).astype(np.uint8)  # type: ignore[no-any-return]
+
+
+def cutmix(
+    crop: tuple[NDArray[np.uint8], NDArray[np.uint8]],
+    other: tuple[NDArray[np.uint8], NDArray[np.uint8]],
+    rng: np.random.Generator,
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Paste a rectangle of another crop at its own place, pixels (S, S, 3) and ids (S, S) alike.
+
+    CutMix (Yun et al. 2019) for masks (French et al. 2020): what a thing is must show in
+    itself, not only in the scene that it stands in. The rectangle lies where this crop is
+    photo, with sides of 30 to 80 % of it. Returns copies; the crop itself where all is void.
+    """
+    pixels, labels = crop
+    rows, columns = np.nonzero(labels != VOID)
+    if not len(rows):
+        return crop
+    height, width = int(rows.max()) + 1, int(columns.max()) + 1
+    h, w = int(height * rng.uniform(0.3, 0.8)), int(width * rng.uniform(0.3, 0.8))
+    top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
+    place = slice(top, top + h), slice(left, left + w)
+    pixels, labels = pixels.copy(), labels.copy()
+    pixels[place], labels[place] = other[0][place], other[1][place]
+    return pixels, labels

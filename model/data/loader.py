@@ -24,7 +24,9 @@ from torch.utils.data import Dataset as TorchDataset
 from model.data import augment
 from model.data.augment import AugmentConfig
 from model.data.dataset import Dataset, DatasetError, read_mask, read_pair
+from model.data.perturb import perturb
 
+Crop = tuple[NDArray[np.uint8], NDArray[np.uint8]]  # pixels (S, S, 3) and ids (S, S)
 T = TypeVar("T")
 
 
@@ -60,20 +62,20 @@ class Order:
         self.pairs = pairs
         self.seed = seed
         self.chances = None if weights is None else weights / weights.sum()
-        self._epoch = -1
-        self._indices: NDArray[np.int64] = np.empty(0, np.int64)
+        self._epochs: dict[int, NDArray[np.int64]] = {}
 
     def __getitem__(self, position: int) -> int:
         epoch, offset = divmod(position, self.pairs)
-        if epoch != self._epoch:
+        if epoch not in self._epochs:
+            if len(self._epochs) > 1:  # a sample's own and its partner's are asked for in turn
+                del self._epochs[min(self._epochs)]
             rng = np.random.default_rng([self.seed, 0, epoch])
-            self._indices = (
+            self._epochs[epoch] = (
                 rng.permutation(self.pairs)
                 if self.chances is None
                 else rng.choice(self.pairs, self.pairs, p=self.chances)
             )
-            self._epoch = epoch
-        return int(self._indices[offset])
+        return int(self._epochs[epoch][offset])
 
 
 class Sample(NamedTuple):
@@ -112,6 +114,7 @@ def expect_damage(error: OSError) -> None:
         raise error
 
 
+PARTNER = 1_000_003  # positions from a sample to the one that CutMix pastes onto it
 ATTEMPTS = 20  # positions tried for one sample: many damaged files in a row are no accident
 
 
@@ -151,18 +154,31 @@ class CropDataset(TorchDataset[Sample]):
         Raises DatasetError where photo and mask do not belong together, and
         where one position after the other is damaged.
         """
-        dataset, order = self.dataset, self.order
+        # Cropped as this position is, so that the next one shows another crop of the pair.
+        rng = np.random.default_rng([self.order.seed, 1, position])
+        crop, skipped = self._crop(position, rng)
+        if self.config.cutmix and rng.random() < self.config.cutmix:
+            other, others_skipped = self._crop(position + PARTNER, rng)
+            crop = augment.cutmix(crop, other, rng)
+            skipped += others_skipped
+        pixels, labels = crop
+        image_tensor = torch.from_numpy(pixels).permute(2, 0, 1)
+        return Sample(image_tensor, torch.from_numpy(labels), skipped)
+
+    def _crop(self, position: int, rng: np.random.Generator) -> tuple[Crop, tuple[str, ...]]:
+        """The augmented pixels and labels of one position, and what was skipped before it."""
+        dataset, order, config = self.dataset, self.order, self.config
         (image, mask), skipped = first_readable(
             position, lambda at: read_pair(dataset, dataset.pairs[order[at]])
         )
-        # Cropped as this position is, so that the next one shows another crop of the pair.
-        rng = np.random.default_rng([order.seed, 1, position])
-        crop = augment.draw(rng, image.size, self.config)
-        pixels, labels = augment.apply(image, mask, crop, self.config.crop, self.pad)
-        if self.config.jitter:
-            pixels = augment.jitter(pixels, rng, self.config.jitter)
-        image_tensor = torch.from_numpy(pixels).permute(2, 0, 1)
-        return Sample(image_tensor, torch.from_numpy(labels), skipped)
+        strong = config.strong > 0 and rng.random() < config.strong
+        if strong:
+            image, mask = perturb(image, mask, rng, self.pad)
+        where = augment.draw(rng, image.size, config)
+        pixels, labels = augment.apply(image, mask, where, config.crop, self.pad)
+        if config.jitter and not strong:
+            pixels = augment.jitter(pixels, rng, config.jitter)
+        return (pixels, labels), skipped
 
 
 class Batches:

@@ -72,3 +72,31 @@ def test_jitter_of_nothing_changes_nothing() -> None:
     same = augment.jitter(pixels, np.random.default_rng(0), 0.0)
     assert np.abs(same.astype(int) - pixels).max() <= 1
     assert np.abs(augment.jitter(pixels, np.random.default_rng(0), 0.5) - pixels).max() > 5
+
+
+def test_cutmix_pastes_a_rectangle_at_its_own_place() -> None:
+    side, photo = 100, (60, 80)  # the photo's rows and columns; beyond is void
+    mine = np.full((side, side, 3), 10, np.uint8), np.full((side, side), 255, np.uint8)
+    mine[1][: photo[0], : photo[1]] = 1
+    ramp = np.arange(side * side, dtype=np.int64).reshape(side, side) % 251
+    other = np.repeat(ramp.astype(np.uint8)[..., None], 3, axis=2), np.full_like(mine[1], 2)
+    for seed in range(30):
+        pixels, labels = augment.cutmix(mine, other, np.random.default_rng(seed))
+        rows, columns = np.nonzero(labels == 2)
+        height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
+        assert len(rows) == height * width  # a full rectangle
+        assert 0.28 * photo[0] < height <= 0.8 * photo[0]
+        assert 0.28 * photo[1] < width <= 0.8 * photo[1]
+        assert rows.max() < photo[0]
+        assert columns.max() < photo[1]
+        pasted = labels == 2
+        assert (pixels[pasted] == other[0][pasted]).all()
+        assert (pixels[~pasted] == 10).all()
+    assert (mine[0] == 10).all()
+    assert not (mine[1] == 2).any()
+
+
+def test_cutmix_leaves_a_crop_of_void_alone() -> None:
+    void = np.zeros((33, 33, 3), np.uint8), np.full((33, 33), 255, np.uint8)
+    other = np.ones((33, 33, 3), np.uint8), np.ones((33, 33), np.uint8)
+    assert augment.cutmix(void, other, np.random.default_rng(0)) is void

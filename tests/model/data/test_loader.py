@@ -12,7 +12,15 @@ from PIL import Image
 
 from model.data.augment import AugmentConfig
 from model.data.dataset import DatasetError, find
-from model.data.loader import Batches, CropDataset, Order, balanced_weights, loading, pixel_counts
+from model.data.loader import (
+    PARTNER,
+    Batches,
+    CropDataset,
+    Order,
+    balanced_weights,
+    loading,
+    pixel_counts,
+)
 from tests.model import voc_folder
 
 
@@ -93,3 +101,36 @@ def test_micro_batches_of_processes_are_those_of_one() -> None:
     for part in (0, 1):
         together = [position for share in shares for position in share[2 * part : 2 * part + 2]]
         assert together == whole[4 * part : 4 * part + 4]
+
+
+def test_mixed_and_perturbed_crops_depend_on_their_position_alone(tmp_path: Path) -> None:
+    dataset = find("voc", voc_folder.make(tmp_path, count=6), "train")
+    config = AugmentConfig(crop=65, cutmix=0.5, strong=0.5, jitter=0.2)
+    straight = CropDataset(dataset, Order(6, seed=4), config, (127.5,) * 3)
+    samples = [straight[position] for position in range(24)]
+    for position in (23, 2, 11):
+        alone = CropDataset(dataset, Order(6, seed=4), config, (127.5,) * 3)[position]
+        assert torch.equal(alone.image, samples[position].image)
+        assert torch.equal(alone.label, samples[position].label)
+
+
+def test_without_them_crops_are_drawn_as_ever(tmp_path: Path) -> None:
+    dataset = find("voc", voc_folder.make(tmp_path, count=3), "train")
+    mixed = AugmentConfig(crop=65, cutmix=1.0)
+    plain = CropDataset(dataset, Order(3, seed=4), AugmentConfig(crop=65), (127.5,) * 3)
+    pasted = CropDataset(dataset, Order(3, seed=4), mixed, (127.5,) * 3)
+    shares = [
+        float((plain[position].image == pasted[position].image).float().mean())
+        for position in range(12)
+    ]
+    assert all(0.2 < share < 1 for share in shares)  # but for the rectangle
+
+
+def test_damage_met_for_the_partner_is_told_too(tmp_path: Path) -> None:
+    dataset = find("voc", voc_folder.make(tmp_path, count=3), "train")
+    order = Order(3, seed=1)
+    crops = CropDataset(dataset, order, AugmentConfig(crop=65, cutmix=1.0), (127.5,) * 3)
+    position = next(at for at in range(9) if order[at] != order[at + PARTNER])
+    photo = Path(str(dataset.pairs[order[position + PARTNER]].image))
+    photo.write_bytes(photo.read_bytes()[:200])
+    assert any(photo.name in reason for reason in crops[position].skipped)
