@@ -17,6 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from model.data.dataset import VOID
 
 
+LabeledCrop = tuple[NDArray[np.uint8], NDArray[np.uint8]]  # pixels (S, S, 3) and ids (S, S)
+
+
 class AugmentConfig(BaseModel):
     """How a photo and its mask become a training crop."""
 
@@ -62,7 +65,7 @@ def draw(rng: np.random.Generator, size: tuple[int, int], config: AugmentConfig)
 
 def apply(
     image: Image.Image, mask: NDArray[np.uint8], crop: Crop, side: int, pad: NDArray[np.uint8]
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+) -> LabeledCrop:
     """Cut a crop: RGB image (H, W), ids (H, W) -> (side, side, 3) and (side, side) uint8.
 
     Only the pixels that end up in the crop are resized (bilinear for the photo,
@@ -96,11 +99,7 @@ def jitter(pixels: NDArray[np.uint8], rng: np.random.Generator, amount: float) -
     return x.clip(0, 255).astype(np.uint8)  # type: ignore[no-any-return]
 
 
-def cutmix(
-    crop: tuple[NDArray[np.uint8], NDArray[np.uint8]],
-    other: tuple[NDArray[np.uint8], NDArray[np.uint8]],
-    rng: np.random.Generator,
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def cutmix(crop: LabeledCrop, other: LabeledCrop, rng: np.random.Generator) -> LabeledCrop:
     """Paste a rectangle of another crop at its own place, pixels (S, S, 3) and ids (S, S) alike.
 
     CutMix (Yun et al. 2019) for masks (French et al. 2020): what a thing is must show in

@@ -22,11 +22,10 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from model.data import augment
-from model.data.augment import AugmentConfig
+from model.data.augment import AugmentConfig, LabeledCrop
 from model.data.dataset import Dataset, DatasetError, read_mask, read_pair
 from model.data.perturb import perturb
 
-Crop = tuple[NDArray[np.uint8], NDArray[np.uint8]]  # pixels (S, S, 3) and ids (S, S)
 T = TypeVar("T")
 
 
@@ -165,7 +164,7 @@ class CropDataset(TorchDataset[Sample]):
         image_tensor = torch.from_numpy(pixels).permute(2, 0, 1)
         return Sample(image_tensor, torch.from_numpy(labels), skipped)
 
-    def _crop(self, position: int, rng: np.random.Generator) -> tuple[Crop, tuple[str, ...]]:
+    def _crop(self, position: int, rng: np.random.Generator) -> tuple[LabeledCrop, tuple[str, ...]]:
         """The augmented pixels and labels of one position, and what was skipped before it."""
         dataset, order, config = self.dataset, self.order, self.config
         (image, mask), skipped = first_readable(
