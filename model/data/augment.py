@@ -16,7 +16,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from model.data.dataset import VOID
 
-
 LabeledCrop = tuple[NDArray[np.uint8], NDArray[np.uint8]]  # pixels (S, S, 3) and ids (S, S)
 
 
