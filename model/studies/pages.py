@@ -59,9 +59,10 @@ of a seed, the random first weights are not. The paper trains all layers of far 
 a change goes, for heads on fixed features.
 
 **What was judged.** {images} photos of VOC 2012 val, a part of the published set, at their own
-size. Seeds and switches were set before, the length was not (see below). *bundled* is the bundled
-model itself ([model card](../model/bundled/MODEL_CARD.md)). All figures are percent; ranges are
-lowest to highest over seeds.
+size. Seeds and switches were set before, the length was not (see below). *bundled* is the model
+bundled until 2026-11-27, before its second training ([model card](../model/bundled/MODEL_CARD.md);
+its files are those of commit 9629a77). All figures are percent; ranges are lowest to highest over
+seeds.
 
 **What was given up.** Two earlier recipes, after the first networks, which knew too little to
 compare anything with: all layers from ImageNet weights (bilinear upsampling, mIoU 21.2 %), and a
