@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the application, beside this folder
 
-from service import imaging
-from service.engine import Engine, EngineOptions, cuda_problem
 from service.errors import StartupError
-from service.models import model_files
+from service.images import imaging
+from service.inference.engine import Engine, EngineOptions, cuda_problem
+from service.inference.models import model_files
 from service.settings import Settings
 
 DRIVER = "libcuda.so.1"

@@ -32,13 +32,13 @@ from export.graph import LabelGraph
 from export.optional import without
 from export.tail import tail
 from model import checkpoint
-from service import bench as service_bench
-from service import cpus
-from service.contract import INPUT, LABELS
-from service.engine import Device, Engine, EngineOptions
+from service import launch
+from service.bench import __main__ as service_bench
+from service.bench.tables import Table
 from service.errors import StartupError
-from service.load import launch
-from service.load.tables import Table
+from service.inference import cpus
+from service.inference.contract import INPUT, LABELS
+from service.inference.engine import Device, Engine, EngineOptions
 from service.settings import BUNDLED
 
 NAME = "efficientnet-lite0-voc"

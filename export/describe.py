@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError
 
 from export.digest import contract_digest, graph_digest
 from export.tail import learned
-from service.contract import INPUT, METADATA_KEY, Contract, ContractError, parse
+from service.inference.contract import INPUT, METADATA_KEY, Contract, ContractError, parse
 
 
 class DescribeError(ValueError):

@@ -18,18 +18,19 @@ from PIL import Image
 
 from model import arguments
 from model.data.dataset import DatasetError, find
-from model.evaluate import (
+from model.evaluate.__main__ import (
     add_evaluation_arguments,
     check_classes,
     check_plot,
     evaluate,
     report,
 )
-from service import cpus, windows
-from service.contract import InputSize
-from service.engine import Engine, EngineOptions
 from service.errors import StartupError
-from service.imaging import Photo, fit, restore
+from service.images import windows
+from service.images.imaging import Photo, fit, restore
+from service.inference import cpus
+from service.inference.contract import InputSize
+from service.inference.engine import Engine, EngineOptions
 
 
 def predict(

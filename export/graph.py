@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from export.tail import PHASE_WEIGHTS
-from model.deeplab import DeepLabV3Plus
-from model.predict import average_probabilities, full_logits
+from model.evaluate.predict import average_probabilities, full_logits
+from model.network.deeplab import DeepLabV3Plus
 
 
 class HalfPrecision(DeepLabV3Plus):

@@ -21,12 +21,12 @@ from export.__main__ import size
 from export.writer import ExportOptions, Size, export
 from model import checkpoint
 from model.checkpoint import Card
-from model.complexity import PAPER_SCALES
-from model.config import PUBLISHED, ModelConfig
 from model.data.dataset import VOC_CLASSES, voc_palette
-from model.deeplab import DeepLabV3Plus
-from model.tables import TABLE_3, TABLE_5, Setting, count
-from service.contract import Contract
+from model.network.config import PUBLISHED, ModelConfig
+from model.network.deeplab import DeepLabV3Plus
+from model.paper.complexity import PAPER_SCALES
+from model.paper.tables import TABLE_3, TABLE_5, Setting, count
+from service.inference.contract import Contract
 
 HEADER = """\
 | network | OS | decoder | MS | flip | SC | file MB | B multiply-adds at 513 | agreement | seconds |

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 import onnx
 from onnx import TensorProto, helper
 
-from service.contract import CONFIDENCE, LABELS, WITH_CONFIDENCE
+from service.inference.contract import CONFIDENCE, LABELS, WITH_CONFIDENCE
 
 ZEROS = f"no_{CONFIDENCE}"
 

@@ -17,9 +17,9 @@ import service
 from export.evaluate import predict
 from export.graph import LabelGraph
 from model.data.dataset import Dataset
-from model.evaluate import score
-from service.contract import INPUT, LABELS, InputSize, Parity
-from service.imaging import decode, fit, open_checked
+from model.evaluate.__main__ import score
+from service.images.imaging import decode, fit, open_checked
+from service.inference.contract import INPUT, LABELS, InputSize, Parity
 
 MIN_AGREEMENT = {"fp32": 0.999, "fp16": 0.995, "int8": 0.0}
 MAX_MIOU_LOSS = 0.015  # what int8 is judged by instead

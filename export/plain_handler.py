@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 
 from export.graph import LabelGraph
 from model import checkpoint
-from service import cpus
+from service.inference import cpus
 
 
 def create_app(source: Path, size: tuple[int, int], device: str = "cpu") -> FastAPI:

@@ -27,8 +27,8 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from export.saturation import safe_ranges
 from export.tail import learned, tail
-from service.contract import INPUT, LABELS, InputSize
-from service.imaging import decode, fit, open_checked
+from service.images.imaging import decode, fit, open_checked
+from service.inference.contract import INPUT, LABELS, InputSize
 
 log = logging.getLogger("export")
 

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from model.deeplab import ASPP, AtrousSeparableConv, DecoderStage, DeepLabV3Plus
-from model.layers import ConvBN, resize
+from model.network.deeplab import ASPP, AtrousSeparableConv, DecoderStage, DeepLabV3Plus
+from model.network.layers import ConvBN, resize
 
 # Of a map between two convolutions of the decoder, 17 MB as a whole at 513x513. In halves the
 # decoder took 15 % less time (two cores with 32 MB of L3 cache), in quarters no less.

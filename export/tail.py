@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx
 
-from service.contract import CONFIDENCE, LABELS
+from service.inference.contract import CONFIDENCE, LABELS
 
 PHASE_WEIGHTS = "phase_weights"  # an initializer: of the convolution that enlarges logits
 

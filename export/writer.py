@@ -27,9 +27,17 @@ from export.softmax import spread_softmax
 from model import checkpoint
 from model.checkpoint import Card
 from model.data.dataset import Dataset
-from model.deeplab import DeepLabV3Plus
-from model.evaluate import check_classes
-from service.contract import CONFIDENCE, INPUT, LABELS, METADATA_KEY, Contract, InputSize, Parity
+from model.evaluate.__main__ import check_classes
+from model.network.deeplab import DeepLabV3Plus
+from service.inference.contract import (
+    CONFIDENCE,
+    INPUT,
+    LABELS,
+    METADATA_KEY,
+    Contract,
+    InputSize,
+    Parity,
+)
 
 OPSET = 18
 SCORES = "scores"  # compared during export, absent from the file

@@ -28,16 +28,17 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from model import memory, train
-from model.assembly import start
+from model import memory
 from model.data.augment import AugmentConfig
 from model.data.dataset import VOC_CLASSES, VOID, Dataset, Pair, voc_palette
 from model.data.loader import Batch
-from model.distributed import World
-from model.loss import PixelLoss
-from model.recipe import Recipe
-from model.run import LOG, Pace, RunFolder
-from model.step import train_step
+from model.train import __main__ as train
+from model.train.assembly import start
+from model.train.distributed import World
+from model.train.loss import PixelLoss
+from model.train.recipe import Recipe
+from model.train.run import LOG, Pace, RunFolder
+from model.train.step import train_step
 
 # Our backbone, and theirs. Their head is separable, so ours is too.
 NETS = {

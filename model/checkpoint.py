@@ -21,8 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 
-from model.config import BackboneName, ModelConfig, Rgb
-from model.deeplab import DeepLabV3Plus
+from model.network.config import BackboneName, ModelConfig, Rgb
+from model.network.deeplab import DeepLabV3Plus
 
 Color = tuple[int, int, int]
 

@@ -21,19 +21,20 @@ from torch import Tensor, nn
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from model import arguments, checkpoint, distributed, memory, recipe
+from model import arguments, checkpoint, memory
 from model.checkpoint import BackboneCard
-from model.config import PUBLISHED, BackboneName, ModelConfig
 from model.data.dataset import DatasetError
 from model.data.loader import Batch, Batches, Order, Sample, first_readable, loading
 from model.data.photo import open_photo
-from model.deeplab import BACKBONES
-from model.distributed import World
-from model.preflight import check_folder, check_shares
-from model.recipe import Precision, RecipeError
-from model.run import LOG_EVERY, Pace, Run, RunFolder, loop
-from model.step import train_step
-from model.train import command
+from model.network.config import PUBLISHED, BackboneName, ModelConfig
+from model.network.deeplab import BACKBONES
+from model.train import distributed, recipe
+from model.train.__main__ import command
+from model.train.distributed import World
+from model.train.preflight import check_folder, check_shares
+from model.train.recipe import Precision, RecipeError
+from model.train.run import LOG_EVERY, Pace, Run, RunFolder, loop
+from model.train.step import train_step
 
 log = logging.getLogger("model.train")
 

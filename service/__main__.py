@@ -22,14 +22,15 @@ from fastapi import FastAPI
 from pydantic import ValidationError
 from pydantic_settings import CliApp, SettingsError
 
-from service import doctor, logs, models
-from service.app import create_app
+from service import doctor, logs
 from service.errors import StartupError
-from service.patience import impatient
+from service.http.app import create_app
+from service.http.middleware.timeouts import impatient
+from service.inference import models
 from service.settings import Settings, explain, wants_traces
 
 if TYPE_CHECKING:
-    from service.tracing import Tracing
+    from service.http.telemetry.tracing import Tracing
 
 log = logging.getLogger("service")
 
@@ -68,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
 def start_tracing() -> Tracing:
     """Send traces, as the OTEL_* variables say; raises StartupError without the libraries."""
     try:
-        from service import tracing  # noqa: PLC0415 - not loaded unless it is asked for
+        from service.http.telemetry import tracing  # noqa: PLC0415 - not loaded unless it is asked for
     except ImportError as error:
         raise StartupError(
             f"OTEL_EXPORTER_OTLP_ENDPOINT is set, but {error}: install the otel extra, "

@@ -15,11 +15,12 @@ import onnxruntime as ort
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
-from service import cpus, gpu_memory, trt_engines
-from service.contract import ContractError
-from service.engine import CUDA, Engine, cuda_problem, preload
 from service.errors import StartupError
-from service.models import load_engines, model_files
+from service.http.telemetry import gpu_memory
+from service.inference import cpus, trt_engines
+from service.inference.contract import ContractError
+from service.inference.engine import CUDA, Engine, cuda_problem, preload
+from service.inference.models import load_engines, model_files
 from service.settings import Settings, explain
 
 LIBRARIES = ("deeplab", "fastapi", "uvicorn", "numpy", "pillow", "pydantic", "pycocotools")

@@ -13,9 +13,9 @@ from PIL import Image
 
 from export.evaluate import predict
 from model import checkpoint
-from model.predict import label_map
-from service import models
-from service.app import create_app
+from model.evaluate.predict import label_map
+from service.http.app import create_app
+from service.inference import models
 from service.settings import BUNDLED, Settings
 
 NAME = "efficientnet-lite0-voc"

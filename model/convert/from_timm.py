@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model.backbones.efficientnet_lite import STAGES
-from model.config import REFERENCE_MEAN, REFERENCE_STD, ModelConfig
 from model.convert import from_torchvision, state_dict
 from model.convert.accounting import Converted, adopt
 from model.convert.labels import backbone_card
-from model.deeplab import BACKBONES
+from model.network.backbones.efficientnet_lite import STAGES
+from model.network.config import REFERENCE_MEAN, REFERENCE_STD, ModelConfig
+from model.network.deeplab import BACKBONES
 
 SOURCE = "timm"
 CLASSIFIERS = re.compile(r"^(head\.|classifier\.|conv_head\.|bn2\.)")

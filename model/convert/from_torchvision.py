@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model.config import PUBLISHED, ModelConfig
 from model.convert import state_dict
 from model.convert.accounting import Converted, ConvertError, adopt
 from model.convert.labels import Labels, backbone_card, card
-from model.deeplab import BACKBONES, DeepLabV3Plus
+from model.network.config import PUBLISHED, ModelConfig
+from model.network.deeplab import BACKBONES, DeepLabV3Plus
 
 SOURCE = "torchvision"
 CLASSES = "classifier.4.weight"

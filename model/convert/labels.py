@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from model.checkpoint import BackboneCard, Card
-from model.config import ModelConfig
 from model.convert.accounting import ConvertError
 from model.data.dataset import VOC_CLASSES, Color, voc_palette
+from model.network.config import ModelConfig
 
 # The nineteen classes that Cityscapes evaluates, by trainId, in its own colours.
 CITYSCAPES_CLASSES = (

@@ -12,8 +12,8 @@ import pytest
 import yaml
 from fastapi.testclient import TestClient
 
-from service import models
-from service.app import create_app
+from service.http.app import create_app
+from service.inference import models
 from service.settings import Settings
 from tests.service import onnx_models
 

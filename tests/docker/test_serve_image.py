@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from export.evaluate import predict
-from service.engine import Engine, EngineOptions
+from service.inference.engine import Engine, EngineOptions
 from service.settings import BUNDLED
 from tests.docker import containers
 from tests.docker.containers import Container

@@ -10,9 +10,9 @@ import torch
 from export.writer import ExportOptions, export
 from model import checkpoint
 from model.checkpoint import Card
-from model.config import ModelConfig
 from model.data.dataset import voc_palette
-from model.deeplab import DeepLabV3Plus
+from model.network.config import ModelConfig
+from model.network.deeplab import DeepLabV3Plus
 
 SIZE = (65, 96)  # odd and even: both kinds of SAME padding
 PHASED_SIZE = (65, 97)  # logits lie 4 pixels apart

@@ -10,7 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from export import bench, plain_handler
-from service.engine import Engine, EngineOptions
+from service.inference.engine import Engine, EngineOptions
 from tests.export.conftest import SIZE
 from tests.service.web import opened, photo, png
 

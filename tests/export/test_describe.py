@@ -11,8 +11,8 @@ import pytest
 
 from export import describe
 from model import checkpoint
-from model.complexity import measure
-from service.contract import METADATA_KEY
+from model.paper.complexity import measure
+from service.inference.contract import METADATA_KEY
 from tests.export.conftest import CONFIG, SIZE
 
 

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from export import evaluate as export_evaluate
 from export.writer import ExportOptions, export
 from model import checkpoint
-from model import evaluate as model_evaluate
 from model.checkpoint import Card
 from model.data.dataset import VOC_CLASSES, voc_palette
-from model.deeplab import DeepLabV3Plus
-from service.contract import InputSize
+from model.evaluate import __main__ as model_evaluate
+from model.network.deeplab import DeepLabV3Plus
+from service.inference.contract import InputSize
 from tests.export.conftest import CONFIG
 from tests.model import voc_folder
 

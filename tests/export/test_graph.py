@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from export.graph import LabelGraph, PhasedGraph, logit_spacing
-from model.config import ModelConfig
-from model.deeplab import DeepLabV3Plus
+from model.network.config import ModelConfig
+from model.network.deeplab import DeepLabV3Plus
 from tests.export.conftest import CONFIG
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from export import matrix
-from model.deeplab import DeepLabV3Plus
-from tests.model.test_train import TINY
+from model.network.deeplab import DeepLabV3Plus
+from tests.model.train.test_main import TINY
 
 
 def test_a_settled_random_network_tells_classes_apart() -> None:

@@ -12,7 +12,7 @@ import pytest
 from export.optional import on_request, without
 from export.tail import tail
 from export.writer import ExportOptions, export
-from service.contract import CONFIDENCE, INPUT, LABELS, WITH_CONFIDENCE
+from service.inference.contract import CONFIDENCE, INPUT, LABELS, WITH_CONFIDENCE
 from tests.export.conftest import SIZE
 from tests.service import onnx_models
 

@@ -7,7 +7,7 @@ import pytest
 
 from export import parity
 from export.parity import ParityError
-from service.contract import InputSize, Parity
+from service.inference.contract import InputSize, Parity
 
 
 def measured(**changes: object) -> Parity:

@@ -17,9 +17,9 @@ from export.saturation import largest_pairs
 from model import checkpoint
 from model.checkpoint import Card
 from model.data.dataset import VOC_CLASSES, voc_palette
-from model.deeplab import DeepLabV3Plus
-from service.contract import InputSize
-from service.engine import Engine, EngineOptions
+from model.network.deeplab import DeepLabV3Plus
+from service.inference.contract import InputSize
+from service.inference.engine import Engine, EngineOptions
 from tests.export.conftest import CONFIG, SIZE
 from tests.model import voc_folder
 

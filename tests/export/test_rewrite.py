@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from export.rewrite import SummedDecoderStage, enlarged, rewritten
-from model.config import ModelConfig
-from model.deeplab import DeepLabV3Plus
-from model.layers import ConvBN, resize
+from model.network.config import ModelConfig
+from model.network.deeplab import DeepLabV3Plus
+from model.network.layers import ConvBN, resize
 from tests.export.conftest import CONFIG
 
 

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export import quantize
 from export.saturation import largest_pairs, safe_ranges
-from service.contract import INPUT, LABELS
+from service.inference.contract import INPUT, LABELS
 
 SIDE = 9
 

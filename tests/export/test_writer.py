@@ -19,10 +19,10 @@ from export.writer import ExportOptions, export
 from model import checkpoint
 from model.checkpoint import Card
 from model.data.dataset import VOC_CLASSES, voc_palette
-from model.deeplab import DeepLabV3Plus
-from model.predict import label_map, probabilities
-from service.contract import INPUT, LABELS, METADATA_KEY, Parity, parse
-from service.engine import Engine, EngineOptions
+from model.evaluate.predict import label_map, probabilities
+from model.network.deeplab import DeepLabV3Plus
+from service.inference.contract import INPUT, LABELS, METADATA_KEY, Parity, parse
+from service.inference.engine import Engine, EngineOptions
 from tests.export.conftest import CONFIG, SIZE, save_random
 from tests.model import voc_folder
 

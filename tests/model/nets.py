@@ -7,8 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from model.config import ModelConfig
-from model.deeplab import DeepLabV3Plus
+from model.network.config import ModelConfig
+from model.network.deeplab import DeepLabV3Plus
 
 
 def shake(module: nn.Module, seed: int = 0) -> nn.Module:

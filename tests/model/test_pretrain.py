@@ -10,14 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
-from model import assembly, checkpoint, pretrain
+from model import checkpoint, pretrain
 from model.data.dataset import DatasetError
 from model.data.loader import Order
-from model.distributed import World
-from model.recipe import RecipeError
-from model.run import LOG
-from model.step import train_step
-from tests.model.test_train import TINY, make_recipe
+from model.train import assembly
+from model.train.distributed import World
+from model.train.recipe import RecipeError
+from model.train.run import LOG
+from model.train.step import train_step
+from tests.model.train.test_main import TINY, make_recipe
 
 OPTIONS = ["depth_multiplier=0.25", "image_size=33", "batch_size=4", "epochs=2", "ema_decay=0.5"]
 

@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from export import optional
-from service.contract import CONFIDENCE, INPUT, LABELS, METADATA_KEY, Contract, InputSize, Parity
+from service.inference.contract import (
+    CONFIDENCE,
+    INPUT,
+    LABELS,
+    METADATA_KEY,
+    Contract,
+    InputSize,
+    Parity,
+)
 
 CLASSES = ("background", "dim", "bright")
 PALETTE = ((0, 0, 0), (200, 0, 0), (0, 200, 0))

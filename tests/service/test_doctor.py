@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from service import __main__ as cli
-from service import gpu_memory
 from service.doctor import installed_wheels, wheel_problem
+from service.http.telemetry import gpu_memory
 from tests.service import onnx_models
 
 

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from starlette.types import Message
 
-from service import models
-from service.app import create_app
-from service.engine import Prediction
-from service.models import Models
+from service.http.app import create_app
+from service.inference import models
+from service.inference.engine import Prediction
+from service.inference.models import Models
 from service.settings import Settings
 
 

@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from model import checkpoint
-from model.complexity import build
-from model.config import ModelConfig
 from model.convert.__main__ import main
 from model.convert.accounting import ConvertError
 from model.convert.from_tensorflow import Names, Options, Variables, convert_variables
-from model.deeplab import DeepLabV3Plus
+from model.network.config import ModelConfig
+from model.network.deeplab import DeepLabV3Plus
+from model.paper.complexity import build
 from tests.model.nets import batch, tiny
 from tests.shared import REFERENCE, needs_reference
 

@@ -12,12 +12,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from model import checkpoint
-from model.backbones.features import Features
 from model.checkpoint import BackboneCard
-from model.config import ModelConfig
 from model.convert.__main__ import main
-from model.deeplab import BACKBONES
-from model.layers import resize
+from model.network.backbones.features import Features
+from model.network.config import ModelConfig
+from model.network.deeplab import BACKBONES
+from model.network.layers import resize
 from tests.model.nets import batch, shake, worst
 
 pytestmark = pytest.mark.slow

@@ -25,7 +25,7 @@ def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
 @pytest.mark.parametrize("colors", ["grey", "palette", "transparent", "grey transparent"])
 def test_the_service_sees_the_same_pixels(tmp_path: Path, depth: str, colors: str) -> None:
     """One policy for what has no one meaning: transparency, and more than 8 bits."""
-    from service import imaging
+    from service.images import imaging
 
     grey = np.arange(0, 240, dtype=depth).reshape(12, 20)
     image = Image.fromarray(grey if depth == "u1" else grey * 257)

@@ -15,7 +15,7 @@ import pytest
 
 from service.client.cli import _parser, main
 from service.client.manifest import FILE_NAME, Manifest
-from service.query import SegmentQuery
+from service.http.query import SegmentQuery
 
 from . import flaky_server
 from .flaky_server import Answer, FlakyServer, Request, problem, result

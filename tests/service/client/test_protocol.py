@@ -17,7 +17,7 @@ from service.client.protocol import (
     parse_timing,
     retry_after_s,
 )
-from service.outputs import OUTPUTS, PNG_OVERLAY
+from service.images.outputs import OUTPUTS, PNG_OVERLAY
 
 
 def answer(content: bytes, content_type: str, *outputs: str) -> Segmentation:

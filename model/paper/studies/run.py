@@ -1,0 +1,95 @@
+"""Running points: train what is not trained, judge what is not judged.
+
+Training and judging go through the command lines of model.train and
+model.evaluate, so that each result names the commands that repeat it. A point
+whose JSON exists is skipped and a training that was cut off is resumed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from model import checkpoint
+from model.evaluate import __main__ as evaluate
+from model.paper.studies.plan import BUNDLED, BUNDLED_CHECKPOINT, MULTI_SCALE, PRESET, Point
+from model.train import __main__ as train
+
+log = logging.getLogger("model.studies")
+
+STATE = "state.pt"  # of model.train: there is something to resume
+WIDTHS = "1,2,5,10,20,40"  # of the trimap, pixels
+
+
+class StudyError(RuntimeError):
+    """A training or an evaluation of a study failed; its own message was printed before."""
+
+
+class Settings(NamedTuple):
+    """Where the studies read and write, and how long they train."""
+
+    data: Path
+    out: Path
+    overrides: tuple[str, ...] = ()  # of every recipe
+    split: str = "val"
+    workers: int = 0
+
+
+def train_command(point: Point, settings: Settings) -> list[str]:
+    """The arguments of model.train for a point's network."""
+    overrides = (f"seed={point.seed}", *point.net.overrides, *settings.overrides)
+    sets = [word for override in overrides for word in ("--set", override)]
+    folder = settings.out / point.run
+    place = "--resume" if (folder / STATE).exists() else "--out"
+    return [PRESET, "--data", str(settings.data), place, str(folder), *sets]
+
+
+def checkpoint_of(point: Point, settings: Settings) -> Path:
+    """Where a point's network lies."""
+    return BUNDLED_CHECKPOINT if point.net == BUNDLED else settings.out / point.run / train.NAME
+
+
+def judge_command(point: Point, settings: Settings) -> list[str]:
+    """The arguments of model.evaluate for a point."""
+    options = [
+        *("--data", str(settings.data), "--split", settings.split),
+        *("--output-stride", str(point.output_stride), "--trimap", WIDTHS, "--boundary"),
+    ]
+    if point.multi_scale:
+        options += ["--scales", ",".join(f"{scale:g}" for scale in MULTI_SCALE)]
+    if point.flip:
+        options += ["--flip"]
+    return [str(checkpoint_of(point, settings)), *options]
+
+
+def run(point: Point, settings: Settings) -> None:
+    """Train and judge one point, as far as that is not done; raises StudyError."""
+    result = settings.out / f"{point.name}.json"
+    if result.exists():
+        log.info("%s is done", point.name)
+        return
+    source = checkpoint_of(point, settings)
+    if not checkpoint.paths(source)[1].exists():
+        arguments = train_command(point, settings)
+        arguments += ["--workers", str(settings.workers)]
+        log.info("training: python -m model.train %s", shlex.join(arguments))
+        if train.main(arguments) != 0:
+            raise StudyError(f"training {point.run} failed or was stopped; run this again")
+    arguments = judge_command(point, settings)
+    log.info("judging: python -m model.evaluate %s", shlex.join(arguments))
+    partial = settings.out / f".{point.name}.partial"
+    if evaluate.main([*arguments, "--json", str(partial)]) != 0:
+        raise StudyError(f"judging {point.name} failed")
+    keep(partial, result, point, source)
+
+
+def keep(partial: Path, result: Path, point: Point, source: Path) -> None:
+    """Add what the figures belong to, and put them in their place in one step."""
+    figures: dict[str, Any] = json.loads(partial.read_text(encoding="utf-8"))
+    training = checkpoint.read_card(source).training
+    figures |= {"network": point.net.name, "seed": point.seed, "training": training}
+    partial.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    checkpoint.replace_durably(partial, result)

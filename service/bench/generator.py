@@ -1,0 +1,233 @@
+"""A closed loop of requests, in a process of its own: `python -m service.load.generator`.
+
+N workers send photos one after another, each as soon as its last answer is there.
+What happens within a window of time, after a warm-up, is counted and printed as
+JSON. The generator shares its host with the server that it measures: it speaks just
+enough HTTP/1.1 over sockets (a client library takes five times the processor time),
+and says what it used itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import cycle
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from service.bench import vitals
+from service.client.protocol import media_type, parse_timing
+
+BOUNDARY = "photo-boundary"
+TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True)
+class Load:
+    """What to send, and for how long."""
+
+    url: str  # with path and query
+    photos: tuple[str, ...]
+    concurrency: int
+    seconds: float  # at least; longer if fewer answers than `concurrency` come
+    warm_up_s: float = 1.0
+    watch: int | None = None  # process id of the server
+
+
+@dataclass(frozen=True)
+class Report:
+    """What happened within the window; milliseconds are medians over its answers."""
+
+    answers: int
+    failures: int  # answers other than 200, and connections that broke
+    seconds: float
+    latency_ms: float
+    stages_ms: dict[str, float]  # from Server-Timing
+    client_cpu_s: float
+    server_cpu_s: float | None
+
+    @property
+    def rate(self) -> float:
+        """Answers a second."""
+        return self.answers / self.seconds
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What of an answer matters here; its body has been read."""
+
+    status: int
+    headers: dict[str, str]  # names in lower case
+
+
+@dataclass
+class _Tally:
+    """What the workers note down while the window is open."""
+
+    is_open: bool = False
+    failures: int = 0
+    latencies_ms: list[float] = field(default_factory=list)
+    stages_ms: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+
+    @property
+    def settled(self) -> int:
+        """Requests that have come to an end."""
+        return len(self.latencies_ms) + self.failures
+
+    def note(self, answer: Answer | None, seconds: float) -> None:
+        if not self.is_open:
+            return
+        if answer is None or answer.status != 200:
+            self.failures += 1
+            return
+        self.latencies_ms.append(seconds * 1000)
+        for stage, ms in parse_timing(answer.headers.get("server-timing", "")).items():
+            self.stages_ms[stage].append(ms)
+
+
+def measured(load: Load) -> Report:
+    """Drive the load from a process of its own; raises RuntimeError when nothing is answered."""
+    command = [sys.executable, "-m", "service.load.generator", load.url, *load.photos]
+    command += ["--concurrency", str(load.concurrency), "--seconds", str(load.seconds)]
+    command += ["--warm-up", str(load.warm_up_s)]
+    command += [] if load.watch is None else ["--watch", str(load.watch)]
+    out = subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout
+    report = Report(**json.loads(out))
+    if not report.answers:
+        raise RuntimeError(
+            f"{load.url}: {report.failures} failures and no answer in {report.seconds:.1f} s"
+        )
+    return report
+
+
+def form(url: str, photo: bytes) -> bytes:
+    """The whole request, with the form that `curl -F file=@photo URL` sends."""
+    start = (
+        f"--{BOUNDARY}\r\n"
+        'Content-Disposition: form-data; name="file"; filename="photo"\r\n'
+        f"Content-Type: {media_type(photo)}\r\n\r\n"
+    )
+    body = start.encode() + photo + f"\r\n--{BOUNDARY}--\r\n".encode()
+    parts = urlsplit(url)
+    head = (
+        f"POST {parts.path}?{parts.query} HTTP/1.1\r\nHost: {parts.netloc}\r\n"
+        f"Content-Type: multipart/form-data; boundary={BOUNDARY}\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+async def drive(load: Load) -> Report:
+    """Send for the warm-up and the window; every request that was begun is also ended."""
+    tally, over = _Tally(), asyncio.Event()
+    requests = cycle([form(load.url, Path(photo).read_bytes()) for photo in load.photos])
+    async with asyncio.TaskGroup() as workers:
+        for _ in range(load.concurrency):
+            workers.create_task(_work(load.url, requests, tally, over))
+        await asyncio.sleep(load.warm_up_s)
+        tally.is_open = True
+        before = _used(load.watch)
+        await asyncio.sleep(load.seconds)
+        while tally.settled < load.concurrency:  # a slow server: nothing can be said of less
+            await asyncio.sleep(0.05)
+        tally.is_open = False
+        after = _used(load.watch)
+        over.set()
+    return _report(tally, before, after)
+
+
+async def _work(url: str, requests: Iterator[bytes], tally: _Tally, over: asyncio.Event) -> None:
+    """One connection after another until the load is over."""
+    parts = urlsplit(url)
+    while not over.is_set():
+        try:
+            reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+            try:
+                while not over.is_set():
+                    began = time.perf_counter()
+                    async with asyncio.timeout(TIMEOUT_S):
+                        answer = await _exchange(reader, writer, next(requests))
+                    tally.note(answer, time.perf_counter() - began)
+                    if answer.headers.get("connection") == "close":
+                        break
+            finally:
+                writer.close()
+        except (OSError, asyncio.IncompleteReadError, TimeoutError):
+            tally.note(None, 0)
+            await asyncio.sleep(0.01)  # a dead server must not turn this into a spinning loop
+
+
+async def _exchange(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes
+) -> Answer:
+    writer.write(request)
+    await writer.drain()
+    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+    first, *lines = head.split("\r\n")
+    pairs = (line.partition(": ") for line in lines if line)
+    headers = {name.lower(): value for name, _, value in pairs}
+    await reader.readexactly(int(headers.get("content-length", "0")))
+    return Answer(int(first.split(" ")[1]), headers)
+
+
+def _used(watch: int | None) -> tuple[float, float, float | None]:
+    """The time, and the processor time of this process and of the server so far."""
+    server = None if watch is None else vitals.read(watch).cpu_s
+    return time.perf_counter(), time.process_time(), server
+
+
+def _report(
+    tally: _Tally,
+    before: tuple[float, float, float | None],
+    after: tuple[float, float, float | None],
+) -> Report:
+    seconds, client = after[0] - before[0], after[1] - before[1]
+    server = None if before[2] is None or after[2] is None else after[2] - before[2]
+    latencies = tally.latencies_ms
+    return Report(
+        len(latencies),
+        tally.failures,
+        seconds,
+        statistics.median(latencies) if latencies else 0.0,
+        {stage: statistics.median(values) for stage, values in tally.stages_ms.items()},
+        client,
+        server,
+    )
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m service.load.generator",
+        description="Load on a server, and what it made of it, as JSON.",
+        epilog="example: python -m service.load.generator "
+        "'http://127.0.0.1:8000/segment?output=mask' service/samples/*.jpg --concurrency 16",
+    )
+    p.add_argument("url", help="where photos go, with path and query")
+    p.add_argument("photos", nargs="+", help="files to send in turn")
+    p.add_argument("--concurrency", type=int, default=1)
+    p.add_argument("--seconds", type=float, default=5.0, help="window that counts")
+    p.add_argument("--warm-up", type=float, default=1.0, help="seconds before it that do not")
+    p.add_argument("--watch", type=int, help="process id of the server, for its processor time")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Drive the load and print the report."""
+    args = parser().parse_args(argv)
+    load = Load(
+        args.url, tuple(args.photos), args.concurrency, args.seconds, args.warm_up, args.watch
+    )
+    print(json.dumps(asdict(asyncio.run(drive(load)))))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,241 @@
+"""Many photos through one engine in one process: read, decode, run, encode, write.
+
+A pool of threads reads and decodes ahead of the engine and encodes and writes
+behind it, a bounded number of photos at a time. The steps are those of a request
+to the service, with the same functions: the same outputs asked for in one request
+are the same, byte for byte.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import itertools
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+from pyarrow import fs
+
+from service.client.manifest import DONE, FAILED, REJECTED
+from service.cluster.records import Record, Todo
+from service.cluster.storage import Place
+from service.errors import ServiceError
+from service.images import imaging, outputs
+from service.images.imaging import Fitted
+from service.images.outputs import NEEDS_PHOTO, Result, Wish, check, wants_confidence
+from service.images.selection import select
+from service.inference.contract import Contract
+from service.inference.engine import Engine, Prediction
+
+log = logging.getLogger("service.pipeline")
+
+# File names that OUT cannot take; any other write error (disk full, ...) would meet the next photo.
+NAME_ERRORS = frozenset({errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ})
+
+Item = TypeVar("Item")
+Done = TypeVar("Done")
+
+
+class OutputError(RuntimeError):
+    """OUT cannot be written: the run cannot go on."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is the same for every photo; can be sent to other processes."""
+
+    source: fs.FileSystem
+    out: Place
+    outputs: tuple[str, ...]
+    max_batch: int  # 0: the engine's usual one
+    max_pixels: int
+    threads: int  # that read, decode, encode and write
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A photo on its way to the engine."""
+
+    todo: Todo
+    sha256: str
+    photo: imaging.Photo
+    fitted: Fitted
+
+
+class Pipeline:
+    """One engine and its threads. `run` is to be called by one thread at a time."""
+
+    def __init__(self, load: Callable[[], Engine], job: Job) -> None:
+        """`load` makes the engine, and makes it anew when it has failed."""
+        self._load = load
+        self._job = job
+        self._engine = load()
+        self._max_batch = job.max_batch or self._engine.usual_batch
+        self._engine.warm_up(self._max_batch)
+        self._wish = wish(job.outputs, self._engine.contract)
+        self._reduce_to = (
+            None if NEEDS_PHOTO & self._wish.all_outputs else max(self._engine.input_size)
+        )
+        self._pool = ThreadPoolExecutor(job.threads, thread_name_prefix="imaging")
+
+    def run(self, todos: Iterable[Todo]) -> Iterator[Record]:
+        """A record for every photo; raises OutputError when OUT cannot be written."""
+        limit = self._job.threads + 2 * self._max_batch
+        prepared = ahead(self._pool, self._prepare, todos, limit)
+        yield from ahead(self._pool, self._finish, self._predicted(prepared), limit)
+
+    def _prepare(self, todo: Todo) -> Ready | Record:
+        """Read and decode; the record of what needs no engine."""
+        try:
+            data = self._read(todo.photo.source)
+        except OSError as error:
+            return self._without_result(todo, FAILED, str(error), None)
+        digest = hashlib.sha256(data).hexdigest()
+        if todo.earlier is not None and digest == todo.unchanged_if:
+            return replace(todo.earlier, mtime_ns=todo.photo.mtime_ns, source=todo.photo.source)
+        try:
+            opened = imaging.open_checked(data, self._job.max_pixels)
+            photo = imaging.decode(opened, reduce_to=self._reduce_to)
+        except ServiceError as error:
+            reason = f"{error.status} {error.code}: {error}"  # as the service's clients word it
+            return self._without_result(todo, REJECTED, reason, digest)
+        return Ready(todo, digest, photo, imaging.fit(photo, self._engine.contract.input))
+
+    def _read(self, path: str) -> bytes:
+        with self._job.source.open_input_stream(path) as stream:
+            return bytes(stream.read())
+
+    def _predicted(
+        self, prepared: Iterable[Ready | Record]
+    ) -> Iterator[tuple[Ready, Prediction] | Record]:
+        for group in batches(prepared, self._max_batch):
+            ready = [each for each in group if isinstance(each, Ready)]
+            yield from (each for each in group if isinstance(each, Record))
+            if ready:
+                yield from self._infer(ready)
+
+    def _infer(self, ready: list[Ready]) -> Iterator[tuple[Ready, Prediction] | Record]:
+        try:
+            predictions = self._predict(ready)
+        except Exception as error:  # ONNX Runtime raises its own classes, not all of one root
+            # After running out of memory a session may fail for ever: a fresh one, one by one.
+            log.warning("the engine failed on %d photos, starting it anew: %s", len(ready), error)
+            self._engine = self._load()
+            yield from map(self._infer_alone, ready)
+            return
+        yield from zip(ready, predictions, strict=True)
+
+    def _infer_alone(self, each: Ready) -> tuple[Ready, Prediction] | Record:
+        try:
+            return each, self._predict([each])[0]
+        except Exception as error:  # as above
+            reason = f"inference failed: {error}"
+            return self._without_result(each.todo, FAILED, reason, each.sha256)
+
+    def _predict(self, ready: list[Ready]) -> list[Prediction]:
+        pixels = np.stack([each.fitted.pixels for each in ready])
+        return self._engine.predict(pixels, wants_confidence(self._wish, self._engine.contract))
+
+    def _finish(self, predicted: tuple[Ready, Prediction] | Record) -> Record:
+        """Encode and write; what an earlier result has beyond this one is taken away."""
+        if isinstance(predicted, Record):
+            return predicted
+        each, prediction = predicted
+        try:
+            written = self._write(each.todo.stem, self._encoded(each, prediction))
+        except OSError as error:
+            if error.errno not in NAME_ERRORS:
+                raise OutputError(f"cannot write below {self._job.out.root}: {error}") from error
+            return self._without_result(each.todo, FAILED, str(error), each.sha256)
+        kept = self._kept(each) | written
+        self._remove_others(each.todo, kept)
+        return self._record(each.todo, DONE, each.sha256, outputs=kept)
+
+    def _encoded(self, each: Ready, prediction: Prediction) -> dict[str, bytes]:
+        size = each.photo.size
+        labels = imaging.restore(prediction.labels, each.fitted, size)
+        sure = prediction.confidence
+        confidence = None if sure is None else imaging.restore(sure, each.fitted, size)
+        result = Result(each.photo, labels, confidence, self._engine.contract)
+        encoded = outputs.encode_each(result, self._wish)
+        return {self._wish.kind(name)[1]: body for name, body in encoded.items()}
+
+    def _write(self, stem: str, files: dict[str, bytes]) -> dict[str, int]:
+        for name, content in files.items():
+            self._job.out.write(f"{stem}.{name}", content)
+        return {f"{stem}.{name}": len(content) for name, content in files.items()}
+
+    def _kept(self, each: Ready) -> dict[str, int]:
+        """Files of an earlier result that was made from the very same: they stay."""
+        earlier, engine = each.todo.earlier, self._engine
+        if earlier is None or not earlier.is_of(each.sha256, engine.name, engine.digest):
+            return {}
+        return earlier.outputs
+
+    def _without_result(self, todo: Todo, status: str, reason: str, sha256: str | None) -> Record:
+        self._remove_others(todo, {})
+        return self._record(todo, status, sha256, error=reason)
+
+    def _remove_others(self, todo: Todo, kept: dict[str, int]) -> None:
+        earlier = {} if todo.earlier is None else todo.earlier.outputs
+        for file in earlier.keys() - kept.keys():
+            try:
+                self._job.out.remove(file)
+            except OSError as error:
+                raise OutputError(f"cannot remove {file} from OUT: {error}") from error
+
+    def _record(
+        self,
+        todo: Todo,
+        status: str,
+        sha256: str | None,
+        *,
+        error: str | None = None,
+        outputs: dict[str, int] | None = None,
+    ) -> Record:
+        photo, engine = todo.photo, self._engine
+        return Record(
+            name=photo.name,
+            source=photo.source,
+            stem=todo.stem,
+            size=photo.size,
+            mtime_ns=photo.mtime_ns,
+            sha256=sha256,
+            model=engine.name,
+            model_digest=engine.digest,
+            status=status,
+            error=error,
+            outputs=outputs or {},
+        )
+
+
+def wish(names: tuple[str, ...], contract: Contract) -> Wish:
+    """What the service would be asked for; raises InvalidRequest if the model cannot give it."""
+    wished = Wish(names, select(None, contract))
+    check(wished, contract)
+    return wished
+
+
+def ahead(
+    pool: ThreadPoolExecutor, function: Callable[[Item], Done], items: Iterable[Item], limit: int
+) -> Iterator[Done]:
+    """`map` in the pool's threads, in order, at most `limit` items ahead of who takes them."""
+    waiting: deque[Future[Done]] = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) >= limit:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Lists of `size`, the last one shorter."""
+    source = iter(items)
+    while batch := list(itertools.islice(source, size)):
+        yield batch

@@ -1,0 +1,419 @@
+"""`python -m service.scale`: how many photos an hour, and what the limit is.
+
+A photo passes a few stations: it is fetched from a store, decoded, run through the
+engine, encoded, and its result is put back. In the long run the station with the
+largest demand per server sets the pace, and with few photos in flight the time of
+one photo does (the asymptotic bounds of a closed network of queues: Denning and
+Buzen, "The Operational Analysis of Queueing Network Models", 1978). A
+discrete-event simulation of the same stations, with random service times, checks
+the bounds. What is measured is measured here; what is assumed says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.util
+import io
+import json
+import math
+import platform
+import random
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from PIL import Image
+
+from service.client.inputs import is_image
+from service.images import imaging, outputs
+from service.images.outputs import Result, Wish
+from service.images.selection import select
+from service.inference import cpus
+from service.inference.engine import Engine, EngineOptions
+from service.settings import BUNDLED
+
+SAMPLES = Path(__file__).parent / "samples"
+BEGIN, END = "<!-- scale: begin -->", "<!-- scale: end -->"
+
+# Assumptions, none of them measured here.
+GPU_MS = 1.5  # of one GPU and one photo in full batches; yours: --gpu-ms
+# Requests a second of one prefix: AWS, "Best practices design patterns: optimizing Amazon S3
+# performance". More prefixes take more.
+GETS_PER_S, PUTS_PER_S = 5500.0, 3500.0
+LATENCY_MS = 60.0  # of one GET and one PUT together, beside the transfer
+
+ROUNDS = 5  # of the measurement
+LARGE, NOISE = (4000, 3000), 4.0  # 12 megapixels with grain: files of a few megabytes
+SPREAD = 0.5  # standard deviation over mean of simulated service times
+PHOTOS = 6000  # simulated
+IN_FLIGHT = "photos in flight"
+AT_MODEL, AT_PIXELS = "cores: model", "cores: decode, encode"  # the larger part of their work
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What one photo costs: milliseconds of one core, and bytes."""
+
+    decode_ms: float
+    engine_ms: float
+    encode_ms: float
+    bytes_in: float
+    bytes_out: float
+
+    @property
+    def core_ms(self) -> float:
+        return self.decode_ms + self.engine_ms + self.encode_ms
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """What photos are processed on. Several hosts read and write one store."""
+
+    name: str
+    hosts: int = 1
+    cores: int = 1  # of one host
+    gpus: int = 0  # of one host
+    gbit_per_s: float = 10.0  # of one host, each way
+    gpu_ms: float = GPU_MS
+    gets_per_s: float = GETS_PER_S
+    puts_per_s: float = PUTS_PER_S
+    latency_ms: float = LATENCY_MS
+    in_flight: int = 0  # photos on one host; 0: three times what hides every wait
+
+
+@dataclass(frozen=True)
+class Station:
+    """Servers that photos queue for, and the seconds that one photo takes of one server."""
+
+    name: str
+    servers: int
+    seconds: float
+
+    @property
+    def limit(self) -> float:
+        """Photos a second."""
+        return self.servers / self.seconds if self.seconds else math.inf
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a fleet does."""
+
+    photos_per_s: float
+    bottleneck: str
+    utilization: dict[str, float]  # by station
+
+
+def stations(fleet: Fleet, costs: Costs) -> list[Station]:
+    """A photo's way, in order. On CPU hosts the engine shares the cores."""
+    hosts, wire = fleet.hosts, fleet.gbit_per_s * 1e9 / 8
+    by_gpu = fleet.gpus > 0
+    pixels = (costs.decode_ms + costs.encode_ms) / 1000
+    engine = [Station("GPU", hosts * fleet.gpus, fleet.gpu_ms / 1000)] if by_gpu else []
+    model_s = 0 if by_gpu else costs.engine_ms / 1000
+    cores = AT_MODEL if model_s > pixels else AT_PIXELS
+    return [
+        Station("storage reads", 1, 1 / fleet.gets_per_s),
+        Station("network in", hosts, costs.bytes_in / wire),
+        Station(cores, hosts * fleet.cores, pixels + model_s),
+        *engine,
+        Station("network out", hosts, costs.bytes_out / wire),
+        Station("storage writes", 1, 1 / fleet.puts_per_s),
+    ]
+
+
+def alone_s(fleet: Fleet, costs: Costs) -> float:
+    """Seconds from the request for a photo to its stored result when nothing else goes on."""
+    return sum(station.seconds for station in stations(fleet, costs)) + fleet.latency_ms / 1000
+
+
+def in_flight(fleet: Fleet, costs: Costs) -> int:
+    """Photos on their way at a time, over all hosts."""
+    if fleet.in_flight:
+        return fleet.hosts * fleet.in_flight
+    limit = min(station.limit for station in stations(fleet, costs))
+    return math.ceil(3 * limit * alone_s(fleet, costs))
+
+
+def model(fleet: Fleet, costs: Costs) -> Outcome:
+    """The asymptotic bounds: X <= min(1 / D_max, N / (D + Z))."""
+    way = stations(fleet, costs)
+    slowest = min(way, key=lambda station: station.limit)
+    by_flight = in_flight(fleet, costs) / alone_s(fleet, costs)
+    rate = min(slowest.limit, by_flight)
+    name = slowest.name if slowest.limit <= by_flight else IN_FLIGHT
+    return Outcome(rate, name, {station.name: rate / station.limit for station in way})
+
+
+def simulate(fleet: Fleet, costs: Costs, *, photos: int | None = None, seed: int = 0) -> Outcome:
+    """Photo by photo through the same stations, with random service times."""
+    import simpy  # noqa: PLC0415 - comes with the extra `dev`; nothing else here needs it
+
+    environment, chance = simpy.Environment(), random.Random(seed)
+    way = stations(fleet, costs)
+    queues = [simpy.Resource(environment, station.servers) for station in way]
+    busy_s = [0.0] * len(way)
+    ends: list[float] = []
+    enough, over = photos or PHOTOS, environment.event()
+
+    def one_place_in_flight() -> Generator[Any, Any, None]:
+        while True:
+            yield environment.timeout(random_s(chance, fleet.latency_ms / 1000))
+            for number, station in enumerate(way):
+                with queues[number].request() as turn:
+                    yield turn
+                    seconds = random_s(chance, station.seconds)
+                    yield environment.timeout(seconds)
+                    busy_s[number] += seconds
+            ends.append(environment.now)
+            if len(ends) == enough:
+                over.succeed()
+
+    for _ in range(in_flight(fleet, costs)):
+        environment.process(one_place_in_flight())
+    environment.run(over)
+    return _outcome(way, busy_s, ends)
+
+
+def random_s(chance: random.Random, mean_s: float) -> float:
+    """A gamma-distributed time of that mean and of SPREAD."""
+    shape = 1 / SPREAD**2
+    return chance.gammavariate(shape, mean_s / shape) if mean_s else 0.0
+
+
+def _outcome(way: list[Station], busy_s: list[float], ends: list[float]) -> Outcome:
+    """The rate after the start has passed, and who was busy."""
+    start = len(ends) // 4
+    rate = (len(ends) - start - 1) / (ends[-1] - ends[start])
+    utilization = {
+        station.name: seconds / (station.servers * ends[-1])
+        for station, seconds in zip(way, busy_s, strict=True)
+    }
+    busiest = max(utilization, key=lambda name: utilization[name])
+    return Outcome(rate, busiest if utilization[busiest] > 0.9 else IN_FLIGHT, utilization)
+
+
+# Measuring
+
+
+def measure(path: Path, photos: Sequence[bytes]) -> Costs:
+    """The mean over the photos of each one's median time, one core, mask only."""
+    engine = Engine(path, EngineOptions(device="cpu", threads=1))
+    engine.warm_up(1)
+    wish = Wish(("mask",), select(None, engine.contract))
+    each = [_measured(engine, wish, photo) for photo in photos]
+    return Costs(*(statistics.fmean(values) for values in zip(*each, strict=True)))
+
+
+def _measured(engine: Engine, wish: Wish, data: bytes) -> tuple[float, float, float, int, int]:
+    contract, reduce_to = engine.contract, max(engine.input_size)
+
+    def decode() -> tuple[imaging.Photo, imaging.Fitted]:
+        hashlib.sha256(data).digest()  # as for the manifest
+        opened = imaging.open_checked(data, max_pixels=10**9)
+        photo = imaging.decode(opened, reduce_to=reduce_to)
+        return photo, imaging.fit(photo, contract.input)
+
+    def encode() -> bytes:
+        labels = imaging.restore(prediction.labels, fitted, photo.size)
+        return outputs.encode(Result(photo, labels, None, contract), wish)[0]
+
+    decode_ms, (photo, fitted) = _median_ms(decode)
+    engine_ms, (prediction,) = _median_ms(lambda: engine.predict(fitted.pixels[None]))
+    encode_ms, body = _median_ms(encode)
+    return decode_ms, engine_ms, encode_ms, len(data), len(body)
+
+
+def _median_ms(function: Callable[[], Value]) -> tuple[float, Value]:
+    """Of the CPU's time: one thread works, and what else the machine does is left out."""
+    result, times = function(), []
+    for _ in range(ROUNDS):
+        began = time.process_time()
+        function()
+        times.append((time.process_time() - began) * 1000)
+    return statistics.median(times), result
+
+
+def enlarged(photo: bytes) -> bytes:
+    """The photo as a phone would take it: a JPEG of 12 megapixels, with the noise of a sensor."""
+    with Image.open(io.BytesIO(photo)) as image:
+        large = np.asarray(image.convert("RGB").resize(LARGE, Image.Resampling.BICUBIC))
+    noise = np.random.default_rng(0).normal(scale=NOISE, size=large.shape)
+    noisy = (large + noise).round().clip(0, 255).astype(np.uint8)
+    return imaging.jpeg(Image.fromarray(noisy))
+
+
+def machine() -> str:
+    """The processor's name and how many CPUs this process may use."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        lines = info.read_text(encoding="utf-8").splitlines()
+        models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        name = models[0] if models else name
+    return f"{name}, {cpus.available()} CPUs"
+
+
+# Telling
+
+
+def fleets(gpu_ms: float) -> list[Fleet]:
+    """From one core to a cluster; hosts as clouds rent them."""
+    gpu_host = Fleet("1 GPU, 4 cores", cores=4, gpus=1, gpu_ms=gpu_ms)
+    large = Fleet("8 GPUs, 192 cores", cores=192, gpus=8, gpu_ms=gpu_ms, gbit_per_s=25)
+    return [
+        Fleet("1 core", cores=1),
+        Fleet("16 cores", cores=16),
+        gpu_host,
+        replace(gpu_host, name="1 GPU, 48 cores", cores=48),
+        large,
+        replace(large, name="8 hosts of 8 GPUs, 192 cores", hosts=8),
+    ]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One fleet on one kind of photos."""
+
+    photos: str
+    fleet: Fleet
+    model: Outcome
+    simulation: Outcome
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that is told."""
+
+    command: str
+    date: str
+    machine: str
+    model: str
+    gpu_ms: float  # assumed
+    costs: dict[str, Costs]
+    rows: list[Row]
+
+    def markdown(self) -> str:
+        """The tables of docs/scale.md."""
+        lines = [
+            f"`{self.command}` on {self.date}, {self.machine}; {self.model}, one core.",
+            "",
+            *_table(
+                ["photos", "decode ms", "engine ms", "encode ms", "KB in", "KB out"],
+                [_costs_row(name, costs) for name, costs in self.costs.items()],
+            ),
+            "",
+            *_table(
+                [
+                    "a million photos of",
+                    "TB in",
+                    "GB out",
+                    "GETs",
+                    "PUTs",
+                    "core hours, engine on CPU",
+                ],
+                [_million_row(name, costs) for name, costs in self.costs.items()],
+            ),
+            "",
+            f"Photos an hour. {self.gpu_ms:g} ms of GPU time a photo is assumed, not measured.",
+            "",
+            *_table(
+                ["photos", "fleet", "model", "simulation", "the limit", "simulated use of it"],
+                [_fleet_row(row) for row in self.rows],
+            ),
+        ]
+        return "\n".join(lines)
+
+
+def _table(head: list[str], rows: Iterable[list[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
+
+
+def _costs_row(name: str, costs: Costs) -> list[str]:
+    times = (costs.decode_ms, costs.engine_ms, costs.encode_ms)
+    sizes = (costs.bytes_in / 1000, costs.bytes_out / 1000)
+    return [name, *(f"{value:.1f}" for value in (*times, *sizes))]
+
+
+def _million_row(name: str, costs: Costs) -> list[str]:
+    hours = costs.core_ms * 1e6 / 1000 / 3600
+    terabytes, gigabytes = costs.bytes_in * 1e6 / 1e12, costs.bytes_out * 1e6 / 1e9
+    return [name, f"{terabytes:.2f}", f"{gigabytes:.1f}", "1,000,000", "1,000,000", f"{hours:.0f}"]
+
+
+def _fleet_row(row: Row) -> list[str]:
+    rates = (row.model.photos_per_s, row.simulation.photos_per_s)
+    use = row.simulation.utilization.get(row.model.bottleneck)
+    return [
+        row.photos,
+        row.fleet.name,
+        *(f"{rate * 3600:,.0f}" for rate in rates),
+        row.model.bottleneck,
+        "" if use is None else f"{use:.0%}",
+    ]
+
+
+def write(path: Path, text: str) -> None:
+    """Put the tables between the markers of a page; raises ValueError when it has none."""
+    page = path.read_text(encoding="utf-8")
+    if page.count(BEGIN) != 1 or page.count(END) != 1:
+        raise ValueError(f"{path}: needs one {BEGIN} and one {END}")
+    before, after = page.split(BEGIN)[0], page.split(END)[1]
+    path.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+
+
+def report(path: Path, photos: dict[str, list[bytes]], gpu_ms: float, command: str) -> Report:
+    """Measure, model and simulate."""
+    costs = {name: measure(path, images) for name, images in photos.items()}
+    rows = [
+        Row(name, fleet, model(fleet, each), simulate(fleet, each))
+        for name, each in costs.items()
+        for fleet in fleets(gpu_ms)
+    ]
+    today = datetime.now(UTC).date().isoformat()
+    return Report(command, today, machine(), path.stem, gpu_ms, costs, rows)
+
+
+def _photos(paths: list[Path]) -> dict[str, list[bytes]]:
+    if paths:
+        return {"given": [path.read_bytes() for path in paths]}
+    samples = [path.read_bytes() for path in sorted(SAMPLES.iterdir()) if is_image(path.name)]
+    return {"samples": samples, "12 megapixels": [enlarged(sample) for sample in samples]}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns its exit code."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog="python -m service.scale", description="Photos an hour: measured, modelled, simulated."
+    )
+    add = parser.add_argument
+    bundled = next(iter(sorted(BUNDLED.glob("*.onnx"))), None)
+    add("photos", nargs="*", type=Path, help="to measure with (the samples, as they are and large)")
+    add("--model", type=Path, default=bundled, help="exported .onnx file (the bundled one)")
+    add("--gpu-ms", type=float, default=GPU_MS, help="assumed GPU time of a photo (%(default)s)")
+    add("--json", action="store_true", help="print everything as JSON")
+    add("--write", metavar="FILE", type=Path, help="put the tables between the page's markers")
+    options = parser.parse_args(given)
+    if importlib.util.find_spec("simpy") is None:
+        parser.error("the simulation needs simpy: pip install simpy")
+    command = shlex.join(["python", "-m", "service.scale", *given])
+    told = report(options.model, _photos(options.photos), options.gpu_ms, command)
+    print(json.dumps(asdict(told), indent=2) if options.json else told.markdown())
+    if options.write:
+        write(options.write, told.markdown())
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

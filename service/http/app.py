@@ -1,0 +1,194 @@
+"""The HTTP application: `create_app(settings, models)`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastapi import FastAPI, Header, Query, Request, Response
+from fastapi.routing import APIRoute
+from starlette.formparsers import MultiPartParser
+from starlette.middleware.cors import CORSMiddleware
+
+from service.errors import (
+    BodyTimeout,
+    BodyTooLarge,
+    DeadlineExceeded,
+    EngineUnavailable,
+    ImageTooLarge,
+    InferenceFailed,
+    InvalidImage,
+    InvalidRequest,
+    NotAcceptable,
+    Overloaded,
+    ShuttingDown,
+    UnknownModel,
+    UnsupportedMedia,
+)
+from service.http import (
+    api_docs,
+    catalogue,
+    deadlines,
+    open_inference,
+    packing,
+    playground,
+    probes,
+    problems,
+)
+from service.http.middleware.keys import Keys, is_open
+from service.http.middleware.limits import Admission, BodyLimit
+from service.http.middleware.shutdown import Farewell
+from service.http.query import SegmentQuery
+from service.http.segment import Job, Resources, segment
+from service.http.telemetry import metrics
+from service.http.telemetry.metrics import Metrics
+from service.http.telemetry.observation import Observation
+from service.http.tensors import LENGTH_HEADER
+from service.http.upload import REQUEST_BODY, unless_gone, uploads
+from service.images import outputs
+from service.images.outputs import OUTPUTS
+from service.inference import cpus
+from service.inference.models import Models
+from service.settings import Settings
+
+if TYPE_CHECKING:  # else loaded only where traces are asked for
+    from service.http.telemetry.tracing import Tracing
+
+# What pages of other origins may send and read, where they are let in.
+ASKED_WITH = ("Authorization", "Content-Type", "X-Request-ID", deadlines.HEADER, LENGTH_HEADER)
+ANSWERED_WITH = (
+    *("X-Model", "X-Model-Digest", "X-Execution-Provider", "X-Request-ID"),
+    *("Server-Timing", "Retry-After", LENGTH_HEADER),
+)
+
+ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "the output asked for; several come as a ZIP, several photos also as parts",
+        "content": {
+            kind: {}
+            for kind in sorted(
+                {kind for kind, _ in OUTPUTS.values()} | {outputs.ZIP, packing.MULTIPART}
+            )
+        },
+    },
+    **problems.documented(
+        *(InvalidRequest, InvalidImage, UnknownModel, NotAcceptable, BodyTimeout, BodyTooLarge),
+        *(ImageTooLarge, UnsupportedMedia, InferenceFailed, Overloaded, ShuttingDown),
+        *(EngineUnavailable, DeadlineExceeded),
+    ),
+}
+
+
+def create_app(settings: Settings, models: Models, tracing: Tracing | None = None) -> FastAPI:
+    """Build the application around loaded models; they are warmed up when it starts."""
+    measured = Metrics(models)
+
+    def on_stage(name: str, seconds: float, ended_ago_s: float) -> None:
+        measured.stage(name, seconds)
+        if tracing:
+            tracing.stage(name, seconds, ended_ago_s)
+
+    resources = Resources(
+        Admission(settings.max_requests, settings.max_pending_pixels),
+        ThreadPoolExecutor(cpus.available() + 1, thread_name_prefix="imaging"),
+        settings.max_pixels,
+        on_stage=on_stage,
+        on_pixels=measured.pixels.inc,
+        on_problem=lambda code: measured.rejected.labels(code).inc(),
+    )
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await models.start()
+        async with models.watched():
+            yield
+        await models.stop()
+        resources.pool.shutdown(wait=False, cancel_futures=True)
+        if tracing:
+            await asyncio.to_thread(tracing.close)
+
+    # A form's file stays in memory: its size is bounded, and a hardened container has no disk.
+    MultiPartParser.spool_max_size = settings.max_body_bytes
+    app = FastAPI(title="DeepLabv3+", lifespan=lifespan, docs_url=None, redoc_url=None)
+    # The last one added is the first to see a request.
+    app.add_middleware(
+        BodyLimit, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s
+    )
+    if settings.api_keys:
+        app.add_middleware(
+            Keys, digests=settings.api_keys, per_minute=settings.rate_limit_per_minute
+        )
+    if settings.cors_origins:
+        _let_in(app, settings.cors_origins)
+    app.add_middleware(Farewell, draining=lambda: models.draining)
+    app.add_middleware(Observation, metrics=measured, draining=lambda: models.draining)
+    if tracing:
+        app.add_middleware(tracing.middleware, tracing=tracing)
+    problems.install(app)
+    playground.add_routes(app)
+    api_docs.add_routes(app)
+    probes.add_routes(app, models)
+    catalogue.add_routes(app, models)
+    metrics.add_route(app, measured)
+    _add_segment(app, settings, models, resources)
+    open_inference.add_routes(app, settings, models, resources)
+    problems.describe(app, needs_key=lambda path: bool(settings.api_keys) and not is_open(path))
+    _answer_head(app)
+    return app
+
+
+def _let_in(app: FastAPI, origins: tuple[str, ...]) -> None:
+    """Allow pages of other origins to ask, and to read what the answers' headers say."""
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=ASKED_WITH,
+        expose_headers=ANSWERED_WITH,
+    )
+
+
+def _answer_head(app: FastAPI) -> None:
+    """Take HEAD wherever GET is taken, as `curl -I` and many probes ask; the schema stays as it is.
+
+    The server leaves the body out.
+    """
+    for route in app.routes:
+        if isinstance(route, APIRoute) and route.methods and "GET" in route.methods:
+            route.methods.add("HEAD")
+
+
+def _add_segment(app: FastAPI, settings: Settings, models: Models, resources: Resources) -> None:
+    @app.post(
+        "/segment",
+        openapi_extra={"requestBody": REQUEST_BODY},
+        response_class=Response,
+        responses=ANSWERS,
+    )
+    async def post_segment(
+        request: Request,
+        query: Annotated[SegmentQuery, Query()],
+        x_request_timeout_ms: Annotated[
+            str | None, Header(description="deadline in milliseconds; else 504")
+        ] = None,
+    ) -> Response:
+        """Segment a photo, sent as multipart field `file` or as the body itself.
+
+        Several fields `file` are several photos, answered as a ZIP or as multipart/mixed:
+        `results.json`, with a status for each photo, then the outputs.
+        """
+        limit_ms = deadlines.milliseconds(x_request_timeout_ms, settings.request_timeout_ms)
+        accept = ", ".join(request.headers.getlist("accept"))
+        with models.get(query.model).used() as served:
+            wish = query.wish(served.engine.contract, accept)
+            with resources.admission.request():
+                async with deadlines.enforced(limit_ms) as deadline:
+                    photos = await uploads(request, settings.max_files)
+                    sliding = query.sliding(settings)
+                    job = Job(served, wish, accept, resources, deadline, sliding)
+                    answer = await unless_gone(request, segment(photos, job))
+            headers = {**served.headers, "Server-Timing": answer.stages.header()}
+        return Response(answer.body, 200, headers, answer.media_type)

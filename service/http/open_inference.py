@@ -1,0 +1,189 @@
+"""The Open Inference Protocol v2, as Triton and KServe speak it: tensors in, tensors out.
+
+The tensor is the model's own input, (N, H, W, 3) uint8: fitting a photo into it
+is the caller's part here, unlike at /segment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import FastAPI, Header, Request, Response
+
+from service.errors import (
+    BodyTimeout,
+    BodyTooLarge,
+    DeadlineExceeded,
+    EngineUnavailable,
+    ImageTooLarge,
+    InferenceFailed,
+    InvalidRequest,
+    Overloaded,
+    ShuttingDown,
+    UnknownModel,
+    UnsupportedMedia,
+)
+from service.http import deadlines, tensors
+from service.http.problems import documented
+from service.http.segment import Resources
+from service.http.tensors import DATATYPE, LENGTH_HEADER, InferRequest
+from service.http.upload import unless_gone
+from service.inference.contract import CONFIDENCE, INPUT, LABELS
+from service.inference.models import Models, ServedModel
+from service.settings import Settings
+
+INFER_ERRORS = documented(
+    *(InvalidRequest, UnknownModel, BodyTimeout, BodyTooLarge, ImageTooLarge, UnsupportedMedia),
+    *(InferenceFailed, Overloaded, ShuttingDown, EngineUnavailable, DeadlineExceeded),
+)
+BINARY = "application/octet-stream"
+MODEL = "/v2/models/{name}"
+VERSION = "/versions/1"  # the only one that a model ever has; it may be left out
+
+
+def add_routes(app: FastAPI, settings: Settings, models: Models, resources: Resources) -> None:
+    """Serve the paths below /v2."""
+    _add_metadata(app, models)
+
+    serve = partial(
+        app.post,
+        response_class=Response,
+        responses={200: {"content": {"application/json": {}, BINARY: {}}}, **INFER_ERRORS},
+        openapi_extra={"requestBody": _body_schema()},
+    )
+
+    @serve(MODEL + "/infer")
+    @serve(MODEL + VERSION + "/infer")
+    async def infer(
+        request: Request,
+        name: str,
+        inference_header_content_length: Annotated[
+            str | None, Header(description="bytes of JSON, where tensors follow as bytes")
+        ] = None,
+        x_request_timeout_ms: Annotated[
+            str | None, Header(description="deadline in milliseconds; else 504")
+        ] = None,
+    ) -> Response:
+        """Run the model on tensors."""
+        if encoding := request.headers.get("content-encoding"):
+            raise UnsupportedMedia(f"Content-Encoding {encoding}: send the tensors as they are")
+        limit_ms = deadlines.milliseconds(x_request_timeout_ms, settings.request_timeout_ms)
+        with models.get(name).used() as served, resources.admission.request():
+            async with deadlines.enforced(limit_ms) as deadline:
+                work = _infer(
+                    await request.body(),
+                    inference_header_content_length,
+                    served,
+                    resources,
+                    deadline,
+                )
+                body, length = await unless_gone(request, work)
+            headers = served.headers | ({} if length is None else {LENGTH_HEADER: str(length)})
+        return Response(body, 200, headers, "application/json" if length is None else BINARY)
+
+
+async def _infer(
+    body: bytes,
+    header_length: str | None,
+    served: ServedModel,
+    resources: Resources,
+    deadline: float,
+) -> tuple[bytes, int | None]:
+    engine = served.engine
+    # The images take at most one byte of the body each pixel and channel.
+    with resources.admission.claim(len(body) // 3) as claim:
+        reading = partial(tensors.read, body, header_length, engine.input_size, engine.outputs)
+        call = await claim.work(resources.pool, reading)
+        pixels = call.images[..., 0].size
+        _check_size(pixels, resources.max_pixels)
+        resources.on_pixels(pixels)
+        sure = CONFIDENCE in call.outputs
+        submitted = [served.batcher.submit(image, sure, deadline=deadline) for image in call.images]
+        predictions = [prediction for prediction, _ in await asyncio.gather(*submitted)]
+        results = {LABELS: np.stack([each.labels for each in predictions])}
+        if sure:
+            results[CONFIDENCE] = np.stack([each.confidence for each in predictions])  # type: ignore[misc]
+        return await claim.work(resources.pool, partial(tensors.write, served.name, call, results))
+
+
+def _check_size(pixels: int, limit: int) -> None:
+    if pixels > limit:
+        raise ImageTooLarge(f"{pixels} pixels in one request, the limit is {limit}: send fewer")
+
+
+def _body_schema() -> dict[str, Any]:
+    tensor = {"type": "string", "format": "binary"}
+    schema = InferRequest.model_json_schema()
+    definitions = schema.pop("$defs")
+    return {
+        "required": True,
+        "content": {
+            "application/json": {"schema": _inlined(schema, definitions)},
+            BINARY: {"schema": tensor},
+        },
+    }
+
+
+def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
+    """A JSON schema without references: OpenAPI's components know nothing of them."""
+    if isinstance(schema, list):
+        return [_inlined(each, definitions) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return _inlined(definitions[schema["$ref"].rpartition("/")[2]], definitions)
+    return {key: _inlined(value, definitions) for key, value in schema.items()}
+
+
+def _add_metadata(app: FastAPI, models: Models) -> None:
+    @app.get("/v2")
+    async def server_metadata() -> dict[str, Any]:
+        """What this server is."""
+        return {"name": "deeplab", "version": _version(), "extensions": ["binary_tensor_data"]}
+
+    @app.get("/v2/health/live")
+    async def live() -> dict[str, bool]:
+        """The process answers."""
+        return {"live": True}
+
+    @app.get("/v2/health/ready", responses={503: {"description": "not ready"}})
+    async def ready(response: Response) -> dict[str, bool]:
+        """Every model takes requests."""
+        response.status_code = 200 if models.healthy else 503
+        return {"ready": models.healthy}
+
+    @app.get(MODEL, responses=documented(UnknownModel))
+    @app.get(MODEL + VERSION, responses=documented(UnknownModel))
+    async def model_metadata(name: str) -> dict[str, Any]:
+        """A model's inputs and outputs."""
+        engine = models.get(name).engine
+        height, width = engine.input_size
+        outputs = [_tensor(output, [-1, height, width]) for output in engine.outputs]
+        inputs = [_tensor(INPUT, [-1, height, width, 3])]
+        about = {"name": name, "versions": ["1"], "platform": "onnxruntime_onnx"}
+        return {**about, "inputs": inputs, "outputs": outputs}
+
+    answers = {503: {"description": "not ready"}, **documented(UnknownModel)}
+
+    @app.get(MODEL + "/ready", responses=answers)
+    @app.get(MODEL + VERSION + "/ready", responses=answers)
+    async def model_ready(name: str, response: Response) -> dict[str, Any]:
+        """One model takes requests."""
+        is_ready = models.get(name).batcher.alive and models.healthy
+        response.status_code = 200 if is_ready else 503
+        return {"name": name, "ready": is_ready}
+
+
+def _tensor(name: str, shape: list[int]) -> dict[str, Any]:
+    return {"name": name, "datatype": DATATYPE, "shape": shape}
+
+
+def _version() -> str:
+    try:
+        return version("deeplab")
+    except PackageNotFoundError:  # run from a checkout that was never installed
+        return "unknown"

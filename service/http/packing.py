@@ -1,0 +1,126 @@
+"""The answer to several photos in one request: a ZIP, or multipart/mixed (RFC 2046).
+
+Both hold the same files: `results.json` first, which says for each photo what became
+of it, then the outputs, named after the photos. The same photos give the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+from urllib.parse import quote
+
+from service.errors import NotAcceptable, ServiceError
+from service.http import problems
+from service.http.negotiation import quality
+from service.images import imaging
+from service.images.outputs import ZIP, Wish
+
+MULTIPART = "multipart/mixed"
+RESULTS = "results.json"
+LONGEST_STEM = 150  # bytes: file systems allow 255 for the whole name
+UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"|?*]')  # in file names somewhere, or in headers
+
+Packing = Literal["application/zip", "multipart/mixed"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one photo: its outputs, or why there are none."""
+
+    name: str  # as the client calls it
+    size: tuple[int, int] = (0, 0)  # (W, H) of the photo
+    files: dict[str, bytes] = field(default_factory=dict)  # by output
+    error: ServiceError | None = None
+
+
+def packing_for(accept: str) -> Packing:
+    """How a client wants several files; raises NotAcceptable when in no way that there is."""
+    zipped, parts = quality(accept, ZIP), quality(accept, MULTIPART)
+    if not zipped and not parts:
+        raise NotAcceptable(f"Accept: {accept}: several photos come as {ZIP} or {MULTIPART}")
+    return "multipart/mixed" if parts > zipped else "application/zip"
+
+
+def is_packed(accept: str) -> bool:
+    """Whether a client that accepts nothing else can be answered, if it sends several photos."""
+    return quality(accept, ZIP) > 0 or quality(accept, MULTIPART) > 0
+
+
+def wish_for_each(wish: Wish) -> Wish:
+    """What to make of each of several photos: a mask, where Accept speaks of packing only."""
+    return replace(wish, outputs=wish.outputs or ("mask",))
+
+
+def pack(outcomes: Sequence[Outcome], wish: Wish, packing: Packing) -> tuple[bytes, str]:
+    """The body of the answer and its media type."""
+    names = [
+        {output: f"{stem}.{wish.kind(output)[1]}" for output in outcome.files}
+        for outcome, stem in zip(outcomes, stems([each.name for each in outcomes]), strict=True)
+    ]
+    results = [_entry(*pair) for pair in zip(outcomes, names, strict=True)]
+    files = {RESULTS: (json.dumps({"results": results}).encode(), "application/json")}
+    for outcome, named in zip(outcomes, names, strict=True):
+        for output, body in outcome.files.items():
+            files[named[output]] = (body, wish.kind(output)[0])
+    if packing == MULTIPART:
+        return _multipart(files)
+    return imaging.archive({name: body for name, (body, _) in files.items()}), ZIP
+
+
+def _entry(outcome: Outcome, names: dict[str, str]) -> dict[str, Any]:
+    """One photo in results.json."""
+    name, error = _readable(outcome.name), outcome.error
+    if error is not None:
+        return {"file": name, "status": error.status, "problem": problems.fields(error)}
+    width, height = outcome.size
+    return {"file": name, "status": 200, "width": width, "height": height, "outputs": names}
+
+
+def stems(names: Sequence[str]) -> Iterator[str]:
+    """A file name without its extension for each photo, safe to unpack, none twice.
+
+    `cat.jpg`, `holiday/cat.png` -> `cat`, `cat-2`.
+    """
+    taken: set[str] = set()
+    for name in names:
+        stem = candidate = _stem(name)
+        number = 2
+        while candidate.casefold() in taken:  # some file systems do not tell Cat from cat
+            candidate = f"{stem}-{number}"
+            number += 1
+        taken.add(candidate.casefold())
+        yield candidate
+
+
+def _stem(name: str) -> str:
+    last = re.split(r"[/\\]", _readable(name))[-1]
+    stem = UNSAFE.sub("_", last.rpartition(".")[0] or last).strip(". ")
+    return stem.encode()[:LONGEST_STEM].decode(errors="ignore") or "photo"
+
+
+def _readable(name: str) -> str:
+    """A name that can be written as UTF-8, whatever its sender made of it."""
+    return name.encode("utf-8", "replace").decode()
+
+
+def _multipart(files: dict[str, tuple[bytes, str]]) -> tuple[bytes, str]:
+    # A digest of what is inside cannot also occur inside, but by a miracle.
+    digest = hashlib.sha256()
+    for name, (body, _) in files.items():
+        digest.update(f"{name}:{len(body)}:".encode() + body)
+    boundary = digest.hexdigest()
+    parts = []
+    for name, (body, kind) in files.items():
+        # RFC 6266 has a form for every other letter; readers differ where both forms are given.
+        called = f'="{name}"' if name.isascii() else f"*=UTF-8''{quote(name, safe='')}"
+        head = (
+            f"--{boundary}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
+            f"Content-Disposition: attachment; filename{called}\r\n\r\n"
+        )
+        parts += [head.encode(), body, b"\r\n"]
+    return b"".join([*parts, f"--{boundary}--\r\n".encode()]), f"{MULTIPART}; boundary={boundary}"

@@ -1,0 +1,156 @@
+"""Every error as application/problem+json (RFC 9457)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import Scope
+
+from service.errors import InvalidRequest, RateLimited, ServiceError, Unauthorized
+from service.http.telemetry.observation import CLIENT_GONE
+
+log = logging.getLogger("service.http")
+
+MEDIA_TYPE = "application/problem+json"
+MESSAGES = {"extra_forbidden": "there is no such parameter, see /docs"}  # by pydantic's type
+
+
+class Problem(BaseModel):
+    """The body of every error."""
+
+    type: str
+    title: str
+    status: int
+    detail: str  # what to change
+    code: str  # stable, for programs
+    request_id: str
+    error: str | None = None  # the detail again, where the Open Inference Protocol wants it
+
+
+def answer(scope: Scope, error: ServiceError) -> Response:
+    """The response to a request that failed with an error of ours."""
+    response = problem(
+        scope, status=error.status, code=error.code, title=error.title, detail=error.detail
+    )
+    if error.retry_after_s is not None:
+        response.headers["Retry-After"] = str(error.retry_after_s)
+    if error.status == HTTPStatus.UNAUTHORIZED:
+        response.headers["WWW-Authenticate"] = "Bearer"
+    if error.status in {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.GATEWAY_TIMEOUT}:
+        response.headers["Connection"] = "close"  # a body may still be dripping in
+    return response
+
+
+def fields(error: ServiceError) -> dict[str, str | int]:
+    """An error inside an answer that holds more than it: a problem without a request id."""
+    return {
+        "type": _type(error.code),
+        "title": error.title,
+        "status": error.status,
+        "detail": error.detail,
+        "code": error.code,
+    }
+
+
+def problem(scope: Scope, *, status: int, code: str, title: str, detail: str) -> Response:
+    """A response; its code is also noted for the metrics."""
+    scope["problem"] = code
+    request_id = scope.get("request_id", "")
+    body = Problem(
+        type=_type(code),
+        title=title,
+        status=status,
+        detail=detail,
+        code=code,
+        request_id=request_id,
+    )
+    if scope["path"].startswith("/v2/"):
+        body.error = detail
+    text = body.model_dump_json(exclude_none=True)
+    return Response(text, status, {"X-Request-ID": request_id}, MEDIA_TYPE)
+
+
+def _type(code: str) -> str:
+    return f"urn:deeplab:problem:{code}"
+
+
+def install(app: FastAPI) -> None:
+    """Have every failure of `app` answered with a problem."""
+
+    @app.exception_handler(ServiceError)
+    async def known(request: Request, error: ServiceError) -> Response:
+        return answer(request.scope, error)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        details = (
+            f"{item['loc'][-1]}={item.get('input')!r}: {MESSAGES.get(item['type'], item['msg'])}"
+            for item in error.errors()
+        )
+        return answer(request.scope, InvalidRequest("; ".join(details)))
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> Response:
+        title = HTTPStatus(error.status_code).phrase
+        said_nothing = error.detail == title
+        response = problem(
+            request.scope,
+            status=error.status_code,
+            code=title.lower().replace(" ", "-"),
+            title=title,
+            detail=_not_served(request) if said_nothing else str(error.detail),
+        )
+        response.headers.update(error.headers or {})
+        return response
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(_request: Request, _error: ClientDisconnect) -> Response:
+        return Response(status_code=CLIENT_GONE)
+
+    @app.exception_handler(Exception)
+    async def unknown(request: Request, error: Exception) -> Response:
+        log.error("request %s failed", request.scope.get("request_id"), exc_info=error)
+        detail = "the service failed on this request; its log says why, under the request id"
+        response = answer(request.scope, ServiceError(detail))
+        response.headers["Connection"] = "close"  # which the server does after an exception
+        return response
+
+
+def _not_served(request: Request) -> str:
+    return f"{request.method} {request.url.path} is not served here: see /docs"
+
+
+def documented(*errors: type[ServiceError]) -> dict[int | str, dict[str, Any]]:
+    """What OpenAPI says of the errors that a path can answer with."""
+    documents: dict[int | str, dict[str, Any]] = {}
+    for error in errors:
+        known = documents.get(error.status, {"description": ""})["description"]
+        documents[error.status] = {
+            "description": f"{known}, `{error.code}`".removeprefix(", "),
+            "content": {MEDIA_TYPE: {"schema": Problem.model_json_schema()}},
+        }
+    return documents
+
+
+def describe(app: FastAPI, *, needs_key: Callable[[str], bool]) -> None:
+    """Complete the OpenAPI schema: what FastAPI cannot know, without what is never sent."""
+    schema = app.openapi()
+    refusals = documented(Unauthorized, RateLimited)
+    for path, operations in schema["paths"].items():
+        for operation in operations.values():
+            operation["responses"].pop("422", None)
+            if needs_key(path):
+                operation["security"] = [{"key": []}]
+                operation["responses"] |= {str(status): each for status, each in refusals.items()}
+    components = schema.setdefault("components", {})
+    components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    for name in ("HTTPValidationError", "ValidationError"):
+        components.get("schemas", {}).pop(name, None)

@@ -1,0 +1,87 @@
+"""The query of POST /segment, and the wish that it amounts to."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.errors import NotAcceptable
+from service.http import packing
+from service.http.negotiation import output_for, quality
+from service.images.outputs import INCLUDABLE, OUTPUTS, OverlayFormat, Wish, check, parse_outputs
+from service.images.selection import select
+from service.images.windows import Sliding
+from service.inference.contract import Contract
+from service.settings import Fit, Settings
+
+
+class SegmentQuery(BaseModel):
+    """What can be asked for."""
+
+    model_config = ConfigDict(extra="forbid")  # else a slip of the pen gives another answer
+
+    output: Annotated[
+        str | None,
+        Field(description=f"comma list of {', '.join(OUTPUTS)}; default: what Accept says"),
+    ] = None
+    model: Annotated[str | None, Field(description="a name from /models")] = None
+    classes: Annotated[
+        str | None, Field(description="comma list of names or ids; default: all")
+    ] = None
+    alpha: Annotated[float, Field(ge=0, le=1, description="overlay opacity")] = 0.5
+    contour: Annotated[
+        int, Field(ge=0, le=32, description="width in pixels of outlines in the overlay")
+    ] = 0
+    overlay_format: Annotated[
+        OverlayFormat | None, Field(description="default: what Accept prefers, else jpeg")
+    ] = None
+    include: Annotated[
+        str | None,
+        Field(description=f"images inside the JSON: comma list of {', '.join(INCLUDABLE)}"),
+    ] = None
+
+    fit: Annotated[
+        Fit | None,
+        Field(
+            description="a photo larger than the model: resize shrinks it, sliding cuts it into "
+            "windows; default: the service's --fit"
+        ),
+    ] = None
+    overlap: Annotated[
+        float, Field(ge=0, le=0.5, description="least share that sliding windows overlap by")
+    ] = 0.25
+
+    def sliding(self, settings: Settings) -> Sliding | None:
+        """How windows are to be laid; None where photos are shrunk."""
+        wanted = (self.fit or settings.fit) == "sliding"
+        return Sliding(self.overlap, settings.max_windows) if wanted else None
+
+    def wish(self, contract: Contract, accept: str) -> Wish:
+        """What to make of each photo; raises InvalidRequest or NotAcceptable."""
+        wish = Wish(
+            _accepted(accept)
+            if self.output is None
+            else parse_outputs(self.output, "output", OUTPUTS),
+            select(self.classes, contract),
+            self.alpha,
+            self.contour,
+            self.overlay_format or _preferred_format(accept),
+            parse_outputs(self.include, "include", INCLUDABLE) if self.include else (),
+        )
+        check(wish, contract)
+        return wish
+
+
+def _accepted(accept: str) -> tuple[str, ...]:
+    """The output that Accept speaks of; none if it speaks of packing only."""
+    try:
+        return (output_for(accept),)
+    except NotAcceptable:
+        if not packing.is_packed(accept):
+            raise
+        return ()
+
+
+def _preferred_format(accept: str) -> OverlayFormat:
+    return "png" if quality(accept, "image/png") > quality(accept, "image/jpeg") else "jpeg"

@@ -1,0 +1,135 @@
+"""What Prometheus sees at /metrics; one registry per application."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import accumulate
+
+from fastapi import FastAPI, Response
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
+from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from service.http.telemetry.gpu_memory import GpuMemory
+from service.inference.engine import CPU
+from service.inference.models import Models, ServedModel
+
+# From a tiny image on a GPU to a large one behind a full queue, in seconds.
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+BATCHES = (1, 2, 4, 8, 16, 32, 64)
+
+
+class Metrics:
+    """The counters of one application."""
+
+    def __init__(self, models: Models) -> None:
+        self.registry = CollectorRegistry()
+        to = self.registry
+        self.requests = Counter(
+            "deeplab_requests", "Answers sent", ["method", "route", "status"], registry=to
+        )
+        self.in_flight = Gauge(
+            "deeplab_requests_in_flight", "Requests being worked on", registry=to
+        )
+        self.duration = Histogram(
+            "deeplab_request_duration_seconds",
+            "From the first byte to the last",
+            ["route"],
+            registry=to,
+            buckets=SECONDS,
+        )
+        self.stages = Histogram(
+            "deeplab_stage_duration_seconds",
+            "Parts of segmenting: decode, queue, infer, encode",
+            ["stage"],
+            registry=to,
+            buckets=SECONDS,
+        )
+        self.rejected = Counter(
+            "deeplab_rejected",
+            "Requests answered with a problem, by its code",
+            ["reason"],
+            registry=to,
+        )
+        self.cancelled = Counter("deeplab_cancelled", "Clients that left early", registry=to)
+        self.pixels = Counter("deeplab_pixels", "Pixels of the photos let in", registry=to)
+        self.registry.register(_ModelCollector(models))
+        self.registry.register(
+            GpuMemory(lambda: any(model.engine.provider != CPU for model in models))
+        )
+        ProcessCollector(registry=to)
+        PlatformCollector(registry=to)
+
+    def stage(self, name: str, seconds: float) -> None:
+        """Note what a stage of a request took."""
+        self.stages.labels(name).observe(seconds)
+
+
+class _ModelCollector(Collector):
+    """Reads the models when asked, so that reloads show at once."""
+
+    def __init__(self, models: Models) -> None:
+        self._models = models
+
+    def describe(self) -> list[Metric]:
+        """Nothing to check for duplicates before the models run."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """Model information, queue depth and batch sizes by model."""
+        info = GaugeMetricFamily(
+            "deeplab_model_info",
+            "What is served, and what it really runs on; always 1",
+            labels=["model", "digest", "execution_provider", "precision"],
+        )
+        depth = GaugeMetricFamily(
+            "deeplab_queue_depth", "Images waiting for the engine", labels=["model"]
+        )
+        sessions = GaugeMetricFamily(
+            "deeplab_sessions", "Engine sessions that take work", labels=["model"]
+        )
+        ready = GaugeMetricFamily("deeplab_ready", "1 while /readyz is green", self._models.healthy)
+        for model in self._models:
+            engine = model.engine
+            precision = engine.contract.precision
+            info.add_metric([model.name, engine.digest, engine.provider, precision], 1)
+            depth.add_metric([model.name], model.batcher.depth)
+            sessions.add_metric([model.name], model.batcher.live_sessions)
+        yield from (info, depth, sessions, ready, self._batch_sizes())
+
+    def _batch_sizes(self) -> Metric:
+        sizes = HistogramMetricFamily(
+            "deeplab_batch_size", "Images in one run of the engine", labels=["model"]
+        )
+        for model in self._models:
+            sizes.add_metric([model.name], _buckets(model), sum(model.batcher.sizes.elements()))
+        return sizes
+
+
+def _buckets(model: ServedModel) -> list[tuple[str, float]]:
+    sizes = model.batcher.sizes
+    bounds = (0, *BATCHES)
+    counts = [
+        sum(count for size, count in sizes.items() if low < size <= high)
+        for low, high in zip(bounds, BATCHES, strict=False)
+    ]
+    named = zip(map(str, BATCHES), accumulate(counts), strict=True)
+    return [*named, ("+Inf", sizes.total())]
+
+
+def add_route(app: FastAPI, metrics: Metrics) -> None:
+    """Serve /metrics."""
+
+    @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    async def get_metrics() -> Response:
+        """Prometheus metrics."""
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)

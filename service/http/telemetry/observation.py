@@ -1,0 +1,97 @@
+"""The outermost layer: a request id, an access line and the counters of every request."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+from collections.abc import Callable
+
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service import logs
+from service.http.telemetry.metrics import Metrics
+
+log = logging.getLogger("service.access")
+
+ACCEPTABLE_ID = re.compile(r"[\x21-\x7e]{1,128}")
+CLIENT_GONE = 499  # as nginx counts them; nobody receives it
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+QUIET = frozenset({"/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
+
+
+class Observation:
+    """ASGI middleware: takes X-Request-ID from the client or makes one, and watches the answer.
+
+    While the service drains it also asks clients to open their next connection elsewhere.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, draining: Callable[[], bool]) -> None:
+        self.app = app
+        self.metrics = metrics
+        self.draining = draining
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        scope["request_id"] = given_id(scope) or uuid.uuid4().hex
+        token = logs.request_id.set(scope["request_id"])
+        began = time.monotonic()
+        status = 500  # unless an answer says otherwise
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-ID"] = scope["request_id"]
+                if self.draining():
+                    headers["Connection"] = "close"
+            await send(message)
+
+        try:
+            with self.metrics.in_flight.track_inprogress():
+                await self.app(scope, receive, watched)
+        finally:
+            self._note(scope, status, time.monotonic() - began)
+            logs.request_id.reset(token)
+
+    def _note(self, scope: Scope, status: int, seconds: float) -> None:
+        route, method = route_of(scope), known_method(scope)
+        self.metrics.requests.labels(method, route, status).inc()
+        self.metrics.duration.labels(route).observe(seconds)
+        if status == CLIENT_GONE:
+            self.metrics.cancelled.inc()
+        if code := scope.get("problem"):
+            self.metrics.rejected.labels(code).inc()
+        level = logging.DEBUG if scope["path"] in QUIET and status < 400 else logging.INFO
+        fields = {
+            "method": scope["method"],
+            "path": scope["path"],
+            "status": status,
+            "ms": round(seconds * 1000, 1),
+            "problem": code or "",
+            "client": (scope.get("client") or ("",))[0],
+        }
+        # %r: a path may hold line breaks
+        text = f"{scope['method']} {scope['path']!r} {status} {fields['ms']} ms {fields['problem']}"
+        log.log(level, "%s", text.rstrip(), extra={logs.FIELDS: fields})
+
+
+def given_id(scope: Scope) -> str:
+    """The client's own X-Request-ID, if it is fit to be repeated; else nothing."""
+    given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+    return given if ACCEPTABLE_ID.fullmatch(given) else ""
+
+
+def known_method(scope: Scope) -> str:
+    """The method, unless it is of the client's own invention."""
+    return scope["method"] if scope["method"] in METHODS else "other"
+
+
+def route_of(scope: Scope) -> str:
+    """The route's template: paths themselves would be labels without end."""
+    return getattr(scope.get("route"), "path", "none")

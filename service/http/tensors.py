@@ -1,0 +1,156 @@
+"""Tensors of the Open Inference Protocol v2, as JSON or as bytes behind it.
+
+https://kserve.github.io/website/docs/concepts/architecture/data-plane/v2-protocol and
+Triton's binary tensor data extension: with Inference-Header-Content-Length the
+body is that much JSON, then the bytes of each tensor in turn, little-endian.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, Field, ValidationError
+
+from service.errors import InvalidRequest
+from service.inference.contract import INPUT
+
+LENGTH_HEADER = "Inference-Header-Content-Length"
+DATATYPE = "UINT8"
+
+Array = NDArray[np.uint8]
+
+
+class InputParameters(BaseModel):
+    """Where an input's bytes are."""
+
+    binary_data_size: Annotated[int, Field(ge=0)] | None = None
+
+
+class InputTensor(BaseModel):
+    """One input, its data here or behind the JSON."""
+
+    name: Literal["image"]  # contract.INPUT
+    datatype: Literal["UINT8"]
+    shape: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=4, max_length=4)]
+    parameters: InputParameters = InputParameters()
+    data: list[Any] | None = None
+
+
+class OutputParameters(BaseModel):
+    """How an output is wanted."""
+
+    binary_data: bool | None = None
+
+
+class OutputRequest(BaseModel):
+    """One output that is wanted."""
+
+    name: str
+    parameters: OutputParameters = OutputParameters()
+
+
+class RequestParameters(BaseModel):
+    """How outputs are wanted that do not say so themselves."""
+
+    binary_data_output: bool = False
+
+
+class InferRequest(BaseModel):
+    """The JSON of an inference request."""
+
+    id: str | None = None
+    inputs: Annotated[list[InputTensor], Field(min_length=1, max_length=1)]
+    outputs: list[OutputRequest] | None = None
+    parameters: RequestParameters = RequestParameters()
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request that has been read."""
+
+    id: str | None
+    images: Array  # (N, H, W, 3)
+    outputs: dict[str, bool]  # name -> whether as bytes
+
+
+def read(body: bytes, header_length: str | None, size: tuple[int, int], valid: list[str]) -> Call:
+    """Read a request for images of `size` (H, W); raises InvalidRequest.
+
+    `valid`: the names of the model's outputs, all of which are given if none is named.
+    """
+    text, rest = _split(body, header_length)
+    try:
+        request = InferRequest.model_validate_json(text)
+    except ValidationError as error:
+        problems = (f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg']}" for e in error.errors())
+        raise InvalidRequest("; ".join(problems)) from None
+    tensor = request.inputs[0]
+    if tuple(tensor.shape[1:]) != (*size, 3):
+        raise InvalidRequest(f"shape {tensor.shape}: {INPUT} is [N, {size[0]}, {size[1]}, 3]")
+    by_default = request.parameters.binary_data_output
+    wanted = request.outputs or [OutputRequest(name=name) for name in valid]
+    if unknown := [each.name for each in wanted if each.name not in valid]:
+        raise InvalidRequest(f"outputs {unknown}: this model has {valid}")
+    binary = {each.name: each.parameters.binary_data for each in wanted}
+    return Call(
+        request.id,
+        _pixels(tensor, rest),
+        {name: by_default if chosen is None else chosen for name, chosen in binary.items()},
+    )
+
+
+def _split(body: bytes, header_length: str | None) -> tuple[bytes, bytes]:
+    if header_length is None:
+        return body, b""
+    valid = header_length.isascii() and header_length.isdigit() and len(header_length) < 12
+    if not valid or int(header_length) > len(body):
+        raise InvalidRequest(f"{LENGTH_HEADER}: {header_length!r}: the body has {len(body)} bytes")
+    return body[: int(header_length)], body[int(header_length) :]
+
+
+def _pixels(tensor: InputTensor, rest: bytes) -> Array:
+    count = math.prod(tensor.shape)
+    size = tensor.parameters.binary_data_size
+    if size is not None:
+        if not size == len(rest) == count:
+            raise InvalidRequest(
+                f"binary_data_size {size} with {len(rest)} bytes: shape {tensor.shape} has {count}"
+            )
+        return np.frombuffer(rest, np.uint8).reshape(tensor.shape)
+    if tensor.data is None:
+        raise InvalidRequest("inputs.0: give data, or parameters.binary_data_size and bytes")
+    try:
+        values = np.array(tensor.data)
+        if values.dtype.kind not in "iu" or values.size != count:
+            raise ValueError(f"{values.size} values of type {values.dtype}")
+        if values.min() < 0 or values.max() > 255:
+            raise ValueError("values outside 0 to 255")
+    except (ValueError, OverflowError) as error:
+        raise InvalidRequest(
+            f"inputs.0.data: {error}; give {count} whole numbers, 0 to 255"
+        ) from None
+    return values.astype(np.uint8).reshape(tensor.shape)
+
+
+def write(model: str, call: Call, results: dict[str, Array]) -> tuple[bytes, int | None]:
+    """The body of the answer, and how much of it is JSON if bytes follow."""
+    outputs, tail = [], []
+    for name, binary in call.outputs.items():
+        array = results[name]
+        entry: dict[str, Any] = {"name": name, "datatype": DATATYPE, "shape": list(array.shape)}
+        if binary:
+            entry["parameters"] = {"binary_data_size": array.nbytes}
+            tail.append(array.tobytes())
+        else:
+            entry["data"] = array.ravel().tolist()
+        outputs.append(entry)
+    answer = {"model_name": model, "model_version": "1", "outputs": outputs}
+    if call.id is not None:
+        answer["id"] = call.id
+    text = json.dumps(answer, separators=(",", ":")).encode()
+    return b"".join([text, *tail]), len(text) if tail else None

@@ -1,0 +1,103 @@
+"""The images of a request, and the watch for clients that leave."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from fastapi import Request
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from service.errors import InvalidRequest, UnsupportedMedia
+from service.images.imaging import MEDIA_TYPES
+
+RAW_TYPES = (*MEDIA_TYPES, "application/octet-stream")
+NICKNAMES = {"image/jpg": "image/jpeg", "image/tif": "image/tiff", "image/x-ms-bmp": "image/bmp"}
+
+ONE_OR_MORE = {
+    "type": "array",
+    "minItems": 1,
+    "items": {"type": "string", "format": "binary"},
+    "description": "one photo, or several: the field once for each",
+}
+REQUEST_BODY = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["file"],
+                "properties": {"file": ONE_OR_MORE},
+                "additionalProperties": False,
+            }
+        },
+        **{kind: {"schema": {"type": "string", "format": "binary"}} for kind in RAW_TYPES},
+    },
+}
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Upload:
+    """One encoded image, as it came in."""
+
+    data: bytes
+    name: str = ""  # the client's file name, if the image came in a form
+
+
+async def uploads(request: Request, max_files: int) -> list[Upload]:
+    """The images of a request: the body itself, or every multipart field `file`."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if NICKNAMES.get(kind, kind) in RAW_TYPES:
+        return [Upload(await request.body())]
+    if kind != "multipart/form-data":
+        raise UnsupportedMedia(
+            f"Content-Type {kind or 'is missing'}: send multipart/form-data with a field `file`, "
+            f"or the image itself as {', '.join(RAW_TYPES)}"
+        )
+    try:
+        async with request.form(max_files=max_files, max_fields=10) as form:
+            return await _files(form)
+    except HTTPException as error:  # how the parser says that a form is broken
+        raise InvalidRequest(error.detail) from None
+    except UnicodeError:  # Python has codecs that refuse every text
+        raise InvalidRequest("the form is not in the charset it names: leave charset out") from None
+
+
+async def _files(form: FormData) -> list[Upload]:
+    found = [field for field in form.getlist("file") if isinstance(field, UploadFile)]
+    if not found and form.getlist("file"):
+        raise InvalidRequest("field `file` is text: give it a filename, as -F file=@photo.jpg does")
+    if not found:
+        raise InvalidRequest(f"no file in field `file`; the form has {sorted(form)}")
+    if options := sorted(name for name, field in form.multi_items() if isinstance(field, str)):
+        raise InvalidRequest(f"form fields {options} are not read: options go into the query")
+    files = sum(isinstance(field, UploadFile) for _, field in form.multi_items())
+    if files > len(found):
+        raise InvalidRequest(f"name every file's field `file`; the form has {sorted(form)}")
+    return [Upload(await field.read(), field.filename or "") for field in found]
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """Do `work`; when the client disconnects first, drop it and raise ClientDisconnect."""
+    task = asyncio.create_task(work)
+    watcher = asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait([task, watcher], return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return await task
+    finally:
+        for each in (task, watcher):
+            each.cancel()
+        await asyncio.gather(task, watcher, return_exceptions=True)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,333 @@
+"""Bytes to arrays and back: checked decoding, fitting into the model's input, encoding.
+
+Everything here runs in a worker thread. Nothing trusts the sender: format and
+size are read from the header before a pixel is decoded.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import zipfile
+from collections.abc import Collection, Container
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from pycocotools import mask as coco
+
+from service.errors import ImageTooLarge, InvalidImage
+from service.images import png
+from service.images.png import Rows
+from service.inference.contract import Color, InputSize
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+MEDIA_TYPES = ("image/jpeg", "image/png", "image/webp", "image/bmp", "image/tiff")
+UNSCALED = ("I", "F")  # Pillow would clip them to 0 to 255, whatever white is
+ORIENTATION = 0x0112  # the EXIF tag
+EPOCH = (1980, 1, 1, 0, 0, 0)  # of ZIP files, so that the same outputs give the same bytes
+LONGEST_JPEG_SIDE = 65_500  # libjpeg's own limit, JPEG_MAX_DIMENSION
+# Share of the pixels wanted on a side that a reduced JPEG must have: of 4000 an eighth is 500,
+# where 513 are wanted, and a quarter takes half as long again to decode and shrink.
+ENOUGH = 0.95
+PNG_LEVEL = 1  # zlib: masks shrink to a few kilobytes at the fastest level already
+
+# Sizes are checked against the service's own limit, from the header, before decoding.
+Image.MAX_IMAGE_PIXELS = None
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A decoded photo, oriented as its EXIF data says."""
+
+    image: Image.Image  # RGB; possibly smaller than `size` where full resolution was not asked
+    size: tuple[int, int]  # (W, H) of the photo itself
+    orientation: int = 1  # the EXIF tag's value that was applied; 1: as stored
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A photo in the model's input."""
+
+    pixels: NDArray[np.uint8]  # (H, W, 3)
+    valid: tuple[int, int]  # (h, w): the photo's part, at the top left
+
+
+def open_checked(data: bytes, max_pixels: int) -> Image.Image:
+    """Read the header only; raises InvalidImage or ImageTooLarge."""
+    if not data:
+        raise InvalidImage("the body is empty: send the bytes of an image")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise InvalidImage(f"not an image of a known format: send {', '.join(FORMATS)}") from None
+    except Exception as error:  # parsers of hostile files fail in many ways
+        raise InvalidImage(f"the image's header is broken: {error}") from None
+    if image.mode in UNSCALED:
+        raise InvalidImage("32-bit grey has no range that is known here: send 8 or 16 bits")
+    pixels = image.width * image.height
+    if pixels > max_pixels:
+        raise ImageTooLarge(
+            f"the image has {image.width} x {image.height} = {pixels} pixels, "
+            f"the limit is {max_pixels}: send a smaller one"
+        )
+    return image
+
+
+def decode(image: Image.Image, *, reduce_to: int | None = None) -> Photo:
+    """Decode and orient an opened image; raises InvalidImage when it is truncated or broken.
+
+    `reduce_to`: no side needs more pixels than this, so that a JPEG may be
+    decoded at a half, a quarter or an eighth of its size, if that leaves ENOUGH.
+    """
+    orientation = _orientation(image)  # now: a TIFF forgets it once it is turned
+    turned = orientation in (5, 6, 7, 8)
+    size = (image.height, image.width) if turned else image.size
+    try:
+        if reduce_to is not None and max(size) > reduce_to:
+            scale = ENOUGH * reduce_to / max(size)
+            width, height = (max(1, round(side * scale)) for side in image.size)  # draft divides
+            image.draft("RGB", (width, height))
+        image.load()
+        oriented = _oriented(image)
+        if image.format == "TIFF":  # Pillow has turned it: some versions when opened, some now
+            size = oriented.size
+        rgb = oriented if oriented.mode == "RGB" else _rgb(oriented)
+        return Photo(rgb, size, orientation)
+    except Exception as error:  # decoders of hostile files fail in many ways
+        raise InvalidImage(f"the image is truncated or broken: {error}") from None
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value = int(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # broken EXIF data is no reason to refuse a photo
+        return 1
+    return value if 1 <= value <= 8 else 1
+
+
+def _oriented(image: Image.Image) -> Image.Image:
+    if _orientation(image) == 1:
+        return image
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # as above
+        return image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith(
+        "I;16"
+    ):  # 16-bit grey, of either byte order, would be clipped, not scaled
+        scaled = (np.asarray(image) >> 8).astype(np.uint8)
+        return Image.fromarray(scaled).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")  # transparent pixels hold arbitrary colours: show white
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def fit(photo: Photo, target: InputSize) -> Fitted:
+    """Put a photo at the top left of the model's input, shrunk only if it is larger."""
+    width, height = photo.size
+    scale = min(1.0, target.width / width, target.height / height)
+    w, h = max(1, round(width * scale)), max(1, round(height * scale))
+    image = photo.image
+    if image.size != (w, h):
+        image = image.resize((w, h), Image.Resampling.BILINEAR, reducing_gap=2.0)
+    pixels = np.empty((target.height, target.width, 3), np.uint8)
+    pixels[:h, :w] = np.asarray(image)
+    pixels[h:] = target.pad
+    pixels[:h, w:] = target.pad
+    return Fitted(pixels, (h, w))
+
+
+def restore(labels: NDArray[np.uint8], fitted: Fitted, size: tuple[int, int]) -> Rows:
+    """Cut the photo's part out of a label map and bring it to the photo's `size` (W, H)."""
+    h, w = fitted.valid
+    labels = labels[:h, :w]
+    if (w, h) == size:
+        return Rows.of(labels)
+    used, counts = np.unique(_nearest(h, size[1]), return_counts=True)
+    rows = Rows.of(labels[used], counts)
+    return replace(rows, different=rows.different.take(_nearest(w, size[0]), axis=1))
+
+
+def _nearest(have: int, want: int) -> NDArray[np.intp]:
+    """For each of `want` pixels the index of the nearest of `have`, by their centres."""
+    return ((np.arange(want) + 0.5) * (have / want)).astype(np.intp)
+
+
+def mask_png(labels: Rows, palette: tuple[Color, ...]) -> bytes:
+    """An index PNG whose pixel values are the class ids, whatever ids occur."""
+    return png.encode(labels, full_palette(palette))
+
+
+def _repeats(rows: Rows) -> bool:
+    """Whether rows come at least twice on average, as in maps of large photos."""
+    return bool(rows.counts.sum() >= 2 * len(rows.counts))
+
+
+def _indexed(labels: NDArray[np.uint8], palette: tuple[Color, ...]) -> Image.Image:
+    image = Image.fromarray(labels)
+    # All 256 entries: with fewer, Pillow packs the palette and renumbers the classes.
+    image.putpalette(full_palette(palette).tobytes())
+    return image
+
+
+def full_palette(palette: tuple[Color, ...]) -> NDArray[np.uint8]:
+    """The class colours, then distinct greys' worth of padding: (256, 3) uint8."""
+    full = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
+    full[: len(palette)] = palette
+    return full
+
+
+def color_png(labels: Rows, palette: tuple[Color, ...]) -> bytes:
+    """An RGB PNG of the classes' colours."""
+    if _repeats(labels):
+        return png.encode(replace(labels, different=full_palette(palette)[labels.different]))
+    return lossless(_indexed(labels.image, palette).convert("RGB"))
+
+
+def confidence_png(confidence: Rows) -> bytes:
+    """A grey PNG of the probability of each pixel's class, times 255."""
+    return (
+        png.encode(confidence)
+        if _repeats(confidence)
+        else lossless(Image.fromarray(confidence.image))
+    )
+
+
+def overlay(
+    photo: Photo,
+    labels: NDArray[np.uint8],
+    palette: tuple[Color, ...],
+    *,
+    alpha: float,
+    shown: Collection[int],
+    contour: int = 0,
+) -> Image.Image:
+    """The photo with the colours of the `shown` classes blended in, all else clear.
+
+    `contour`: width in pixels of a solid line along the inner edge of each region.
+    """
+    strength = np.zeros(256, np.uint8)
+    strength[list(shown)] = round(255 * alpha)
+    weights = Image.fromarray(labels).point(strength.tolist())
+    if contour:
+        solid = Image.fromarray(labels).point([255 * (label in shown) for label in range(256)])
+        weights.paste(solid, mask=Image.fromarray(edges(labels, contour)))
+    return Image.composite(_indexed(labels, palette).convert("RGB"), photo.image, weights)
+
+
+def edges(labels: NDArray[np.uint8], width: int) -> NDArray[np.bool_]:
+    """Pixels that are less than `width` pixels away from one of another class."""
+    edge = np.zeros(labels.shape, np.bool_)
+    for axis in (0, 1):
+        near, far = np.moveaxis(labels, axis, 0)[:-1], np.moveaxis(labels, axis, 0)[1:]
+        turned = np.moveaxis(edge, axis, 0)  # a view
+        turned[:-1] |= near != far
+        turned[1:] |= near != far
+    return _widened(edge, width - 1)
+
+
+def _widened(mask: NDArray[np.bool_], by: int) -> NDArray[np.bool_]:
+    """A mask with every pixel grown to a square of 2 * `by` + 1."""
+    grown = mask.copy()
+    for axis in (0, 1):
+        along = np.moveaxis(grown, axis, 0)  # a view
+        reached = 0
+        while reached < by:  # the reach doubles: the time hardly depends on it
+            step = min(reached + 1, by - reached)
+            before = np.moveaxis(grown.copy(), axis, 0)
+            along[step:] |= before[:-step]
+            along[:-step] |= before[step:]
+            reached += step
+    return grown
+
+
+def lossless(image: Image.Image) -> bytes:
+    """Encode as PNG."""
+    return _encoded(image, "PNG", compress_level=PNG_LEVEL)
+
+
+def jpeg(image: Image.Image) -> bytes:
+    """Encode as JPEG of good quality; raises ImageTooLarge for what no JPEG can hold."""
+    if max(image.size) > LONGEST_JPEG_SIDE:
+        raise ImageTooLarge(
+            f"{image.width} x {image.height} pixels, and a JPEG has at most {LONGEST_JPEG_SIDE} "
+            "a side: ask for overlay_format=png"
+        )
+    return _encoded(image, "JPEG", quality=90)
+
+
+def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def npz(labels: NDArray[np.uint8], confidence: NDArray[np.uint8] | None = None) -> bytes:
+    """The raw arrays under the keys `labels` and, where there is one, `confidence`; compressed."""
+    out = io.BytesIO()
+    arrays = {"labels": labels}
+    if confidence is not None:
+        arrays["confidence"] = confidence
+    np.savez_compressed(out, **arrays)  # type: ignore[arg-type] # NumPy's stub misreads **
+    return out.getvalue()
+
+
+def summary(
+    labels: NDArray[np.uint8],
+    classes: tuple[str, ...],
+    *,
+    shown: Container[int] | None = None,
+    confidence: NDArray[np.uint8] | None = None,
+) -> list[dict[str, Any]]:
+    """The classes present: id, name, pixels, fraction and box [x0, y0, x1, y1) in pixels.
+
+    With a confidence map also its mean, 0 to 1. `shown`: only classes of these ids.
+    """
+    counts = Image.fromarray(labels).histogram()  # bincount would widen every pixel first
+    found = []
+    for label in map(int, np.flatnonzero(counts)):
+        if shown is not None and label not in shown:
+            continue
+        where = labels == label
+        columns, rows = np.flatnonzero(where.any(axis=0)), np.flatnonzero(where.any(axis=1))
+        entry = {
+            "id": label,
+            "name": classes[label],
+            "pixels": counts[label],
+            "fraction": round(counts[label] / labels.size, 6),
+            "box": [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1],
+        }
+        if confidence is not None:
+            entry["confidence"] = round(float(confidence[where].mean()) / 255, 4)
+        found.append(entry)
+    return found
+
+
+def rle(labels: NDArray[np.uint8], label: int) -> dict[str, Any]:
+    """One class as COCO's compressed run lengths, as `pycocotools.mask.decode` takes them.
+
+    Fastest where `labels` lie in Fortran's order, as COCO's runs do.
+    """
+    runs = coco.encode(np.asfortranarray(labels == label))
+    return {"size": [int(side) for side in runs["size"]], "counts": runs["counts"].decode("ascii")}
+
+
+def archive(files: dict[str, bytes]) -> bytes:
+    """A ZIP of several files, stored: they are compressed already."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as target:
+        for name, data in files.items():
+            target.writestr(zipfile.ZipInfo(name, EPOCH), data)
+    return out.getvalue()
+
+
+def as_text(data: bytes) -> str:
+    """Base64, for images inside JSON."""
+    return base64.b64encode(data).decode("ascii")

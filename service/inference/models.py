@@ -1,0 +1,317 @@
+"""The models being served: each file with its engines and its batcher."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from service.errors import ModelUnusable, StartupError, UnknownModel
+from service.inference import cpus, trt_engines
+from service.inference.batcher import Batcher
+from service.inference.engine import CPU, Engine, EngineOptions, Prediction
+from service.inference.trt_engines import TrtOptions
+from service.settings import Settings
+
+log = logging.getLogger("service.models")
+
+MOST_LANES = 4  # runs at a time on one CPU: each has its own activations in memory
+REVIVE_EVERY_S = 10.0  # between attempts to load a model whose sessions have died
+
+
+class ServedModel:
+    """One model's engines, all alike, and the batcher in front of them."""
+
+    def __init__(self, engines: Sequence[Engine], settings: Settings) -> None:
+        self.engine = engines[0]  # what the model is; all of them work
+        self.name = self.engine.name
+        self.revive: Callable[[], None] = lambda: None  # called when no session is left
+        self._max_batch = settings.max_batch or self.engine.usual_batch
+        self.batcher: Batcher[Prediction] = Batcher(
+            *(run for engine in engines for run in engine.runs),
+            max_batch=self._max_batch,
+            max_wait_ms=settings.max_wait_ms,
+            alone=self.engine.predict_alone if self.engine.lanes > 1 else None,
+            on_death=self._died,
+        )
+        self.engines = engines
+        self._users = 0
+        self._unused = asyncio.Event()
+        self._unused.set()
+
+    def _died(self) -> None:
+        self.revive()
+
+    @property
+    def whole(self) -> bool:
+        """Whether every session is alive."""
+        return self.batcher.live_sessions == len(self.batcher.sessions)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What answers say about the model."""
+        return {
+            "X-Model": self.name,
+            "X-Model-Digest": self.engine.digest,
+            "X-Execution-Provider": self.engine.provider,
+        }
+
+    async def start(self) -> None:
+        """Warm up, then take requests."""
+        for engine in self.engines:
+            await asyncio.to_thread(engine.warm_up, self._max_batch)
+        self.batcher.start()
+        sessions = len(self.batcher.sessions)
+        several = f", {sessions} sessions" if sessions > 1 else ""
+        log.info("serving %s on %s%s", self.name, self.engine.provider, several)
+
+    @contextmanager
+    def used(self) -> Iterator[ServedModel]:
+        """Keep the model running until the request that uses it is answered."""
+        self._users += 1
+        self._unused.clear()
+        try:
+            yield self
+        finally:
+            self._users -= 1
+            if self._users == 0:
+                self._unused.set()
+
+    async def retire(self, timeout_s: float) -> None:
+        """Stop once nobody uses the model any more, at the latest after the timeout."""
+        try:
+            await asyncio.wait_for(self._unused.wait(), timeout_s)
+        except TimeoutError:
+            log.warning("%s (%.12s) is still in use, stopping it", self.name, self.engine.digest)
+        await self.batcher.close(timeout_s)
+
+
+class Models:
+    """All served models by name."""
+
+    def __init__(self, engines: Sequence[Sequence[Engine]], settings: Settings) -> None:
+        """`engines`: those of each model."""
+        self._settings = settings
+        self._models = {each[0].name: self._served(each) for each in engines}
+        self.default = settings.default_model or min(self._models)
+        self.get(self.default)
+        self.ready = False
+        self.draining = False
+        self._loading = asyncio.Lock()  # one reload at a time
+        self._background: set[asyncio.Task[None]] = set()
+
+    def _served(self, engines: Sequence[Engine]) -> ServedModel:
+        model = ServedModel(engines, self._settings)
+        model.revive = partial(self._revive, model)
+        return model
+
+    def __iter__(self) -> Iterator[ServedModel]:
+        return iter(list(self._models.values()))
+
+    def get(self, name: str | None) -> ServedModel:
+        """The model of that name, or the default; raises UnknownModel naming the others."""
+        name = name or self.default
+        if name not in self._models:
+            raise UnknownModel(
+                f"model {name!r} is not served; there are: {', '.join(self._models)}"
+            )
+        return self._models[name]
+
+    @property
+    def healthy(self) -> bool:
+        """Whether every model takes requests, and will for a while."""
+        return self.ready and not self.draining and all(model.batcher.alive for model in self)
+
+    async def start(self) -> None:
+        """Warm up every engine, then open for requests."""
+        for model in self:
+            await model.start()
+        self.ready = True
+
+    async def reload(self, name: str, digest: str | None = None) -> bool:
+        """Load the model's file again; whether the sessions are new ones.
+
+        They stay if the file is the same and all of them are alive.
+
+        The new engine is warmed up before it takes over; requests in progress
+        finish on the old one. Raises UnknownModel when there is no such file, and
+        ModelUnusable when it is not sound or not the one of `digest`; then the
+        old one stays.
+        """
+        async with self._loading:
+            served = self._models.get(name)
+            engines = await asyncio.to_thread(self._load, name)
+            found = engines[0].digest
+            if digest not in {None, found}:
+                raise ModelUnusable(f"{name}: the file has digest {found}, not {digest}")
+            if served is not None and found == served.engine.digest and served.whole:
+                return False
+            fresh = self._served(engines)
+            try:
+                await fresh.start()
+            except Exception as error:  # ONNX Runtime raises its own classes, not all of one root
+                raise ModelUnusable(f"{name} stays as it was: it does not run: {error}") from error
+            self._models[name] = fresh
+            if served is not None:
+                self._retire(served)
+            return True
+
+    def _load(self, name: str) -> list[Engine]:
+        try:
+            files = {path.stem: path for path in model_files(self._settings.models)}
+            if name not in files:
+                raise UnknownModel(f"no file {name}.onnx; there are: {', '.join(files)}")
+            return load_engines(files[name], self._settings)
+        except StartupError as error:
+            raise ModelUnusable(f"{name} stays as it was: {error}") from None
+
+    def _retire(self, model: ServedModel) -> None:
+        timeout_s = self._settings.request_timeout_ms / 1000 + 1
+        self._in_background(model.retire(timeout_s))
+
+    def _revive(self, model: ServedModel) -> None:
+        self._in_background(self._load_again(model))
+
+    async def _load_again(self, model: ServedModel) -> None:
+        """Replace a model whose sessions have all died; readiness stays red until then."""
+        for engine in model.engines:
+            engine.release()  # what fills the GPU's memory may be what they died of
+        while self._models.get(model.name) is model:
+            log.warning("loading %s again: none of its sessions is alive", model.name)
+            try:
+                await self.reload(model.name)
+            except (ModelUnusable, UnknownModel) as error:
+                log.error("%s", error)
+                await asyncio.sleep(REVIVE_EVERY_S)
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    @asynccontextmanager
+    async def watched(self) -> AsyncIterator[None]:
+        """Take up new and changed files of the folder in the meantime, where set to."""
+        if not self._settings.watch_models_s:
+            yield
+            return
+        watcher = asyncio.create_task(self._watch(self._settings.watch_models_s))
+        try:
+            yield
+        finally:
+            watcher.cancel()
+            await asyncio.gather(watcher, return_exceptions=True)
+
+    async def _watch(self, every_s: float) -> None:
+        seen = await asyncio.to_thread(_stamps, self._settings.models)
+        while True:
+            await asyncio.sleep(every_s)
+            now = await asyncio.to_thread(_stamps, self._settings.models)
+            for name in (name for name, stamp in now.items() if seen.get(name) != stamp):
+                try:
+                    await self.reload(name)
+                except (ModelUnusable, UnknownModel) as error:
+                    log.warning("%s", error)
+                except Exception:
+                    log.exception("%s stays as it was", name)
+            seen = now
+
+    def drain(self) -> None:
+        """Readiness goes red, while requests are still served."""
+        self.draining = True
+
+    async def stop(self) -> None:
+        """Readiness goes red; what is accepted is finished or failed by the deadline."""
+        self.ready = False
+        timeout = self._settings.shutdown_timeout_s
+        await asyncio.gather(*(model.batcher.close(timeout) for model in self))
+        for task in tuple(self._background):
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+
+
+def load(settings: Settings) -> Models:
+    """Load every .onnx file of the models folder; raises StartupError."""
+    engines = [load_engines(path, settings) for path in model_files(settings.models)]
+    try:
+        return Models(engines, settings)
+    except UnknownModel as error:
+        raise StartupError(f"--default-model: {error.detail}") from None
+
+
+def load_engines(path: Path, settings: Settings) -> list[Engine]:
+    """The sessions of one file: --sessions on every GPU, or on the CPU; raises StartupError."""
+    gpus = () if settings.device == "cpu" else settings.gpus
+    sessions = settings.sessions or 1
+    if gpus:
+        first = Engine(path, _options(settings, gpus[0], len(gpus) * sessions))
+        if first.provider == CPU and len(gpus) * sessions > 1:
+            gpus = ()  # `auto` fell back: all CPUs are for the sessions here
+    if not gpus:
+        first = Engine(path, _options(settings, 0, sessions))
+    numbers = [gpu for gpu in gpus or (0,) for _ in range(sessions)]
+    others = [Engine(path, _options(settings, gpu, len(numbers))) for gpu in numbers[1:]]
+    for engine in others:
+        _check_alike(first, engine, path)
+    return [first, *others]
+
+
+def build_engines(settings: Settings) -> None:
+    """Build the TensorRT engines of every model for every GPU; raises StartupError."""
+    for path in model_files(settings.models):
+        for gpu in settings.gpus:
+            log.info("building engines of %s for GPU %d: this takes minutes", path.name, gpu)
+            engine = Engine(path, _options(settings, gpu, 1, build=True))
+            engine.warm_up(settings.max_batch)
+            where = Path(engine.provider_options["trt_engine_cache_path"])
+            made = trt_engines.note_complete(path, where)
+            log.info("%s: %s", where, ", ".join(made))
+
+
+def _check_alike(first: Engine, other: Engine, path: Path) -> None:
+    if other.digest != first.digest:
+        raise StartupError(f"{path} was changed while it was loaded: try again")
+    if other.provider != first.provider:
+        raise StartupError(
+            f"{path} runs on {first.provider} here and on {other.provider} there: "
+            "name only GPUs that work in --gpus"
+        )
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The .onnx files in a folder, sorted; raises StartupError when there is none."""
+    try:
+        files = sorted(path for path in folder.iterdir() if path.suffix == ".onnx")
+    except OSError as error:
+        raise StartupError(f"--models {folder}: {error.strerror}") from None
+    if not files:
+        raise StartupError(f"--models {folder}: no .onnx file; make one with `python -m export`")
+    return files
+
+
+def _stamps(folder: Path) -> dict[str, tuple[int, int]]:
+    """Name -> size and time of every model file; empty while there are none."""
+    try:
+        stats = {path.stem: path.stat() for path in model_files(folder)}
+    except (StartupError, OSError):
+        return {}
+    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
+
+
+def _options(settings: Settings, gpu: int, sessions: int, *, build: bool = False) -> EngineOptions:
+    trt = None
+    if settings.trt_cache is not None:
+        trt = TrtOptions(settings.trt_cache, settings.max_batch, settings.trt_fp16, build)
+    threads = max(1, (settings.threads or cpus.available()) // sessions)
+    return EngineOptions(
+        device=settings.device,
+        gpu=gpu,
+        threads=threads,
+        lanes=1 if settings.sessions else min(threads, MOST_LANES),
+        gpu_mem_limit_mb=settings.gpu_mem_limit_mb,
+        trt=trt,
+    )

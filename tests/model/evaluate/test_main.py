@@ -1,0 +1,192 @@
+"""The evaluation command: figures against scikit-learn, all asked for in one pass."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.metrics import confusion_matrix, jaccard_score
+
+from model import checkpoint
+from model.checkpoint import Card
+from model.data.dataset import VOC_CLASSES, DatasetError, find, read_mask, voc_palette
+from model.data.photo import read_photo
+from model.evaluate import __main__ as evaluate
+from model.evaluate.metrics import Confusion
+from model.evaluate.predict import label_map
+from tests.model import voc_folder
+from tests.model.nets import tiny
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return voc_folder.make(tmp_path_factory.mktemp("data"), count=3, split="val")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    net = tiny(21)
+    card = Card(model=net.config, classes=VOC_CLASSES, palette=voc_palette(21))
+    return checkpoint.save(tmp_path_factory.mktemp("net") / "net", net.state_dict(), card)
+
+
+def run(saved: Path, data: Path, *options: str) -> dict[str, object]:
+    target = data / "result.json"
+    assert evaluate.main([str(saved), "--data", str(data), "--json", str(target), *options]) == 0
+    return dict(json.loads(target.read_text(encoding="utf-8")))
+
+
+def test_the_figures_are_scikit_learns(saved: Path, data: Path) -> None:
+    """Mean and classes, over all pixels of all pictures that are not void."""
+    options = ("--output-stride", "8", "--scales", "0.5,1", "--flip")
+    result = run(saved, data, *options)
+    net = checkpoint.load(saved, output_stride=8)
+    truths, predictions = [], []
+    for pair in find("voc", data, "val").pairs:
+        with Image.open(str(pair.mask)) as mask:
+            truth = np.asarray(mask)
+        labels = label_map(net, read_photo(pair.image), (0.5, 1.0), flip=True)
+        truths.append(truth[truth != 255])
+        predictions.append(labels[truth != 255])
+    true, predicted = np.concatenate(truths), np.concatenate(predictions)
+    matrix = confusion_matrix(true, predicted, labels=range(21))
+    assert result["pixels"] == matrix.sum()
+    assert result["miou"] == pytest.approx(
+        jaccard_score(true, predicted, average="macro"), abs=1e-6
+    )
+    seen = np.union1d(true, predicted)
+    expected = jaccard_score(true, predicted, labels=seen, average=None)
+    iou = result["iou"]
+    assert isinstance(iou, dict)
+    assert [iou[VOC_CLASSES[label]] for label in seen] == pytest.approx(expected, abs=1e-6)
+    assert [value for value in iou.values() if value is None] == [None] * (21 - len(seen))
+
+
+def test_trimap_and_boundary_come_from_the_same_pass(
+    saved: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plot = data / "curve.png"
+    asked = run(saved, data, "--trimap", "1,3,99", "--boundary", "--plot", str(plot))
+    plain = run(saved, data)
+    assert {key: asked[key] for key in plain} == plain
+    trimap = asked["trimap"]
+    assert isinstance(trimap, dict)
+    assert list(trimap) == ["1", "3", "99"]
+    assert trimap["99"] == asked["miou"]  # that band is the whole picture
+    assert trimap["1"] != trimap["3"]
+    assert isinstance(asked["boundary_miou"], float)
+    with Image.open(plot) as picture:
+        assert min(picture.size) > 300
+    table = capsys.readouterr().out
+    assert f"3 px   {trimap['3']:.4f}" in table
+    assert f"boundary mIoU {asked['boundary_miou']:.4f}" in table
+
+
+def test_sliding_judges_large_photos_window_by_window(saved: Path, tmp_path: Path) -> None:
+    data = voc_folder.make(tmp_path, count=2, split="val", size=(100, 40))
+    result = run(saved, data, "--sliding", "--overlap", "0.5")
+    net = checkpoint.load(saved)
+    confusion = Confusion(21)
+    for pair in find("voc", data, "val").pairs:
+        labels = label_map(net, read_photo(pair.image), overlap=0.5)
+        confusion.add(read_mask(pair.mask, classes=21), labels)
+    assert result["miou"] == pytest.approx(confusion.miou(), abs=1e-6)
+    assert result["sliding_overlap"] == 0.5
+    assert run(saved, data)["miou"] != result["miou"]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--plot", "x.png"], "give --trimap"),
+        (["--trimap", "1,5", "--plot", "x.doc"], "must end in one of .png"),
+        (["--trimap", "0,5"], "widths above 0"),
+        (["--trimap", ""], "widths above 0"),
+        (["--overlap", "0.5"], "give --sliding"),
+        (["--device", "gpu"], "'gpu': Expected one of cpu, cuda"),
+    ],
+)
+def test_wrong_options_are_usage_errors(
+    options: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Found before anything is loaded."""
+    with pytest.raises(SystemExit) as error:
+        evaluate.main(["net", "--data", "data", *options])
+    assert error.value.code == 2
+    assert says in capsys.readouterr().err
+
+
+def test_figures_are_printed_even_where_they_cannot_be_written(
+    saved: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An evaluation may have taken hours."""
+    (tmp_path / "file").touch()
+    command = [str(saved), "--data", str(data), "--json", str(tmp_path / "file" / "out.json")]
+    assert evaluate.main(command) == 1
+    printed = capsys.readouterr()
+    assert "mIoU 0." in printed.out
+    assert "file" in printed.err
+
+
+def test_a_set_without_void_has_no_trimap(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = voc_folder.make(tmp_path, count=1, split="val")
+    (pair,) = find("voc", data, "val").pairs
+    mask = read_mask(pair.mask, classes=21)
+    Image.fromarray(np.where(mask == 255, 0, mask)).save(str(pair.mask))
+    assert evaluate.main([str(saved), "--data", str(data), "--trimap", "1"]) == 1
+    assert "no mask has void" in capsys.readouterr().err
+
+
+def test_a_mask_of_another_size_than_its_photo_is_named(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = voc_folder.make(tmp_path, count=2, split="val")
+    Image.new("L", (9, 7)).save(str(find("voc", data, "val").pairs[1].mask))
+    assert evaluate.main([str(saved), "--data", str(data)]) == 1
+    assert "2007_000001.png is 9 x 7: make them equal" in capsys.readouterr().err
+
+
+def test_the_same_classes_in_another_order_are_refused(data: Path) -> None:
+    """As after an edit of dataset.toml; the mIoU would be a number that means nothing."""
+    dataset = find("voc", data, "val")
+    evaluate.check_classes(VOC_CLASSES, dataset)
+    evaluate.check_classes((*VOC_CLASSES[:-1], "tv/monitor"), dataset)  # another spelling
+    swapped = (*VOC_CLASSES[:-2], *VOC_CLASSES[:-3:-1])
+    with pytest.raises(DatasetError, match="class 19 is 'tvmonitor' in the model and 'train'"):
+        evaluate.check_classes(swapped, dataset)
+    with pytest.raises(DatasetError, match="has 20 classes, dataset 'voc' has 21"):
+        evaluate.check_classes(VOC_CLASSES[1:], dataset)
+
+
+def test_a_set_of_void_alone_has_no_figure(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = voc_folder.make(tmp_path, count=1, split="val")
+    Image.new("L", (48, 40), 255).save(str(find("voc", data, "val").pairs[0].mask))
+    target = tmp_path / "result.json"
+    assert evaluate.main([str(saved), "--data", str(data), "--json", str(target)]) == 1
+    assert "no pixel was judged" in capsys.readouterr().err
+    assert not target.exists()
+
+
+def test_both_evaluators_offer_the_same_judgements() -> None:
+    """model.evaluate and export.evaluate: same names, same help, same defaults."""
+    from export import evaluate as exported
+
+    def described(parser: object) -> dict[str, object]:
+        actions = parser._actions  # type: ignore[attr-defined]
+        return {
+            a.option_strings[0]: (a.help, a.default, a.metavar)
+            for a in actions[1:-1]
+            if a.option_strings
+        }
+
+    ours, theirs = described(evaluate.parser()), described(exported.parser())
+    shared = ("--dataset", "--data", "--split", "--trimap", "--plot", "--boundary", "--json")
+    for name in shared:
+        assert ours[name] == theirs[name], name

@@ -1,0 +1,162 @@
+"""Two processes train as one does: the same loss curve, the same stops, nothing left hanging."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from model import checkpoint
+from model.data.dataset import find
+from model.train import __main__ as train
+from model.train import assembly, preflight
+from model.train.distributed import DistributedError, World, join
+from model.train.recipe import RecipeError
+from model.train.run import LOG, STATE, RunFolder
+from tests.model import voc_folder
+from tests.model.train.test_main import make_recipe, pace
+from tests.model.train.two_processes import CHANGES, in_float64
+
+pytestmark = pytest.mark.slow
+
+
+def torchrun(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Two Gloo processes on this machine."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return subprocess.run(
+        [*launcher, "--nproc-per-node", "2", *map(str, arguments)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return voc_folder.make(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def two(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that `two_processes` leaves."""
+    out = tmp_path_factory.mktemp("two")
+    done = torchrun("-m", "tests.model.two_processes", data, out)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
+
+
+def test_two_processes_have_the_loss_curve_of_one(
+    data: Path, two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(assembly, "build", in_float64(assembly.build))
+    config = make_recipe(**CHANGES)
+    dataset = find("voc", data, "train")
+    path = train.train(
+        config,
+        dataset,
+        RunFolder(tmp_path, World()),
+        pace(config),
+        resume=False,
+        workers=0,
+        validated_on=dataset,
+    )
+    one, both = lines(tmp_path), lines(two / "whole")
+    assert [line["iteration"] for line in both] == [line["iteration"] for line in one]
+    assert sum("miou" in line for line in both) == 2
+    for line, other in zip(one, both, strict=True):
+        for key in line.keys() & {"loss", "miou", "learning_rate"}:
+            assert other[key] == pytest.approx(line[key], rel=1e-4), (key, line["iteration"])
+    ours, theirs = checkpoint.read_weights(path), checkpoint.read_weights(two / "whole" / "model")
+    start = assembly.build(config).state_dict()
+    moved = torch.cat([(ours[name] - start[name]).flatten() for name in ours])
+    apart = torch.cat([(ours[name] - theirs[name]).flatten() for name in ours])
+    assert apart.norm() < 1e-3 * moved.norm()
+
+
+def test_a_signal_to_one_process_stops_both_and_the_run_goes_on_bit_for_bit(two: Path) -> None:
+    reasons = [(two / "cut" / f"stopped{rank}.txt").read_text() for rank in (0, 1)]
+    assert reasons[0] == reasons[1]
+    assert "stopped by a signal after iteration 3" in reasons[0]
+    for name in ("model", "best"):
+        whole, cut = (two / run / f"{name}.safetensors" for run in ("whole", "cut"))
+        assert whole.read_bytes() == cut.read_bytes()
+
+
+def test_a_process_that_cannot_load_ends_both_with_its_reason(two: Path) -> None:
+    reasons = [(two / "failed" / f"failed{rank}.txt").read_text() for rank in (0, 1)]
+    assert reasons[0] == reasons[1]
+    assert "No such file" in reasons[0]
+    assert not (two / "failed" / STATE).exists()
+
+
+def test_a_process_that_cannot_judge_its_share_ends_both_with_its_reason(two: Path) -> None:
+    reasons = [(two / "unjudged" / f"failed{rank}.txt").read_text() for rank in (0, 1)]
+    assert reasons[0] == reasons[1]
+    assert "lost.jpg" in reasons[0]
+
+
+def test_batch_norm_in_slices_is_that_of_the_whole(two: Path) -> None:
+    torch.manual_seed(0)
+    x = (torch.randn(4, 3, 5, 5) * 3 + 100).requires_grad_()
+    factor = torch.randn(4, 3, 5, 5)
+    norm = nn.BatchNorm2d(3, momentum=0.1)
+    y = norm(x)
+    (y * factor).sum().backward()
+    halves = [torch.load(two / f"norm{rank}.pt", weights_only=True) for rank in (0, 1)]
+    assert x.grad is not None
+    assert torch.allclose(torch.cat([half["y"] for half in halves]), y, atol=1e-4)
+    gradient = torch.cat([half["gradient"] for half in halves])
+    assert torch.allclose(gradient, x.grad, atol=1e-4)
+    for half in halves:
+        for name, value in norm.state_dict().items():
+            assert torch.allclose(half[f"0.{name}"], value, rtol=1e-5), name
+
+
+def test_the_command_line_runs_under_torchrun(data: Path, tmp_path: Path) -> None:
+    recipe = Path(tmp_path, "tiny.toml")
+    recipe.write_text(
+        'split = "train"\niterations = 2\nbatch_size = 4\n[augment]\ncrop = 33\n'
+        '[model]\nbackbone = "mobilenet_v2"\ndepth_multiplier = 0.25\naspp_channels = 16\n'
+    )
+    command: list[str | Path] = [
+        "-m",
+        "model.train",
+        recipe,
+        "--data",
+        data,
+        "--out",
+        tmp_path / "run",
+    ]
+    done = torchrun(*command, "--workers", "0")
+    assert done.returncode == 0, done.stderr
+    assert checkpoint.load(tmp_path / "run" / train.NAME).config.aspp_channels == 16
+    refused = torchrun(*command, "--workers", "0")
+    assert refused.returncode != 0
+    assert refused.stderr.count("holds a run, the state after iteration 2 is intact") == 1
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused() -> None:
+    with pytest.raises(RecipeError, match="take a multiple of 6"):
+        preflight.check(make_recipe(batch_size=4, accumulate=2), World(size=3))
+
+
+def test_a_process_without_a_gpu_of_its_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(DistributedError, match="--nproc-per-node 2 or fewer"), join():
+        pass

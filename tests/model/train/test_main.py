@@ -1,0 +1,304 @@
+"""Training learns, resumes bit for bit, and stops with a reason."""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from model import checkpoint
+from model.data.augment import AugmentConfig
+from model.data.dataset import find
+from model.network.config import ModelConfig
+from model.train import __main__ as train
+from model.train import assembly, preflight
+from model.train.distributed import World
+from model.train.recipe import Recipe, RecipeError
+from model.train.run import LOG, STATE, Pace, RunFolder, TrainingError
+from model.train.step import train_step
+from tests.model import voc_folder
+
+TINY = ModelConfig(
+    backbone="mobilenet_v2",
+    depth_multiplier=0.25,
+    aspp_channels=16,
+    atrous_rates=(6,),
+    aspp_separable=True,
+    decoder_separable=True,
+    decoder_channels=16,
+    low_level_channels=8,
+    crop_size=(65, 65),
+)
+
+
+def make_recipe(**changes: object) -> Recipe:
+    fields: dict[str, object] = {
+        "model": TINY,
+        "split": "train",
+        "augment": AugmentConfig(crop=33),
+        "iterations": 6,
+        "batch_size": 4,
+        "learning_rate": 0.02,
+        "ema_decay": 0.9,
+        "batch_norm_momentum": 0.1,
+    }
+    return Recipe.model_validate(fields | changes)
+
+
+def pace(config: Recipe) -> Pace:
+    return Pace(
+        config.iterations,
+        config.batch_size,
+        save_every=2,
+        log_every=1,
+        max_skips=config.max_skips,
+    )
+
+
+def run(
+    config: Recipe, data: Path, directory: Path, *, resume: bool = False, workers: int = 0
+) -> Path:
+    directory.mkdir(exist_ok=True)
+    return train.train(
+        config,
+        find("voc", data, "train"),
+        RunFolder(directory, World()),
+        pace(config),
+        resume=resume,
+        workers=workers,
+        validated_on=find("voc", data, "train") if config.validation_split else None,
+    )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Layers this small gain nothing from threads, and lose much on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return voc_folder.make(tmp_path_factory.mktemp("data"))
+
+
+def test_the_poly_policy_falls_from_one_to_zero() -> None:
+    config = make_recipe(iterations=100)
+    assert train.poly(0, config) == 1
+    assert train.poly(50, config) == pytest.approx(0.5**0.9)
+    assert train.poly(99, config) == pytest.approx(0.01**0.9)
+    warm = make_recipe(iterations=100, warmup=9)
+    assert train.poly(0, warm) == pytest.approx(0.1)
+    assert train.poly(9, warm) == pytest.approx(train.poly(9, config))
+
+
+def test_only_full_convolutions_are_decayed() -> None:
+    net = assembly.build(make_recipe())
+    groups = assembly.parameter_groups(net, make_recipe(weight_decay=0.5, head_multiplier=10))
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    seen = set()
+    for group in groups:
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            seen.add(name)
+            full = parameter.ndim == 4 and parameter.shape[1] > 1
+            assert group["weight_decay"] == (0.5 if full else 0.0), name
+            assert group["rate"] == (0.02 if name.startswith("backbone.") else 0.2), name
+    assert len(seen) == len(names)
+
+
+def test_frozen_parts_keep_weights_and_statistics(data: Path, tmp_path: Path) -> None:
+    config = make_recipe(frozen=["backbone.blocks.0"], iterations=2, ema_decay=0.0)
+    before = assembly.build(config).state_dict()
+    after = checkpoint.load(run(config, data, tmp_path / "run")).state_dict()
+    changed = {key for key, value in before.items() if not torch.equal(value, after[key])}
+    assert not any(key.startswith("backbone.blocks.0.") for key in changed)
+    assert {"backbone.blocks.1.expand.conv.weight", "logits.weight"} <= changed
+
+
+def test_freezing_what_is_not_there_names_the_parts() -> None:
+    with pytest.raises(RecipeError, match=r"'backbone\.blok'; it has .*backbone\.blocks"):
+        assembly.freeze(assembly.build(make_recipe()), ["backbone.blok"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"augment": AugmentConfig(crop=64)}, "take 49 or 65"),
+        ({"batch_size": 1}, "batch_size=2 or more"),
+    ],
+)
+def test_what_would_waste_a_training_is_refused(changes: dict[str, object], says: str) -> None:
+    with pytest.raises(RecipeError, match=says):
+        preflight.check(make_recipe(**changes))
+
+
+def test_a_batch_of_one_trains_with_frozen_batch_norm(data: Path, tmp_path: Path) -> None:
+    config = make_recipe(batch_size=1, freeze_batch_norm=True, iterations=1)
+    preflight.check(config)
+    run(config, data, tmp_path / "run")
+
+
+def test_a_batch_small_for_batch_norm_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    preflight.check(make_recipe(batch_size=4))
+    assert "freeze_batch_norm" in caplog.text
+
+
+def test_a_small_set_is_learned(data: Path, tmp_path: Path) -> None:
+    config = make_recipe(iterations=60, learning_rate=0.05, ema_decay=0.0)
+    run(config, data, tmp_path / "run")
+    lines = (tmp_path / "run" / LOG).read_text().splitlines()
+    losses = [json.loads(line)["loss"] for line in lines]
+    first, last = (sum(part) / 20 for part in (losses[:20], losses[-20:]))
+    assert last < 0.5 * first < 0.5 * math.log(21)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(data: Path, tmp_path: Path) -> None:
+    config = make_recipe()
+    whole = run(config, data, tmp_path / "whole")
+    step, calls = train_step, 0
+
+    def killed(*args: object, **options: object) -> float:
+        nonlocal calls
+        calls += 1
+        if calls == 4:  # after three iterations; the last save was after two
+            raise KeyboardInterrupt
+        return step(*args, **options)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "train_step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(config, data, tmp_path / "cut")
+    resumed = run(config, data, tmp_path / "cut", resume=True)
+    assert whole.read_bytes() == resumed.read_bytes()
+
+
+def test_a_state_of_an_earlier_version_goes_on(data: Path, tmp_path: Path) -> None:
+    """Before scaler, skips and validations were kept."""
+    whole = run(make_recipe(), data, tmp_path / "whole")
+    run(make_recipe(iterations=6), data, tmp_path / "cut")
+    state = torch.load(tmp_path / "cut" / STATE, weights_only=True)
+    torch.save(
+        {k: state[k] for k in ("net", "optimizer", "average", "iteration")}, tmp_path / STATE
+    )
+    resumed = run(make_recipe(), data, tmp_path, resume=True)
+    assert whole.read_bytes() == resumed.read_bytes()
+
+
+def test_weights_that_are_not_there_yet_are_explained() -> None:
+    with pytest.raises(checkpoint.CheckpointError, match=r"runs/none/model.*--set init="):
+        assembly.build(make_recipe(init="runs/none/model"))
+
+
+def test_a_signal_saves_the_iteration_at_hand(data: Path, tmp_path: Path) -> None:
+    config = make_recipe()
+    whole = run(config, data, tmp_path / "whole")
+    step = train_step
+
+    def signalled(*args: object, **options: object) -> float:
+        signal.raise_signal(signal.SIGTERM)
+        return step(*args, **options)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "train_step", signalled)
+        with pytest.raises(TrainingError, match="after iteration 1: go on with --resume"):
+            run(config, data, tmp_path / "cut")
+    assert torch.load(tmp_path / "cut" / STATE, weights_only=True)["iteration"] == 1
+    resumed = run(config, data, tmp_path / "cut", resume=True)
+    assert whole.read_bytes() == resumed.read_bytes()
+
+
+def test_a_signal_to_the_whole_group_leaves_the_loaders_workers_alive(
+    data: Path, tmp_path: Path
+) -> None:
+    step = train_step
+
+    def signalled(*args: object, **options: object) -> float:
+        (worker,) = multiprocessing.active_children()
+        # Not by ourselves: a worker takes its parent's SIGTERM for an orderly end.
+        subprocess.run(["kill", str(worker.pid)], check=True)
+        time.sleep(0.5)  # the trainer is told at once when a worker dies
+        signal.raise_signal(signal.SIGTERM)
+        return step(*args, **options)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "train_step", signalled)
+        with pytest.raises(TrainingError, match="go on with --resume"):
+            run(make_recipe(), data, tmp_path, workers=1)
+
+
+def test_a_run_ends_in_a_checkpoint_that_rebuilds_the_network(data: Path, tmp_path: Path) -> None:
+    path = run(make_recipe(iterations=2), data, tmp_path / "run")
+    net = checkpoint.load(path)
+    assert net.config == TINY
+    assert not net.training
+    card = checkpoint.read_card(path)
+    assert card.classes[15] == "person"
+    assert card.training["iterations"] == 2
+
+
+def test_a_loss_that_is_not_finite_stops_and_leaves_the_checkpoint(
+    data: Path, tmp_path: Path
+) -> None:
+    config = make_recipe()
+    run(config, data, tmp_path)
+    with pytest.raises(TrainingError, match="lower learning_rate"):
+        run(make_recipe(learning_rate=1e30, iterations=9), data, tmp_path, resume=True)
+    state = torch.load(tmp_path / STATE, weights_only=True)
+    assert all(value.isfinite().all() for value in state["net"].values())
+
+
+def test_bf16_keeps_depthwise_gradients_in_fp32(data: Path, tmp_path: Path) -> None:
+    path = run(make_recipe(iterations=2, precision="bf16"), data, tmp_path / "run")
+    assert checkpoint.load(path)(torch.zeros(1, 3, 33, 33)).isfinite().all()
+
+
+def test_mistakes_on_the_command_line_exit_with_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--data", str(tmp_path), "--out", str(tmp_path / "run")]
+    assert train.main(["efficientnet-lite0-voc", *arguments]) == 2
+    assert "trainaug.txt does not exist" in capsys.readouterr().err
+    assert train.main(["efficientnet-lite0-voc", *arguments, "--set", "seed=x"]) == 2
+    assert "seed='x'" in capsys.readouterr().err
+    assert train.main(["efficientnet-lite0-voc", *arguments, "--set", "split.a=1"]) == 2
+    assert "split is a value, not a table" in capsys.readouterr().err
+    assert train.main(["--list"]) == 0
+    assert "efficientnet-lite0-voc" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--out", "run", "--resume", "run"], "leave --out out"),
+        (["--out", "run", "--save-every", "0"], "'0' is no number above 0"),
+        (["--out", "run", "--log-every", "-5"], "'-5' is no number above 0"),
+        (["--out", "run", "--workers", "-1"], "'-1' is no number"),
+    ],
+)
+def test_wrong_options_are_usage_errors(
+    options: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as error:
+        train.main(["efficientnet-lite0-voc", "--data", "data", *options])
+    assert error.value.code == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_misspelt_folder_is_not_resumed(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["efficientnet-lite0-voc", "--data", str(data), "--set", "split=train"]
+    assert train.main([*arguments, "--resume", str(tmp_path / "rum")]) == 2
+    assert "rum: there is no such folder" in capsys.readouterr().err
+    assert not (tmp_path / "rum").exists()

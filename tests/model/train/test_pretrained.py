@@ -1,0 +1,129 @@
+"""What a training starts from, and what is said when it does not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from model import checkpoint
+from model.checkpoint import BackboneCard, Card, CheckpointError
+from model.data.dataset import voc_palette
+from model.network.config import ModelConfig
+from model.network.deeplab import DeepLabV3Plus
+from model.train.assembly import build
+from model.train.pretrained import initialise
+from model.train.recipe import Recipe, RecipeError
+from tests.model.nets import tiny
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> tuple[str, DeepLabV3Plus]:
+    """A checkpoint of five classes."""
+    net = tiny()
+    card = Card(model=net.config, classes=tuple("abcde"), palette=voc_palette(5))
+    return str(checkpoint.save(tmp_path / "net", net.state_dict(), card)), net
+
+
+def fresh(net: DeepLabV3Plus, **changes: object) -> DeepLabV3Plus:
+    """The same network, initialised anew."""
+    return DeepLabV3Plus(ModelConfig.model_validate({**net.config.model_dump(), **changes}))
+
+
+def same(a: DeepLabV3Plus, b: DeepLabV3Plus, prefix: str) -> bool:
+    """Whether all weights below `prefix` are equal."""
+    ours, theirs = a.state_dict(), b.state_dict()
+    return all(torch.equal(ours[k], theirs[k]) for k in ours if k.startswith(prefix))
+
+
+def test_checkpoint_initialises_the_whole_network(trained: tuple[str, DeepLabV3Plus]) -> None:
+    """At any output stride, because that changes no weight."""
+    path, net = trained
+    start = fresh(net, output_stride=8)
+    initialise(start, path)
+    assert same(start, net, "")
+
+
+def test_features_leave_the_classifier_for_other_classes(
+    trained: tuple[str, DeepLabV3Plus],
+) -> None:
+    """Fine-tuning on another data set."""
+    path, net = trained
+    start = fresh(net, num_classes=11)
+    before = start.logits.weight.clone()
+    initialise(start, path, "features")
+    assert same(start, net, "backbone.")
+    assert same(start, net, "decoder.")
+    assert torch.equal(start.logits.weight, before)
+
+
+def test_backbone_part_leaves_the_head(trained: tuple[str, DeepLabV3Plus]) -> None:
+    """Another head on the same encoder."""
+    path, net = trained
+    start = fresh(net, aspp_separable=True, num_classes=3)
+    initialise(start, path, "backbone")
+    assert same(start, net, "backbone.")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_classes": 4}, ["model.num_classes=4", "weights: 5", 'init_part="features"']),
+        ({"decoder": False}, ["model.decoder=False", "weights: True"]),
+        ({"aspp_separable": True}, ["model.aspp_separable=True"]),
+        ({"depth_multiplier": 0.5}, ["model.depth_multiplier=0.5", "0.25"]),
+        ({"mean": (1.0, 2.0, 3.0)}, ["model.mean=(1.0, 2.0, 3.0)", "127.5"]),
+    ],
+)
+def test_weights_that_do_not_fit_are_told_by_option(
+    changes: dict[str, object], words: list[str], trained: tuple[str, DeepLabV3Plus]
+) -> None:
+    """Option, value and the value of the weights."""
+    path, net = trained
+    with pytest.raises(RecipeError) as error:
+        initialise(fresh(net, **changes), path)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_backbones_file_initialises_the_backbone_and_is_no_checkpoint(tmp_path: Path) -> None:
+    """What model.convert makes of ImageNet weights."""
+    net = tiny()
+    state: dict[str, Tensor] = net.backbone.state_dict()
+    card = BackboneCard(
+        backbone="mobilenet_v2", depth_multiplier=0.25, mean=net.config.mean, std=net.config.std
+    )
+    path = checkpoint.save(tmp_path / "backbone", state, card)
+    start = fresh(net)
+    initialise(start, str(path))
+    assert same(start, net, "backbone.")
+    with pytest.raises(CheckpointError, match="start a training from it with init"):
+        checkpoint.load(path)
+
+
+def test_recipe_starts_from_the_weights_it_names(trained: tuple[str, DeepLabV3Plus]) -> None:
+    """`init` and `init_part` reach the network that is trained."""
+    path, net = trained
+    recipe = Recipe(model=net.config, init=path, init_part="backbone")
+    start = build(recipe)
+    assert same(start, net, "backbone.")
+    assert not same(start, net, "aspp.")
+
+
+def test_imagenet_is_the_light_backbones_package() -> None:
+    """Its preprocessing is checked like any other's."""
+    settings = {"backbone": "efficientnet_lite0", "mean": (127.0,) * 3, "std": (128.0,) * 3}
+    net = DeepLabV3Plus(ModelConfig.model_validate(settings))
+    before = net.backbone.state_dict()["stem.conv.weight"].clone()
+    initialise(net, "imagenet")
+    assert not torch.equal(net.backbone.state_dict()["stem.conv.weight"], before)
+    with pytest.raises(RecipeError, match=r"model\.backbone=xception_65"):
+        initialise(DeepLabV3Plus(ModelConfig(backbone="xception_65")), "imagenet")
+
+
+def test_missing_file_is_a_checkpoint_error(tmp_path: Path) -> None:
+    """Not a traceback from a library."""
+    with pytest.raises(CheckpointError, match="does not exist"):
+        initialise(tiny(), str(tmp_path / "nowhere"))

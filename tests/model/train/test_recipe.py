@@ -1,0 +1,85 @@
+"""Recipes: presets are sound, overrides apply, mistakes name key, value and choices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from model.train import preflight, recipe
+from model.train.recipe import RecipeError
+
+LIGHT = "efficientnet-lite0-voc"
+
+
+SPLITS = {
+    "voc": {"train", "trainaug", "trainval"},
+    "cityscapes": {"train", "train_extra"},
+    "coco": {"train"},
+    "camvid": {"train"},
+}
+
+
+@pytest.mark.parametrize("name", recipe.presets())
+def test_every_preset_is_sound_and_described(name: str) -> None:
+    config = recipe.read(name, [])
+    preflight.check(config)
+    assert config.description
+    assert config.split in SPLITS[config.dataset]
+    assert config.model.num_classes == {"cityscapes": 19, "camvid": 11}.get(config.dataset, 21)
+
+
+@pytest.mark.parametrize("name", recipe.presets())
+def test_a_preset_that_starts_from_another_has_the_same_network(name: str) -> None:
+    config = recipe.read(name, [])
+    if config.init is None or not config.init.startswith("runs/"):
+        return
+    before = recipe.read(Path(config.init).parent.name, [])
+    # Atrous convolution has no parameters of its own: the stride may differ.
+    assert config.model == before.model.model_copy(
+        update={"output_stride": config.model.output_stride}
+    )
+
+
+@pytest.mark.parametrize("name", recipe.presets())
+def test_no_preset_begins_with_random_weights_unless_told_to(name: str) -> None:
+    assert recipe.read(name, []).init
+    assert recipe.read(name, ["init="]).init is None
+
+
+def test_a_file_may_start_with_a_windows_mark(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + recipe.presets()[LIGHT].read_bytes())
+    assert recipe.read(str(path), []) == recipe.read(LIGHT, [])
+
+
+def test_overrides_reach_nested_keys() -> None:
+    config = recipe.read(LIGHT, ["model.output_stride=8", "dataset=camvid", "iterations = 7"])
+    assert (config.model.output_stride, config.dataset, config.iterations) == (8, "camvid", 7)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("model.output_stride=5", r"model\.output_stride=5: .*8, 16 or 32"),
+        ("model.backbone=vgg", r"model\.backbone='vgg': .*xception_65"),
+        ("learning_rate=-1", "learning_rate=-1: .*greater than 0"),
+        ("learnig_rate=1", "learnig_rate=1: Extra inputs"),
+        ("iterations", "write key=value"),
+    ],
+)
+def test_a_wrong_override_names_key_value_and_what_is_valid(override: str, says: str) -> None:
+    with pytest.raises(RecipeError, match=says):
+        recipe.read(LIGHT, [override])
+
+
+def test_an_unknown_recipe_lists_the_presets() -> None:
+    with pytest.raises(RecipeError, match=LIGHT):
+        recipe.read("nothing", [])
+
+
+def test_a_file_that_is_no_toml_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("iterations = ")
+    with pytest.raises(RecipeError, match="not TOML"):
+        recipe.read(str(path), [])

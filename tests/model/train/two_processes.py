@@ -1,0 +1,132 @@
+"""What test_distributed runs in two processes: `torchrun -m tests.model.two_processes DATA OUT`."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from model.data.dataset import find
+from model.network.deeplab import DeepLabV3Plus
+from model.train import __main__ as train
+from model.train import assembly, distributed
+from model.train.distributed import World
+from model.train.recipe import Recipe
+from model.train.run import RunFolder, TrainingError
+from model.train.step import train_step
+from tests.model.train.test_main import make_recipe, pace
+
+CHANGES: dict[str, object] = {
+    "iterations": 4,
+    "accumulate": 2,
+    # Dropout draws other noise in each process; all else is to be equal.
+    "model": {**make_recipe().model.model_dump(), "aspp_dropout": 0.0},
+    "class_weights": [0.5] + [1.0] * 20,
+    "hard_mining": 0.5,
+    "validation_split": "train",
+    "validate_every": 2,
+}
+
+
+def in_float64(build: Callable[[Recipe], DeepLabV3Plus]) -> Callable[[Recipe], DeepLabV3Plus]:
+    """Build networks of float64: training amplifies float32's rounding to percents of the loss."""
+    return lambda config: build(config).double()
+
+
+def run(data: Path, out: Path, world: World, *, resume: bool = False) -> None:
+    config = make_recipe(**CHANGES)
+    dataset = find("voc", data, "train")
+    out.mkdir(exist_ok=True)
+    folder = RunFolder(out, world)
+    train.train(
+        config, dataset, folder, pace(config), resume=resume, workers=0, validated_on=dataset
+    )
+
+
+def stop_by_a_signal_to_one(data: Path, out: Path, world: World) -> None:
+    """The second process is told to stop in its third iteration; both save and end."""
+    step, calls = train_step, 0
+
+    def signalled(*args: object, **options: object) -> float:
+        nonlocal calls
+        calls += 1
+        if calls == 3 and world.rank == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return step(*args, **options)  # type: ignore[arg-type]
+
+    train.train_step = signalled  # type: ignore[attr-defined]
+    try:
+        run(data, out, world)
+    except TrainingError as error:
+        (out / f"stopped{world.rank}.txt").write_text(str(error))
+    train.train_step = step  # type: ignore[attr-defined]
+
+
+def fail_to_load_in_one(data: Path, out: Path, world: World) -> None:
+    """The second process finds no photos."""
+    try:
+        run(data if world.is_main else _without_photos(data, out), out, world)
+    except TrainingError as error:
+        (out / f"failed{world.rank}.txt").write_text(str(error))
+
+
+def _without_photos(data: Path, out: Path) -> Path:
+    base = Path("VOCdevkit", "VOC2012")
+    (out / base / "ImageSets").mkdir(parents=True)
+    (out / base / "ImageSets" / "Segmentation").symlink_to(data / base / "ImageSets/Segmentation")
+    return out
+
+
+def fail_to_judge_in_one(data: Path, out: Path, world: World) -> None:
+    """The second process's share of the photos to validate on holds one that is not there."""
+    config = make_recipe(**{**CHANGES, "iterations": 2})
+    dataset = find("voc", data, "train")
+    lost = replace(dataset.pairs[1], image=data / "lost.jpg")
+    held_out = replace(dataset, pairs=(dataset.pairs[0], lost))
+    folder = RunFolder(out, world)
+    try:
+        train.train(
+            config, dataset, folder, pace(config), resume=False, workers=0, validated_on=held_out
+        )
+    except OSError as error:
+        (out / f"failed{world.rank}.txt").write_text(str(error))
+
+
+def normalise_in_slices(out: Path, world: World) -> None:
+    """Batch norm of this process's half of a batch, with gradients and statistics."""
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 5, 5) * 3 + 100  # far from zero, where sums of squares cancel
+    factor = torch.randn(4, 3, 5, 5)
+    net = nn.Sequential(nn.BatchNorm2d(3, momentum=0.1))
+    distributed.synchronise_batch_norm(net, world)
+    half = slice(2 * world.rank, 2 * world.rank + 2)
+    part = x[half].clone().requires_grad_()
+    y = net(part)
+    (y * factor[half]).sum().backward()
+    gathered = {"y": y.detach(), "gradient": part.grad, **net.state_dict()}
+    torch.save(gathered, out / f"norm{world.rank}.pt")
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    assembly.build = in_float64(assembly.build)  # type: ignore[assignment]
+    data, out = Path(sys.argv[1]), Path(sys.argv[2])
+    with distributed.join() as world:
+        run(data, out / "whole", world)
+        (out / "cut").mkdir(exist_ok=True)
+        stop_by_a_signal_to_one(data, out / "cut", world)
+        run(data, out / "cut", world, resume=True)
+        (out / "failed").mkdir(exist_ok=True)
+        fail_to_load_in_one(data, out / "failed", world)
+        (out / "unjudged").mkdir(exist_ok=True)
+        fail_to_judge_in_one(data, out / "unjudged", world)
+        normalise_in_slices(out, world)
+
+
+if __name__ == "__main__":
+    main()

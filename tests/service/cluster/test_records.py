@@ -1,0 +1,146 @@
+"""The plan: what an earlier run's records and files say about a photo."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("pyarrow", reason="pyarrow comes with the extra `ray`")
+
+from service.client.errors import ManifestError
+from service.client.manifest import DONE, FAILED, REJECTED
+from service.cluster.records import FOLDER, Parts, Plan, Record, Todo, Wanted, load
+from service.cluster.storage import UNKNOWN_TIME, Photo, Place, place
+from service.images.outputs import OUTPUTS as OUTPUTS_BY_NAME
+
+PHOTO = Photo("a/x.jpg", "/in/a/x.jpg", size=10, mtime_ns=5)
+OUTPUTS = {"a/x.mask.png": 3, "a/x.overlay.jpg": 4}
+RECORD = Record(
+    name="a/x.jpg",
+    source="/in/a/x.jpg",
+    stem="a/x",
+    size=10,
+    mtime_ns=5,
+    sha256="cafe",
+    model="m",
+    model_digest="d1",
+    status=DONE,
+    outputs=OUTPUTS,
+)
+WANTED = Wanted(frozenset({"mask", "overlay"}), "m", "d1")
+
+
+def plan(record: Record | None = RECORD, wanted: Wanted = WANTED, **sizes: int) -> Plan:
+    records = {} if record is None else {record.name: record}
+    return Plan(wanted, records, OUTPUTS | sizes)
+
+
+def test_a_complete_result_stands() -> None:
+    assert plan().todo(PHOTO) == RECORD
+
+
+def test_fewer_outputs_than_there_are_stand_too() -> None:
+    assert plan(wanted=replace(WANTED, outputs=frozenset({"mask"}))).todo(PHOTO) == RECORD
+
+
+@pytest.mark.parametrize("output", OUTPUTS_BY_NAME)
+def test_every_output_is_known_by_its_file(output: str) -> None:
+    files = {f"a/x.{OUTPUTS_BY_NAME[output][1]}": 3}
+    record = replace(RECORD, outputs=files)
+    wanted = replace(WANTED, outputs=frozenset({output}))
+    assert Plan(wanted, {record.name: record}, files).todo(PHOTO) == record
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        plan(wanted=replace(WANTED, model_digest="d2")),
+        plan(wanted=replace(WANTED, model="n")),
+        plan(wanted=replace(WANTED, outputs=frozenset({"mask", "npz"}))),
+        Plan(WANTED, {RECORD.name: RECORD}, {"a/x.mask.png": 3}),
+        Plan(WANTED, {RECORD.name: RECORD}, OUTPUTS | {"a/x.mask.png": 2}),
+        plan(replace(RECORD, status=FAILED)),
+    ],
+    ids=["digest", "model", "output", "file gone", "file cut", "failed"],
+)
+def test_what_does_not_stand_is_done_again_into_the_same_files(again: Plan) -> None:
+    (record,) = again.records.values()
+    assert again.todo(PHOTO) == Todo(PHOTO, "a/x", record)
+
+
+def test_a_photo_of_another_size_is_done_again() -> None:
+    changed = replace(PHOTO, size=11)
+    assert plan().todo(changed) == Todo(changed, "a/x", RECORD)
+
+
+@pytest.mark.parametrize("mtime_ns", [6, UNKNOWN_TIME])
+def test_a_photo_of_another_or_no_time_is_compared_by_its_digest(mtime_ns: int) -> None:
+    touched = replace(PHOTO, mtime_ns=mtime_ns)
+    record = replace(RECORD, mtime_ns=UNKNOWN_TIME)
+    assert plan(record).todo(touched) == Todo(touched, "a/x", record, unchanged_if="cafe")
+
+
+def test_a_rejected_photo_stays_so_until_asked_or_changed() -> None:
+    rejected = replace(RECORD, status=REJECTED, outputs={}, error="400")
+    retry = replace(WANTED, retry_rejected=True)
+    assert plan(rejected).todo(PHOTO) == rejected
+    assert isinstance(plan(rejected, retry).todo(PHOTO), Todo)
+    assert isinstance(plan(rejected).todo(replace(PHOTO, size=9)), Todo)
+
+
+def test_photos_that_differ_in_suffix_or_case_alone_get_files_of_their_own() -> None:
+    empty = plan(None)
+    names = ["a/x.jpg", "a/x.png", "a/X.jpg", "a/X.jpg"]
+    todos = [empty.todo(replace(PHOTO, name=name)) for name in names[:3]]
+    assert [todo.stem for todo in todos] == ["a/x", "a/x.png", "a/X.jpg"]
+
+
+def test_a_name_that_an_earlier_run_gave_away_is_not_given_twice() -> None:
+    other = plan().todo(replace(PHOTO, name="a/x.png"))
+    assert other.stem == "a/x.png"
+
+
+def test_a_todo_and_a_record_survive_the_wire() -> None:
+    todo = Todo(PHOTO, "a/x", RECORD, unchanged_if="cafe")
+    assert Todo.parse(todo.json()) == todo
+    assert Record.parse(RECORD.json()) == RECORD
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Place:
+    return place(str(tmp_path))
+
+
+def test_the_last_record_of_a_photo_counts(out: Place) -> None:
+    for status in (FAILED, REJECTED, DONE):
+        parts = Parts(out)
+        parts.add(replace(RECORD, status=status))
+        parts.add(replace(RECORD, name=status))
+        parts.close()
+    records = load(out, out.files())
+    assert set(records) == {"a/x.jpg", FAILED, REJECTED, DONE}
+    assert records["a/x.jpg"].status == DONE
+
+
+def test_a_part_is_put_when_it_is_full_or_closed(
+    out: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.records.PART_RECORDS", 2)
+    parts = Parts(out)
+    counts = []
+    for number in range(5):
+        parts.add(replace(RECORD, name=str(number)))
+        counts.append(len(list(out.files(FOLDER))))
+    assert counts == [0, 1, 1, 2, 2]
+    parts.close()
+    parts.close()
+    assert list(load(out, out.files())) == ["0", "1", "2", "3", "4"]
+
+
+@pytest.mark.parametrize("line", [b"{", b"[]", b'{"name": "x"}', b"\xff"])
+def test_a_part_that_is_not_ours_is_named(out: Place, line: bytes) -> None:
+    out.write(f"{FOLDER}/x.jsonl", line)
+    with pytest.raises(ManifestError, match=rf"{FOLDER}/x\.jsonl"):
+        load(out, out.files())

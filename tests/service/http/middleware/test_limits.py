@@ -1,0 +1,70 @@
+"""What counts as taken, and for how long."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from service.errors import Overloaded
+from service.http.middleware.limits import Admission
+
+
+async def settled(claim: Callable[[], bool]) -> bool:
+    for _ in range(200):
+        if claim():
+            return True
+        await asyncio.sleep(0.01)
+    return claim()
+
+
+def test_a_lone_image_is_let_in_and_a_second_must_fit() -> None:
+    admission = Admission(max_requests=9, max_pixels=100)
+    with admission.claim(1000), pytest.raises(Overloaded):
+        admission.claim(1)
+    with admission.claim(60), admission.claim(40):
+        assert admission.pixels == 100
+    assert admission.pixels == 0
+
+
+def test_memory_is_taken_until_its_abandoned_thread_ends() -> None:
+    async def scenario() -> None:
+        admission, gate = Admission(9, 100), threading.Event()
+        entered, never = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            entered.set()
+            gate.wait(10)
+
+        async def request(work: Callable[[], object]) -> None:
+            with admission.claim(10) as claim:
+                await claim.work(pool, work)
+
+        with ThreadPoolExecutor(1) as pool:
+            running = asyncio.create_task(request(hold))
+            assert await asyncio.to_thread(entered.wait, 10)
+            queued = asyncio.create_task(request(never.set))
+            await asyncio.sleep(0)
+            for task in (running, queued):
+                task.cancel()
+            await asyncio.gather(running, queued, return_exceptions=True)
+            assert await settled(lambda: admission.pixels == 10)  # the queued one never runs
+            gate.set()
+            assert await settled(lambda: admission.pixels == 0)
+        assert not never.is_set()
+
+    asyncio.run(scenario())
+
+
+def test_a_failure_in_a_thread_reaches_the_request_and_frees_its_memory() -> None:
+    async def scenario() -> None:
+        admission = Admission(9, 100)
+        with ThreadPoolExecutor(1) as pool:
+            with pytest.raises(ZeroDivisionError), admission.claim(10) as claim:
+                await claim.work(pool, lambda: 1 // 0)
+            assert await settled(lambda: admission.pixels == 0)
+
+    asyncio.run(scenario())

@@ -1,0 +1,237 @@
+"""Connections that take their time are closed; requests that are on their way are not."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import uvicorn
+from uvicorn.server import ServerState
+
+from service.http.middleware.timeouts import impatient
+from tests.service import onnx_models
+from tests.service.processes import LOG, running
+from tests.service.web import photo, png
+
+NOISE = png(np.random.default_rng(0).integers(0, 256, (1800, 1800, 3), np.uint8))
+
+ASK = b"GET /livez HTTP/1.1\r\nHost: test\r\n\r\n"
+
+
+@dataclass(frozen=True)
+class Service:
+    host: str
+    port: int
+    log: Path
+
+    @property
+    def address(self) -> tuple[str, int]:
+        return self.host, self.port
+
+
+@pytest.fixture(scope="module", params=["with httptools", "without"])
+def service(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Service]:
+    """A service on either of uvicorn's protocols; the one it takes depends on what is there."""
+    folder = tmp_path_factory.mktemp("models")
+    onnx_models.save(folder / "tiny.onnx")
+    flags = ["--header-timeout-s", "0.5", "--keep-alive-s", "1", "--max-body-bytes", "20000000"]
+    flags += ["--send-timeout-s", "1"]
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "without":
+            (folder / "httptools.py").write_text("raise ImportError('hidden by a test')")
+            patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+        else:
+            pytest.importorskip("httptools")
+        with running(folder, *flags) as (url, _):
+            host, port = url.removeprefix("http://").split(":")
+            yield Service(host, int(port), folder / LOG)
+
+
+def rest(connection: socket.socket, dripping: bytes = b"") -> bytes:
+    """All that comes until the service closes, while a byte is sent now and then."""
+    connection.settimeout(0.1)
+    received = b""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            part = connection.recv(65536)
+        except TimeoutError:
+            if dripping:
+                try:
+                    connection.sendall(dripping[:1])
+                except OSError:
+                    return received
+                dripping = dripping[1:] or dripping
+            continue
+        except ConnectionResetError:
+            return received
+        if not part:
+            return received
+        received += part
+    raise AssertionError(f"the connection is still open; it said {received!r}")
+
+
+def problem(answer: bytes) -> tuple[int, str]:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"connection: close" in head.lower()
+    assert f"content-length: {len(body)}".encode() in head.lower()
+    assert b"application/problem+json" in head
+    fields = json.loads(body)
+    assert head.startswith(b"HTTP/1.1 %d " % fields["status"])
+    return fields["status"], fields["code"]
+
+
+@pytest.mark.parametrize("beginning", [b"", b"GET /livez HTT", ASK[:-2] + b"X-Slow: "])
+@pytest.mark.parametrize("dripping", [b"", b"x"])
+def test_headers_that_never_end_are_answered_with_408(
+    service: Service, beginning: bytes, dripping: bytes
+) -> None:
+    with closing(socket.create_connection(service.address)) as connection:
+        connection.sendall(beginning)
+        answer = rest(connection, dripping if beginning.endswith(b": ") else b"")
+    assert problem(answer) == (408, "header-timeout")
+
+
+def test_the_second_request_of_a_connection_is_timed_too(service: Service) -> None:
+    with closing(socket.create_connection(service.address)) as connection:
+        connection.sendall(ASK)
+        received = b""
+        while not received.endswith(b'{"status":"alive"}'):
+            part = connection.recv(65536)
+            assert part, received
+            received += part
+        connection.sendall(ASK[:-2] + b"X-Slow: ")
+        assert problem(rest(connection, b"x")) == (408, "header-timeout")
+
+
+def test_an_idle_connection_is_closed_without_a_word(service: Service) -> None:
+    with closing(socket.create_connection(service.address)) as connection:
+        connection.sendall(ASK)
+        assert rest(connection).endswith(b'{"status":"alive"}')
+
+
+def test_a_body_may_take_longer_than_headers(service: Service) -> None:
+    body = png(photo())
+    with closing(socket.create_connection(service.address)) as connection:
+        connection.settimeout(60)
+        connection.sendall(
+            b"POST /segment HTTP/1.1\r\nHost: test\r\nContent-Type: image/png\r\n"
+            b"Content-Length: %d\r\n\r\n" % len(body)
+        )
+        time.sleep(1)  # twice what headers may take
+        connection.sendall(body)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_body_that_was_refused_cannot_drip_in_for_ever(service: Service) -> None:
+    with closing(socket.create_connection(service.address)) as connection:
+        connection.sendall(
+            b"POST /segment HTTP/1.1\r\nHost: test\r\nContent-Type: image/png\r\n"
+            b"Content-Length: 90000000\r\n\r\nx"
+        )
+        assert rest(connection, b"x").startswith(b"HTTP/1.1 413 ")
+
+
+def test_everybody_else_is_served_meanwhile(service: Service) -> None:
+    slow = [socket.create_connection(service.address) for _ in range(50)]
+    try:
+        for each in slow:
+            each.sendall(b"GET /")
+        assert httpx.get(f"http://{service.host}:{service.port}/readyz").status_code == 200
+    finally:
+        for each in slow:
+            each.close()
+
+
+@contextmanager
+def owed(service: Service) -> Iterator[tuple[socket.socket, int]]:
+    """A connection that is to get some megabytes, and how many bytes of them."""
+    with closing(socket.socket()) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        connection.connect(service.address)
+        connection.settimeout(60)
+        connection.sendall(
+            b"POST /segment?output=overlay&overlay_format=png HTTP/1.1\r\nHost: test\r\n"
+            b"Content-Type: image/png\r\nContent-Length: %d\r\n\r\n" % len(NOISE) + NOISE
+        )
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            part = connection.recv(1)
+            assert part, head
+            head += part
+        (length,) = re.findall(rb"content-length: (\d+)", head)
+        assert head.startswith(b"HTTP/1.1 200 ")
+        assert int(length) > 8_000_000  # the kernel holds four itself
+        yield connection, int(length)
+
+
+def test_a_client_that_takes_nothing_is_cut_off(service: Service) -> None:
+    with owed(service) as (connection, length):
+        deadline = time.monotonic() + 60
+        while "took nothing" not in service.log.read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert len(rest(connection)) < length
+
+
+class Transport(asyncio.Transport):
+    """To a client that takes a little for a while, and then nothing any more."""
+
+    def __init__(self, unsent: list[int]) -> None:
+        super().__init__()
+        self.unsent = unsent
+        self.aborted = asyncio.Event()
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent.pop(0) if len(self.unsent) > 1 else self.unsent[0]
+
+    def is_closing(self) -> bool:
+        return False
+
+    def abort(self) -> None:
+        self.aborted.set()
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+async def nothing(scope: object, receive: object, send: object) -> None:
+    """An application that is never called."""
+
+
+def test_a_client_that_takes_its_time_is_waited_for() -> None:
+    async def scenario() -> None:
+        made = impatient(header_timeout_s=60, send_timeout_s=0.01)
+        config = uvicorn.Config(nothing, log_config=None)
+        protocol = made(config=config, server_state=ServerState(), app_state={})  # type: ignore[call-arg]
+        transport = Transport([900, 800, 800, 1])
+        protocol.connection_made(transport)
+        protocol.pause_writing()
+        await asyncio.wait_for(transport.aborted.wait(), 20)
+        assert transport.unsent == [1]  # 800 < 900: it had more time; then 800 again
+        transport = Transport([5, 4, 3, 2, 1])
+        protocol = made(config=config, server_state=ServerState(), app_state={})  # type: ignore[call-arg]
+        protocol.connection_made(transport)
+        protocol.pause_writing()
+        while len(transport.unsent) > 1:
+            assert not transport.aborted.is_set()
+            await asyncio.sleep(0)
+        protocol.resume_writing()  # all but a little has gone
+        await asyncio.sleep(0.1)
+        assert not transport.aborted.is_set()
+        protocol.connection_lost(None)
+
+    asyncio.run(scenario())

@@ -1,0 +1,522 @@
+"""The HTTP surface, from a client's side, on a tiny model."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import socket
+import tempfile
+import threading
+import time
+import zipfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from numpy.typing import NDArray
+from PIL import Image
+
+from service.errors import InvalidImage, StartupError
+from service.http.app import create_app
+from service.inference import cpus, models
+from service.inference.batcher import HOPELESS
+from service.inference.engine import Prediction
+from service.settings import Settings
+from tests.service import onnx_models
+from tests.service.web import Held, Request
+
+
+def make_settings(folder: Path, **changes: Any) -> Settings:
+    return Settings(models=folder, device="cpu", threads=1, **changes)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models")
+    onnx_models.save(path / "tiny.onnx")
+    onnx_models.save(path / "twin.onnx")
+    return path
+
+
+@pytest.fixture(scope="module")
+def client(folder: Path) -> Iterator[TestClient]:
+    settings = make_settings(folder, max_pixels=20_000, max_body_bytes=200_000)
+    with TestClient(create_app(settings, models.load(settings))) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def photo() -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+
+
+def png(image: NDArray[np.uint8]) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(image).save(out, "PNG")
+    return out.getvalue()
+
+
+def post(client: TestClient, body: bytes, kind: str = "image/png", **query: Any) -> Any:
+    return client.post("/segment", content=body, headers={"Content-Type": kind}, params=query)
+
+
+def opened(body: bytes) -> NDArray[np.uint8]:
+    return np.asarray(Image.open(io.BytesIO(body)))
+
+
+def test_a_body_and_a_multipart_field_give_the_same_mask(
+    client: TestClient, photo: NDArray[np.uint8]
+) -> None:
+    raw = post(client, png(photo))
+    form = client.post("/segment", files={"file": ("photo.png", png(photo), "image/png")})
+    assert raw.status_code == form.status_code == 200
+    assert raw.content == form.content
+    assert raw.headers["content-type"] == "image/png"
+    assert (opened(raw.content) == onnx_models.expected(photo)).all()
+
+
+def test_the_answer_says_what_ran(client: TestClient, photo: NDArray[np.uint8]) -> None:
+    headers = post(client, png(photo)).headers
+    assert headers["x-model"] == "tiny"
+    assert headers["x-execution-provider"] == "CPUExecutionProvider"
+    assert len(headers["x-model-digest"]) == 64
+    stages = [part.partition(";")[0] for part in headers["server-timing"].split(", ")]
+    assert stages == ["decode", "queue", "infer", "encode"]
+
+
+def test_a_request_id_is_kept_or_made(client: TestClient, photo: NDArray[np.uint8]) -> None:
+    kept = client.get("/livez", headers={"X-Request-ID": "mine-1"})
+    assert kept.headers["x-request-id"] == "mine-1"
+    assert len(client.get("/livez").headers["x-request-id"]) == 32
+    assert client.get("/livez", headers={"X-Request-ID": "a b"}).headers["x-request-id"] != "a b"
+
+
+def test_colour_and_npz_hold_the_same_labels(client: TestClient, photo: NDArray[np.uint8]) -> None:
+    labels = onnx_models.expected(photo)
+    color = post(client, png(photo), output="color")
+    assert (opened(color.content) == np.array(onnx_models.PALETTE)[labels]).all()
+    array = post(client, png(photo), output="npz")
+    with np.load(io.BytesIO(array.content), allow_pickle=False) as archive:
+        assert (archive["labels"] == labels).all()
+
+
+def test_an_overlay_without_opacity_is_the_photo(
+    client: TestClient, photo: NDArray[np.uint8]
+) -> None:
+    smooth = np.full((40, 50, 3), 120, np.uint8)
+    answer = post(client, png(smooth), output="overlay", alpha=0)
+    assert answer.headers["content-type"] == "image/jpeg"
+    assert np.abs(opened(answer.content).astype(int) - 120).max() <= 2
+    assert np.abs(opened(post(client, png(smooth), output="overlay").content) - 120).max() > 20
+
+
+def test_json_counts_what_the_mask_shows(client: TestClient, photo: NDArray[np.uint8]) -> None:
+    answer = post(client, png(photo), output="json", include="mask").json()
+    labels = onnx_models.expected(photo)
+    assert (answer["width"], answer["height"]) == (50, 40)
+    assert {found["name"]: found["pixels"] for found in answer["classes"]} == {
+        name: int((labels == index).sum()) for index, name in enumerate(onnx_models.CLASSES)
+    }
+    assert (opened(base64.b64decode(answer["mask"]["base64"])) == labels).all()
+
+
+def test_several_outputs_come_as_a_zip(client: TestClient, photo: NDArray[np.uint8]) -> None:
+    answer = post(client, png(photo), output="mask,overlay,json,rle")
+    assert answer.headers["content-type"] == "application/zip"
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        assert archive.namelist() == ["mask.png", "overlay.jpg", "result.json", "rle.json"]
+        assert (opened(archive.read("mask.png")) == onnx_models.expected(photo)).all()
+        assert json.loads(archive.read("result.json"))["width"] == 50
+
+
+@pytest.mark.parametrize("size", [(48, 64), (1, 1), (96, 128), (33, 100), (100, 33)])
+def test_a_mask_always_has_the_photos_size(client: TestClient, size: tuple[int, int]) -> None:
+    answer = post(client, png(np.full((*size, 3), 200, np.uint8)))
+    mask = opened(answer.content)
+    assert mask.shape == size
+    assert (mask == 2).all()  # no padding shows
+
+
+def test_models_are_chosen_by_name(client: TestClient, photo: NDArray[np.uint8]) -> None:
+    assert post(client, png(photo), model="twin").headers["x-model"] == "twin"
+    listed = client.get("/models").json()["models"]
+    assert [(model["name"], model["default"]) for model in listed] == [
+        ("tiny", True),
+        ("twin", False),
+    ]
+    assert client.get("/models/twin").json()["classes"] == list(onnx_models.CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "query", "status", "code", "says"),
+    [
+        (b"", "image/png", {}, 400, "invalid-image", "empty"),
+        (b"hello", "image/png", {}, 400, "invalid-image", "JPEG, PNG"),
+        (b"GIF89a" + bytes(99), "image/png", {}, 400, "invalid-image", "JPEG, PNG"),
+        (b"x", "text/plain", {}, 415, "unsupported-media-type", "image/jpeg"),
+        (b"x" * 200_001, "image/png", {}, 413, "body-too-large", "200000"),
+        (None, "image/png", {"output": "masks"}, 400, "invalid-request", "choose from mask"),
+        (None, "image/png", {"output": ","}, 400, "invalid-request", "choose from mask"),
+        (None, "image/png", {"include": "npz"}, 400, "invalid-request", "choose from mask"),
+        (None, "image/png", {"include": "mask"}, 400, "invalid-request", "output=json"),
+        (None, "image/png", {"model": "none"}, 404, "unknown-model", "tiny, twin"),
+        (None, "image/png", {"alpha": "2"}, 400, "invalid-request", "alpha"),
+        (None, "image/png", {"alpha": "half"}, 400, "invalid-request", "alpha"),
+        (None, "image/png", {"class": "dim"}, 400, "invalid-request", "class='dim': there is no"),
+        (b"x", "", {}, 415, "unsupported-media-type", "Content-Type is missing"),
+    ],
+)
+def test_bad_input_is_answered_with_a_problem_and_the_next_request_works(
+    client: TestClient,
+    photo: NDArray[np.uint8],
+    body: bytes | None,
+    kind: str,
+    query: dict[str, str],
+    status: int,
+    code: str,
+    says: str,
+) -> None:
+    answer = post(client, png(photo) if body is None else body, kind, **query)
+    problem = answer.json()
+    assert answer.status_code == problem["status"] == status
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert problem["code"] == code
+    assert problem["type"].endswith(code)
+    assert says in problem["detail"]
+    assert problem["request_id"] == answer.headers["x-request-id"]
+    assert post(client, png(photo)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("charset", "disposition", "says"),
+    [
+        ("undefined", 'name="file"; filename="a.png"', "leave charset out"),
+        ("utf-8", 'name="file"', "give it a filename"),
+        ("utf-8", 'name="photo"', "no file in field `file`"),
+    ],
+)
+def test_a_form_that_holds_no_photo_is_a_problem(
+    client: TestClient, photo: NDArray[np.uint8], charset: str, disposition: str, says: str
+) -> None:
+    head = f"--x\r\nContent-Disposition: form-data; {disposition}\r\n\r\n".encode()
+    kind = f"multipart/form-data; boundary=x; charset={charset}"
+    answer = post(client, head + png(photo)[:20] + b"\r\n--x--\r\n", kind)
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid-request")
+    assert says in answer.json()["detail"]
+
+
+def test_a_truncated_photo_is_a_problem(client: TestClient, photo: NDArray[np.uint8]) -> None:
+    answer = post(client, png(photo)[:-100])
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid-image")
+
+
+def test_too_many_pixels_are_a_problem(client: TestClient) -> None:
+    answer = post(client, png(np.zeros((201, 100, 3), np.uint8)))
+    assert (answer.status_code, answer.json()["code"]) == (413, "image-too-large")
+
+
+def test_a_form_without_the_field_is_a_problem(client: TestClient) -> None:
+    answer = client.post("/segment", files={"photo": b"x"})
+    assert answer.status_code == 400
+    assert "`file`" in answer.json()["detail"]
+
+
+def test_options_in_a_form_are_refused_not_passed_over(
+    client: TestClient, photo: NDArray[np.uint8]
+) -> None:
+    answer = client.post("/segment", files={"file": png(photo)}, data={"output": "json"})
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid-request")
+    assert "['output'] are not read: options go into the query" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("kind", ["image/jpg", "image/tif", "image/x-ms-bmp"])
+def test_a_type_by_its_common_name_is_taken(
+    client: TestClient, photo: NDArray[np.uint8], kind: str
+) -> None:
+    assert post(client, png(photo), kind).status_code == 200
+
+
+def test_a_large_form_is_read_without_a_disk(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A container with a read-only root has no place for temporary files."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    large = png(np.random.default_rng(0).integers(0, 256, (800, 800, 3), np.uint8))
+    assert len(large) > 1_500_000
+    settings = make_settings(folder)
+    with TestClient(create_app(settings, models.load(settings))) as client:
+        assert client.post("/segment", files={"file": large}).status_code == 200
+
+
+def test_a_streamed_body_is_limited_while_it_comes_in(client: TestClient) -> None:
+    chunks = (bytes(50_000) for _ in range(100))
+    answer = client.post("/segment", content=chunks, headers={"Content-Type": "image/png"})
+    assert (answer.status_code, answer.json()["code"]) == (413, "body-too-large")
+
+
+def test_a_path_that_is_not_there_is_a_problem(client: TestClient) -> None:
+    answer = client.get("/nothing")
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["code"] == "not-found"
+    assert answer.json()["detail"] == "GET /nothing is not served here: see /docs"
+
+
+@pytest.mark.parametrize("path", ["/", "/livez", "/readyz", "/metrics", "/models", "/docs", "/v2"])
+def test_what_can_be_got_can_be_asked_about(client: TestClient, path: str) -> None:
+    assert client.head(path).status_code == 200
+    assert "head" not in client.get("/openapi.json").json()["paths"].get(path, {})
+
+
+def test_what_is_too_much_is_refused_with_retry_after(
+    folder: Path, photo: NDArray[np.uint8]
+) -> None:
+    held = Held(make_settings(folder, max_requests=1))
+    with TestClient(create_app(held.settings, held.models)) as client:
+        held.gate.clear()
+        answers: list[Any] = []
+        first = threading.Thread(target=lambda: answers.append(post(client, png(photo))))
+        first.start()
+        assert held.entered.wait(10)
+        refused = post(client, png(photo))
+        held.gate.set()
+        first.join()
+        assert (refused.status_code, refused.json()["code"]) == (503, "overloaded")
+        assert int(refused.headers["retry-after"]) >= 1
+        assert answers[0].status_code == 200
+        assert post(client, png(photo)).status_code == 200
+
+
+def test_what_is_too_much_is_refused_before_its_body_is_read(
+    folder: Path, photo: NDArray[np.uint8]
+) -> None:
+    """Bodies that wait in memory for their turn are how a service under load is killed."""
+    held = Held(make_settings(folder, max_requests=1))
+    app = create_app(held.settings, held.models)
+
+    async def scenario() -> None:
+        async with app.router.lifespan_context(app):
+            held.gate.clear()
+            first = Request(app, png(photo), "image/png")
+            await asyncio.to_thread(held.entered.wait, 10)
+            second = Request(app, None, "image/png")  # its body never comes
+            await asyncio.wait_for(second.task, 5)
+            assert second.sent[0]["status"] == 503
+            held.gate.set()
+            await first.task
+            assert first.sent[0]["status"] == 200
+
+    asyncio.run(scenario())
+
+
+def test_probes_are_answered_while_everything_else_is_busy(
+    folder: Path, photo: NDArray[np.uint8]
+) -> None:
+    """A probe that waits behind the work is a service that is restarted for working."""
+    held = Held(make_settings(folder, max_batch=1))
+    stuck, entered = threading.Event(), threading.Semaphore(0)
+
+    def decode(*_: object, **__: object) -> None:
+        entered.release()
+        assert stuck.wait(20)
+        raise InvalidImage("never mind")
+
+    with TestClient(create_app(held.settings, held.models)) as client:
+        held.gate.clear()
+        with ThreadPoolExecutor(50) as clients, pytest.MonkeyPatch.context() as patch:
+            waiting = [clients.submit(post, client, png(photo))]
+            assert held.entered.wait(10)
+            patch.setattr("service.imaging.open_checked", decode)
+            threads = cpus.available() + 1  # as many as decode
+            waiting += [clients.submit(post, client, png(photo)) for _ in range(threads)]
+            for _ in range(threads):
+                assert entered.acquire(timeout=10)
+            for path in ("/livez", "/readyz", "/v2/health/live", "/v2/health/ready", "/metrics"):
+                assert client.get(path).status_code == 200
+            assert not any(each.done() for each in waiting)
+            stuck.set()
+            held.gate.set()
+        assert [each.result().status_code for each in waiting] == [200] + [400] * threads
+
+
+PREFLIGHT = {
+    "Origin": "https://a.example",
+    "Access-Control-Request-Method": "POST",
+    "Access-Control-Request-Headers": "authorization,content-type,x-request-timeout-ms",
+}
+
+
+def test_pages_of_other_origins_are_not_let_in_by_default(client: TestClient) -> None:
+    assert client.options("/segment", headers=PREFLIGHT).status_code == 405
+    answer = client.get("/models", headers={"Origin": "https://a.example"})
+    assert "access-control-allow-origin" not in answer.headers
+
+
+def test_pages_of_named_origins_may_ask_and_read(folder: Path, photo: NDArray[np.uint8]) -> None:
+    """The browser asks first, without a key; the refusal of a key can be read, too."""
+    settings = make_settings(folder, cors_origins="https://a.example", api_keys="0" * 64)
+    with TestClient(create_app(settings, models.load(settings))) as client:
+        asked = client.options("/segment", headers=PREFLIGHT)
+        assert asked.status_code == 200
+        assert asked.headers["access-control-allow-origin"] == "https://a.example"
+        other = client.options("/segment", headers=PREFLIGHT | {"Origin": "https://b.example"})
+        assert "access-control-allow-origin" not in other.headers
+        refused = client.post("/segment", content=png(photo), headers=PREFLIGHT)
+        assert refused.status_code == 401
+        assert refused.headers["access-control-allow-origin"] == "https://a.example"
+        assert "X-Model" in refused.headers["access-control-expose-headers"]
+
+
+@pytest.mark.parametrize("origin", ["example.org", "https://example.org/page", "https://"])
+def test_an_origin_is_no_address_of_a_page(folder: Path, origin: str) -> None:
+    with pytest.raises(ValueError, match="an origin is scheme, host and port"):
+        make_settings(folder, cors_origins=origin)
+
+
+def test_an_address_is_never_fetched(client: TestClient) -> None:
+    """An image URL in place of an image is how others' services were made to call home."""
+    with socket.create_server(("127.0.0.1", 0)) as trap:
+        url = f"http://127.0.0.1:{trap.getsockname()[1]}/cat.png"
+        for form in ({"file": url}, {"url": url}):
+            answer = client.post("/segment", data=form, files={"x": b""})
+            assert answer.status_code == 400
+        assert post(client, url.encode()).status_code == 400
+        assert post(client, b"", url=url).status_code == 400
+        trap.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            trap.accept()
+
+
+def test_a_deadline_is_answered_with_504(folder: Path, photo: NDArray[np.uint8]) -> None:
+    held = Held(make_settings(folder, request_timeout_ms=30))
+    with TestClient(create_app(held.settings, held.models)) as client:
+        held.gate.clear()
+        answer = post(client, png(photo))
+        held.gate.set()
+        assert (answer.status_code, answer.json()["code"]) == (504, "deadline-exceeded")
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "soon", "1e3", "", "99999999999"])
+def test_a_timeout_that_is_no_number_of_milliseconds_is_a_problem(
+    client: TestClient, photo: NDArray[np.uint8], limit: str
+) -> None:
+    headers = {"Content-Type": "image/png", "X-Request-Timeout-Ms": limit}
+    answer = client.post("/segment", content=png(photo), headers=headers)
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid-request")
+    assert "X-Request-Timeout-Ms" in answer.json()["detail"]
+
+
+def test_a_deadline_of_the_client_covers_decoding(folder: Path) -> None:
+    settings = make_settings(folder)
+    large = png(np.random.default_rng(0).integers(0, 256, (3000, 3000, 3), np.uint8))
+    with TestClient(create_app(settings, models.load(settings))) as client:
+        headers = {"Content-Type": "image/png", "X-Request-Timeout-Ms": "20"}
+        answer = client.post("/segment", content=large, headers=headers)
+        assert (answer.status_code, answer.json()["code"]) == (504, "deadline-exceeded")
+
+
+def test_an_engine_failure_is_a_500_without_a_traceback(
+    folder: Path, photo: NDArray[np.uint8]
+) -> None:
+    settings = make_settings(folder)
+    loaded = models.load(settings)
+
+    def fail(_: NDArray[np.uint8]) -> list[Prediction]:
+        raise RuntimeError("secret detail")
+
+    with TestClient(create_app(settings, loaded)) as client:
+        session = loaded.get(None).batcher.sessions[0]
+        run, session.run = session.run, fail
+        failed = post(client, png(photo))
+        session.run = run
+        assert (failed.status_code, failed.json()["code"]) == (500, "inference-failed")
+        assert "secret" not in failed.text
+        assert post(client, png(photo)).status_code == 200
+
+
+def test_a_connection_that_a_failure_ends_says_so(
+    folder: Path, photo: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> bytes:
+        raise RuntimeError("secret detail")
+
+    monkeypatch.setattr("service.imaging.mask_png", fail)
+    settings = make_settings(folder)
+    app = create_app(settings, models.load(settings))
+    with TestClient(app, raise_server_exceptions=False) as client:
+        failed = post(client, png(photo))
+    assert (failed.status_code, failed.json()["code"]) == (500, "internal-error")
+    assert "secret" not in failed.text
+    assert failed.headers["connection"] == "close"
+
+
+def test_readiness_is_red_before_the_start_and_after_the_last_dead_loop(folder: Path) -> None:
+    settings = make_settings(folder, sessions=2)
+    loaded = models.load(settings)
+    loaded.get(None).revive = lambda: None
+    assert not loaded.healthy
+    with TestClient(create_app(settings, loaded)) as client:
+        assert client.get("/livez").status_code == client.get("/readyz").status_code == 200
+        for alive in (1, 0):
+            task = loaded.get(None).batcher.sessions[alive].loop_task
+            assert task is not None
+            task.get_loop().call_soon_threadsafe(task.cancel)
+            while loaded.get(None).batcher.live_sessions > alive:
+                pass
+            assert client.get("/readyz").status_code == (200 if alive else 503)
+            assert f'deeplab_sessions{{model="tiny"}} {alive}.0' in client.get("/metrics").text
+        assert client.get("/livez").status_code == 200
+
+
+def test_a_model_whose_sessions_have_died_is_loaded_again(
+    folder: Path, photo: NDArray[np.uint8]
+) -> None:
+    """A GPU that ran out of memory may fail every run from then on, until it is set up anew."""
+    settings = make_settings(folder)
+    loaded = models.load(settings)
+
+    def fail(_: NDArray[np.uint8]) -> list[Prediction]:
+        raise RuntimeError("out of memory")
+
+    with TestClient(create_app(settings, loaded)) as client:
+        loaded.get(None).batcher.sessions[0].run = fail
+        answers = [post(client, png(photo)).status_code for _ in range(HOPELESS)]
+        assert answers == [500] * HOPELESS
+        for _ in range(500):
+            if client.get("/readyz").status_code == 200:
+                break
+            time.sleep(0.01)
+        answer = post(client, png(photo))
+        assert (opened(answer.content) == onnx_models.expected(photo)).all()
+
+
+def test_a_client_that_leaves_frees_its_place(folder: Path, photo: NDArray[np.uint8]) -> None:
+    held = Held(make_settings(folder, max_requests=1))
+    app = create_app(held.settings, held.models)
+
+    async def scenario() -> None:
+        async with app.router.lifespan_context(app):
+            held.gate.clear()
+            request = Request(app, png(photo), "image/png")
+            await asyncio.to_thread(held.entered.wait, 10)
+            request.leave()
+            await asyncio.wait_for(request.task, 5)  # the engine is still held
+            held.gate.set()
+            assert request.sent[0]["status"] == 499
+
+    asyncio.run(scenario())
+
+
+def test_an_empty_models_folder_refuses_to_start(tmp_path: Path) -> None:
+    with pytest.raises(StartupError, match="python -m export"):
+        models.load(make_settings(tmp_path))
+
+
+def test_an_unknown_default_model_refuses_to_start(folder: Path) -> None:
+    with pytest.raises(StartupError, match="tiny, twin"):
+        models.load(make_settings(folder, default_model="none"))

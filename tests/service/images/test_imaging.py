@@ -1,0 +1,227 @@
+"""Decoding hostile bytes, fitting, and masks that keep their ids."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco
+
+from service.errors import ImageTooLarge, InvalidImage
+from service.images import imaging
+from service.images.png import Rows
+from service.inference.contract import InputSize
+
+TARGET = InputSize(policy="fixed", height=33, width=49, pad=(1, 2, 3))
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def picture(width: int, height: int) -> Image.Image:
+    rng = np.random.default_rng(0)
+    return Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
+
+
+def decoded(data: bytes, reduce_to: int | None = None) -> imaging.Photo:
+    return imaging.decode(imaging.open_checked(data, 10**7), reduce_to=reduce_to)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"hello",
+        b"\x89PNG\r\n\x1a\n",
+        b"GIF89a" + bytes(64),  # a format that is not on the list
+        b"\xff\xd8\xff\xe0",
+        encoded(picture(40, 30))[:-200],
+        encoded(picture(40, 30), "JPEG")[:-100],
+    ],
+)
+def test_what_is_no_whole_image_is_refused_by_name(data: bytes) -> None:
+    with pytest.raises(InvalidImage):
+        decoded(data)
+
+
+def test_too_many_pixels_are_refused_from_the_header_alone() -> None:
+    bomb = encoded(Image.new("1", (20_000, 20_000)))
+    with pytest.raises(ImageTooLarge, match="20000 x 20000"):
+        imaging.open_checked(bomb, 10**7)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
+def test_every_mode_becomes_rgb(mode: str) -> None:
+    image = Image.new(mode, (5, 4))
+    kind = "TIFF" if mode in ("CMYK", "I;16") else "PNG"
+    photo = decoded(encoded(image, kind))
+    assert (photo.image.mode, photo.image.size) == ("RGB", (5, 4))
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped() -> None:
+    image = Image.fromarray(np.full((4, 4), 0x8000, np.uint16))
+    assert np.asarray(decoded(encoded(image)).image)[0, 0, 0] == 0x80
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_grey_of_an_unknown_range_is_refused_not_clipped(dtype: type) -> None:
+    image = Image.fromarray(np.full((4, 4), 1, dtype))
+    with pytest.raises(InvalidImage, match="send 8 or 16 bits"):
+        imaging.open_checked(encoded(image, "TIFF"), 10**6)
+
+
+def test_transparent_pixels_are_white() -> None:
+    photo = decoded(encoded(Image.new("RGBA", (2, 2), (10, 20, 30, 0))))
+    assert np.asarray(photo.image)[0, 0].tolist() == [255, 255, 255]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation: int, kind: str) -> None:
+    """What is at the top left as stored is where the tag puts it (EXIF 2.3, 4.6.4)."""
+    stored = Image.new("RGB", (64, 48))
+    stored.paste("white", (0, 0, 16, 16))
+    exif = Image.Exif()
+    exif[imaging.ORIENTATION] = orientation
+    photo = decoded(encoded(stored, kind, exif=exif))
+    assert photo.size == ((64, 48) if orientation < 5 else (48, 64))
+    assert photo.image.size == photo.size
+    assert photo.orientation == orientation
+    found = np.argwhere(np.asarray(photo.image)[..., 0] > 128)
+    top, left = (found.mean(axis=0) < 24).tolist()
+    assert top == (orientation in (1, 2, 5, 6))
+    assert left == (orientation in (1, 4, 5, 8))
+
+
+@pytest.mark.parametrize("value", [0, 9, 65535])
+def test_an_orientation_that_is_none_turns_nothing(value: int) -> None:
+    exif = Image.Exif()
+    exif[imaging.ORIENTATION] = value
+    photo = decoded(encoded(picture(6, 4), "PNG", exif=exif))
+    assert (photo.size, photo.orientation) == ((6, 4), 1)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")  # Pillow warns, and reads the photo
+def test_broken_exif_does_not_cost_the_photo() -> None:
+    data = encoded(picture(6, 4), "JPEG", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff garbage")
+    assert decoded(data).size == (6, 4)
+
+
+def test_a_large_jpeg_is_decoded_small_but_keeps_its_size() -> None:
+    photo = decoded(encoded(picture(800, 400), "JPEG"), reduce_to=100)
+    assert photo.size == (800, 400)
+    assert photo.image.size == (100, 50)
+
+
+@pytest.mark.parametrize(("wanted", "side"), [(100, 100), (105, 100), (106, 200), (190, 200)])
+def test_a_twentieth_may_be_missing_of_a_reduced_jpeg(wanted: int, side: int) -> None:
+    photo = decoded(encoded(picture(800, 400), "JPEG"), reduce_to=wanted)
+    assert photo.image.width == side
+
+
+@pytest.mark.parametrize("size", [(3000, 1), (1, 3000), (2001, 2)])
+def test_a_thin_jpeg_is_decoded_small_too(size: tuple[int, int]) -> None:
+    photo = decoded(encoded(picture(*size), "JPEG"), reduce_to=100)
+    assert photo.size == size
+
+
+def test_a_small_photo_is_padded_not_scaled() -> None:
+    image = picture(20, 10)
+    fitted = imaging.fit(imaging.Photo(image, image.size), TARGET)
+    assert fitted.valid == (10, 20)
+    assert (fitted.pixels[:10, :20] == np.asarray(image)).all()
+    assert (fitted.pixels[10:] == TARGET.pad).all()
+    assert (fitted.pixels[:, 20:] == TARGET.pad).all()
+
+
+@pytest.mark.parametrize("size", [(490, 330), (98, 10), (10, 660), (1, 5000), (5000, 1)])
+def test_a_large_photo_is_shrunk_to_fit_and_restored(size: tuple[int, int]) -> None:
+    photo = imaging.Photo(picture(*size), size)
+    fitted = imaging.fit(photo, TARGET)
+    assert fitted.pixels.shape == (33, 49, 3)
+    assert fitted.valid[0] <= 33
+    assert fitted.valid[1] <= 49
+    restored = imaging.restore(np.zeros((33, 49), np.uint8), fitted, size)
+    assert restored.image.shape == (size[1], size[0])
+
+
+@pytest.mark.parametrize("size", [(490, 330), (98, 10), (10, 660), (1, 5000), (3001, 1999)])
+def test_restoring_picks_the_pixels_that_pillow_picks(size: tuple[int, int]) -> None:
+    labels = np.random.default_rng(0).integers(0, 256, (33, 49), np.uint8)
+    for valid in ((33, 49), (1, 49), (33, 2), (7, 13)):
+        fitted = imaging.Fitted(np.zeros((33, 49, 3), np.uint8), valid)
+        part = Image.fromarray(labels[: valid[0], : valid[1]])
+        expected = np.asarray(part.resize(size, Image.Resampling.NEAREST))
+        assert (imaging.restore(labels, fitted, size).image == expected).all()
+
+
+def test_every_id_survives_a_mask_png() -> None:
+    labels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    for colors in (2, 21, 256):
+        palette = tuple((i, 0, 0) for i in range(colors))
+        subsets = (labels, labels[3:4], labels[:, 7:9])  # few ids: Pillow must not renumber
+        for subset in (*subsets, labels.repeat(3, axis=0)):
+            mask = Image.open(io.BytesIO(imaging.mask_png(Rows.of(subset), palette)))
+            assert mask.mode == "P"
+            assert (np.asarray(mask) == subset).all()
+            assert len(mask.getpalette() or []) == 768
+
+
+def test_colours_follow_the_palette() -> None:
+    labels = np.array([[0, 1]], np.uint8)
+    image = Image.open(io.BytesIO(imaging.color_png(Rows.of(labels), ((0, 0, 0), (9, 8, 7)))))
+    assert np.asarray(image).tolist() == [[[0, 0, 0], [9, 8, 7]]]
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_colours_and_confidence_come_back_whether_rows_repeat_or_not(times: int) -> None:
+    labels = np.random.default_rng(0).integers(0, 256, (20, 30), np.uint8).repeat(times, axis=0)
+    palette = tuple((i, 255 - i, i // 2) for i in range(256))
+    image = Image.open(io.BytesIO(imaging.color_png(Rows.of(labels), palette)))
+    assert (np.asarray(image) == np.array(palette, np.uint8)[labels]).all()
+    image = Image.open(io.BytesIO(imaging.confidence_png(Rows.of(labels))))
+    assert (image.mode, np.asarray(image).tolist()) == ("L", labels.tolist())
+
+
+@pytest.mark.parametrize(("shown", "expected"), [([], [100, 100, 100]), ([0], [50, 50, 50])])
+def test_only_classes_that_are_shown_cover_the_photo(shown: list[int], expected: list[int]) -> None:
+    photo = imaging.Photo(Image.new("RGB", (1, 1), (100, 100, 100)), (1, 1))
+    labels = np.zeros((1, 1), np.uint8)
+    blended = imaging.overlay(photo, labels, ((0, 0, 0),), alpha=0.5, shown=shown)
+    assert np.asarray(blended)[0, 0].tolist() == expected
+
+
+def test_the_summary_counts_and_boxes_each_class() -> None:
+    labels = np.zeros((4, 6), np.uint8)
+    labels[1:3, 2:5] = 1
+    assert imaging.summary(labels, ("background", "cat")) == [
+        {"id": 0, "name": "background", "pixels": 18, "fraction": 0.75, "box": [0, 0, 6, 4]},
+        {"id": 1, "name": "cat", "pixels": 6, "fraction": 0.25, "box": [2, 1, 5, 3]},
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # pycocotools' own, in decode
+@pytest.mark.parametrize("seed", range(4))
+def test_run_lengths_decode_to_the_mask(seed: int) -> None:
+    labels = np.random.default_rng(seed).integers(0, 2, (5, 7), np.uint8)
+    for label in (0, 1):
+        runs = json.loads(json.dumps(imaging.rle(labels, label)))
+        assert (coco.decode(runs) == (labels == label)).all()
+
+
+def test_npz_needs_no_pickle() -> None:
+    labels = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    with np.load(io.BytesIO(imaging.npz(labels)), allow_pickle=False) as archive:
+        assert (archive["labels"] == labels).all()
+
+
+def test_an_archive_holds_its_files_unchanged() -> None:
+    with zipfile.ZipFile(io.BytesIO(imaging.archive({"a": b"1", "b": b"2"}))) as archive:
+        assert {name: archive.read(name) for name in archive.namelist()} == {"a": b"1", "b": b"2"}

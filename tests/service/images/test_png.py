@@ -1,0 +1,84 @@
+"""Files written row by row are what an independent decoder reads."""
+
+from __future__ import annotations
+
+import io
+import zlib
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from service.images import png
+from service.images.png import Rows
+
+PALETTE = np.random.default_rng(1).integers(0, 256, (256, 3), np.uint8)
+
+
+def repeated(rows: NDArray[np.uint8], counts: list[int]) -> NDArray[np.uint8]:
+    return np.repeat(rows, counts, axis=0)
+
+
+def opened(data: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(data))
+    image.load()
+    return image
+
+
+@pytest.mark.parametrize(
+    "counts", [[1], [7], [1, 1, 1], [3, 1, 1, 500], [2] * 60, [9000, 1, 8000], [1] * 700]
+)
+@pytest.mark.parametrize("width", [1, 2, 33, 5000])
+def test_an_index_png_holds_every_row_as_often_as_asked(counts: list[int], width: int) -> None:
+    rows = np.random.default_rng(width).integers(0, 256, (len(counts), width), np.uint8)
+    image = opened(png.encode(Rows(rows, np.array(counts)), PALETTE))
+    assert image.mode == "P"
+    assert (np.asarray(image) == repeated(rows, counts)).all()
+    assert image.getpalette() == PALETTE.ravel().tolist()
+
+
+def test_grey_and_colours_come_back() -> None:
+    rng, counts = np.random.default_rng(0), [4, 1, 1, 30]
+    grey = rng.integers(0, 256, (4, 17), np.uint8)
+    image = opened(png.encode(Rows(grey, np.array(counts))))
+    assert image.mode == "L"
+    assert (np.asarray(image) == repeated(grey, counts)).all()
+    colours = rng.integers(0, 256, (4, 17, 3), np.uint8)
+    image = opened(png.encode(Rows(colours, np.array(counts))))
+    assert image.mode == "RGB"
+    assert (np.asarray(image) == repeated(colours, counts)).all()
+
+
+@pytest.mark.parametrize(
+    "counts", [[1, 1], [5, 2, 1], [2, 40_000, 3], [1] * 255 + [3], [1] * 256 + [3], [1] * 600]
+)
+def test_the_stream_is_sound_to_its_checksum(counts: list[int]) -> None:
+    """Decoders of images may overlook it: zlib does not."""
+    rows = np.random.default_rng(0).integers(0, 256, (len(counts), 700), np.uint8)
+    data = png.encode(Rows(rows, np.array(counts)))
+    start = data.index(b"IDAT")
+    length = int.from_bytes(data[start - 4 : start])
+    stream = zlib.decompressobj()
+    lines = stream.decompress(data[start + 4 : start + 4 + length]) + stream.flush()
+    assert stream.eof  # only set once the checksum has been found right
+    assert len(lines) == sum(counts) * 701
+
+
+def test_equal_rows_in_succession_are_one() -> None:
+    image = np.array([[1, 1], [1, 1], [1, 2], [1, 1], [1, 1], [1, 1]], np.uint8)
+    rows = Rows.of(image)
+    assert rows.different.tolist() == [[1, 1], [1, 2], [1, 1]]
+    assert rows.counts.tolist() == [2, 1, 3]
+    assert (rows.image == image).all()
+    several = Rows.of(image, np.array([1, 2, 3, 4, 5, 6]))
+    assert several.different.tolist() == rows.different.tolist()
+    assert several.counts.tolist() == [3, 3, 15]
+
+
+def test_a_large_mask_takes_no_more_room_than_from_pillow() -> None:
+    rows = np.random.default_rng(0).integers(0, 3, (40, 50), np.uint8).repeat(80, axis=1)
+    counts = [75] * 40
+    other = io.BytesIO()
+    Image.fromarray(repeated(rows, counts)).save(other, "PNG", compress_level=1)
+    assert len(png.encode(Rows(rows, np.array(counts)))) < len(other.getvalue())

@@ -1,0 +1,400 @@
+"""The five laws of the batcher, with faults injected, for one session and for two."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+import numpy as np
+import pytest
+
+from service.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed, ShuttingDown
+from service.inference.batcher import HOPELESS, Array, Batcher, Timing
+
+
+def item(value: int, side: int = 2) -> Array:
+    return np.full((side, side), value, np.uint8)
+
+
+class Doubler:
+    """Doubles every item; can be held, and fails on any batch with a 13 in it."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Semaphore(0)
+
+    @property
+    def values(self) -> list[int]:
+        return [value for batch in self.batches for value in batch]
+
+    def __call__(self, batch: Array) -> Array:
+        self.batches.append([int(each.flat[0]) for each in batch])
+        self.entered.release()
+        assert self.gate.wait(10)
+        if (batch == 13).any():
+            raise RuntimeError("bad luck")
+        return batch * 2
+
+
+Scenario = Callable[[Batcher[Array], Doubler], Awaitable[None]]
+
+
+class Run(Protocol):
+    """Run a scenario on a started batcher, and check that closing it strands nothing."""
+
+    def __call__(
+        self, scenario: Scenario, *, max_batch: int = 4, max_wait_ms: float = 2.0
+    ) -> None: ...
+
+
+@pytest.fixture(params=[1, 2], ids=["one session", "two sessions"])
+def run(request: pytest.FixtureRequest) -> Run:
+    def with_sessions(scenario: Scenario, *, max_batch: int = 4, max_wait_ms: float = 2.0) -> None:
+        run_scenario(scenario, request.param, max_batch, max_wait_ms)
+
+    return with_sessions
+
+
+def run_scenario(
+    scenario: Scenario, sessions: int, max_batch: int = 4, max_wait_ms: float = 2.0
+) -> None:
+    async def main() -> None:
+        doubler = Doubler()
+        batcher: Batcher[Array] = Batcher(
+            *[doubler] * sessions,  # type: ignore[arg-type]
+            max_batch=max_batch,
+            max_wait_ms=max_wait_ms,
+        )
+        batcher.start()
+        try:
+            await scenario(batcher, doubler)
+        finally:
+            doubler.gate.set()
+            await batcher.close(1)
+        assert batcher.depth == 0
+
+    asyncio.run(main())
+
+
+def soon() -> float:
+    return time.monotonic() + 10
+
+
+def ask(batcher: Batcher[Array], value: int, side: int = 2) -> asyncio.Task[tuple[Array, Timing]]:
+    return asyncio.create_task(batcher.submit(item(value, side), deadline=soon()))
+
+
+async def hold(
+    batcher: Batcher[Array], doubler: Doubler
+) -> list[asyncio.Task[tuple[Array, Timing]]]:
+    """Occupy every worker with a first batch, so that what follows waits."""
+    doubler.gate.clear()
+    first = []
+    for _ in batcher.sessions:
+        first.append(ask(batcher, 1))
+        assert await asyncio.to_thread(doubler.entered.acquire, timeout=10)
+    return first
+
+
+def test_every_item_gets_its_own_result_once(run: Run) -> None:
+    async def scenario(batcher: Batcher[Array], doubler: Doubler) -> None:
+        answers = await asyncio.gather(*(ask(batcher, value) for value in range(20, 70)))
+        assert [int(result.flat[0]) for result, _ in answers] == [2 * v for v in range(20, 70)]
+        assert sorted(doubler.values) == list(range(20, 70))
+
+    run(scenario, max_batch=8)
+
+
+def test_a_full_batch_leaves_without_waiting(run: Run) -> None:
+    async def scenario(batcher: Batcher[Array], doubler: Doubler) -> None:
+        await asyncio.wait_for(asyncio.gather(*(ask(batcher, v) for v in range(4))), 5)
+        assert doubler.batches == [[0, 1, 2, 3]]
+
+    run(scenario, max_batch=4, max_wait_ms=60_000)
+
+
+@pytest.mark.parametrize("sessions", [1, 2])
+def test_a_session_never_runs_two_batches_at_once(sessions: int) -> None:
+    """Runs of one ONNX Runtime session that overlap are slower, each and together."""
+    running = [0] * sessions
+    most = [0] * sessions
+    lock = threading.Lock()
+
+    def worker(number: int) -> Callable[[Array], Array]:
+        def work(batch: Array) -> Array:
+            with lock:
+                running[number] += 1
+                most[number] = max(most[number], running[number])
+            time.sleep(0.001)
+            with lock:
+                running[number] -= 1
+            return batch
+
+        return work
+
+    async def main() -> None:
+        batcher: Batcher[Array] = Batcher(
+            *(worker(number) for number in range(sessions)),  # type: ignore[arg-type]
+            max_batch=2,
+        )
+        batcher.start()
+        await asyncio.gather(*(ask(batcher, value) for value in range(60)))
+        await batcher.close(1)
+
+    asyncio.run(main())
+    assert most == [1] * sessions
+
+
+def test_shapes_are_never_mixed_and_keep_their_order(run: Run) -> None:
+    async def scenario(batcher: Batcher[Array], doubler: Doubler) -> None:
+        first = await hold(batcher, doubler)
+        tasks = [ask(batcher, value, side=2 + value % 2) for value in range(2, 8)]
+        await asyncio.sleep(0)
+        doubler.gate.set()
+        await asyncio.gather(*first)
+        results = await asyncio.gather(*tasks)
+        assert [int(result.flat[0]) for result, _ in results] == [4, 6, 8, 10, 12, 14]
+        assert sorted(doubler.batches) == [*[[1]] * len(first), [2, 4, 6], [3, 5, 7]]
+
+    run(scenario, max_batch=8, max_wait_ms=0)
+
+
+def test_options_reach_the_function_and_are_never_mixed() -> None:
+    """A batch runs in one way, and others wait for their turn in order."""
+    ran: list[tuple[list[int], tuple[object, ...]]] = []
+    entered, gate = threading.Event(), threading.Event()
+
+    def work(batch: Array, *options: object) -> Array:
+        entered.set()
+        assert gate.wait(10)
+        ran.append(([int(each.flat[0]) for each in batch], options))
+        return batch
+
+    async def main() -> None:
+        batcher: Batcher[Array] = Batcher(work, max_batch=4, max_wait_ms=0)  # type: ignore[arg-type]
+        batcher.start()
+        wanted = [(0, ()), (1, (True,)), (2, (False,)), (3, (True,)), (4, (False,)), (5, ())]
+        tasks = []
+        for value, options in wanted:
+            asked = batcher.submit(item(value), *options, deadline=soon())
+            tasks.append(asyncio.create_task(asked))
+            await asyncio.to_thread(entered.wait, 10)  # the others wait behind the first
+        gate.set()
+        answers = await asyncio.gather(*tasks)
+        await batcher.close(1)
+        assert [int(result.flat[0]) for result, _ in answers] == [0, 1, 2, 3, 4, 5]
+
+    asyncio.run(main())
+    assert ran == [([0], ()), ([1, 3], (True,)), ([2, 4], (False,)), ([5], ())]
+
+
+def test_a_failed_batch_fails_only_itself(run: Run) -> None:
+    async def scenario(batcher: Batcher[Array], doubler: Doubler) -> None:
+        first = await hold(batcher, doubler)
+        unlucky = [ask(batcher, 13), ask(batcher, 14)]
+        await asyncio.sleep(0)
+        doubler.gate.set()
+        await asyncio.gather(*first)
+        failures = await asyncio.gather(*unlucky, return_exceptions=True)
+        assert [type(failure) for failure in failures] == [InferenceFailed, InferenceFailed]
+        result, _ = await ask(batcher, 5)
+        assert result.flat[0] == 10
+
+    run(scenario)
+
+
+def test_results_missing_from_a_batch_fail_it() -> None:
+    async def main() -> None:
+        batcher: Batcher[Array] = Batcher(lambda batch: batch[:-1])
+        batcher.start()
+        with pytest.raises(InferenceFailed):
+            await batcher.submit(item(1), deadline=soon())
+        await batcher.close(1)
+
+    asyncio.run(main())
+
+
+def test_a_cancelled_request_does_not_strand_its_batch(run: Run) -> None:
+    async def scenario(batcher: Batcher[Array], doubler: Doubler) -> None:
+        first = await hold(batcher, doubler)
+        gone, stays = ask(batcher, 2), ask(batcher, 3)
+        await asyncio.sleep(0)
+        gone.cancel()
+        doubler.gate.set()
+        await asyncio.gather(*first)
+        result, _ = await stays
+        assert result.flat[0] == 6
+        assert [2] not in doubler.batches
+        assert doubler.batches[-1] == [3]
+
+    run(scenario)
+
+
+def test_a_deadline_is_answered_in_time_and_its_work_is_dropped(run: Run) -> None:
+    async def scenario(batcher: Batcher[Array], doubler: Doubler) -> None:
+        first = await hold(batcher, doubler)
+        with pytest.raises(DeadlineExceeded):
+            await batcher.submit(item(7), deadline=time.monotonic() + 0.02)
+        doubler.gate.set()
+        await asyncio.gather(*first)
+        await ask(batcher, 8)
+        assert 7 not in doubler.values
+
+    run(scenario)
+
+
+def test_a_dead_loop_fails_what_waits_and_refuses_what_comes() -> None:
+    async def main() -> None:
+        deaths: list[int] = []
+        batcher: Batcher[Array] = Batcher(
+            Doubler(),  # type: ignore[arg-type]
+            on_death=lambda: deaths.append(1),
+        )
+        batcher.start()
+        assert batcher.alive
+        batcher._wait_for_company = None  # type: ignore[assignment, method-assign] # the fault
+        with pytest.raises(EngineUnavailable):
+            await batcher.submit(item(1), deadline=soon())
+        assert not batcher.alive
+        assert deaths == [1]
+        with pytest.raises(EngineUnavailable):
+            await batcher.submit(item(2), deadline=soon())
+        await batcher.close(1)
+
+    asyncio.run(main())
+
+
+def kill(batcher: Batcher[Array], session: int) -> None:
+    """End one dispatcher, as an error of its own would."""
+    task = batcher.sessions[session].loop_task
+    assert task is not None
+    task.cancel()
+
+
+def test_a_dead_session_leaves_the_work_to_the_other() -> None:
+    async def scenario(batcher: Batcher[Array], doubler: Doubler) -> None:
+        first = await hold(batcher, doubler)
+        waiting = ask(batcher, 3)
+        await asyncio.sleep(0)
+        kill(batcher, 0)
+        with pytest.raises(EngineUnavailable):  # its own batch
+            await first[0]
+        assert (batcher.live_sessions, batcher.alive) == (1, True)
+        doubler.gate.set()
+        assert [int((await task)[0].flat[0]) for task in (first[1], waiting)] == [2, 6]
+        kill(batcher, 1)
+        await asyncio.sleep(0.01)
+        assert not batcher.alive
+        with pytest.raises(EngineUnavailable):
+            await ask(batcher, 4)
+
+    run_scenario(scenario, sessions=2)
+
+
+def test_a_session_that_dies_while_it_collects_lets_the_other_collect() -> None:
+    async def scenario(batcher: Batcher[Array], doubler: Doubler) -> None:
+        lost = ask(batcher, 1)
+        await asyncio.sleep(0.01)
+        kill(batcher, 0)  # it waits for company
+        with pytest.raises(EngineUnavailable):
+            await lost
+        results = await asyncio.gather(*(ask(batcher, value) for value in (2, 3, 4, 5)))
+        assert [int(result.flat[0]) for result, _ in results] == [4, 6, 8, 10]
+        assert doubler.batches == [[2, 3, 4, 5]]
+
+    run_scenario(scenario, sessions=2, max_wait_ms=60_000)
+
+
+def test_two_sessions_run_at_once_and_do_not_split_a_batch() -> None:
+    async def scenario(batcher: Batcher[Array], doubler: Doubler) -> None:
+        doubler.gate.clear()
+        tasks = [ask(batcher, value) for value in range(1, 9)]
+        for _ in range(2):
+            assert await asyncio.to_thread(doubler.entered.acquire, timeout=10)
+        assert sorted(doubler.batches) == [[1, 2, 3, 4], [5, 6, 7, 8]]  # both inside the gate
+        doubler.gate.set()
+        await asyncio.gather(*tasks)
+
+    run_scenario(scenario, sessions=2, max_wait_ms=60_000)
+
+
+def test_a_session_that_fails_every_time_dies_but_one_success_saves_it() -> None:
+    async def scenario(batcher: Batcher[Array], doubler: Doubler) -> None:
+        for _ in range(HOPELESS - 1):
+            with pytest.raises(InferenceFailed):
+                await ask(batcher, 13)
+        await ask(batcher, 1)
+        for _ in range(HOPELESS):
+            assert batcher.alive
+            with pytest.raises(InferenceFailed):
+                await ask(batcher, 13)
+        await asyncio.sleep(0.01)
+        assert not batcher.alive
+
+    run_scenario(scenario, sessions=1)
+
+
+def test_closing_finishes_what_waits_and_refuses_what_comes(run: Run) -> None:
+    async def scenario(batcher: Batcher[Array], doubler: Doubler) -> None:
+        first = await hold(batcher, doubler)
+        waiting = ask(batcher, 2)
+        await asyncio.sleep(0)
+        closing = asyncio.create_task(batcher.close(10))
+        await asyncio.sleep(0)
+        with pytest.raises(ShuttingDown):
+            await batcher.submit(item(3), deadline=soon())
+        doubler.gate.set()
+        await closing
+        assert [int((await task)[0].flat[0]) for task in first] == [2] * len(first)
+        assert int((await waiting)[0].flat[0]) == 4
+
+    run(scenario)
+
+
+def test_closing_fails_what_the_deadline_leaves(run: Run) -> None:
+    async def scenario(batcher: Batcher[Array], doubler: Doubler) -> None:
+        first = await hold(batcher, doubler)
+        waiting = ask(batcher, 2)
+        await asyncio.sleep(0)
+        await batcher.close(0.05)
+        results = await asyncio.gather(*first, waiting, return_exceptions=True)
+        assert {type(result) for result in results} == {ShuttingDown}
+
+    run(scenario)
+
+
+def test_a_batch_that_has_the_machine_to_itself_goes_to_the_function_for_it() -> None:
+    async def main() -> None:
+        shared, whole = Doubler(), Doubler()
+        batcher: Batcher[Array] = Batcher(shared, shared, max_batch=1, alone=whole)  # type: ignore[arg-type]
+        batcher.start()
+        soon = time.monotonic() + 10
+        try:
+            for value in (1, 2):
+                await batcher.submit(item(value), deadline=soon)
+            assert (whole.values, shared.values) == ([1, 2], [])
+            whole.gate.clear()
+            lone = asyncio.create_task(batcher.submit(item(3), deadline=soon))
+            await asyncio.to_thread(whole.entered.acquire)
+            await asyncio.to_thread(whole.entered.acquire)
+            await asyncio.to_thread(whole.entered.acquire)
+            result, _ = await batcher.submit(item(4), deadline=soon)  # beside the lone one
+            assert (whole.values, shared.values) == ([1, 2, 3], [4])
+            assert (result == 8).all()
+            whole.gate.set()
+            await lone
+            together = [batcher.submit(item(value), deadline=soon) for value in (5, 6, 7)]
+            results = await asyncio.gather(*together)
+            assert [int(result.flat[0]) for result, _ in results] == [10, 12, 14]
+            assert sorted(whole.values + shared.values) == [1, 2, 3, 4, 5, 6, 7]
+            assert {5, 6} <= set(shared.values)
+        finally:
+            whole.gate.set()
+            await batcher.close(1)
+
+    asyncio.run(main())

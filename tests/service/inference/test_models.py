@@ -1,0 +1,200 @@
+"""Loading again: checked before it takes over, and no request notices."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+from pydantic import ValidationError
+
+from service.http.app import create_app
+from service.inference import models
+from service.inference.contract import METADATA_KEY, InputSize
+from service.settings import Settings
+from tests.service import onnx_models
+from tests.service.web import opened, photo, png, post, serving
+
+BODY = png(photo())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    onnx_models.save(tmp_path / "tiny.onnx")
+    return tmp_path
+
+
+@pytest.fixture
+def client(folder: Path) -> Iterator[TestClient]:
+    with serving(folder) as client:
+        yield client
+
+
+def brightest(client: TestClient) -> int:
+    return int(opened(post(client, BODY).content).max())
+
+
+def until(claim: Callable[[], bool]) -> bool:
+    end = time.monotonic() + 10
+    while not claim() and time.monotonic() < end:
+        time.sleep(0.02)
+    return claim()
+
+
+def test_a_new_file_takes_over(client: TestClient, folder: Path) -> None:
+    old = client.get("/models/tiny").json()["digest"]
+    assert brightest(client) == 2
+    assert client.post("/models/tiny/reload").json()["changed"] is False
+    onnx_models.save(folder / "tiny.onnx", brightest=1)
+    answer = client.post("/models/tiny/reload").json()
+    assert answer["changed"] is True
+    assert answer["digest"] == client.get("/models/tiny").json()["digest"] != old
+    assert brightest(client) == 1
+
+
+@pytest.mark.parametrize(("setting", "batches"), [({}, 3), ({"max_batch": 3}, 1)])
+def test_a_cpu_runs_photos_one_by_one_unless_a_batch_size_is_set(
+    folder: Path, setting: dict[str, int], batches: int
+) -> None:
+    """A batch that is not full would wait for a minute."""
+    with serving(folder, max_wait_ms=60_000, **setting) as client:
+        with ThreadPoolExecutor(3) as pool:
+            answers = list(pool.map(lambda _: post(client, BODY), range(3)))
+        metrics = client.get("/metrics").text
+    assert [answer.status_code for answer in answers] == [200] * 3
+    assert f'deeplab_batch_size_count{{model="tiny"}} {batches}.0' in metrics
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model", None])
+def test_a_bad_file_leaves_the_old_model_serving(
+    client: TestClient, folder: Path, content: bytes | None
+) -> None:
+    path = folder / "tiny.onnx"
+    path.write_bytes(path.read_bytes()[:-40] if content is None else content)
+    answer = client.post("/models/tiny/reload")
+    assert (answer.status_code, answer.json()["code"]) == (409, "model-unusable")
+    assert brightest(client) == 2
+    assert client.get("/readyz").status_code == 200
+
+
+def test_a_file_that_loads_but_does_not_run_leaves_the_old_model_serving(
+    client: TestClient, folder: Path
+) -> None:
+    wrong = InputSize(policy="fixed", height=7, width=7, pad=(0, 0, 0))
+    metadata = {METADATA_KEY: onnx_models.contract(input=wrong).model_dump_json()}
+    onnx_models.save(folder / "tiny.onnx", metadata)
+    answer = client.post("/models/tiny/reload")
+    assert (answer.status_code, answer.json()["code"]) == (409, "model-unusable")
+    assert brightest(client) == 2
+
+
+def test_only_the_expected_digest_takes_over(client: TestClient, folder: Path) -> None:
+    onnx_models.save(folder / "tiny.onnx", brightest=1)
+    answer = client.post("/models/tiny/reload", params={"digest": "0" * 64})
+    assert (answer.status_code, answer.json()["code"]) == (409, "model-unusable")
+    assert brightest(client) == 2
+
+
+@pytest.mark.parametrize("name", ["none", "..%2Ftiny", "..", "tiny.onnx"])
+def test_only_files_of_the_folder_can_be_loaded(client: TestClient, name: str) -> None:
+    assert client.post(f"/models/{name}/reload").status_code in {404, 405}
+
+
+def test_reloading_under_load_fails_no_request(client: TestClient, folder: Path) -> None:
+    statuses: list[int] = []
+    stop = threading.Event()
+
+    def load() -> None:
+        while not stop.is_set():
+            statuses.append(post(client, BODY).status_code)
+
+    threads = [threading.Thread(target=load) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for turn in range(10):
+        onnx_models.save(folder / "tiny.onnx", brightest=1 + turn % 2)
+        assert client.post("/models/tiny/reload").status_code == 200
+    stop.set()
+    for thread in threads:
+        thread.join(20)
+    assert len(statuses) > 10
+    assert set(statuses) == {200}
+
+
+def test_a_watched_folder_needs_no_call(folder: Path) -> None:
+    with serving(folder, watch_models_s=0.05) as client:
+        assert brightest(client) == 2
+        onnx_models.save(folder / "tiny.onnx", brightest=1)
+        assert until(lambda: brightest(client) == 1)
+        (folder / "tiny.onnx").write_bytes(b"broken")
+        time.sleep(0.2)
+        assert brightest(client) == 1
+        onnx_models.save(folder / "other.onnx")
+        assert until(lambda: client.get("/models/other").status_code == 200)
+
+
+def test_several_sessions_share_the_threads_and_give_the_same_masks(folder: Path) -> None:
+    settings = Settings(models=folder, device="cpu", threads=5, sessions=2, max_batch=1)
+    loaded = models.load(settings)
+    assert [engine.threads for engine in loaded.get(None).engines] == [2, 2]
+    with TestClient(create_app(settings, loaded)) as client:
+        assert client.get("/models/tiny").json()["sessions"] == 2
+        with ThreadPoolExecutor(4) as pool:
+            answers = list(pool.map(lambda _: post(client, BODY), range(12)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert len({answer.content for answer in answers}) == 1
+
+
+@pytest.mark.parametrize(("threads", "sessions", "each"), [(1, 3, 1), (8, 2, 4), (7, 3, 2)])
+def test_every_session_has_a_thread(folder: Path, threads: int, sessions: int, each: int) -> None:
+    settings = Settings(models=folder, device="cpu", threads=threads, sessions=sessions)
+    loaded = models.load_engines(folder / "tiny.onnx", settings)
+    assert [engine.threads for engine in loaded] == [each] * sessions
+
+
+@pytest.mark.parametrize(("threads", "lanes"), [(1, 1), (2, 2), (3, 3), (16, 4)])
+def test_on_a_cpu_as_many_runs_at_a_time_as_there_are_threads(
+    folder: Path, threads: int, lanes: int
+) -> None:
+    settings = Settings(models=folder, device="cpu", threads=threads)
+    loaded = models.load(settings)
+    assert len(loaded.get(None).engines) == 1
+    with TestClient(create_app(settings, loaded)) as client:
+        assert client.get("/models/tiny").json()["sessions"] == lanes
+        assert client.get("/readyz").status_code == 200
+        alone = post(client, BODY)
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(lambda _: post(client, BODY), range(16)))
+    assert {answer.content for answer in answers} == {alone.content}
+
+
+def test_gpus_that_are_not_there_leave_all_threads_to_the_cpu(folder: Path) -> None:
+    settings = Settings(models=folder, device="auto", gpus=(0, 1), threads=8)
+    loaded = models.load_engines(folder / "tiny.onnx", settings)
+    if loaded[0].provider != "CPUExecutionProvider":
+        pytest.skip("a working GPU is present")
+    assert [engine.threads for engine in loaded] == [8]
+
+
+def test_a_session_that_is_missing_is_replaced_by_a_reload(folder: Path) -> None:
+    settings = Settings(models=folder, device="cpu", threads=1, sessions=2)
+    loaded = models.load(settings)
+    with TestClient(create_app(settings, loaded)) as client:
+        task = loaded.get(None).batcher.sessions[0].loop_task
+        assert task is not None
+        task.get_loop().call_soon_threadsafe(task.cancel)
+        assert until(lambda: client.get("/models/tiny").json()["sessions"] == 1)
+        assert client.get("/readyz").status_code == 200
+        answer = client.post("/models/tiny/reload").json()
+        assert (answer["changed"], answer["sessions"]) == (True, 2)
+        assert client.post("/models/tiny/reload").json()["changed"] is False
+
+
+@pytest.mark.parametrize("gpus", ["0,0", "-1", "", "one"])
+def test_a_list_of_gpus_that_makes_no_sense_is_refused(gpus: str) -> None:
+    with pytest.raises(ValidationError, match="gpus"):
+        Settings.model_validate({"gpus": gpus})
