@@ -28,17 +28,17 @@ format: $(DEV)/.installed
 	$(DEV)/bin/ruff check --fix .
 
 tables: $(DEV)/.installed ## docs/complexity.md and docs/network.svg from the code
-	$(DEV)/bin/python -m model.tables
-	$(DEV)/bin/python -m model.diagram
+	$(DEV)/bin/python -m model.paper.tables
+	$(DEV)/bin/python -m model.paper.diagram
 
 bench: $(DEV)/.installed ## the bundled model and its service against PyTorch, as ratios
 	$(DEV)/bin/python -m export.bench
 
 bench-client: $(DEV)/.installed ## the batch client against what the service can do, and its memory
-	$(DEV)/bin/python -m service.bench_client
+	$(DEV)/bin/python -m service.bench.client
 
 soak: $(DEV)/.installed ## 10,000 requests, hostile ones among them, or MINUTES=N of them
-	$(DEV)/bin/python -m service.soak $(if $(MINUTES),--minutes $(MINUTES))
+	$(DEV)/bin/python -m service.bench.soak $(if $(MINUTES),--minutes $(MINUTES))
 
 bench-train: $(DEV)/.installed ## crops per second against segmentation_models_pytorch, as ratios
 	$(DEV)/bin/python -m model.bench

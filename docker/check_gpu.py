@@ -26,7 +26,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # the application, beside th
 
 from service.errors import StartupError
 from service.images import imaging
-from service.inference.engine import Engine, EngineOptions, cuda_problem
+from service.inference.cuda import cuda_problem
+from service.inference.engine import Engine, EngineOptions
 from service.inference.models import model_files
 from service.settings import Settings
 

@@ -33,7 +33,7 @@ from export.optional import without
 from export.tail import tail
 from model import checkpoint
 from service import launch
-from service.bench import __main__ as service_bench
+from service.bench import measure
 from service.bench.tables import Table
 from service.errors import StartupError
 from service.inference import cpus
@@ -154,7 +154,7 @@ def compared(args: argparse.Namespace, threads: int) -> tuple[Table, dict[str, A
 def served(args: argparse.Namespace) -> dict[str, Any]:
     """The service against its engine and against the plain handler; raises as `service.bench`."""
     size = "{},{}".format(*Engine(args.file, EngineOptions("cpu")).input_size)
-    options = service_bench.Options(
+    options = measure.Options(
         args.file,
         tuple(args.photos),
         args.service_rounds,
@@ -164,7 +164,7 @@ def served(args: argparse.Namespace) -> dict[str, Any]:
     )
     plain_options = ("--size", size, "--device", args.device)
     with launch.module("export.plain_handler", str(args.checkpoint), *plain_options) as plain:
-        return service_bench.run(options, {PLAIN: plain})
+        return measure.run(options, {PLAIN: plain})
 
 
 def parser() -> argparse.ArgumentParser:
@@ -186,7 +186,7 @@ def parser() -> argparse.ArgumentParser:
         help="also measure the running service",
     )
     p.add_argument("--service-rounds", type=int, default=5)
-    service_bench.add_options(p)
+    measure.add_options(p)
     return p
 
 
@@ -195,11 +195,11 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
         table, result = compared(args, cpus.available())
-        print(service_bench.shown([table], markdown=args.markdown), flush=True)
+        print(measure.shown([table], markdown=args.markdown), flush=True)
         if args.service:
             result["service"] = served(args)
-            tables = service_bench.tables(result["service"])
-            print("\n" + service_bench.shown(tables, markdown=args.markdown))
+            tables = measure.tables(result["service"])
+            print("\n" + measure.shown(tables, markdown=args.markdown))
     except (StartupError, checkpoint.CheckpointError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -18,13 +18,8 @@ from PIL import Image
 
 from model import arguments
 from model.data.dataset import DatasetError, find
-from model.evaluate.__main__ import (
-    add_evaluation_arguments,
-    check_classes,
-    check_plot,
-    evaluate,
-    report,
-)
+from model.evaluate.evaluation import check_classes, evaluate
+from model.evaluate.options import add_evaluation_arguments, check_plot, report
 from service.errors import StartupError
 from service.images import windows
 from service.images.imaging import Photo, fit, restore

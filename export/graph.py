@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from export.tail import PHASE_WEIGHTS
-from model.evaluate.predict import average_probabilities, full_logits
 from model.network.deeplab import DeepLabV3Plus
+from model.network.inference import average_probabilities, full_logits
 
 
 class HalfPrecision(DeepLabV3Plus):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -13,18 +12,17 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-import service
 from export.evaluate import predict
 from export.graph import LabelGraph
 from model.data.dataset import Dataset
-from model.evaluate.__main__ import score
+from model.evaluate.evaluation import score
 from service.images.imaging import decode, fit, open_checked
 from service.inference.contract import INPUT, LABELS, InputSize, Parity
+from service.settings import SAMPLES
 
 MIN_AGREEMENT = {"fp32": 0.999, "fp16": 0.995, "int8": 0.0}
 MAX_MIOU_LOSS = 0.015  # what int8 is judged by instead
 BATCHES = (1, 3)  # both unlike the batch that was traced
-SAMPLES = Path(service.__file__).parent / "samples"
 
 
 class ParityError(RuntimeError):

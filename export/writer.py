@@ -27,7 +27,7 @@ from export.softmax import spread_softmax
 from model import checkpoint
 from model.checkpoint import Card
 from model.data.dataset import Dataset
-from model.evaluate.__main__ import check_classes
+from model.evaluate.evaluation import check_classes
 from model.network.deeplab import DeepLabV3Plus
 from service.inference.contract import (
     CONFIDENCE,

@@ -32,7 +32,7 @@ from model import memory
 from model.data.augment import AugmentConfig
 from model.data.dataset import VOC_CLASSES, VOID, Dataset, Pair, voc_palette
 from model.data.loader import Batch
-from model.train import __main__ as train
+from model.train import training
 from model.train.assembly import start
 from model.train.distributed import World
 from model.train.loss import PixelLoss
@@ -197,7 +197,7 @@ def waiting(args: argparse.Namespace, world: World) -> float:
         folder = Path(name)
         pace = Pace(config.iterations, config.batch_size, save_every=10**6, log_every=1)
         run_folder = RunFolder(folder, world)
-        train.train(
+        training.train(
             config, made_up_photos(folder), run_folder, pace, resume=False, workers=args.workers
         )
         lines = [json.loads(line) for line in (folder / LOG).read_text().splitlines()]

@@ -26,10 +26,10 @@ from model.checkpoint import BackboneCard
 from model.data.dataset import DatasetError
 from model.data.loader import Batch, Batches, Order, Sample, first_readable, loading
 from model.data.photo import open_photo
-from model.network.config import PUBLISHED, BackboneName, ModelConfig
+from model.network.config import PUBLISHED, BackboneName, ModelConfig, explain
 from model.network.deeplab import BACKBONES
 from model.train import distributed, recipe
-from model.train.__main__ import command
+from model.train.command import command
 from model.train.distributed import World
 from model.train.preflight import check_folder, check_shares
 from model.train.recipe import Precision, RecipeError
@@ -281,7 +281,7 @@ def read(backbone: str, overrides: list[str]) -> PretrainRecipe:
         config = PretrainRecipe.model_validate(table)
         _ = config.network
     except ValidationError as error:
-        raise RecipeError(recipe.explain(error)) from None
+        raise RecipeError(explain(error)) from None
     return config
 
 

@@ -8,17 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import httpx
-
-SAMPLES = Path(__file__).parent / "samples"
-START_TIMEOUT_S = 120
+from service.launch import free_port, stop, wait_until_ready
+from service.settings import SAMPLES
 
 
 def main() -> int:
@@ -40,28 +35,6 @@ def main() -> int:
     return code or stopped
 
 
-def free_port() -> int:
-    """A port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def wait_until_ready(url: str, server: subprocess.Popen[bytes]) -> None:
-    """Poll /readyz; raises SystemExit when the service ends or takes too long."""
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline:
-        if server.poll() is not None:
-            raise SystemExit(f"the service ended with code {server.returncode}, see above")
-        try:
-            if httpx.get(f"{url}/readyz").status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.1)
-    raise SystemExit(f"the service was not ready within {START_TIMEOUT_S} s")
-
-
 def show(out: Path) -> None:
     """Print the classes found in each photo and where the pictures lie."""
     for path in sorted(out.rglob("*.json")):
@@ -70,12 +43,6 @@ def show(out: Path) -> None:
         listed = ", ".join(f"{found['name']} {found['fraction']:.1%}" for found in shares)
         print(f"{path.name.split('.')[0]:12} {result['width']}x{result['height']}  {listed}")
     print(f"masks and overlays: {out.resolve()}{os.sep}")
-
-
-def stop(server: subprocess.Popen[bytes]) -> int:
-    """Ask the service to stop and return its exit code."""
-    server.send_signal(signal.SIGTERM)
-    return server.wait(timeout=60)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ from service.errors import StartupError
 from service.http.telemetry import gpu_memory
 from service.inference import cpus, trt_engines
 from service.inference.contract import ContractError
-from service.inference.engine import CUDA, Engine, cuda_problem, preload
+from service.inference.cuda import cuda_problem, preload
+from service.inference.engine import CUDA, Engine
 from service.inference.models import load_engines, model_files
 from service.settings import Settings, explain
 
@@ -178,3 +179,9 @@ def as_text(report: dict[str, Any]) -> str:
     lines = [f"{name:12} {value}" for name, value in facts]
     wrong = [f"wrong: {problem}" for problem in report["problems"]]
     return "\n".join([*lines, "", *(wrong or ["nothing is wrong"])])
+
+
+def check_runtime() -> None:
+    """Refuse to serve with two ONNX Runtimes in one place; raises StartupError."""
+    if problem := wheel_problem(installed_wheels(distributions())):
+        raise StartupError(problem)

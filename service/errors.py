@@ -127,3 +127,6 @@ class InferenceFailed(ServiceError):
 
 class StartupError(RuntimeError):
     """The service cannot start; the message says why and what to change."""
+
+
+CLIENT_GONE = 499  # as nginx counts them; nobody receives it

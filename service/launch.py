@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from service.demo import free_port, stop, wait_until_ready
+import httpx
 
 
 @dataclass(frozen=True)
@@ -49,3 +52,34 @@ def module(name: str, *flags: str, log: IO[bytes] | None = None) -> Iterator[Ser
                 stop(process)
             finally:
                 process.kill()  # nothing, if it has ended
+
+
+START_TIMEOUT_S = 120
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until_ready(url: str, server: subprocess.Popen[bytes]) -> None:
+    """Poll /readyz; raises SystemExit when the service ends or takes too long."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            raise SystemExit(f"the service ended with code {server.returncode}, see above")
+        try:
+            if httpx.get(f"{url}/readyz").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.1)
+    raise SystemExit(f"the service was not ready within {START_TIMEOUT_S} s")
+
+
+def stop(server: subprocess.Popen[bytes]) -> int:
+    """Ask the service to stop and return its exit code."""
+    server.send_signal(signal.SIGTERM)
+    return server.wait(timeout=60)

@@ -212,3 +212,6 @@ def explain(error: ValidationError | SettingsError) -> str:
         flag = "--" + str(item["loc"][0]).replace("_", "-")
         problems.append(f"{flag} {item['input']!r}: {message}")
     return "; ".join(problems)
+
+
+SAMPLES = Path(__file__).parent / "samples"

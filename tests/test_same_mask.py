@@ -13,7 +13,7 @@ from PIL import Image
 
 from export.evaluate import predict
 from model import checkpoint
-from model.evaluate.predict import label_map
+from model.network.inference import label_map
 from service.http.app import create_app
 from service.inference import models
 from service.settings import BUNDLED, Settings

@@ -12,7 +12,7 @@ from model import arguments, checkpoint
 from model.checkpoint import BackboneCard
 from model.convert import from_tensorflow, from_timm, from_torchvision, labels
 from model.convert.accounting import Converted, ConvertError
-from model.train.recipe import explain
+from model.network.config import explain
 
 EXAMPLES = """examples:
   python -m model.convert tf deeplabv3_pascal_train_aug/model.ckpt weights/xception65-voc

@@ -28,9 +28,8 @@ from torch import Tensor
 from model.convert.accounting import Converted, ConvertError, adopt, listed
 from model.convert.labels import Labels, backbone_card, card
 from model.network.backbones.mobilenet_v2 import STAGES, STEM, scaled
-from model.network.config import PUBLISHED, ModelConfig
+from model.network.config import PUBLISHED, ModelConfig, explain
 from model.network.deeplab import BACKBONES, DeepLabV3Plus
-from model.train.recipe import explain
 
 # Bookkeeping of optimisers and moving averages, beside the variables they belong to.
 BOOKKEEPING = re.compile(

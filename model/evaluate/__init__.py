@@ -1,0 +1,1 @@
+"""Metrics, predictions and reports of a trained checkpoint."""

@@ -27,8 +27,9 @@ from model import arguments, checkpoint
 from model.checkpoint import Card, CheckpointError
 from model.data.dataset import DATASETS, Dataset, DatasetError, Pair, find, read_pair
 from model.evaluate import plots
-from model.evaluate.__main__ import Predictor, check_classes, figures, score
-from model.evaluate.predict import label_map, overlaid
+from model.evaluate.evaluation import Predictor, check_classes, figures, score
+from model.evaluate.pictures import overlaid
+from model.network.inference import label_map
 
 LOG = "log.jsonl"  # of model.train
 CHECKPOINT = "model"
@@ -276,7 +277,3 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     print(f"wrote {out} ({out.stat().st_size / 1e6:.1f} MB)")
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""What improves a trained checkpoint without training it further."""

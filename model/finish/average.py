@@ -95,7 +95,3 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     print(f"wrote {path}")
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

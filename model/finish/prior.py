@@ -29,7 +29,7 @@ from model import arguments, checkpoint
 from model.checkpoint import Card, CheckpointError
 from model.data.dataset import DatasetError, find
 from model.data.loader import balanced_weights, pixel_counts
-from model.evaluate.__main__ import check_classes
+from model.evaluate.evaluation import check_classes
 
 BIAS = "logits.bias"
 
@@ -120,7 +120,3 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{name:16} {value:+.2f}")
     print(f"wrote {path}")
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
-from model import arguments, checkpoint, memory
+from model import arguments, checkpoint
 from model.checkpoint import CheckpointError
 from model.data.dataset import Dataset, DatasetError, find, read_pair
 from model.data.loader import balanced_weights, first_readable, pixel_counts
-from model.evaluate.predict import pad
 from model.network.deeplab import DeepLabV3Plus
+from model.network.inference import pad
 from model.network.layers import batch_norms
 
 
@@ -144,8 +144,3 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     print(f"wrote {path}")
     return 0
-
-
-if __name__ == "__main__":
-    memory.keep_freed_on_a_cpu()
-    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""The network of the paper, and what turns a photo into its label map."""

@@ -1,0 +1,1 @@
+"""The paper's own figures: multiply-adds, tables, the network's diagram, studies."""

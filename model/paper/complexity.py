@@ -25,10 +25,9 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from model import arguments
-from model.network.config import PUBLISHED, BackboneName, ModelConfig
+from model.network.config import PUBLISHED, BackboneName, ModelConfig, explain
 from model.network.deeplab import DeepLabV3Plus
 from model.network.layers import scaled
-from model.train.recipe import explain
 
 PAPER_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # section 4.1
 PAPER_SIZE = (513, 513)
@@ -293,7 +292,3 @@ def main(argv: list[str] | None = None) -> int:
         print(summary(config, args.size), end="\n\n")
     print(report(result))
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -1,4 +1,4 @@
-"""A picture of the network, its shapes read off the code: `python -m model.diagram -o FILE.svg`."""
+"""A picture of the network, its shapes read off the code: `python -m model.paper.diagram`."""
 
 from __future__ import annotations
 
@@ -230,7 +230,7 @@ def draw(config: ModelConfig, size: tuple[int, int] = PAPER_SIZE) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    p = argparse.ArgumentParser(prog="python -m model.diagram", description=__doc__)
+    p = argparse.ArgumentParser(prog="python -m model.paper.diagram", description=__doc__)
     p.add_argument("--backbone", choices=get_args(BackboneName), default="xception_65")
     p.add_argument("--output-stride", type=int, choices=(8, 16, 32), default=16)
     p.add_argument("--size", type=arguments.size, default=PAPER_SIZE, metavar="H,W")

@@ -1,4 +1,4 @@
-"""Tables 3 and 5 of the paper, its Multiply-Adds beside ours: `python -m model.tables`."""
+"""Tables 3 and 5 of the paper, its Multiply-Adds beside ours: `python -m model.paper.tables`."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def document() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    p = argparse.ArgumentParser(prog="python -m model.tables", description=__doc__)
+    p = argparse.ArgumentParser(prog="python -m model.paper.tables", description=__doc__)
     p.add_argument("-o", "--out", type=Path, default=Path("docs/complexity.md"), metavar="FILE.md")
     out = p.parse_args(argv).out
     out.parent.mkdir(parents=True, exist_ok=True)

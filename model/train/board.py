@@ -9,8 +9,9 @@ import numpy as np
 
 from model.checkpoint import Card
 from model.data.dataset import Dataset, DatasetError, read_pair
-from model.evaluate.predict import label_map, overlaid
+from model.evaluate.pictures import overlaid
 from model.network.deeplab import DeepLabV3Plus
+from model.network.inference import label_map
 from model.train.recipe import RecipeError
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from model.data.augment import AugmentConfig
-from model.network.config import ModelConfig
+from model.network.config import ModelConfig, explain
 
-PRESETS = Path(__file__).parent / "presets"
+PRESETS = Path(__file__).parents[1] / "presets"
 Precision = Literal["fp32", "bf16", "fp16"]
 InitPart = Literal["all", "features", "backbone"]  # features: all but the classifier
 
@@ -145,17 +145,6 @@ def read(name: str, overrides: list[str]) -> Recipe:
         raise RecipeError(f"{path} is not TOML: {error}") from None
     except ValidationError as error:
         raise RecipeError(explain(error)) from None
-
-
-def explain(error: ValidationError) -> str:
-    """One line per wrong key: name, value, what is valid."""
-    lines = []
-    for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"])
-        # A rule over several keys names them itself, and its input is the whole recipe.
-        says = item["msg"].removeprefix("Value error, ")
-        lines.append(f"{key}={item['input']!r}: {says}" if key else says)
-    return "; ".join(lines)
 
 
 def apply(table: dict[str, Any], overrides: list[str]) -> None:

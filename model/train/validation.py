@@ -17,8 +17,8 @@ from model import checkpoint
 from model.checkpoint import Card
 from model.data.dataset import Dataset, read_pair
 from model.evaluate.metrics import Confusion
-from model.evaluate.predict import label_map
 from model.network.deeplab import DeepLabV3Plus
+from model.network.inference import label_map
 from model.train.distributed import World
 from model.train.recipe import Recipe
 from model.train.run import Run, RunFolder, expect_finite

@@ -1,1 +1,1 @@
-"""Load on a running service: shared by `service.bench`, `.bench_client` and `.soak`."""
+"""Benchmarks and load tests of the running service."""

@@ -1,4 +1,4 @@
-"""The batch client against what the service can do: `python -m service.bench_client`.
+"""The batch client against what the service can do: `python -m service.bench.client`.
 
 Two questions. Does the client keep the service busy? The load generator, which sends
 photos from memory and throws the masks away, says what the service can do; the
@@ -24,11 +24,10 @@ from typing import Any
 
 from service import launch
 from service.bench import vitals
-from service.bench.__main__ import shown
 from service.bench.generator import Load, measured
+from service.bench.measure import shown
 from service.bench.tables import Table
-from service.demo import SAMPLES
-from service.settings import BUNDLED
+from service.settings import BUNDLED, SAMPLES
 
 IN_FLIGHT = 16  # the generator's; more gains nothing on one engine
 FOLDER = 1000  # photos in one folder of the tree
@@ -135,7 +134,7 @@ def memory(options: Options, folder: Path) -> list[dict[str, float]]:
     for count in options.inputs:
         with (
             tempfile.TemporaryDirectory(dir=folder) as inside,
-            launch.module("service.load.stub") as server,
+            launch.module("service.bench.stub") as server,
         ):
             inputs = plant(Path(inside) / "in", options.photos, count)
             ran = client(server.url, inputs, Path(inside) / "out")
@@ -200,9 +199,9 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
-        prog="python -m service.bench_client",
+        prog="python -m service.bench.client",
         description="Compare the batch client with what the service can do, and read its memory.",
-        epilog="example: python -m service.bench_client --rounds 3 --inputs 1000,10000",
+        epilog="example: python -m service.bench.client --rounds 3 --inputs 1000,10000",
     )
     p.add_argument("--model-dir", type=Path, default=BUNDLED, help="folder of .onnx files")
     p.add_argument(

@@ -1,4 +1,4 @@
-"""A closed loop of requests, in a process of its own: `python -m service.load.generator`.
+"""A closed loop of requests, in a process of its own: `python -m service.bench.generator`.
 
 N workers send photos one after another, each as soon as its last answer is there.
 What happens within a window of time, after a warm-up, is counted and printed as
@@ -95,7 +95,7 @@ class _Tally:
 
 def measured(load: Load) -> Report:
     """Drive the load from a process of its own; raises RuntimeError when nothing is answered."""
-    command = [sys.executable, "-m", "service.load.generator", load.url, *load.photos]
+    command = [sys.executable, "-m", "service.bench.generator", load.url, *load.photos]
     command += ["--concurrency", str(load.concurrency), "--seconds", str(load.seconds)]
     command += ["--warm-up", str(load.warm_up_s)]
     command += [] if load.watch is None else ["--watch", str(load.watch)]
@@ -205,9 +205,9 @@ def _report(
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
-        prog="python -m service.load.generator",
+        prog="python -m service.bench.generator",
         description="Load on a server, and what it made of it, as JSON.",
-        epilog="example: python -m service.load.generator "
+        epilog="example: python -m service.bench.generator "
         "'http://127.0.0.1:8000/segment?output=mask' service/samples/*.jpg --concurrency 16",
     )
     p.add_argument("url", help="where photos go, with path and query")

@@ -1,4 +1,4 @@
-"""Thousands of requests, some of them hostile, and nothing lost: `python -m service.soak`.
+"""Thousands of requests, some of them hostile, and nothing lost: `python -m service.bench.soak`.
 
 Starts the service, sends good photos from many clients, with one request in twenty
 that is broken, huge, slow or wrong and one in fifty whose client leaves, and checks
@@ -35,9 +35,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from service import launch
 from service.bench import vitals
 from service.bench.hostile import BUSY, Case, Client, good, hostile, leaving, small_photos
-from service.demo import SAMPLES
-from service.http.telemetry.observation import CLIENT_GONE
-from service.settings import BUNDLED
+from service.errors import CLIENT_GONE
+from service.settings import BUNDLED, SAMPLES
 
 HOSTILE = 0.05  # share of requests
 LEAVING = 0.02
@@ -332,10 +331,10 @@ def text(result: Result) -> str:
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
-        prog="python -m service.soak",
+        prog="python -m service.bench.soak",
         description="Load on the service with hostile requests and clients that leave; "
         "exit code 1 and the reasons if anything is lost, leaked or miscounted.",
-        epilog="example: python -m service.soak --minutes 10 --json soak.json",
+        epilog="example: python -m service.bench.soak --minutes 10 --json soak.json",
     )
     p.add_argument("--model-dir", type=Path, default=BUNDLED, help="folder of .onnx files")
     p.add_argument("--requests", type=int, default=10_000, help="how many (%(default)s)")

@@ -1,4 +1,4 @@
-"""A service that answers every photo at once with the same mask: `python -m service.load.stub`.
+"""A service that answers every photo at once with the same mask: `python -m service.bench.stub`.
 
 What a client does with it is limited by the client alone.
 """
@@ -63,7 +63,7 @@ async def _serve(port: int) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until a signal ends it."""
-    p = argparse.ArgumentParser(prog="python -m service.load.stub", description=__doc__)
+    p = argparse.ArgumentParser(prog="python -m service.bench.stub", description=__doc__)
     p.add_argument("--port", type=int, required=True)
     asyncio.run(_serve(p.parse_args(argv).port))
     return 0

@@ -1,0 +1,1 @@
+"""Batches and replicas on a Ray cluster."""

@@ -1,4 +1,4 @@
-"""`python -m service.scale`: how many photos an hour, and what the limit is.
+"""`python -m service.cluster.scale`: how many photos an hour, and what the limit is.
 
 A photo passes a few stations: it is fetched from a store, decoded, run through the
 engine, encoded, and its result is put back. In the long run the station with the
@@ -38,9 +38,8 @@ from service.images.outputs import Result, Wish
 from service.images.selection import select
 from service.inference import cpus
 from service.inference.engine import Engine, EngineOptions
-from service.settings import BUNDLED
+from service.settings import BUNDLED, SAMPLES
 
-SAMPLES = Path(__file__).parent / "samples"
 BEGIN, END = "<!-- scale: begin -->", "<!-- scale: end -->"
 
 # Assumptions, none of them measured here.
@@ -395,7 +394,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns its exit code."""
     given = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(
-        prog="python -m service.scale", description="Photos an hour: measured, modelled, simulated."
+        prog="python -m service.cluster.scale",
+        description="Photos an hour: measured, modelled, simulated.",
     )
     add = parser.add_argument
     bundled = next(iter(sorted(BUNDLED.glob("*.onnx"))), None)
@@ -407,7 +407,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(given)
     if importlib.util.find_spec("simpy") is None:
         parser.error("the simulation needs simpy: pip install simpy")
-    command = shlex.join(["python", "-m", "service.scale", *given])
+    command = shlex.join(["python", "-m", "service.cluster.scale", *given])
     told = report(options.model, _photos(options.photos), options.gpu_ms, command)
     print(json.dumps(asdict(told), indent=2) if options.json else told.markdown())
     if options.write:

@@ -25,7 +25,7 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig, HTTPOptions
 
 from service import logs
-from service.__main__ import check_runtime
+from service.doctor import check_runtime
 from service.errors import StartupError
 from service.http.app import create_app
 from service.inference import models
@@ -143,7 +143,3 @@ def run(settings: ClusterSettings) -> None:
         serve.delete(NAME)
     finally:
         ray.shutdown()
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

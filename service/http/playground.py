@@ -11,8 +11,9 @@ from fastapi import FastAPI, Response
 from fastapi.responses import FileResponse, HTMLResponse
 from starlette.exceptions import HTTPException
 
+from service.settings import SAMPLES
+
 PAGE = Path(__file__).with_suffix(".html")
-SAMPLES = Path(__file__).parent / "samples"
 PREFIX = "/samples/"
 
 

@@ -14,8 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Scope
 
-from service.errors import InvalidRequest, RateLimited, ServiceError, Unauthorized
-from service.http.telemetry.observation import CLIENT_GONE
+from service.errors import CLIENT_GONE, InvalidRequest, RateLimited, ServiceError, Unauthorized
 
 log = logging.getLogger("service.http")
 

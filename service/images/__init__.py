@@ -1,0 +1,1 @@
+"""Photos to pixels and label maps to files; knows nothing of HTTP."""

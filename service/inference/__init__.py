@@ -1,0 +1,1 @@
+"""Models and how they run: contract, engine, batcher; knows neither HTTP nor images."""

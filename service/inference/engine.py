@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
-import io
 import logging
 from collections.abc import Callable
-from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,6 +25,7 @@ from service.inference.contract import (
     ContractError,
     parse,
 )
+from service.inference.cuda import cuda_problem, preload
 from service.inference.digest import graph_digest
 from service.inference.trt_engines import TrtOptions
 
@@ -293,14 +291,6 @@ def _tensorrt(path: Path, data: bytes, options: EngineOptions) -> tuple[str, dic
     )
 
 
-def preload() -> None:
-    """Load NVIDIA's wheels, which are not on the loader's path."""
-    with redirect_stdout(io.StringIO()) as said:  # it prints what it misses, amid our JSON
-        ort.preload_dlls()
-    if said.getvalue():
-        log.debug("%s", said.getvalue().strip())
-
-
 def cuda_options(options: EngineOptions) -> dict[str, str]:
     """Provider options that keep first requests fast and memory from growing."""
     chosen = {
@@ -313,39 +303,6 @@ def cuda_options(options: EngineOptions) -> dict[str, str]:
     if options.gpu_mem_limit_mb:
         chosen["gpu_mem_limit"] = str(options.gpu_mem_limit_mb * 1024 * 1024)
     return chosen
-
-
-def cuda_problem() -> str | None:
-    """Why CUDA cannot be used, naming what is missing or too old; None when it loads."""
-    library = Path(ort.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return "the NVIDIA driver (libcuda.so.1) is not there; on a GPU host run with --gpus all"
-    if problem := driver_problem(driver):
-        return problem
-    try:
-        ctypes.CDLL(
-            str(library.with_name("libonnxruntime_providers_shared.so")), ctypes.RTLD_GLOBAL
-        )
-        ctypes.CDLL(str(library))
-    except OSError as error:
-        return f"ONNX Runtime's CUDA provider does not load: {error}"
-    return None
-
-
-def driver_problem(driver: ctypes.CDLL) -> str | None:
-    """Why this driver is too old; any of the CUDA major version that is needed will do."""
-    version = ctypes.c_int()
-    driver.cuDriverGetVersion(ctypes.byref(version))
-    needed = int((ort.cuda_version or "0").partition(".")[0])
-    if version.value // 1000 >= needed:
-        return None
-    offered = f"{version.value // 1000}.{version.value % 1000 // 10}"  # as 12040 for 12.4
-    return (
-        f"the NVIDIA driver is too old: it supports CUDA {offered}, and this onnxruntime "
-        f"needs CUDA {needed}; update the driver"
-    )
 
 
 def _fell_back(device: Device, reason: str, *, expected: bool = False) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.demo import free_port
+from service.launch import free_port
 from tests.shared import SHARED
 
 ROOT = Path(__file__).parents[2]

@@ -19,8 +19,8 @@ from export.writer import ExportOptions, export
 from model import checkpoint
 from model.checkpoint import Card
 from model.data.dataset import VOC_CLASSES, voc_palette
-from model.evaluate.predict import label_map, probabilities
 from model.network.deeplab import DeepLabV3Plus
+from model.network.inference import label_map, probabilities
 from service.inference.contract import INPUT, LABELS, METADATA_KEY, Parity, parse
 from service.inference.engine import Engine, EngineOptions
 from tests.export.conftest import CONFIG, SIZE, save_random

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from service.demo import free_port, wait_until_ready
+from service.launch import free_port, wait_until_ready
 
 LOG = "service.log"  # in the models' folder; a pipe that nobody empties would block the service
 

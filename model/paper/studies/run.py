@@ -17,6 +17,7 @@ from model import checkpoint
 from model.evaluate import __main__ as evaluate
 from model.paper.studies.plan import BUNDLED, BUNDLED_CHECKPOINT, MULTI_SCALE, PRESET, Point
 from model.train import __main__ as train
+from model.train import training
 
 log = logging.getLogger("model.studies")
 
@@ -49,7 +50,7 @@ def train_command(point: Point, settings: Settings) -> list[str]:
 
 def checkpoint_of(point: Point, settings: Settings) -> Path:
     """Where a point's network lies."""
-    return BUNDLED_CHECKPOINT if point.net == BUNDLED else settings.out / point.run / train.NAME
+    return BUNDLED_CHECKPOINT if point.net == BUNDLED else settings.out / point.run / training.NAME
 
 
 def judge_command(point: Point, settings: Settings) -> list[str]:

@@ -1,0 +1,1 @@
+"""ASGI middleware and protocol limits: sizes, keys, timeouts, shutdown."""

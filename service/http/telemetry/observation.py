@@ -12,12 +12,12 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import logs
+from service.errors import CLIENT_GONE
 from service.http.telemetry.metrics import Metrics
 
 log = logging.getLogger("service.access")
 
 ACCEPTABLE_ID = re.compile(r"[\x21-\x7e]{1,128}")
-CLIENT_GONE = 499  # as nginx counts them; nobody receives it
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 QUIET = frozenset({"/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
 

@@ -15,8 +15,9 @@ from model.checkpoint import Card
 from model.data.dataset import VOC_CLASSES, DatasetError, find, read_mask, voc_palette
 from model.data.photo import read_photo
 from model.evaluate import __main__ as evaluate
+from model.evaluate import evaluation
 from model.evaluate.metrics import Confusion
-from model.evaluate.predict import label_map
+from model.network.inference import label_map
 from tests.model import voc_folder
 from tests.model.nets import tiny
 
@@ -154,13 +155,13 @@ def test_a_mask_of_another_size_than_its_photo_is_named(
 def test_the_same_classes_in_another_order_are_refused(data: Path) -> None:
     """As after an edit of dataset.toml; the mIoU would be a number that means nothing."""
     dataset = find("voc", data, "val")
-    evaluate.check_classes(VOC_CLASSES, dataset)
-    evaluate.check_classes((*VOC_CLASSES[:-1], "tv/monitor"), dataset)  # another spelling
+    evaluation.check_classes(VOC_CLASSES, dataset)
+    evaluation.check_classes((*VOC_CLASSES[:-1], "tv/monitor"), dataset)  # another spelling
     swapped = (*VOC_CLASSES[:-2], *VOC_CLASSES[:-3:-1])
     with pytest.raises(DatasetError, match="class 19 is 'tvmonitor' in the model and 'train'"):
-        evaluate.check_classes(swapped, dataset)
+        evaluation.check_classes(swapped, dataset)
     with pytest.raises(DatasetError, match="has 20 classes, dataset 'voc' has 21"):
-        evaluate.check_classes(VOC_CLASSES[1:], dataset)
+        evaluation.check_classes(VOC_CLASSES[1:], dataset)
 
 
 def test_a_set_of_void_alone_has_no_figure(

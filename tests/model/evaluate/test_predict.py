@@ -15,15 +15,10 @@ from model import checkpoint
 from model.checkpoint import Card
 from model.data.dataset import voc_palette
 from model.data.photo import read_photo
-from model.evaluate.predict import (
-    average_probabilities,
-    colored,
-    label_map,
-    main,
-    probabilities,
-    window_starts,
-)
+from model.evaluate.pictures import colored
+from model.evaluate.predict import main
 from model.network.deeplab import DeepLabV3Plus
+from model.network.inference import average_probabilities, label_map, probabilities, window_starts
 from tests.model.nets import photo, tiny
 
 Array = NDArray[np.float64]

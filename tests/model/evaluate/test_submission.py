@@ -18,8 +18,9 @@ from model.data.dataset import VOC_CLASSES, find, read_mask, voc_palette
 from model.evaluate import __main__ as evaluate
 from model.evaluate import submission
 from model.evaluate.metrics import Confusion
-from model.evaluate.predict import label_map, main
+from model.evaluate.predict import main
 from model.evaluate.submission import SubmissionError
+from model.network.inference import label_map
 from tests.model import voc_folder
 from tests.model.nets import photo, tiny
 from tests.shared import SHARED

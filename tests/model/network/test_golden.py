@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from model import checkpoint
 from model.convert.__main__ import main as convert
 from model.convert.from_tensorflow import Names
-from model.evaluate.predict import label_map
 from model.network.backbones.inverted_residual import InvertedResidual
 from model.network.backbones.resnet import Bottleneck
 from model.network.backbones.xception import XceptionModule
 from model.network.deeplab import DeepLabV3Plus
+from model.network.inference import label_map
 from model.network.layers import ConvBN
 from tests.shared import REFERENCE, needs_reference
 

@@ -15,8 +15,7 @@ from torch import nn
 
 from model import checkpoint
 from model.data.dataset import find
-from model.train import __main__ as train
-from model.train import assembly, preflight
+from model.train import assembly, preflight, training
 from model.train.distributed import DistributedError, World, join
 from model.train.recipe import RecipeError
 from model.train.run import LOG, STATE, RunFolder
@@ -64,7 +63,7 @@ def test_two_processes_have_the_loss_curve_of_one(
     monkeypatch.setattr(assembly, "build", in_float64(assembly.build))
     config = make_recipe(**CHANGES)
     dataset = find("voc", data, "train")
-    path = train.train(
+    path = training.train(
         config,
         dataset,
         RunFolder(tmp_path, World()),
@@ -142,7 +141,7 @@ def test_the_command_line_runs_under_torchrun(data: Path, tmp_path: Path) -> Non
     ]
     done = torchrun(*command, "--workers", "0")
     assert done.returncode == 0, done.stderr
-    assert checkpoint.load(tmp_path / "run" / train.NAME).config.aspp_channels == 16
+    assert checkpoint.load(tmp_path / "run" / training.NAME).config.aspp_channels == 16
     refused = torchrun(*command, "--workers", "0")
     assert refused.returncode != 0
     assert refused.stderr.count("holds a run, the state after iteration 2 is intact") == 1

@@ -19,7 +19,7 @@ from model.data.augment import AugmentConfig
 from model.data.dataset import find
 from model.network.config import ModelConfig
 from model.train import __main__ as train
-from model.train import assembly, preflight
+from model.train import assembly, preflight, training
 from model.train.distributed import World
 from model.train.recipe import Recipe, RecipeError
 from model.train.run import LOG, STATE, Pace, RunFolder, TrainingError
@@ -67,7 +67,7 @@ def run(
     config: Recipe, data: Path, directory: Path, *, resume: bool = False, workers: int = 0
 ) -> Path:
     directory.mkdir(exist_ok=True)
-    return train.train(
+    return training.train(
         config,
         find("voc", data, "train"),
         RunFolder(directory, World()),
@@ -94,12 +94,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_poly_policy_falls_from_one_to_zero() -> None:
     config = make_recipe(iterations=100)
-    assert train.poly(0, config) == 1
-    assert train.poly(50, config) == pytest.approx(0.5**0.9)
-    assert train.poly(99, config) == pytest.approx(0.01**0.9)
+    assert training.poly(0, config) == 1
+    assert training.poly(50, config) == pytest.approx(0.5**0.9)
+    assert training.poly(99, config) == pytest.approx(0.01**0.9)
     warm = make_recipe(iterations=100, warmup=9)
-    assert train.poly(0, warm) == pytest.approx(0.1)
-    assert train.poly(9, warm) == pytest.approx(train.poly(9, config))
+    assert training.poly(0, warm) == pytest.approx(0.1)
+    assert training.poly(9, warm) == pytest.approx(training.poly(9, config))
 
 
 def test_only_full_convolutions_are_decayed() -> None:

@@ -17,7 +17,7 @@ from model.data.dataset import DatasetError, find
 from model.data.loader import Batch
 from model.network.deeplab import DeepLabV3Plus
 from model.train import __main__ as train
-from model.train import assembly, preflight, recipe
+from model.train import assembly, preflight, recipe, training
 from model.train.board import TensorBoard
 from model.train.distillation import Teachers
 from model.train.distributed import CPU, World
@@ -173,7 +173,7 @@ def test_the_rate_follows_the_batch_where_a_reference_is_named(
 
 def test_balanced_class_weights_are_measured_on_the_masks(data: Path) -> None:
     config = make_recipe(class_weights="balanced", sampling="balanced")
-    crops, loss = train.samples(config, find("voc", data, "train"), World())
+    crops, loss = training.samples(config, find("voc", data, "train"), World())
     assert loss.class_weights is not None
     background, cat, person = loss.class_weights[[0, 8, 15]].tolist()
     assert background < cat == pytest.approx(person, rel=0.1)
@@ -230,8 +230,8 @@ def test_the_best_weights_are_kept_and_a_run_without_gains_ends(
 def test_mIoU_in_training_is_that_of_the_evaluator(data: Path, tmp_path: Path) -> None:  # noqa: N802
     from functools import partial
 
-    from model.evaluate.__main__ import score
-    from model.evaluate.predict import label_map
+    from model.evaluate.evaluation import score
+    from model.network.inference import label_map
 
     config = make_recipe(iterations=2, validation_split="train", validate_every=2)
     run(config, data, tmp_path)
@@ -254,7 +254,7 @@ def test_a_validation_that_cannot_judge_says_why(
     Image.new("L", size, value).save(str(held_out.pairs[0].mask))
     config = make_recipe(validation_split="val", validate_every=1)
     with pytest.raises(DatasetError, match=says):
-        train.train(
+        training.train(
             config,
             find("voc", data, "train"),
             RunFolder(tmp_path, World()),

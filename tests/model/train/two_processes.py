@@ -14,7 +14,7 @@ from torch import nn
 from model.data.dataset import find
 from model.network.deeplab import DeepLabV3Plus
 from model.train import __main__ as train
-from model.train import assembly, distributed
+from model.train import assembly, distributed, training
 from model.train.distributed import World
 from model.train.recipe import Recipe
 from model.train.run import RunFolder, TrainingError
@@ -43,7 +43,7 @@ def run(data: Path, out: Path, world: World, *, resume: bool = False) -> None:
     dataset = find("voc", data, "train")
     out.mkdir(exist_ok=True)
     folder = RunFolder(out, world)
-    train.train(
+    training.train(
         config, dataset, folder, pace(config), resume=resume, workers=0, validated_on=dataset
     )
 
@@ -90,7 +90,7 @@ def fail_to_judge_in_one(data: Path, out: Path, world: World) -> None:
     held_out = replace(dataset, pairs=(dataset.pairs[0], lost))
     folder = RunFolder(out, world)
     try:
-        train.train(
+        training.train(
             config, dataset, folder, pace(config), resume=False, workers=0, validated_on=held_out
         )
     except OSError as error:

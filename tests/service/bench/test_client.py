@@ -9,7 +9,7 @@ import pytest
 
 from service import launch
 from service.bench import client as bench_client
-from service.demo import SAMPLES
+from service.settings import SAMPLES
 from tests.service import onnx_models
 
 PHOTOS = tuple(sorted(SAMPLES.glob("*.jpg")))
@@ -25,7 +25,7 @@ def test_the_tree_has_as_many_photos_as_asked_and_takes_the_room_of_few(tmp_path
 
 def test_the_client_run_is_counted_and_its_memory_seen(tmp_path: Path) -> None:
     folder = bench_client.plant(tmp_path / "in", PHOTOS, 30)
-    with launch.module("service.load.stub") as server:
+    with launch.module("service.bench.stub") as server:
         ran = bench_client.client(server.url, folder, tmp_path / "out")
         with pytest.raises(RuntimeError, match="the client ended with"):
             bench_client.client(server.url, tmp_path / "none", tmp_path / "out")

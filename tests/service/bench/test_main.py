@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.bench import __main__ as bench
+from service.bench import measure
 from service.bench.generator import Report
-from service.demo import SAMPLES
 from service.inference.engine import Engine, EngineOptions
+from service.settings import SAMPLES
 from tests.service import onnx_models
 
 Images = NDArray[np.uint8]
@@ -33,20 +34,20 @@ def report(answers: int, stages: dict[str, float] | None = None) -> Report:
 def test_contestants_take_turns() -> None:
     turns: list[str] = []
 
-    def contestant(name: str) -> bench.Contestant:
+    def contestant(name: str) -> measure.Contestant:
         def run() -> Report:
             turns.append(name)
             return report(1)
 
         return run
 
-    found = bench.take_turns({name: contestant(name) for name in ("a", "b")}, rounds=3)
+    found = measure.take_turns({name: contestant(name) for name in ("a", "b")}, rounds=3)
     assert turns == ["a", "b"] * 3
     assert {name: len(reports) for name, reports in found.items()} == {"a": 3, "b": 3}
 
 
 def test_medians_are_taken_over_the_rounds() -> None:
-    figures = bench.medians([report(n, {"infer": float(n)}) for n in (10, 90, 20)])
+    figures = measure.medians([report(n, {"infer": float(n)}) for n in (10, 90, 20)])
     assert figures["rate"] == 10
     assert figures["cpu_ms"] == 25
     assert figures["client_cpu_ms"] == 5
@@ -55,7 +56,7 @@ def test_medians_are_taken_over_the_rounds() -> None:
 
 def test_the_bare_engine_runs_whole_batches(engine: Engine) -> None:
     images = np.zeros((4, *engine.input_size, 3), np.uint8)
-    found = bench.bare([engine.predict], images, 4, seconds=0.05)
+    found = measure.bare([engine.predict], images, 4, seconds=0.05)
     assert found.answers % 4 == 0
     assert found.seconds >= 0.05
     assert found.server_cpu_s is not None
@@ -68,21 +69,21 @@ def test_the_bare_engine_can_run_several_batches_at_a_time() -> None:
         threads.append(threading.get_ident())
         time.sleep(0.001)
 
-    found = bench.bare([run, run], np.zeros((4, 2, 2, 3), np.uint8), 1, seconds=0.1)
+    found = measure.bare([run, run], np.zeros((4, 2, 2, 3), np.uint8), 1, seconds=0.1)
     assert len(set(threads) - {threading.get_ident()}) == 2
     assert found.answers == len(threads) - 2  # each has warmed up
 
 
 def test_the_engine_gets_the_photos_as_the_service_decodes_them(engine: Engine) -> None:
     photos = sorted(SAMPLES.glob("*.jpg"))
-    images = bench.decoded(engine, photos, least=5)
+    images = measure.decoded(engine, photos, least=5)
     assert images.shape == (5, *engine.input_size, 3)
     assert (images[0] == images[2]).all()
     assert (images[0] != images[1]).any()
 
 
 def test_the_large_photo_is_as_hard_to_decode_as_a_real_one(tmp_path: Path) -> None:
-    path = bench.large_photo(SAMPLES / "cat.jpg", tmp_path / "large.jpg", 0.48)
+    path = measure.large_photo(SAMPLES / "cat.jpg", tmp_path / "large.jpg", 0.48)
     with Image.open(path) as image:
         assert image.size == (800, 600)
     assert 0.1 < path.stat().st_size / (800 * 600) < 0.7  # phones: 2 to 5 MB at 12 megapixels
@@ -91,19 +92,19 @@ def test_the_large_photo_is_as_hard_to_decode_as_a_real_one(tmp_path: Path) -> N
 def test_ratios_are_to_the_fastest_engine() -> None:
     names = ("engine, batch 1", "engine, 2 at a time", "service at 16")
     figures = {
-        name: bench.medians([report(n)]) for name, n in zip(names, (10, 20, 19), strict=True)
+        name: measure.medians([report(n)]) for name, n in zip(names, (10, 20, 19), strict=True)
     }
-    rows = {row[0]: row for row in bench.throughput(figures).rows}
+    rows = {row[0]: row for row in measure.throughput(figures).rows}
     assert [rows[name][2] for name in names] == ["0.500", "1.000", "0.950"]
 
 
 def test_added_latency_adds_up() -> None:
     stages = {"decode": 3.0, "queue": 2.0, "infer": 85.0, "encode": 1.0}
     figures = {
-        "engine, batch 1": {**bench.medians([report(1)]), "latency_ms": 80.0},
-        "service at 1": bench.medians([report(1, stages)]),
+        "engine, batch 1": {**measure.medians([report(1)]), "latency_ms": 80.0},
+        "service at 1": measure.medians([report(1, stages)]),
     }
-    rows = {name: float(ms) for name, ms in bench.added_latency(figures).rows}
+    rows = {name: float(ms) for name, ms in measure.added_latency(figures).rows}
     assert rows["infer"] == 5
     assert rows["HTTP, event loop, client"] == 9
     assert rows["all of it"] == 20
@@ -114,14 +115,14 @@ def test_added_latency_adds_up() -> None:
 def test_one_run_has_every_figure(tmp_path: Path) -> None:
     file = onnx_models.save(tmp_path / "tiny.onnx")
     photos = tuple(sorted(SAMPLES.glob("*.jpg")))
-    result = bench.run(bench.Options(file, photos, rounds=1, seconds=0.1, megapixels=0.1))
+    result = measure.run(measure.Options(file, photos, rounds=1, seconds=0.1, megapixels=0.1))
     found = result["contestants"]
     for n in (1, 4, 16):
         figures = found[f"service at {n}"]
         assert figures["rate"] > 0
         assert figures["failures"] == 0
         assert set(figures["stages_ms"]) == {"decode", "queue", "infer", "encode"}
-    text = bench.shown(bench.tables(result), markdown=False)
+    text = measure.shown(measure.tables(result), markdown=False)
     assert "not the model" in text
     assert "Added latency" in text
     assert json.loads(json.dumps(result)) == result

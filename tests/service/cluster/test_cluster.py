@@ -22,7 +22,7 @@ pytest.importorskip("ray", reason="needs the extra `ray`: pip install -e '.[ray]
 from service.client.progress import Counts, Progress
 from service.cluster.records import Record
 from service.cluster.storage import PART, place
-from service.demo import free_port
+from service.launch import free_port
 from tests.service import onnx_models
 from tests.service.cluster import slow_store
 from tests.service.web import opened, photo, png, post, serving

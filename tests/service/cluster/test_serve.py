@@ -99,4 +99,6 @@ def test_a_dead_inference_loop_makes_a_replica_unhealthy(tmp_path: Path) -> None
 
 def test_the_service_itself_loads_nothing_of_the_cluster() -> None:
     heavy = {"ray", "pyarrow", "fsspec", "simpy"}
-    assert loaded_by("import service.app, service.__main__, service.scale").isdisjoint(heavy)
+    assert loaded_by("import service.http.app, service.__main__, service.cluster.scale").isdisjoint(
+        heavy
+    )

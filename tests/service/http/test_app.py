@@ -331,7 +331,7 @@ def test_probes_are_answered_while_everything_else_is_busy(
         with ThreadPoolExecutor(50) as clients, pytest.MonkeyPatch.context() as patch:
             waiting = [clients.submit(post, client, png(photo))]
             assert held.entered.wait(10)
-            patch.setattr("service.imaging.open_checked", decode)
+            patch.setattr("service.images.imaging.open_checked", decode)
             threads = cpus.available() + 1  # as many as decode
             waiting += [clients.submit(post, client, png(photo)) for _ in range(threads)]
             for _ in range(threads):
@@ -445,7 +445,7 @@ def test_a_connection_that_a_failure_ends_says_so(
     def fail(*_: object) -> bytes:
         raise RuntimeError("secret detail")
 
-    monkeypatch.setattr("service.imaging.mask_png", fail)
+    monkeypatch.setattr("service.images.imaging.mask_png", fail)
     settings = make_settings(folder)
     app = create_app(settings, models.load(settings))
     with TestClient(app, raise_server_exceptions=False) as client:

@@ -13,16 +13,9 @@ import pytest
 
 from service.errors import StartupError
 from service.inference.contract import METADATA_KEY
+from service.inference.cuda import cuda_problem, driver_problem
 from service.inference.digest import graph_digest
-from service.inference.engine import (
-    CPU,
-    CUDA,
-    Engine,
-    EngineOptions,
-    cuda_options,
-    cuda_problem,
-    driver_problem,
-)
+from service.inference.engine import CPU, CUDA, Engine, EngineOptions, cuda_options
 from tests.service import onnx_models
 
 needs_no_gpu = pytest.mark.skipif(cuda_problem() is None, reason="a working GPU is present")

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from service import __main__ as cli
 from service.errors import StartupError
+from service.inference import cuda, models, trt_engines
 from service.inference import engine as engines
-from service.inference import models, trt_engines
 from service.inference.contract import CONFIDENCE, LABELS, WITH_CONFIDENCE
 from service.inference.engine import CPU, CUDA, Engine, EngineOptions
 from service.inference.trt_engines import COMPLETE, TENSORRT, Host, TrtOptions
@@ -237,7 +237,7 @@ def test_tensorrt_without_its_folder_is_a_usage_error(
         engines._tensorrt(Path("x"), b"", EngineOptions("tensorrt"))
 
 
-@pytest.mark.skipif(engines.cuda_problem() is None, reason="a working GPU is present")
+@pytest.mark.skipif(cuda.cuda_problem() is None, reason="a working GPU is present")
 def test_a_host_without_a_gpu_refuses_with_the_reason(model: Path) -> None:
     with pytest.raises(StartupError, match=r"--device tensorrt: .*(NVIDIA|CUDA)"):
         models.load(settings(model))

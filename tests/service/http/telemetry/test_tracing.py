@@ -126,8 +126,8 @@ def test_without_the_libraries_the_service_says_what_to_install(
     onnx_models.save(tmp_path / "tiny.onnx")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
-    monkeypatch.delitem(sys.modules, "service.tracing")
-    monkeypatch.delattr("service.tracing")
+    monkeypatch.delitem(sys.modules, "service.http.telemetry.tracing")
+    monkeypatch.delattr("service.http.telemetry.tracing")
     assert cli.main(["--models", str(tmp_path), "--port", "0"]) == 1
     assert "install the otel extra" in capsys.readouterr().err
 

@@ -1,0 +1,112 @@
+"""Compare predicted label maps with the masks of a data set.
+
+One confusion matrix over the whole split, void pixels ignored, as the paper
+evaluates; trimap and boundary IoU come from the same pass over the photos.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from model.data.dataset import Dataset, DatasetError, read_pair
+from model.evaluate.boundary import BoundaryIoU
+from model.evaluate.metrics import Confusion, Metric
+from model.evaluate.trimap import Trimap
+
+Predictor = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+
+
+def score(dataset: Dataset, predict: Predictor, *others: Metric) -> Confusion:
+    """Compare `predict` ((H, W, 3) uint8 -> (H, W) uint8) with every mask of a split.
+
+    The other metrics see the same pictures, so that nothing is predicted twice. Raises
+    DatasetError for a mask that does not fit its photo.
+    """
+    confusion = Confusion(len(dataset.classes))
+    for pair in tqdm(dataset.pairs, unit="image", disable=not sys.stderr.isatty()):
+        photo, truth = read_pair(dataset, pair)
+        labels = predict(np.asarray(photo))
+        for metric in (confusion, *others):
+            metric.add(truth, labels)
+    return confusion
+
+
+def figures(confusion: Confusion, dataset: Dataset) -> dict[str, Any]:
+    """The result as JSON: `miou`, `iou` by class name, `pixels` and where they come from."""
+    return {
+        "dataset": dataset.name,
+        "split": dataset.split,
+        "images": len(dataset.pairs),
+        "miou": round(confusion.miou(), 6),
+        "iou": by_name(dataset.classes, confusion.iou()),
+        "pixels": confusion.pixels,
+    }
+
+
+def by_name(classes: Sequence[str], iou: NDArray[np.float64]) -> dict[str, float | None]:
+    """IoU by class name, None where a class never occurs."""
+    return {
+        name: None if np.isnan(value) else round(float(value), 6)
+        for name, value in zip(classes, iou, strict=True)
+    }
+
+
+def evaluate(dataset: Dataset, predict: Predictor, args: argparse.Namespace) -> dict[str, Any]:
+    """All figures that `add_evaluation_arguments` offers and the command line asks for."""
+    trimap = Trimap(len(dataset.classes), args.trimap) if args.trimap else None
+    boundary = BoundaryIoU(len(dataset.classes)) if args.boundary else None
+    others = [metric for metric in (trimap, boundary) if metric is not None]
+    result = figures(score(dataset, predict, *others), dataset)
+    if trimap is not None:
+        result["trimap"] = {str(w): round(miou, 6) for w, miou in trimap.miou().items()}
+    if boundary is not None:
+        result["boundary_miou"] = round(boundary.miou(), 6)
+        result["boundary_iou"] = by_name(dataset.classes, boundary.iou())
+    return result
+
+
+def show(result: dict[str, Any]) -> str:
+    """A table to read."""
+    edges = result.get("boundary_iou", {})
+    rows = ["class                 IoU   boundary IoU"] if edges else []
+    rows += [
+        f"{name:16} {_cell(iou)}" + (f"   {_cell(edges[name])}" if edges else "")
+        for name, iou in result["iou"].items()
+    ]
+    total = f"mIoU {result['miou']:.4f} on {result['images']} images of {result['dataset']}"
+    rows.append(f"{total} {result['split']} ({result['pixels']} pixels)")
+    if edges:
+        rows.append(f"boundary mIoU {result['boundary_miou']:.4f}")
+    if "trimap" in result:
+        rows.append("trimap width   mIoU in the band")
+        rows += [f"{width:>9} px   {miou:.4f}" for width, miou in result["trimap"].items()]
+    return "\n".join(rows)
+
+
+def _cell(iou: float | None) -> str:
+    return "absent" if iou is None else f"{iou:.4f}"
+
+
+def check_classes(classes: Sequence[str], dataset: Dataset) -> None:
+    """Raise DatasetError when a model cannot be judged by a data set's masks.
+
+    Other names may be other spellings; the same ones in another order mean other ids.
+    """
+    theirs = dataset.classes
+    if len(classes) != len(theirs):
+        raise DatasetError(
+            f"the model has {len(classes)} classes, dataset {dataset.name!r} has {len(theirs)}"
+        )
+    if sorted(classes) == sorted(theirs) and tuple(classes) != theirs:
+        odd = next(i for i, name in enumerate(theirs) if name != classes[i])
+        raise DatasetError(
+            f"class {odd} is {classes[odd]!r} in the model and {theirs[odd]!r} in dataset "
+            f"{dataset.name!r}: bring the data set's classes into the model's order"
+        )

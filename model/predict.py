@@ -1,0 +1,11 @@
+"""The command `python -m model.predict`: see model/evaluate/predict.py.
+
+Not to be imported: the name `model.predict` is the function in model/__init__.py.
+"""
+
+from model.evaluate.predict import main
+
+if __name__ == "model.predict":
+    raise ImportError("model.predict is a function: use `import model` and call model.predict")
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,6 @@
+"""The command `python -m model.studies`: see model/paper/studies/__main__.py."""
+
+from model.paper.studies.__main__ import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,48 @@
+"""Run a training command as one of torchrun's processes, or alone."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from model.checkpoint import CheckpointError
+from model.data.dataset import DatasetError
+from model.train import distributed
+from model.train.distributed import World
+from model.train.recipe import RecipeError
+from model.train.run import TrainingError
+
+log = logging.getLogger("model.train")
+
+
+def command(work: Callable[[World], Path]) -> int:
+    """Do `work` as one of torchrun's processes, or alone; returns the exit code."""
+    try:
+        with distributed.join() as world:
+            return _report(work, world)
+    except distributed.DistributedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        if not distributed.is_lost_peer(error):
+            raise
+        print(f"stopped, because another process ended first: {error}", file=sys.stderr)
+        return 1
+
+
+def _report(work: Callable[[World], Path], world: World) -> int:
+    logging.basicConfig(
+        level=logging.INFO if world.is_main else logging.ERROR,
+        format="%(asctime)s %(message)s",
+        stream=sys.stderr,
+    )
+    try:
+        path = work(world)
+    except (RecipeError, DatasetError, TrainingError, CheckpointError, OSError) as error:
+        if world.is_main:  # the others end with the same error
+            print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, RecipeError | DatasetError) else 1
+    log.info("wrote %s", path)
+    return 0

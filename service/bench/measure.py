@@ -1,0 +1,282 @@
+"""The running service against its own engine.
+
+Both get the same photos on the same host. The engine gets them decoded and takes
+them one after another in this process, or several at once where the service does
+that; the service gets them as JPEG forms over HTTP from a load generator in a
+process of its own. Machines differ and are noisy:
+all contestants take turns, round after round, and ratios of medians count.
+`export.bench` adds a plain PyTorch handler as one more contestant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from service import launch
+from service.bench.generator import Load, Report, measured
+from service.bench.tables import Table
+from service.images import imaging
+from service.inference import cpus
+from service.inference.engine import CPU, Device, Engine, EngineOptions
+from service.inference.models import MOST_LANES
+from service.settings import SAMPLES, Settings
+
+CONCURRENCY = (1, 4, 16)
+BATCH = 4  # the engine is also run on this many at once: some hosts like that better
+LARGE_OUTPUTS = ("mask", "overlay")
+GRAIN = 4.0  # standard deviation of a sensor's noise: without it a photo is too easy to decode
+Run = Callable[[NDArray[np.uint8]], object]  # of an engine, on a batch
+Contestant = Callable[[], Report]
+Figures = dict[str, Any]  # medians of one contestant
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure, and how long."""
+
+    file: Path
+    photos: tuple[Path, ...]
+    rounds: int
+    seconds: float  # of each contestant in each round
+    megapixels: float = 12.0  # of the large photo; phones take them like that
+    device: Device = "cpu"
+
+
+def run(options: Options, others: Mapping[str, launch.Server] | None = None) -> dict[str, Any]:
+    """Every figure of one run, fit for JSON; `others` are servers that take the same requests.
+
+    Raises StartupError for a file that cannot be loaded, RuntimeError for a server
+    that does not answer.
+    """
+    threads = cpus.available()
+    lanes = min(threads, MOST_LANES)
+    engine = Engine(options.file, EngineOptions(options.device, threads=threads, lanes=lanes))
+    device = ("--device", options.device)
+    flags = (*device, "--default-model", options.file.stem, "--log-level", "warning")
+    with (
+        launch.service(options.file.parent, *flags) as server,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        large = large_photo(options.photos[0], Path(folder) / "large.jpg", options.megapixels)
+        servers = {"service": server, **(others or {})}
+        found = take_turns(_contestants(options, engine, servers, large), options.rounds)
+    return {
+        "model": options.file.name,
+        "provider": engine.provider,
+        "threads": threads,
+        "lanes": engine.lanes,
+        "rounds": options.rounds,
+        "megapixels": options.megapixels,
+        "seconds": options.seconds,
+        "others": sorted(others or {}),
+        "contestants": {name: medians(reports) for name, reports in found.items()},
+    }
+
+
+def _contestants(
+    options: Options, engine: Engine, servers: Mapping[str, launch.Server], large: Path
+) -> dict[str, Contestant]:
+    batches = (1, BATCH) if engine.provider == CPU else (1, BATCH, 4 * BATCH)
+    images = decoded(engine, options.photos, max(batches))
+    found: dict[str, Contestant] = {
+        f"engine, batch {n}": partial(bare, [engine.predict_alone], images, n, options.seconds)
+        for n in batches
+    }
+    if engine.lanes > 1:
+        lanes = partial(bare, engine.runs, images, 1, options.seconds)
+        found[f"engine, {engine.lanes} at a time"] = lanes
+    for name, server in servers.items():
+        for n in CONCURRENCY:
+            found[f"{name} at {n}"] = loaded(server, options.photos, n, options.seconds)
+    for output in LARGE_OUTPUTS:
+        sent = loaded(servers["service"], [large], 1, options.seconds, output)
+        found[f"large, {output}"] = sent
+    return found
+
+
+def take_turns(contestants: Mapping[str, Contestant], rounds: int) -> dict[str, list[Report]]:
+    """What each contestant did in every round."""
+    found: dict[str, list[Report]] = defaultdict(list)
+    for _ in range(rounds):
+        for name, contestant in contestants.items():
+            found[name].append(contestant())
+    return dict(found)
+
+
+def bare(lanes: Sequence[Run], images: NDArray[np.uint8], batch: int, seconds: float) -> Report:
+    """The engine alone, each lane in a thread, on decoded images (N, H, W, 3), `batch` in a run."""
+    batches = [np.roll(images, -i, axis=0)[:batch] for i in range(len(images))]
+    for run in lanes:
+        run(batches[0])  # the first run allocates
+
+    def work(run: Run) -> list[float]:
+        took: list[float] = []
+        following = cycle(batches)
+        while sum(took) < seconds:
+            began = time.perf_counter()
+            run(next(following))
+            took.append(time.perf_counter() - began)
+        return took
+
+    with ThreadPoolExecutor(len(lanes)) as pool:
+        cpu_began = time.process_time()
+        took = [each for times in pool.map(work, lanes) for each in times]
+        cpu_s = time.process_time() - cpu_began
+    lasted = sum(took) / len(lanes)
+    return Report(batch * len(took), 0, lasted, 1000 * statistics.median(took), {}, 0.0, cpu_s)
+
+
+def decoded(engine: Engine, photos: Sequence[Path], least: int) -> NDArray[np.uint8]:
+    """The photos as the service hands them to the engine, repeated up to `least` images."""
+    limit: int = Settings.model_fields["max_pixels"].default
+    fitted = []
+    for path in photos:
+        opened = imaging.open_checked(path.read_bytes(), limit)
+        photo = imaging.decode(opened, reduce_to=max(engine.input_size))
+        fitted.append(imaging.fit(photo, engine.contract.input).pixels)
+    return np.stack([fitted[i % len(fitted)] for i in range(max(least, len(fitted)))])
+
+
+def loaded(
+    server: launch.Server, photos: Sequence[Path], n: int, seconds: float, output: str = "mask"
+) -> Contestant:
+    """A server with `n` requests in flight all the time."""
+    url = f"{server.url}/segment?output={output}"
+    warm_up_s = min(2.0, seconds / 2)
+    return partial(
+        measured, Load(url, tuple(map(str, photos)), n, seconds, warm_up_s, watch=server.pid)
+    )
+
+
+def large_photo(source: Path, target: Path, megapixels: float) -> Path:
+    """A JPEG of 4 x 3 made from a small photo, with the grain that real ones have."""
+    unit = (megapixels * 1e6 / 12) ** 0.5
+    size = round(4 * unit), round(3 * unit)
+    with Image.open(source) as image:
+        large = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    grain = np.random.default_rng(0).normal(0, GRAIN, (size[1], size[0], 1))
+    noisy = (np.asarray(large) + grain).clip(0, 255).astype(np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(noisy).save(out, "JPEG", quality=90)
+    target.write_bytes(out.getvalue())
+    return target
+
+
+def medians(reports: Sequence[Report]) -> Figures:
+    """One contestant over all rounds; processor time in milliseconds an image."""
+
+    def median(of: Callable[[Report], float]) -> float:
+        return statistics.median(map(of, reports))
+
+    return {
+        "rate": median(lambda report: report.rate),
+        "latency_ms": median(lambda report: report.latency_ms),
+        "cpu_ms": median(lambda report: 1000 * (report.server_cpu_s or 0.0) / report.answers),
+        "client_cpu_ms": median(lambda report: 1000 * report.client_cpu_s / report.answers),
+        "failures": sum(report.failures for report in reports),
+        "stages_ms": {
+            stage: statistics.median(report.stages_ms[stage] for report in reports)
+            for stage in reports[0].stages_ms
+        },
+    }
+
+
+def tables(result: dict[str, Any]) -> list[Table]:
+    """The figures of `run` for people."""
+    contestants: dict[str, Figures] = result["contestants"]
+    found = [throughput(contestants), added_latency(contestants), large_photos(result)]
+    return [*found, *(versus(contestants, name) for name in result["others"])]
+
+
+def throughput(contestants: Mapping[str, Figures]) -> Table:
+    """Every contestant on small photos against the bare engine, run the fastest way."""
+    engine = max(it["rate"] for name, it in contestants.items() if name.startswith("engine"))
+    rows = tuple(
+        (
+            name,
+            f"{figures['rate']:.2f}",
+            f"{figures['rate'] / engine:.3f}",
+            f"{figures['latency_ms']:.1f}",
+            f"{figures['cpu_ms']:.1f}",
+            f"{figures['client_cpu_ms']:.1f}",
+            f"{figures['failures']}",
+        )
+        for name, figures in contestants.items()
+        if not name.startswith("large")
+    )
+    header = ("", "photos/s", "to engine", "latency ms", "CPU ms", "client CPU ms", "failures")
+    goal = f"goal: the service at {CONCURRENCY[-1]} reaches 0.95 of the fastest bare engine"
+    return Table("Throughput; CPU time is that of one photo", header, rows, goal)
+
+
+def added_latency(contestants: Mapping[str, Figures]) -> Table:
+    """What the service adds to a lone request, by stage."""
+    bare_ms, service = contestants["engine, batch 1"]["latency_ms"], contestants["service at 1"]
+    stages: dict[str, float] = service["stages_ms"]
+    added = {stage: ms - (bare_ms if stage == "infer" else 0.0) for stage, ms in stages.items()}
+    rest = {"HTTP, event loop, client": service["latency_ms"] - sum(stages.values())}
+    total = {"all of it": service["latency_ms"] - bare_ms}
+    rows = tuple((name, f"{ms:.2f}") for name, ms in (added | rest | total).items())
+    note = f"infer is what it takes beyond the bare engine's {bare_ms:.1f} ms"
+    return Table("Added latency at concurrency 1", ("", "ms"), rows, note)
+
+
+def large_photos(result: dict[str, Any]) -> Table:
+    """Where the time of a request with a large photo goes."""
+    rows = []
+    for output in LARGE_OUTPUTS:
+        figures: Figures = result["contestants"][f"large, {output}"]
+        stages, latency = figures["stages_ms"], figures["latency_ms"]
+        times = (latency, *(stages[name] for name in ("decode", "infer", "encode")))
+        share = 1 - stages["infer"] / latency
+        rows.append((output, *(f"{ms:.1f}" for ms in times), f"{share:.1%}"))
+    header = ("output", "latency ms", "decode", "infer", "encode", "not the model")
+    title = f"JPEG of {result['megapixels']:g} megapixels, one at a time"
+    goal = "goal for the mask of 12 megapixels: less than 40 % is not the model"
+    return Table(title, header, tuple(rows), goal)
+
+
+def versus(contestants: Mapping[str, Figures], other: str) -> Table:
+    """The service against another server that got the same requests."""
+    rows = []
+    for n in CONCURRENCY:
+        ours, theirs = (
+            contestants[f"service at {n}"]["rate"],
+            contestants[f"{other} at {n}"]["rate"],
+        )
+        rows.append((str(n), f"{ours:.2f}", f"{theirs:.2f}", f"{ours / theirs:.2f} x"))
+    header = ("requests in flight", "service, photos/s", f"{other}, photos/s", "ratio")
+    return Table(f"Against a {other}", header, tuple(rows), "goal: 2 x")
+
+
+def add_options(p: argparse.ArgumentParser) -> None:
+    """The options that `export.bench` shares."""
+    p.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
+    p.add_argument(
+        "--photos", type=Path, nargs="+", default=sorted(SAMPLES.glob("*.jpg")), help="JPEG files"
+    )
+    p.add_argument("--seconds", type=float, default=5.0, help="of each server in each round")
+    p.add_argument("--megapixels", type=float, default=12.0, help="of the large photo")
+    p.add_argument("--json", type=Path, metavar="F", help="write every figure to F")
+    p.add_argument("--markdown", action="store_true", help="tables as in docs/performance.md")
+
+
+def shown(found: Sequence[Table], *, markdown: bool) -> str:
+    """Tables as one text."""
+    return "\n\n".join(table.markdown() if markdown else table.text() for table in found)

@@ -1,0 +1,54 @@
+"""Load NVIDIA's libraries and find out why CUDA cannot be used."""
+
+from __future__ import annotations
+
+import ctypes
+import io
+import logging
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import onnxruntime as ort
+
+log = logging.getLogger("service.engine")
+
+
+def preload() -> None:
+    """Load NVIDIA's wheels, which are not on the loader's path."""
+    with redirect_stdout(io.StringIO()) as said:  # it prints what it misses, amid our JSON
+        ort.preload_dlls()
+    if said.getvalue():
+        log.debug("%s", said.getvalue().strip())
+
+
+def cuda_problem() -> str | None:
+    """Why CUDA cannot be used, naming what is missing or too old; None when it loads."""
+    library = Path(ort.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "the NVIDIA driver (libcuda.so.1) is not there; on a GPU host run with --gpus all"
+    if problem := driver_problem(driver):
+        return problem
+    try:
+        ctypes.CDLL(
+            str(library.with_name("libonnxruntime_providers_shared.so")), ctypes.RTLD_GLOBAL
+        )
+        ctypes.CDLL(str(library))
+    except OSError as error:
+        return f"ONNX Runtime's CUDA provider does not load: {error}"
+    return None
+
+
+def driver_problem(driver: ctypes.CDLL) -> str | None:
+    """Why this driver is too old; any of the CUDA major version that is needed will do."""
+    version = ctypes.c_int()
+    driver.cuDriverGetVersion(ctypes.byref(version))
+    needed = int((ort.cuda_version or "0").partition(".")[0])
+    if version.value // 1000 >= needed:
+        return None
+    offered = f"{version.value // 1000}.{version.value % 1000 // 10}"  # as 12040 for 12.4
+    return (
+        f"the NVIDIA driver is too old: it supports CUDA {offered}, and this onnxruntime "
+        f"needs CUDA {needed}; update the driver"
+    )
