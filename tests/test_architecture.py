@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -33,18 +34,20 @@ def imports_of(path: Path) -> set[str]:
 
 
 def test_the_service_loads_neither_torch_nor_the_other_packages() -> None:
-    assert loaded_by("import service.app, service.__main__").isdisjoint(
+    assert loaded_by("import service.http.app, service.__main__").isdisjoint(
         {"torch", "model", "export"}
     )
 
 
 def test_nothing_of_tracing_is_loaded_unless_asked_for() -> None:
     """FastAPI itself may load OpenTelemetry's bare interface."""
-    code = "import sys, service.app, service.__main__; print(*sys.modules)"
+    code = "import sys, service.http.app, service.__main__; print(*sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True)
     loaded = set(result.stdout.decode().split())
-    assert "service.app" in loaded
-    assert loaded.isdisjoint({"opentelemetry.sdk", "opentelemetry.exporter", "service.tracing"})
+    assert "service.http.app" in loaded
+    assert loaded.isdisjoint(
+        {"opentelemetry.sdk", "opentelemetry.exporter", "service.http.telemetry.tracing"}
+    )
 
 
 def test_the_client_loads_httpx_and_nothing_heavy() -> None:
@@ -57,6 +60,96 @@ def test_training_loads_what_draws_and_compares_only_when_asked() -> None:
     assert loaded_by("import model.train").isdisjoint(heavy)
 
 
+# Which rooms of a package a room may import from, besides itself. A folder is a room, and so is
+# a module at the package's top. Modules that only start a command are in COMMANDS.
+SERVICE = {
+    "errors": set(),
+    "logs": set(),
+    "settings": {"errors", "logs"},
+    "inference": {"settings", "errors", "logs"},
+    "images": {"inference", "settings", "errors"},
+    "http": {"images", "inference", "settings", "errors", "logs"},
+    "client": set(),
+    "launch": set(),
+    "doctor": {"http", "inference", "settings", "errors"},
+    "demo": {"launch", "settings"},
+    "bench": {"launch", "client", "http", "images", "inference", "settings", "errors"},
+    "cluster": {"client", "doctor", "http", "images", "inference", "settings", "errors", "logs"},
+}
+MODEL = {
+    "network": set(),
+    "data": set(),
+    "memory": set(),
+    "arguments": {"data"},
+    "checkpoint": {"network"},
+    "convert": {"arguments", "checkpoint", "data", "network"},
+    "evaluate": {"arguments", "checkpoint", "data", "memory", "network"},
+    "train": {"arguments", "checkpoint", "data", "evaluate", "memory", "network"},
+    "finish": {"arguments", "checkpoint", "data", "evaluate", "network"},
+    "paper": {"arguments", "checkpoint", "data", "evaluate", "network", "train"},
+    "pretrain": {"arguments", "checkpoint", "data", "memory", "network", "train"},
+    "bench": {"data", "memory", "train"},
+}
+COMMANDS = {
+    "service": {"__main__", "ray_batch", "ray_serve"},
+    "model": {
+        "average",
+        "complexity",
+        "predict",
+        "prior",
+        "recalibrate",
+        "report",
+        "studies",
+    },
+}
+
+
+def rooms_imported(package: str, path: Path) -> set[str]:
+    """Rooms of its own package that a file imports from."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.ImportFrom) or node.module is None:
+            continue
+        if node.module == package:
+            found |= {alias.name for alias in node.names}
+        elif node.module.startswith(f"{package}."):
+            found.add(node.module.split(".")[1])
+    return found
+
+
+PACKAGES = [("service", SERVICE), ("model", MODEL)]
+
+
+@pytest.mark.parametrize(("package", "allowed"), PACKAGES)
+def test_imports_between_rooms_follow_the_arrows(
+    package: str, allowed: dict[str, set[str]]
+) -> None:
+    for path in (ROOT / package).rglob("*.py"):
+        room = path.relative_to(ROOT / package).parts[0].removesuffix(".py")
+        if room in {"__init__", *COMMANDS[package]}:
+            continue
+        assert rooms_imported(package, path) <= {room, *allowed[room]}, path
+
+
+@pytest.mark.parametrize(("package", "allowed"), PACKAGES)
+def test_the_arrows_have_no_circle(package: str, allowed: dict[str, set[str]]) -> None:
+    order = TopologicalSorter(allowed)
+    assert set(order.static_order()) == set(allowed)  # raises CycleError for a circle
+
+
+def test_nothing_imports_a_command() -> None:
+    """They are entry points: `model.predict`, imported, would hide the function of that name."""
+    commands = {
+        f"{package}.{name}" for package, names in COMMANDS.items() for name in names - {"__main__"}
+    }
+    for package in ("model", "export", "service"):
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.ImportFrom) and node.module:
+                    names = {node.module, *(f"{node.module}.{each.name}" for each in node.names)}
+                    assert commands.isdisjoint(names), path
+
+
 @pytest.mark.parametrize(
     ("package", "forbidden"),
     [("model", {"service", "export"}), ("service", {"model", "export", "torch", "onnx"})],
@@ -66,9 +159,20 @@ def test_dependencies_run_one_way(package: str, forbidden: set[str]) -> None:
         assert imports_of(path).isdisjoint(forbidden), path
 
 
-def test_the_batcher_knows_neither_http_nor_the_engine() -> None:
-    known = {"fastapi", "starlette", "uvicorn", "onnxruntime"}
-    assert imports_of(ROOT / "service" / "batcher.py").isdisjoint(known)
+@pytest.mark.parametrize("room", ["images", "inference"])
+def test_images_and_inference_know_no_http(room: str) -> None:
+    web = {"fastapi", "starlette", "uvicorn", "httpx"}
+    for path in (ROOT / "service" / room).glob("*.py"):
+        assert imports_of(path).isdisjoint(web), path
+
+
+def test_inference_knows_no_images() -> None:
+    for path in (ROOT / "service" / "inference").glob("*.py"):
+        assert "PIL" not in imports_of(path), path
+
+
+def test_the_batcher_does_not_know_the_engine() -> None:
+    assert "onnxruntime" not in imports_of(ROOT / "service" / "inference" / "batcher.py")
 
 
 def test_no_file_is_named_after_a_library() -> None:
