@@ -15,6 +15,7 @@ from service.logs import LogFormat
 Fit = Literal["resize", "sliding"]
 
 BUNDLED = Path(__file__).parent / "models"
+PILLOW_MAX_PIXELS = 178_956_970  # 2 * Image.MAX_IMAGE_PIXELS: Pillow refuses larger images
 
 
 def wants_traces(environment: Mapping[str, str]) -> bool:
@@ -94,9 +95,9 @@ class Settings(BaseSettings):
     max_pending_pixels: Annotated[
         int, Field(ge=1, description="decoded pixels in progress, over all requests; else 503")
     ] = 200_000_000
-    max_pixels: Annotated[int, Field(ge=1, description="pixels of one image; else 413")] = (
-        50_000_000
-    )
+    max_pixels: Annotated[
+        int, Field(ge=1, le=PILLOW_MAX_PIXELS, description="pixels of one image; else 413")
+    ] = 50_000_000
     max_body_bytes: Annotated[int, Field(ge=1, description="bytes of one body; else 413")] = (
         32 * 1024 * 1024
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import struct
 import zipfile
 from collections.abc import Collection, Container
 from dataclasses import dataclass, replace
@@ -15,7 +16,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.JpegImagePlugin import jpeg_factory
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 from pycocotools import mask as coco
 
 from service.errors import ImageTooLarge, InvalidImage
@@ -23,7 +29,15 @@ from service.images import png
 from service.images.png import Rows
 from service.inference.contract import Color, InputSize
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+# Called directly: `Image.open` also applies Pillow's own pixel limit, a global that other code
+# in the process relies on.
+READERS = {
+    "JPEG": jpeg_factory,
+    "PNG": PngImageFile,
+    "WEBP": WebPImageFile,
+    "BMP": BmpImageFile,
+    "TIFF": TiffImageFile,
+}
 MEDIA_TYPES = ("image/jpeg", "image/png", "image/webp", "image/bmp", "image/tiff")
 UNSCALED = ("I", "F")  # Pillow would clip them to 0 to 255, whatever white is
 ORIENTATION = 0x0112  # the EXIF tag
@@ -33,9 +47,6 @@ LONGEST_JPEG_SIDE = 65_500  # libjpeg's own limit, JPEG_MAX_DIMENSION
 # where 513 are wanted, and a quarter takes half as long again to decode and shrink.
 ENOUGH = 0.95
 PNG_LEVEL = 1  # zlib: masks shrink to a few kilobytes at the fastest level already
-
-# Sizes are checked against the service's own limit, from the header, before decoding.
-Image.MAX_IMAGE_PIXELS = None
 
 
 @dataclass(frozen=True)
@@ -59,12 +70,7 @@ def open_checked(data: bytes, max_pixels: int) -> Image.Image:
     """Read the header only; raises InvalidImage or ImageTooLarge."""
     if not data:
         raise InvalidImage("the body is empty: send the bytes of an image")
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except UnidentifiedImageError:
-        raise InvalidImage(f"not an image of a known format: send {', '.join(FORMATS)}") from None
-    except Exception as error:  # parsers of hostile files fail in many ways
-        raise InvalidImage(f"the image's header is broken: {error}") from None
+    image = _opened(data)
     if image.mode in UNSCALED:
         raise InvalidImage("32-bit grey has no range that is known here: send 8 or 16 bits")
     pixels = image.width * image.height
@@ -74,6 +80,20 @@ def open_checked(data: bytes, max_pixels: int) -> Image.Image:
             f"the limit is {max_pixels}: send a smaller one"
         )
     return image
+
+
+def _opened(data: bytes) -> ImageFile.ImageFile:
+    """Read the header with the first reader that knows the format, as `Image.open` does."""
+    for reader in READERS.values():
+        try:
+            return reader(io.BytesIO(data))
+        except (SyntaxError, IndexError, TypeError, struct.error):
+            continue  # not this format
+        except Image.DecompressionBombError as error:  # WebP's reader always checks
+            raise ImageTooLarge(f"the image is too large: {error}") from None
+        except Exception as error:  # parsers of hostile files fail in many ways
+            raise InvalidImage(f"the image's header is broken: {error}") from None
+    raise InvalidImage(f"not an image of a known format: send {', '.join(READERS)}")
 
 
 def decode(image: Image.Image, *, reduce_to: int | None = None) -> Photo:

@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from export import evaluate as export_evaluate
 from export.writer import ExportOptions, export
 from model import checkpoint
 from model.checkpoint import Card
 from model.data.dataset import VOC_CLASSES, voc_palette
+from model.data.photo import open_photo
 from model.evaluate import __main__ as model_evaluate
 from model.network.deeplab import DeepLabV3Plus
 from service.inference.contract import InputSize
 from tests.export.conftest import CONFIG
 from tests.model import voc_folder
+
+
+def test_importing_the_service_keeps_the_pixel_limit_of_training(tmp_path: Path) -> None:
+    """A photo that Pillow calls a decompression bomb is refused, with `export.evaluate` loaded."""
+    assert "service.images.imaging" in sys.modules
+    bomb = tmp_path / "bomb.png"
+    Image.new("1", (20_000, 20_000)).save(bomb)
+    with pytest.raises(OSError, match="decompression bomb"):
+        open_photo(bomb)
 
 
 @pytest.mark.slow

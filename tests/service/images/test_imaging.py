@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 import zipfile
 
 import numpy as np
@@ -15,6 +16,7 @@ from service.errors import ImageTooLarge, InvalidImage
 from service.images import imaging
 from service.images.png import Rows
 from service.inference.contract import InputSize
+from service.settings import PILLOW_MAX_PIXELS
 
 TARGET = InputSize(policy="fixed", height=33, width=49, pad=(1, 2, 3))
 
@@ -55,6 +57,20 @@ def test_too_many_pixels_are_refused_from_the_header_alone() -> None:
     bomb = encoded(Image.new("1", (20_000, 20_000)))
     with pytest.raises(ImageTooLarge, match="20000 x 20000"):
         imaging.open_checked(bomb, 10**7)
+
+
+def test_a_webp_above_pillows_own_limit_is_too_large_not_broken() -> None:
+    """WebP's reader checks Pillow's limit itself; the header alone says 16383 x 16383."""
+    size = struct.pack("<I", (16383 - 1) | (16383 - 1) << 14)
+    frame = b"VP8L" + struct.pack("<I", 5) + b"\x2f" + size
+    webp = b"RIFF" + struct.pack("<I", len(frame) + 4) + b"WEBP" + frame + b"\0"
+    with pytest.raises(ImageTooLarge, match="too large"):
+        imaging.open_checked(webp, PILLOW_MAX_PIXELS)
+
+
+def test_the_largest_setting_of_max_pixels_is_what_pillow_decodes() -> None:
+    assert Image.MAX_IMAGE_PIXELS is not None
+    assert PILLOW_MAX_PIXELS == 2 * Image.MAX_IMAGE_PIXELS
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
