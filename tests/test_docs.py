@@ -1,0 +1,121 @@
+"""The documentation against the repository: links, paths, commands and tables are right."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import service.errors
+from service.errors import ServiceError
+from service.http.query import SegmentQuery
+from service.images.outputs import OUTPUTS
+from service.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted(
+    path
+    for pattern in ("*.md", "docs/**/*.md", "docker/*.md", "model/bundled/*.md")
+    for path in ROOT.glob(pattern)
+    if path.name != "CHANGELOG.md"  # which speaks of what was
+)
+NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+each_page = pytest.mark.parametrize("page", PAGES, ids=NAMES)
+
+FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+MODULE = re.compile(r"python\s+-m\s+((?:model|export|service)[\w.]*)")
+PATH = re.compile(r"`((?:model|export|service|docker|docs|tests)/[\w./-]+)`")
+
+
+def prose(page: Path) -> str:
+    """A page without its fenced blocks, where brackets and paths are examples."""
+    return FENCED.sub("", page.read_text(encoding="utf-8"))
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives a page's headings."""
+    plain = (re.sub(r"\[([^]]+)\]\([^)]*\)", r"\1", text) for text in HEADING.findall(prose(page)))
+    return {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in plain}
+
+
+def table(page: Path, heading: str) -> Iterator[list[str]]:
+    """The rows of the tables under a heading, as lists of cells."""
+    text = page.read_text(encoding="utf-8")
+    section = re.split(r"^#+ ", text.split(f"{heading}\n", 1)[1], flags=re.MULTILINE)[0]
+    for line in section.splitlines():
+        if line.startswith("| `") or re.match(r"\| \d", line):
+            yield [cell.strip() for cell in line.strip("|").split(" | ")]
+
+
+def code(cell: str) -> set[str]:
+    """What stands in code style in a cell."""
+    return set(re.findall(r"`([^`]+)`", cell))
+
+
+@each_page
+def test_links_lead_to_files_and_headings_that_exist(page: Path) -> None:
+    broken = []
+    for link in LINK.findall(prose(page)):
+        if link.startswith(("http:", "https:", "mailto:")):
+            continue
+        file, _, anchor = link.partition("#")
+        target = (page.parent / file).resolve() if file else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    assert not broken
+
+
+@each_page
+def test_paths_named_in_the_text_exist(page: Path) -> None:
+    assert [path for path in PATH.findall(prose(page)) if not (ROOT / path).exists()] == []
+
+
+@each_page
+def test_commands_name_modules_that_can_be_run(page: Path) -> None:
+    named = {name.rstrip(".") for name in MODULE.findall(page.read_text(encoding="utf-8"))}
+    missing = [
+        name
+        for name in named
+        if not (ROOT / f"{name.replace('.', '/')}.py").exists()
+        and not (ROOT / name.replace(".", "/") / "__main__.py").exists()
+    ]
+    assert missing == []
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = ROOT / "docs" / "README.md"
+    linked = {
+        (index.parent / link.partition("#")[0]).resolve() for link in LINK.findall(prose(index))
+    }
+    pages = {page for page in PAGES if page.parent == index.parent} - {index}
+    assert {page.name for page in pages - linked} == set()
+
+
+def test_operations_lists_every_setting_and_no_other() -> None:
+    listed: set[str] = set()
+    for flags, *_ in table(ROOT / "docs" / "operations.md", "## Settings"):
+        listed |= code(flags)
+    assert listed == {f"--{name.replace('_', '-')}" for name in Settings.model_fields}
+
+
+def test_the_api_page_lists_every_query_parameter_output_and_error() -> None:
+    page = ROOT / "docs" / "api.md"
+    asked = {name for row in table(page, "## POST /segment") for name in code(row[0])}
+    assert asked - {"X-Request-Timeout-Ms", "X-Request-ID", "Accept"} >= set(
+        SegmentQuery.model_fields
+    )
+    assert {name for row in table(page, "## Outputs") for name in code(row[0])} == set(OUTPUTS)
+    errors = {
+        (int(status), name)
+        for status, names, *_ in table(page, "## Errors")
+        for name in code(names)
+    }
+    assert errors == {
+        (error.status, error.code)
+        for error in vars(service.errors).values()
+        if isinstance(error, type) and issubclass(error, ServiceError)
+    }
