@@ -38,7 +38,7 @@ def test_the_walkthrough_trains_and_evaluates_ones_own_set(
     monkeypatch.chdir(tmp_path)
     ran = []
     for module, arguments in commands():
-        name = f"{module}.__main__" if module == "model.data" else module
+        name = f"{module}.__main__"
         code = importlib.import_module(name).main([*arguments, *ENDINGS.get(module, [])])
         assert code == 0, (module, arguments)
         ran.append(module)

@@ -14,7 +14,7 @@ from model.checkpoint import CheckpointError
 from model.data.dataset import VOID, find
 from model.network.deeplab import DeepLabV3Plus
 from model.train import __main__ as train
-from model.train import distillation
+from model.train import distillation, training
 from model.train.distillation import Teachers
 from model.train.distributed import World
 from model.train.recipe import RecipeError
@@ -118,7 +118,7 @@ def test_a_taught_run_is_taught_and_resumes_to_the_same_weights(
         return train_step(at, *args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "train_step", cut)
+        patch.setattr(training, "train_step", cut)
         with pytest.raises(InterruptedError):
             run(config, data, tmp_path / "cut")
     resumed = run(config, data, tmp_path / "cut", resume=True)

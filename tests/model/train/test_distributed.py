@@ -48,7 +48,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def two(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that `two_processes` leaves."""
     out = tmp_path_factory.mktemp("two")
-    done = torchrun("-m", "tests.model.two_processes", data, out)
+    done = torchrun("-m", "tests.model.train.two_processes", data, out)
     assert done.returncode == 0, done.stderr
     return out
 

@@ -176,7 +176,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(data: Path, tmp_p
         return step(*args, **options)  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "train_step", killed)
+        patch.setattr(training, "train_step", killed)
         with pytest.raises(KeyboardInterrupt):
             run(config, data, tmp_path / "cut")
     resumed = run(config, data, tmp_path / "cut", resume=True)
@@ -210,7 +210,7 @@ def test_a_signal_saves_the_iteration_at_hand(data: Path, tmp_path: Path) -> Non
         return step(*args, **options)  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "train_step", signalled)
+        patch.setattr(training, "train_step", signalled)
         with pytest.raises(TrainingError, match="after iteration 1: go on with --resume"):
             run(config, data, tmp_path / "cut")
     assert torch.load(tmp_path / "cut" / STATE, weights_only=True)["iteration"] == 1
@@ -232,7 +232,7 @@ def test_a_signal_to_the_whole_group_leaves_the_loaders_workers_alive(
         return step(*args, **options)  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "train_step", signalled)
+        patch.setattr(training, "train_step", signalled)
         with pytest.raises(TrainingError, match="go on with --resume"):
             run(make_recipe(), data, tmp_path, workers=1)
 

@@ -210,7 +210,7 @@ def test_the_best_weights_are_kept_and_a_run_without_gains_ends(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     judged = iter([0.1, 0.3, 0.2, 0.3])
-    monkeypatch.setattr("model.metrics.Confusion.miou", lambda self: next(judged))
+    monkeypatch.setattr("model.evaluate.metrics.Confusion.miou", lambda self: next(judged))
     config = make_recipe(
         iterations=40, ema_decay=0.0, validation_split="train", validate_every=2, patience=2
     )

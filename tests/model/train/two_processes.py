@@ -1,4 +1,4 @@
-"""What test_distributed runs in two processes: `torchrun -m tests.model.two_processes DATA OUT`."""
+"""What test_distributed runs in two processes, by `torchrun -m`, with DATA and OUT."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from torch import nn
 
 from model.data.dataset import find
 from model.network.deeplab import DeepLabV3Plus
-from model.train import __main__ as train
 from model.train import assembly, distributed, training
 from model.train.distributed import World
 from model.train.recipe import Recipe
@@ -59,12 +58,12 @@ def stop_by_a_signal_to_one(data: Path, out: Path, world: World) -> None:
             signal.raise_signal(signal.SIGTERM)
         return step(*args, **options)  # type: ignore[arg-type]
 
-    train.train_step = signalled  # type: ignore[attr-defined]
+    training.train_step = signalled  # type: ignore[attr-defined]
     try:
         run(data, out, world)
     except TrainingError as error:
         (out / f"stopped{world.rank}.txt").write_text(str(error))
-    train.train_step = step  # type: ignore[attr-defined]
+    training.train_step = step  # type: ignore[attr-defined]
 
 
 def fail_to_load_in_one(data: Path, out: Path, world: World) -> None:

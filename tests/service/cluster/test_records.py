@@ -127,7 +127,7 @@ def test_the_last_record_of_a_photo_counts(out: Place) -> None:
 def test_a_part_is_put_when_it_is_full_or_closed(
     out: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.records.PART_RECORDS", 2)
+    monkeypatch.setattr("service.cluster.records.PART_RECORDS", 2)
     parts = Parts(out)
     counts = []
     for number in range(5):

@@ -23,7 +23,7 @@ from service.cluster.scale import (
 from tests.service import onnx_models
 from tests.service.web import photo, png
 
-PAGE = Path(scale.__file__).parents[1] / "docs" / "scale.md"
+PAGE = Path(scale.__file__).parents[2] / "docs" / "scale.md"
 
 LIGHT = Costs(decode_ms=2, engine_ms=100, encode_ms=1, bytes_in=60e3, bytes_out=6e3)
 HEAVY = Costs(decode_ms=25, engine_ms=100, encode_ms=40, bytes_in=2e6, bytes_out=9e4)
