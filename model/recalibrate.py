@@ -1,8 +1,6 @@
 """The command `python -m model.recalibrate`: see model/finish/recalibrate.py."""
 
-from model import memory
-from model.finish.recalibrate import main
+from model.finish.recalibrate import script
 
 if __name__ == "__main__":
-    memory.keep_freed_on_a_cpu()
-    raise SystemExit(main())
+    raise SystemExit(script())

@@ -6,6 +6,7 @@ ready, sends the photos as a user would, prints what was found and stops it.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -16,9 +17,17 @@ from service.launch import free_port, stop, wait_until_ready
 from service.settings import SAMPLES
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     """Run the demo; 0 when every photo has its mask and the service stopped cleanly."""
-    out = Path("demo-output")
+    parser = argparse.ArgumentParser(
+        prog="python -m service.demo",
+        description="Segment two sample photos with the bundled model, through a real service.",
+        epilog="example: python -m service.demo -o demo-output",
+    )
+    parser.add_argument(
+        "-o", "--out", type=Path, default="demo-output", help="folder for the results (%(default)s)"
+    )
+    out: Path = parser.parse_args(argv).out
     url = f"http://127.0.0.1:{free_port()}"
     print(f"starting the service on {url}")
     port = url.rpartition(":")[2]

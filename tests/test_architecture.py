@@ -85,7 +85,7 @@ MODEL = {
     "convert": {"arguments", "checkpoint", "data", "network"},
     "evaluate": {"arguments", "checkpoint", "data", "memory", "network"},
     "train": {"arguments", "checkpoint", "data", "evaluate", "memory", "network"},
-    "finish": {"arguments", "checkpoint", "data", "evaluate", "network"},
+    "finish": {"arguments", "checkpoint", "data", "evaluate", "memory", "network"},
     "paper": {"arguments", "checkpoint", "data", "evaluate", "network", "train"},
     "pretrain": {"arguments", "checkpoint", "data", "memory", "network", "train"},
     "bench": {"data", "memory", "train"},

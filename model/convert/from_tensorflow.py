@@ -119,7 +119,8 @@ def read(path: Path) -> Variables:
         )
     if find_spec("tensorflow") is None:
         raise ConvertError(
-            f"{path}: reading a TensorFlow checkpoint needs TensorFlow: pip install 'deeplab[tf]', "
+            f"{path}: reading a TensorFlow checkpoint needs TensorFlow: pip install "
+            "tensorflow (the extra `tf`), "
             f"or run model/convert/dump.py where it is installed and convert the .npz it writes"
         )
     with TemporaryDirectory() as folder:

@@ -61,6 +61,11 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-if __name__ == "__main__":
+def script() -> int:
+    """The console script: `main` in a process that keeps freed memory."""
     memory.keep_freed_on_a_cpu()
-    raise SystemExit(main())
+    return main()
+
+
+if __name__ == "__main__":
+    raise SystemExit(script())

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
-from model import arguments, checkpoint
+from model import arguments, checkpoint, memory
 from model.checkpoint import CheckpointError
 from model.data.dataset import Dataset, DatasetError, find, read_pair
 from model.data.loader import balanced_weights, first_readable, pixel_counts
@@ -144,3 +144,9 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     print(f"wrote {path}")
     return 0
+
+
+def script() -> int:
+    """The console script: `main` in a process that keeps freed memory."""
+    memory.keep_freed_on_a_cpu()
+    return main()

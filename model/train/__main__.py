@@ -110,6 +110,11 @@ def train_from(args: argparse.Namespace, world: World) -> Path:
         )
 
 
-if __name__ == "__main__":
+def script() -> int:
+    """The console script: `main` in a process that keeps freed memory."""
     memory.keep_freed_on_a_cpu()
-    raise SystemExit(main())
+    return main()
+
+
+if __name__ == "__main__":
+    raise SystemExit(script())

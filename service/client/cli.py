@@ -1,4 +1,4 @@
-"""The command line: `service-client URL INPUTS... -o OUT` and `service-client report OUT`."""
+"""The command line: `deeplab-client URL INPUTS... -o OUT` and `deeplab-client report OUT`."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from service.client.uploads import require_pillow
 
 EXAMPLES = """\
 examples:
-  service-client http://localhost:8000 photos/ -o out/
-  service-client http://localhost:8000 'photos/**/*.jpg' -o out/ --output mask,json
-  find /data -name '*.jpg' | service-client http://localhost:8000 - -o out/
-  service-client http://localhost:8000 photos.tar -o out/ --report
-  service-client http://localhost:8000 scans/ -o out/ --fit sliding --classes person,car
-  service-client report out/
+  deeplab-client http://localhost:8000 photos/ -o out/
+  deeplab-client http://localhost:8000 'photos/**/*.jpg' -o out/ --output mask,json
+  find /data -name '*.jpg' | deeplab-client http://localhost:8000 - -o out/
+  deeplab-client http://localhost:8000 photos.tar -o out/ --report
+  deeplab-client http://localhost:8000 scans/ -o out/ --fit sliding --classes person,car
+  deeplab-client report out/
 
 Run the same command again to go on after an interruption: what is complete is
 skipped, changed photos and photos of another model are done again. docs/client.md
@@ -54,10 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _report(_report_parser().parse_args(arguments[1:]))
         return asyncio.run(_run(_parser().parse_args(arguments)))
     except UsageError as error:
-        print(f"service-client: {error}", file=sys.stderr)
+        print(f"deeplab-client: {error}", file=sys.stderr)
         return 2
     except (ClientError, OSError) as error:
-        print(f"service-client: {error}", file=sys.stderr)
+        print(f"deeplab-client: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\ninterrupted; run the same command again to go on", file=sys.stderr)
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="service-client",
+        prog="deeplab-client",
         description="Send many photos through the service; keep masks and overlays in a folder.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -139,9 +139,9 @@ def _add_connection(parser: argparse.ArgumentParser) -> None:
 
 def _report_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="service-client report",
+        prog="deeplab-client report",
         description="Write report.csv, contact-sheet.html and contact-sheet.png from what is done.",
-        epilog="example:\n  service-client report out/",
+        epilog="example:\n  deeplab-client report out/",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("out", metavar="OUT", type=Path, help="the folder of a run's results")

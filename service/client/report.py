@@ -47,7 +47,9 @@ def write_report(out: Path, manifest: Manifest) -> tuple[list[Path], list[str]]:
     else:
         missing.append(f"no {TABLE}: no class pixels are known, run the inputs again with --report")
     if importlib.util.find_spec("PIL") is None:
-        missing.append(f"no {PNG_SHEET}: it needs Pillow (pip install pillow)")
+        missing.append(
+            f"no {PNG_SHEET}: it needs Pillow: pip install pillow (the extra `pictures`)"
+        )
     elif (sheet := write_png(out, manifest)) is not None:
         written.append(sheet)
     return written, missing

@@ -31,7 +31,7 @@ def prepare(photo: Photo, max_side: int | None) -> Upload:
 def require_pillow(option: str) -> None:
     """UsageError unless Pillow is there."""
     if importlib.util.find_spec("PIL") is None:
-        raise UsageError(f"{option} needs Pillow: pip install pillow")
+        raise UsageError(f"{option} needs Pillow: pip install pillow (the extra `pictures`)")
 
 
 def shrink(content: bytes, max_side: int) -> bytes:

@@ -27,10 +27,15 @@ def locked(name: str) -> dict[str, tuple[str, int]]:
 
 
 def requirements(*extras: str) -> list[Requirement]:
+    """What pyproject.toml asks for with these extras, and with the extras that they name."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    optional = project["optional-dependencies"]
-    texts = [*project["dependencies"], *(text for extra in extras for text in optional[extra])]
-    return [Requirement(text) for text in texts]
+    found = [Requirement(text) for text in project["dependencies"]]
+    for extra in extras:
+        for text in project["optional-dependencies"][extra]:
+            requirement = Requirement(text)
+            own = requirement.name == project["name"]
+            found += requirements(*requirement.extras) if own else [requirement]
+    return found
 
 
 @pytest.mark.parametrize(

@@ -223,7 +223,7 @@ def test_missing_tensorflow_and_missing_files_are_told_apart(
     assert "neither an .npz" in capsys.readouterr().err
     (tmp_path / "model.ckpt.index").write_bytes(b"")
     assert main(["tf", str(tmp_path / "model.ckpt"), str(tmp_path / "net")]) == 1
-    word = "could not be read" if find_spec("tensorflow") else "deeplab[tf]"
+    word = "could not be read" if find_spec("tensorflow") else "pip install tensorflow"
     assert word in capsys.readouterr().err
 
 

@@ -106,7 +106,7 @@ def test_help_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as caught:
             main(arguments)
         assert caught.value.code == 0
-        assert "service-client" in capsys.readouterr().out.split("example")[1]
+        assert "deeplab-client" in capsys.readouterr().out.split("example")[1]
 
 
 def test_client_needs_httpx_alone() -> None:

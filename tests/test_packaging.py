@@ -1,0 +1,107 @@
+"""What an installation has: its commands, its extras and its data files."""
+
+from __future__ import annotations
+
+import ast
+import json
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+COMMANDS: dict[str, str] = PROJECT["project"]["scripts"]
+PACKAGES = ("model/", "export/", "service/")
+
+
+# One interpreter for all of them: each would load torch anew. {name: [exit code, output]}
+HELP = """
+import contextlib, io, json, sys
+from importlib import import_module
+results = {}
+for name, target in json.loads(sys.argv[1]).items():
+    sys.argv = [name, "--help"]
+    module, _, function = target.partition(":")
+    command = getattr(import_module(module), function)
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        try:
+            code = command()
+        except SystemExit as stopped:
+            code = stopped.code
+    results[name] = [code, out.getvalue()]
+print(json.dumps(results))
+"""
+
+
+@pytest.mark.slow
+def test_every_command_prints_its_help() -> None:
+    """Each is called the way the script calls it that pip writes: with no arguments of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", HELP, json.dumps(COMMANDS)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    results = json.loads(done.stdout)
+    assert results.keys() == COMMANDS.keys()
+    for name, (code, output) in results.items():
+        assert not code, name
+        assert "usage:" in output.lower(), name
+
+
+@pytest.mark.parametrize("target", COMMANDS.values())
+def test_every_command_names_a_function(target: str) -> None:
+    """The same without loading it, so quickly enough for every run."""
+    module, _, function = target.partition(":")
+    source = ROOT.joinpath(*module.split(".")).with_suffix(".py").read_text(encoding="utf-8")
+    defined = {node.name for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)}
+    assert function in defined
+
+
+def test_commands_are_one_family() -> None:
+    """A bare `service` would hide a system program of Debian."""
+    assert all(name.startswith("deeplab-") for name in COMMANDS)
+
+
+def test_the_plain_installation_is_the_client_alone() -> None:
+    (requirement,) = PROJECT["project"]["dependencies"]
+    assert requirement.startswith("httpx")
+
+
+@pytest.fixture(scope="module")
+def tracked() -> set[str]:
+    """The files of this checkout that are under version control."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False)
+    if listed.returncode:
+        pytest.skip(f"needs a git checkout: {listed.stderr.decode().strip()}")
+    names = listed.stdout.decode().split("\0")[:-1]
+    return {name for name in names if (ROOT / name).is_file()}
+
+
+@pytest.fixture(scope="module")
+def wheel(tracked: set[str], tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """The files in the wheel that `pip install .` makes."""
+    folder = tmp_path_factory.mktemp("wheel")
+    for name in tracked:  # a copy, since a build leaves files beside its sources
+        if "/" not in name or name.startswith(PACKAGES):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    code = "import sys; from setuptools import build_meta; print(build_meta.build_wheel('.'))"
+    built = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True
+    )
+    with zipfile.ZipFile(folder / built.stdout.split()[-1]) as archive:
+        return set(archive.namelist())
+
+
+def test_the_wheel_has_every_file_of_the_packages(tracked: set[str], wheel: set[str]) -> None:
+    """Code, presets, the page, sample photos, bundled models; and no stranger's file."""
+    expected = {name for name in tracked if name.startswith(PACKAGES)}
+    assert expected - wheel == set()
+    assert {name.partition("/")[0] for name in wheel - expected} == {"deeplab-0.1.0.dist-info"}
