@@ -71,7 +71,8 @@ def test_links_lead_to_files_and_headings_that_exist(page: Path) -> None:
 
 @each_page
 def test_paths_named_in_the_text_exist(page: Path) -> None:
-    assert [path for path in PATH.findall(prose(page)) if not (ROOT / path).exists()] == []
+    named = [path for path in PATH.findall(prose(page)) if "NAME" not in path]
+    assert [path for path in named if not (ROOT / path).exists()] == []
 
 
 @each_page
@@ -84,6 +85,16 @@ def test_commands_name_modules_that_can_be_run(page: Path) -> None:
         and not (ROOT / name.replace(".", "/") / "__main__.py").exists()
     ]
     assert missing == []
+
+
+@each_page
+def test_make_targets_named_in_code_exist(page: Path) -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([\w-]+):", makefile, re.MULTILINE))
+    named = set(
+        re.findall(r"(?:`|^\$ )make ([\w-]+)", page.read_text(encoding="utf-8"), re.MULTILINE)
+    )
+    assert named <= targets
 
 
 def test_every_page_is_in_the_index() -> None:
