@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import json
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,9 @@ from service.client import plan
 from service.client.errors import BadAnswerError, ClientError, ServiceError, UnreachableError
 from service.client.inputs import Inputs, Photo
 from service.client.manifest import DONE, ClassPixels, Manifest, Origin, Row
-from service.client.outputs import remove_files, write_files
+from service.client.outputs import OutsideError, remove_files, write_files
 from service.client.pace import Pace
+from service.client.plain import parse_json, sentence
 from service.client.plan import Decision, Wanted
 from service.client.progress import Counts, Progress
 from service.client.protocol import FILES, Segmentation
@@ -175,7 +176,7 @@ class Batch:
             if await self._is_gone(error):
                 raise
             self._record_failure(work, str(error))
-        except (BadAnswerError, OSError) as error:
+        except (BadAnswerError, OutsideError, OSError) as error:
             self._record_failure(work, str(error))
         finally:
             self._in_flight -= 1
@@ -215,8 +216,10 @@ class Batch:
         self, work: Work, reason: str, is_rejected: bool = False, request_id: str | None = None
     ) -> None:
         if work.earlier is not None:
-            remove_files(self.out, work.earlier.outputs)
+            with suppress(OutsideError):  # perhaps the very reason
+                remove_files(self.out, work.earlier.outputs)
         origin = self._origin(work.photo, None, self.wanted.model_digest)
+        reason = sentence(reason)
         self.manifest.fail(
             work.photo.name, origin, reason, rejected=is_rejected, request_id=request_id
         )
@@ -253,10 +256,19 @@ def on_retry(pace: Pace) -> Callable[[Outcome], None]:
 def class_pixels(result: bytes) -> tuple[ClassPixels, ...]:
     """The counts in a `json` output; BadAnswerError if it holds none."""
     try:
-        classes: list[dict[str, Any]] = json.loads(result)["classes"]
-        return tuple(ClassPixels(int(c["id"]), str(c["name"]), int(c["pixels"])) for c in classes)
+        classes: list[dict[str, Any]] = parse_json(result)["classes"]
+        return tuple(
+            ClassPixels(_count(c["id"]), sentence(c["name"]), _count(c["pixels"])) for c in classes
+        )
     except (ValueError, KeyError, TypeError) as error:
-        raise BadAnswerError(f"output=json has no class pixels: {error!r}") from error
+        raise BadAnswerError(f"output=json has no class pixels: {sentence(error)}") from error
+
+
+def _count(number: object) -> int:
+    """A number that SQLite can hold."""
+    if not isinstance(number, int) or not 0 <= number < 1 << 63:
+        raise ValueError(f"{number!r} is no count")
+    return number
 
 
 def _is_about_the_caller(error: ServiceError) -> bool:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from service.client.plain import plain
+
 
 class ClientError(Exception):
-    """Everything that this package raises on purpose."""
+    """Everything that this package raises on purpose; its text is fit for a terminal."""
+
+    def __init__(self, message: object) -> None:
+        super().__init__(plain(message))
 
 
 class UsageError(ClientError):

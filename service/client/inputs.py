@@ -14,7 +14,6 @@ absolute path.
 from __future__ import annotations
 
 import functools
-import io
 import os
 import re
 import tarfile
@@ -22,9 +21,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import translate
 from pathlib import Path, PurePosixPath
-from typing import IO, TextIO
+from typing import TextIO
 
+from service.client import tars
 from service.client.errors import UsageError
+from service.client.files import read_photo
+from service.client.plain import plain
 from service.client.protocol import FILES, JPEG_OVERLAY
 
 STDIN = "-"
@@ -102,28 +104,26 @@ class Inputs:
     def _photo(self, path: Path) -> Photo:
         try:
             stat = path.stat()
-            size, mtime_ns = stat.st_size, stat.st_mtime_ns
-        except OSError:
+            size, mtime_ns = stat.st_size, _in_sqlite(stat.st_mtime_ns)
+        except (OSError, ValueError):  # ValueError: a zero byte in a list on stdin
             size, mtime_ns = -1, 0
         return Photo(
-            _printable(_below(path, self.base)),
+            _name(path, self.base),
             _printable(str(path)),
             size,
             mtime_ns,
-            path.read_bytes,
+            functools.partial(read_photo, path),
         )
 
     def _archived(self, archive: Path) -> Iterator[Photo]:
-        """The photos in a tar, read as a stream: compressed ones cannot be entered elsewhere."""
+        """The photos in a tar, read from front to back: compressed ones cannot be entered."""
         try:
-            with tarfile.open(archive, mode="r|*") as tar:
-                for member in tar:
-                    # Otherwise the TarFile keeps every header until its end.
-                    tar.members = []  # type: ignore[attr-defined]
+            with tars.opened(archive) as tar:
+                for member in tars.members(tar):
                     path = _harmless(member.name)
                     if member.isfile() and is_image(path.name):
                         yield self._member(archive, tar, member, path)
-        except (tarfile.TarError, EOFError, OSError) as error:
+        except tars.ERRORS as error:
             yield self._broken(archive, f"{archive.name} cannot be read to its end: {error}")
 
     def _member(
@@ -132,9 +132,9 @@ class Inputs:
         return Photo(
             _printable(_below(archive, self.base) / path),
             _printable(f"{archive}!{member.name}"),
-            member.size,
-            int(member.mtime * 1e9),
-            functools.cache(functools.partial(_extract, archive.name, tar, member)),
+            _in_sqlite(member.size),
+            _in_sqlite(member.mtime * 1e9),
+            functools.cache(functools.partial(tars.read, archive.name, tar, member)),
             fleeting=True,
         )
 
@@ -142,7 +142,7 @@ class Inputs:
         def read() -> bytes:
             raise OSError(reason)
 
-        return Photo(_printable(_below(path, self.base)), _printable(str(path)), -1, 0, read)
+        return Photo(_name(path, self.base), _printable(str(path)), -1, 0, read)
 
 
 def is_image(name: str) -> bool:
@@ -240,21 +240,22 @@ def _below(path: Path, base: Path) -> PurePosixPath:
     return PurePosixPath(inside.as_posix())
 
 
+def _name(path: Path, base: Path) -> str:
+    """What a photo is called; what is itself the base (a broken tar) by its own name."""
+    below = _below(path, base)
+    return _printable(below if below.name else path.name or "root")
+
+
 def _harmless(member: str) -> PurePosixPath:
     """A tar member's name is its sender's word: no part of it may lead out of OUT."""
     return PurePosixPath(*(p for p in re.split(r"[\\/]", member) if p not in {"", ".", ".."}))
 
 
 def _printable(name: str | PurePosixPath) -> str:
-    r"""File names that are no UTF-8 with their odd bytes as `\xNN`: what SQLite and HTML take."""
-    return os.fsencode(str(name)).decode("utf-8", "backslashreplace")
+    r"""A name with bytes that are no UTF-8, and control characters, as `\xNN`."""
+    return plain(os.fsencode(str(name)).decode("utf-8", "backslashreplace"))
 
 
-def _extract(archive: str, tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    """The member's bytes; OSError, as for any file, if the tar is broken there."""
-    content: IO[bytes] = tar.extractfile(member) or io.BytesIO()
-    try:
-        with content:
-            return content.read()
-    except (tarfile.TarError, EOFError) as error:
-        raise OSError(f"{archive}: {error}") from error
+def _in_sqlite(number: float) -> int:
+    """A time or size as 64 bits hold it; 0 for what they cannot: a tar may say anything."""
+    return int(number) if -(2.0**63) < number < 2.0**63 else 0

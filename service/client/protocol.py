@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import datetime
 import email.utils
-import io
 import math
 import os
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from service.client import archives, pictures
 from service.client.errors import BadAnswerError, ServiceError, UsageError
+from service.client.files import read_photo
+from service.client.pictures import Size
+from service.client.plain import parse_json, sentence
 
 # Output -> the file that carries it: the entry in a ZIP answer, the suffix on disk.
 FILES = {
@@ -32,6 +34,26 @@ FILES = {
 }
 JPEG_OVERLAY = "overlay.jpg"
 ZIP = "application/zip"
+PICTURES = frozenset({"mask", "color", "overlay", "confidence"})
+
+# How many bytes an answer may have: so many for each pixel of the photo, above what noise of one
+# class per pixel takes (polygons: five corners of some 20 bytes for every pixel).
+BYTES_PER_PIXEL = {
+    "mask": 2,
+    "color": 4,
+    "overlay": 4,
+    "json": 0,
+    "rle": 8,
+    "polygons": 128,
+    "npz": 3,
+    "confidence": 2,
+}
+SMALLEST_LIMIT = 4 << 20  # what has no pixels: lists of classes, of models
+UNKNOWN_PIXELS = 50_000_000  # the service's own default limit
+MOST_PIXELS = 178_956_970  # no service takes more; a header may claim anything
+LONGEST_PARSED = (
+    16 << 20
+)  # longer JSON is checked at its ends alone: parsed it takes ten times that
 
 # First bytes -> media type; the service refuses what none of these is.
 SIGNATURES = (
@@ -56,16 +78,11 @@ class Segmentation:
     request_id: str | None
     timing: dict[str, float]  # stage -> milliseconds, from Server-Timing
 
+    _files: dict[str, bytes] = field(repr=False)
+
     def files(self) -> dict[str, bytes]:
-        """File name -> bytes, e.g. {"mask.png": ...}; BadAnswerError if one is missing."""
-        if len(self.outputs) == 1:
-            return {_file_name(self.outputs[0], self.content_type): self.content}
-        entries = _unzip(self.content)
-        stems = {name.partition(".")[0] for name in entries}
-        missing = [o for o in self.outputs if FILES[o].partition(".")[0] not in stems]
-        if missing:
-            raise BadAnswerError(f"the ZIP answer lacks {', '.join(missing)}")
-        return entries
+        """File name -> bytes, e.g. {"mask.png": ...}; each is whole, as far as it can be told."""
+        return dict(self._files)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +129,22 @@ def media_type(image: bytes) -> str:
 
 def image_bytes(image: bytes | Path | str) -> bytes:
     """The image itself, or the content of the file that a path names."""
-    return image if isinstance(image, bytes) else Path(os.fspath(image)).read_bytes()
+    return image if isinstance(image, bytes) else read_photo(Path(os.fspath(image)))
 
 
-def segmentation(response: httpx.Response, outputs: tuple[str, ...]) -> Segmentation:
-    """A 200 answer of `/segment`, its headers read; BadAnswerError if it is something else."""
+def most_bytes(outputs: tuple[str, ...], size: Size | None) -> int:
+    """The limit for an answer with these outputs of a photo of this size."""
+    pixels = UNKNOWN_PIXELS if size is None else min(size[0] * size[1], MOST_PIXELS)
+    return SMALLEST_LIMIT + pixels * sum(BYTES_PER_PIXEL[output] for output in outputs)
+
+
+def segmentation(
+    response: httpx.Response, outputs: tuple[str, ...], size: Size | None = None
+) -> Segmentation:
+    """A 200 answer of `/segment`, checked against the photo's `size` as far as that is known.
+
+    Raises BadAnswerError if it is not what was asked for, or not whole.
+    """
     headers = response.headers
     content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
     _check_type(outputs, content_type)
@@ -124,35 +152,92 @@ def segmentation(response: httpx.Response, outputs: tuple[str, ...]) -> Segmenta
         content=response.content,
         content_type=content_type,
         outputs=outputs,
-        model=headers.get("x-model"),
-        digest=headers.get("x-model-digest"),
-        provider=headers.get("x-execution-provider"),
-        request_id=headers.get("x-request-id"),
+        model=_text(headers.get("x-model")),
+        digest=_text(headers.get("x-model-digest")),
+        provider=_text(headers.get("x-execution-provider")),
+        request_id=_text(headers.get("x-request-id")),
         timing=parse_timing(headers.get("server-timing", "")),
+        _files=_files(response.content, content_type, outputs, size),
     )
+
+
+def _files(
+    content: bytes, content_type: str, outputs: tuple[str, ...], size: Size | None
+) -> dict[str, bytes]:
+    """The files of an answer; BadAnswerError if one is missing or not whole."""
+    limit = most_bytes(outputs, size)
+    if len(outputs) == 1:
+        files = {_file_name(outputs[0], content_type): content}
+    else:
+        known = {*FILES.values(), JPEG_OVERLAY}  # nothing else may become a file name here
+        files = archives.unpack(content, known, limit)
+    by_stem = {name.partition(".")[0]: name for name in files}
+    for output in outputs:
+        name = by_stem.get(FILES[output].partition(".")[0])
+        if name is None:
+            raise BadAnswerError(f"the ZIP answer lacks {output}")
+        try:
+            _check_file(output, name, files[name], size, limit)
+        except BadAnswerError as error:
+            raise BadAnswerError(f"output={output} is not usable: {error}") from error
+    return files
+
+
+def _check_file(output: str, name: str, content: bytes, size: Size | None, limit: int) -> None:
+    """BadAnswerError unless this is a whole file, of the photo's size if that is known."""
+    if output in PICTURES:
+        pictures.check_whole(content, "image/png" if name.endswith(".png") else "image/jpeg")
+        found = pictures.size_of(content)
+    elif output == "npz":
+        height, width = archives.label_shape(content, limit)
+        found = (width, height)
+    else:
+        found = _json_size(content)
+    if size is None or (found is None and output not in PICTURES):
+        return
+    if found not in {size, size[::-1]}:  # EXIF rotation may have turned it
+        told = "no size" if found is None else f"{found[0]} x {found[1]} pixels"
+        raise BadAnswerError(f"it has {told}, the photo {size[0]} x {size[1]}")
+
+
+def _json_size(content: bytes) -> Size | None:
+    """(W, H) as an answer in JSON tells it; BadAnswerError if it is no JSON object."""
+    if len(content) > LONGEST_PARSED and content.startswith(b"{") and content.endswith(b"}"):
+        return None
+    try:
+        answer = parse_json(content)
+        if not isinstance(answer, dict):
+            raise ValueError("no object")
+    except ValueError as error:
+        raise BadAnswerError(f"it is no JSON: {sentence(error)}") from error
+    width, height = answer.get("width"), answer.get("height")
+    return (width, height) if isinstance(width, int) and isinstance(height, int) else None
 
 
 def models(response: httpx.Response) -> tuple[Model, ...]:
     """The answer of `GET /models`."""
     try:
-        return tuple(_model(entry) for entry in response.json()["models"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadAnswerError(f"GET /models answered no list of models: {error!r}") from error
+        return tuple(_model(entry) for entry in parse_json(response.content)["models"])
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise BadAnswerError(
+            f"GET /models answered no list of models: {sentence(error)}"
+        ) from error
 
 
 def refusal(response: httpx.Response) -> ServiceError:
     """An error answer as an exception; tolerates bodies that are no problem+json (proxies)."""
     try:
-        problem = response.json()
+        problem = parse_json(response.content)
     except ValueError:
         problem = None
     fields: dict[str, Any] = problem if isinstance(problem, dict) else {}
-    detail = fields.get("detail") or fields.get("title") or response.text[:200].strip()
+    page = response.content[:200].decode("utf-8", "replace").strip()
+    detail = fields.get("detail") or fields.get("title") or page
     return ServiceError(
         response.status_code,
-        str(fields.get("code") or f"http-{response.status_code}"),
-        str(detail or response.reason_phrase),
-        fields.get("request_id") or response.headers.get("x-request-id"),
+        sentence(fields.get("code") or f"http-{response.status_code}"),
+        sentence(detail or response.reason_phrase),
+        _text(fields.get("request_id")) or _text(response.headers.get("x-request-id")),
     )
 
 
@@ -175,11 +260,11 @@ def retry_after_s(response: httpx.Response) -> float | None:
         return max(0.0, seconds)
     try:
         when = email.utils.parsedate_to_datetime(value)
-    except ValueError:
+        if when.tzinfo is None:
+            when = when.replace(tzinfo=datetime.UTC)
+        return max(0.0, (when - datetime.datetime.now(datetime.UTC)).total_seconds())
+    except (ValueError, TypeError, IndexError, OverflowError):  # dates of no calendar
         return None
-    if when.tzinfo is None:
-        when = when.replace(tzinfo=datetime.UTC)
-    return max(0.0, (when - datetime.datetime.now(datetime.UTC)).total_seconds())
 
 
 def _number(text: str) -> float | None:
@@ -209,22 +294,18 @@ def _file_name(output: str, content_type: str) -> str:
     return JPEG_OVERLAY if (output, content_type) == ("overlay", "image/jpeg") else FILES[output]
 
 
-def _unzip(content: bytes) -> dict[str, bytes]:
-    known = {*FILES.values(), JPEG_OVERLAY}  # nothing else may become a file name here
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            return {name: archive.read(name) for name in archive.namelist() if name in known}
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
-        raise BadAnswerError(f"the answer is no readable ZIP: {error}") from error
+def _text(value: object) -> str | None:
+    """A header or a field of JSON, if it is text."""
+    return sentence(value) if isinstance(value, str) and value else None
 
 
 def _model(entry: dict[str, Any]) -> Model:
     max_side = entry.get("max_side")
     return Model(
-        name=str(entry["name"]),
-        digest=entry.get("digest"),
+        name=sentence(entry["name"]),
+        digest=_text(entry.get("digest")),
         default=bool(entry.get("default", False)),
-        classes=tuple(map(str, entry.get("classes", ()))),
-        palette=tuple((r, g, b) for r, g, b in entry.get("palette", ())),
+        classes=tuple(sentence(name) for name in entry.get("classes", ())),
+        palette=tuple((int(r), int(g), int(b)) for r, g, b in entry.get("palette", ())),
         max_side=None if max_side is None else int(max_side),
     )

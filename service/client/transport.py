@@ -10,16 +10,18 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import sys
-import time
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Self
+from typing import Any, Self, TypeVar
 
 import httpx
 
-from service.client import protocol
+from service.client import pictures, protocol
+from service.client.errors import BadAnswerError
+from service.client.plain import sentence
 from service.client.protocol import Model, Segmentation
 from service.client.retry import Outcome, Retries, RetryPolicy
 
@@ -31,6 +33,11 @@ if importlib.util.find_spec("sniffio") is None:
 
 TIMEOUT_S = 120.0  # a full queue before a slow CPU model: minutes are possible, hours are not
 CONNECT_TIMEOUT_S = 10.0
+# A try may last longer by a second for so many bytes sent or received. Each read alone has the
+# timeout of httpx, which a peer that sends a byte a second never meets.
+SLOWEST_BYTES_PER_S = 32 << 10
+MOST_BYTES_OF_AN_ERROR = 64 << 10
+Done = TypeVar("Done")
 NONE: Mapping[str, object] = MappingProxyType({})
 
 
@@ -43,9 +50,12 @@ class Ask:
     params: dict[str, str] = field(default_factory=dict)
     body: bytes | None = field(default=None, repr=False)
     content_type: str | None = None
+    most_bytes: int = protocol.SMALLEST_LIMIT  # of a good answer
 
     def headers(self) -> dict[str, str]:
-        return {} if self.content_type is None else {"Content-Type": self.content_type}
+        """Nothing compressed: images are, and a few kilobytes could unpack to gigabytes."""
+        kind = {} if self.content_type is None else {"Content-Type": self.content_type}
+        return {"Accept-Encoding": "identity", **kind}
 
 
 def ask_segment(
@@ -56,79 +66,15 @@ def ask_segment(
     params |= {name: str(value) for name, value in options.items()}
     if model is not None:
         params["model"] = model
-    return Ask("POST", "/segment", params, image, protocol.media_type(image))
-
-
-class Client:
-    """Blocking client. Raises ServiceError, UnreachableError, BadAnswerError, UsageError."""
-
-    def __init__(
-        self,
-        url: str,
-        *,
-        api_key: str | None = None,
-        timeout_s: float = TIMEOUT_S,
-        retry: RetryPolicy | None = None,
-    ) -> None:
-        self._retry = retry or RetryPolicy()
-        self._http = httpx.Client(
-            base_url=protocol.check_url(url),
-            headers=_credentials(api_key),
-            timeout=httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S),
-        )
-
-    def segment(
-        self,
-        image: bytes | Path | str,
-        output: str = "mask",
-        model: str | None = None,
-        options: Mapping[str, object] = NONE,
-    ) -> Segmentation:
-        """Segments an image, given as bytes or as a path; `output` may be a comma list.
-
-        `options`: what else the service's query takes, as `{"fit": "sliding", "alpha": 0.7}`.
-        """
-        outputs = protocol.parse_outputs(output)
-        response = self._send(ask_segment(protocol.image_bytes(image), outputs, model, options))
-        return protocol.segmentation(response, outputs)
-
-    def models(self) -> tuple[Model, ...]:
-        """The models that the service offers."""
-        return protocol.models(self._send(Ask("GET", "/models")))
-
-    def ready(self) -> bool:
-        """Whether the service takes work now; asks once."""
-        outcome = self._attempt(Ask("GET", "/readyz"))
-        return isinstance(outcome, httpx.Response) and outcome.is_success
-
-    def close(self) -> None:
-        self._http.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _send(self, ask: Ask) -> httpx.Response:
-        retries = Retries(self._retry)
-        outcome = self._attempt(ask)
-        while (delay_s := retries.delay_after(outcome)) is not None:
-            time.sleep(delay_s)
-            outcome = self._attempt(ask)
-        return retries.settle(outcome)
-
-    def _attempt(self, ask: Ask) -> Outcome:
-        try:
-            return self._http.request(
-                ask.method, ask.path, params=ask.params, content=ask.body, headers=ask.headers()
-            )
-        except httpx.RequestError as error:
-            return error
+    most = protocol.most_bytes(outputs, pictures.size_of(image))
+    return Ask("POST", "/segment", params, image, protocol.media_type(image), most)
 
 
 class AsyncClient:
-    """The same for asyncio; `on_retry` hears of every outcome that is tried again."""
+    """For asyncio. Raises ServiceError, UnreachableError, BadAnswerError, UsageError.
+
+    `on_retry` hears of every outcome that is tried again.
+    """
 
     def __init__(
         self,
@@ -142,6 +88,7 @@ class AsyncClient:
     ) -> None:
         self._retry = retry or RetryPolicy()
         self._on_retry = on_retry
+        self._timeout_s = timeout_s
         self._http = httpx.AsyncClient(
             base_url=protocol.check_url(url),
             headers=_credentials(api_key),
@@ -159,12 +106,16 @@ class AsyncClient:
         model: str | None = None,
         options: Mapping[str, object] = NONE,
     ) -> Segmentation:
-        """As `Client.segment`."""
+        """Segments an image, given as bytes or as a path; `output` may be a comma list.
+
+        `options`: what else the service's query takes, as `{"fit": "sliding", "alpha": 0.7}`.
+        """
         outputs = protocol.parse_outputs(output)
         if not isinstance(image, bytes):
             image = await asyncio.to_thread(protocol.image_bytes, image)
         response = await self._send(ask_segment(image, outputs, model, options))
-        return protocol.segmentation(response, outputs)
+        size = pictures.size_of(image)
+        return await asyncio.to_thread(protocol.segmentation, response, outputs, size)
 
     async def models(self) -> tuple[Model, ...]:
         """The models that the service offers."""
@@ -172,7 +123,10 @@ class AsyncClient:
 
     async def ready(self) -> bool:
         """Whether the service takes work now; asks once."""
-        outcome = await self._attempt(Ask("GET", "/readyz"))
+        try:
+            outcome = await self._attempt(Ask("GET", "/readyz"))
+        except BadAnswerError:
+            return False
         return isinstance(outcome, httpx.Response) and outcome.is_success
 
     async def aclose(self) -> None:
@@ -195,12 +149,121 @@ class AsyncClient:
         return retries.settle(outcome)
 
     async def _attempt(self, ask: Ask) -> Outcome:
+        """One try, bounded in time and bytes; raises BadAnswerError for an answer beyond them."""
+        request = self._http.build_request(
+            ask.method, ask.path, params=ask.params, content=ask.body, headers=ask.headers()
+        )
+        ends = asyncio.get_running_loop().time() + self._timeout_s
+        ends += len(ask.body or b"") / SLOWEST_BYTES_PER_S
         try:
-            return await self._http.request(
-                ask.method, ask.path, params=ask.params, content=ask.body, headers=ask.headers()
-            )
+            async with asyncio.timeout_at(ends) as timer:
+                return await self._exchange(request, ask.most_bytes, timer, ends)
+        except TimeoutError:
+            return httpx.ReadTimeout(f"no whole answer within {self._timeout_s:g} s")
         except httpx.RequestError as error:
             return error
+
+    async def _exchange(
+        self, request: httpx.Request, most_bytes: int, timer: asyncio.Timeout, ends: float
+    ) -> httpx.Response:
+        """Send, and read the answer; `timer` gets as much longer as bytes come."""
+        response = await self._http.send(request, stream=True)
+        try:
+            limit = most_bytes if response.is_success else MOST_BYTES_OF_AN_ERROR
+            body = bytearray()
+            async for piece in response.aiter_raw():
+                body += piece
+                timer.reschedule(ends + len(body) / SLOWEST_BYTES_PER_S)
+                if len(body) > limit:
+                    break
+        finally:
+            await response.aclose()
+        if response.is_success:
+            _check_bounds(response, len(body), limit)
+        headers = [pair for pair in response.headers.raw if pair[0].lower() != b"content-encoding"]
+        content = bytes(body[:limit])
+        return httpx.Response(
+            response.status_code, headers=headers, content=content, request=request
+        )
+
+
+class Client:
+    """The same for code without asyncio; runs an `AsyncClient` in a thread of its own.
+
+    httpx without asyncio can bound each read, not a whole answer.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        timeout_s: float = TIMEOUT_S,
+        retry: RetryPolicy | None = None,
+    ) -> None:
+        self._client = AsyncClient(url, api_key=api_key, timeout_s=timeout_s, retry=retry)
+        self._loop: asyncio.AbstractEventLoop | None = None  # from the first request on
+        self._starting = threading.Lock()
+
+    def segment(
+        self,
+        image: bytes | Path | str,
+        output: str = "mask",
+        model: str | None = None,
+        options: Mapping[str, object] = NONE,
+    ) -> Segmentation:
+        """As `AsyncClient.segment`."""
+        return self._wait(self._client.segment(image, output, model, options))
+
+    def models(self) -> tuple[Model, ...]:
+        """The models that the service offers."""
+        return self._wait(self._client.models())
+
+    def ready(self) -> bool:
+        """Whether the service takes work now; asks once."""
+        return self._wait(self._client.ready())
+
+    def close(self) -> None:
+        """Close the connections and end the thread."""
+        if self._loop is None:
+            return
+        self._wait(self._client.aclose())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+        self._loop = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _wait(self, work: Coroutine[Any, Any, Done]) -> Done:
+        """The result of a coroutine; interrupted, it is cancelled."""
+        future = asyncio.run_coroutine_threadsafe(work, self._running())
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def _running(self) -> asyncio.AbstractEventLoop:
+        with self._starting:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+                self._thread.start()
+            return self._loop
+
+
+def _check_bounds(response: httpx.Response, received: int, limit: int) -> None:
+    """BadAnswerError for a good answer that is longer than it may be, or compressed unasked."""
+    if received > limit:
+        raise BadAnswerError(f"the answer has more than {limit} bytes")
+    encoding = response.headers.get("content-encoding", "identity")
+    if encoding.lower() != "identity":
+        raise BadAnswerError(f"the answer came in Content-Encoding {sentence(encoding)}, unasked")
 
 
 def _credentials(api_key: str | None) -> dict[str, str]:

@@ -11,13 +11,17 @@ import contextlib
 import hashlib
 import io
 import json
+import struct
 import sys
 import threading
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from urllib.parse import parse_qs, urlsplit
+
+from PIL import Image, UnidentifiedImageError
 
 CLASSES = [
     {"id": 0, "name": "background", "pixels": 30, "fraction": 0.75, "box": [0, 0, 7, 4]},
@@ -43,6 +47,8 @@ class Answer:
     headers: dict[str, str] = field(default_factory=dict)
     delay_s: float = 0.0
     is_cut: bool = False  # half of the body, then the connection closes
+    drip_s: float = 0.0  # between two bytes of head and body
+    is_endless: bool = False  # the body again and again
 
 
 Misbehave = Callable[[Request, int], Answer | None]
@@ -152,7 +158,41 @@ def result(output: str, photo: bytes, digest: str = "d1") -> bytes:
     """What the server makes of a photo: different for each photo, output and model."""
     if output == "json":
         return json.dumps({"classes": CLASSES}).encode()
-    return f"{output} of {hashlib.sha256(photo).hexdigest()} by {digest}".encode()
+    text = f"{output} of {hashlib.sha256(photo).hexdigest()} by {digest}".encode()
+    width, height = size_of(photo)
+    if output != "npz":
+        return png(width, height, text)
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        head = f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({height}, {width}), }}\n"
+        npy = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(head)) + head.encode()
+        archive.writestr(zipfile.ZipInfo("labels.npy"), npy + bytes(width * height))
+        archive.comment = text
+    return buffer.getvalue()
+
+
+def size_of(photo: bytes) -> tuple[int, int]:
+    """(W, H) of a real photo; some size for what only stands for one."""
+    try:
+        with Image.open(io.BytesIO(photo)) as image:
+            return image.size
+    except UnidentifiedImageError:
+        return 4, 3
+
+
+def png(width: int, height: int, text: bytes = b"") -> bytes:
+    """A grey PNG by hand, a text inside."""
+    chunks = {
+        b"IHDR": struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0),
+        b"tEXt": b"Comment\0" + text,
+        b"IDAT": zlib.compress(bytes((width + 1) * height)),
+        b"IEND": b"",
+    }
+    parts = (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks.items()
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 @contextlib.contextmanager
@@ -178,12 +218,20 @@ async def _read(reader: asyncio.StreamReader) -> Request | None:
 
 
 async def _write(writer: asyncio.StreamWriter, answer: Answer) -> None:
-    headers = {"Content-Type": answer.content_type, "Content-Length": str(len(answer.body))}
+    length = {} if answer.is_endless else {"Content-Length": str(len(answer.body))}
+    headers = {"Content-Type": answer.content_type, **length}
     lines = [f"{name}: {value}" for name, value in (headers | answer.headers).items()]
     head = "\r\n".join([f"HTTP/1.1 {answer.status} Answer", *lines, "", ""])
     body = answer.body[: len(answer.body) // 2] if answer.is_cut else answer.body
-    writer.write(head.encode("latin-1") + body)
-    await writer.drain()
+    message = head.encode("latin-1") + body
+    step = 1 if answer.drip_s else len(message)
+    for at in range(0, len(message), step):
+        writer.write(message[at : at + step])
+        await writer.drain()
+        await asyncio.sleep(answer.drip_s)
+    while answer.is_endless:
+        writer.write(body)
+        await writer.drain()
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from service.client.errors import BadAnswerError
+from service.client.pictures import Size
 from service.client.protocol import (
     FILES,
     Segmentation,
@@ -16,19 +17,29 @@ from service.client.protocol import (
     parse_outputs,
     parse_timing,
     retry_after_s,
+    segmentation,
 )
 from service.images.outputs import OUTPUTS, PNG_OVERLAY
 
+from .flaky_server import png
 
-def answer(content: bytes, content_type: str, *outputs: str) -> Segmentation:
-    return Segmentation(content, content_type, outputs, None, None, None, None, {})
+JPEG = b"\xff\xd8\xff\xc0\x00\x11\x08\x00\x03\x00\x04" + bytes(12) + b"\xff\xd9"  # 4 x 3
 
 
-def zipped(*names: str) -> bytes:
+def answer(
+    content: bytes, content_type: str, *outputs: str, size: Size | None = None
+) -> Segmentation:
+    response = httpx.Response(200, content=content, headers={"Content-Type": content_type})
+    return segmentation(response, outputs, size)
+
+
+def zipped(*names: str, method: int = zipfile.ZIP_STORED) -> bytes:
+    """A ZIP whose entries are what their names say, 4 x 3 pixels."""
+    content = {"png": png(4, 3), "jpg": JPEG, "json": b"{}"}
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
+    with zipfile.ZipFile(buffer, "w", method) as archive:
         for name in names:
-            archive.writestr(name, b"x")
+            archive.writestr(name, content[name.rpartition(".")[2]])
     return buffer.getvalue()
 
 
@@ -38,7 +49,7 @@ def test_client_and_service_name_the_same_files() -> None:
 
 
 def test_jpeg_overlay_gets_its_own_suffix() -> None:
-    assert list(answer(b"x", "image/jpeg", "overlay").files()) == ["overlay.jpg"]
+    assert list(answer(JPEG, "image/jpeg", "overlay").files()) == ["overlay.jpg"]
     both = answer(zipped("mask.png", "overlay.jpg"), "application/zip", "mask", "overlay")
     assert list(both.files()) == ["mask.png", "overlay.jpg"]
 

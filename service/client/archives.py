@@ -1,0 +1,73 @@
+"""Read the ZIP answers of a service that may be broken or hostile, within a limit of bytes."""
+
+from __future__ import annotations
+
+import io
+import re
+import zipfile
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
+
+from service.client.errors import BadAnswerError
+
+METHODS = frozenset({zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED})  # the other decoders take memory
+MOST_ENTRIES = 64  # the service sends one for each output
+PIECE = 1 << 20
+# Of the header of a .npy file, a Python dict as text: {'descr': '|u1', ..., 'shape': (480, 640), }
+SHAPE = re.compile(rb"'shape': \((\d{1,9}), (\d{1,9})\)")
+
+
+def unpack(content: bytes, names: Container[str], limit: int) -> dict[str, bytes]:
+    """The entries of these names, their CRCs checked; BadAnswerError, also above `limit` bytes."""
+    with _opened(content, limit) as archive:
+        return {
+            entry.filename: b"".join(_pieces(archive, entry))
+            for entry in archive.infolist()
+            if entry.filename in names
+        }
+
+
+def label_shape(npz: bytes, limit: int) -> tuple[int, int]:
+    """(H, W) of the array `labels` in an .npz file whose CRCs hold; else BadAnswerError."""
+    shape = None
+    with _opened(npz, limit) as archive:
+        for entry in archive.infolist():
+            for number, piece in enumerate(_pieces(archive, entry)):
+                if number == 0 and entry.filename == "labels.npy":
+                    shape = SHAPE.search(piece[:1024])
+    if shape is None:
+        raise BadAnswerError("the .npz has no array `labels` of two dimensions")
+    return int(shape[1]), int(shape[2])
+
+
+@contextmanager
+def _opened(content: bytes, limit: int) -> Iterator[zipfile.ZipFile]:
+    """A ZIP to read from; whatever its parser raises becomes a BadAnswerError."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            _check(archive, limit)
+            yield archive
+    except BadAnswerError:
+        raise
+    except Exception as error:  # parsers of broken files fail in many ways
+        raise BadAnswerError(f"it is no readable ZIP: {error}") from error
+
+
+def _check(archive: zipfile.ZipFile, limit: int) -> None:
+    entries = archive.infolist()
+    if len(entries) > MOST_ENTRIES:
+        raise BadAnswerError(
+            f"the ZIP has {len(entries)} entries, an answer at most {MOST_ENTRIES}"
+        )
+    if any(entry.compress_type not in METHODS for entry in entries):
+        raise BadAnswerError("the ZIP is compressed otherwise than by deflate")
+    size = sum(entry.file_size for entry in entries)  # zipfile reads no more than it says here
+    if size > limit:
+        raise BadAnswerError(f"the ZIP unpacks to {size} bytes, for this photo at most {limit}")
+
+
+def _pieces(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Iterator[bytes]:
+    """The content piece by piece; zipfile compares the CRC at its end."""
+    with archive.open(entry) as stream:
+        while piece := stream.read(PIECE):
+            yield piece

@@ -1,0 +1,55 @@
+"""Text that others wrote, made harmless before a terminal, a table or SQLite gets it."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+# C0 and C1 controls move the cursor, clear the screen or retitle the window; U+2028 to U+202E and
+# U+2066 to U+2069 break lines and turn the reading direction; a lone surrogate is no UTF-8.
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# What spreadsheets run, their full-width forms included (OWASP, "CSV Injection").
+FORMULA = re.compile(r"\s*[=+\-@\uff1d\uff0b\uff0d\uff20]")
+LONGEST = 500  # of one message; a reason is a sentence, not a page
+
+
+def plain(text: object) -> str:
+    r"""One printable line: control characters and lone surrogates as `\x1b`, `\u202e`."""
+    return UNPRINTABLE.sub(_escaped, str(text))
+
+
+def sentence(text: object) -> str:
+    """As `plain`, cut to the length of a message."""
+    line = plain(text)
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]}..."
+
+
+def cell(text: object) -> str:
+    """As `plain`, and behind an apostrophe if a spreadsheet would take it for a formula."""
+    line = plain(text)
+    return f"'{line}" if FORMULA.match(line) else line
+
+
+def parse_json(content: bytes | str) -> Any:
+    """`json.loads` of a stranger's text; every failure is a ValueError, NaN and Infinity too."""
+    try:
+        return json.loads(content, parse_constant=_refuse, parse_float=_finite)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _escaped(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def _refuse(name: str) -> float:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if number in {float("inf"), float("-inf")}:
+        raise ValueError(f"{text[:20]} is too large a number")
+    return number
