@@ -22,6 +22,7 @@ from service.client.errors import ClientError, ManifestError, UsageError
 from service.client.inputs import Inputs
 from service.client.manifest import FILE_NAME, Manifest
 from service.client.pace import Pace
+from service.client.plain import plain
 from service.client.plan import Decision, Wanted, decide
 from service.client.progress import Counts, Progress
 from service.client.protocol import FILES, Model, parse_outputs
@@ -54,10 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _report(_report_parser().parse_args(arguments[1:]))
         return asyncio.run(_run(_parser().parse_args(arguments)))
     except UsageError as error:
-        print(f"deeplab-client: {error}", file=sys.stderr)
+        print(plain(f"deeplab-client: {error}"), file=sys.stderr)
         return 2
     except (ClientError, OSError) as error:
-        print(f"deeplab-client: {error}", file=sys.stderr)
+        print(plain(f"deeplab-client: {error}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\ninterrupted; run the same command again to go on", file=sys.stderr)
@@ -153,9 +154,13 @@ def _report(options: argparse.Namespace) -> int:
     with Manifest(options.out / FILE_NAME, read_only=True) as manifest:
         written, missing = write_report(options.out, manifest)
     for reason in missing:
-        print(reason, file=sys.stderr)
+        print(plain(reason), file=sys.stderr)
     files = [str(path) for path in written]
-    print(json.dumps({"files": files, "missing": missing}) if options.json else "\n".join(files))
+    print(
+        json.dumps({"files": files, "missing": missing})
+        if options.json
+        else "\n".join(map(plain, files))
+    )
     return 0
 
 
@@ -188,7 +193,7 @@ async def _run(options: argparse.Namespace) -> int:
             summary = await _work(batch)
             if options.report:
                 for note in itertools.chain(*write_report(options.out, manifest)):
-                    print(note, file=sys.stderr)
+                    print(plain(note), file=sys.stderr)
             return _tell(summary, as_json=options.json)
 
 
@@ -261,7 +266,7 @@ def _dry_run(inputs: Inputs, wanted: Wanted, out: Path, *, as_json: bool) -> int
             decision = decide(photo, wanted, manifest, out)
             tally[decision] += 1
             if decision is Decision.SEND and not as_json:
-                print(photo.name)
+                print(plain(photo.name))
     counts = {decision.value: count for decision, count in tally.items()}
     if as_json:
         print(json.dumps(counts))

@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from service.client.errors import ManifestError
+from service.client.outputs import stays_inside
+from service.client.plain import parse_json, sentence
 
 FILE_NAME = "manifest.sqlite"
 SCHEMA_VERSION = 2  # 1 had no `options`
@@ -104,6 +106,9 @@ class Manifest:
         self.run = 0
         if read_only and not path.is_file():
             raise ManifestError(f"{path}: no manifest there; is this the OUT of an earlier run?")
+        if path.is_symlink():
+            raise ManifestError(f"{path} is a link: the manifest must be in OUT itself")
+        self._path = path
         try:
             self._db = sqlite3.connect(path, timeout=1.0, check_same_thread=False)
             try:
@@ -116,6 +121,7 @@ class Manifest:
 
     def _open(self, path: Path, read_only: bool) -> None:
         self._db.isolation_level = None  # transactions are written out below
+        self._db.execute("PRAGMA trusted_schema = OFF")  # the file may be a stranger's
         if not read_only:
             self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
             self._db.execute("PRAGMA journal_mode = WAL")
@@ -150,28 +156,31 @@ class Manifest:
         self.close()
 
     def get(self, name: str) -> Row | None:
-        with self._lock:
+        with self._access():
             found = self._db.execute(
                 "SELECT name, source, stem, size, mtime_ns, sha256, model, model_digest, max_side,"
                 f" outputs, status, error, run, {self._options} FROM photos WHERE name = ?",
                 (name,),
             ).fetchone()
-        return None if found is None else _row(found)
+        return None if found is None else self._row(found)
 
     def claim(self, name: str, source: str, stems: Iterable[str]) -> str:
         """Marks a photo as being worked on by this run; returns its stem, the same in every run.
 
         A new photo gets the first of `stems` that no other photo holds.
         """
-        with self._lock:
+        with self._access():
             changed = self._db.execute(
                 "UPDATE photos SET source = ?, status = ?, error = NULL, run = ? WHERE name = ?"
                 " RETURNING stem",
                 (source, PENDING, self.run, name),
             ).fetchone()
-            if changed is not None:
+            if changed is not None and stays_inside(str(changed[0])):
                 return str(changed[0])
             stem = next(stem for stem in stems if not self._is_taken(stem))
+            if changed is not None:
+                self._db.execute("UPDATE photos SET stem = ? WHERE name = ?", (stem, name))
+                return stem
             self._db.execute(
                 "INSERT INTO photos (name, source, stem, size, mtime_ns, status, run)"
                 " VALUES (?, ?, ?, -1, 0, ?, ?)",
@@ -189,7 +198,7 @@ class Manifest:
     ) -> None:
         """All outputs are in place. `pixels` None: not counted; what is known of the same stays."""
         entries = [(name, entry.class_id, entry.name, entry.pixels) for entry in pixels or ()]
-        with self._lock, self._transaction():
+        with self._access(), self._transaction():
             if pixels is not None or not self._is_from(name, origin):
                 self._db.execute("DELETE FROM pixels WHERE name = ?", (name,))
             self._settle(name, DONE, origin, request_id)
@@ -209,7 +218,7 @@ class Manifest:
         request_id: str | None = None,
     ) -> None:
         """No result, and why. The files of an earlier result are not recorded any more."""
-        with self._lock, self._transaction():
+        with self._access(), self._transaction():
             self._db.execute("DELETE FROM pixels WHERE name = ?", (name,))
             self._settle(name, REJECTED if rejected else FAILED, origin, request_id)
             self._db.execute(
@@ -218,12 +227,12 @@ class Manifest:
 
     def touch(self, name: str, mtime_ns: int) -> None:
         """The file's time has changed, its content has not."""
-        with self._lock:
+        with self._access():
             self._db.execute("UPDATE photos SET mtime_ns = ? WHERE name = ?", (mtime_ns, name))
 
     def see(self, name: str) -> None:
         """The photo is part of this run, its row stands."""
-        with self._lock:
+        with self._access():
             self._db.execute("UPDATE photos SET run = ? WHERE name = ?", (self.run, name))
 
     def counts(self) -> dict[str, int]:
@@ -244,7 +253,7 @@ class Manifest:
             "SELECT name, stem, outputs FROM photos WHERE status = ? ORDER BY name", DONE
         )
         for name, stem, outputs in rows:
-            yield name, stem, json.loads(outputs)
+            yield name, stem, self._outputs(name, outputs)
 
     def classes(self) -> list[tuple[int, str, int, int]]:
         """Class id, name, pixels and photos, over everything that was counted, by id."""
@@ -286,28 +295,57 @@ class Manifest:
         return bool(self._db.execute("SELECT 1 FROM photos WHERE stem = ?", (stem,)).fetchone())
 
     def _select(self, query: str, *values: object) -> Iterator[Any]:
-        with self._lock:
+        with self._access():
             cursor = self._db.execute(query, values)
-        yield from cursor
+        while True:
+            with self._access():
+                row = cursor.fetchone()
+            if row is None:
+                return
+            yield row
+
+    def _row(self, found: tuple[Any, ...]) -> Row:
+        values = list(found)
+        values[9] = self._outputs(values[0], values[9])
+        return Row(*values)
+
+    def _outputs(self, name: str, text: str) -> dict[str, int]:
+        """The column; what it names is compared, removed and linked to, so it must be below OUT."""
+        try:
+            outputs = parse_json(text)
+            if not all(stays_inside(file) and int(size) >= 0 for file, size in outputs.items()):
+                raise ValueError("a path that leads out of OUT")
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ManifestError(
+                f"{self._path}: the outputs of {sentence(name)} are {sentence(text)}: "
+                f"{sentence(error)}; use another OUT"
+            ) from error
+        return dict(outputs)
+
+    @contextmanager
+    def _access(self) -> Iterator[None]:
+        """One thread at a time; what SQLite raises (a full disk, ...) is a ManifestError."""
+        with self._lock:
+            try:
+                yield
+            except sqlite3.Error as error:
+                raise ManifestError(_explain(self._path, error)) from error
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         self._db.execute("BEGIN")
         try:
             yield
+            self._db.execute("COMMIT")
         except BaseException:
-            self._db.execute("ROLLBACK")
+            if self._db.in_transaction:  # SQLite has rolled back by itself after a full disk
+                self._db.execute("ROLLBACK")
             raise
-        self._db.execute("COMMIT")
-
-
-def _row(found: tuple[Any, ...]) -> Row:
-    values = list(found)
-    values[9] = json.loads(values[9])  # outputs
-    return Row(*values)
 
 
 def _explain(path: Path, error: sqlite3.Error) -> str:
     if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
         return f"{path} is in use: another client is writing to this folder"
+    if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+        return f"{path}: the disk is full: make room, and run the same command again"
     return f"{path}: {error}"

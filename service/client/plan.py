@@ -54,6 +54,7 @@ def decide(photo: Photo, wanted: Wanted, manifest: Manifest, out: Path) -> Decis
 
 def stems(name: str) -> Iterator[str]:
     """Where a photo's outputs may go, best first: "a/b.jpg" -> a/b, a/b.jpg, a/b.jpg~2, ..."""
+    name = name.lstrip("/")  # a photo whose name clashes is named by its whole path
     yield str(PurePosixPath(name).with_suffix(""))
     yield name
     number = 2

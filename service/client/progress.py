@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TextIO
 
+from service.client.plain import plain
+
 BAR_WIDTH = 24
 BAR_EVERY_S = 0.1
 LINE_EVERY_S = 10.0
@@ -51,7 +53,8 @@ class Progress:
         self._draw()
 
     def note(self, text: str) -> None:
-        """A line of its own, above the bar."""
+        """A line of its own, above the bar; what others wrote in it cannot steer the terminal."""
+        text = plain(text)
         self._stream.write(f"\r\x1b[K{text}\n" if self._is_terminal else f"{text}\n")
         if self._is_terminal:
             self._draw()

@@ -10,6 +10,7 @@ import csv
 import html
 import importlib
 import importlib.util
+import io
 import itertools
 from collections import Counter
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from typing import TextIO
 from urllib.parse import quote
 
 from service.client.manifest import Manifest
+from service.client.outputs import OutsideError, inside, write_atomically
+from service.client.plain import cell, plain
 
 TABLE = "report.csv"
 PARQUET = "report.parquet"
@@ -79,8 +82,9 @@ def write_csv(out: Path, manifest: Manifest) -> Path:
     """OUT/report.csv: photo, pixels, one column per class."""
     with _replacing(out / TABLE) as stream:
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["photo", "pixels", *columns(manifest).values()])
-        writer.writerows(table(manifest))
+        writer.writerow(map(cell, ["photo", "pixels", *columns(manifest).values()]))
+        for name, *counts in table(manifest):
+            writer.writerow([cell(name), *counts])
     return out / TABLE
 
 
@@ -92,6 +96,7 @@ def write_parquet(out: Path, manifest: Manifest) -> Path:
     schema = arrow.schema([(n, arrow.string() if n == "photo" else arrow.int64()) for n in names])
     rows = table(manifest)
     temporary = out / f".{PARQUET}.part"
+    temporary.unlink(missing_ok=True)  # as `write_atomically` does
     with parquet.ParquetWriter(temporary, schema) as writer:
         while batch := list(itertools.islice(rows, PARQUET_BATCH)):
             values = [dict(zip(names, row, strict=True)) for row in batch]
@@ -129,16 +134,18 @@ def write_png(out: Path, manifest: Manifest) -> Path | None:
     sheet = Image.new("RGB", size, (17, 17, 17))
     for index, picture in enumerate(sample):
         try:
-            with Image.open(out / picture) as image:
+            with Image.open(inside(out, picture)) as image:
+                image.draft("RGB", (THUMBNAIL, THUMBNAIL))
                 thumbnail = image.convert("RGB")
-        except OSError:  # taken away since: an empty cell says so
+        # Taken away since, broken, or too large to decode: an empty cell says so.
+        except (OSError, ValueError, SyntaxError, OutsideError, Image.DecompressionBombError):
             continue
         thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
         row, column = divmod(index, COLUMNS)
         sheet.paste(thumbnail, (GAP + column * cell, GAP + row * cell))
-    temporary = out / f".{PNG_SHEET}.part"
-    sheet.save(temporary, "PNG")
-    temporary.replace(out / PNG_SHEET)
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG")
+    write_atomically(out / PNG_SHEET, buffer.getvalue())
     return out / PNG_SHEET
 
 
@@ -152,7 +159,7 @@ def _pictures(manifest: Manifest) -> Iterator[tuple[str, str]]:
 
 def _figure(name: str, picture: str, shares: str) -> str:
     link = quote(picture)
-    caption = f"{html.escape(name)}<br><small>{html.escape(shares)}</small>"
+    caption = f"{html.escape(plain(name))}<br><small>{html.escape(shares)}</small>"
     image = f'<a href="{link}"><img loading="lazy" src="{link}" alt=""></a>'
     return f"<figure>{image}<figcaption>{caption}</figcaption></figure>\n"
 
@@ -168,6 +175,7 @@ def _shares(pixels: dict[int, int], names: dict[int, str]) -> str:
 def _replacing(path: Path) -> Iterator[TextIO]:
     """A text file that appears under its name only when it is complete."""
     temporary = path.with_name(f".{path.name}.part")
+    temporary.unlink(missing_ok=True)  # as `write_atomically` does
     with temporary.open("w", encoding="utf-8", newline="") as stream:
         yield stream
     temporary.replace(path)

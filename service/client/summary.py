@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from service.client.manifest import Manifest
+from service.client.plain import plain
 from service.client.progress import Counts, duration
 
 FAILURES_SHOWN = 20
@@ -51,7 +52,7 @@ class Summary:
             lines.append(f"  ... and {len(self.failures) - FAILURES_SHOWN} more (--json lists all)")
         if self.stopped is not None:
             lines.append(f"not finished: {self.stopped}; run the same command again to go on")
-        return "\n".join(lines)
+        return "\n".join(map(plain, lines))
 
     def json(self) -> dict[str, Any]:
         """Everything; `classes` counts over all photos of OUT whose pixels are known."""
