@@ -3,6 +3,8 @@ PYTHON ?= python3
 ENGINE ?= cpu
 DEV := .venv
 SERVE := .venv-serve-$(ENGINE)
+# Tests and measurements start servers with the packages of the image, not with their own ones.
+export DEEPLAB_SERVE_PYTHON := $(CURDIR)/$(SERVE)/bin/python
 
 .PHONY: demo serve image test check format tables bench bench-client bench-train soak export-matrix clean
 
@@ -15,7 +17,7 @@ serve: $(SERVE)/.installed ## run the service on port 8000
 image: ## the service as a container image, for ENGINE
 	docker build -f docker/serve.Dockerfile --target $(ENGINE) -t deeplab:$(ENGINE) .
 
-test: $(DEV)/.installed ## all tests, two files at a time
+test: $(DEV)/.installed $(SERVE)/.installed ## all tests, two files at a time
 	$(DEV)/bin/python -m pytest -n 2 --dist loadfile
 
 check: $(DEV)/.installed ## formatter, linter, types
@@ -31,13 +33,13 @@ tables: $(DEV)/.installed ## docs/complexity.md and docs/network.svg from the co
 	$(DEV)/bin/python -m model.paper.tables
 	$(DEV)/bin/python -m model.paper.diagram
 
-bench: $(DEV)/.installed ## the bundled model and its service against PyTorch, as ratios
+bench: $(DEV)/.installed $(SERVE)/.installed ## the bundled model and its service against PyTorch, as ratios
 	$(DEV)/bin/python -m export.bench
 
-bench-client: $(DEV)/.installed ## the batch client against what the service can do, and its memory
+bench-client: $(DEV)/.installed $(SERVE)/.installed ## the batch client against what the service can do, and its memory
 	$(DEV)/bin/python -m service.bench.client
 
-soak: $(DEV)/.installed ## 10,000 requests, hostile ones among them, or MINUTES=N of them
+soak: $(DEV)/.installed $(SERVE)/.installed ## 10,000 requests, hostile ones among them, or MINUTES=N of them
 	$(DEV)/bin/python -m service.bench.soak $(if $(MINUTES),--minutes $(MINUTES))
 
 bench-train: $(DEV)/.installed ## crops per second against segmentation_models_pytorch, as ratios

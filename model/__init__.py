@@ -1,1 +1,83 @@
-"""DeepLabv3+: the network, its data, its training and its evaluation."""
+"""DeepLabv3+: the network, its data, its training and its evaluation.
+
+Segment a photo with a checkpoint:
+
+    import model
+
+    net = model.load("model/bundled/efficientnet-lite0-voc")
+    labels = model.predict(net, "service/samples/cat.jpg")  # (H, W) uint8 class ids
+    names = model.read_card("model/bundled/efficientnet-lite0-voc").classes
+
+`import model` itself loads neither torch nor NumPy; the first call of a function does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image
+
+    from model.checkpoint import Card
+    from model.network.deeplab import DeepLabV3Plus
+
+__all__ = ["load", "predict", "read_card"]
+
+
+def load(path: Path | str, output_stride: int | None = None) -> DeepLabV3Plus:
+    """Rebuild the network of a checkpoint, in eval mode and on the CPU.
+
+    `path` is NAME of NAME.safetensors and NAME.json. The network is a torch module:
+    `.to("cuda")` moves it, and called with (N, 3, H, W) float32 in [0, 255], RGB, it
+    returns logits. `output_stride` (8, 16 or 32) is by default the checkpoint's own;
+    a smaller one gives finer features for more time.
+
+    Raises model.checkpoint.CheckpointError, a ValueError, for a missing or damaged file,
+    and ValueError for another output stride.
+    """
+    from model import checkpoint  # noqa: PLC0415 - loads torch
+
+    return checkpoint.load(path, output_stride)
+
+
+def read_card(path: Path | str) -> Card:
+    """Read the JSON beside a checkpoint's weights: `.classes` and `.palette` by class id.
+
+    Raises model.checkpoint.CheckpointError, a ValueError.
+    """
+    from model import checkpoint  # noqa: PLC0415 - loads torch
+
+    return checkpoint.read_card(path)
+
+
+def predict(
+    net: DeepLabV3Plus,
+    photo: Path | str | Image.Image | NDArray[np.uint8],
+    *,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    overlap: float | None = None,
+) -> NDArray[np.uint8]:
+    """Segment a photo of any size: (H, W) uint8, the class id of each pixel.
+
+    `photo` is a file, a Pillow image, or (H, W, 3) uint8 in RGB. Files and Pillow images
+    are turned upright as their EXIF orientation says, so H and W are those of the upright
+    photo; transparent pixels count as white, and 16-bit grey is scaled to 8 bits. An array
+    is taken as it is. The result is what `python -m model.predict` writes.
+
+    `scales` and `flip` average the class probabilities of the photo at several sizes, and of
+    its mirror images; the paper uses 0.5, 0.75, 1, 1.25, 1.5, 1.75 with flip. `overlap`, a
+    share from 0 to below 1, cuts photos larger than the network's crop size into windows that
+    overlap by it; None takes them whole.
+
+    Raises OSError for a file that is missing or no picture; ValueError for an array of another
+    form, options out of range and a network in training mode; TypeError for any other photo.
+    """
+    from model.data.photo import as_photo  # noqa: PLC0415 - loads NumPy and Pillow
+    from model.network.inference import label_map  # noqa: PLC0415 - loads torch
+
+    return label_map(net, as_photo(photo), scales, flip, overlap=overlap)

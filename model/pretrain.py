@@ -119,9 +119,15 @@ class Pictures:
     def __init__(self, folder: ImageFolder, order: Order, size: int) -> None:
         self.folder = folder
         self.order = order
+        self.size = size
         self.transform = v2.Compose(
             [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), v2.PILToTensor()]
         )
+
+    @property
+    def sample_bytes(self) -> int:
+        """Three bytes of colour for each pixel, and an int64 class id."""
+        return 3 * self.size**2 + 8
 
     def __getitem__(self, position: int) -> Sample:
         """Return the image (3, S, S) uint8 and its class id ()."""

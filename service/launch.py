@@ -1,7 +1,12 @@
-"""Servers as processes of their own, for as long as a measurement takes."""
+"""Servers as processes of their own, for as long as a measurement takes.
+
+They run on the interpreter of the serving environment, whose packages are those of the
+image: the development environment has other ones, and another build of ONNX Runtime.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -14,6 +19,21 @@ from pathlib import Path
 from typing import IO
 
 import httpx
+
+PYTHON_VARIABLE = "DEEPLAB_SERVE_PYTHON"  # set by the Makefile
+
+
+def python() -> str:
+    """The interpreter for servers: what DEEPLAB_SERVE_PYTHON names, else the running one.
+
+    Raises SystemExit if the variable names no executable file.
+    """
+    chosen = os.environ.get(PYTHON_VARIABLE)
+    if not chosen:
+        return sys.executable
+    if not os.access(chosen, os.X_OK):
+        raise SystemExit(f"{PYTHON_VARIABLE}={chosen}: no such program; make it with `make serve`")
+    return chosen
 
 
 @dataclass(frozen=True)
@@ -32,15 +52,17 @@ class Server:
 @contextmanager
 def service(models: Path, *flags: str, log: IO[bytes] | None = None) -> Iterator[Server]:
     """`python -m service` on a folder of models, at a free port; stopped with SIGTERM."""
-    with module("service", "--models", str(models), *flags, log=log) as server:
+    with module("service", "--models", str(models), *flags, log=log, program=python()) as server:
         yield server
 
 
 @contextmanager
-def module(name: str, *flags: str, log: IO[bytes] | None = None) -> Iterator[Server]:
+def module(
+    name: str, *flags: str, log: IO[bytes] | None = None, program: str = sys.executable
+) -> Iterator[Server]:
     """`python -m NAME --port P FLAGS`, once it is ready; SystemExit if it does not get there."""
     port = free_port()
-    command = [sys.executable, "-m", name, "--port", str(port), *flags]
+    command = [program, "-m", name, "--port", str(port), *flags]
     process = subprocess.Popen(command, stderr=log)
     try:
         url = f"http://127.0.0.1:{port}"

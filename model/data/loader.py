@@ -9,16 +9,21 @@ decoded, the pair of the next readable position takes its place.
 
 from __future__ import annotations
 
+import logging
+import os
+import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
 from model.data import augment
@@ -27,6 +32,26 @@ from model.data.dataset import Dataset, DatasetError, read_mask, read_pair
 from model.data.perturb import perturb
 
 T = TypeVar("T")
+
+log = logging.getLogger("model.train")
+
+SHARED_MEMORY = Path("/dev/shm")
+PREFETCH = 4  # batches that each loader process makes ahead
+POLL_S = 1.0  # between two looks at signals and dead processes, while a batch is waited for
+JOIN_S = 5.0  # for a killed process to be gone
+LOST_AFTER_S = 300.0  # a batch that takes longer does not come: no disk is so slow
+ROOM = (
+    "a container has 64 MB unless it is started with more (docker run --shm-size=1g); "
+    "--workers 0 needs none"
+)
+
+
+class LoaderError(RuntimeError):
+    """The loader processes cannot deliver; the message says what to change."""
+
+
+class StillLoading(Exception):
+    """No batch yet: look at what else has happened, then ask again."""
 
 
 def pixel_counts(dataset: Dataset) -> NDArray[np.int64]:
@@ -94,15 +119,39 @@ class Batch(NamedTuple):
 
     @staticmethod
     def of(samples: list[Sample]) -> Batch:
-        """Stack samples; made in the loader's workers."""
+        """Stack samples; made in the loader's workers.
+
+        Raises LoaderError where shared memory is full.
+        """
         images, labels, skipped = zip(*samples, strict=True)
-        return Batch(
+        batch = Batch(
             torch.stack(images), torch.stack(labels), [line for s in skipped for line in s]
         )
+        return batch if get_worker_info() is None else batch.shared()
+
+    def shared(self) -> Batch:
+        """The same batch in shared memory.
+
+        PyTorch would do this later, in a thread whose errors reach nobody: the batch would be
+        lost and the training would wait for ever.
+        """
+        try:
+            for tensor in (self.images, self.labels):
+                tensor.share_memory_()  # type: ignore[no-untyped-call]
+        except RuntimeError as error:
+            raise LoaderError(
+                f"a batch of {self.images.nbytes / 1e6:.0f} MB cannot be put into shared memory, "
+                f"{SHARED_MEMORY}: {ROOM} ({str(error).splitlines()[0]})"
+            ) from None
+        return self
 
 
 class Samples(Protocol):
     """What a loader reads: samples by position in the run."""
+
+    @property
+    def sample_bytes(self) -> int:
+        """Size of one sample's image and label."""
 
     def __getitem__(self, position: int) -> Sample: ...
 
@@ -146,6 +195,11 @@ class CropDataset(TorchDataset[Sample]):
         self.order = order
         self.config = config
         self.pad = np.round(np.array(mean)).astype(np.uint8)
+
+    @property
+    def sample_bytes(self) -> int:
+        """Three bytes of colour and one of label for each pixel of the crop."""
+        return 4 * self.config.crop**2
 
     def __getitem__(self, position: int) -> Sample:
         """Return the crop (3, S, S) uint8 and its labels (S, S) uint8.
@@ -211,25 +265,134 @@ def _leave_signals_to_the_parent(_: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+def affordable_prefetch(batch_bytes: int, workers: int) -> int:
+    """How many batches each process may make ahead, so that all fit into shared memory.
+
+    Raises LoaderError where there is no room for one.
+    """
+    if not workers or not SHARED_MEMORY.is_dir():
+        return PREFETCH
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    on_this_host = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's
+    batches = free // max(1, batch_bytes * on_this_host) - 1  # one is being trained on
+    if batches < workers:
+        need = (workers + 1) * batch_bytes * on_this_host
+        raise LoaderError(
+            f"{SHARED_MEMORY} has {free / 1e6:.0f} MB free and --workers {workers} needs "
+            f"{need / 1e6:.0f} MB, for batches of {batch_bytes / 1e6:.1f} MB: {ROOM}"
+        )
+    if batches < workers * PREFETCH:
+        log.warning(
+            "%s has %.0f MB free: each loader process makes %d batches of %.1f MB ahead, "
+            "not %d; %s",
+            SHARED_MEMORY,
+            free / 1e6,
+            batches // workers,
+            batch_bytes / 1e6,
+            PREFETCH,
+            ROOM,
+        )
+    return min(PREFETCH, batches // workers)
+
+
+class Waiting:
+    """Batches of loader processes, waited for in steps of POLL_S.
+
+    `next` raises StillLoading after each step, and LoaderError where a process has ended or
+    a batch is lost.
+    """
+
+    def __init__(self, loader: DataLoader[Batch]) -> None:
+        # Death of a process is noticed here, while a batch is waited for: PyTorch's own handler
+        # of SIGCHLD would raise in whatever line the training has reached.
+        before = signal.getsignal(signal.SIGCHLD)
+        self.batches = iter(loader)
+        if before is not None:
+            signal.signal(signal.SIGCHLD, before)
+        self.since: float | None = None  # a batch is being waited for
+        self.told = False
+
+    def __iter__(self) -> Waiting:
+        return self
+
+    def __next__(self) -> Batch:
+        if self.since is None:
+            self.since = time.monotonic()
+        try:
+            batch = cast("Batch", next(self.batches))
+        except LoaderError:
+            raise
+        except RuntimeError as error:
+            self._explain(error, waited=time.monotonic() - self.since)
+            raise
+        self.since, self.told = None, False
+        return batch
+
+    def _explain(self, error: RuntimeError, waited: float) -> None:
+        """Raise what PyTorch's RuntimeError means here, if it is about the processes."""
+        says = str(error)
+        if says.startswith("DataLoader timed out"):
+            if waited > LOST_AFTER_S:
+                raise LoaderError(
+                    f"no batch came in {waited:.0f} s: the disk of the data set does not answer, "
+                    f"or {SHARED_MEMORY} is full ({ROOM})"
+                ) from None
+            if waited > LOST_AFTER_S / 10 and not self.told:
+                self.told = True
+                log.warning("no batch for %.0f s: is the disk of the data set slow?", waited)
+            raise StillLoading from None
+        if says.startswith("DataLoader worker"):
+            raise LoaderError(self._ended()) from None
+
+    def _ended(self) -> str:
+        workers = self.batches._workers  # type: ignore[attr-defined]
+        codes = [worker.exitcode for worker in workers if worker.exitcode]
+        code = codes[0] if codes else 0
+        how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"status {code}"
+        if -code == signal.SIGBUS:
+            return f"a loader process ended by {how}: {SHARED_MEMORY} is full; {ROOM}"
+        return (
+            f"a loader process ended by {how}: the system does so when memory is short; "
+            "take fewer --workers, --workers 0, or a smaller batch_size or augment.crop"
+        )
+
+    def end(self) -> None:
+        """End the processes, those too that hang in a read; SIGTERM they ignore."""
+        workers = self.batches._workers  # type: ignore[attr-defined]
+        if self.since is not None:  # they do not answer
+            for worker in workers:
+                worker.kill()
+        self.batches._shutdown_workers()  # type: ignore[attr-defined]
+        for worker in workers:
+            worker.kill()
+            worker.join(JOIN_S)
+
+
 @contextmanager
 def loading(samples: Samples, batches: Batches, workers: int) -> Iterator[Iterator[Batch]]:
     """Iterate over batches of samples (uint8) in the order of `batches`.
 
-    The workers end with the context. Left to the interpreter's exit they would
-    not: a traceback may hold the iterator until then, and SIGTERM they ignore.
+    With workers, `next` raises StillLoading every second in which there is no batch. The
+    workers end with the context. Left to the interpreter's exit they would not: a traceback
+    may hold the iterator until then, and SIGTERM they ignore. Raises LoaderError where
+    shared memory has no room for a batch.
     """
+    prefetch = affordable_prefetch(samples.sample_bytes * len(batches.offsets), workers)
     loader = DataLoader(
         cast("TorchDataset[Batch]", samples),
         batch_sampler=batches,
         collate_fn=Batch.of,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=prefetch if workers else None,
+        timeout=POLL_S if workers else 0,
         worker_init_fn=_leave_signals_to_the_parent,
     )
-    iterator = iter(loader)
+    if not workers:
+        yield iter(loader)
+        return
+    waiting = Waiting(loader)
     try:
-        yield iterator
+        yield waiting
     finally:
-        if workers:
-            iterator._shutdown_workers()  # type: ignore[attr-defined]
+        waiting.end()

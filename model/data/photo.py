@@ -49,6 +49,22 @@ def read_photo(path: Path) -> NDArray[np.uint8]:
     return np.asarray(open_photo(path))
 
 
+def as_photo(source: Path | str | Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8 of a file or of a Pillow image, turned upright; an array as it is.
+
+    Raises OSError for files that are no picture or too large, TypeError for anything else.
+    """
+    if isinstance(source, np.ndarray):
+        return source
+    if isinstance(source, Image.Image):
+        return np.asarray(rgb(upright(source)))
+    if isinstance(source, Path | str):
+        return read_photo(Path(source))
+    raise TypeError(
+        f"photo is a {type(source).__name__}; give a path, a Pillow image or uint8 (H, W, 3)"
+    )
+
+
 def rgb(image: Image.Image) -> Image.Image:
     """The image as RGB: 16-bit grey scaled to 8, transparent pixels white."""
     if image.mode.startswith("I;16"):  # `convert` would clip it

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from model.checkpoint import CheckpointError
 from model.data.dataset import DatasetError
+from model.data.loader import LoaderError
 from model.train import distributed
 from model.train.distributed import World
 from model.train.recipe import RecipeError
-from model.train.run import TrainingError
+from model.train.run import StoppedAtOnce, TrainingError
 
 log = logging.getLogger("model.train")
 
@@ -25,6 +26,9 @@ def command(work: Callable[[World], Path]) -> int:
     except distributed.DistributedError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except StoppedAtOnce:
+        print("stopped at once: --resume goes on from the last state", file=sys.stderr)
+        return 130  # as a shell reports SIGINT
     except RuntimeError as error:
         if not distributed.is_lost_peer(error):
             raise
@@ -40,7 +44,14 @@ def _report(work: Callable[[World], Path], world: World) -> int:
     )
     try:
         path = work(world)
-    except (RecipeError, DatasetError, TrainingError, CheckpointError, OSError) as error:
+    except (
+        RecipeError,
+        DatasetError,
+        TrainingError,
+        LoaderError,
+        CheckpointError,
+        OSError,
+    ) as error:
         if world.is_main:  # the others end with the same error
             print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, RecipeError | DatasetError) else 1

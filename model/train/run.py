@@ -11,6 +11,7 @@ import io
 import json
 import logging
 import pickle
+import re
 import signal
 import sys
 import time
@@ -25,7 +26,7 @@ from tqdm import tqdm
 
 from model import checkpoint
 from model.data.dataset import DatasetError
-from model.data.loader import Batch
+from model.data.loader import Batch, StillLoading
 from model.train.distributed import World
 
 if TYPE_CHECKING:
@@ -251,11 +252,22 @@ def _is_at_most(line: str, iteration: int) -> bool:
         return False
 
 
+SECOND_SIGNAL_S = 3.0  # torchrun repeats a terminal's Ctrl-C at once: that is one signal
+
+
+class StoppedAtOnce(KeyboardInterrupt):
+    """A second signal came: the iteration at hand is given up."""
+
+
 class StopSignals:
-    """While entered, SIGTERM and SIGINT let the iteration at hand finish and be saved."""
+    """While entered, SIGTERM and SIGINT let the iteration at hand finish and be saved.
+
+    A second one, seconds later, raises StoppedAtOnce: what is waited for may never come.
+    """
 
     def __init__(self) -> None:
         self.received = False
+        self.at = 0.0
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
@@ -268,7 +280,11 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _note(self, *_: object) -> None:
-        self.received = True
+        now = time.monotonic()
+        if self.received and now - self.at > SECOND_SIGNAL_S:
+            raise StoppedAtOnce
+        if not self.received:
+            self.received, self.at = True, now
 
 
 @dataclass(frozen=True)
@@ -340,11 +356,14 @@ def fetch(
     """
     batch, failure = Batch(torch.empty(0), torch.empty(0), []), ""
     try:
-        batch = next(batches)
+        batch = next_unless_stopped(batches, signals) or batch
     except (DatasetError, OSError, RuntimeError) as error:  # RuntimeError: a worker was killed
         failure = reason(error)
     weight, failures, stops, skipped = folder.world.sums(
-        0.0 if failure else weigh(batch), failure != "", signals.received, len(batch.skipped)
+        weigh(batch) if len(batch.images) else 0.0,
+        failure != "",
+        signals.received,
+        len(batch.skipped),
     )
     if failures:
         reasons = folder.world.texts([failure] if failure else [])
@@ -360,9 +379,20 @@ def fetch(
     return batch, weight
 
 
+def next_unless_stopped(batches: Iterator[Batch], signals: StopSignals) -> Batch | None:
+    """The next batch; None where a signal came while it was waited for."""
+    while True:
+        try:
+            return next(batches)
+        except StillLoading:
+            if signals.received:
+                return None
+
+
 def reason(error: Exception) -> str:
-    """An error's message without the traceback that the loader's workers put before it."""
-    return str(error).strip().splitlines()[-1]
+    """An error's message, without the traceback and the class that a loader's worker puts first."""
+    last = str(error).strip().splitlines()[-1]
+    return re.sub(r"^[\w.]+(Error|Exception): ", "", last)
 
 
 def note_skips(run: Run, lines: list[str], limit: int, folder: RunFolder) -> None:

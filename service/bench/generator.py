@@ -53,6 +53,7 @@ class Report:
     stages_ms: dict[str, float]  # from Server-Timing
     client_cpu_s: float
     server_cpu_s: float | None
+    rest_ms: float = 0.0  # of the latency, what Server-Timing does not explain
 
     @property
     def rate(self) -> float:
@@ -69,12 +70,13 @@ class Answer:
 
 
 @dataclass
-class _Tally:
-    """What the workers note down while the window is open."""
+class Tally:
+    """What is noted down while the window is open."""
 
     is_open: bool = False
     failures: int = 0
     latencies_ms: list[float] = field(default_factory=list)
+    rests_ms: list[float] = field(default_factory=list)  # what Server-Timing does not explain
     stages_ms: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
     @property
@@ -82,14 +84,17 @@ class _Tally:
         """Requests that have come to an end."""
         return len(self.latencies_ms) + self.failures
 
-    def note(self, answer: Answer | None, seconds: float) -> None:
+    def note(self, status: int | None, server_timing: str, seconds: float) -> None:
+        """Count an answer by its status, None for a connection that broke."""
         if not self.is_open:
             return
-        if answer is None or answer.status != 200:
+        if status != 200:
             self.failures += 1
             return
+        stages = parse_timing(server_timing)
         self.latencies_ms.append(seconds * 1000)
-        for stage, ms in parse_timing(answer.headers.get("server-timing", "")).items():
+        self.rests_ms.append(seconds * 1000 - sum(stages.values()))
+        for stage, ms in stages.items():
             self.stages_ms[stage].append(ms)
 
 
@@ -127,24 +132,24 @@ def form(url: str, photo: bytes) -> bytes:
 
 async def drive(load: Load) -> Report:
     """Send for the warm-up and the window; every request that was begun is also ended."""
-    tally, over = _Tally(), asyncio.Event()
+    tally, over = Tally(), asyncio.Event()
     requests = cycle([form(load.url, Path(photo).read_bytes()) for photo in load.photos])
     async with asyncio.TaskGroup() as workers:
         for _ in range(load.concurrency):
             workers.create_task(_work(load.url, requests, tally, over))
         await asyncio.sleep(load.warm_up_s)
         tally.is_open = True
-        before = _used(load.watch)
+        before = used(load.watch)
         await asyncio.sleep(load.seconds)
         while tally.settled < load.concurrency:  # a slow server: nothing can be said of less
             await asyncio.sleep(0.05)
         tally.is_open = False
-        after = _used(load.watch)
+        after = used(load.watch)
         over.set()
-    return _report(tally, before, after)
+    return reported(tally, before, after)
 
 
-async def _work(url: str, requests: Iterator[bytes], tally: _Tally, over: asyncio.Event) -> None:
+async def _work(url: str, requests: Iterator[bytes], tally: Tally, over: asyncio.Event) -> None:
     """One connection after another until the load is over."""
     parts = urlsplit(url)
     while not over.is_set():
@@ -155,13 +160,14 @@ async def _work(url: str, requests: Iterator[bytes], tally: _Tally, over: asynci
                     began = time.perf_counter()
                     async with asyncio.timeout(TIMEOUT_S):
                         answer = await _exchange(reader, writer, next(requests))
-                    tally.note(answer, time.perf_counter() - began)
+                    timing = answer.headers.get("server-timing", "")
+                    tally.note(answer.status, timing, time.perf_counter() - began)
                     if answer.headers.get("connection") == "close":
                         break
             finally:
                 writer.close()
         except (OSError, asyncio.IncompleteReadError, TimeoutError):
-            tally.note(None, 0)
+            tally.note(None, "", 0)
             await asyncio.sleep(0.01)  # a dead server must not turn this into a spinning loop
 
 
@@ -178,17 +184,18 @@ async def _exchange(
     return Answer(int(first.split(" ")[1]), headers)
 
 
-def _used(watch: int | None) -> tuple[float, float, float | None]:
+def used(watch: int | None) -> tuple[float, float, float | None]:
     """The time, and the processor time of this process and of the server so far."""
     server = None if watch is None else vitals.read(watch).cpu_s
     return time.perf_counter(), time.process_time(), server
 
 
-def _report(
-    tally: _Tally,
+def reported(
+    tally: Tally,
     before: tuple[float, float, float | None],
     after: tuple[float, float, float | None],
 ) -> Report:
+    """The report of a window that was opened and closed at these readings of `used`."""
     seconds, client = after[0] - before[0], after[1] - before[1]
     server = None if before[2] is None or after[2] is None else after[2] - before[2]
     latencies = tally.latencies_ms
@@ -200,6 +207,7 @@ def _report(
         {stage: statistics.median(values) for stage, values in tally.stages_ms.items()},
         client,
         server,
+        statistics.median(tally.rests_ms) if latencies else 0.0,
     )
 
 

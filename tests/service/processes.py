@@ -1,23 +1,27 @@
-"""The service as a process of its own."""
+"""The service as a process of its own, in the serving environment where the Makefile names it.
+
+Without DEEPLAB_SERVE_PYTHON it runs in the environment of the tests.
+"""
 
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from service.launch import free_port, wait_until_ready
+from service.launch import free_port, python, wait_until_ready
 
 LOG = "service.log"  # in the models' folder; a pipe that nobody empties would block the service
 
 
 @contextmanager
-def running(folder: Path, *flags: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+def running(
+    folder: Path, *flags: str, program: str | None = None
+) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """Serve the models of a folder; gives the address and the process, once it is ready."""
     port = free_port()
-    command = [sys.executable, "-m", "service", "--models", str(folder), "--port", str(port)]
+    command = [program or python(), "-m", "service", "--models", str(folder), "--port", str(port)]
     with (folder / LOG).open("wb") as log:
         process = subprocess.Popen([*command, "--device", "cpu", *flags], stderr=log)
     url = f"http://127.0.0.1:{port}"

@@ -13,7 +13,7 @@ import json
 import logging
 from typing import Any
 
-from uvicorn.protocols.http.auto import AutoHTTPProtocol
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from service.errors import HeaderTimeout
 from service.http import problems
@@ -32,8 +32,12 @@ def impatient(header_timeout_s: float, send_timeout_s: float) -> type[asyncio.Pr
     return Impatient
 
 
-class ImpatientProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type] # chosen at run time
-    """Whichever protocol uvicorn has, with a timer for headers and one for answers."""
+class ImpatientProtocol(H11Protocol):
+    """uvicorn's protocol on h11, with a timer for headers and one for answers.
+
+    h11 whether or not httptools is installed: h11 bounds the size of a request's headers,
+    httptools does not.
+    """
 
     header_timeout_s = 10.0  # until the headers are complete, while no request is in progress
     send_timeout_s = 60.0  # without a byte taken by the client, while there are some for it
@@ -43,7 +47,9 @@ class ImpatientProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type] # c
         self._timer: asyncio.TimerHandle | None = None
         self._send_timer: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:
+    def connection_made(  # type: ignore[override] # as in uvicorn: it is TCP's
+        self, transport: asyncio.Transport
+    ) -> None:
         """The first request's headers are waited for."""
         super().connection_made(transport)
         self._start_timer()

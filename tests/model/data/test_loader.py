@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -16,12 +17,34 @@ from model.data.loader import (
     PARTNER,
     Batches,
     CropDataset,
+    LoaderError,
     Order,
+    affordable_prefetch,
     balanced_weights,
     loading,
     pixel_counts,
 )
 from tests.model import voc_folder
+
+
+def test_batches_made_ahead_fit_into_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The paper's batch, 16 crops of 513, in Docker's default 64 MB."""
+    batch = 16 * 513 * 513 * 4
+    free = 64 * 2**20
+
+    def usage(_: object) -> object:
+        return shutil._ntuple_diskusage(free, 0, free)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    assert affordable_prefetch(batch, 0) == 4
+    assert affordable_prefetch(batch, 1) == 2
+    assert affordable_prefetch(batch, 2) == 1
+    with pytest.raises(LoaderError, match=r"67 MB free and --workers 3 needs 67 MB.*--shm-size"):
+        affordable_prefetch(batch, 3)
+    assert affordable_prefetch(batch // 100, 8) == 4
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # two processes of torchrun share it
+    with pytest.raises(LoaderError, match="--workers 1 needs 67 MB"):
+        affordable_prefetch(batch, 1)
 
 
 def test_every_epoch_shows_every_pair_once_in_a_new_order() -> None:

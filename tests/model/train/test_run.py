@@ -11,6 +11,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,12 +23,25 @@ import torch
 
 from model import checkpoint
 from model.checkpoint import Card
+from model.data import loader
 from model.data.augment import AugmentConfig
 from model.data.dataset import VOC_CLASSES, DatasetError, find, voc_palette
 from model.data.loader import ATTEMPTS, CropDataset, Order
-from model.train import assembly, step
+from model.train import assembly, step, training
 from model.train.distributed import World
-from model.train.run import LOG, STATE, RunFolder, TrainingError, kept, restore, rewind
+from model.train.run import (
+    LOG,
+    SECOND_SIGNAL_S,
+    STATE,
+    RunFolder,
+    StoppedAtOnce,
+    StopSignals,
+    TrainingError,
+    kept,
+    reason,
+    restore,
+    rewind,
+)
 from tests.model import voc_folder
 from tests.model.train.test_main import make_recipe, run
 
@@ -294,6 +308,80 @@ def test_a_set_that_cannot_be_read_stops_the_run_with_one_line(data: Path, tmp_p
     assert "\n" not in str(caught.value)
     # Although the traceback holds the loop's frames:
     assert not multiprocessing.active_children()
+
+
+def test_a_full_shared_memory_ends_the_run_with_advice(data: Path, tmp_path: Path) -> None:
+    """The batch cannot be handed over: PyTorch alone loses it and waits for ever.
+
+    A limit on the size of files stands for a small /dev/shm: shared memory is a file too.
+    """
+    with (
+        files_at_most(4096),
+        pytest.raises(TrainingError, match=r"^a batch of .*shared memory.*--shm-size.*--workers 0"),
+    ):
+        run(make_recipe(batch_size=8), data, tmp_path / "run", workers=1)
+
+
+def hang(data: Path) -> None:
+    """Every photo becomes a pipe that nobody writes to, as on a disk that does not answer."""
+    for photo in (data / "VOCdevkit/VOC2012/JPEGImages").iterdir():
+        photo.unlink()
+        os.mkfifo(photo)
+
+
+def test_a_signal_ends_a_run_whose_disk_does_not_answer(data: Path, tmp_path: Path) -> None:
+    hang(data)
+    timer = threading.Timer(1.5, signal.raise_signal, [signal.SIGINT])
+    timer.start()
+    began = time.monotonic()
+    with pytest.raises(TrainingError, match="stopped by a signal after iteration 0"):
+        run(make_recipe(), data, tmp_path / "run", workers=1)
+    assert time.monotonic() - began < 15
+    assert not multiprocessing.active_children()
+
+
+def test_a_disk_that_never_answers_ends_the_run_with_advice(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hang(data)
+    monkeypatch.setattr(loader, "LOST_AFTER_S", 1.5)
+    with pytest.raises(TrainingError, match="no batch came in 2 s: the disk"):
+        run(make_recipe(), data, tmp_path / "run", workers=1)
+    assert not multiprocessing.active_children()
+
+
+def test_a_second_signal_stops_at_once() -> None:
+    """What the first one waits for may never come; torchrun's echo of Ctrl-C is no second."""
+    with StopSignals() as signals:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        assert signals.received
+        signals.at -= SECOND_SIGNAL_S
+        with pytest.raises(StoppedAtOnce):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_a_killed_loader_process_ends_the_run_with_advice(data: Path, tmp_path: Path) -> None:
+    """And not with PyTorch's error out of the middle of a convolution."""
+    take = step.train_step
+
+    def killing(*args: Any, **options: Any) -> float:
+        for worker in multiprocessing.active_children():
+            worker.kill()
+            worker.join()
+        time.sleep(0.2)
+        return take(*args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "train_step", killing)
+        with pytest.raises(TrainingError, match=r"signal 9 \(SIGKILL\).*fewer --workers"):
+            run(make_recipe(iterations=30), data, tmp_path / "run", workers=1)
+
+
+def test_an_error_of_a_loader_process_is_told_without_its_class() -> None:
+    raised = RuntimeError("Caught\n  File\nmodel.data.pairs.DatasetError: a.jpg is missing")
+    assert reason(raised) == "a.jpg is missing"
+    assert reason(OSError("[Errno 2] No such file: 'a'")) == "[Errno 2] No such file: 'a'"
 
 
 def test_a_log_is_cut_back_to_the_state(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
 import socket
 import time
@@ -40,24 +39,16 @@ class Service:
         return self.host, self.port
 
 
-@pytest.fixture(scope="module", params=["with httptools", "without"])
-def service(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Service]:
-    """A service on either of uvicorn's protocols; the one it takes depends on what is there."""
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service with short timeouts."""
     folder = tmp_path_factory.mktemp("models")
     onnx_models.save(folder / "tiny.onnx")
     flags = ["--header-timeout-s", "0.5", "--keep-alive-s", "1", "--max-body-bytes", "20000000"]
     flags += ["--send-timeout-s", "1"]
-    with pytest.MonkeyPatch.context() as patch:
-        if request.param == "without":
-            (folder / "httptools.py").write_text("raise ImportError('hidden by a test')")
-            patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
-        else:
-            pytest.importorskip("httptools")
-        with running(folder, *flags) as (url, _):
-            host, port = url.removeprefix("http://").split(":")
-            yield Service(host, int(port), folder / LOG)
+    with running(folder, *flags) as (url, _):
+        host, port = url.removeprefix("http://").split(":")
+        yield Service(host, int(port), folder / LOG)
 
 
 def rest(connection: socket.socket, dripping: bytes = b"") -> bytes:

@@ -190,7 +190,8 @@ def test_a_collector_gets_the_spans_before_the_process_ends(
         thread.start()
         endpoint = f"http://127.0.0.1:{collector.server_port}"
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
-        with running(tmp_path) as (url, process):
+        # The serving environment has no exporter: it is an extra of its own.
+        with running(tmp_path, program=sys.executable) as (url, process):
             headers = {"Content-Type": "image/png"}
             answer = httpx.post(f"{url}/segment", content=png(photo()), headers=headers)
             assert answer.status_code == 200
