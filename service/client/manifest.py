@@ -73,6 +73,18 @@ class Row:
     run: int
     options: str
 
+    @property
+    def origin(self) -> Origin:
+        return Origin(
+            self.size,
+            self.mtime_ns,
+            self.sha256,
+            self.model,
+            self.model_digest,
+            self.max_side,
+            self.options,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Origin:
@@ -85,6 +97,13 @@ class Origin:
     model_digest: str | None = None
     max_side: int | None = None
     options: str = ""
+
+    def gives_same_result(self, other: Origin) -> bool:
+        """Whether bytes, model and request are equal."""
+        return self._inputs() == other._inputs()
+
+    def _inputs(self) -> tuple[object, ...]:
+        return (self.sha256, self.model, self.model_digest, self.max_side, self.options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,12 +303,7 @@ class Manifest:
 
     def _is_from(self, name: str, origin: Origin) -> bool:
         row = self.get(name)
-        return row is not None and (
-            row.sha256,
-            row.model_digest,
-            row.max_side,
-            row.options,
-        ) == (origin.sha256, origin.model_digest, origin.max_side, origin.options)
+        return row is not None and row.origin.gives_same_result(origin)
 
     def _is_taken(self, stem: str) -> bool:
         return bool(self._db.execute("SELECT 1 FROM photos WHERE stem = ?", (stem,)).fetchone())

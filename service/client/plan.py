@@ -1,16 +1,23 @@
-"""Which photos still need work: a photo's row in the manifest against what is wanted now."""
+"""Decide which photos need work: compare earlier results with what this run wants.
+
+The rule for one result is also the rule of the Ray batch (`service.cluster.records`).
+"""
 
 from __future__ import annotations
 
 import enum
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Protocol
 
 from service.client.inputs import Photo
-from service.client.manifest import DONE, REJECTED, Manifest, Row
+from service.client.manifest import DONE, REJECTED, Manifest, Origin, Row
 from service.client.protocol import FILES
+
+UNKNOWN_TIME = -1  # of a photo in a store that does not tell when it was written
+OUTPUT_OF = {file.partition(".")[0]: output for output, file in FILES.items()}
 
 
 class Decision(enum.Enum):
@@ -28,16 +35,29 @@ class Wanted:
     """What every photo of this run must have."""
 
     outputs: tuple[str, ...]
-    pixels: bool  # class pixels in the manifest, for the report
     model: str | None
     model_digest: str | None  # None: the service tells none, then nothing is redone for it
-    max_side: int | None
+    max_side: int | None = None
     options: str = ""  # of the request, as its query has them
+    pixels: bool = False  # class pixels in the manifest, for the report
     retry_rejected: bool = False
 
     def asked(self) -> tuple[str, ...]:
         """The outputs to ask the service for: pixel counts come in `json`."""
         return tuple(dict.fromkeys((*self.outputs, *(("json",) if self.pixels else ()))))
+
+
+class Result(Protocol):
+    """A photo's end in an earlier run."""
+
+    @property
+    def status(self) -> str: ...
+    @property
+    def stem(self) -> str: ...
+    @property
+    def outputs(self) -> dict[str, int]: ...  # file below OUT -> its size in bytes
+    @property
+    def origin(self) -> Origin: ...
 
 
 def decide(photo: Photo, wanted: Wanted, manifest: Manifest, out: Path) -> Decision:
@@ -47,9 +67,29 @@ def decide(photo: Photo, wanted: Wanted, manifest: Manifest, out: Path) -> Decis
         return Decision.SEND
     if row.run == manifest.run:
         return Decision.REPEAT if row.source == photo.source else Decision.CLASH
-    if _still_stands(row, wanted, manifest, out) and _same_content(row, photo, manifest):
+    valid = is_valid(row, wanted, lambda file: _size(out / file))
+    if valid and _has_pixels(row, wanted, manifest) and _same_content(row, photo, manifest):
         return Decision.SKIP if row.status == DONE else Decision.REJECTED
     return Decision.SEND
+
+
+def is_valid(result: Result, wanted: Wanted, size_of: Callable[[str], int | None]) -> bool:
+    """Whether the photo would get this result again, provided that its bytes are the same.
+
+    `size_of` gives the size of a file below OUT, None where there is no such file.
+    """
+    if not _same_request(result.origin, wanted):
+        return False
+    if result.status == REJECTED:
+        return not wanted.retry_rejected
+    return result.status == DONE and _is_complete(result, wanted, size_of)
+
+
+def is_unchanged(origin: Origin, size: int, mtime_ns: int) -> bool | None:
+    """Whether a photo has the bytes that `origin` had; None: only its digest can tell."""
+    if origin.size != size:
+        return False
+    return True if origin.mtime_ns == mtime_ns != UNKNOWN_TIME else None
 
 
 def stems(name: str) -> Iterator[str]:
@@ -63,37 +103,27 @@ def stems(name: str) -> Iterator[str]:
         number += 1
 
 
-def _still_stands(row: Row, wanted: Wanted, manifest: Manifest, out: Path) -> bool:
-    """Whether the row is what the photo would get again, if it has not changed."""
-    if not _same_recipe(row, wanted):
-        return False
-    if row.status == REJECTED:
-        return not wanted.retry_rejected
-    return row.status == DONE and _is_complete(row, wanted, manifest, out)
+def output_of(file: str, stem: str) -> str | None:
+    """`a/b.result.json` of the stem `a/b` -> `json`; both kinds of overlay are `overlay`."""
+    return OUTPUT_OF.get(file.removeprefix(f"{stem}.").partition(".")[0])
 
 
-def _same_recipe(row: Row, wanted: Wanted) -> bool:
-    same_model = row.model_digest == wanted.model_digest or None in {
-        row.model_digest,
-        wanted.model_digest,
-    }
-    was = (row.model, row.max_side, row.options)
+def _same_request(origin: Origin, wanted: Wanted) -> bool:
+    digests = {origin.model_digest, wanted.model_digest}
+    same_model = len(digests) == 1 or None in digests
+    was = (origin.model, origin.max_side, origin.options)
     return same_model and was == (wanted.model, wanted.max_side, wanted.options)
 
 
-def _is_complete(row: Row, wanted: Wanted, manifest: Manifest, out: Path) -> bool:
+def _is_complete(result: Result, wanted: Wanted, size_of: Callable[[str], int | None]) -> bool:
     """All wanted files are there in their recorded size (a power cut may have emptied some)."""
-    have = {_output_of(row.stem, file) for file in row.outputs}
-    if not have.issuperset(wanted.outputs):
-        return False
-    if wanted.pixels and not manifest.has_pixels(row.name):
-        return False
-    return all(_size(out / file) == size for file, size in row.outputs.items())
+    have = {output_of(file, result.stem) for file in result.outputs}
+    there = all(size_of(file) == size for file, size in result.outputs.items())
+    return there and have.issuperset(wanted.outputs)
 
 
-def _output_of(stem: str, file: str) -> str | None:
-    kind = file.removeprefix(f"{stem}.").partition(".")[0]
-    return next((output for output, name in FILES.items() if name.partition(".")[0] == kind), None)
+def _has_pixels(row: Row, wanted: Wanted, manifest: Manifest) -> bool:
+    return row.status != DONE or not wanted.pixels or manifest.has_pixels(row.name)
 
 
 def _size(path: Path) -> int | None:
@@ -104,10 +134,9 @@ def _size(path: Path) -> int | None:
 
 
 def _same_content(row: Row, photo: Photo, manifest: Manifest) -> bool:
-    if row.size != photo.size:
-        return False
-    if row.mtime_ns == photo.mtime_ns:
-        return True
+    unchanged = is_unchanged(row.origin, photo.size, photo.mtime_ns)
+    if unchanged is not None:
+        return unchanged
     try:
         same = row.sha256 == hashlib.sha256(photo.read()).hexdigest()
     except OSError:

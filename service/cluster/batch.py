@@ -29,12 +29,13 @@ from ray.data import DataContext
 
 from service.client.errors import ClientError, UsageError
 from service.client.manifest import DONE, FAILED, REJECTED
+from service.client.plan import Wanted
 from service.client.progress import Counts, Progress
 from service.client.protocol import parse_outputs
 from service.client.summary import Summary
 from service.cluster import pipeline
 from service.cluster.pipeline import Job, OutputError, Pipeline
-from service.cluster.records import Parts, Plan, Record, Todo, Wanted, load
+from service.cluster.records import Parts, Plan, Record, Todo, load
 from service.cluster.storage import Photo, Place, photos, place
 from service.errors import ServiceError, StartupError
 from service.inference.engine import Device, Engine, EngineOptions
@@ -151,8 +152,12 @@ class Run:
         """What is done already: one listing of OUT, and the records in it."""
         files = list(out.files())
         out.sweep([file.path for file in files])
-        outputs, retry = frozenset(self.options.outputs), self.options.retry_rejected
-        wanted = Wanted(outputs, model.stem, model.digest, retry_rejected=retry)
+        wanted = Wanted(
+            self.options.outputs,
+            model.stem,
+            model.digest,
+            retry_rejected=self.options.retry_rejected,
+        )
         return Plan(wanted, load(out, files), {file.path: file.size for file in files})
 
     def _todos(self, plan: Plan, found: Iterable[Photo]) -> Iterator[Todo]:

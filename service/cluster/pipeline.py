@@ -21,7 +21,7 @@ from typing import TypeVar
 import numpy as np
 from pyarrow import fs
 
-from service.client.manifest import DONE, FAILED, REJECTED
+from service.client.manifest import DONE, FAILED, REJECTED, Origin
 from service.cluster.records import Record, Todo
 from service.cluster.storage import Place
 from service.errors import ServiceError
@@ -173,7 +173,9 @@ class Pipeline:
     def _kept(self, each: Ready) -> dict[str, int]:
         """Files of an earlier result that was made from the very same: they stay."""
         earlier, engine = each.todo.earlier, self._engine
-        if earlier is None or not earlier.is_of(each.sha256, engine.name, engine.digest):
+        photo = each.todo.photo
+        origin = Origin(photo.size, photo.mtime_ns, each.sha256, engine.name, engine.digest)
+        if earlier is None or not earlier.origin.gives_same_result(origin):
             return {}
         return earlier.outputs
 

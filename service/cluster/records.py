@@ -3,7 +3,7 @@
 An object store takes whole objects only, so records are gathered and put as
 parts; the last record of a photo counts. A run that is killed loses the records
 since its last part, never their meaning: those photos are simply done again.
-What makes a photo be done again is the same as in the batch client's manifest.
+The rule by which a photo is done again is the batch client's (`service.client.plan`).
 """
 
 from __future__ import annotations
@@ -17,17 +17,14 @@ from datetime import UTC, datetime
 from pathlib import PurePosixPath
 
 from service.client.errors import ManifestError
-from service.client.manifest import DONE, REJECTED
-from service.client.plan import stems
-from service.client.protocol import FILES
-from service.cluster.storage import UNKNOWN_TIME, File, Photo, Place
+from service.client.manifest import Origin
+from service.client.plan import Wanted, is_unchanged, is_valid, stems
+from service.cluster.storage import File, Photo, Place
 
 FOLDER = "manifest"
 SUFFIX = ".jsonl"
 PART_RECORDS = 1000  # a part is put when it has so many records,
 PART_S = 10.0  # or when its first one is so old
-
-OUTPUT_OF = {file.partition(".")[0]: output for output, file in FILES.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +51,9 @@ class Record:
         """Read one line; raises ValueError or TypeError when it is none of ours."""
         return cls(**json.loads(text))
 
-    def is_of(self, sha256: str, model: str, model_digest: str) -> bool:
-        """Whether it was made from the very same photo and model."""
-        return (self.sha256, self.model, self.model_digest) == (sha256, model, model_digest)
+    @property
+    def origin(self) -> Origin:
+        return Origin(self.size, self.mtime_ns, self.sha256, self.model, self.model_digest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,16 +80,6 @@ class Todo:
         )
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """What every photo of this run must have."""
-
-    outputs: frozenset[str]  # "mask", "overlay", ...
-    model: str
-    model_digest: str
-    retry_rejected: bool = False
-
-
 @dataclass
 class Plan:
     """Decides on photos one by one; the earlier records and the files in OUT say what is done."""
@@ -108,26 +95,13 @@ class Plan:
     def todo(self, photo: Photo) -> Todo | Record:
         """The work on a photo, or the record that stands: done, or rejected as it is."""
         record = self.records.get(photo.name)
-        if record is None or not self._still_stands(record):
+        if record is None or not is_valid(record, self.wanted, self.sizes.get):
             return Todo(photo, self._stem(photo, record), record)
-        if record.size != photo.size:
-            return Todo(photo, record.stem, record)
-        if record.mtime_ns == photo.mtime_ns != UNKNOWN_TIME:
+        unchanged = is_unchanged(record.origin, photo.size, photo.mtime_ns)
+        if unchanged:
             return record
-        return Todo(photo, record.stem, record, unchanged_if=record.sha256)
-
-    def _still_stands(self, record: Record) -> bool:
-        wanted = self.wanted
-        if (record.model, record.model_digest) != (wanted.model, wanted.model_digest):
-            return False
-        if record.status == REJECTED:
-            return not wanted.retry_rejected
-        return record.status == DONE and self._is_complete(record)
-
-    def _is_complete(self, record: Record) -> bool:
-        have = {output_of(file, record.stem) for file in record.outputs}
-        there = all(self.sizes.get(file) == size for file, size in record.outputs.items())
-        return there and have.issuperset(self.wanted.outputs)
+        digest = record.sha256 if unchanged is None else None
+        return Todo(photo, record.stem, record, unchanged_if=digest)
 
     def _stem(self, photo: Photo, record: Record | None) -> str:
         if record is not None:
@@ -135,11 +109,6 @@ class Plan:
         stem = next(stem for stem in stems(photo.name) if stem.casefold() not in self._stems)
         self._stems.add(stem.casefold())
         return stem
-
-
-def output_of(file: str, stem: str) -> str | None:
-    """`a/b.result.json` of the stem `a/b` -> `json`; both kinds of overlay are `overlay`."""
-    return OUTPUT_OF.get(file.removeprefix(f"{stem}.").partition(".")[0])
 
 
 def load(out: Place, files: Iterable[File]) -> dict[str, Record]:

@@ -21,10 +21,10 @@ from pyarrow import ArrowException, fs
 
 from service.client.errors import UsageError
 from service.client.inputs import Inputs, is_image
+from service.client.plan import UNKNOWN_TIME
 
 OF_ARROW = ("s3", "gs", "gcs", "abfs", "abfss")
 PART = ".part"  # a file being written on a disk: hidden, and swept by the next run
-UNKNOWN_TIME = -1  # not every store tells when an object was written
 
 
 @dataclass(frozen=True, slots=True)

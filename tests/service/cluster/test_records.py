@@ -9,10 +9,12 @@ import pytest
 
 pytest.importorskip("pyarrow", reason="pyarrow comes with the extra `ray`")
 
+from service.client import inputs
 from service.client.errors import ManifestError
-from service.client.manifest import DONE, FAILED, REJECTED
-from service.cluster.records import FOLDER, Parts, Plan, Record, Todo, Wanted, load
-from service.cluster.storage import UNKNOWN_TIME, Photo, Place, place
+from service.client.manifest import DONE, FAILED, REJECTED, Manifest
+from service.client.plan import UNKNOWN_TIME, Decision, Wanted, decide
+from service.cluster.records import FOLDER, Parts, Plan, Record, Todo, load
+from service.cluster.storage import Photo, Place, place
 from service.images.outputs import OUTPUTS as OUTPUTS_BY_NAME
 
 PHOTO = Photo("a/x.jpg", "/in/a/x.jpg", size=10, mtime_ns=5)
@@ -29,7 +31,7 @@ RECORD = Record(
     status=DONE,
     outputs=OUTPUTS,
 )
-WANTED = Wanted(frozenset({"mask", "overlay"}), "m", "d1")
+WANTED = Wanted(("mask", "overlay"), "m", "d1")
 
 
 def plan(record: Record | None = RECORD, wanted: Wanted = WANTED, **sizes: int) -> Plan:
@@ -42,14 +44,14 @@ def test_a_complete_result_stands() -> None:
 
 
 def test_fewer_outputs_than_there_are_stand_too() -> None:
-    assert plan(wanted=replace(WANTED, outputs=frozenset({"mask"}))).todo(PHOTO) == RECORD
+    assert plan(wanted=replace(WANTED, outputs=("mask",))).todo(PHOTO) == RECORD
 
 
 @pytest.mark.parametrize("output", OUTPUTS_BY_NAME)
 def test_every_output_is_known_by_its_file(output: str) -> None:
     files = {f"a/x.{OUTPUTS_BY_NAME[output][1]}": 3}
     record = replace(RECORD, outputs=files)
-    wanted = replace(WANTED, outputs=frozenset({output}))
+    wanted = replace(WANTED, outputs=(output,))
     assert Plan(wanted, {record.name: record}, files).todo(PHOTO) == record
 
 
@@ -58,7 +60,7 @@ def test_every_output_is_known_by_its_file(output: str) -> None:
     [
         plan(wanted=replace(WANTED, model_digest="d2")),
         plan(wanted=replace(WANTED, model="n")),
-        plan(wanted=replace(WANTED, outputs=frozenset({"mask", "npz"}))),
+        plan(wanted=replace(WANTED, outputs=("mask", "npz"))),
         Plan(WANTED, {RECORD.name: RECORD}, {"a/x.mask.png": 3}),
         Plan(WANTED, {RECORD.name: RECORD}, OUTPUTS | {"a/x.mask.png": 2}),
         plan(replace(RECORD, status=FAILED)),
@@ -88,6 +90,34 @@ def test_a_rejected_photo_stays_so_until_asked_or_changed() -> None:
     assert plan(rejected).todo(PHOTO) == rejected
     assert isinstance(plan(rejected, retry).todo(PHOTO), Todo)
     assert isinstance(plan(rejected).todo(replace(PHOTO, size=9)), Todo)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "mtime_ns", "stands"),
+    [
+        (WANTED, 5, True),
+        (replace(WANTED, outputs=("mask",)), 5, True),
+        (replace(WANTED, outputs=("npz",)), 5, False),
+        (replace(WANTED, model_digest="d2"), 5, False),
+        (replace(WANTED, model="n"), 5, False),
+        (WANTED, 6, False),
+    ],
+    ids=["as it was", "fewer outputs", "another output", "digest", "model", "another time"],
+)
+def test_the_batch_client_does_the_same_photos_again(
+    tmp_path: Path, wanted: Wanted, mtime_ns: int, stands: bool
+) -> None:
+    (tmp_path / "a").mkdir()
+    for file, size in OUTPUTS.items():
+        (tmp_path / file).write_bytes(bytes(size))
+    photo = replace(PHOTO, mtime_ns=mtime_ns)
+    read = inputs.Photo(photo.name, photo.source, photo.size, mtime_ns, read=lambda: b"changed")
+    with Manifest(Path(":memory:")) as manifest:
+        manifest.claim(PHOTO.name, PHOTO.source, ["a/x"])
+        manifest.finish(PHOTO.name, RECORD.origin, OUTPUTS)
+        manifest.run += 1
+        assert (decide(read, wanted, manifest, tmp_path) is Decision.SKIP) == stands
+    assert isinstance(plan(wanted=wanted).todo(photo), Record) == stands
 
 
 def test_photos_that_differ_in_suffix_or_case_alone_get_files_of_their_own() -> None:
