@@ -24,7 +24,7 @@ from export.quantize import Quantization
 from export.resizes import constant_scales, drop_unused
 from export.rewrite import rewritten
 from export.softmax import spread_softmax
-from model import checkpoint
+from model import checkpoint, files
 from model.checkpoint import Card
 from model.data.dataset import Dataset
 from model.evaluate.evaluation import check_classes
@@ -148,15 +148,7 @@ def write(proto: onnx.ModelProto, contract: Contract, target: Path) -> None:
         target.with_suffix(".parity.json"): certificate.encode(),
         target: proto.SerializeToString(deterministic=True),
     }
-    partials = {path: path.with_name(f".{path.name}.partial") for path in contents}
-    try:
-        for path, data in contents.items():
-            partials[path].write_bytes(data)
-        for path, partial in partials.items():
-            checkpoint.replace_durably(partial, path)
-    finally:  # a full disk leaves no half-written file
-        for partial in partials.values():
-            partial.unlink(missing_ok=True)
+    files.write(contents)
 
 
 def pad_color(net: DeepLabV3Plus) -> tuple[int, int, int]:

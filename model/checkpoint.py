@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 
+from model import files
 from model.network.config import BackboneName, ModelConfig, Rgb
 from model.network.deeplab import DeepLabV3Plus
 
@@ -145,45 +145,18 @@ def save(path: Path | str, state: dict[str, torch.Tensor], card: Card | Backbone
     weights.parent.mkdir(parents=True, exist_ok=True)
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     # By safetensors' save_file the weights would be readable to their owner only.
-    _replace({weights: serialize(tensors), description: _text(card)})
+    files.write({weights: serialize(tensors), description: _text(card)})
     return weights
 
 
 def record_metrics(path: Path | str, metrics: dict[str, Any]) -> None:
     """Keep evaluation figures in the description of a checkpoint."""
     _, description = paths(path)
-    _replace({description: _text(read_card(path).model_copy(update={"metrics": metrics}))})
+    files.write({description: _text(read_card(path).model_copy(update={"metrics": metrics}))})
 
 
 def _text(card: Card | BackboneCard) -> bytes:
     return f"{card.model_dump_json(indent=2)}\n".encode()
-
-
-def _replace(contents: dict[Path, bytes]) -> None:
-    """Write files beside their places, and rename them once all of them are on the disk."""
-    partials = {target: target.with_name(f".{target.name}.partial") for target in contents}
-    for target, partial in partials.items():
-        try:
-            partial.write_bytes(contents[target])
-            flush(partial)
-        except OSError as error:
-            for written in partials.values():
-                written.unlink(missing_ok=True)
-            raise OSError(error.errno, error.strerror, str(target)) from error
-    for target, partial in partials.items():
-        partial.replace(target)
-
-
-def flush(path: Path) -> None:
-    """Return once a file's content is on the disk."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def replace_durably(partial: Path, target: Path) -> None:
-    """Flush `partial` to the disk, then put it in the place of `target` in one step."""
-    flush(partial)
-    partial.replace(target)
 
 
 def digest(path: Path | str) -> str:

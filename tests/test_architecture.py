@@ -77,16 +77,17 @@ SERVICE = {
     "cluster": {"client", "doctor", "http", "images", "inference", "settings", "errors", "logs"},
 }
 MODEL = {
+    "files": set(),
     "network": set(),
-    "data": set(),
+    "data": {"files"},
     "memory": set(),
     "arguments": {"data"},
-    "checkpoint": {"network"},
+    "checkpoint": {"files", "network"},
     "convert": {"arguments", "checkpoint", "data", "network"},
     "evaluate": {"arguments", "checkpoint", "data", "memory", "network"},
-    "train": {"arguments", "checkpoint", "data", "evaluate", "memory", "network"},
+    "train": {"arguments", "checkpoint", "data", "evaluate", "files", "memory", "network"},
     "finish": {"arguments", "checkpoint", "data", "evaluate", "memory", "network"},
-    "paper": {"arguments", "checkpoint", "data", "evaluate", "network", "train"},
+    "paper": {"arguments", "checkpoint", "data", "evaluate", "files", "network", "train"},
     "pretrain": {"arguments", "checkpoint", "data", "memory", "network", "train"},
     "bench": {"data", "memory", "train"},
 }

@@ -15,6 +15,7 @@ from typing import IO
 
 from tqdm import tqdm
 
+from model import files
 from model.data.pairs import DatasetError
 
 DAMAGE = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError)
@@ -80,11 +81,6 @@ def _tar_members(archive: Path) -> Iterator[tuple[str, int, IO[bytes]]]:
 
 def _write(stream: IO[bytes], target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.partial")
-    try:
-        with partial.open("wb") as out:
-            shutil.copyfileobj(stream, out)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    partial.replace(target)
+    # Not durable: thousands of files, and the next run compares each file's size.
+    with files.replacing(target, durable=False) as partial, partial.open("wb") as out:
+        shutil.copyfileobj(stream, out)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from model import files
 from model.data.photo import open_photo, opened
 
 VOID = 255
@@ -161,6 +162,5 @@ def write_mask(path: Path, ids: NDArray[np.uint8], colors: Sequence[Color]) -> N
     table[: len(colors)] = colors
     picture = Image.fromarray(ids)
     picture.putpalette(table.tobytes())
-    partial = path.with_name(f".{path.name}.partial")
-    picture.save(partial, "PNG")
-    partial.replace(path)
+    with files.replacing(path, durable=False) as partial:  # thousands of masks, made again easily
+        picture.save(partial, "PNG")

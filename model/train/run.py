@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from model import checkpoint
+from model import files
 from model.data.dataset import DatasetError
 from model.data.loader import Batch, StillLoading
 from model.train.distributed import World
@@ -84,15 +84,13 @@ def save_state(run: Run, directory: Path) -> None:
     """
     expect_finite(run, directory)
     state = run.state()
-    partial = directory / f".{STATE}.partial"
     try:
         # Through memory: torch's own writer hides why a file cannot be written.
         content = io.BytesIO()
         torch.save(state, content)
-        partial.write_bytes(content.getbuffer())
-        checkpoint.replace_durably(partial, directory / STATE)
+        with files.replacing(directory / STATE) as partial:
+            partial.write_bytes(content.getbuffer())
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise TrainingError(
             f"the state after iteration {run.iteration} cannot be written: {error}; make room and "
             f"go on with --resume {directory}; {kept(directory)}"
@@ -238,11 +236,9 @@ def rewind(path: Path, iteration: int) -> None:
     if not path.exists():
         return
     lines = path.read_text(encoding="utf-8").splitlines()
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(
-        "".join(f"{line}\n" for line in lines if _is_at_most(line, iteration)), encoding="utf-8"
-    )
-    checkpoint.replace_durably(partial, path)
+    kept_lines = (f"{line}\n" for line in lines if _is_at_most(line, iteration))
+    with files.replacing(path) as partial:
+        partial.write_text("".join(kept_lines), encoding="utf-8")
 
 
 def _is_at_most(line: str, iteration: int) -> bool:

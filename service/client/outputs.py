@@ -1,19 +1,23 @@
-"""Putting a photo's files in place: each is complete, or not there.
+"""Write result files: each is complete, or not there.
 
-Each file is written under a temporary name in its own folder and renamed. That
-is atomic against a killed client. There is no fsync: after a power cut a file
-may be short, which the next run notices by the size in the manifest; waiting
-for the disk on each of 100,000 files would cost more than redoing those few.
+A file is written beside its target under a temporary name and renamed, which a
+killed client cannot interrupt halfway. A photo's files are not flushed to the
+disk: after a power cut one may be short, which the next run notices by the size
+in the manifest. Waiting for the disk on each of 100,000 files would cost more
+than redoing those few.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from service.client.errors import ClientError
+
+PART = ".part"  # suffix of temporary names, which also begin with a dot
 
 
 class OutsideError(ClientError):
@@ -21,22 +25,43 @@ class OutsideError(ClientError):
 
 
 def write_files(out: Path, stem: str, files: dict[str, bytes]) -> dict[str, int]:
-    """Writes OUT/stem.NAME for each of `files`; returns path below OUT -> size in bytes."""
+    """Write OUT/stem.NAME for each of `files`; return path below OUT -> size in bytes."""
     written = {}
     for name, content in files.items():
         file = f"{stem}.{name}"
-        write_atomically(inside(out, file, create=True), content)
+        with replacing(inside(out, file, create=True), durable=False) as temporary:
+            temporary.write_bytes(content)
         written[file] = len(content)
     return written
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """The temporary name is fixed: what a kill leaves behind, the next try overwrites."""
-    temporary = path.with_name(f".{path.name}.part")
-    # Not written through: a link of this name may lead anywhere.
-    temporary.unlink(missing_ok=True)
-    temporary.write_bytes(content)
-    temporary.replace(path)
+@contextmanager
+def replacing(path: Path, *, durable: bool = True, writer: str = "") -> Iterator[Path]:
+    """Give a path to write to; rename it to `path` when the block ends without an error.
+
+    `durable`: wait until the file and its name are on the disk. `writer` is part of
+    the temporary name: set it where several processes may write the same file.
+    """
+    temporary = path.with_name(f".{path.name}{writer}{PART}")
+    temporary.unlink(missing_ok=True)  # a link of this name may lead anywhere
+    try:
+        yield temporary
+        if durable:
+            _flush(temporary, os.O_RDWR)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if durable:
+        with suppress(OSError):  # some file systems, and Windows, cannot flush folders
+            _flush(path.parent, os.O_RDONLY)
+
+
+def _flush(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def remove_files(out: Path, files: Iterable[str]) -> None:

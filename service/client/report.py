@@ -10,17 +10,14 @@ import csv
 import html
 import importlib
 import importlib.util
-import io
 import itertools
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
 from urllib.parse import quote
 
 from service.client.manifest import Manifest
-from service.client.outputs import OutsideError, inside, write_atomically
+from service.client.outputs import OutsideError, inside, replacing
 from service.client.plain import cell, plain
 
 TABLE = "report.csv"
@@ -80,7 +77,7 @@ def table(manifest: Manifest) -> Iterator[list[str | int]]:
 
 def write_csv(out: Path, manifest: Manifest) -> Path:
     """OUT/report.csv: photo, pixels, one column per class."""
-    with _replacing(out / TABLE) as stream:
+    with replacing(out / TABLE) as path, path.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(map(cell, ["photo", "pixels", *columns(manifest).values()]))
         for name, *counts in table(manifest):
@@ -95,20 +92,17 @@ def write_parquet(out: Path, manifest: Manifest) -> Path:
     names = ["photo", "pixels", *columns(manifest).values()]
     schema = arrow.schema([(n, arrow.string() if n == "photo" else arrow.int64()) for n in names])
     rows = table(manifest)
-    temporary = out / f".{PARQUET}.part"
-    temporary.unlink(missing_ok=True)  # as `write_atomically` does
-    with parquet.ParquetWriter(temporary, schema) as writer:
+    with replacing(out / PARQUET) as path, parquet.ParquetWriter(path, schema) as writer:
         while batch := list(itertools.islice(rows, PARQUET_BATCH)):
             values = [dict(zip(names, row, strict=True)) for row in batch]
             writer.write_table(arrow.Table.from_pylist(values, schema=schema))
-    temporary.replace(out / PARQUET)
     return out / PARQUET
 
 
 def write_html(out: Path, manifest: Manifest) -> Path:
     """OUT/contact-sheet.html: every photo's picture, loaded as it scrolls into view."""
     title = f"{manifest.counts().get('done', 0)} photos"
-    with _replacing(out / HTML_SHEET) as stream:
+    with replacing(out / HTML_SHEET) as path, path.open("w", encoding="utf-8") as stream:
         stream.write(
             f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{title}</title>\n'
         )
@@ -143,9 +137,8 @@ def write_png(out: Path, manifest: Manifest) -> Path | None:
         thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
         row, column = divmod(index, COLUMNS)
         sheet.paste(thumbnail, (GAP + column * cell, GAP + row * cell))
-    buffer = io.BytesIO()
-    sheet.save(buffer, "PNG")
-    write_atomically(out / PNG_SHEET, buffer.getvalue())
+    with replacing(out / PNG_SHEET) as path:
+        sheet.save(path, "PNG")
     return out / PNG_SHEET
 
 
@@ -169,13 +162,3 @@ def _shares(pixels: dict[int, int], names: dict[int, str]) -> str:
     total = sum(pixels.values()) or 1
     largest = sorted(pixels.items(), key=lambda item: -item[1])
     return ", ".join(f"{names[number]} {100 * count / total:.0f} %" for number, count in largest)
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[TextIO]:
-    """A text file that appears under its name only when it is complete."""
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.unlink(missing_ok=True)  # as `write_atomically` does
-    with temporary.open("w", encoding="utf-8", newline="") as stream:
-        yield stream
-    temporary.replace(path)

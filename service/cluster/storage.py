@@ -21,10 +21,10 @@ from pyarrow import ArrowException, fs
 
 from service.client.errors import UsageError
 from service.client.inputs import Inputs, is_image
+from service.client.outputs import PART, replacing
 from service.client.plan import UNKNOWN_TIME
 
 OF_ARROW = ("s3", "gs", "gcs", "abfs", "abfss")
-PART = ".part"  # a file being written on a disk: hidden, and swept by the next run
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,10 +180,5 @@ def _mtime_ns(info: fs.FileInfo) -> int:
 def _write_local(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # A name of its own: a node that was given up for dead may still be writing the same file.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PART}")
-    try:
+    with replacing(path, durable=False, writer=f".{uuid.uuid4().hex[:8]}") as temporary:
         temporary.write_bytes(content)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

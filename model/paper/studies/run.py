@@ -13,7 +13,7 @@ import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from model import checkpoint
+from model import checkpoint, files
 from model.evaluate import __main__ as evaluate
 from model.paper.studies.plan import BUNDLED, BUNDLED_CHECKPOINT, MULTI_SCALE, PRESET, Point
 from model.train import __main__ as train
@@ -81,16 +81,15 @@ def run(point: Point, settings: Settings) -> None:
             raise StudyError(f"training {point.run} failed or was stopped; run this again")
     arguments = judge_command(point, settings)
     log.info("judging: python -m model.evaluate %s", shlex.join(arguments))
-    partial = settings.out / f".{point.name}.partial"
-    if evaluate.main([*arguments, "--json", str(partial)]) != 0:
-        raise StudyError(f"judging {point.name} failed")
-    keep(partial, result, point, source)
+    with files.replacing(result) as partial:
+        if evaluate.main([*arguments, "--json", str(partial)]) != 0:
+            raise StudyError(f"judging {point.name} failed")
+        label(partial, point, source)
 
 
-def keep(partial: Path, result: Path, point: Point, source: Path) -> None:
-    """Add what the figures belong to, and put them in their place in one step."""
-    figures: dict[str, Any] = json.loads(partial.read_text(encoding="utf-8"))
+def label(path: Path, point: Point, source: Path) -> None:
+    """Add to a file of figures what they belong to."""
+    figures: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     training = checkpoint.read_card(source).training
     figures |= {"network": point.net.name, "seed": point.seed, "training": training}
-    partial.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    checkpoint.replace_durably(partial, result)
+    path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")

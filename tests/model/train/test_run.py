@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import torch
 
-from model import checkpoint
+from model import checkpoint, files
 from model.checkpoint import Card
 from model.data import loader
 from model.data.augment import AugmentConfig
@@ -102,7 +102,9 @@ def test_a_disk_that_is_full_when_flushing_leaves_the_state_before(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(TrainingError, match="No space left on device; make room and go on"):
+        with pytest.raises(
+            TrainingError, match=r"No space left on device: .*; make room and go on"
+        ):
             run(config, data, tmp_path / "full")
     assert not (tmp_path / "full" / STATE).exists()
     assert run(config, data, tmp_path / "full", resume=True).read_bytes() == whole.read_bytes()
@@ -152,14 +154,14 @@ def test_a_checkpoint_without_room_for_its_description_leaves_nothing(
     card = Card(model=config.model, classes=VOC_CLASSES, palette=voc_palette(21))
     checkpoint.save(tmp_path / "best", state, card)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    flush = checkpoint.flush
+    flush = files.flush
 
     def full(path: Path) -> None:
         if ".json" in path.name:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         flush(path)
 
-    monkeypatch.setattr(checkpoint, "flush", full)
+    monkeypatch.setattr(files, "flush", full)
     other = {key: value + 1 for key, value in state.items()}
     with pytest.raises(OSError, match=r"No space left on device.*best\.json"):
         checkpoint.save(tmp_path / "best", other, card)

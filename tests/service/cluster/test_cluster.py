@@ -19,9 +19,10 @@ import pytest
 
 pytest.importorskip("ray", reason="needs the extra `ray`: pip install -e '.[ray]'")
 
+from service.client.outputs import PART
 from service.client.progress import Counts, Progress
 from service.cluster.records import Record
-from service.cluster.storage import PART, place
+from service.cluster.storage import place
 from service.launch import free_port
 from tests.service import onnx_models
 from tests.service.cluster import slow_store

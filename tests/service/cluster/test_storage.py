@@ -10,7 +10,8 @@ import pytest
 pytest.importorskip("pyarrow", reason="pyarrow comes with the extra `ray`")
 
 from service.client.errors import UsageError
-from service.cluster.storage import PART, File, Photo, Place, photos, place
+from service.client.outputs import PART
+from service.cluster.storage import File, Photo, Place, photos, place
 
 
 @pytest.fixture(params=["local", "memory"])
