@@ -16,6 +16,7 @@ from export.writer import MIN_SIDE, ExportOptions, Size, export
 from model import arguments
 from model.checkpoint import CheckpointError
 from model.data.dataset import DATASETS, DatasetError, find
+from model.pydantic_errors import mistakes
 
 EXAMPLES = """\
 examples:
@@ -105,7 +106,10 @@ def main(argv: list[str] | None = None) -> int:
     except (QuantizationError, DatasetError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (CheckpointError, ParityError, ValidationError, OSError) as error:
+    except ValidationError as error:
+        print(f"error: {mistakes(error)}", file=sys.stderr)
+        return 1
+    except (CheckpointError, ParityError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     parity = contract.parity

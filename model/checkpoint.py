@@ -23,6 +23,7 @@ from safetensors.torch import save as serialize
 from model import files
 from model.network.config import BackboneName, ModelConfig, Rgb
 from model.network.deeplab import DeepLabV3Plus
+from model.pydantic_errors import mistakes
 
 Color = tuple[int, int, int]
 
@@ -97,7 +98,11 @@ def read_any_card(path: Path | str) -> Card | BackboneCard:
         return Card.model_validate(table)
     except FileNotFoundError:
         raise CheckpointError(f"{card} does not exist: a checkpoint is weights + JSON") from None
-    except (ValidationError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValidationError as error:
+        raise CheckpointError(
+            f"{card} is not a checkpoint description: {mistakes(error)}"
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{card} is not a checkpoint description: {error}") from None
 
 

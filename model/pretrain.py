@@ -26,8 +26,9 @@ from model.checkpoint import BackboneCard
 from model.data.dataset import DatasetError
 from model.data.loader import Batch, Batches, Order, Sample, first_readable, loading
 from model.data.photo import open_photo
-from model.network.config import PUBLISHED, BackboneName, ModelConfig, explain
+from model.network.config import PUBLISHED, BackboneName, ModelConfig
 from model.network.deeplab import BACKBONES
+from model.pydantic_errors import mistakes
 from model.train import distributed, recipe
 from model.train.command import command
 from model.train.distributed import World
@@ -287,7 +288,7 @@ def read(backbone: str, overrides: list[str]) -> PretrainRecipe:
         config = PretrainRecipe.model_validate(table)
         _ = config.network
     except ValidationError as error:
-        raise RecipeError(explain(error)) from None
+        raise RecipeError(mistakes(error)) from None
     return config
 
 

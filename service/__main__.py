@@ -20,7 +20,7 @@ from service.errors import StartupError
 from service.http.app import create_app
 from service.http.server import listen, serve
 from service.inference import models
-from service.settings import Settings, explain, wants_traces
+from service.settings import Settings, wants_traces, wrong_settings
 
 if TYPE_CHECKING:
     from service.http.telemetry.tracing import Tracing
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         settings = CliApp.run(Settings, cli_args=arguments)
     except (ValidationError, SettingsError) as error:
-        print(f"error: {explain(error)}", file=sys.stderr)
+        print(f"error: {wrong_settings(error)}", file=sys.stderr)
         return 2
     logs.configure(settings.log_level, settings.log_format)
     try:

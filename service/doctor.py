@@ -22,7 +22,7 @@ from service.inference.contract import ContractError
 from service.inference.cuda import cuda_problem, preload
 from service.inference.engine import CUDA, Engine
 from service.inference.models import load_engines, model_files
-from service.settings import Settings, explain
+from service.settings import Settings, wrong_settings
 
 LIBRARIES = ("deeplab", "fastapi", "uvicorn", "numpy", "pillow", "pydantic", "pycocotools")
 WHEELS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
@@ -126,7 +126,7 @@ def _settings(folder: Path | None) -> tuple[Settings, list[str]]:
         settings = Settings()
     except (ValidationError, SettingsError) as error:
         settings = Settings.model_construct()
-        problems.append(f"settings in DEEPLAB_* variables: {explain(error)}")
+        problems.append(f"settings in DEEPLAB_* variables: {wrong_settings(error)}")
     return settings.model_copy(update={"models": folder or settings.models}), problems
 
 

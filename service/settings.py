@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
 from service.logs import LogFormat
+from service.pydantic_errors import mistakes
 
 Fit = Literal["resize", "sliding"]
 
@@ -200,19 +201,11 @@ class Settings(BaseSettings):
         return tuple(key.lower() for key in keys)
 
 
-def explain(error: ValidationError | SettingsError) -> str:
-    """What is wrong with the settings, by their flags."""
+def wrong_settings(error: ValidationError | SettingsError) -> str:
+    """Say which flags have which wrong values."""
     if isinstance(error, SettingsError):
         return str(error)
-    problems = []
-    for item in error.errors():
-        message = item["msg"].removeprefix("Value error, ")
-        if not item["loc"]:  # several settings do not fit together; the message names them
-            problems.append(message)
-            continue
-        flag = "--" + str(item["loc"][0]).replace("_", "-")
-        problems.append(f"{flag} {item['input']!r}: {message}")
-    return "; ".join(problems)
+    return mistakes(error.errors(), name=lambda where: "--" + str(where[0]).replace("_", "-"))
 
 
 SAMPLES = Path(__file__).parent / "samples"

@@ -12,7 +12,7 @@ from model import arguments, checkpoint
 from model.checkpoint import BackboneCard
 from model.convert import from_tensorflow, from_timm, from_torchvision, labels
 from model.convert.accounting import Converted, ConvertError
-from model.network.config import explain
+from model.pydantic_errors import mistakes
 
 EXAMPLES = """examples:
   python -m model.convert tf deeplabv3_pascal_train_aug/model.ckpt weights/xception65-voc
@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> int:
         converted = convert(args)
         path = checkpoint.save(args.dst, *converted)
     except ValidationError as error:
-        print(f"error: {explain(error)}", file=sys.stderr)
+        print(f"error: {mistakes(error)}", file=sys.stderr)
         return 2
     except (ConvertError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

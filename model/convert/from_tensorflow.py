@@ -28,8 +28,9 @@ from torch import Tensor
 from model.convert.accounting import Converted, ConvertError, adopt, listed
 from model.convert.labels import Labels, backbone_card, card
 from model.network.backbones.mobilenet_v2 import STAGES, STEM, scaled
-from model.network.config import PUBLISHED, ModelConfig, explain
+from model.network.config import PUBLISHED, ModelConfig
 from model.network.deeplab import BACKBONES, DeepLabV3Plus
+from model.pydantic_errors import mistakes
 
 # Bookkeeping of optimisers and moving averages, beside the variables they belong to.
 BOOKKEEPING = re.compile(
@@ -192,7 +193,7 @@ def infer(variables: Variables, options: Options) -> ModelConfig:
     try:
         return ModelConfig.model_validate(settings)
     except ValidationError as error:
-        raise ConvertError(explain(error)) from None
+        raise ConvertError(mistakes(error)) from None
 
 
 def _depth_multiplier(backbone: str, variables: Variables) -> float:

@@ -20,6 +20,7 @@ from model.data.pairs import (
     Pair,
     read_names,
 )
+from model.pydantic_errors import mistakes
 
 DESCRIPTION = "dataset.toml"
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")  # as the service takes
@@ -143,16 +144,6 @@ def read_description(path: Path) -> FolderConfig:
     try:
         return FolderConfig.model_validate(tomllib.loads(path.read_text(encoding="utf-8-sig")))
     except ValidationError as error:
-        raise DatasetError(f"{path}: {_first_mistake(error)}") from error
+        raise DatasetError(f"{path}: {mistakes(error)}") from error
     except ValueError as error:  # not TOML, not UTF-8
         raise DatasetError(f"{path}: {error}") from error
-
-
-def _first_mistake(error: ValidationError) -> str:
-    """Key, value and what is wrong; a rule over several keys names them itself."""
-    first = error.errors()[0]
-    key = ".".join(map(str, first["loc"]))
-    if not key:
-        return first["msg"].removeprefix("Value error, ")
-    value = "" if first["type"] == "missing" else f"={first['input']!r}"
-    return f"{key}{value}: {first['msg']}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 BackboneName = Literal[
     "resnet_v1_50_beta",
@@ -99,14 +99,3 @@ class ModelConfig(BaseModel):
     def rates(self) -> tuple[int, ...]:
         """ASPP rates at this output stride: 6 at 16 becomes 12 at 8 and 3 at 32."""
         return tuple(max(1, rate * 16 // self.output_stride) for rate in self.atrous_rates)
-
-
-def explain(error: ValidationError) -> str:
-    """One line per wrong key: name, value, what is valid."""
-    lines = []
-    for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"])
-        # A rule over several keys names them itself, and its input is the whole recipe.
-        says = item["msg"].removeprefix("Value error, ")
-        lines.append(f"{key}={item['input']!r}: {says}" if key else says)
-    return "; ".join(lines)

@@ -25,9 +25,10 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from model import arguments
-from model.network.config import PUBLISHED, BackboneName, ModelConfig, explain
+from model.network.config import PUBLISHED, BackboneName, ModelConfig
 from model.network.deeplab import DeepLabV3Plus
 from model.network.layers import scaled
+from model.pydantic_errors import mistakes
 
 PAPER_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # section 4.1
 PAPER_SIZE = (513, 513)
@@ -273,7 +274,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = config_of(args)
     except ValidationError as error:
-        print(f"error: {explain(error)}", file=sys.stderr)
+        print(f"error: {mistakes(error)}", file=sys.stderr)
         return 2
     result = measure(config, args.size, args.scales, flip=args.flip)
     if args.json:

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from model.data.augment import AugmentConfig
-from model.network.config import ModelConfig, explain
+from model.network.config import ModelConfig
+from model.pydantic_errors import mistakes
 
 PRESETS = Path(__file__).parents[1] / "presets"
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -144,7 +145,7 @@ def read(name: str, overrides: list[str]) -> Recipe:
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{path} is not TOML: {error}") from None
     except ValidationError as error:
-        raise RecipeError(explain(error)) from None
+        raise RecipeError(mistakes(error)) from None
 
 
 def apply(table: dict[str, Any], overrides: list[str]) -> None:

@@ -29,7 +29,7 @@ from service.doctor import check_runtime
 from service.errors import StartupError
 from service.http.app import create_app
 from service.inference import models
-from service.settings import Settings, explain
+from service.settings import Settings, wrong_settings
 
 NAME = "deeplab"
 
@@ -112,7 +112,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         settings = CliApp.run(ClusterSettings, cli_args=sys.argv[1:] if argv is None else argv)
     except (ValidationError, SettingsError) as error:
-        print(f"error: {explain(error)}", file=sys.stderr)
+        print(f"error: {wrong_settings(error)}", file=sys.stderr)
         return 2
     logs.configure(settings.log_level, settings.log_format)
     try:

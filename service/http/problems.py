@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Scope
 
 from service.errors import CLIENT_GONE, InvalidRequest, RateLimited, ServiceError, Unauthorized
+from service.pydantic_errors import mistakes
 
 log = logging.getLogger("service.http")
 
@@ -90,11 +91,8 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        details = (
-            f"{item['loc'][-1]}={item.get('input')!r}: {MESSAGES.get(item['type'], item['msg'])}"
-            for item in error.errors()
-        )
-        return answer(request.scope, InvalidRequest("; ".join(details)))
+        found = mistakes(error.errors(), name=lambda where: str(where[-1]), messages=MESSAGES)
+        return answer(request.scope, InvalidRequest(found))
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:

@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from service.errors import InvalidRequest
 from service.inference.contract import INPUT
+from service.pydantic_errors import mistakes
 
 LENGTH_HEADER = "Inference-Header-Content-Length"
 DATATYPE = "UINT8"
@@ -87,8 +88,7 @@ def read(body: bytes, header_length: str | None, size: tuple[int, int], valid: l
     try:
         request = InferRequest.model_validate_json(text)
     except ValidationError as error:
-        problems = (f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg']}" for e in error.errors())
-        raise InvalidRequest("; ".join(problems)) from None
+        raise InvalidRequest(mistakes(error.errors(), whole="body", values=False)) from None
     tensor = request.inputs[0]
     if tuple(tensor.shape[1:]) != (*size, 3):
         raise InvalidRequest(f"shape {tensor.shape}: {INPUT} is [N, {size[0]}, {size[1]}, 3]")

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from service.pydantic_errors import mistakes
+
 VERSION: Literal[1] = 1
 METADATA_KEY = "deeplab.contract"
 INPUT = "image"  # uint8 (N, H, W, 3), RGB
@@ -117,8 +119,5 @@ def parse(metadata: dict[str, str]) -> Contract:
     except json.JSONDecodeError as error:
         raise ContractError(f"the contract is not JSON: {error}") from None
     except ValidationError as error:
-        problems = (
-            f"{'.'.join(map(str, item['loc'])) or 'contract'}: {item['msg']}"
-            for item in error.errors()
-        )
-        raise ContractError(f"the contract does not hold together: {'; '.join(problems)}") from None
+        found = mistakes(error.errors(), whole="contract")
+        raise ContractError(f"the contract is not valid: {found}") from None

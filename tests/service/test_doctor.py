@@ -81,7 +81,7 @@ def test_a_variable_that_is_no_setting_is_wrong(
     onnx_models.save(tmp_path / "tiny.onnx")
     monkeypatch.setenv("DEEPLAB_PORT", "eighty")
     assert cli.main(["doctor", "--models", str(tmp_path)]) == 1
-    assert "--port 'eighty'" in capsys.readouterr().out
+    assert "--port='eighty'" in capsys.readouterr().out
 
 
 def test_an_empty_folder_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -170,8 +170,8 @@ def test_a_port_that_is_taken_ends_the_process_with_1(
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["--port", "http"], 2, "--port 'http': Input should be a valid integer"),
-        (["--device", "tpu"], 2, "--device 'tpu'"),
+        (["--port", "http"], 2, "--port='http': Input should be a valid integer"),
+        (["--device", "tpu"], 2, "--device='tpu'"),
         (["--rate-limit-per-minute", "60"], 2, "counts by key: give --api-keys"),
         (["--models", "/nonexistent"], 1, "--models /nonexistent: No such file"),
         (["--models", "."], 1, "no .onnx file"),
@@ -189,4 +189,4 @@ def test_an_environment_variable_sets_what_no_flag_sets(
 ) -> None:
     monkeypatch.setenv("DEEPLAB_PORT", "none")
     assert cli.main([]) == 2
-    assert "--port 'none'" in capsys.readouterr().err
+    assert "--port='none'" in capsys.readouterr().err
