@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 from torch import Tensor, nn
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
@@ -30,10 +30,11 @@ from model.network.config import PUBLISHED, BackboneName, ModelConfig
 from model.network.deeplab import BACKBONES
 from model.pydantic_errors import mistakes
 from model.train import distributed, recipe
+from model.train.assembly import first_run
 from model.train.command import command
 from model.train.distributed import World
 from model.train.preflight import check_folder, check_shares
-from model.train.recipe import Precision, RecipeError
+from model.train.recipe import BaseRecipe, RecipeError
 from model.train.run import LOG_EVERY, Pace, Run, RunFolder, loop
 from model.train.step import train_step
 
@@ -44,35 +45,19 @@ NAME = "backbone"  # of the finished file
 MARGIN = 256 / 224
 
 
-class PretrainRecipe(BaseModel):
+class PretrainRecipe(BaseRecipe):
     """The training of a backbone. The defaults are the paper's (section 4.3)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     backbone: BackboneName
     depth_multiplier: Annotated[float, Field(gt=0)] = 1.0  # MobileNetV2 only
     image_size: Annotated[int, Field(ge=32)] = 299
     epochs: Annotated[int, Field(gt=0)] = 100  # ours: the paper gives no length
     batch_size: Annotated[int, Field(gt=1)] = 32
-    accumulate: Annotated[int, Field(gt=0)] = 1
     learning_rate: Annotated[float, Field(gt=0)] = 0.05
-    reference_batch: Annotated[int, Field(gt=0)] | None = None
     decay: Annotated[float, Field(gt=0, le=1)] = 0.94
     decay_epochs: Annotated[int, Field(gt=0)] = 2
     warmup: Literal[0] = 0
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: Annotated[float, Field(ge=0)] = 4e-5
-    grad_clip: Annotated[float, Field(gt=0)] | None = None
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    precision: Precision = "fp32"
-    channels_last: bool = True
-    max_skips: Annotated[int, Field(ge=0)] = 100
-    seed: int = 0
-
-    @property
-    def rate(self) -> float:
-        """The initial learning rate at this batch size."""
-        return self.learning_rate * self.batch_size / (self.reference_batch or self.batch_size)
+    nesterov: Literal[True] = True
 
     @property
     def network(self) -> ModelConfig:
@@ -174,11 +159,7 @@ def start(config: PretrainRecipe, classes: int, world: World) -> Run:
         {"params": decayed, "weight_decay": config.weight_decay, "rate": config.rate},
         {"params": others, "weight_decay": 0.0, "rate": config.rate},
     ]
-    optimizer = torch.optim.SGD(groups, lr=config.rate, momentum=config.momentum, nesterov=True)
-    average = {k: v.clone() for k, v in net.state_dict().items()} if config.ema_decay else None
-    scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16")
-    kept = config.model_dump(mode="json")
-    return Run(net, optimizer, world.wrap(net), average, scaler, recipe=kept)
+    return first_run(net, groups, config, world)
 
 
 @dataclass(frozen=True)

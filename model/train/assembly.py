@@ -13,7 +13,7 @@ from model.network.deeplab import DeepLabV3Plus
 from model.network.layers import batch_norms
 from model.train import distributed, pretrained
 from model.train.distributed import World
-from model.train.recipe import InitPart, Recipe, RecipeError
+from model.train.recipe import BaseRecipe, InitPart, Recipe, RecipeError
 from model.train.run import Run
 
 COMPILER = "inductor"  # of torch.compile
@@ -117,11 +117,15 @@ def start(config: Recipe, world: World) -> Run:
         recompute.units(net.backbone)
     if config.compile:
         net.compile(backend=COMPILER)  # in place: the names in the state dict stay
+    return first_run(net, parameter_groups(net, config), config, world)
+
+
+def first_run(
+    net: nn.Module, groups: list[dict[str, Any]], config: BaseRecipe, world: World
+) -> Run:
+    """A run at iteration 0 of a network whose parameters are in `groups`."""
     optimizer = torch.optim.SGD(
-        parameter_groups(net, config),
-        lr=config.rate,
-        momentum=config.momentum,
-        nesterov=config.nesterov,
+        groups, lr=config.rate, momentum=config.momentum, nesterov=config.nesterov
     )
     average = {k: v.clone() for k, v in net.state_dict().items()} if config.ema_decay else None
     scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16")

@@ -4,27 +4,15 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Protocol
 
 from model.data.dataset import Dataset
 from model.train.distributed import World
-from model.train.recipe import Recipe, RecipeError
+from model.train.recipe import BaseRecipe, Recipe, RecipeError
 from model.train.run import STATE, kept
 
 log = logging.getLogger("model.train")
 
 MIN_NORM_BATCH = 8  # images; fewer make batch-norm fine-tuning lose accuracy
-
-
-class Sharing(Protocol):
-    """What a recipe says about the division of a batch."""
-
-    @property
-    def batch_size(self) -> int: ...
-    @property
-    def accumulate(self) -> int: ...
-    @property
-    def precision(self) -> str: ...
 
 
 def check(config: Recipe, world: World | None = None) -> None:
@@ -47,7 +35,7 @@ def check(config: Recipe, world: World | None = None) -> None:
         _check_norm_batch(config)
 
 
-def check_shares(config: Sharing, world: World) -> None:
+def check_shares(config: BaseRecipe, world: World) -> None:
     """Raise RecipeError where the batch cannot be shared out, and for fp16 without CUDA."""
     shares = world.size * config.accumulate
     if config.batch_size % shares:

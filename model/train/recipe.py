@@ -21,10 +21,39 @@ class RecipeError(ValueError):
     """A recipe is unknown or has a value that does not fit."""
 
 
-class Recipe(BaseModel):
-    """A training run. The defaults are the paper's (section 4)."""
+class BaseRecipe(BaseModel):
+    """What the trainings of a network and of a backbone share: how a batch changes the weights."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    batch_size: Annotated[int, Field(gt=0)] = 16  # of all processes and micro-batches together
+    # Micro-batches that each process cuts its share of the batch into. Batch norm sees these.
+    accumulate: Annotated[int, Field(gt=0)] = 1
+    learning_rate: Annotated[float, Field(gt=0)] = 0.007
+    # Where set, the rate is learning_rate * batch_size / reference_batch (Goyal et al. 2017).
+    reference_batch: Annotated[int, Field(gt=0)] | None = None
+    warmup: Annotated[int, Field(ge=0)] = 0  # iterations of linear warm-up
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    nesterov: bool = False
+    weight_decay: Annotated[float, Field(ge=0)] = 4e-5
+    grad_clip: Annotated[float, Field(gt=0)] | None = None  # largest norm of the whole gradient
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0  # 0: no averaging of weights
+
+    # Samples replaced by the next position because their files are damaged, in the whole run.
+    max_skips: Annotated[int, Field(ge=0)] = 100
+
+    precision: Precision = "fp32"
+    channels_last: bool = True
+    seed: int = 0
+
+    @property
+    def rate(self) -> float:
+        """The initial learning rate at this batch size."""
+        return self.learning_rate * self.batch_size / (self.reference_batch or self.batch_size)
+
+
+class Recipe(BaseRecipe):
+    """A training run. The defaults are the paper's (section 4)."""
 
     description: str = ""
     model: ModelConfig
@@ -39,23 +68,9 @@ class Recipe(BaseModel):
     augment: AugmentConfig = AugmentConfig()
     sampling: Literal["uniform", "balanced"] = "uniform"
 
-    # Samples replaced by the next position because their files are damaged, in the whole run.
-    max_skips: Annotated[int, Field(ge=0)] = 100
-
     iterations: Annotated[int, Field(gt=0)] = 30_000
-    batch_size: Annotated[int, Field(gt=0)] = 16  # of all processes and micro-batches together
-    # Micro-batches that each process cuts its share of the batch into. Batch norm sees these.
-    accumulate: Annotated[int, Field(gt=0)] = 1
-    learning_rate: Annotated[float, Field(gt=0)] = 0.007
-    # Where set, the rate is learning_rate * batch_size / reference_batch (Goyal et al. 2017).
-    reference_batch: Annotated[int, Field(gt=0)] | None = None
     head_multiplier: Annotated[float, Field(gt=0)] = 1.0  # learning rate behind the backbone
     power: Annotated[float, Field(ge=0)] = 0.9  # of the poly policy
-    warmup: Annotated[int, Field(ge=0)] = 0  # iterations of linear warm-up
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    nesterov: bool = False
-    weight_decay: Annotated[float, Field(ge=0)] = 4e-5
-    grad_clip: Annotated[float, Field(gt=0)] | None = None  # largest norm of the whole gradient
 
     # One weight per class, or "balanced": by median frequency, measured on the training masks.
     class_weights: list[Annotated[float, Field(ge=0)]] | Literal["balanced"] | None = None
@@ -75,23 +90,14 @@ class Recipe(BaseModel):
     # Modules that keep weights and statistics: "backbone.stem". Those at the network's entry
     # then cost no backward pass.
     frozen: list[str] = []
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0  # 0: no averaging of weights
 
     # mIoU on a split of the same data set every so many iterations; the best weights are kept.
     validation_split: str | None = None
     validate_every: Annotated[int, Field(ge=0)] = 0
     patience: Annotated[int, Field(ge=0)] = 0  # validations without a gain before the end; 0: never
 
-    precision: Precision = "fp32"
-    channels_last: bool = True
     compile: bool = False  # torch.compile: minutes at the start, faster iterations
     checkpointing: bool = False  # recompute the backbone's units in the backward pass: less memory
-    seed: int = 0
-
-    @property
-    def rate(self) -> float:
-        """The initial learning rate at this batch size."""
-        return self.learning_rate * self.batch_size / (self.reference_batch or self.batch_size)
 
     @field_validator("init")
     @classmethod

@@ -17,28 +17,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from model.data.loader import Batch
 from model.train.distillation import Teachers
 from model.train.distributed import World
+from model.train.recipe import BaseRecipe
 from model.train.run import Run, TrainingError
-
-
-class Options(Protocol):
-    """What a recipe says about an iteration."""
-
-    @property
-    def seed(self) -> int: ...
-    @property
-    def rate(self) -> float: ...
-    @property
-    def warmup(self) -> int: ...
-    @property
-    def accumulate(self) -> int: ...
-    @property
-    def grad_clip(self) -> float | None: ...
-    @property
-    def ema_decay(self) -> float: ...
-    @property
-    def precision(self) -> str: ...
-    @property
-    def channels_last(self) -> bool: ...
 
 
 class Loss(Protocol):
@@ -54,7 +34,7 @@ def train_step(
     *,
     factor: float,
     loss: Loss,
-    config: Options,
+    config: BaseRecipe,
     world: World,
     teachers: Teachers | None = None,
 ) -> float:
@@ -102,7 +82,7 @@ def backward(
     weight: float,
     *,
     loss: Loss,
-    config: Options,
+    config: BaseRecipe,
     world: World,
     teachers: Teachers | None = None,
 ) -> float:
@@ -126,7 +106,7 @@ def backward(
     return float(share.detach())
 
 
-def update(run: Run, loss: float, config: Options) -> None:
+def update(run: Run, loss: float, config: BaseRecipe) -> None:
     """Step with the gradients at hand; raises TrainingError where the loss is not finite."""
     if not math.isfinite(loss):
         raise TrainingError(
