@@ -17,9 +17,9 @@ from typing import Any
 import onnx
 from google.protobuf.message import DecodeError
 
-from export.digest import contract_digest, graph_digest
 from export.tail import learned
 from service.inference.contract import INPUT, METADATA_KEY, Contract, ContractError, parse
+from service.inference.digest import contract_digest, graph_digest
 
 
 class DescribeError(ValueError):
@@ -48,7 +48,7 @@ def load(path: Path) -> tuple[onnx.ModelProto, Contract]:
         reason = " ".join(str(error).split())  # a line of its own: the checker's have several
         raise DescribeError(f"{path} is damaged, or no ONNX file: {reason}") from None
     for noted, digest in (
-        (contract.graph_sha256, graph_digest(model)),
+        (contract.graph_sha256, graph_digest(path.read_bytes())),
         (contract.contract_sha256, contract_digest(metadata[METADATA_KEY])),
     ):
         if noted not in (None, digest):

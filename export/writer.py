@@ -17,7 +17,6 @@ import torch
 from torch.export import Dim
 
 from export import parity, quantize
-from export.digest import contract_digest, graph_digest
 from export.graph import HalfPrecision, LabelGraph, PhasedGraph, logit_spacing
 from export.optional import on_request
 from export.quantize import Quantization
@@ -38,6 +37,7 @@ from service.inference.contract import (
     InputSize,
     Parity,
 )
+from service.inference.digest import contract_digest, graph_digest
 
 OPSET = 18
 SCORES = "scores"  # compared during export, absent from the file
@@ -86,7 +86,7 @@ def export(source: Path, target: Path, options: ExportOptions) -> Contract:
         measured = parity.with_miou(measured, truth, final, contract.input, options.validation)
     parity.require(measured, options.precision)
     final = strip(final)
-    sealed = {"parity": measured, "graph_sha256": graph_digest(final)}
+    sealed = {"parity": measured, "graph_sha256": graph_digest(serialized(final))}
     contract = contract.model_copy(update=sealed)
     digest = contract_digest(contract.model_dump_json())
     contract = contract.model_copy(update={"contract_sha256": digest})
@@ -146,9 +146,15 @@ def write(proto: onnx.ModelProto, contract: Contract, target: Path) -> None:
     certificate = contract.parity.model_dump_json(indent=2) + "\n"
     contents = {  # the file last: where it is, its certificate is
         target.with_suffix(".parity.json"): certificate.encode(),
-        target: proto.SerializeToString(deterministic=True),
+        target: serialized(proto),
     }
     files.write(contents)
+
+
+def serialized(proto: onnx.ModelProto) -> bytes:
+    """The bytes of the file; the same graph gives the same ones."""
+    data: bytes = proto.SerializeToString(deterministic=True)
+    return data
 
 
 def pad_color(net: DeepLabV3Plus) -> tuple[int, int, int]:

@@ -7,21 +7,9 @@ from typing import NamedTuple
 
 from model.checkpoint import BackboneCard, Card
 from model.convert.accounting import ConvertError
+from model.data import cityscapes
 from model.data.dataset import VOC_CLASSES, Color, voc_palette
 from model.network.config import ModelConfig
-
-# The nineteen classes that Cityscapes evaluates, by trainId, in its own colours.
-CITYSCAPES_CLASSES = (
-    "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign",
-    "vegetation", "terrain", "sky", "person", "rider", "car", "truck", "bus", "train",
-    "motorcycle", "bicycle",
-)  # fmt: skip
-CITYSCAPES_PALETTE = (
-    (128, 64, 128), (244, 35, 232), (70, 70, 70), (102, 102, 156), (190, 153, 153),
-    (153, 153, 153), (250, 170, 30), (220, 220, 0), (107, 142, 35), (152, 251, 152),
-    (70, 130, 180), (220, 20, 60), (255, 0, 0), (0, 0, 142), (0, 0, 70), (0, 60, 100),
-    (0, 80, 100), (0, 0, 230), (119, 11, 32),
-)  # fmt: skip
 
 
 class Labels(NamedTuple):
@@ -32,7 +20,7 @@ class Labels(NamedTuple):
 
 
 VOC = Labels(VOC_CLASSES, voc_palette(len(VOC_CLASSES)))
-CITYSCAPES = Labels(CITYSCAPES_CLASSES, CITYSCAPES_PALETTE)
+CITYSCAPES = Labels(cityscapes.CLASSES, cityscapes.PALETTE)
 KNOWN = {"voc": VOC, "cityscapes": CITYSCAPES}
 
 

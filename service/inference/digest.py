@@ -1,13 +1,14 @@
-"""The digest that an exported file carries of itself.
+"""The digests that an exported file carries of its graph and of its contract.
 
-It is of the serialised `ModelProto` without its metadata, which holds it. Of protobuf's
-encoding (https://protobuf.dev/programming-guides/encoding) only the outermost level is
-read here, as the service does without onnx.
+The graph's is of the serialised `ModelProto` without its metadata, which holds the
+digest. Of protobuf's encoding (https://protobuf.dev/programming-guides/encoding) only
+the outermost level is read here: the service works without the onnx package.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 
 METADATA_PROPS = 14  # the field's number in onnx.proto
@@ -22,6 +23,12 @@ def graph_digest(model: bytes) -> str:
         if number != METADATA_PROPS:
             digest.update(view[start:end])
     return digest.hexdigest()
+
+
+def contract_digest(text: str) -> str:
+    """SHA-256 of a contract, given as JSON, without the field that carries the digest itself."""
+    fields = json.loads(text) | {"contract_sha256": None}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int, int]]:
