@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -95,6 +96,13 @@ def test_make_targets_named_in_code_exist(page: Path) -> None:
         re.findall(r"(?:`|^\$ )make ([\w-]+)", page.read_text(encoding="utf-8"), re.MULTILINE)
     )
     assert named <= targets
+
+
+@each_page
+def test_console_scripts_named_in_code_exist(page: Path) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    named = set(re.findall(r"`(deeplab-[\w-]+)", page.read_text(encoding="utf-8")))
+    assert named <= set(project["scripts"])
 
 
 def test_every_page_is_in_the_index() -> None:
