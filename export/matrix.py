@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from export.__main__ import size
+from export.options import size
 from export.writer import ExportOptions, Size, export
 from model import checkpoint
 from model.checkpoint import Card

@@ -152,6 +152,15 @@ def test_nothing_imports_a_command() -> None:
                     assert commands.isdisjoint(names), path
 
 
+def test_library_code_is_not_kept_in_a_command() -> None:
+    """Of a `__main__` only the command itself is imported: by scripts, and by studies."""
+    for package in ("model", "export", "service", "tests"):
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.ImportFrom) and (node.module or "").endswith("__main__"):
+                    assert {each.name for each in node.names} <= {"main", "script"}, path
+
+
 @pytest.mark.parametrize(
     ("package", "forbidden"),
     [("model", {"service", "export"}), ("service", {"model", "export", "torch", "onnx"})],

@@ -12,6 +12,7 @@ from onnx import numpy_helper
 
 from export import __main__ as cli
 from export import quantize
+from export.options import calibration
 from export.quantize import QuantizationError
 from export.saturation import largest_pairs
 from model import checkpoint
@@ -62,7 +63,7 @@ def test_calibration_photos_are_spread_over_the_folder(tmp_path: Path) -> None:
 def test_by_default_the_training_photos_calibrate(tmp_path: Path) -> None:
     root = voc_folder.make(tmp_path, split="train")
     arguments = ["net", "-o", "x.onnx", "--precision", "int8", "--data", str(root)]
-    paths = cli.calibration(cli.parser().parse_args(arguments))
+    paths = calibration(cli.parser().parse_args(arguments))
     assert {path.parent.name for path in paths} == {"JPEGImages"}
     assert len(paths) == 6
 

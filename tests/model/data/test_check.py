@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.data.__main__ import guess, main
+from model.data.__main__ import main
 from model.data.dataset import DatasetError
+from model.data.guess import guess
 from tests.model import voc_folder
 
 

@@ -1,0 +1,51 @@
+"""Turn the command line of `python -m export` into `ExportOptions`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Literal
+
+from export.quantize import Quantization, QuantizationError, photos_in
+from export.writer import MIN_SIDE, ExportOptions, Size
+from model import arguments
+from model.data.dataset import find
+
+
+def size(text: str) -> Size | Literal["dynamic"]:
+    """Parse H,W in pixels, or the word `dynamic`."""
+    if text == "dynamic":
+        return "dynamic"
+    sides = arguments.size(text)
+    if min(sides) < MIN_SIDE:
+        raise argparse.ArgumentTypeError(f"{text!r}: both sides must be at least {MIN_SIDE}")
+    return sides
+
+
+def options(args: argparse.Namespace) -> ExportOptions:
+    """The options of a parsed command line; raises QuantizationError or DatasetError."""
+    if args.precision == "int8" and args.data is None:
+        raise QuantizationError("--precision int8 needs --data DIR to judge the loss of mIoU on")
+    if args.precision == "fp32" and args.data is not None:
+        raise QuantizationError("--data judges the loss of mIoU: give --precision fp16 or int8")
+    if args.precision != "int8" and args.calibration is not None:
+        raise QuantizationError("--calibration is for --precision int8")
+    validation = None if args.data is None else find(args.dataset, args.data, args.split)
+    return ExportOptions(
+        output_stride=args.output_stride,
+        size=None if args.size == "dynamic" else args.size,
+        dynamic=args.size == "dynamic",
+        scales=args.scales,
+        flip=args.flip,
+        confidence=args.confidence,
+        precision=args.precision,
+        quantization=Quantization(calibration(args)) if args.precision == "int8" else None,
+        validation=validation,
+    )
+
+
+def calibration(args: argparse.Namespace) -> list[Path]:
+    """The photos to calibrate on: of a folder, or those the network was trained on."""
+    if args.calibration is not None:
+        return photos_in(args.calibration)
+    return [pair.image for pair in find(args.dataset, args.data, "train").pairs]
