@@ -1,4 +1,4 @@
-"""Load NVIDIA's libraries and find out why CUDA cannot be used."""
+"""CUDA: load NVIDIA's libraries, say why they cannot be used, and fall back to the CPU."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 import onnxruntime as ort
+
+from service.errors import StartupError
 
 log = logging.getLogger("service.engine")
 
@@ -52,3 +54,27 @@ def driver_problem(driver: ctypes.CDLL) -> str | None:
         f"the NVIDIA driver is too old: it supports CUDA {offered}, and this onnxruntime "
         f"needs CUDA {needed}; update the driver"
     )
+
+
+def fall_back(device: str, reason: str, *, expected: bool = False) -> None:
+    """Log that the CPU serves instead; raises StartupError unless `device` is auto.
+
+    `expected`: this installation has no CUDA, which is worth no warning.
+    """
+    if device != "auto":
+        raise StartupError(f"--device {device}: {reason}; --device auto serves on the CPU instead")
+    log.log(logging.INFO if expected else logging.WARNING, "serving on the CPU: %s", reason)
+
+
+def cuda_options(gpu: int, memory_limit_mb: int) -> dict[str, str]:
+    """Provider options that keep first requests fast and memory from growing; limit 0: none."""
+    chosen = {
+        "device_id": str(gpu),
+        "cudnn_conv_algo_search": "HEURISTIC",  # exhaustive search stalls each new shape
+        "arena_extend_strategy": "kSameAsRequested",  # growth by need, not by doubling
+        "cudnn_conv_use_max_workspace": "0",
+        "do_copy_in_default_stream": "1",
+    }
+    if memory_limit_mb:
+        chosen["gpu_mem_limit"] = str(memory_limit_mb * 1024 * 1024)
+    return chosen

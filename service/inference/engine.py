@@ -25,7 +25,7 @@ from service.inference.contract import (
     ContractError,
     parse,
 )
-from service.inference.cuda import cuda_problem, preload
+from service.inference.cuda import cuda_options, cuda_problem, fall_back, preload
 from service.inference.digest import graph_digest
 from service.inference.trt_engines import TrtOptions
 
@@ -225,7 +225,7 @@ def _session(path: Path, data: bytes, options: EngineOptions) -> ort.InferenceSe
     session = _load(path, data, wanted, options.threads)
     if session.get_providers()[0] != _name(wanted[0]):
         reason = cuda_problem() or f"the session was created without {_name(wanted[0])}"
-        _fell_back(options.device, reason)
+        fall_back(options.device, reason)
     return session
 
 
@@ -260,13 +260,13 @@ def _providers(path: Path, data: bytes, options: EngineOptions) -> list[Any]:
         return [CPU]
     if CUDA not in ort.get_available_providers():
         reason = "this onnxruntime is built without CUDA; install the gpu extra"
-        _fell_back(options.device, reason, expected=True)
+        fall_back(options.device, reason, expected=True)
         return [CPU]
     preload()
     if problem := cuda_problem():
-        _fell_back(options.device, problem)
+        fall_back(options.device, problem)
         return [CPU]
-    cuda = [(CUDA, cuda_options(options)), CPU]
+    cuda = [(CUDA, cuda_options(options.gpu, options.gpu_mem_limit_mb)), CPU]
     return [_tensorrt(path, data, options), *cuda] if options.device == "tensorrt" else cuda
 
 
@@ -289,24 +289,3 @@ def _tensorrt(path: Path, data: bytes, options: EngineOptions) -> tuple[str, dic
         trt_engines.TENSORRT,
         trt_engines.provider_options(contract, where, options.gpu, options.trt),
     )
-
-
-def cuda_options(options: EngineOptions) -> dict[str, str]:
-    """Provider options that keep first requests fast and memory from growing."""
-    chosen = {
-        "device_id": str(options.gpu),
-        "cudnn_conv_algo_search": "HEURISTIC",  # exhaustive search stalls each new shape
-        "arena_extend_strategy": "kSameAsRequested",  # growth by need, not by doubling
-        "cudnn_conv_use_max_workspace": "0",
-        "do_copy_in_default_stream": "1",
-    }
-    if options.gpu_mem_limit_mb:
-        chosen["gpu_mem_limit"] = str(options.gpu_mem_limit_mb * 1024 * 1024)
-    return chosen
-
-
-def _fell_back(device: Device, reason: str, *, expected: bool = False) -> None:
-    """Refuse where CUDA was demanded; else say that the CPU serves, loudly if that surprises."""
-    if device != "auto":
-        raise StartupError(f"--device {device}: {reason}; --device auto serves on the CPU instead")
-    log.log(logging.INFO if expected else logging.WARNING, "serving on the CPU: %s", reason)

@@ -13,9 +13,9 @@ import pytest
 
 from service.errors import StartupError
 from service.inference.contract import METADATA_KEY
-from service.inference.cuda import cuda_problem, driver_problem
+from service.inference.cuda import cuda_options, cuda_problem, driver_problem
 from service.inference.digest import graph_digest
-from service.inference.engine import CPU, CUDA, Engine, EngineOptions, cuda_options
+from service.inference.engine import CPU, CUDA, Engine, EngineOptions
 from tests.service import onnx_models
 
 needs_no_gpu = pytest.mark.skipif(cuda_problem() is None, reason="a working GPU is present")
@@ -160,7 +160,7 @@ def test_a_provider_that_is_compiled_in_is_not_taken_for_one_that_runs(model: Pa
 
 def test_cuda_neither_searches_for_long_nor_keeps_what_it_took() -> None:
     """Each of these has stalled or filled the GPU of somebody with ONNX Runtime's default."""
-    options = cuda_options(EngineOptions(gpu=1))
+    options = cuda_options(gpu=1, memory_limit_mb=0)
     assert options["cudnn_conv_algo_search"] == "HEURISTIC"
     assert options["arena_extend_strategy"] == "kSameAsRequested"
     assert options["cudnn_conv_use_max_workspace"] == "0"
@@ -168,8 +168,8 @@ def test_cuda_neither_searches_for_long_nor_keeps_what_it_took() -> None:
 
 
 def test_the_memory_limit_is_given_in_bytes() -> None:
-    assert cuda_options(EngineOptions(gpu_mem_limit_mb=2))["gpu_mem_limit"] == str(2 * 1024**2)
-    assert "gpu_mem_limit" not in cuda_options(EngineOptions())
+    assert cuda_options(0, memory_limit_mb=2)["gpu_mem_limit"] == str(2 * 1024**2)
+    assert "gpu_mem_limit" not in cuda_options(0, memory_limit_mb=0)
 
 
 class Driver:
