@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     tf = kinds.add_parser("tf", help="research/deeplab of tensorflow/models")
     tf.add_argument("src", type=Path, help="a checkpoint's prefix, or .npz of variables by name")
     torchvision = kinds.add_parser("torchvision", help="ResNets and deeplabv3_resnet50/101")
-    timm = kinds.add_parser("timm", help="xception65/71, resnet50/101, tf_efficientnet_lite0")
+    timm = kinds.add_parser("timm", help="xception65/71, resnet50/101, tf_efficientnet_lite0/1/2")
     for state_dict in (torchvision, timm):
         state_dict.add_argument("src", type=Path, help="a state dict, .pth or .safetensors")
     for kind in (tf, torchvision, timm):

@@ -1,4 +1,4 @@
-"""ImageNet backbones of timm: xception65/71, resnet50/101, tf_efficientnet_lite0.
+"""ImageNet backbones of timm: xception65/71, resnet50/101, tf_efficientnet_lite0/1/2.
 
 Its Xceptions are the published ones (the same places for activations and batch
 norm, epsilon 1e-3), so names are all that changes. Its classifiers are left out.
@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from model.convert import from_torchvision, state_dict
-from model.convert.accounting import Converted, adopt
+from model.convert.accounting import Converted, ConvertError, adopt
 from model.convert.labels import backbone_card
-from model.network.backbones.efficientnet_lite import STAGES
+from model.network.backbones.efficientnet_lite import MULTIPLIERS, stages
 from model.network.config import REFERENCE_MEAN, REFERENCE_STD, ModelConfig
 from model.network.deeplab import BACKBONES
 
@@ -38,7 +38,10 @@ def convert(path: Path) -> Converted:
     """Read the state dict of a backbone; raises ConvertError."""
     source = state_dict.read(path)
     if "conv_stem.weight" in source:
-        return _convert("efficientnet_lite0", _lite_name, source, path)
+        number = _lite_number(source, path)
+        return _convert(
+            f"efficientnet_lite{number}", lambda key: _lite_name(key, number), source, path
+        )
     blocks = {key.split(".")[1] for key in source if re.match(r"blocks\.\d+\.stack\.", key)}
     for backbone, count in XCEPTION_BLOCKS.items():
         if len(blocks) == count:
@@ -70,18 +73,37 @@ def _xception_name(key: str) -> str:
     return f"blocks.{stage}.stack.conv{int(index) + 1}.{layer}_{XCEPTION_PARTS[half]}.{leaf}"
 
 
-def _lite_name(key: str) -> str:
+def _lite_number(source: dict[str, Tensor], path: Path) -> int:
+    """Which EfficientNet-Lite has these stages; raises ConvertError."""
+    found = [_lite_stage(source, index) for index in range(len(stages(0)))]
+    for number in range(len(MULTIPLIERS)):
+        if found == [(stage.repeats, stage.outputs) for stage in stages(number)]:
+            return number
+    raise ConvertError(
+        f"{path}: blocks and channels by stage are {found}; supported are "
+        "tf_efficientnet_lite0, tf_efficientnet_lite1 and tf_efficientnet_lite2"
+    )
+
+
+def _lite_stage(source: dict[str, Tensor], stage: int) -> tuple[int, int]:
+    """(blocks, output channels) of a stage."""
+    blocks = {key.split(".")[2] for key in source if key.startswith(f"blocks.{stage}.")}
+    project = f"blocks.{stage}.0.conv_pw{'l' if stage else ''}.weight"
+    return len(blocks), len(source[project]) if project in source else 0
+
+
+def _lite_name(key: str, number: int) -> str:
     """`blocks.1.expand.conv.weight` -> `blocks.1.0.conv_pw.weight`."""
     module, layer, leaf = key.rsplit(".", 2)
     if module == "stem":
         return f"{'conv_stem' if layer == 'conv' else 'bn1'}.{leaf}"
     _, block, part = module.split(".")
-    stage, index = _lite_place(int(block))
+    stage, index = _lite_place(int(block), number)
     conv, norm = (LITE_FIRST_PARTS if block == "0" else LITE_PARTS)[part]
     return f"blocks.{stage}.{index}.{conv if layer == 'conv' else norm}.{leaf}"
 
 
-def _lite_place(block: int) -> tuple[int, int]:
+def _lite_place(block: int, number: int) -> tuple[int, int]:
     """(stage, index within it) of a block counted through."""
-    places = [(s, i) for s, stage in enumerate(STAGES) for i in range(stage.repeats)]
+    places = [(s, i) for s, stage in enumerate(stages(number)) for i in range(stage.repeats)]
     return places[block]

@@ -15,6 +15,8 @@ BackboneName = Literal[
     "xception_71",
     "mobilenet_v2",
     "efficientnet_lite0",
+    "efficientnet_lite1",
+    "efficientnet_lite2",
 ]
 OutputStride = Literal[8, 16, 32]
 Rgb = tuple[float, float, float]
@@ -27,6 +29,7 @@ REFERENCE_MEAN: Rgb = (127.5, 127.5, 127.5)
 REFERENCE_STD: Rgb = (127.5, 127.5, 127.5)
 EFFICIENTNET_LITE_MEAN: Rgb = (127.0, 127.0, 127.0)
 EFFICIENTNET_LITE_STD: Rgb = (128.0, 128.0, 128.0)
+EFFICIENTNET_LITE = {"mean": EFFICIENTNET_LITE_MEAN, "std": EFFICIENTNET_LITE_STD}
 
 # Where the published networks of a backbone depart from this class's defaults.
 PUBLISHED: dict[str, dict[str, Any]] = {
@@ -37,7 +40,9 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "xception_65": {},
     "xception_71": {},
     "mobilenet_v2": {"atrous_rates": ()},  # the reference gives it the 1x1 and the pooling only
-    "efficientnet_lite0": {"mean": EFFICIENTNET_LITE_MEAN, "std": EFFICIENTNET_LITE_STD},
+    "efficientnet_lite0": EFFICIENTNET_LITE,
+    "efficientnet_lite1": EFFICIENTNET_LITE,
+    "efficientnet_lite2": EFFICIENTNET_LITE,
 }
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from model.network.backbones.efficientnet_lite import EfficientNetLite0
+from model.network.backbones.efficientnet_lite import EfficientNetLite
 from model.network.backbones.features import Backbone, Features
 from model.network.backbones.mobilenet_v2 import MobileNetV2
 from model.network.backbones.resnet import ResNet
@@ -35,7 +35,9 @@ BACKBONES: dict[str, Callable[[ModelConfig], Backbone]] = {
     "xception_65": lambda c: _xception(65, c),
     "xception_71": lambda c: _xception(71, c),
     "mobilenet_v2": lambda c: MobileNetV2(c.depth_multiplier, output_stride=c.output_stride),
-    "efficientnet_lite0": lambda c: EfficientNetLite0(c.output_stride),
+    "efficientnet_lite0": lambda c: EfficientNetLite(0, c.output_stride),
+    "efficientnet_lite1": lambda c: EfficientNetLite(1, c.output_stride),
+    "efficientnet_lite2": lambda c: EfficientNetLite(2, c.output_stride),
 }
 
 

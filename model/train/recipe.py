@@ -58,7 +58,7 @@ class Recipe(BaseRecipe):
     description: str = ""
     model: ModelConfig
     # Weights to start from: a checkpoint, a backbone's file of model.convert, or "imagenet"
-    # for the light backbone's own package; `--set init=` for random ones. init_part limits what
+    # for the light backbones' own packages; `--set init=` for random ones. init_part limits what
     # is taken of a checkpoint.
     init: str | None = None
     init_part: InitPart = "all"

@@ -87,6 +87,8 @@ def test_torchvision_resnet_has_the_same_features(tmp_path: Path) -> None:
         ("xception71", 32),
         ("resnet101", 16),
         ("tf_efficientnet_lite0", 32),
+        ("tf_efficientnet_lite1", 16),
+        ("tf_efficientnet_lite2", 32),
     ],
 )
 def test_timm_backbone_has_the_same_features(name: str, output_stride: int, tmp_path: Path) -> None:

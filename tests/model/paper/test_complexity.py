@@ -71,6 +71,18 @@ def test_convolutions_are_counted_by_hand() -> None:
     assert rows["logits"].shape == (21, 5, 5)
 
 
+@pytest.mark.parametrize(("number", "millions"), [(0, 4.7), (1, 5.4), (2, 6.1)])
+def test_light_backbones_have_the_published_parameters(number: int, millions: float) -> None:
+    """Of lite/README.md in the TensorFlow TPU repository, which counts the classifier in.
+
+    That is a 1x1 to 1280 channels with batch norm, then 1000 classes.
+    """
+    net = build(ModelConfig.model_validate({"backbone": f"efficientnet_lite{number}"}))
+    classifier = net.backbone.channels.high * 1280 + 2 * 1280 + 1280 * 1000 + 1000
+    total = sum(parameter.numel() for parameter in net.backbone.parameters()) + classifier
+    assert round(total / 1e6, 1) == millions
+
+
 def test_flipping_doubles_and_scales_add_up() -> None:
     """A pass per scale and mirror image."""
     config = ModelConfig(backbone="efficientnet_lite0")

