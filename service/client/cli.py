@@ -19,7 +19,7 @@ import httpx
 
 from service.client.batch import Batch, Limits, on_retry
 from service.client.errors import ClientError, ManifestError, UsageError
-from service.client.inputs import Inputs
+from service.client.inputs import Inputs, nothing_found
 from service.client.manifest import FILE_NAME, Manifest
 from service.client.pace import Pace
 from service.client.plain import plain
@@ -209,8 +209,11 @@ async def _work(batch: Batch) -> Summary:
         stopped = str(error)
     finally:
         batch.progress.close()
+    if stopped is None and not batch.counts.settled():
+        raise nothing_found(batch.inputs.arguments, batch.inputs.others)
     model = (batch.wanted.model, batch.wanted.model_digest)
-    return Summary.of(batch.counts, time.monotonic() - began, batch.manifest, model, stopped)
+    seconds, others = time.monotonic() - began, batch.inputs.others
+    return Summary.of(batch.counts, seconds, batch.manifest, model, stopped, others=others)
 
 
 def _count(inputs: Inputs, progress: Progress) -> None:
@@ -267,11 +270,15 @@ def _dry_run(inputs: Inputs, wanted: Wanted, out: Path, *, as_json: bool) -> int
             tally[decision] += 1
             if decision is Decision.SEND and not as_json:
                 print(plain(photo.name))
+    if not any(tally.values()):
+        raise nothing_found(inputs.arguments, inputs.others)
     counts = {decision.value: count for decision, count in tally.items()}
     if as_json:
         print(json.dumps(counts))
     else:
         print(", ".join(f"{count} to {what}" for what, count in counts.items()), file=sys.stderr)
+        if inputs.others.counts:
+            print(plain(inputs.others.text()), file=sys.stderr)
     return 0
 
 

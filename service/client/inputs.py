@@ -17,8 +17,9 @@ import functools
 import os
 import re
 import tarfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from fnmatch import translate
 from pathlib import Path, PurePosixPath
 from typing import TextIO
@@ -30,9 +31,16 @@ from service.client.plain import plain
 from service.client.protocol import FILES, JPEG_OVERLAY
 
 STDIN = "-"
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+GLOB_SIGNS = "*?["
+# Of the formats that the service takes, by all names in use: .jfif is what Windows and browsers
+# save, .mpo what cameras with two lenses do.
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp", ".mpo"),
+    *(".png", ".apng", ".webp", ".bmp", ".dib", ".tif", ".tiff"),
+)
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 OWN_SUFFIXES = tuple(f".{name}" for name in (*FILES.values(), JPEG_OVERLAY))
+OTHER_SUFFIXES, OTHERS_NAMED = 20, 10  # counted apart, and named
 OWN_NAMES = ("contact-sheet.png",)  # the report's only image
 
 
@@ -48,6 +56,31 @@ class Photo:
     fleeting: bool = False  # read it before the next photo is enumerated; it is then kept
 
 
+@dataclass
+class Others:
+    """The files that were left out because their names are not those of photos."""
+
+    counts: Counter[str] = field(default_factory=Counter)  # suffix -> files
+    names: list[str] = field(default_factory=list)  # the first of them
+
+    def add(self, name: str) -> None:
+        """Count a file."""
+        suffix = PurePosixPath(name).suffix.lower() or "without a suffix"
+        is_known = suffix in self.counts or len(self.counts) < OTHER_SUFFIXES
+        self.counts[suffix if is_known else "of other suffixes"] += 1
+        if len(self.names) < OTHERS_NAMED:
+            self.names.append(_printable(name))
+
+    def text(self) -> str:
+        """`3 files left out: 2 .heic, 1 .txt (a.heic, b.heic, c.txt)`; empty if there are none."""
+        if not self.counts:
+            return ""
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in self.counts.most_common())
+        total = self.counts.total()
+        names = ", ".join(self.names) + (", ..." if total > len(self.names) else "")
+        return f"{total} file{'s' * (total > 1)} left out: {kinds} ({names})"
+
+
 @dataclass(frozen=True)
 class Inputs:
     """The command line's inputs; iterate for photos, as often as stdin allows."""
@@ -56,6 +89,7 @@ class Inputs:
     base: Path
     out: Path  # nothing that the client wrote there is an input
     listing: TextIO
+    others: Others = field(default_factory=Others)  # of the photos taken so far
 
     @classmethod
     def of(
@@ -83,7 +117,7 @@ class Inputs:
             elif _is_tar(argument):
                 yield from self._archived(_normal(Path(argument)))
             else:
-                yield from map(self._photo, self._paths(argument))
+                yield from map(self._photo, self._paths(argument, self.others))
 
     def count(self) -> int | None:
         """How many photos there are; None if only reading them all would tell."""
@@ -91,15 +125,15 @@ class Inputs:
             return None
         return sum(1 for argument in self.arguments for _ in self._paths(argument))
 
-    def _paths(self, argument: str) -> Iterator[Path]:
+    def _paths(self, argument: str, others: Others | None = None) -> Iterator[Path]:
         path = Path(argument)
         if path.is_dir():
-            yield from walk(_normal(path), self.out)
+            yield from walk(_normal(path), self.out, others)
         elif os.path.lexists(path):
             yield _normal(path)
         else:
             prefix, pattern = _split_glob(argument)
-            yield from expand(prefix, pattern, self.out)
+            yield from expand(prefix, pattern, self.out, others)
 
     def _photo(self, path: Path) -> Photo:
         try:
@@ -123,6 +157,8 @@ class Inputs:
                     path = _harmless(member.name)
                     if member.isfile() and is_image(path.name):
                         yield self._member(archive, tar, member, path)
+                    elif member.isfile() and not path.name.startswith("."):
+                        self.others.add(str(path))
         except tars.ERRORS as error:
             yield self._broken(archive, f"{archive.name} cannot be read to its end: {error}")
 
@@ -145,17 +181,30 @@ class Inputs:
         return Photo(_name(path, self.base), _printable(str(path)), -1, 0, read)
 
 
+def nothing_found(arguments: Iterable[str], others: Others) -> UsageError:
+    """What to raise when the inputs hold no photo at all: they are not the ones that were meant."""
+    left_out = f"; {others.text()}" if others.counts else ""
+    return UsageError(
+        f"no photo found in {', '.join(arguments)}{left_out}; the service takes JPEG, PNG, WebP, "
+        "BMP and TIFF: name a folder or a tar that holds some, or the files themselves"
+    )
+
+
 def is_image(name: str) -> bool:
     """By its suffix; hidden files (and macOS's `._x.jpg`) are none."""
     return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
 
 
 def walk(
-    folder: Path, out: Path, above: frozenset[tuple[int, int]] = frozenset()
+    folder: Path,
+    out: Path,
+    others: Others | None = None,
+    above: frozenset[tuple[int, int]] = frozenset(),
 ) -> Iterator[Path]:
     """Every photo below a folder, sorted; a folder that cannot be listed is itself yielded.
 
-    Links to folders are followed, except to one that is being walked already.
+    Links to folders are followed, except to one that is being walked already. Files that are
+    not named like photos go to `others`, except hidden ones and what lies in OUT.
     """
     try:
         stat = folder.stat()
@@ -172,28 +221,34 @@ def walk(
         if is_image(name):
             if not (inside_out and _is_own(name)) and not path.is_dir():
                 yield path
-        elif not name.startswith(".") and path != out and path.is_dir():
-            yield from walk(path, out, above | {identity})
+        elif name.startswith(".") or path == out:
+            continue
+        elif path.is_dir():
+            yield from walk(path, out, others, above | {identity})
+        elif others is not None and not inside_out:
+            others.add(name)
 
 
-def expand(folder: Path, pattern: tuple[str, ...], out: Path) -> Iterator[Path]:
+def expand(
+    folder: Path, pattern: tuple[str, ...], out: Path, others: Others | None = None
+) -> Iterator[Path]:
     """The files that a glob matches below a folder, sorted; `**` stands for any folders."""
     head, rest = pattern[0], pattern[1:]
     if head == "**":
         if not rest:
-            yield from walk(folder, out)
+            yield from walk(folder, out, others)
             return
-        yield from expand(folder, rest, out)
+        yield from expand(folder, rest, out, others)
     matches = re.compile(translate("*" if head == "**" else head)).match
     for name in sorted(os.listdir(folder)) if folder.is_dir() else ():  # noqa: PTH208 - as in walk
         path = folder / name
         if name.startswith(".") and not head.startswith("."):
             continue
         if head == "**" and path.is_dir() and path != out and not path.is_symlink():
-            yield from expand(path, pattern, out)
+            yield from expand(path, pattern, out, others)
         elif head != "**" and matches(name):
             if rest and path.is_dir():
-                yield from expand(path, rest, out)
+                yield from expand(path, rest, out, others)
             elif not rest and path.is_file() and not (folder == out and _is_own(name)):
                 yield path
 
@@ -203,7 +258,7 @@ def _is_own(name: str) -> bool:
 
 
 def _is_glob(argument: str) -> bool:
-    return any(sign in argument for sign in "*?[")
+    return any(sign in argument for sign in GLOB_SIGNS)
 
 
 def _is_tar(argument: str) -> bool:

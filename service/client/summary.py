@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from service.client.inputs import Others
 from service.client.manifest import Manifest
 from service.client.plain import plain
 from service.client.progress import Counts, duration
@@ -23,6 +24,7 @@ class Summary:
     failures: tuple[tuple[str, str, str], ...]  # name, status, reason
     classes: tuple[tuple[int, str, int, int], ...]  # id, name, pixels, photos
     stopped: str | None
+    others: Others = field(default_factory=Others)
 
     @classmethod
     def of(
@@ -32,9 +34,11 @@ class Summary:
         manifest: Manifest,
         model: tuple[str | None, str | None],
         stopped: str | None,
+        *,
+        others: Others,
     ) -> Summary:
         failures, classes = tuple(manifest.failures()), tuple(manifest.classes())
-        return cls(counts, seconds, *model, failures, classes, stopped)
+        return cls(counts, seconds, *model, failures, classes, stopped, others)
 
     def exit_code(self) -> int:
         """0 only if every input has its complete result."""
@@ -50,6 +54,8 @@ class Summary:
         lines += [f"  {name}: {reason}" for name, _, reason in self.failures[:FAILURES_SHOWN]]
         if len(self.failures) > FAILURES_SHOWN:
             lines.append(f"  ... and {len(self.failures) - FAILURES_SHOWN} more (--json lists all)")
+        if self.others.counts:
+            lines.append(self.others.text())
         if self.stopped is not None:
             lines.append(f"not finished: {self.stopped}; run the same command again to go on")
         return "\n".join(map(plain, lines))
@@ -65,6 +71,7 @@ class Summary:
             "model": self.model,
             "model_digest": self.model_digest,
             "stopped": self.stopped,
+            "left_out": dict(self.others.counts),
             "failures": [
                 {"name": name, "status": status, "reason": reason}
                 for name, status, reason in self.failures

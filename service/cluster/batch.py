@@ -28,7 +28,9 @@ import ray
 from ray.data import DataContext
 
 from service.client.errors import ClientError, UsageError
+from service.client.inputs import Others, nothing_found
 from service.client.manifest import DONE, FAILED, REJECTED
+from service.client.plain import plain
 from service.client.plan import Wanted
 from service.client.progress import Counts, Progress
 from service.client.protocol import parse_outputs
@@ -124,6 +126,7 @@ class Run:
         self.options = options
         self.progress = progress
         self.counts = progress.counts
+        self.others = Others()
         self._failures: list[tuple[str, str, str]] = []
         self._rejected_before = 0
 
@@ -133,8 +136,10 @@ class Run:
         model = read_model(options.model)
         check_outputs(model, options.outputs)
         out = place(options.out)
-        source, found = photos(options.inputs, out, options.base)
+        source, found = photos(options.inputs, out, options.base, self.others)
         todos = list(self._todos(self._plan(out, model), found))
+        if not self.progress.total:
+            raise nothing_found(options.inputs, self.others)
         job = Job(
             source,
             out,
@@ -146,7 +151,8 @@ class Run:
         stopped = self._settle(todos, Parts(out), job, model) if todos else None
         self.progress.close()
         seconds, rows = time.monotonic() - began, tuple(sorted(self._failures))
-        return Summary(self.counts, seconds, model.stem, model.digest, rows, (), stopped)
+        name, digest = model.stem, model.digest
+        return Summary(self.counts, seconds, name, digest, rows, (), stopped, self.others)
 
     def _plan(self, out: Place, model: Model) -> Plan:
         """What is done already: one listing of OUT, and the records in it."""
@@ -288,10 +294,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         connect(arguments.address)
         summary = Run(options, Progress(Counts(), sys.stderr)).work()
     except (UsageError, ServiceError) as error:
-        print(f"ray_batch: {error}", file=sys.stderr)
+        print(plain(f"ray_batch: {error}"), file=sys.stderr)
         return 2
     except (ClientError, StartupError, OSError) as error:
-        print(f"ray_batch: {error}", file=sys.stderr)
+        print(plain(f"ray_batch: {error}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\ninterrupted; run the same command again to go on", file=sys.stderr)

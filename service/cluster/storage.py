@@ -13,14 +13,14 @@ import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from pyarrow import ArrowException, fs
 
 from service.client.errors import UsageError
-from service.client.inputs import Inputs, is_image
+from service.client.inputs import GLOB_SIGNS, Inputs, Others, is_image
 from service.client.outputs import PART, replacing
 from service.client.plan import UNKNOWN_TIME
 
@@ -117,41 +117,58 @@ def _of_fsspec(where: str) -> tuple[fs.FileSystem, str]:
 
 
 def photos(
-    arguments: list[str], out: Place, base: Path | None = None
+    arguments: list[str], out: Place, base: Path | None = None, others: Others | None = None
 ) -> tuple[fs.FileSystem, Iterator[Photo]]:
     """The photos of files, folders, globs or URIs, and the file system they lie in.
 
-    Raises UsageError for what is not there, and for inputs of several stores.
+    `others` hears of the files left out. Raises UsageError for what is not there, and for inputs
+    of several stores.
     """
+    others = Others() if others is None else others
     local = [argument for argument in arguments if "://" not in argument]
     remote = [place(argument) for argument in arguments if "://" in argument]
     if not remote:
-        return fs.LocalFileSystem(), _local_photos(local, out, base)
+        return fs.LocalFileSystem(), _local_photos(local, out, base, others)
     systems = [each.system for each in remote]
     if local or any(system != systems[0] for system in systems):
         raise UsageError(f"inputs {', '.join(arguments)}: take them from one store at a time")
     if base is not None:
         raise UsageError("--base is for inputs on a disk; OUT mirrors the URIs' common folder")
-    return systems[0], _remote_photos(remote, out)
+    return systems[0], _remote_photos(_there(arguments, remote), out, others)
 
 
-def _local_photos(arguments: list[str], out: Place, base: Path | None) -> Iterator[Photo]:
+def _there(arguments: list[str], places: list[Place]) -> list[tuple[Place, fs.FileInfo]]:
+    """The places with what the store says of each; raises UsageError for one that is not there."""
+    infos = places[0].system.get_file_info([each.root for each in places])
+    for argument, info in zip(arguments, infos, strict=True):
+        if info.type == fs.FileType.NotFound:
+            name = urlsplit(argument)._replace(query="").geturl()  # which may hold a secret
+            is_glob = any(sign in info.path for sign in GLOB_SIGNS)
+            why = "globs are for disks, name the folder above" if is_glob else "no such object,"
+            more = "" if is_glob else " folder or bucket: check its spelling and the store's region"
+            raise UsageError(f"input {name}: {why}{more}")
+    return list(zip(places, infos, strict=True))
+
+
+def _local_photos(
+    arguments: list[str], out: Place, base: Path | None, others: Others
+) -> Iterator[Photo]:
     here = Path(out.root) if out.is_local else Path("/dev/null")
-    inputs = Inputs.of(arguments, out=here, listing=sys.stdin, base=base)
+    inputs = replace(Inputs.of(arguments, out=here, listing=sys.stdin, base=base), others=others)
     for photo in inputs:
         if photo.fleeting:
             raise UsageError(f"{photo.source}: unpack the tar, or use the batch client")
         yield Photo(photo.name, photo.source, photo.size, photo.mtime_ns)
 
 
-def _remote_photos(places: list[Place], out: Place) -> Iterator[Photo]:
-    infos = places[0].system.get_file_info([each.root for each in places])
+def _remote_photos(
+    places: list[tuple[Place, fs.FileInfo]], out: Place, others: Others
+) -> Iterator[Photo]:
     roots = [
-        str(PurePosixPath(each.root).parent) if info.is_file else each.root
-        for each, info in zip(places, infos, strict=True)
+        str(PurePosixPath(each.root).parent) if info.is_file else each.root for each, info in places
     ]
     base = os.path.commonpath(roots)
-    for each, info in zip(places, infos, strict=True):
+    for each, info in places:
         if info.is_file:
             yield Photo(_below(info.path, base), info.path, info.size, _mtime_ns(info))
             continue
@@ -159,14 +176,16 @@ def _remote_photos(places: list[Place], out: Place) -> Iterator[Photo]:
         for file in found:
             path = f"{each.root}/{file.path}"
             is_result = each.system == out.system and path.startswith(f"{out.root}/")
-            if _is_shown(file.path) and not is_result:
+            if is_result or _is_hidden(file.path):
+                continue
+            if is_image(PurePosixPath(path).name):
                 yield Photo(_below(path, base), path, file.size, file.mtime_ns)
+            else:
+                others.add(file.path)
 
 
-def _is_shown(path: str) -> bool:
-    """An image, in no hidden folder."""
-    parts = PurePosixPath(path).parts
-    return is_image(parts[-1]) and not any(part.startswith(".") for part in parts)
+def _is_hidden(path: str) -> bool:
+    return any(part.startswith(".") for part in PurePosixPath(path).parts)
 
 
 def _below(path: str, root: str) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -81,6 +82,35 @@ def test_client_waits_for_a_service_that_is_just_starting(
         problem(503, "starting") if request.path == "/models" and nth <= 2 else None
     )
     assert main([server.url, str(photos), "-o", str(tmp_path / "out")]) == 0
+
+
+@pytest.mark.parametrize("options", [[], ["--dry-run"], ["--json"]])
+def test_inputs_without_a_photo_exit_2_and_say_what_lies_there(
+    server: FlakyServer, tmp_path: Path, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "IMG_1.HEIC").write_bytes(b"x")
+    assert main([server.url, str(tmp_path / "in"), "-o", str(tmp_path / "out"), *options]) == 2
+    said = capsys.readouterr()
+    assert f"no photo found in {tmp_path / 'in'}; 1 file left out: 1 .heic (IMG_1.HEIC)" in said.err
+    assert "done" not in said.out
+
+
+def test_an_empty_list_exits_2(
+    server: FlakyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert main([server.url, "-", "-o", str(tmp_path / "out")]) == 2
+
+
+def test_what_was_left_out_is_told_at_the_end(
+    server: FlakyServer, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [server.url, str(photos), "-o", str(tmp_path / "out")]
+    assert main(command) == 0
+    assert "1 file left out: 1 .txt (notes.txt)" in capsys.readouterr().out
+    assert main([*command, "--json"]) == 0  # also when all is complete
+    assert json.loads(capsys.readouterr().out)["left_out"] == {".txt": 1}
 
 
 def test_key_comes_from_the_environment(

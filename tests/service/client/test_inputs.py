@@ -42,6 +42,43 @@ def test_folder_gives_its_photos_at_any_depth_in_order(photos: Path) -> None:
     assert inputs.count() == 3
 
 
+@pytest.mark.parametrize(
+    "suffix", [*("jpe", "JFIF", "jif", "pjpeg", "MPO", "png", "apng", "webp"), *("dib", "TIF")]
+)
+def test_every_suffix_of_what_the_service_takes_is_found(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / f"cat.{suffix}").write_bytes(b"x")
+    assert names(found(tmp_path)) == [f"cat.{suffix}"]
+
+
+def test_files_of_other_kinds_are_counted_and_named(tmp_path: Path) -> None:
+    """Not hidden ones, not results and the manifest in OUT, and once however often counted."""
+    for name in ("a.jpg", "b.HEIC", "d/c.heic", "notes", ".hidden.heic", "out/manifest.sqlite"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    for source in (tmp_path, tmp_path / "**"):
+        inputs = found(source, out=tmp_path / "out")
+        assert inputs.count() == 1
+        assert names(inputs) == ["a.jpg"]
+        assert inputs.others.counts == {".heic": 2, "without a suffix": 1}
+        said = "3 files left out: 2 .heic, 1 without a suffix (b.HEIC, c.heic, notes)"
+        assert inputs.others.text() == said
+
+
+def test_files_of_other_kinds_in_a_tar_are_counted(tmp_path: Path) -> None:
+    inputs = found(write_tar(tmp_path / "x.tar", {"a.jpg": b"a", "b/c.heic": b"b"}))
+    assert names(inputs) == ["a.jpg"]
+    assert inputs.others.text() == "1 file left out: 1 .heic (b/c.heic)"
+
+
+def test_many_suffixes_take_no_memory(tmp_path: Path) -> None:
+    others = found(tmp_path).others
+    for number in range(10_000):
+        others.add(f"x.{number}")
+    assert len(others.counts) == 21
+    assert others.text().startswith("10000 files left out: 9980 of other suffixes, 1 .0,")
+    assert others.text().endswith("x.9, ...)")
+
+
 def test_single_file_is_named_by_itself_whatever_its_suffix(photos: Path) -> None:
     assert names(found(photos / "trip" / "dog.png")) == ["dog.png"]
     assert names(found(photos / "notes.txt")) == ["notes.txt"]

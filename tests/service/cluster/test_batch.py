@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 
 pytest.importorskip("ray", reason="needs the extra `ray`: pip install -e '.[ray]'")
 
+from service.client.errors import UsageError
+from service.client.progress import Counts, Progress
 from service.errors import InvalidRequest, StartupError
 from service.inference.engine import Engine, EngineOptions
 from tests.service import onnx_models
@@ -49,6 +52,14 @@ def test_an_output_that_the_model_lacks_is_refused_before_the_cluster_is_used(
 ) -> None:
     with pytest.raises(InvalidRequest, match="confidence"):
         ray_batch.check_outputs(ray_batch.read_model(str(model)), ("confidence",))
+
+
+def test_inputs_without_a_photo_are_a_usage_error(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "IMG_1.HEIC").write_bytes(b"x")
+    options = ray_batch.Options([str(tmp_path / "in")], str(tmp_path / "out"), str(model))
+    with pytest.raises(UsageError, match=r"no photo found in .*; 1 file left out: 1 \.heic"):
+        ray_batch.Run(options, Progress(Counts(), io.StringIO())).work()
 
 
 @pytest.mark.parametrize(

@@ -168,6 +168,10 @@ def test_photos_of_a_bucket_become_the_services_masks_in_a_bucket(
         for name, image in images.items():
             place(inputs).write(name, image)
         place(inputs).write("broken.png", images["00.png"][:100])
+        for wrong in ("nobucket/in", "bucket/im", "bucket/00.png", "bucket/in/*.png"):
+            missing = f"s3://{wrong}?{options}"
+            assert ray_batch.main([missing, "-o", out, "--model", str(model)]) == 2, wrong
+            assert f"input s3://{wrong}:" in capsys.readouterr().err
         arguments = [inputs, "-o", out, "--model", str(model), "--output", "mask", "--json"]
         assert ray_batch.main(arguments) == 1
         first = json.loads(capsys.readouterr().out)

@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("pyarrow", reason="pyarrow comes with the extra `ray`")
 
 from service.client.errors import UsageError
+from service.client.inputs import Others
 from service.client.outputs import PART
 from service.cluster.storage import File, Photo, Place, photos, place
 
@@ -92,6 +93,31 @@ def test_photos_of_a_store_are_named_below_their_common_folder() -> None:
     assert (one.name, two.name, one.size) == ("a/x.jpg", "b.png", 3)
     with system.open_input_stream(one.source) as stream:
         assert stream.read() == b"123"
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("nowhere", "no such object, folder or bucket"),
+        ("in/b.jpg", "no such object, folder or bucket"),
+        ("in/*.png", "globs are for disks"),
+    ],
+)
+def test_an_input_that_is_not_in_its_store_is_a_usage_error(path: str, says: str) -> None:
+    store = f"memory://{uuid.uuid4().hex}"
+    place(store).write("in/b.png", b"123")
+    with pytest.raises(UsageError, match=says):
+        photos([f"{store}/in", f"{store}/{path}"], place(f"{store}/out"))
+
+
+def test_other_files_of_a_store_are_counted() -> None:
+    store = f"memory://{uuid.uuid4().hex}"
+    for name in ("in/a.png", "in/b.heic", "in/.c.heic", "in/out/manifest/1.jsonl"):
+        place(store).write(name, b"123")
+    others = Others()
+    _, found = photos([f"{store}/in"], place(f"{store}/in/out"), others=others)
+    assert [photo.name for photo in found] == ["a.png"]
+    assert others.counts == {".heic": 1}
 
 
 def test_inputs_of_two_stores_are_refused(tmp_path: Path) -> None:
