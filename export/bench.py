@@ -154,7 +154,7 @@ def compared(args: argparse.Namespace, threads: int) -> tuple[Table, dict[str, A
 def served(args: argparse.Namespace) -> dict[str, Any]:
     """The service against its engine and against the plain handler; raises as `service.bench`."""
     size = "{},{}".format(*Engine(args.file, EngineOptions("cpu")).input_size)
-    options = measure.Options(
+    options = measure.BenchOptions(
         args.file,
         tuple(args.photos),
         args.service_rounds,

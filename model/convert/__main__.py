@@ -75,7 +75,7 @@ def convert(args: argparse.Namespace) -> Converted:
         return from_torchvision.convert(
             args.src, output_stride=args.output_stride, crop_size=args.crop_size, labels=named
         )
-    options = from_tensorflow.Options(
+    options = from_tensorflow.ConversionOptions(
         output_stride=args.output_stride,
         crop_size=args.crop_size,
         multi_grid=args.multi_grid,

@@ -65,7 +65,7 @@ Variables = dict[str, np.ndarray[Any, Any]]
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-class Options(NamedTuple):
+class ConversionOptions(NamedTuple):
     """What the variables do not tell; None takes the published default."""
 
     output_stride: int = 16
@@ -75,7 +75,7 @@ class Options(NamedTuple):
     labels: Labels | None = None
 
 
-def convert(path: Path, options: Options) -> Converted:
+def convert(path: Path, options: ConversionOptions) -> Converted:
     """Read an .npz of variables by name, or a TensorFlow checkpoint prefix.
 
     Raises ConvertError for unknown backbones and for variables missing or left over.
@@ -83,7 +83,7 @@ def convert(path: Path, options: Options) -> Converted:
     return convert_variables(read(path), options, path)
 
 
-def convert_variables(variables: Variables, options: Options, path: Path) -> Converted:
+def convert_variables(variables: Variables, options: ConversionOptions, path: Path) -> Converted:
     """The same for variables in memory; `path` is where they came from."""
     variables = {name: value for name, value in variables.items() if not BOOKKEEPING.search(name)}
     if CLASSES not in variables:
@@ -174,7 +174,7 @@ def _to_torch(variables: Variables) -> dict[str, Tensor]:
     return tensors
 
 
-def infer(variables: Variables, options: Options) -> ModelConfig:
+def infer(variables: Variables, options: ConversionOptions) -> ModelConfig:
     """The configuration that has these variables; raises ConvertError naming a wrong option."""
     backbone = _backbone(variables)
     shapes = {name: value.shape for name, value in variables.items()}
@@ -211,7 +211,7 @@ def _depth_multiplier(backbone: str, variables: Variables) -> float:
     raise ConvertError(f"MobileNetV2 of widths {found} is no depth multiple of {widths}")
 
 
-def _aspp(shapes: Shapes, options: Options) -> dict[str, Any]:
+def _aspp(shapes: Shapes, options: ConversionOptions) -> dict[str, Any]:
     branches = {int(m[1]) for name in shapes if (m := re.match(r"aspp(\d+)(_depthwise)?/", name))}
     atrous = len(branches - {0})
     rates = (6, 12, 18) if options.atrous_rates is None else options.atrous_rates

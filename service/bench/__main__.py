@@ -11,12 +11,11 @@ all contestants take turns, round after round, and ratios of medians count.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from service.bench.measure import Options, add_options, run, shown, tables
+from service.bench.measure import BenchOptions, add_options, output, run, tables
 from service.errors import StartupError
 from service.settings import BUNDLED
 
@@ -37,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print; 1 when a server does not start or answer."""
     args = parser().parse_args(argv)
     file = args.file or min(BUNDLED.glob("*.onnx"))
-    options = Options(
+    options = BenchOptions(
         file, tuple(args.photos), args.rounds, args.seconds, args.megapixels, args.device
     )
     try:
@@ -45,9 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (StartupError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=2), encoding="utf-8")
-    print(shown(tables(result), markdown=args.markdown))
+    output(result, tables(result), args)
     return 0
 
 

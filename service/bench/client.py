@@ -25,7 +25,7 @@ from typing import Any
 from service import launch
 from service.bench import vitals
 from service.bench.generator import Load, measured
-from service.bench.measure import shown
+from service.bench.measure import output
 from service.bench.tables import Table
 from service.settings import BUNDLED, SAMPLES
 
@@ -36,7 +36,7 @@ OUTPUT = "mask"
 
 
 @dataclass(frozen=True)
-class Options:
+class ClientBenchOptions:
     """What to measure, and how long."""
 
     models: Path
@@ -105,7 +105,7 @@ def _peak_rss_mib(pid: int) -> float:
     return peak
 
 
-def busy(options: Options, folder: Path) -> dict[str, Any]:
+def busy(options: ClientBenchOptions, folder: Path) -> dict[str, Any]:
     """The client's rate against the service's own, as medians of rounds."""
     can, does = [], []
     with launch.service(options.models, "--device", "cpu", "--log-level", "warning") as server:
@@ -128,7 +128,7 @@ def busy(options: Options, folder: Path) -> dict[str, Any]:
     }
 
 
-def memory(options: Options, folder: Path) -> list[dict[str, float]]:
+def memory(options: ClientBenchOptions, folder: Path) -> list[dict[str, float]]:
     """The client's peak memory by number of inputs, against a service that costs no time."""
     found = []
     for count in options.inputs:
@@ -149,7 +149,7 @@ def memory(options: Options, folder: Path) -> list[dict[str, float]]:
     return found
 
 
-def run(options: Options) -> dict[str, Any]:
+def run(options: ClientBenchOptions) -> dict[str, Any]:
     """Every figure of one run, fit for JSON; RuntimeError if a photo gets no mask."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -223,15 +223,15 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print; 1 when a server does not answer or a photo gets no mask."""
     args = parser().parse_args(argv)
-    options = Options(args.model_dir, tuple(args.photos), args.rounds, args.seconds, args.inputs)
+    options = ClientBenchOptions(
+        args.model_dir, tuple(args.photos), args.rounds, args.seconds, args.inputs
+    )
     try:
         result = run(options)
     except RuntimeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=2), encoding="utf-8")
-    print(shown(tables(result), markdown=args.markdown))
+    output(result, tables(result), args)
     return 0
 
 

@@ -43,7 +43,7 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Report:
+class LoadReport:
     """What happened within the window; milliseconds are medians over its answers."""
 
     answers: int
@@ -98,14 +98,14 @@ class Tally:
             self.stages_ms[stage].append(ms)
 
 
-def measured(load: Load) -> Report:
+def measured(load: Load) -> LoadReport:
     """Drive the load from a process of its own; raises RuntimeError when nothing is answered."""
     command = [sys.executable, "-m", "service.bench.generator", load.url, *load.photos]
     command += ["--concurrency", str(load.concurrency), "--seconds", str(load.seconds)]
     command += ["--warm-up", str(load.warm_up_s)]
     command += [] if load.watch is None else ["--watch", str(load.watch)]
     out = subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout
-    report = Report(**json.loads(out))
+    report = LoadReport(**json.loads(out))
     if not report.answers:
         raise RuntimeError(
             f"{load.url}: {report.failures} failures and no answer in {report.seconds:.1f} s"
@@ -130,7 +130,7 @@ def form(url: str, photo: bytes) -> bytes:
     return head.encode() + body
 
 
-async def drive(load: Load) -> Report:
+async def drive(load: Load) -> LoadReport:
     """Send for the warm-up and the window; every request that was begun is also ended."""
     tally, over = Tally(), asyncio.Event()
     requests = cycle([form(load.url, Path(photo).read_bytes()) for photo in load.photos])
@@ -194,12 +194,12 @@ def reported(
     tally: Tally,
     before: tuple[float, float, float | None],
     after: tuple[float, float, float | None],
-) -> Report:
+) -> LoadReport:
     """The report of a window that was opened and closed at these readings of `used`."""
     seconds, client = after[0] - before[0], after[1] - before[1]
     server = None if before[2] is None or after[2] is None else after[2] - before[2]
     latencies = tally.latencies_ms
-    return Report(
+    return LoadReport(
         len(latencies),
         tally.failures,
         seconds,

@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from itertools import cycle
 from pathlib import Path
 
-from service.bench.generator import Report, Tally, reported, used
+from service.bench.generator import LoadReport, Tally, reported, used
 
 # Sends a photo to a URL and returns the seconds it took, the status and Server-Timing.
 Exchange = Callable[[str, Path], tuple[float, int, str]]
@@ -81,7 +81,7 @@ MAKERS: dict[str, Callable[[], Exchange]] = {
 }
 
 
-def drive(exchange: Exchange, url: str, photos: Sequence[Path], seconds: float) -> Report:
+def drive(exchange: Exchange, url: str, photos: Sequence[Path], seconds: float) -> LoadReport:
     """Send photos one after another; one round before that does not count."""
     for photo in photos:
         exchange(url, photo)
@@ -95,11 +95,11 @@ def drive(exchange: Exchange, url: str, photos: Sequence[Path], seconds: float) 
     return reported(tally, began, used(None))
 
 
-def measured(name: str, url: str, photos: Sequence[Path], seconds: float) -> Report:
+def measured(name: str, url: str, photos: Sequence[Path], seconds: float) -> LoadReport:
     """Drive a library from a process of its own; raises RuntimeError when nothing is answered."""
     command = [sys.executable, "-m", "service.bench.libraries", name, url, *map(str, photos)]
     out = subprocess.check_output([*command, "--seconds", str(seconds)])
-    report = Report(**json.loads(out))
+    report = LoadReport(**json.loads(out))
     if not report.answers:
         raise RuntimeError(f"{url}, from {name}: {report.failures} failures and no answer")
     return report

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import statistics
 import tempfile
 import time
@@ -30,7 +31,7 @@ from PIL import Image
 
 from service import launch
 from service.bench import libraries
-from service.bench.generator import Load, Report, measured
+from service.bench.generator import Load, LoadReport, measured
 from service.bench.tables import Table
 from service.images import imaging
 from service.inference import cpus
@@ -43,13 +44,13 @@ BATCH = 4  # the engine is also run on this many at once: some hosts like that b
 LARGE_OUTPUTS = ("mask", "overlay")
 MOST_UNEXPLAINED_MS = 8.0
 GRAIN = 4.0  # standard deviation of a sensor's noise: without it a photo is too easy to decode
-Run = Callable[[NDArray[np.uint8]], object]  # of an engine, on a batch
-Contestant = Callable[[], Report]
+Predict = Callable[[NDArray[np.uint8]], object]  # of an engine, on a batch
+Contestant = Callable[[], LoadReport]
 Figures = dict[str, Any]  # medians of one contestant
 
 
 @dataclass(frozen=True)
-class Options:
+class BenchOptions:
     """What to measure, and how long."""
 
     file: Path
@@ -60,7 +61,7 @@ class Options:
     device: Device = "cpu"
 
 
-def run(options: Options, others: Mapping[str, launch.Server] | None = None) -> dict[str, Any]:
+def run(options: BenchOptions, others: Mapping[str, launch.Server] | None = None) -> dict[str, Any]:
     """Every figure of one run, fit for JSON; `others` are servers that take the same requests.
 
     Raises StartupError for a file that cannot be loaded, RuntimeError for a server
@@ -93,7 +94,7 @@ def run(options: Options, others: Mapping[str, launch.Server] | None = None) -> 
 
 
 def _contestants(
-    options: Options, engine: Engine, servers: Mapping[str, launch.Server], large: Path
+    options: BenchOptions, engine: Engine, servers: Mapping[str, launch.Server], large: Path
 ) -> dict[str, Contestant]:
     batches = (1, BATCH) if engine.provider == CPU else (1, BATCH, 4 * BATCH)
     images = decoded(engine, options.photos, max(batches))
@@ -118,22 +119,24 @@ def _contestants(
     return found
 
 
-def take_turns(contestants: Mapping[str, Contestant], rounds: int) -> dict[str, list[Report]]:
+def take_turns(contestants: Mapping[str, Contestant], rounds: int) -> dict[str, list[LoadReport]]:
     """What each contestant did in every round."""
-    found: dict[str, list[Report]] = defaultdict(list)
+    found: dict[str, list[LoadReport]] = defaultdict(list)
     for _ in range(rounds):
         for name, contestant in contestants.items():
             found[name].append(contestant())
     return dict(found)
 
 
-def bare(lanes: Sequence[Run], images: NDArray[np.uint8], batch: int, seconds: float) -> Report:
+def bare(
+    lanes: Sequence[Predict], images: NDArray[np.uint8], batch: int, seconds: float
+) -> LoadReport:
     """The engine alone, each lane in a thread, on decoded images (N, H, W, 3), `batch` in a run."""
     batches = [np.roll(images, -i, axis=0)[:batch] for i in range(len(images))]
     for run in lanes:
         run(batches[0])  # the first run allocates
 
-    def work(run: Run) -> list[float]:
+    def work(run: Predict) -> list[float]:
         took: list[float] = []
         following = cycle(batches)
         while sum(took) < seconds:
@@ -147,7 +150,7 @@ def bare(lanes: Sequence[Run], images: NDArray[np.uint8], batch: int, seconds: f
         took = [each for times in pool.map(work, lanes) for each in times]
         cpu_s = time.process_time() - cpu_began
     lasted = sum(took) / len(lanes)
-    return Report(batch * len(took), 0, lasted, 1000 * statistics.median(took), {}, 0.0, cpu_s)
+    return LoadReport(batch * len(took), 0, lasted, 1000 * statistics.median(took), {}, 0.0, cpu_s)
 
 
 def decoded(engine: Engine, photos: Sequence[Path], least: int) -> NDArray[np.uint8]:
@@ -186,10 +189,10 @@ def large_photo(source: Path, target: Path, megapixels: float) -> Path:
     return target
 
 
-def medians(reports: Sequence[Report]) -> Figures:
+def medians(reports: Sequence[LoadReport]) -> Figures:
     """One contestant over all rounds; processor time in milliseconds an image."""
 
-    def median(of: Callable[[Report], float]) -> float:
+    def median(of: Callable[[LoadReport], float]) -> float:
         return statistics.median(map(of, reports))
 
     return {
@@ -307,3 +310,10 @@ def add_options(p: argparse.ArgumentParser) -> None:
 def shown(found: Sequence[Table], *, markdown: bool) -> str:
     """Tables as one text."""
     return "\n\n".join(table.markdown() if markdown else table.text() for table in found)
+
+
+def output(result: dict[str, Any], found: Sequence[Table], args: argparse.Namespace) -> None:
+    """Write the figures to the file of --json, and print them as tables."""
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=2), encoding="utf-8")
+    print(shown(found, markdown=args.markdown))

@@ -48,7 +48,7 @@ WARM_UP = 4  # requests of each client before anything is measured
 
 
 @dataclass(frozen=True)
-class Options:
+class SoakOptions:
     """How much to send, and what memory may do."""
 
     models: Path
@@ -90,7 +90,7 @@ class Sample:
 
 
 @dataclass
-class Result:
+class SoakResult:
     """One run; `problems` is empty if all held."""
 
     seconds: float
@@ -136,7 +136,7 @@ def growth(rss_mib: Sequence[float]) -> float:
     return statistics.median(last) - statistics.median(second)
 
 
-def run(options: Options) -> Result:
+def run(options: SoakOptions) -> SoakResult:
     """Start the service, send everything, stop it, check. SystemExit if it does not start."""
     flags = ["--device", "cpu", "--log-level", "warning", "--log-format", "json"]
     flags += ["--max-body-bytes", str(MAX_BODY_BYTES)]
@@ -151,7 +151,7 @@ def run(options: Options) -> Result:
     return result
 
 
-async def _soak(server: launch.Server, options: Options) -> Result:
+async def _soak(server: launch.Server, options: SoakOptions) -> SoakResult:
     seen, samples = Seen(), list[Sample]()
     sources = [path.read_bytes() for path in sorted(SAMPLES.glob("*.jpg"))]
     photos = small_photos(sources)
@@ -168,7 +168,7 @@ async def _soak(server: launch.Server, options: Options) -> Result:
     seconds = time.monotonic() - began
     after = await _settled(server, before)
     metrics = await asyncio.to_thread(_metrics, server.url)
-    return Result(seconds, seen, samples, before, after, metrics, log="")
+    return SoakResult(seconds, seen, samples, before, after, metrics, log="")
 
 
 def _outputs(url: str) -> tuple[str, ...]:
@@ -178,7 +178,7 @@ def _outputs(url: str) -> tuple[str, ...]:
 
 
 def _cases(
-    options: Options, photos: Sequence[bytes], outputs: Sequence[str], chance: random.Random
+    options: SoakOptions, photos: Sequence[bytes], outputs: Sequence[str], chance: random.Random
 ) -> Iterator[Case]:
     """Good ones and others, until there were enough."""
     well = good(photos, outputs)
@@ -268,7 +268,7 @@ def _metrics(url: str) -> dict[str, float]:
     return dict(found)
 
 
-def problems(result: Result, options: Options) -> Iterator[str]:
+def problems(result: SoakResult, options: SoakOptions) -> Iterator[str]:
     """Everything that did not hold, in words."""
     seen = result.seen
     yield from (f"wrong answer, {n} times: {what}" for what, n in seen.wrong.most_common())
@@ -314,7 +314,7 @@ def miscounted(seen: Seen, metrics: dict[str, float]) -> Iterator[str]:
             yield f"{name} is {metrics.get(name)} after the run, not {value}"
 
 
-def text(result: Result) -> str:
+def text(result: SoakResult) -> str:
     """The run for people."""
     seen, figures = result.seen, result.json()
     statuses = ", ".join(f"{n} x {status}" for status, n in figures["statuses"].items())
@@ -343,7 +343,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--max-growth-mib",
         type=float,
-        default=Options.max_growth_mib,
+        default=SoakOptions.max_growth_mib,
         help="memory of the last quarter above the second one's (%(default)g)",
     )
     p.add_argument("--seed", type=int, default=0)
@@ -354,7 +354,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run and print; 1 if a check does not hold."""
     args = parser().parse_args(argv)
-    options = Options(
+    options = SoakOptions(
         args.model_dir,
         requests=args.requests,
         minutes=args.minutes,

@@ -47,7 +47,7 @@ class Wanted:
         return tuple(dict.fromkeys((*self.outputs, *(("json",) if self.pixels else ()))))
 
 
-class Result(Protocol):
+class EarlierResult(Protocol):
     """A photo's end in an earlier run."""
 
     @property
@@ -73,7 +73,7 @@ def decide(photo: Photo, wanted: Wanted, manifest: Manifest, out: Path) -> Decis
     return Decision.SEND
 
 
-def is_valid(result: Result, wanted: Wanted, size_of: Callable[[str], int | None]) -> bool:
+def is_valid(result: EarlierResult, wanted: Wanted, size_of: Callable[[str], int | None]) -> bool:
     """Whether the photo would get this result again, provided that its bytes are the same.
 
     `size_of` gives the size of a file below OUT, None where there is no such file.
@@ -115,7 +115,9 @@ def _same_request(origin: Origin, wanted: Wanted) -> bool:
     return same_model and was == (wanted.model, wanted.max_side, wanted.options)
 
 
-def _is_complete(result: Result, wanted: Wanted, size_of: Callable[[str], int | None]) -> bool:
+def _is_complete(
+    result: EarlierResult, wanted: Wanted, size_of: Callable[[str], int | None]
+) -> bool:
     """All wanted files are there in their recorded size (a power cut may have emptied some)."""
     have = {output_of(file, result.stem) for file in result.outputs}
     there = all(size_of(file) == size for file, size in result.outputs.items())

@@ -281,7 +281,7 @@ def fleets(gpu_ms: float) -> list[Fleet]:
 
 
 @dataclass(frozen=True)
-class Row:
+class FleetRow:
     """One fleet on one kind of photos."""
 
     photos: str
@@ -291,7 +291,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Report:
+class ScaleReport:
     """Everything that is told."""
 
     command: str
@@ -300,7 +300,7 @@ class Report:
     model: str
     gpu_ms: float  # assumed
     costs: dict[str, Costs]
-    rows: list[Row]
+    rows: list[FleetRow]
 
     def markdown(self) -> str:
         """The tables of docs/scale.md."""
@@ -350,7 +350,7 @@ def _million_row(name: str, costs: Costs) -> list[str]:
     return [name, f"{terabytes:.2f}", f"{gigabytes:.1f}", "1,000,000", "1,000,000", f"{hours:.0f}"]
 
 
-def _fleet_row(row: Row) -> list[str]:
+def _fleet_row(row: FleetRow) -> list[str]:
     rates = (row.model.photos_per_s, row.simulation.photos_per_s)
     use = row.simulation.utilization.get(row.model.bottleneck)
     return [
@@ -371,16 +371,16 @@ def write(path: Path, text: str) -> None:
     path.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
 
 
-def report(path: Path, photos: dict[str, list[bytes]], gpu_ms: float, command: str) -> Report:
+def report(path: Path, photos: dict[str, list[bytes]], gpu_ms: float, command: str) -> ScaleReport:
     """Measure, model and simulate."""
     costs = {name: measure(path, images) for name, images in photos.items()}
     rows = [
-        Row(name, fleet, model(fleet, each), simulate(fleet, each))
+        FleetRow(name, fleet, model(fleet, each), simulate(fleet, each))
         for name, each in costs.items()
         for fleet in fleets(gpu_ms)
     ]
     today = datetime.now(UTC).date().isoformat()
-    return Report(command, today, machine(), path.stem, gpu_ms, costs, rows)
+    return ScaleReport(command, today, machine(), path.stem, gpu_ms, costs, rows)
 
 
 def _photos(paths: list[Path]) -> dict[str, list[bytes]]:

@@ -59,7 +59,7 @@ class Prediction:
     confidence: NDArray[np.uint8] | None = None  # (H, W) probability of the label times 255
 
 
-Run = Callable[..., list[Prediction]]  # of images (N, H, W, 3), and whether with confidence
+Predict = Callable[..., list[Prediction]]  # of images (N, H, W, 3), and whether with confidence
 
 
 class Engine:
@@ -122,7 +122,7 @@ class Engine:
         return self._predict_in(0, images, confidence)
 
     @property
-    def runs(self) -> list[Run]:
+    def runs(self) -> list[Predict]:
         """`predict` for each lane, each to be called by one thread at a time."""
         return [self.predict, *(partial(self._predict_in, n) for n in range(1, self.lanes))]
 

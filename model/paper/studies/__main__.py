@@ -23,7 +23,7 @@ from model import arguments
 from model.data.dataset import DatasetError
 from model.paper.studies import pages
 from model.paper.studies.plan import BUNDLED, MULTI_SCALE, PRESET, STUDIES, Point
-from model.paper.studies.run import Settings, StudyError, run
+from model.paper.studies.run import StudyError, StudySettings, run
 from model.train import recipe
 from model.train.recipe import RecipeError
 
@@ -77,7 +77,9 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         if args.data is None:
             p.error(f"{args.study}: give --data DIR, the folder that holds VOCdevkit")
-        settings = Settings(args.data, args.out, tuple(args.overrides), args.split, args.workers)
+        settings = StudySettings(
+            args.data, args.out, tuple(args.overrides), args.split, args.workers
+        )
         args.out.mkdir(parents=True, exist_ok=True)
         for point in points:
             run(point, settings)

@@ -29,7 +29,7 @@ class StudyError(RuntimeError):
     """A training or an evaluation of a study failed; its own message was printed before."""
 
 
-class Settings(NamedTuple):
+class StudySettings(NamedTuple):
     """Where the studies read and write, and how long they train."""
 
     data: Path
@@ -39,7 +39,7 @@ class Settings(NamedTuple):
     workers: int = 0
 
 
-def train_command(point: Point, settings: Settings) -> list[str]:
+def train_command(point: Point, settings: StudySettings) -> list[str]:
     """The arguments of model.train for a point's network."""
     overrides = (f"seed={point.seed}", *point.net.overrides, *settings.overrides)
     sets = [word for override in overrides for word in ("--set", override)]
@@ -48,12 +48,12 @@ def train_command(point: Point, settings: Settings) -> list[str]:
     return [PRESET, "--data", str(settings.data), place, str(folder), *sets]
 
 
-def checkpoint_of(point: Point, settings: Settings) -> Path:
+def checkpoint_of(point: Point, settings: StudySettings) -> Path:
     """Where a point's network lies."""
     return BUNDLED_CHECKPOINT if point.net == BUNDLED else settings.out / point.run / training.NAME
 
 
-def judge_command(point: Point, settings: Settings) -> list[str]:
+def judge_command(point: Point, settings: StudySettings) -> list[str]:
     """The arguments of model.evaluate for a point."""
     options = [
         *("--data", str(settings.data), "--split", settings.split),
@@ -66,7 +66,7 @@ def judge_command(point: Point, settings: Settings) -> list[str]:
     return [str(checkpoint_of(point, settings)), *options]
 
 
-def run(point: Point, settings: Settings) -> None:
+def run(point: Point, settings: StudySettings) -> None:
     """Train and judge one point, as far as that is not done; raises StudyError."""
     result = settings.out / f"{point.name}.json"
     if result.exists():

@@ -16,7 +16,7 @@ import torch
 from model import checkpoint
 from model.convert.__main__ import main
 from model.convert.accounting import ConvertError
-from model.convert.from_tensorflow import Names, Options, Variables, convert_variables
+from model.convert.from_tensorflow import ConversionOptions, Names, Variables, convert_variables
 from model.network.config import ModelConfig
 from model.network.deeplab import DeepLabV3Plus
 from model.paper.complexity import build
@@ -67,7 +67,7 @@ def test_network_is_read_off_the_references_variables(
     """All of the reference's own variable lists convert, with nothing missing or left over."""
     listed = json.loads((REFERENCE / f"vars_{name}.json").read_text())
     variables = {v["name"]: np.zeros(v["shape"], np.float32) for v in listed["variables"]}
-    converted = convert_variables(variables, Options(), SOURCE)
+    converted = convert_variables(variables, ConversionOptions(), SOURCE)
     assert isinstance(converted.card, checkpoint.Card)
     config = converted.card.model
     assert config.backbone == listed["model_variant"]
@@ -133,7 +133,7 @@ def test_leftover_and_missing_variables_are_named() -> None:
     variables["dense_prediction_cell/weights"] = np.zeros((1, 1, 4, 4), np.float32)
     del variables["image_pooling/BatchNorm/beta"]
     with pytest.raises(ConvertError) as error:
-        convert_variables(variables, Options(), SOURCE)
+        convert_variables(variables, ConversionOptions(), SOURCE)
     assert "left over: dense_prediction_cell/weights" in str(error.value)
     assert "missing: image_pooling/BatchNorm/beta" in str(error.value)
 
@@ -143,7 +143,7 @@ def test_unknown_backbone_is_told_with_the_known_ones() -> None:
     with pytest.raises(ConvertError, match="MobilenetV3") as error:
         convert_variables(
             {"MobilenetV3/Conv/weights": np.zeros(1), "logits/semantic/weights": np.zeros(1)},
-            Options(),
+            ConversionOptions(),
             SOURCE,
         )
     assert "xception_65" in str(error.value)
@@ -185,7 +185,7 @@ def test_wrong_options_are_usage_errors(
 def test_atrous_rates_must_be_as_many_as_the_branches() -> None:
     """Rates leave no trace in the variables, their number does."""
     with pytest.raises(ConvertError, match="has 2 rates, the variables have 3"):
-        convert_variables(variables_of(tiny()), Options(atrous_rates=(6, 12)), SOURCE)
+        convert_variables(variables_of(tiny()), ConversionOptions(atrous_rates=(6, 12)), SOURCE)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a zip"])

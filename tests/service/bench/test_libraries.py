@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from service.bench import libraries
-from service.bench.generator import Report
+from service.bench.generator import LoadReport
 from tests.service.client.flaky_server import FlakyServer, problem
 from tests.service.client.flaky_server import running as flaky
 
@@ -25,7 +25,7 @@ def photo(tmp_path: Path) -> Path:
     return tmp_path / "photo.jpg"
 
 
-def send(name: str, server: FlakyServer, photo: Path) -> Report:
+def send(name: str, server: FlakyServer, photo: Path) -> LoadReport:
     return libraries.measured(name, f"{server.url}/segment?output=mask", [photo], seconds=0.4)
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from service.bench import __main__ as bench
 from service.bench import measure
-from service.bench.generator import Report
+from service.bench.generator import LoadReport
 from service.inference.engine import Engine, EngineOptions
 from service.settings import SAMPLES
 from tests.service import onnx_models
@@ -27,15 +27,15 @@ def engine(tmp_path: Path) -> Engine:
     return Engine(onnx_models.save(tmp_path / "tiny.onnx"), EngineOptions("cpu", threads=1))
 
 
-def report(answers: int, stages: dict[str, float] | None = None) -> Report:
-    return Report(answers, 0, 2.0, 100.0, stages or {}, 0.1, 0.5)
+def report(answers: int, stages: dict[str, float] | None = None) -> LoadReport:
+    return LoadReport(answers, 0, 2.0, 100.0, stages or {}, 0.1, 0.5)
 
 
 def test_contestants_take_turns() -> None:
     turns: list[str] = []
 
     def contestant(name: str) -> measure.Contestant:
-        def run() -> Report:
+        def run() -> LoadReport:
             turns.append(name)
             return report(1)
 
@@ -115,7 +115,7 @@ def test_added_latency_adds_up() -> None:
 def test_one_run_has_every_figure(tmp_path: Path) -> None:
     file = onnx_models.save(tmp_path / "tiny.onnx")
     photos = tuple(sorted(SAMPLES.glob("*.jpg")))
-    result = measure.run(measure.Options(file, photos, rounds=1, seconds=0.1, megapixels=0.1))
+    result = measure.run(measure.BenchOptions(file, photos, rounds=1, seconds=0.1, megapixels=0.1))
     found = result["contestants"]
     for n in (1, 4, 16):
         figures = found[f"service at {n}"]

@@ -11,7 +11,7 @@ import pytest
 
 from service.bench import soak
 from service.bench.hostile import Case, Manner, bomb
-from service.bench.soak import Options, Result, Sample, Seen
+from service.bench.soak import Sample, Seen, SoakOptions, SoakResult
 from service.bench.vitals import Vitals
 from tests.service import onnx_models
 
@@ -25,16 +25,16 @@ SOUND = {
     "deeplab_queue_depth": 0.0,
     "deeplab_ready": 1.0,
 }
-ANY = Options(Path("models"))
+ANY = SoakOptions(Path("models"))
 
 
 def seen() -> Seen:
     return Seen(sent=100, left=5, statuses=Counter({200: 90, 400: 5}))
 
 
-def result(**changes: object) -> Result:
+def result(**changes: object) -> SoakResult:
     samples = [Sample(number, 100.0) for number in range(20)]
-    sound = Result(10.0, seen(), samples, QUIET, QUIET, SOUND, log="", exit_code=0)
+    sound = SoakResult(10.0, seen(), samples, QUIET, QUIET, SOUND, log="", exit_code=0)
     return replace(sound, **changes)  # type: ignore[arg-type] # fields by name, of any type
 
 
@@ -45,7 +45,7 @@ def found(**changes: object) -> str:
 @pytest.mark.slow
 def test_some_hundred_requests_lose_and_leak_nothing(tmp_path: Path) -> None:
     onnx_models.save(tmp_path / "tiny.onnx", confidence=True, on_request=True)
-    options = Options(tmp_path, requests=400, clients=8, body_timeout_s=0.5)
+    options = SoakOptions(tmp_path, requests=400, clients=8, body_timeout_s=0.5)
     result = soak.run(options)
     assert result.problems == []
     assert result.seen.sent >= 400

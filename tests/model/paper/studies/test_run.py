@@ -63,7 +63,7 @@ def test_a_study_is_run_once_and_written(
 
 
 def test_a_training_that_was_cut_off_is_resumed(tmp_path: Path) -> None:
-    settings = run.Settings(tmp_path / "data", tmp_path)
+    settings = run.StudySettings(tmp_path / "data", tmp_path)
     point = plan.Point(plan.UPSAMPLING, 3)
     assert "--out" in run.train_command(point, settings)
     (tmp_path / "upsampling-3").mkdir()
@@ -75,7 +75,7 @@ def test_a_training_that_was_cut_off_is_resumed(tmp_path: Path) -> None:
 
 def test_judging_says_all_that_distinguishes_a_point(tmp_path: Path) -> None:
     point = plan.Point(plan.BUNDLED, None, 8, multi_scale=True, flip=True)
-    command = run.judge_command(point, run.Settings(tmp_path, tmp_path))
+    command = run.judge_command(point, run.StudySettings(tmp_path, tmp_path))
     args = evaluate.parser().parse_args(command)
     assert args.checkpoint == plan.BUNDLED_CHECKPOINT
     assert (args.output_stride, args.scales, args.flip) == (8, plan.MULTI_SCALE, True)
