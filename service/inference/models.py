@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,17 @@ class ServedModel:
         except TimeoutError:
             log.warning("%s (%.12s) is still in use, stopping it", self.name, self.engine.digest)
         await self.batcher.close(timeout_s)
+        await asyncio.to_thread(self.release)
+
+    def release(self) -> None:
+        """Give the sessions' memory back now.
+
+        Model, batcher and engines refer to each other, so that Python alone would free
+        them whenever its collector gets there: hundreds of megabytes each.
+        """
+        for engine in self.engines:
+            engine.release()
+        _trim_heap()
 
 
 class Models:
@@ -145,20 +157,34 @@ class Models:
         async with self._loading:
             served = self._models.get(name)
             engines = await asyncio.to_thread(self._load, name)
-            found = engines[0].digest
-            if digest not in {None, found}:
-                raise ModelUnusable(f"{name}: the file has digest {found}, not {digest}")
-            if served is not None and found == served.engine.digest and served.whole:
-                return False
             fresh = self._served(engines)
             try:
-                await fresh.start()
-            except Exception as error:  # ONNX Runtime raises its own classes, not all of one root
-                raise ModelUnusable(f"{name} stays as it was: it does not run: {error}") from error
-            self._models[name] = fresh
+                if not await self._takes_over(fresh, served, digest):
+                    return False
+                self._models[name] = fresh
+            finally:
+                if self._models.get(name) is not fresh:
+                    await asyncio.to_thread(fresh.release)
             if served is not None:
                 self._retire(served)
             return True
+
+    async def _takes_over(
+        self, fresh: ServedModel, served: ServedModel | None, digest: str | None
+    ) -> bool:
+        """Start a model that was loaded, unless it is the one that is served already."""
+        found = fresh.engine.digest
+        if digest not in {None, found}:
+            raise ModelUnusable(f"{fresh.name}: the file has digest {found}, not {digest}")
+        if served is not None and found == served.engine.digest and served.whole:
+            return False
+        try:
+            await fresh.start()
+        except Exception as error:  # ONNX Runtime raises its own classes, not all of one root
+            raise ModelUnusable(
+                f"{fresh.name} stays as it was: it does not run: {error}"
+            ) from error
+        return True
 
     def _load(self, name: str) -> list[Engine]:
         try:
@@ -178,8 +204,7 @@ class Models:
 
     async def _load_again(self, model: ServedModel) -> None:
         """Replace a model whose sessions have all died; readiness stays red until then."""
-        for engine in model.engines:
-            engine.release()  # what fills the GPU's memory may be what they died of
+        await asyncio.to_thread(model.release)  # they may have died for want of this memory
         while self._models.get(model.name) is model:
             log.warning("loading %s again: none of its sessions is alive", model.name)
             try:
@@ -300,6 +325,12 @@ def _stamps(folder: Path) -> dict[str, tuple[int, int]]:
     except (StartupError, OSError):
         return {}
     return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
+
+
+def _trim_heap() -> None:
+    """Hand freed memory back to the system: glibc keeps what its threads have freed."""
+    with suppress(OSError, AttributeError):  # other C libraries have no such function
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _options(settings: Settings, gpu: int, sessions: int, *, build: bool = False) -> EngineOptions:
