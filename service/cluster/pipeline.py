@@ -78,9 +78,8 @@ class Pipeline:
         self._max_batch = job.max_batch or self._engine.usual_batch
         self._engine.warm_up(self._max_batch)
         self._wish = wish(job.outputs, self._engine.contract)
-        self._reduce_to = (
-            None if NEEDS_PHOTO & self._wish.all_outputs else max(self._engine.input_size)
-        )
+        self._reduce_to = max(self._engine.input_size)
+        self._whole = not NEEDS_PHOTO.isdisjoint(self._wish.all_outputs)
         self._pool = ThreadPoolExecutor(job.threads, thread_name_prefix="imaging")
 
     def run(self, todos: Iterable[Todo]) -> Iterator[Record]:
@@ -100,7 +99,7 @@ class Pipeline:
             return replace(todo.earlier, mtime_ns=todo.photo.mtime_ns, source=todo.photo.source)
         try:
             opened = imaging.open_checked(data, self._job.max_pixels)
-            photo = imaging.decode(opened, reduce_to=self._reduce_to)
+            photo = imaging.decode(opened, reduce_to=self._reduce_to, whole=self._whole)
         except ServiceError as error:
             reason = f"{error.status} {error.code}: {error}"  # as the service's clients word it
             return self._without_result(todo, REJECTED, reason, digest)

@@ -31,7 +31,7 @@ from service.http import deadlines, tensors
 from service.http.problems import documented
 from service.http.segment import Resources
 from service.http.tensors import DATATYPE, LENGTH_HEADER, InferRequest
-from service.http.upload import unless_gone
+from service.http.upload import refuse_encoding, unless_gone
 from service.inference.contract import CONFIDENCE, INPUT, LABELS
 from service.inference.models import Models, ServedModel
 from service.settings import Settings
@@ -69,8 +69,7 @@ def add_routes(app: FastAPI, settings: Settings, models: Models, resources: Reso
         ] = None,
     ) -> Response:
         """Run the model on tensors."""
-        if encoding := request.headers.get("content-encoding"):
-            raise UnsupportedMedia(f"Content-Encoding {encoding}: send the tensors as they are")
+        refuse_encoding(request)
         limit_ms = deadlines.milliseconds(x_request_timeout_ms, settings.request_timeout_ms)
         with models.get(name).used() as served, resources.admission.request():
             async with deadlines.enforced(limit_ms) as deadline:

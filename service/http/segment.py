@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL.Image import Image
 
 from service.errors import (
     ImageTooLarge,
@@ -27,7 +26,7 @@ from service.http.middleware.limits import Admission, Claim
 from service.http.packing import Outcome, Packing
 from service.http.upload import Upload
 from service.images import imaging, outputs, windows
-from service.images.imaging import Fitted, Photo
+from service.images.imaging import Fitted, Opened, Photo
 from service.images.outputs import NEEDS_PHOTO, Result, Wish, wants_confidence
 from service.images.png import Rows
 from service.images.windows import Sliding, Window
@@ -160,7 +159,7 @@ async def _segment_several(uploads: Sequence[Upload], job: Job, how: Packing) ->
     began = time.monotonic()
     opening = (_or_problem(_open(upload.data, job), job) for upload in uploads)
     opened = await asyncio.gather(*opening)
-    pixels = sum(_memory(each, job) for each in opened if isinstance(each, Image))
+    pixels = sum(_memory(each, job) for each in opened if isinstance(each, Opened))
     limit = job.resources.admission.max_pixels
     if pixels > limit:
         raise ImageTooLarge(f"{pixels} pixels in one request, the limit is {limit}: send fewer")
@@ -193,7 +192,7 @@ async def _or_problem(work: Coroutine[Any, Any, Done], job: Job) -> Done | Servi
 
 
 async def _outcome(
-    upload: Upload, opened: Image | ServiceError, claim: Claim, job: Job, began: float
+    upload: Upload, opened: Opened | ServiceError, claim: Claim, job: Job, began: float
 ) -> Outcome:
     if isinstance(opened, ServiceError):
         return Outcome(upload.name, error=opened)
@@ -206,7 +205,7 @@ def _encode_outcome(name: str, result: Result, wish: Wish) -> Outcome:
     return Outcome(name, result.photo.size, outputs.encode_each(result, wish))
 
 
-async def _open(data: bytes, job: Job) -> Image:
+async def _open(data: bytes, job: Job) -> Opened:
     """Read the header, and refuse by it what would be too much work."""
     opening = partial(imaging.open_checked, data, job.resources.max_pixels)
     opened = await asyncio.get_running_loop().run_in_executor(job.resources.pool, opening)
@@ -216,16 +215,16 @@ async def _open(data: bytes, job: Job) -> Image:
     return opened
 
 
-def _memory(opened: Image, job: Job) -> int:
+def _memory(opened: Opened, job: Job) -> int:
     """The pixels that are to be held: the photo's, and those of its windows' answers."""
     pieces = max(_windows(size, job) for size in _sizes(opened))
     height, width = job.model.engine.input_size
-    return _pixels(opened) + (pieces * height * width if pieces > 1 else 0)
+    return opened.pixels + (pieces * height * width if pieces > 1 else 0)
 
 
-def _sizes(opened: Image) -> tuple[tuple[int, int], tuple[int, int]]:
+def _sizes(opened: Opened) -> tuple[tuple[int, int], tuple[int, int]]:
     """(W, H) of the photo, whichever way it will be turned: some headers do not say."""
-    return opened.size, (opened.height, opened.width)
+    return opened.size, opened.size[::-1]
 
 
 def _windows(size: tuple[int, int], job: Job) -> int:
@@ -234,12 +233,8 @@ def _windows(size: tuple[int, int], job: Job) -> int:
     return windows.count(size, job.contract.input, job.sliding.overlap)
 
 
-def _pixels(image: Image) -> int:
-    return image.width * image.height
-
-
 async def _segmented(
-    opened: Image,
+    opened: Opened,
     claim: Claim,
     job: Job,
     encode: Callable[[Result, Wish], Encoded],
@@ -247,7 +242,7 @@ async def _segmented(
 ) -> Encoded:
     """Segment an opened image whose memory is claimed; `began`: when decoding did."""
     pool, stages = job.resources.pool, job.stages
-    job.resources.on_pixels(_pixels(opened))
+    job.resources.on_pixels(opened.pixels)
     prepared = await claim.work(pool, partial(_prepare, opened, job))
     stages.record("decode", time.monotonic() - began)
     predictions = await _infer(prepared, job)
@@ -256,10 +251,13 @@ async def _segmented(
         return await claim.work(pool, finish)
 
 
-def _prepare(opened: Image, job: Job) -> Prepared:
+def _prepare(opened: Opened, job: Job) -> Prepared:
     target = job.contract.input
-    whole = NEEDS_PHOTO & job.wish.all_outputs or job.sliding
-    photo = imaging.decode(opened, reduce_to=None if whole else max(target.height, target.width))
+    photo = imaging.decode(
+        opened,
+        reduce_to=None if job.sliding else max(target.height, target.width),
+        whole=not NEEDS_PHOTO.isdisjoint(job.wish.all_outputs),
+    )
     if job.sliding and windows.needed(photo.size, target):
         windows.check(photo.size, target, job.sliding)
         return Prepared(photo, windows.cut(photo, target, job.sliding.overlap))

@@ -18,6 +18,8 @@ from service.images.imaging import MEDIA_TYPES
 RAW_TYPES = (*MEDIA_TYPES, "application/octet-stream")
 NICKNAMES = {"image/jpg": "image/jpeg", "image/tif": "image/tiff", "image/x-ms-bmp": "image/bmp"}
 
+PLAIN = ("binary", "8bit", "7bit")  # Content-Transfer-Encoding, RFC 2045
+
 ONE_OR_MORE = {
     "type": "array",
     "minItems": 1,
@@ -52,6 +54,7 @@ class Upload:
 
 async def uploads(request: Request, max_files: int) -> list[Upload]:
     """The images of a request: the body itself, or every multipart field `file`."""
+    refuse_encoding(request)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if NICKNAMES.get(kind, kind) in RAW_TYPES:
         return [Upload(await request.body())]
@@ -69,6 +72,13 @@ async def uploads(request: Request, max_files: int) -> list[Upload]:
         raise InvalidRequest("the form is not in the charset it names: leave charset out") from None
 
 
+def refuse_encoding(request: Request) -> None:
+    """Raise UnsupportedMedia for a body that is compressed on its way."""
+    encodings = ", ".join(request.headers.getlist("content-encoding"))
+    if encodings.strip().lower() not in {"", "identity"}:
+        raise UnsupportedMedia(f"Content-Encoding {encodings}: send the body as it is")
+
+
 async def _files(form: FormData) -> list[Upload]:
     found = [field for field in form.getlist("file") if isinstance(field, UploadFile)]
     if not found and form.getlist("file"):
@@ -80,6 +90,10 @@ async def _files(form: FormData) -> list[Upload]:
     files = sum(isinstance(field, UploadFile) for _, field in form.multi_items())
     if files > len(found):
         raise InvalidRequest(f"name every file's field `file`; the form has {sorted(form)}")
+    for field in found:
+        encoding = field.headers.get("content-transfer-encoding", "binary").strip().lower()
+        if encoding not in PLAIN:
+            raise UnsupportedMedia(f"Content-Transfer-Encoding {encoding}: send the file as it is")
     return [Upload(await field.read(), field.filename or "") for field in found]
 
 

@@ -20,13 +20,15 @@ from PIL import Image, ImageFile, ImageOps
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.JpegImagePlugin import jpeg_factory
 from PIL.PngImagePlugin import PngImageFile
-from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 from pycocotools import mask as coco
 
 from service.errors import ImageTooLarge, InvalidImage
 from service.images import png
+from service.images.chunks import readable
+from service.images.colors import to_srgb
 from service.images.png import Rows
+from service.images.tiff import Tiff, is_tiff, open_tiff
 from service.inference.contract import Color, InputSize
 
 # Called directly: `Image.open` also applies Pillow's own pixel limit, a global that other code
@@ -36,8 +38,11 @@ READERS = {
     "PNG": PngImageFile,
     "WEBP": WebPImageFile,
     "BMP": BmpImageFile,
-    "TIFF": TiffImageFile,
 }
+FORMATS = (*READERS, "TIFF")
+JPEGS = ("JPEG", "MPO")
+END_OF_JPEG = b"\xff\xd9"
+NO_PIXELS = bytes([0xAA, 0x55, 0x33, 0xCC]) * 16  # no marker is among them
 MEDIA_TYPES = ("image/jpeg", "image/png", "image/webp", "image/bmp", "image/tiff")
 UNSCALED = ("I", "F")  # Pillow would clip them to 0 to 255, whatever white is
 ORIENTATION = 0x0112  # the EXIF tag
@@ -53,9 +58,10 @@ PNG_LEVEL = 1  # zlib: masks shrink to a few kilobytes at the fastest level alre
 class Photo:
     """A decoded photo, oriented as its EXIF data says."""
 
-    image: Image.Image  # RGB; possibly smaller than `size` where full resolution was not asked
+    image: Image.Image  # sRGB; possibly smaller than `size`
     size: tuple[int, int]  # (W, H) of the photo itself
     orientation: int = 1  # the EXIF tag's value that was applied; 1: as stored
+    whole: Image.Image | None = None  # sRGB of `size`, where `image` is smaller and it was asked
 
 
 @dataclass(frozen=True)
@@ -66,23 +72,53 @@ class Fitted:
     valid: tuple[int, int]  # (h, w): the photo's part, at the top left
 
 
-def open_checked(data: bytes, max_pixels: int) -> Image.Image:
+@dataclass(frozen=True)
+class Opened:
+    """An encoded image whose header has been read."""
+
+    data: bytes
+    image: Image.Image  # nothing of it is decoded yet
+    profile: bytes | None  # ICC
+    tiff: Tiff | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(W, H) as stored."""
+        return self.image.size
+
+    @property
+    def pixels(self) -> int:
+        """How many there are."""
+        return self.image.width * self.image.height
+
+
+def open_checked(data: bytes, max_pixels: int) -> Opened:
     """Read the header only; raises InvalidImage or ImageTooLarge."""
     if not data:
         raise InvalidImage("the body is empty: send the bytes of an image")
-    image = _opened(data)
-    if image.mode in UNSCALED:
+    opened = _opened(data)
+    if opened.image.mode in UNSCALED:
         raise InvalidImage("32-bit grey has no range that is known here: send 8 or 16 bits")
-    pixels = image.width * image.height
-    if pixels > max_pixels:
+    width, height = opened.size
+    if opened.pixels > max_pixels:
         raise ImageTooLarge(
-            f"the image has {image.width} x {image.height} = {pixels} pixels, "
+            f"the image has {width} x {height} = {opened.pixels} pixels, "
             f"the limit is {max_pixels}: send a smaller one"
         )
-    return image
+    return opened
 
 
-def _opened(data: bytes) -> ImageFile.ImageFile:
+def _opened(data: bytes) -> Opened:
+    if is_tiff(data):
+        tiff = open_tiff(data)
+        first = tiff.images[0]
+        return Opened(data, first, first.info.get("icc_profile"), tiff)
+    data, profile = readable(data)
+    image = _read_header(data)
+    return Opened(data, image, profile or image.info.get("icc_profile"))
+
+
+def _read_header(data: bytes) -> ImageFile.ImageFile:
     """Read the header with the first reader that knows the format, as `Image.open` does."""
     for reader in READERS.values():
         try:
@@ -93,31 +129,70 @@ def _opened(data: bytes) -> ImageFile.ImageFile:
             raise ImageTooLarge(f"the image is too large: {error}") from None
         except Exception as error:  # parsers of hostile files fail in many ways
             raise InvalidImage(f"the image's header is broken: {error}") from None
-    raise InvalidImage(f"not an image of a known format: send {', '.join(READERS)}")
+    raise InvalidImage(f"not an image of a known format: send {', '.join(FORMATS)}")
 
 
-def decode(image: Image.Image, *, reduce_to: int | None = None) -> Photo:
+def decode(opened: Opened, *, reduce_to: int | None = None, whole: bool = False) -> Photo:
     """Decode and orient an opened image; raises InvalidImage when it is truncated or broken.
 
     `reduce_to`: no side needs more pixels than this, so that a JPEG may be
     decoded at a half, a quarter or an eighth of its size, if that leaves ENOUGH.
+    `whole`: the photo is also needed at its own size. It is then decoded twice: what the
+    model sees, and so the labels, must not depend on what else is asked for.
     """
+    try:
+        photo = _decoded(opened, reduce_to)
+    except InvalidImage:
+        ended = _ended(opened)
+        if ended is None:
+            raise
+        opened, photo = ended, _decoded(ended, reduce_to)
+    if whole and photo.image.size != photo.size:
+        return replace(photo, whole=_decoded(_opened(opened.data), None).image)
+    return photo
+
+
+def _decoded(opened: Opened, reduce_to: int | None) -> Photo:
+    image = opened.image
     orientation = _orientation(image)  # now: a TIFF forgets it once it is turned
     turned = orientation in (5, 6, 7, 8)
     size = (image.height, image.width) if turned else image.size
     try:
-        if reduce_to is not None and max(size) > reduce_to:
-            scale = ENOUGH * reduce_to / max(size)
-            width, height = (max(1, round(side * scale)) for side in image.size)  # draft divides
-            image.draft("RGB", (width, height))
-        image.load()
-        oriented = _oriented(image)
-        if image.format == "TIFF":  # Pillow has turned it: some versions when opened, some now
-            size = oriented.size
-        rgb = oriented if oriented.mode == "RGB" else _rgb(oriented)
-        return Photo(rgb, size, orientation)
+        if opened.tiff is not None:
+            oriented = opened.tiff.decode(_oriented)
+            size = oriented.size  # Pillow has turned it: some versions when opened, some now
+        else:
+            if reduce_to is not None and max(size) > reduce_to:
+                _reduce(image, reduce_to / max(size))
+            image.load()
+            oriented = _oriented(image)
+        return Photo(to_srgb(oriented, opened.profile), size, orientation)
     except Exception as error:  # decoders of hostile files fail in many ways
         raise InvalidImage(f"the image is truncated or broken: {error}") from None
+
+
+def _reduce(image: Image.Image, scale: float) -> None:
+    """Have a JPEG decoded at a fraction of its size that leaves ENOUGH of the scale wanted."""
+    width, height = (max(1, round(side * ENOUGH * scale)) for side in image.size)
+    image.draft("RGB", (width, height))  # it divides by them
+
+
+def _ended(opened: Opened) -> Opened | None:
+    """A JPEG that lacks nothing but its last marker, with that; None for any other file.
+
+    Behind a scan that is complete libjpeg skips what stands before the marker. In one that was
+    cut off it takes those bytes for further pixels, and so shows others.
+    """
+    data = opened.data.removesuffix(b"\xff")
+    if opened.image.format not in JPEGS or data.endswith(END_OF_JPEG):
+        return None
+    try:
+        plain, odd = (_opened(data + more + END_OF_JPEG) for more in (b"", NO_PIXELS))
+        if plain.image.tobytes() != odd.image.tobytes():
+            return None
+        return _opened(data + END_OF_JPEG)
+    except Exception:  # it is broken elsewhere, and has been refused for that already
+        return None
 
 
 def _orientation(image: Image.Image) -> int:
@@ -135,18 +210,6 @@ def _oriented(image: Image.Image) -> Image.Image:
         return ImageOps.exif_transpose(image)
     except Exception:  # as above
         return image
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith(
-        "I;16"
-    ):  # 16-bit grey, of either byte order, would be clipped, not scaled
-        scaled = (np.asarray(image) >> 8).astype(np.uint8)
-        return Image.fromarray(scaled).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        rgba = image.convert("RGBA")  # transparent pixels hold arbitrary colours: show white
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")
 
 
 def fit(photo: Photo, target: InputSize) -> Fitted:
@@ -239,7 +302,9 @@ def overlay(
     if contour:
         solid = Image.fromarray(labels).point([255 * (label in shown) for label in range(256)])
         weights.paste(solid, mask=Image.fromarray(edges(labels, contour)))
-    return Image.composite(_indexed(labels, palette).convert("RGB"), photo.image, weights)
+    return Image.composite(
+        _indexed(labels, palette).convert("RGB"), photo.whole or photo.image, weights
+    )
 
 
 def edges(labels: NDArray[np.uint8], width: int) -> NDArray[np.bool_]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gzip
 import io
 import json
 import socket
@@ -344,6 +345,7 @@ def test_probes_are_answered_while_everything_else_is_busy(
         assert [each.result().status_code for each in waiting] == [200] + [400] * threads
 
 
+PLAIN = {"Content-Encoding": "identity"}
 PREFLIGHT = {
     "Origin": "https://a.example",
     "Access-Control-Request-Method": "POST",
@@ -520,3 +522,36 @@ def test_an_empty_models_folder_refuses_to_start(tmp_path: Path) -> None:
 def test_an_unknown_default_model_refuses_to_start(folder: Path) -> None:
     with pytest.raises(StartupError, match="tiny, twin"):
         models.load(make_settings(folder, default_model="none"))
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "gzip, identity"])
+def test_a_compressed_body_is_named_not_taken_for_a_broken_photo(
+    client: TestClient, photo: NDArray[np.uint8], encoding: str
+) -> None:
+    headers = {"Content-Type": "image/png", "Content-Encoding": encoding}
+    answer = client.post("/segment", content=gzip.compress(png(photo)), headers=headers)
+    assert (answer.status_code, answer.json()["code"]) == (415, "unsupported-media-type")
+    assert answer.json()["detail"].startswith(f"Content-Encoding {encoding}")
+    plain = client.post("/segment", content=png(photo), headers=headers | PLAIN)
+    assert plain.status_code == 200
+
+
+def test_a_photo_as_base64_in_a_form_is_named(client: TestClient, photo: NDArray[np.uint8]) -> None:
+    headers = {"Content-Transfer-Encoding": "base64"}
+    part = ("a.png", base64.b64encode(png(photo)), "image/png", headers)
+    answer = client.post("/segment", files={"file": part})
+    assert (answer.status_code, answer.json()["code"]) == (415, "unsupported-media-type")
+    assert "base64" in answer.json()["detail"]
+
+
+def test_labels_are_the_same_whatever_else_is_asked_for(folder: Path) -> None:
+    """A JPEG is decoded at a fraction of its size for a mask, and as a whole for an overlay."""
+    noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(noise).resize((1600, 1200)).save(out, "JPEG")
+    with TestClient(create_app(make_settings(folder), models.load(make_settings(folder)))) as open_:
+        alone = post(open_, out.getvalue(), "image/jpeg").content
+        for output in ("mask,overlay", "mask,color,npz,overlay,json"):
+            answer = post(open_, out.getvalue(), "image/jpeg", output=output)
+            with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+                assert archive.read("mask.png") == alone

@@ -6,6 +6,7 @@ import io
 import json
 import struct
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from service.images import imaging
 from service.images.png import Rows
 from service.inference.contract import InputSize
 from service.settings import PILLOW_MAX_PIXELS
+from tests.service.images.profiles import wide_profile
 
 TARGET = InputSize(policy="fixed", height=33, width=49, pad=(1, 2, 3))
 
@@ -241,3 +243,95 @@ def test_npz_needs_no_pickle() -> None:
 def test_an_archive_holds_its_files_unchanged() -> None:
     with zipfile.ZipFile(io.BytesIO(imaging.archive({"a": b"1", "b": b"2"}))) as archive:
         assert {name: archive.read(name) for name in archive.namelist()} == {"a": b"1", "b": b"2"}
+
+
+def smooth(width: int, height: int) -> Image.Image:
+    """Pixels that JPEG keeps well."""
+    across, down = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    return Image.fromarray(np.stack([across, down, 255 - across], -1).astype(np.uint8))
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 3}])
+@pytest.mark.parametrize("picture", [smooth(203, 101), picture(203, 101)])
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_jpeg_that_lacks_only_its_last_marker_is_whole(
+    picture: Image.Image, options: dict[str, object], left: int
+) -> None:
+    data = encoded(picture, "JPEG", **options)
+    found = decoded(data[: len(data) - 2 + left])
+    assert (np.asarray(found.image) == np.asarray(decoded(data).image)).all()
+    assert (np.asarray(decoded(data[:-2], 50).image) == np.asarray(decoded(data, 50).image)).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}])
+@pytest.mark.parametrize("picture", [smooth(203, 101), picture(203, 101)])
+@pytest.mark.parametrize("missing", [4, 5, 6, 8, 12, 30, 100, 300])
+def test_a_jpeg_that_lacks_more_is_refused(
+    picture: Image.Image, options: dict[str, object], missing: int
+) -> None:
+    """At any size that it is decoded at."""
+    data = encoded(picture, "JPEG", **options)[:-missing]
+    for reduce_to in (None, 30):
+        with pytest.raises(InvalidImage, match="truncated"):
+            decoded(data, reduce_to)
+
+
+def png_with(chunk: bytes, body: bytes, orientation: int = 1) -> bytes:
+    """A PNG with one more chunk behind its header."""
+    exif = Image.Exif()
+    exif[imaging.ORIENTATION] = orientation
+    data = encoded(picture(40, 30), exif=exif)
+    return data[:33] + png_chunk(chunk, body) + data[33:]
+
+
+def png_chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">L", len(body)) + kind + body + struct.pack(">L", zlib.crc32(kind + body))
+
+
+LONG = zlib.compress(bytes(range(256)) * 12_000)  # 3 MB
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        (b"zTXt", b"Comment\0\0" + LONG),
+        (b"iTXt", b"Comment\0\x01\0\0\0" + LONG),
+        (b"iCCP", b"wide\0\0" + LONG),
+        (b"iCCP", b"bomb\0\0" + zlib.compress(bytes(20_000_000))),
+        (b"tEXt", b"Comment\0" + b"x" * 3_000_000),
+    ],
+)
+def test_a_png_is_not_refused_for_what_nobody_sees(kind: bytes, body: bytes) -> None:
+    photo = decoded(png_with(kind, body, orientation=6))
+    assert photo.size == (30, 40)
+    turned = np.rot90(np.asarray(picture(40, 30)), -1)
+    assert (np.asarray(photo.image) == turned).all()
+
+
+def test_a_large_profile_of_a_png_is_applied() -> None:
+    """Some scanners' have more than the megabyte that Pillow takes."""
+    profile = wide_profile()
+    padded = profile + np.random.default_rng(0).bytes(1_500_000)
+    data = png_with(b"iCCP", b"wide\0\0" + zlib.compress(padded))
+    expected = decoded(encoded(picture(40, 30), icc_profile=profile)).image
+    assert (np.asarray(decoded(data).image) == np.asarray(expected)).all()
+    assert (np.asarray(expected) != np.asarray(picture(40, 30))).any()
+
+
+def test_a_png_of_chunks_without_end_is_refused_at_once() -> None:
+    data = encoded(picture(4, 3))
+    with pytest.raises(InvalidImage, match="chunks"):
+        decoded(data[:33] + png_chunk(b"teSt", b"") * 70_000 + data[33:])
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_what_the_model_sees_does_not_depend_on_what_else_is_asked_for(mode: str) -> None:
+    """A JPEG for a mask is decoded at a fraction of its size; for an overlay also as a whole."""
+    data = encoded(picture(1600, 1200).convert(mode), "JPEG")
+    opened = imaging.open_checked(data, 10**7)
+    alone = imaging.decode(opened, reduce_to=100)
+    both = imaging.decode(imaging.open_checked(data, 10**7), reduce_to=100, whole=True)
+    assert alone.image.size == both.image.size == (200, 150)
+    assert (np.asarray(alone.image) == np.asarray(both.image)).all()
+    assert both.whole is not None
+    assert (np.asarray(both.whole) == np.asarray(decoded(data).image)).all()

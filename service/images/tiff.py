@@ -1,0 +1,214 @@
+"""TIFF files whose samples Pillow cannot read, or reads wrongly.
+
+Pillow knows a TIFF by tags 258 (bits), 262 (what they mean) and 338 (further samples). It
+mixes up samples of more than 8 bits that lie in planes of their own (tag 284), ignores that
+white may be zero and that only 12 of 16 bits are used, and has no name for GDAL's default:
+three bands of 16 bits that are not said to be red, green and blue. Such a file gets a new
+directory behind its data, in terms that Pillow and libtiff read rightly; a file of anything
+else is refused by name. TIFF revision 6.0, sections 2, 8 and 15.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+from service.errors import InvalidImage
+
+BITS, PHOTOMETRIC, SAMPLES, PLANAR, EXTRA, FORMAT = 258, 262, 277, 284, 338, 339
+OFFSETS, COUNTS, TILE_OFFSETS, TILE_COUNTS = 273, 279, 324, 325
+WHITE_IS_ZERO, BLACK_IS_ZERO, RGB = 0, 1, 2
+MEANINGS = {0: "white is zero", 1: "black is zero", 2: "RGB", 3: "palette", 5: "CMYK"}
+MEANINGS |= {6: "YCbCr", 8: "CIE L*a*b*", 32803: "raw sensor data"}
+UNSIGNED, UNDEFINED = 1, 4  # tag 339; the latter is taken for the former
+FORMATS = {2: "signed", 3: "floating-point", 5: "complex", 6: "complex"}
+ALPHA = 2  # tag 338, not multiplied into the colours
+MOST_SAMPLES = {False: 6, True: 4}  # that Pillow reads, by whether they have more than 8 bits
+CLASSIC = 42  # in the header; 43: BigTIFF
+SHORT, LONG = 3, 4  # types of a tag's values
+# Size, compression, fill order, orientation, rows a strip, predictor, tile size.
+COPIED = (256, 257, 259, 266, 274, 278, 317, 322, 323)
+# And these, where the data stay as they are.
+KEPT = (OFFSETS, COUNTS, TILE_OFFSETS, TILE_COUNTS, SAMPLES, PLANAR, FORMAT)
+SHORTS = {BITS, 259, PHOTOMETRIC, 266, 274, SAMPLES, PLANAR, 317, EXTRA, FORMAT}
+SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+CURE = "send 8 or 16 bits of grey or RGB: `gdal_translate -ot Byte -scale -b 1 -b 2 -b 3 IN OUT`"
+
+Tags = Mapping[int, Any]
+
+
+def is_tiff(data: bytes) -> bool:
+    """Whether the bytes begin as a TIFF does."""
+    return data.startswith(SIGNATURES)
+
+
+@dataclass(frozen=True)
+class Tiff:
+    """An opened file: its headers are read, its pixels are not."""
+
+    images: tuple[Image.Image, ...]  # the picture itself, or its planes, each as grey
+    negative: bool = False  # the planes have white as 0
+
+    def decode(self, oriented: Callable[[Image.Image], Image.Image]) -> Image.Image:
+        """Read the pixels and orient them; planes are brought to 8 bits and together."""
+        for image in self.images:
+            image.load()
+        turned = [oriented(image) for image in self.images]
+        if len(turned) == 1 and not turned[0].mode.startswith("I;16"):
+            return turned[0]
+        used = _bits(getattr(self.images[0], "tag_v2", {}))
+        planes = [eight_bits(each, used) for each in turned]
+        if self.negative:
+            planes[0] = ~planes[0]
+        mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[len(planes)]
+        return Image.merge(mode, [Image.fromarray(plane) for plane in planes])
+
+
+def open_tiff(data: bytes) -> Tiff:
+    """Read the header; raises InvalidImage naming samples that nobody could say how to show."""
+    tags = _tags(data)
+    bits, samples, meaning = _bits(tags), _samples(tags), _one(tags, PHOTOMETRIC, -1)
+    if _one(tags, FORMAT, UNSIGNED) not in {UNSIGNED, UNDEFINED} or bits > 16:
+        raise InvalidImage(f"{_described(tags)} has no range that is known here: {CURE}")
+    bands = meaning == BLACK_IS_ZERO and samples > 1
+    planes = _one(tags, PLANAR, 1) == 2 and (bits > 8 or bands)
+    if planes or bits == 12 or (bits == 16 and meaning == WHITE_IS_ZERO):
+        shown = _shown(tags) if planes or samples == 1 else []
+        images = tuple(_opened(_plane(data, tags, number), tags) for number in shown)
+        if not images:
+            raise InvalidImage(f"{_described(tags)} cannot be read: {CURE}")
+        return Tiff(images, negative=meaning == WHITE_IS_ZERO)
+    if bands and 3 <= samples <= MOST_SAMPLES[bits > 8]:
+        data = _said_to_be_rgb(data, tags)
+    elif samples > MOST_SAMPLES[bits > 8]:
+        raise InvalidImage(f"{_described(tags)} cannot be read: {CURE}")
+    return Tiff((_opened(data, tags),))
+
+
+def eight_bits(image: Image.Image, bits: int = 16) -> NDArray[np.uint8]:
+    """Grey (H, W) of 8 bits a pixel as it is; of more, of which `bits` are used, the 8 highest."""
+    pixels = np.asarray(image)
+    return (pixels >> (bits - 8)).astype(np.uint8) if image.mode.startswith("I;16") else pixels
+
+
+def _tags(data: bytes) -> Tags:
+    """The first directory, as it was written."""
+    big = b"+" in data[2:4]
+    try:
+        directory = ImageFileDirectory_v2(data[: 16 if big else 8])
+        file = io.BytesIO(data)
+        file.seek(directory.next)
+        directory.load(file)
+        return dict(directory)
+    except Exception as error:  # parsers of hostile files fail in many ways
+        raise InvalidImage(f"the image's header is broken: {error}") from None
+
+
+def _one(tags: Tags, number: int, default: int) -> int:
+    value = tags.get(number, default)
+    try:
+        return int(value[0] if isinstance(value, tuple) else value)
+    except (ValueError, TypeError, IndexError):  # of another type than the specification's
+        return default
+
+
+def _bits(tags: Tags) -> int:
+    return _one(tags, BITS, 1)
+
+
+def _samples(tags: Tags) -> int:
+    return _one(tags, SAMPLES, 1)
+
+
+def _extras(tags: Tags) -> tuple[int, ...]:
+    """What the samples behind the colours are."""
+    value = tags.get(EXTRA, ())
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _described(tags: Tags) -> str:
+    meaning = _one(tags, PHOTOMETRIC, -1)
+    number = _one(tags, FORMAT, UNSIGNED)
+    kind = FORMATS.get(number, "unsigned")
+    return (
+        f"a TIFF of {_samples(tags)} x {_bits(tags)} bits, {kind}, "
+        f"{MEANINGS.get(meaning, f'photometric interpretation {meaning}')},"
+    )
+
+
+def _opened(data: bytes, tags: Tags) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data), formats=["TIFF"])
+    except UnidentifiedImageError:
+        raise InvalidImage(f"{_described(tags)} cannot be read: {CURE}") from None
+    except Exception as error:  # as above
+        raise InvalidImage(f"the image's header is broken: {error}") from None
+
+
+def _shown(tags: Tags) -> list[int]:
+    """Which planes are the picture: grey or red, green and blue, and alpha if there is one."""
+    meaning, samples, extras = _one(tags, PHOTOMETRIC, -1), _samples(tags), _extras(tags)
+    # Of three bands or more that are only said to be brightness the first three are the colours.
+    colors = 3 if meaning == RGB or (meaning == BLACK_IS_ZERO and samples >= 3) else 1
+    if samples < colors or meaning not in {WHITE_IS_ZERO, BLACK_IS_ZERO, RGB}:
+        raise InvalidImage(f"{_described(tags)} in planes cannot be read: {CURE}")
+    first_extra = samples - len(extras)
+    alphas = [
+        first_extra + at
+        for at, kind in enumerate(extras)
+        if kind == ALPHA and colors <= first_extra + at < samples
+    ]
+    return [*range(colors), *alphas[:1]]
+
+
+def _plane(data: bytes, tags: Tags, number: int) -> bytes:
+    """The file with a directory that shows one plane of it, as grey."""
+    own: dict[int, Any] = {tag: tags[tag] for tag in COPIED if tag in tags}
+    own |= {BITS: _bits(tags), SAMPLES: 1, PLANAR: 1, FORMAT: UNSIGNED}
+    own[PHOTOMETRIC] = BLACK_IS_ZERO
+    for tag in (OFFSETS, COUNTS, TILE_OFFSETS, TILE_COUNTS):
+        if tag in tags:
+            each = tags[tag] if isinstance(tags[tag], tuple) else (tags[tag],)
+            share = len(each) // _samples(tags)
+            own[tag] = each[number * share : (number + 1) * share]
+    return _with_directory(data, own)
+
+
+def _said_to_be_rgb(data: bytes, tags: Tags) -> bytes:
+    """The file with three bands or more of brightness declared as red, green, blue and others."""
+    own = {tag: value for tag, value in tags.items() if tag in {*COPIED, *KEPT}}
+    own[PHOTOMETRIC] = RGB
+    own[BITS] = (_bits(tags),) * _samples(tags)
+    if extras := _extras(tags)[-(_samples(tags) - 3) :] if _samples(tags) > 3 else ():
+        own[EXTRA] = extras
+    return _with_directory(data, own)
+
+
+def _with_directory(data: bytes, tags: Tags) -> bytes:
+    """The file with another first directory, behind its data."""
+    # Bits that are packed have no byte order, and Pillow reads 12 of them in one only.
+    order = "<" if data.startswith(b"II") or tags[BITS] == 12 else ">"
+    data += bytes(len(data) % 2)  # a directory begins at an even byte
+    entries, beyond = [], b""
+    at = len(data) + 2 + 12 * len(tags) + 4  # where values of more than 4 bytes go
+    for tag, value in sorted(tags.items()):
+        values = value if isinstance(value, tuple) else (value,)
+        kind, code = (SHORT, "H") if tag in SHORTS else (LONG, "L")
+        try:
+            packed = struct.pack(f"{order}{len(values)}{code}", *values)
+        except struct.error:
+            raise InvalidImage(f"tag {tag} of the TIFF is broken: {values[:3]}") from None
+        if len(packed) > 4:
+            packed, beyond = struct.pack(f"{order}L", at + len(beyond)), beyond + packed
+        entries.append(struct.pack(f"{order}HHL4s", tag, kind, len(values), packed))
+    header = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HL", CLASSIC, len(data))
+    directory = struct.pack(f"{order}H", len(tags)) + b"".join(entries) + bytes(4)
+    return b"".join([header, memoryview(data)[8:], directory, beyond])

@@ -1,0 +1,134 @@
+"""TIFF files of every kind that cameras, scanners and GDAL write, against tifffile's writer."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from numpy.typing import NDArray
+
+from service.errors import ImageTooLarge, InvalidImage
+from service.images import imaging
+from service.images.tiff import BITS, PHOTOMETRIC, SAMPLES, _with_directory
+
+HEIGHT, WIDTH = 40, 50
+
+
+def pixels(bits: int, samples: int) -> NDArray[Any]:
+    rng = np.random.default_rng(bits + samples)
+    return rng.integers(0, 2**bits, (HEIGHT, WIDTH, samples)).astype(f"u{bits // 8}")
+
+
+def written(image: NDArray[Any], planar: str, **options: Any) -> bytes:
+    """A file of (H, W, N)."""
+    out = io.BytesIO()
+    if image.shape[2] == 1:
+        planar, image = "contig", image[..., 0]
+    if planar == "separate":
+        image = np.moveaxis(image, -1, 0)
+    tifffile.imwrite(out, image, metadata=None, planarconfig=planar, **options)
+    return out.getvalue()
+
+
+def shown(data: bytes) -> NDArray[np.uint8]:
+    return np.asarray(imaging.decode(imaging.open_checked(data, 10**6)).image)
+
+
+@pytest.mark.parametrize("layout", [{}, {"tile": (16, 16)}, {"compression": "zlib"}])
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize(
+    ("photometric", "samples"),
+    [
+        ("minisblack", 1),
+        ("miniswhite", 1),
+        ("rgb", 3),
+        ("minisblack", 3),  # what GDAL writes of three bands of uint16, unless told
+        ("minisblack", 4),  # the same with near infrared, which is left out
+    ],
+)
+def test_samples_are_shown_by_their_eight_highest_bits(
+    photometric: str, samples: int, bits: int, planar: str, byteorder: str, layout: dict[str, Any]
+) -> None:
+    image = pixels(bits, samples)
+    data = written(image, planar, photometric=photometric, byteorder=byteorder, **layout)
+    expected = (image >> (bits - 8)).astype(np.uint8)[..., :3]
+    if photometric == "miniswhite":
+        expected = 255 - expected
+    assert (shown(data) == np.broadcast_to(expected, (HEIGHT, WIDTH, 3))).all()
+
+
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+def test_sixteen_bit_alpha_is_shown_as_white(planar: str) -> None:
+    image = pixels(16, 4)
+    image[..., 3] = 0
+    data = written(image, planar, photometric="rgb", extrasamples=["unassalpha"])
+    assert (shown(data) == 255).all()
+
+
+@pytest.mark.parametrize("order", [b"II", b"MM"])
+@pytest.mark.parametrize("white_is_zero", [False, True])
+def test_twelve_bits_fill_the_range(order: bytes, white_is_zero: bool) -> None:
+    """Two values in three bytes, the highest bits first, whatever the byte order."""
+    values = np.random.default_rng(0).integers(0, 4096, (HEIGHT, WIDTH // 2, 2))
+    first, second = values[..., 0], values[..., 1]
+    packed = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], axis=-1)
+    body = order + bytes(6) + packed.astype(np.uint8).tobytes()
+    tags = {256: WIDTH, 257: HEIGHT, BITS: 12, 259: 1, PHOTOMETRIC: int(not white_is_zero)}
+    tags |= {SAMPLES: 1, 273: 8, 278: HEIGHT, 279: packed.size}
+    expected = (values.reshape(HEIGHT, WIDTH) >> 4).astype(np.uint8)
+    found = shown(_with_directory(body, tags))[..., 0]
+    assert (found == (255 - expected if white_is_zero else expected)).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_planes_are_turned_like_any_photo(orientation: int) -> None:
+    image = np.zeros((HEIGHT, WIDTH, 3), np.uint16)
+    image[:10, :10] = 65535  # at the top left as stored
+    tag = (274, "H", 1, orientation, True)
+    data = written(image, "separate", photometric="rgb", extratags=[tag])
+    photo = imaging.decode(imaging.open_checked(data, 10**6))
+    assert photo.size == ((WIDTH, HEIGHT) if orientation < 5 else (HEIGHT, WIDTH))
+    assert photo.orientation == orientation
+    where = np.argwhere(np.asarray(photo.image)[..., 1] == 255)
+    top, left = (where.mean(axis=0) < 15).tolist()
+    assert (top, left) == (orientation in (1, 2, 5, 6), orientation in (1, 4, 5, 8))
+
+
+def test_a_bigtiff_in_planes_is_read() -> None:
+    image = pixels(16, 3)
+    data = written(image, "separate", photometric="rgb", bigtiff=True)
+    assert (shown(data) == (image >> 8)).all()
+
+
+@pytest.mark.parametrize(
+    ("image", "photometric", "says"),
+    [
+        (np.zeros((4, 5, 3), np.float32), "minisblack", "3 x 32 bits, floating-point"),
+        (np.zeros((4, 5, 1), np.int16), "minisblack", "1 x 16 bits, signed"),
+        (np.zeros((4, 5, 3), np.uint32), "rgb", "3 x 32 bits, unsigned, RGB"),
+        (np.zeros((4, 5, 7), np.uint16), "minisblack", "7 x 16 bits, unsigned, black is zero"),
+        (np.zeros((4, 5, 2), np.uint16), "minisblack", "2 x 16 bits"),
+    ],
+)
+def test_samples_of_no_known_range_are_named_and_told_what_to_do(
+    image: NDArray[Any], photometric: str, says: str
+) -> None:
+    data = written(image, "contig", photometric=photometric)
+    with pytest.raises(InvalidImage, match=says) as refused:
+        imaging.open_checked(data, 10**6)
+    assert "gdal_translate" in str(refused.value)
+
+
+@pytest.mark.parametrize("cut", range(4, 400, 7))
+def test_a_damaged_directory_is_refused_not_shown(cut: int) -> None:
+    """Bytes set to 255 anywhere in a header: a photo, or InvalidImage, and nothing else."""
+    data = bytearray(written(pixels(16, 3), "separate", photometric="rgb"))
+    data[cut : cut + 3] = b"\xff\xff\xff"
+    with contextlib.suppress(InvalidImage, ImageTooLarge):
+        assert shown(bytes(data)).ndim == 3
