@@ -10,7 +10,9 @@ import functools
 import json
 import shutil
 import subprocess
+import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,11 @@ BUILD_TIMEOUT_S = 900
 START_TIMEOUT_S = 120
 
 
+BASE = "docker.io/library/python:3.11-slim-bookworm"  # what our Dockerfiles start from
+
+
 class EngineMissing(Exception):
-    """No images can be built here; says why."""
+    """No images can be built, or no containers started here; says why."""
 
 
 class Engine:
@@ -44,6 +49,18 @@ class Engine:
         if self._build[0] == str(SCRIPT):
             file = [dockerfile, tag.removeprefix("localhost/")]  # it adds the rest
         call([*self._build, *file, *options], timeout_s=BUILD_TIMEOUT_S)
+
+    def check_build(self) -> None:
+        """Build a Dockerfile that does nothing; raises EngineMissing with the engine's words."""
+        with tempfile.TemporaryDirectory() as folder:
+            trivial = Path(folder) / "Dockerfile"
+            trivial.write_text(f"FROM {BASE}\nRUN true\n", encoding="ascii")
+            tried(lambda: self.build(str(trivial), "localhost/deeplab-test:probe"), "build")
+
+    def check_start(self, options: Sequence[str]) -> None:
+        """Run `true` in the bare base image; raises EngineMissing with the engine's words."""
+        command = [*self._run, "--rm", *options, BASE, "true"]
+        tried(lambda: call(command, timeout_s=BUILD_TIMEOUT_S), "start")
 
     def start(self, name: str, image: str, *options: str) -> Container:
         """Run an image in the background, its port 8000 on a free one of this host."""
@@ -127,12 +144,38 @@ def engine() -> Engine:
     raise EngineMissing(f"there is no {SCRIPT} and neither docker nor podman answers")
 
 
-def engine_or_skip() -> Engine:
-    """The engine of this machine, or the test is skipped with the reason."""
+@functools.cache
+def builder() -> Engine:
+    """An engine that can build images; raises EngineMissing."""
+    found = engine()
+    found.check_build()
+    return found
+
+
+@functools.cache
+def starter(*options: str) -> Engine:
+    """An engine that can build images and start containers with these options, or EngineMissing."""
+    found = builder()
+    found.check_start(options)
+    return found
+
+
+def skip_without(make: Callable[[], Engine]) -> Engine:
+    """The engine that `make` returns; on EngineMissing the test is skipped with its reason."""
     try:
-        return engine()
+        return make()
     except EngineMissing as missing:
         pytest.skip(str(missing))
+
+
+def tried(work: Callable[[], object], what: str) -> None:
+    """Do `work`; raises EngineMissing with the last line of what the engine said."""
+    try:
+        work()
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        said = error.stderr.decode() if isinstance(error.stderr, bytes) else error.stderr
+        lines = (said or "").strip().splitlines() or [str(error)]
+        raise EngineMissing(f"the container engine cannot {what}: {lines[-1]}") from None
 
 
 def works(command: str) -> bool:

@@ -41,7 +41,7 @@ Run = Callable[..., Container]
 
 @pytest.fixture(scope="module")
 def engine() -> containers.Engine:
-    found = containers.engine_or_skip()
+    found = containers.skip_without(lambda: containers.starter(*HARDENED))
     found.build("docker/serve.Dockerfile", IMAGE, "--target=cpu")
     return found
 
