@@ -48,14 +48,25 @@ bench-train: $(DEV)/.installed ## crops per second against segmentation_models_p
 export-matrix: $(DEV)/.installed ## every inference strategy of tables 3 and 5 as a file
 	$(DEV)/bin/python -m export.matrix
 
-$(SERVE)/.installed: pyproject.toml
+# Locked versions where the locks were tried; elsewhere what pyproject.toml allows.
+# Call: $(call install,ENVIRONMENT,LOCK,EXTRA)
+PIP_OPTIONS := --quiet --disable-pip-version-check
+ifeq ($(shell uname -sm),Linux x86_64)
+install = $(1)/bin/pip install $(PIP_OPTIONS) --require-hashes --only-binary :all: --requirement $(2)
+else
+install = $(1)/bin/pip install $(PIP_OPTIONS) '.[$(3)]'
+endif
+
+# Its commands run from the checkout, as in the image: the package itself is not installed.
+$(SERVE)/.installed: docker/requirements-$(ENGINE).txt
 	$(PYTHON) -m venv $(SERVE)
-	$(SERVE)/bin/pip install --quiet --disable-pip-version-check --editable '.[$(ENGINE)]'
+	$(call install,$(SERVE),$<,$(ENGINE))
 	touch $@
 
-$(DEV)/.installed: pyproject.toml
+$(DEV)/.installed: requirements-dev.txt pyproject.toml
 	$(PYTHON) -m venv $(DEV)
-	$(DEV)/bin/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(call install,$(DEV),$<,dev)
+	$(DEV)/bin/pip install $(PIP_OPTIONS) --no-deps --no-build-isolation --editable .
 	touch $@
 
 clean:

@@ -1,4 +1,4 @@
-"""The lock files of the images: complete, hashed and free of what must not ship."""
+"""The lock files: complete, hashed, and those of the images free of what must not ship."""
 
 from __future__ import annotations
 
@@ -14,11 +14,17 @@ ROOT = Path(__file__).parents[2]
 TRAINING_ONLY = {"torch", "torchvision", "onnx", "onnxscript", "tensorflow", "pytest"}
 
 
+def lock_file(name: str) -> Path:
+    """The lock of an image, or of the development environment."""
+    return ROOT / ("" if name == "dev" else "docker") / f"requirements-{name}.txt"
+
+
 def locked(name: str) -> dict[str, tuple[str, int]]:
     """Version and number of hashes by package of a lock file."""
-    text = (ROOT / "docker" / f"requirements-{name}.txt").read_text(encoding="utf-8")
     entries = re.findall(
-        r"^([\w.-]+)==(\S+)((?:\s+\\\n\s+--hash=sha256:[0-9a-f]{64})*)$", text, re.MULTILINE
+        r"^([\w.-]+)==(\S+)(?: ; [^\\\n]+)?((?:\s+\\\n\s+--hash=sha256:[0-9a-f]{64})*)$",
+        lock_file(name).read_text(encoding="utf-8"),
+        re.MULTILINE,
     )
     return {
         canonicalize_name(package): (version, hashes.count("--hash="))
@@ -39,7 +45,8 @@ def requirements(*extras: str) -> list[Requirement]:
 
 
 @pytest.mark.parametrize(
-    ("name", "extras"), [("cpu", ["cpu"]), ("gpu", ["gpu"]), ("train", ["train", "gpu"])]
+    ("name", "extras"),
+    [("cpu", ["cpu"]), ("gpu", ["gpu"]), ("train", ["train", "gpu"]), ("dev", ["dev"])],
 )
 def test_a_lock_has_what_pyproject_asks_for(name: str, extras: list[str]) -> None:
     """If this fails, pyproject.toml has changed: run docker/lock.sh."""
@@ -49,14 +56,21 @@ def test_a_lock_has_what_pyproject_asks_for(name: str, extras: list[str]) -> Non
         assert requirement.specifier.contains(version), requirement
 
 
-@pytest.mark.parametrize("name", ["cpu", "gpu", "train", "sbom"])
+@pytest.mark.parametrize("name", ["cpu", "gpu", "train", "sbom", "dev"])
 def test_every_line_is_a_pinned_package_with_hashes(name: str) -> None:
-    text = (ROOT / "docker" / f"requirements-{name}.txt").read_text(encoding="utf-8")
+    text = lock_file(name).read_text(encoding="utf-8")
     lock = locked(name)
     starts = [line for line in text.splitlines() if line and line[0] not in "# "]
     assert len(starts) == len(lock)
     assert all(hashes for _, hashes in lock.values())
     assert "://" not in text
+
+
+def test_tests_run_the_versions_that_the_cpu_image_ships() -> None:
+    shipped, tested = locked("cpu"), locked("dev")
+    assert {name: tested[name][0] for name in shipped} == {
+        name: version for name, (version, _) in shipped.items()
+    }
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from packaging.utils import canonicalize_name
 from tests.docker import containers
 from tests.docker.test_locks import locked
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(containers.BUILD_TIMEOUT_S * 2)]
 
 
 def test_the_bill_of_materials_is_the_lock_file(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from service.settings import BUNDLED
 from tests.docker import containers
 from tests.docker.containers import Container
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(containers.BUILD_TIMEOUT_S * 2)]
 
 IMAGE = "localhost/deeplab-test:cpu"
 MAX_IMAGE_MB = 450
