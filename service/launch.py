@@ -93,7 +93,7 @@ def wait_until_ready(url: str, server: subprocess.Popen[bytes]) -> None:
         if server.poll() is not None:
             raise SystemExit(f"the service ended with code {server.returncode}, see above")
         try:
-            if httpx.get(f"{url}/readyz").status_code == 200:
+            if httpx.get(f"{url}/readyz", trust_env=False).status_code == 200:
                 return
         except httpx.TransportError:
             pass

@@ -173,7 +173,8 @@ async def _soak(server: launch.Server, options: SoakOptions) -> SoakResult:
 
 def _outputs(url: str) -> tuple[str, ...]:
     """Every output that the default model can give."""
-    (model,) = (each for each in httpx.get(f"{url}/models").json()["models"] if each["default"])
+    models = httpx.get(f"{url}/models", trust_env=False).json()["models"]
+    (model,) = (each for each in models if each["default"])
     return (*OUTPUTS, *(["confidence", "mask,confidence"] if model["confidence"] else []))
 
 
@@ -252,7 +253,7 @@ def _leaked(before: vitals.Vitals, after: vitals.Vitals) -> list[str]:
 def _metrics(url: str) -> dict[str, float]:
     """POST answers by status, problems, and what is in progress."""
     found: Counter[str] = Counter()
-    for family in text_string_to_metric_families(httpx.get(f"{url}/metrics").text):
+    for family in text_string_to_metric_families(httpx.get(f"{url}/metrics", trust_env=False).text):
         for sample in family.samples:
             labels = sample.labels
             if sample.name == "deeplab_requests_total" and labels["method"] == "POST":

@@ -37,7 +37,7 @@ from service.client.uploads import prepare
 QUEUE = 4  # decided ahead of the requests; a tar's photos wait there with their bytes
 
 PHOTO_REFUSALS = frozenset({400, 413, 415, 422})  # about the photo; other 4xx are about the caller
-CALLER_REFUSALS = frozenset({401, 402, 403, 404, 405, 406})  # would meet every photo alike,
+CALLER_REFUSALS = frozenset({401, 402, 403, 404, 405, 406, 407})  # would meet every photo alike,
 CALLER_CODES = frozenset({"invalid-request"})  # as does this one of the 400s: options, not photos
 # File names that this disk cannot take; any other write error (disk full, ...) would meet the next.
 NAME_ERRORS = frozenset({errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ})

@@ -30,6 +30,10 @@ class ServiceError(ClientError):
         self.detail = detail
         self.request_id = request_id
 
+    def at(self, place: str) -> ServiceError:
+        """The same, saying where it came about."""
+        return ServiceError(self.status, self.code, f"{self.detail}{place}", self.request_id)
+
 
 class UnreachableError(ClientError):
     """No answer came: connections failed, were cut or timed out until patience ran out."""

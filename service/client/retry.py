@@ -10,6 +10,7 @@ a thousand clients do not come back in the same instant. Retry-After is a floor.
 from __future__ import annotations
 
 import random
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import httpx
 
 from service.client.errors import UnreachableError
 from service.client.protocol import refusal, retry_after_s
+from service.client.route import BAD_CERTIFICATE
 
 RETRYABLE = frozenset({502, 503, 504})
 
@@ -66,7 +68,8 @@ class Retries:
                 return outcome
             raise refusal(outcome)
         reason = str(outcome) or type(outcome).__name__
-        raise UnreachableError(f"no answer after {self.attempts} tries: {reason}") from outcome
+        tries = "1 try" if self.attempts == 1 else f"{self.attempts} tries"
+        raise UnreachableError(f"no answer after {tries}: {reason}") from outcome
 
     @staticmethod
     def _floor(outcome: Outcome) -> float:
@@ -78,4 +81,9 @@ class Retries:
 def _is_transient(outcome: Outcome) -> bool:
     if isinstance(outcome, httpx.Response):
         return outcome.status_code in RETRYABLE
+    if BAD_CERTIFICATE in str(outcome):
+        return False
+    # "407 Proxy Authentication Required", "403 Forbidden": what a proxy says to CONNECT.
+    if isinstance(outcome, httpx.ProxyError) and re.match(r"4\d\d\b", str(outcome)):
+        return False
     return isinstance(outcome, httpx.TransportError)

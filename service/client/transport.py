@@ -20,10 +20,11 @@ from typing import Any, Self, TypeVar
 import httpx
 
 from service.client import pictures, protocol
-from service.client.errors import BadAnswerError
+from service.client.errors import BadAnswerError, ServiceError
 from service.client.plain import sentence
 from service.client.protocol import Model, Segmentation
 from service.client.retry import Outcome, Retries, RetryPolicy
+from service.client.route import route
 
 # httpcore tries to import sniffio several times in each request; anyio no longer brings it.
 # Where it is missing every try searches the whole path, a third of a request's processor
@@ -89,9 +90,14 @@ class AsyncClient:
         self._retry = retry or RetryPolicy()
         self._on_retry = on_retry
         self._timeout_s = timeout_s
+        base_url = protocol.check_url(url)
+        self._route = route(base_url)
         self._http = httpx.AsyncClient(
-            base_url=protocol.check_url(url),
+            base_url=base_url,
             headers=_credentials(api_key),
+            proxy=self._route.proxy,
+            verify=self._route.tls,
+            trust_env=False,  # `route` has read it
             # No pool timeout: whoever asks for more than the pool holds has chosen to wait.
             timeout=httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S, pool=None),
             limits=httpx.Limits(
@@ -146,7 +152,12 @@ class AsyncClient:
                 self._on_retry(outcome)
             await asyncio.sleep(delay_s)
             outcome = await self._attempt(ask)
-        return retries.settle(outcome)
+        try:
+            return retries.settle(outcome)
+        except ServiceError as error:
+            if error.code.startswith("http-"):  # no problem document: not the service's own words
+                raise error.at(self._route.via) from None
+            raise
 
     async def _attempt(self, ask: Ask) -> Outcome:
         """One try, bounded in time and bytes; raises BadAnswerError for an answer beyond them."""
@@ -159,9 +170,10 @@ class AsyncClient:
             async with asyncio.timeout_at(ends) as timer:
                 return await self._exchange(request, ask.most_bytes, timer, ends)
         except TimeoutError:
-            return httpx.ReadTimeout(f"no whole answer within {self._timeout_s:g} s")
+            slow = f"no whole answer within {self._timeout_s:g} s"
+            return self._route.explained(httpx.ReadTimeout(slow, request=request))
         except httpx.RequestError as error:
-            return error
+            return self._route.explained(error)
 
     async def _exchange(
         self, request: httpx.Request, most_bytes: int, timer: asyncio.Timeout, ends: float

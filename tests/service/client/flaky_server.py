@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import io
 import json
+import ssl
 import struct
 import sys
 import threading
@@ -64,7 +65,10 @@ def problem(status: int, code: str, detail: str = "no", **headers: str) -> Answe
 class FlakyServer:
     """`misbehave(request, nth)` may return an Answer instead; nth counts requests per body."""
 
-    def __init__(self, misbehave: Misbehave | None = None) -> None:
+    def __init__(
+        self, misbehave: Misbehave | None = None, tls: ssl.SSLContext | None = None
+    ) -> None:
+        self.tls = tls
         self.misbehave = misbehave or (lambda request, nth: None)
         self.model, self.digest = "light", "d1"
         self.delay_s = 0.0  # before every answer
@@ -99,7 +103,7 @@ class FlakyServer:
     async def _main(self) -> None:
         self._stop = asyncio.Event()
         self._writers: set[asyncio.StreamWriter] = set()
-        server = await asyncio.start_server(self._connection, "127.0.0.1", self.port)
+        server = await asyncio.start_server(self._connection, "127.0.0.1", self.port, ssl=self.tls)
         self.port = server.sockets[0].getsockname()[1]
         self._is_up.set()
         await self._stop.wait()
@@ -196,8 +200,10 @@ def png(width: int, height: int, text: bytes = b"") -> bytes:
 
 
 @contextlib.contextmanager
-def running(misbehave: Misbehave | None = None) -> Iterator[FlakyServer]:
-    server = FlakyServer(misbehave)
+def running(
+    misbehave: Misbehave | None = None, tls: ssl.SSLContext | None = None
+) -> Iterator[FlakyServer]:
+    server = FlakyServer(misbehave, tls)
     server.start()
     try:
         yield server
