@@ -19,17 +19,22 @@ def lock_file(name: str) -> Path:
     return ROOT / ("" if name == "dev" else "docker") / f"requirements-{name}.txt"
 
 
-def locked(name: str) -> dict[str, tuple[str, int]]:
-    """Version and number of hashes by package of a lock file."""
-    entries = re.findall(
+def entries(name: str) -> list[tuple[str, str, int]]:
+    """Package, version and number of hashes of each entry of a lock file."""
+    found = re.findall(
         r"^([\w.-]+)==(\S+)(?: ; [^\\\n]+)?((?:\s+\\\n\s+--hash=sha256:[0-9a-f]{64})*)$",
         lock_file(name).read_text(encoding="utf-8"),
         re.MULTILINE,
     )
-    return {
-        canonicalize_name(package): (version, hashes.count("--hash="))
-        for package, version, hashes in entries
-    }
+    return [
+        (canonicalize_name(each), version, hashes.count("--hash="))
+        for each, version, hashes in found
+    ]
+
+
+def locked(name: str) -> dict[str, str]:
+    """Version by package of a lock file; of several for several Pythons, the last."""
+    return {package: version for package, version, _ in entries(name)}
 
 
 def requirements(*extras: str) -> list[Requirement]:
@@ -52,25 +57,22 @@ def test_a_lock_has_what_pyproject_asks_for(name: str, extras: list[str]) -> Non
     """If this fails, pyproject.toml has changed: run docker/lock.sh."""
     lock = locked(name)
     for requirement in requirements(*extras):
-        version, _ = lock[canonicalize_name(requirement.name)]
+        version = lock[canonicalize_name(requirement.name)]
         assert requirement.specifier.contains(version), requirement
 
 
 @pytest.mark.parametrize("name", ["cpu", "gpu", "train", "sbom", "dev"])
 def test_every_line_is_a_pinned_package_with_hashes(name: str) -> None:
     text = lock_file(name).read_text(encoding="utf-8")
-    lock = locked(name)
     starts = [line for line in text.splitlines() if line and line[0] not in "# "]
-    assert len(starts) == len(lock)
-    assert all(hashes for _, hashes in lock.values())
+    assert len(starts) == len(entries(name))
+    assert all(hashes for _, _, hashes in entries(name))
     assert "://" not in text
 
 
 def test_tests_run_the_versions_that_the_cpu_image_ships() -> None:
     shipped, tested = locked("cpu"), locked("dev")
-    assert {name: tested[name][0] for name in shipped} == {
-        name: version for name, (version, _) in shipped.items()
-    }
+    assert {name: tested[name] for name in shipped} == shipped
 
 
 @pytest.mark.parametrize(
