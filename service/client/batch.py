@@ -36,6 +36,8 @@ from service.client.uploads import prepare
 
 QUEUE = 4  # decided ahead of the requests; a tar's photos wait there with their bytes
 
+UNSHRUNK_SHOWN = 5  # then they are only counted
+
 PHOTO_REFUSALS = frozenset({400, 413, 415, 422})  # about the photo; other 4xx are about the caller
 CALLER_REFUSALS = frozenset({401, 402, 403, 404, 405, 406, 407})  # would meet every photo alike,
 CALLER_CODES = frozenset({"invalid-request"})  # as does this one of the 400s: options, not photos
@@ -192,6 +194,7 @@ class Batch:
 
     async def _send(self, work: Work) -> None:
         upload = await asyncio.to_thread(prepare, work.photo, self.wanted.max_side)
+        self._tell_unshrunk(work.photo, upload.unshrunk)
         asked = self.wanted.asked()
         answer = await self.client.segment(
             upload.body, ",".join(asked), self.wanted.model, dict(parse_qsl(self.wanted.options))
@@ -209,6 +212,13 @@ class Batch:
             remove_files(self.out, work.earlier.outputs.keys() - outputs.keys())
         self.manifest.finish(work.photo.name, origin, outputs, pixels, answer.request_id)
         self.counts.sent += 1
+
+    def _tell_unshrunk(self, photo: Photo, reason: str | None) -> None:
+        if reason is None:
+            return
+        self.counts.unshrunk += 1
+        if self.counts.unshrunk <= UNSHRUNK_SHOWN:
+            self.progress.note(f"{photo.name}: sent unshrunk: {reason}")
 
     def _record_failure(
         self, work: Work, reason: str, is_rejected: bool = False, request_id: str | None = None

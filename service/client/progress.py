@@ -24,6 +24,7 @@ class Counts:
     skipped: int = 0  # were complete already
     rejected: int = 0  # refused by the service, now or earlier
     failed: int = 0  # no result for another reason
+    unshrunk: int = 0  # of those sent: larger than --max-side, as only the service can decode them
 
     def settled(self) -> int:
         return self.sent + self.skipped + self.rejected + self.failed

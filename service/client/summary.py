@@ -54,6 +54,8 @@ class Summary:
         lines += [f"  {name}: {reason}" for name, _, reason in self.failures[:FAILURES_SHOWN]]
         if len(self.failures) > FAILURES_SHOWN:
             lines.append(f"  ... and {len(self.failures) - FAILURES_SHOWN} more (--json lists all)")
+        if c.unshrunk:
+            lines.append(f"{c.unshrunk} sent unshrunk: their results have the photo's own size")
         if self.others.counts:
             lines.append(self.others.text())
         if self.stopped is not None:
@@ -71,6 +73,7 @@ class Summary:
             "model": self.model,
             "model_digest": self.model_digest,
             "stopped": self.stopped,
+            "unshrunk": self.counts.unshrunk,
             "left_out": dict(self.others.counts),
             "failures": [
                 {"name": name, "status": status, "reason": reason}

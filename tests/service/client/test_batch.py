@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from service.client.cli import _parser, main
 from service.client.manifest import FILE_NAME, Manifest
@@ -173,6 +174,19 @@ def test_other_max_side_redoes_everything(server: FlakyServer, photos: Path) -> 
     run(server, photos)
     run(server, photos, "--max-side", "100")
     assert len(server.segmented()) == 6
+
+
+def test_what_cannot_be_shrunk_is_sent_whole_and_told(
+    server: FlakyServer, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(7):
+        Image.new("I;16", (200, 100), number).save(photos / f"{number}.png")
+    assert run(server, photos, "--max-side", "50") == 0
+    said = capsys.readouterr()
+    assert said.err.count("sent unshrunk: mode I;16 is left to the service") == 5
+    assert "7 sent unshrunk: their results have the photo's own size" in said.out
+    with Image.open(photos.parent / "out" / "3.mask.png") as mask:
+        assert mask.size == (200, 100)
 
 
 def test_options_for_the_service_are_sent_and_other_ones_redo_everything(
