@@ -18,6 +18,7 @@ from PIL import Image
 
 from model import arguments
 from model.data.dataset import DatasetError, find
+from model.data.survey import expect_classes, survey
 from model.evaluate.evaluation import check_classes, evaluate
 from model.evaluate.options import add_evaluation_arguments, check_plot, report
 from service.errors import StartupError
@@ -71,6 +72,7 @@ def main(argv: list[str] | None = None) -> int:
         engine = Engine(args.file, EngineOptions(args.device, threads=cpus.available()))
         dataset = find(args.dataset, args.data, args.split)
         check_classes(engine.contract.classes, dataset)
+        expect_classes(survey(dataset))
         contract = engine.contract
         judge = partial(predict, engine.run, contract.input, overlap=overlap)
         result = evaluate(dataset, judge, args) | {

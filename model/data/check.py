@@ -24,6 +24,8 @@ from tqdm import tqdm
 
 from model.data import palettes
 from model.data.pairs import (
+    LOSSY,
+    LOSSY_MASK,
     MASK_MODES,
     VOID,
     CodedMask,
@@ -39,6 +41,17 @@ from model.data.photo import open_photo, opened
 from model.data.report import COLOR_MODES, Look, Report
 
 EXIF_ORIENTATION = 0x0112
+# How a mask is turned with its photo; the EXIF standard's values, as in ImageOps.exif_transpose.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+CLEARLY = 1.3  # times as much contrast: a mask of little structure fits both ways about as well
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -75,10 +88,20 @@ def look_at(pair: Pair) -> Look:
             look = _look_at_mask(picture)
             mask_size = picture.size
         if not look.problem:
-            _expect_size(pair.image, mask_size)
+            photo = _expect_size(pair.image, mask_size)
+            look = replace(look, size=photo.size, turned=_drawn_as_stored(pair, photo))
     except (DatasetError, OSError) as error:
         return Look(problem=str(error))
     return look
+
+
+def look_at_mask(pair: Pair) -> Look:
+    """Read the mask of a pair, and not its photo."""
+    try:
+        with opened(_path(pair.mask)) as picture:
+            return _look_at_mask(picture)
+    except OSError as error:
+        return Look(problem=str(error))
 
 
 def _path(mask: Mask) -> Path:
@@ -96,6 +119,8 @@ def _expect_files(pair: Pair) -> None:
 
 def _look_at_mask(picture: Image.Image) -> Look:
     mode = picture.mode
+    if picture.format in LOSSY:
+        return Look(mode, problem=f"the mask is {LOSSY_MASK.format(picture.format)}")
     if mode in COLOR_MODES:
         return Look(mode, colors=palettes.count(palettes.packed_pixels(picture)))
     if mode not in MASK_MODES:
@@ -117,15 +142,49 @@ def _shades(picture: Image.Image, values: list[int]) -> frozenset[tuple[int, int
     )
 
 
-def _expect_size(image: Path, mask_size: tuple[int, int]) -> None:
-    size = open_photo(image).size
+def _expect_size(image: Path, mask_size: tuple[int, int]) -> Image.Image:
+    """The photo; raises DatasetError where its mask has another size."""
+    photo = open_photo(image)
+    size = photo.size
     if size == mask_size:
-        return
+        return photo
     text = f"image is {size} pixels, mask {mask_size} (width, height)"
     with opened(image) as picture:
         if picture.size == mask_size and picture.getexif().get(EXIF_ORIENTATION, 1) != 1:
             text += ": the photo's EXIF orientation turns it, turn the mask as well"
     raise DatasetError(text)
+
+
+def _drawn_as_stored(pair: Pair, photo: Image.Image) -> bool:
+    """Whether a mask fits a photo better as the file stores it than as its EXIF data turns it.
+
+    At orientation 3 (upside down) the sizes agree and do not tell. Edges do: the photo's
+    brightness changes more along the borders of a mask that fits than along those of one
+    that is turned.
+    """
+    with opened(pair.image) as stored:
+        orientation = stored.getexif().get(EXIF_ORIENTATION, 1)
+    if orientation not in TURNS:
+        return False
+    with opened(_path(pair.mask)) as picture:
+        mask = picture.convert("RGB") if picture.mode in COLOR_MODES else picture.convert("L")
+        turned = mask.transpose(TURNS[orientation])
+    if turned.size != mask.size:
+        return False
+    gray = np.asarray(photo.convert("L")).astype(np.int16)
+    fits = [_contrast(gray, np.asarray(each)) for each in (mask, turned)]
+    return fits[1] > CLEARLY * fits[0]
+
+
+def _contrast(gray: NDArray[np.int16], mask: NDArray[np.uint8]) -> float:
+    """Mean change of brightness (H, W) where a mask (H, W) or (H, W, 3) changes."""
+    changes = []
+    for axis in (0, 1):
+        border = np.diff(mask.astype(np.int16), axis=axis) != 0
+        border = border.any(2) if border.ndim == 3 else border
+        changes.append(np.abs(np.diff(gray, axis=axis))[border])
+    found = np.concatenate(changes)
+    return float(found.mean()) if len(found) else 0.0
 
 
 def convert(report: Report, out: Path) -> Dataset:

@@ -18,6 +18,7 @@ from model.data.pairs import (
     DatasetError,
     Mask,
     Pair,
+    expect_inside,
     read_names,
 )
 from model.pydantic_errors import mistakes
@@ -45,6 +46,11 @@ class FolderConfig(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> FolderConfig:
+        if len(self.classes) == 1:
+            raise ValueError(
+                f"classes={list(self.classes)}: one class has nothing to be told apart from; add "
+                f'a background class, as in classes = ["background", "{self.classes[0]}"]'
+            )
         for key, entries in (("palette", self.palette), ("values", self.values)):
             if entries and len(entries) != len(self.classes):
                 kind = "colours" if key == "palette" else "values"
@@ -55,6 +61,8 @@ class FolderConfig(BaseModel):
             raise ValueError(f"values={list(self.values)}: give different numbers from 0 to 255")
         if self.values and self.void in self.values:
             raise ValueError(f"void={self.void} is also the value of a class; change one of them")
+        for key in ("images", "masks", "lists", "mask_suffix"):
+            expect_inside(getattr(self, key) or "", key)
         if not self.mask_suffix.endswith(".png"):
             raise ValueError(f"mask_suffix={self.mask_suffix!r}: masks are .png files (lossless)")
         return self
@@ -73,10 +81,12 @@ class FolderConfig(BaseModel):
 def find(root: Path, split: str) -> Dataset:
     """List the images of a split with their masks, as `dataset.toml` says."""
     config = read_description(root / DESCRIPTION)
+    expect_inside(split, "split")
     images, masks = (
         root / name.replace("{split}", split) for name in (config.images, config.masks)
     )
-    found = _images(images, root)
+    mixed = config.mask_suffix if images == masks else ""
+    found = _images(images, root, but=mixed)
     names = (
         read_names(root / config.lists.replace("{split}", split)) if config.lists else list(found)
     )
@@ -115,7 +125,8 @@ def _left_over(images: Path, masks: Path, pairs: tuple[Pair, ...]) -> Iterator[s
             yield f"{len(others)} files in {folder} are not used: {others[0]} {what}"
 
 
-def _images(folder: Path, root: Path) -> dict[str, Path]:
+def _images(folder: Path, root: Path, but: str = "") -> dict[str, Path]:
+    """Images of a folder by stem; names that end with `but`, the masks in it, are left out."""
     if not folder.is_dir():
         beside = [p.name for p in folder.parent.glob("*/")] if folder.parent.is_dir() else []
         raise DatasetError(
@@ -127,9 +138,17 @@ def _images(folder: Path, root: Path) -> dict[str, Path]:
         # macOS leaves a hidden ._NAME.jpg beside each file that it copies.
         if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
             continue
+        if but and path.name.endswith(but):
+            continue
         if path.stem in found:
             raise DatasetError(f"{found[path.stem]} and {path} share a name; rename one of them")
         found[path.stem] = path
+    if not found and but:
+        raise DatasetError(
+            f"{folder} holds photos and masks, and every name ends with mask_suffix={but!r}: set "
+            f"mask_suffix in {root / DESCRIPTION} to what only the masks' names have, or give "
+            "photos and masks a folder each"
+        )
     if not found:
         raise DatasetError(
             f"{folder} holds no image ({', '.join(SUFFIXES)}); folders inside it are not searched"

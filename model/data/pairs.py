@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,11 @@ from model import files
 from model.data.photo import open_photo, opened
 
 VOID = 255
+LOSSY = ("JPEG", "MPO")  # Pillow's names for the content of a file, whatever its suffix
+LOSSY_MASK = (
+    "a {} file by its content, whatever its name says: JPEG changes the values along borders; "
+    "save the masks anew as PNG"
+)
 MASK_MODES = ("P", "L", "1")  # Pillow's names for 8-bit palette, 8-bit gray and 1-bit pictures
 
 Color = tuple[int, int, int]
@@ -101,6 +106,18 @@ def home(root: Path, places: Sequence[str], mark: str) -> Path:
     return next((folder for folder in below if (folder / mark).exists()), below[0])
 
 
+def expect_inside(name: str, key: str) -> None:
+    """Raise DatasetError for a path or name that leaves the data set's folder.
+
+    By its words alone: a link inside the folder may lead to another disk.
+    """
+    if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
+        raise DatasetError(
+            f"{key}={name!r} leaves the data set's folder: name a path inside it, "
+            "which may be a link"
+        )
+
+
 def read_names(path: Path) -> list[str]:
     """Read a list of names, one a line; raises DatasetError naming the lists that there are."""
     if not path.is_file():
@@ -108,7 +125,10 @@ def read_names(path: Path) -> list[str]:
         raise DatasetError(f"{path} does not exist; splits found beside it: {splits or 'none'}")
     # Names may hold spaces; editors on Windows put a mark before the first.
     lines = path.read_text(encoding="utf-8-sig").splitlines()
-    return [line.strip() for line in lines if line.strip()]
+    names = [line.strip() for line in lines if line.strip()]
+    for name in names:
+        expect_inside(name, path.name)
+    return names
 
 
 def read_mask(mask: Mask, *, classes: int, void: int = VOID) -> NDArray[np.uint8]:
@@ -143,9 +163,11 @@ def read_values(mask: Mask) -> tuple[str, NDArray[np.uint8]]:
     """Read Pillow's mode and the values as they are in the file, (H, W) uint8."""
     path = mask.path if isinstance(mask, CodedMask) else mask
     with opened(path) as picture:
-        if picture.mode in MASK_MODES:
-            return picture.mode, np.asarray(picture).astype(np.uint8, copy=False)
-        mode = picture.mode
+        kind, mode = picture.format, picture.mode
+        if kind not in LOSSY and mode in MASK_MODES:
+            return mode, np.asarray(picture).astype(np.uint8, copy=False)
+    if kind in LOSSY:  # not within `opened`, for which a ValueError is Pillow's
+        raise DatasetError(f"{path} is {LOSSY_MASK.format(kind)}")
     raise DatasetError(
         f"{path} has mode {mode}: masks hold class ids (mode P or L), not colours; "
         "`python -m model.data check DIR --convert OUT` translates known colours"

@@ -17,6 +17,9 @@ from model.data import palettes
 from model.data.pairs import VOID, Dataset, Pair, meanings
 from model.data.palettes import Palette
 
+VALUES_SHOWN = 10  # stray values named in a line
+MANY = 8  # different stray values
+BORDERS = 0.25  # of the pixels: smoothed borders are fewer
 SHOWN = 20  # problems printed one by one; JSON holds them all
 COLOR_MODES = ("RGB", "RGBA")
 
@@ -31,6 +34,8 @@ class Look:
     # (value, packed colour) of the values that a palette mask uses.
     shades: frozenset[tuple[int, int]] = frozenset()
     problem: str = ""
+    size: tuple[int, int] | None = None  # (W, H) of the photo
+    turned: bool = False  # the mask fits the photo as stored, not as its EXIF data turns it
 
 
 @dataclass
@@ -49,6 +54,7 @@ class Report:
     colors: Counter[int] = field(default_factory=Counter)
     shades: set[tuple[int, int]] = field(default_factory=set)
     problems: list[str] = field(default_factory=list)
+    sizes: list[tuple[int, int]] = field(default_factory=list)  # (W, H) of the photos
 
     def __post_init__(self) -> None:
         self.pixels = np.zeros(len(self.dataset.classes), np.int64)
@@ -63,8 +69,15 @@ class Report:
         """Count what one pair shows."""
         if look.mode:
             self.modes[look.mode] += 1
+        if look.size:
+            self.sizes.append(look.size)
         if look.problem:
             self.problems.append(f"{pair.name}: {look.problem}")
+        elif look.turned:
+            self.problems.append(
+                f"{pair.name}: the photo's EXIF orientation turns or mirrors it, and the mask fits "
+                "it as stored: turn the mask as well"
+            )
         elif look.values is None:
             self.colored += 1
             self.colors.update(look.colors)
@@ -117,13 +130,9 @@ class Report:
                 "palette masks have the colour of one class at the value of another: "
                 "a program renumbered them, --convert OUT goes by the colours"
             )
-        if self.stray:
-            reasons.append(f"masks hold ids that are no class: {sorted(self.stray)}{self._hint()}")
-        if not self.pixels.any() and not self.colored:
-            reasons.append("no pixel has a class")
-        if len(self.pixels) > 1 == np.count_nonzero(self.pixels) and not self.problems:
-            (only,) = np.flatnonzero(self.pixels).tolist()
-            reasons.append(f"every judged pixel is {self.dataset.classes[only]}: nothing to tell")
+        reasons += self.strays()
+        if (nothing := self.nothing_to_tell()) and not (self.problems or self.colored):
+            reasons.append(nothing)
         return "; ".join(reasons)
 
     def _on_colors(self) -> str:
@@ -137,20 +146,66 @@ class Report:
             + palettes.named(unknown)
         )
 
-    def _hint(self) -> str:
-        own = self.dataset.name == "folder"
-        return " (say which values mean classes by `values` in dataset.toml)" if own else ""
+    def strays(self) -> list[str]:
+        """What values there are that stand for no class, and what they probably mean."""
+        if not self.stray:
+            return []
+        shown = sorted(self.stray)[:VALUES_SHOWN]
+        pixels = ", ".join(f"{value} in {self.values[value]} pixels" for value in shown)
+        more = f" and {len(self.stray) - len(shown)} more" if len(self.stray) > len(shown) else ""
+        line = f"masks hold ids that are no class: {shown}{more} ({pixels}), which are not judged"
+        return [line + self._meaning()]
+
+    def _meaning(self) -> str:
+        """Why the masks probably hold the values that they do, and what to do."""
+        pixels = sum(self.values[value] for value in self.stray)
+        if len(self.stray) >= MANY and pixels < BORDERS * sum(self.values.values()):
+            return (
+                ": so many values in so few pixels come from smoothed borders (antialiasing, or "
+                "resizing); export the masks without it, and resize them by nearest neighbour"
+            )
+        return self._values_hint()
+
+    def _values_hint(self) -> str:
+        """Which line of dataset.toml the values of the masks ask for."""
+        if self.dataset.name != "folder":
+            return ""
+        used = sorted(self.values)
+        if used == [*range(len(self.dataset.classes))]:
+            return ""
+        if len(used) == len(self.dataset.classes):
+            return f"; as many values as classes: then give `values = {used}` in dataset.toml"
+        return "; say which values mean classes by `values` in dataset.toml"
+
+    def absent(self) -> list[str]:
+        """Which classes have no pixel."""
+        names = [name for name, n in zip(self.dataset.classes, self.pixels, strict=True) if not n]
+        if not names or not self.pixels.any():
+            return []
+        line = f"no pixel of {', '.join(names)}"
+        if self.void and self.dataset.name == "folder":
+            line += f"; is the value of void really a class?{self._values_hint()}"
+        return [line]
+
+    def nothing_to_tell(self) -> str:
+        """Why a network has nothing to learn or to be judged by here; empty when it has."""
+        if self.colored:
+            return "" if self.pixels.any() else self._on_colors()
+        if not self.values:  # no mask could be read: whoever reads the pairs tells why
+            return ""
+        if not self.pixels.any():
+            return f"no pixel has a class: all masks are void{self._values_hint()}"
+        if len(self.pixels) > 1 == np.count_nonzero(self.pixels):
+            (only,) = np.flatnonzero(self.pixels).tolist()
+            return (
+                f"every judged pixel is {self.dataset.classes[only]}: nothing to tell apart"
+                f"{self._values_hint()}"
+            )
+        return ""
 
     def warnings(self) -> list[str]:
         """What is odd, yet no reason not to train."""
-        absent = [name for name, n in zip(self.dataset.classes, self.pixels, strict=True) if not n]
-        lines = [*self.dataset.notes]
-        if absent and self.pixels.any():
-            lines.append(f"no pixel of {', '.join(absent)}")
-            if self.void and self.dataset.name == "folder":
-                lines[-1] += (
-                    "; is the value of void really a class? then give `values` in dataset.toml"
-                )
+        lines = [*self.dataset.notes, *self.absent()]
         if self.empty:
             lines.append(f"{self.empty} masks are void everywhere: nothing is learned from them")
         return lines

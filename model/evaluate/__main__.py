@@ -15,6 +15,7 @@ from pathlib import Path
 
 from model import arguments, checkpoint, memory
 from model.data.dataset import DatasetError, find
+from model.data.survey import expect_classes, survey
 from model.evaluate.evaluation import check_classes, evaluate
 from model.evaluate.options import add_evaluation_arguments, check_plot, report
 from model.network.inference import label_map
@@ -45,6 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         net = checkpoint.load_on(args.device, args.checkpoint, args.output_stride)
         dataset = find(args.dataset, args.data, args.split)
         check_classes(checkpoint.read_card(args.checkpoint).classes, dataset)
+        expect_classes(survey(dataset))
         predict = partial(label_map, net, scales=args.scales, flip=args.flip, overlap=overlap)
         result = evaluate(dataset, predict, args) | {
             "output_stride": net.config.output_stride,

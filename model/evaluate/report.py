@@ -26,6 +26,7 @@ from tqdm import tqdm
 from model import arguments, checkpoint
 from model.checkpoint import Card, CheckpointError
 from model.data.dataset import DATASETS, Dataset, DatasetError, Pair, find, read_pair
+from model.data.survey import expect_classes, survey
 from model.evaluate import plots
 from model.evaluate.evaluation import Predictor, check_classes, figures, score
 from model.evaluate.pictures import overlaid
@@ -233,6 +234,7 @@ def build(args: argparse.Namespace) -> str:
         trained_on = card.training.get("dataset", "voc")
         dataset = find(args.dataset or trained_on, args.data, args.split)
         check_classes(card.classes, dataset)
+        expect_classes(survey(dataset))
         sections += judged_sections(dataset, partial(label_map, net), card, args.samples)
     elif "miou" in card.metrics:
         sections.append(figures_section(card.metrics))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 BackboneName = Literal[
     "resnet_v1_50_beta",
@@ -19,8 +19,13 @@ BackboneName = Literal[
     "efficientnet_lite2",
 ]
 OutputStride = Literal[8, 16, 32]
-Rgb = tuple[float, float, float]
-Positive = Annotated[int, Field(gt=0)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Rgb = tuple[Finite, Finite, Finite]
+# The published networks have 2048 channels at most. Without bounds a description from anywhere
+# could ask for any memory.
+Channels = Annotated[int, Field(gt=0, le=8192)]
+Rate = Annotated[int, Field(gt=0, le=1024)]
+Side = Annotated[int, Field(gt=0, le=16_384)]  # pixels
 
 IMAGENET_MEAN: Rgb = (123.675, 116.28, 103.53)  # torchvision's, times 255
 IMAGENET_STD: Rgb = (58.395, 57.12, 57.375)
@@ -58,10 +63,14 @@ class ModelConfig(BaseModel):
     std: Rgb = REFERENCE_STD
 
     # Encoder
-    multi_grid: tuple[Positive, Positive, Positive] = (1, 1, 1)
-    depth_multiplier: Annotated[float, Field(gt=0)] = 1.0  # MobileNetV2 only
-    aspp_channels: Positive = 256
-    atrous_rates: tuple[Positive, ...] = (6, 12, 18)  # at output stride 16; others scale
+    multi_grid: tuple[Rate, Rate, Rate] = (1, 1, 1)
+    depth_multiplier: Annotated[float, Field(gt=0, le=16)] = 1.0  # MobileNetV2 only
+    aspp_channels: Channels = 256
+    atrous_rates: Annotated[tuple[Rate, ...], Field(max_length=16)] = (
+        6,
+        12,
+        18,
+    )  # at output stride 16; others scale
     image_pooling: bool = True
     aspp_separable: bool = False
     aspp_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
@@ -72,15 +81,41 @@ class ModelConfig(BaseModel):
     decoder: bool = True
     decoder_separable: bool = False
     decoder_features: Literal["conv2", "conv2+conv3"] = "conv2"
-    low_level_channels: Positive = 48
-    decoder_channels: Positive = 256
+    low_level_channels: Channels = 48
+    decoder_channels: Channels = 256
     decoder_convs: Annotated[int, Field(ge=1, le=3)] = 2
     decoder_kernel: Literal[1, 3] = 3
 
     align_corners: bool = True
     # Images smaller than this (H, W) are padded bottom-right with the mean pixel, as the
     # reference does at evaluation; larger ones are taken whole.
-    crop_size: tuple[Positive, Positive] = (513, 513)
+    crop_size: tuple[Side, Side] = (513, 513)
+
+    @field_validator("crop_size", mode="before")
+    @classmethod
+    def _one_side_is_a_square(cls, value: object) -> object:
+        return (value, value) if isinstance(value, int) else value
+
+    @model_validator(mode="after")
+    def _mean_and_std_are_on_the_pixels_scale(self) -> ModelConfig:
+        if min(self.std) <= 0:
+            raise ValueError(f"std={self.std} divides the pixels: give numbers above 0")
+        if 0 < max(self.mean) <= 1 or max(self.std) < 1:
+            scaled = [tuple(round(255 * x, 3) for x in rgb) for rgb in (self.mean, self.std)]
+            raise ValueError(
+                f"mean={self.mean} and std={self.std} are on a scale of 0 to 1, pixels here on one "
+                f"of 0 to 255: give 255 times as much, mean={scaled[0]} and std={scaled[1]}"
+            )
+        return self
+
+    @field_validator("num_classes", mode="before")
+    @classmethod
+    def _one_class_is_none(cls, value: object) -> object:
+        if value == 1:
+            raise ValueError(
+                "one class has nothing to be told apart from: add a background class and set 2"
+            )
+        return value
 
     @model_validator(mode="after")
     def _depth_multiplier_is_mobilenets(self) -> ModelConfig:

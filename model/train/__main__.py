@@ -87,6 +87,7 @@ def train_from(args: argparse.Namespace, world: World) -> Path:
     validated_on = None
     if config.validation_split is not None:
         validated_on = find(config.dataset, args.data, config.validation_split)
+    world.from_main(lambda: preflight.check_masks(dataset, validated_on))
     directory: Path = args.resume or args.out
     preflight.check_folder(directory, resume=args.resume is not None)
     world.from_main(lambda: directory.mkdir(parents=True, exist_ok=True))

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 from model.data.dataset import Dataset
+from model.data.survey import TRAINING_MASKS, expect_classes, survey
 from model.train.distributed import World
 from model.train.recipe import BaseRecipe, Recipe, RecipeError
 from model.train.run import STATE, kept
@@ -78,6 +79,12 @@ def check_classes(config: Recipe, dataset: Dataset) -> None:
             f"model.num_classes={config.model.num_classes}, dataset {dataset.name!r} has "
             f"{len(dataset.classes)} classes: set model.num_classes={len(dataset.classes)}"
         )
+
+
+def check_masks(dataset: Dataset, validated_on: Dataset | None) -> None:
+    """Warn of mask values that mean nothing; raises DatasetError where nothing can be learnt."""
+    for split in filter(None, (dataset, validated_on)):
+        expect_classes(survey(split, TRAINING_MASKS))
 
 
 def check_folder(directory: Path, *, resume: bool) -> None:

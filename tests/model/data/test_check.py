@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter, ImageOps
 
 from model.data.__main__ import main
-from model.data.dataset import DatasetError
+from model.data.check import check
+from model.data.dataset import DatasetError, find, read_mask
 from model.data.guess import guess
 from tests.model import voc_folder
 
@@ -127,6 +128,7 @@ def test_a_class_without_pixels_is_warned_of_and_a_single_one_is_refused(
     assert main(["check", str(own)]) == 1
     out = capsys.readouterr().out
     assert "warning: no pixel of tree; is the value of void really a class?" in out
+    assert "give `values = [0, 255]` in dataset.toml" in out
     assert "verdict: every judged pixel is ground: nothing to tell" in out
     (own / "dataset.toml").write_text('classes = ["ground", "tree"]\nvalues = [0, 255]\n')
     assert main(["check", str(own), "--json"]) == 0
@@ -142,7 +144,67 @@ def test_values_that_are_no_class_lead_to_the_key_that_names_them(
     assert main(["check", str(own)]) == 1
     out = capsys.readouterr().out
     assert "mask values: 0, 1, 7, 255\n" in out
-    assert "no class: [7] (say which values mean classes by `values`" in out
+    assert "no class: [7] (7 in 12 pixels), which are not judged; say which values mean" in out
+
+
+def test_ids_that_start_at_one_lead_to_the_line_that_cures_them(
+    own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in "ab":
+        ids = np.array([[1, 1, 2, 2]] * 3, np.uint8)
+        Image.fromarray(ids).save(own / "masks" / "train" / f"{name}.png")
+    assert main(["check", str(own)]) == 1
+    out = capsys.readouterr().out
+    assert "no class: [2] (2 in 12 pixels)" in out
+    assert "give `values = [1, 2]` in dataset.toml" in out
+
+
+def test_smoothed_masks_and_jpeg_masks_are_told_apart_from_wrong_ids(
+    own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Many values in few pixels are borders; JPEG is found by its content, not by its name."""
+    square = np.zeros((64, 64), np.uint8)
+    square[20:44, 20:44] = 255
+    smooth = Image.fromarray(square).filter(ImageFilter.GaussianBlur(1))
+    (own / "dataset.toml").write_text('classes = ["ground", "tree"]\nvalues = [0, 255]\n')
+    for name in "ab":
+        Image.new("RGB", (64, 64)).save(own / "images" / "train" / f"{name}.png")
+        smooth.save(own / "masks" / "train" / f"{name}.png")
+    assert main(["check", str(own)]) == 1
+    assert "come from smoothed borders (antialiasing" in capsys.readouterr().out
+    Image.fromarray(square).save(own / "masks" / "train" / "a.png", "JPEG")
+    assert main(["check", str(own)]) == 1
+    assert "a: the mask is a JPEG file by its content, whatever its name" in capsys.readouterr().out
+    with pytest.raises(DatasetError, match=r"a\.png is a JPEG file by its content"):
+        read_mask(own / "masks" / "train" / "a.png", classes=2)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("square", [True, False])
+def test_a_mask_drawn_on_the_photo_as_stored_is_found_at_every_orientation(
+    tmp_path: Path, orientation: int, square: bool
+) -> None:
+    """Upside down or mirrored, the sizes agree: only the picture tells."""
+    rng = np.random.default_rng(0)
+    mask = np.zeros((40, 40 if square else 56), np.uint8)
+    mask[3:15, 5:21] = 1
+    stored = (mask[..., None] * 90 + rng.integers(60, 90, (*mask.shape, 3))).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for kind in ("images", "masks"):
+        (tmp_path / kind / "train").mkdir(parents=True)
+    (tmp_path / "dataset.toml").write_text('classes = ["ground", "tree"]\n')
+    Image.fromarray(stored).save(tmp_path / "images/train/a.jpg", exif=exif, quality=95)
+    target = tmp_path / "masks/train/a.png"
+    Image.fromarray(mask).save(target)
+    report = check(find("folder", tmp_path, "train"))
+    assert bool(report.problems) == (orientation != 1)
+    assert not report.problems or "EXIF orientation turns" in report.problems[0]
+    with Image.open(tmp_path / "images/train/a.jpg") as photo:
+        turned = Image.fromarray(mask)
+        turned.getexif()[0x0112] = photo.getexif()[0x0112]
+        ImageOps.exif_transpose(turned).save(target)
+    assert not check(find("folder", tmp_path, "train")).problems
 
 
 def test_every_kind_of_set_is_recognised_by_its_folders(tmp_path: Path) -> None:

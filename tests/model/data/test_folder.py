@@ -31,6 +31,31 @@ def test_folder_pairs_every_image_with_its_mask(tmp_path: Path) -> None:
     assert ids[0].tolist() == [0, 1, 255, 255]
 
 
+def test_photos_and_masks_may_lie_in_one_folder(tmp_path: Path) -> None:
+    """What ends with mask_suffix is a mask there, and no photo."""
+    toml = 'classes = ["a", "b"]\nimages = "all"\nmasks = "all"\n'
+    folder = tmp_path / "all"
+    folder.mkdir()
+    for name in ("1.jpg", "1.png", "2.jpg", "2.png"):
+        Image.new("L", (4, 3)).save(folder / name)
+    (tmp_path / "dataset.toml").write_text(toml)
+    pairs = find("folder", tmp_path, "train").pairs
+    assert [(p.image.name, Path(str(p.mask)).name) for p in pairs] == [
+        ("1.jpg", "1.png"),
+        ("2.jpg", "2.png"),
+    ]
+    for path in folder.glob("*.jpg"):
+        path.unlink()
+    with pytest.raises(
+        DatasetError, match=r"set mask_suffix in .* only the masks"
+    ):
+        find("folder", tmp_path, "train")
+    Image.new("L", (4, 3)).save(folder / "1_mask.png")
+    (folder / "2.png").unlink()
+    (tmp_path / "dataset.toml").write_text(toml + 'mask_suffix = "_mask.png"\n')
+    assert [pair.image.name for pair in find("folder", tmp_path, "train").pairs] == ["1.png"]
+
+
 def test_list_chooses_the_pairs_and_their_order(tmp_path: Path) -> None:
     own(tmp_path, 'classes = ["ground", "tree"]\nlists = "{split}.txt"\n')
     (tmp_path / "train.txt").write_text("b.1\n")
@@ -41,13 +66,14 @@ def test_list_chooses_the_pairs_and_their_order(tmp_path: Path) -> None:
     ("toml", "says"),
     [
         ("classes = []", "classes"),
-        ('classes = ["a"]\nclases = 1', "clases"),
+        ('classes = ["a"]', r'\["background", "a"\]'),
+        ('classes = ["a", "b"]\nclases = 1', "clases"),
         ('classes = ["a", "b"]\npalette = [[0, 0, 0]]', "1 colours for 2 classes"),
         ("classes = [", "dataset.toml"),
         ('classes = ["a", "b", "b"]', "a name of its own"),
-        ('classes = ["a"]\nimages = "photos"', "photos does not exist"),
-        ('classes = ["a"]\npalette = [[0, 0, 300]]', r"palette\.0\.2=300: .*255"),
-        ('classes = ["a"]\npalette = ["#f00"]', r"palette\.0='#f00': .*tuple"),
+        ('classes = ["a", "b"]\nimages = "photos"', "photos does not exist"),
+        ('classes = ["a", "b"]\npalette = [[0, 0, 300]]', r"palette\.0\.2=300: .*255"),
+        ('classes = ["a", "b"]\npalette = ["#f00"]', r"palette\.0='#f00': .*tuple"),
         ("void = 7", r"toml: classes: Field required"),
     ],
 )

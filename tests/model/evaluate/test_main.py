@@ -12,6 +12,7 @@ from sklearn.metrics import confusion_matrix, jaccard_score
 
 from model import checkpoint
 from model.checkpoint import Card
+from model.data import survey
 from model.data.dataset import VOC_CLASSES, DatasetError, find, read_mask, voc_palette
 from model.data.photo import read_photo
 from model.evaluate import __main__ as evaluate
@@ -171,8 +172,37 @@ def test_a_set_of_void_alone_has_no_figure(
     Image.new("L", (48, 40), 255).save(str(find("voc", data, "val").pairs[0].mask))
     target = tmp_path / "result.json"
     assert evaluate.main([str(saved), "--data", str(data), "--json", str(target)]) == 1
-    assert "no pixel was judged" in capsys.readouterr().err
+    assert "voc val: no pixel has a class: all masks are void" in capsys.readouterr().err
     assert not target.exists()
+
+
+def test_masks_that_leave_nothing_to_tell_apart_have_no_figure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Masks of 0 and 255 without `values`: all that is judged is background, at mIoU 1."""
+    for kind in ("images", "masks"):
+        (tmp_path / kind / "val").mkdir(parents=True)
+    Image.new("RGB", (40, 40)).save(tmp_path / "images/val/a.jpg")
+    mask = np.zeros((40, 40), np.uint8)
+    mask[10:20, 10:20] = 255
+    Image.fromarray(mask).save(tmp_path / "masks/val/a.png")
+    (tmp_path / "dataset.toml").write_text('classes = ["background", "thing"]\n')
+    net = tiny(2)
+    card = Card(model=net.config, classes=("background", "thing"), palette=voc_palette(2))
+    path = checkpoint.save(tmp_path / "net", net.state_dict(), card)
+    command = [str(path), "--dataset", "folder", "--data", str(tmp_path)]
+    assert evaluate.main(command) == 1
+    error = capsys.readouterr().err
+    assert "every judged pixel is background: nothing to tell apart" in error
+    assert "give `values = [0, 255]`" in error
+    mask[10:20, 10:20] = 1
+    mask[30:, 30:] = 7
+    Image.fromarray(mask).save(tmp_path / "masks/val/a.png")
+    with pytest.MonkeyPatch.context() as patch:
+        records: list[str] = []
+        patch.setattr(survey.log, "warning", lambda line, *args: records.append(line % args))
+        assert evaluate.main(command) == 0
+    assert "folder val: masks hold ids that are no class: [7] (7 in 100 pixels)" in records[0]
 
 
 def test_both_evaluators_offer_the_same_judgements() -> None:

@@ -11,8 +11,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from model import checkpoint
 from model.data.augment import AugmentConfig
@@ -90,6 +92,30 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return voc_folder.make(tmp_path_factory.mktemp("data"))
+
+
+def test_masks_that_leave_nothing_to_learn_are_refused_before_the_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Masks of 0 and 255 without `values`: such a training would end at loss 0."""
+    for kind in ("images", "masks"):
+        (tmp_path / kind / "train").mkdir(parents=True)
+    Image.new("RGB", (40, 40)).save(tmp_path / "images/train/a.jpg")
+    mask = np.zeros((40, 40), np.uint8)
+    mask[10:20, 10:20] = 255
+    Image.fromarray(mask).save(tmp_path / "masks/train/a.png")
+    (tmp_path / "dataset.toml").write_text('classes = ["background", "thing"]\n')
+    recipe = tmp_path / "tiny.toml"
+    recipe.write_text(
+        'dataset = "folder"\nsplit = "train"\niterations = 1\nbatch_size = 8\n'
+        '[augment]\ncrop = 33\n[model]\nbackbone = "mobilenet_v2"\nnum_classes = 2\n'
+    )
+    command = [str(recipe), "--data", str(tmp_path), "--out", str(tmp_path / "run")]
+    assert train.main([*command]) == 2
+    assert "every judged pixel is background: nothing to tell apart" in capsys.readouterr().err
+    assert train.main([*command, "--set", "model.num_classes=1"]) == 2
+    assert "add a background class and set 2" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_poly_policy_falls_from_one_to_zero() -> None:

@@ -1,0 +1,55 @@
+"""Look at a set's masks before a training or an evaluation spends hours on them.
+
+Masks of 0 and 255 without `values`, ids off by one or all void are read without an error:
+what stands for no class is void. So a training would end at loss 0 and an evaluation at
+mIoU 1. What is found here is what `python -m model.data check` reports.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+
+from model.data.check import each, look_at_mask
+from model.data.pairs import Dataset, DatasetError, Pair
+from model.data.report import Report
+
+log = logging.getLogger("model.data")
+
+TRAINING_MASKS = 300  # evenly over the split: a second or two, whatever its size
+
+
+def survey(dataset: Dataset, at_most: int | None = None) -> Report:
+    """Read the masks of a split, not the photos.
+
+    Of more than `at_most` masks as many are read, spread evenly, and all where those look
+    odd. Masks that cannot be read are left to whoever reads the pair.
+    """
+    if at_most is None or at_most >= len(dataset.pairs):
+        return _look(dataset, dataset.pairs)
+    places = np.linspace(0, len(dataset.pairs) - 1, at_most).round().astype(int).tolist()
+    report = _look(dataset, [dataset.pairs[place] for place in places])
+    odd = report.strays() or report.absent() or report.nothing_to_tell()
+    return _look(dataset, dataset.pairs) if odd else report
+
+
+def _look(dataset: Dataset, pairs: Sequence[Pair]) -> Report:
+    report = Report(dataset)
+    for pair, look in zip(pairs, each(look_at_mask, pairs, "mask"), strict=True):
+        report.add(pair, look)
+    return report
+
+
+def expect_classes(report: Report) -> None:
+    """Warn of ids that are no class and of classes without a pixel.
+
+    Raises DatasetError where no pixel is judged, or where all that are have one class.
+    """
+    dataset = report.dataset
+    where = f"{dataset.name} {dataset.split}"
+    if fatal := report.nothing_to_tell():
+        raise DatasetError(f"{where}: {fatal}; see python -m model.data check")
+    for warning in (*report.strays(), *report.absent()):
+        log.warning("%s: %s", where, warning)
