@@ -1,6 +1,9 @@
 """Checkpoints: `NAME.safetensors` with the weights, `NAME.json` with everything else.
 
-The network is rebuilt from the JSON alone and the weights are loaded strictly.
+The network is rebuilt from the JSON alone and the weights are loaded strictly. The JSON
+holds the SHA-256 of the weights that it describes, so that one file is the truth:
+`save` replaces the weights first, and where it is killed before it replaces the JSON,
+the next reader finishes what it began.
 Nothing is unpickled. Atrous convolution adds no parameters, so the output
 stride may be chosen anew at loading. Weights of a backbone alone, as ImageNet
 training leaves them, are kept the same way with a card of `kind: "backbone"`;
@@ -26,6 +29,7 @@ from model.network.deeplab import DeepLabV3Plus
 from model.pydantic_errors import mistakes
 
 Color = tuple[int, int, int]
+LONGEST_CARD = 16_000_000  # bytes; ours have some thousand
 
 
 class CheckpointError(ValueError):
@@ -44,6 +48,7 @@ class Card(BaseModel):
     training: dict[str, Any] = {}
     metrics: dict[str, Any] = {}
     source: str = ""
+    weights_sha256: str | None = None  # of the file beside it; earlier versions wrote none
 
     @model_validator(mode="after")
     def _one_name_and_colour_per_class(self) -> Card:
@@ -68,6 +73,7 @@ class BackboneCard(BaseModel):
     mean: Rgb
     std: Rgb
     source: str = ""
+    weights_sha256: str | None = None
 
 
 def paths(path: Path | str) -> tuple[Path, Path]:
@@ -91,25 +97,57 @@ def read_card(path: Path | str) -> Card:
 def read_any_card(path: Path | str) -> Card | BackboneCard:
     """Read the description of a checkpoint or of a backbone; raises CheckpointError."""
     _, card = paths(path)
+    _finish_save(path)
+    try:
+        return _parsed(card)
+    except FileNotFoundError:
+        raise CheckpointError(f"{card} does not exist: a checkpoint is weights + JSON") from None
+
+
+def _parsed(card: Path) -> Card | BackboneCard:
+    """Read a JSON that may come from anywhere; raises CheckpointError, or FileNotFoundError."""
+    if card.stat().st_size > LONGEST_CARD:
+        raise CheckpointError(
+            f"{card} has {card.stat().st_size / 1e6:.0f} MB and is no checkpoint description"
+        )
     try:
         table = json.loads(card.read_bytes())
         if isinstance(table, dict) and table.get("kind") == "backbone":
             return BackboneCard.model_validate(table)
         return Card.model_validate(table)
-    except FileNotFoundError:
-        raise CheckpointError(f"{card} does not exist: a checkpoint is weights + JSON") from None
     except ValidationError as error:
         raise CheckpointError(
             f"{card} is not a checkpoint description: {mistakes(error)}"
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise CheckpointError(f"{card} is not a checkpoint description: nested too deep") from None
+    except ValueError as error:  # not JSON, not UTF-8, a number of too many digits
         raise CheckpointError(f"{card} is not a checkpoint description: {error}") from None
+
+
+def _finish_save(path: Path | str) -> None:
+    """Put a description in its place whose weights are there already: `save` was killed between."""
+    weights, description = paths(path)
+    partial = files.beside(description)
+    if not partial.exists():
+        return
+    try:
+        if _parsed(partial).weights_sha256 == digest(weights):
+            partial.replace(description)
+    except (CheckpointError, OSError):  # cut off while writing: the pair before is complete
+        return
 
 
 def read_weights(path: Path | str) -> dict[str, torch.Tensor]:
     """Read the tensors of a checkpoint or of a backbone; raises CheckpointError."""
-    weights, _ = paths(path)
+    weights, description = paths(path)
+    expected = read_any_card(path).weights_sha256
     try:
+        if expected is not None and digest(weights) != expected:
+            raise CheckpointError(
+                f"{weights} holds other weights than {description} describes (weights_sha256): "
+                "copy both files of one checkpoint"
+            )
         return load_file(weights)
     except FileNotFoundError:
         raise CheckpointError(f"{weights} does not exist: a checkpoint is weights + JSON") from None
@@ -126,12 +164,35 @@ def load(path: Path | str, output_stride: int | None = None) -> DeepLabV3Plus:
     config = read_card(path).model
     if output_stride is not None:
         config = ModelConfig.model_validate(config.model_dump() | {"output_stride": output_stride})
+    state = read_weights(path)
+    _expect_shapes(path, config, state)
     net = DeepLabV3Plus(config)
-    try:
-        net.load_state_dict(read_weights(path), strict=True)
-    except RuntimeError as error:
-        raise CheckpointError(f"{path}: weights do not fit their description: {error}") from None
+    net.load_state_dict(state, strict=True)
     return net.eval()
+
+
+def _expect_shapes(path: Path | str, config: ModelConfig, state: dict[str, torch.Tensor]) -> None:
+    """Raise CheckpointError where weights do not fit, before memory is taken for the network."""
+    try:
+        with torch.device("meta"):
+            wanted = DeepLabV3Plus(config).state_dict()
+    except RuntimeError as error:  # more elements than can be counted
+        raise CheckpointError(f"{path}: no such network: {str(error).splitlines()[0]}") from None
+    odd = sorted(
+        key
+        for key in wanted.keys() | state.keys()
+        if key not in wanted or key not in state or wanted[key].shape != state[key].shape
+    )
+    if odd:
+        found, needed = (_shape(tensors.get(odd[0])) for tensors in (state, wanted))
+        raise CheckpointError(
+            f"{path}: weights do not fit their description: {len(odd)} tensors differ, such as "
+            f"{odd[0]}, which is {found} and should be {needed}"
+        )
+
+
+def _shape(tensor: torch.Tensor | None) -> str:
+    return "absent" if tensor is None else str(tuple(tensor.shape))
 
 
 def load_on(
@@ -150,7 +211,9 @@ def save(path: Path | str, state: dict[str, torch.Tensor], card: Card | Backbone
     weights.parent.mkdir(parents=True, exist_ok=True)
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     # By safetensors' save_file the weights would be readable to their owner only.
-    files.write({weights: serialize(tensors), description: _text(card)})
+    content = serialize(tensors)
+    card = card.model_copy(update={"weights_sha256": hashlib.sha256(content).hexdigest()})
+    files.write({weights: content, description: _text(card)})
     return weights
 
 

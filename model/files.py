@@ -19,7 +19,7 @@ def replacing(target: Path, *, durable: bool = True) -> Iterator[Path]:
     `target`. `durable=False` does not wait for the disk, for many files that the
     next run checks: after a power cut some may then be empty.
     """
-    partial = _beside(target)
+    partial = beside(target)
     try:
         with _naming(partial, target):
             yield partial
@@ -33,18 +33,23 @@ def replacing(target: Path, *, durable: bool = True) -> Iterator[Path]:
 
 
 def write(contents: dict[Path, bytes]) -> None:
-    """Write files that belong together: none is renamed before all are on the disk."""
-    partials = {target: _beside(target) for target in contents}
+    """Write files that belong together, renamed in order once all are on the disk.
+
+    Stopped between two renames, the files `beside` the last targets stay, complete: a reader
+    can finish what was begun.
+    """
+    partials = {target: beside(target) for target in contents}
     try:
         for target, partial in partials.items():
             with _naming(partial, target):
                 partial.write_bytes(contents[target])
                 flush(partial)
-        for target, partial in partials.items():
-            partial.replace(target)
-    finally:
+    except BaseException:
         for partial in partials.values():
             partial.unlink(missing_ok=True)
+        raise
+    for target, partial in partials.items():
+        partial.replace(target)
     for folder in {target.parent for target in contents}:
         _flush_folder(folder)
 
@@ -55,7 +60,8 @@ def flush(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _beside(target: Path) -> Path:
+def beside(target: Path) -> Path:
+    """Where a file is written before it takes the place of `target`."""
     return target.with_name(f".{target.name}.partial")
 
 

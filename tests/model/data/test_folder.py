@@ -12,6 +12,7 @@ from model.data.dataset import DatasetError, find, read_mask
 
 
 def own(root: Path, toml: str = 'classes = ["ground", "tree"]\nvoid = 9\n') -> Path:
+    root.mkdir(exist_ok=True)
     (root / "dataset.toml").write_text(toml)
     for kind in ("images", "masks"):
         (root / kind / "train").mkdir(parents=True)
@@ -31,6 +32,30 @@ def test_folder_pairs_every_image_with_its_mask(tmp_path: Path) -> None:
     assert ids[0].tolist() == [0, 1, 255, 255]
 
 
+@pytest.mark.parametrize(
+    "line",
+    ['images = "../x"', 'masks = "/etc"', 'lists = "a/../../b.txt"', 'mask_suffix = "/../a.png"'],
+)
+def test_a_description_may_not_leave_its_folder(tmp_path: Path, line: str) -> None:
+    toml = f'classes = ["a", "b"]\n{line}\n'
+    with pytest.raises(DatasetError, match="leaves the data set's folder"):
+        find("folder", own(tmp_path, toml), "train")
+
+
+def test_names_and_splits_may_not_leave_the_folder_but_a_link_may(tmp_path: Path) -> None:
+    """Names become paths of outputs too, in --convert. A link is the owner's own choice."""
+    root = own(tmp_path / "set", 'classes = ["a", "b"]\nlists = "{split}.txt"\n')
+    (root / "train.txt").write_text("../../secret\n")
+    with pytest.raises(DatasetError, match=r"train\.txt='\.\./\.\./secret' leaves"):
+        find("folder", root, "train")
+    with pytest.raises(DatasetError, match=r"split='\.\./train' leaves"):
+        find("folder", root, "../train")
+    (root / "train.txt").write_text("a\n")
+    (root / "images").rename(tmp_path / "elsewhere")
+    (root / "images").symlink_to(tmp_path / "elsewhere")
+    assert len(find("folder", root, "train").pairs) == 1
+
+
 def test_photos_and_masks_may_lie_in_one_folder(tmp_path: Path) -> None:
     """What ends with mask_suffix is a mask there, and no photo."""
     toml = 'classes = ["a", "b"]\nimages = "all"\nmasks = "all"\n'
@@ -46,9 +71,7 @@ def test_photos_and_masks_may_lie_in_one_folder(tmp_path: Path) -> None:
     ]
     for path in folder.glob("*.jpg"):
         path.unlink()
-    with pytest.raises(
-        DatasetError, match=r"set mask_suffix in .* only the masks"
-    ):
+    with pytest.raises(DatasetError, match=r"set mask_suffix in .* only the masks"):
         find("folder", tmp_path, "train")
     Image.new("L", (4, 3)).save(folder / "1_mask.png")
     (folder / "2.png").unlink()

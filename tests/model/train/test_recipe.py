@@ -53,6 +53,11 @@ def test_a_file_may_start_with_a_windows_mark(tmp_path: Path) -> None:
     assert recipe.read(str(path), []) == recipe.read(LIGHT, [])
 
 
+def test_one_crop_size_is_both_sides() -> None:
+    assert recipe.read(LIGHT, ["model.crop_size=64"]).model.crop_size == (64, 64)
+    assert recipe.read(LIGHT, ["model.crop_size=[65, 97]"]).model.crop_size == (65, 97)
+
+
 def test_overrides_reach_nested_keys() -> None:
     config = recipe.read(LIGHT, ["model.output_stride=8", "dataset=camvid", "iterations = 7"])
     assert (config.model.output_stride, config.dataset, config.iterations) == (8, "camvid", 7)
@@ -66,6 +71,8 @@ def test_overrides_reach_nested_keys() -> None:
         ("learning_rate=-1", "learning_rate=-1: .*greater than 0"),
         ("learnig_rate=1", "learnig_rate=1: Extra inputs"),
         ("iterations", "write key=value"),
+        ("model.mean=[0.485, 0.456, 0.406]", r"scale of 0 to 1.*mean=\(123\.675, 116\.28, 103\.53"),
+        ("model.std=[0.229, 0.224, 0.225]", r"scale of 0 to 1.*std=\(58\.395, 57\.12, 57\.375"),
     ],
 )
 def test_a_wrong_override_names_key_value_and_what_is_valid(override: str, says: str) -> None:

@@ -214,7 +214,8 @@ def test_resuming_by_another_recipe_is_told(
     run(make_recipe(iterations=1), data, tmp_path / "run", resume=True)
     assert "another recipe" not in caplog.text
     run(make_recipe(batch_size=2), data, tmp_path / "run", resume=True)
-    assert "iterations=6 (before: 1), batch_size=2 (before: 4)" in caplog.text
+    assert "iterations=6 (before: 1)" in caplog.text
+    assert "batch_size=2 (before: 4)" in caplog.text
 
 
 @pytest.mark.parametrize(
