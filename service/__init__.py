@@ -1,1 +1,1 @@
-"""The HTTP service, its engine and its batch client; needs neither torch nor `model`."""
+"""The HTTP service, its inference engine and the batch client. Needs neither torch nor `model`."""

@@ -1,7 +1,7 @@
-"""`python -m service`: serve the models of a folder over HTTP.
+"""`python -m service`: serve the models in a folder over HTTP.
 
-`python -m service doctor` says what is wrong; `python -m service build-engines` makes the
-TensorRT engines that `--device tensorrt` starts on, with the same flags as the service.
+`python -m service doctor` checks the installation. `python -m service build-engines` builds
+the TensorRT engines for `--device tensorrt` and takes the same flags as the service.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ log = logging.getLogger("service")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Serve until SIGTERM or SIGINT; 0 after a clean stop, 1 when it cannot start, 2 for usage."""
+    """Serve until SIGTERM or SIGINT. Return 0 after a clean stop, 1 on failure, 2 for usage."""
     arguments = sys.argv[1:] if argv is None else argv
     if arguments[:1] == ["doctor"]:
         return doctor.main(arguments[1:])
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
             models.build_engines(settings)
             return 0
         with listen(settings.host, settings.port) as listener:
-            # Process 1 of a container has no default: a stop while loading would go unheard.
+            # Process 1 of a container ignores SIGTERM by default: handle it while models load.
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
             tracing = start_tracing() if wants_traces(os.environ) else None
             loaded = models.load(settings)
@@ -60,9 +60,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def start_tracing() -> Tracing:
-    """Send traces, as the OTEL_* variables say; raises StartupError without the libraries."""
+    """Set up tracing from the OTEL_* variables; raises StartupError without the libraries."""
     try:
-        from service.http.telemetry import tracing  # noqa: PLC0415 - not loaded unless it is asked for
+        from service.http.telemetry import tracing  # noqa: PLC0415 - loaded only when tracing is on
     except ImportError as error:
         raise StartupError(
             f"OTEL_EXPORTER_OTLP_ENDPOINT is set, but {error}: install the otel extra, "

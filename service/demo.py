@@ -1,7 +1,7 @@
-"""`python -m service.demo`: the sample photos through a real service and the batch client.
+"""`python -m service.demo`: segment the sample photos with a real service and batch client.
 
-Starts the service on a free port as a process of its own, waits until it is
-ready, sends the photos as a user would, prints what was found and stops it.
+It starts the service as a separate process on a free port, waits until it is ready,
+sends the photos, prints the classes found, and stops the service.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from service.settings import SAMPLES
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the demo; 0 when every photo has its mask and the service stopped cleanly."""
+    """Run the demo. Return 0 if every photo got its mask and the service stopped cleanly."""
     parser = argparse.ArgumentParser(
         prog="python -m service.demo",
         description="Segment two sample photos with the bundled model, through a real service.",
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def show(out: Path) -> None:
-    """Print the classes found in each photo and where the pictures lie."""
+    """Print the classes in each photo, and the folder with the pictures."""
     for path in sorted(out.rglob("*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
         shares = sorted(result["classes"], key=lambda found: -found["fraction"])

@@ -1,4 +1,4 @@
-"""`python -m service doctor`: what is installed, what runs, and what is wrong."""
+"""`python -m service doctor`: report what is installed, what works, and what is wrong."""
 
 from __future__ import annotations
 
@@ -29,14 +29,16 @@ WHEELS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime
 
 
 def main(argv: list[str]) -> int:
-    """Print the report; 0 when nothing is wrong, 1 otherwise, 2 for usage."""
+    """Print the report. Return 0 when nothing is wrong, 1 otherwise, 2 on wrong usage."""
     parser = argparse.ArgumentParser(
         "python -m service doctor",
         description=__doc__,
         epilog="example: python -m service doctor --models exported/ --json",
     )
     parser.add_argument(
-        "--models", type=Path, help="folder of .onnx files (default: what the service would serve)"
+        "--models",
+        type=Path,
+        help="folder with .onnx files (default: the one the service would use)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(argv)
@@ -46,10 +48,10 @@ def main(argv: list[str]) -> int:
 
 
 def examine(folder: Path | None) -> dict[str, Any]:
-    """Everything that matters for serving, and a list of `problems`.
+    """Collect everything that matters for serving, and a list of `problems`.
 
-    Settings are those of the environment, as the service would take them; `folder`
-    takes the place of the models' one.
+    Reads the settings from the environment as the service does; `folder` replaces
+    the folder of models.
     """
     wheels = installed_wheels(distributions())
     settings, wrong = _settings(folder)
@@ -67,7 +69,7 @@ def examine(folder: Path | None) -> dict[str, Any]:
         "onnxruntime": {
             "version": ort.__version__,
             "wheels": wheels,
-            "compiled_in": ort.get_available_providers(),  # not what runs: see the models
+            "compiled_in": ort.get_available_providers(),  # the models say which one is used
             "cuda": _cuda(),
             "tensorrt": trt_engines.problem() or "works",
         },
@@ -78,17 +80,17 @@ def examine(folder: Path | None) -> dict[str, Any]:
 
 
 def installed_wheels(found: Iterable[Distribution]) -> dict[str, str]:
-    """The wheels that hold ONNX Runtime: name -> version."""
+    """Return the installed wheels that contain ONNX Runtime: name -> version."""
     versions = {str(each.metadata["Name"]).lower(): each.version for each in found}
     return {name: versions[name] for name in WHEELS if name in versions}
 
 
 def wheel_problem(wheels: dict[str, str]) -> str | None:
-    """Two wheels share one folder: the one installed last wins, or neither works."""
+    """Report two ONNX Runtime wheels: they share a folder and overwrite each other."""
     if len(wheels) < 2:
         return None
     return (
-        f"{' and '.join(wheels)} are installed together and overwrite each other: "
+        f"{' and '.join(wheels)} are both installed and overwrite each other: "
         f"pip uninstall -y {' '.join(wheels)}, then install one extra, cpu or gpu"
     )
 
@@ -109,7 +111,7 @@ def _cuda() -> str:
 
 def _gpus() -> list[str]:
     if find_spec("pynvml") is None:
-        return ["unknown: nvidia-ml-py is not installed, the gpu extra has it"]
+        return ["unknown: nvidia-ml-py is not installed; it comes with the gpu extra"]
     library = gpu_memory.nvml()
     if library is None:
         return []
@@ -120,7 +122,7 @@ def _gpus() -> list[str]:
 
 
 def _settings(folder: Path | None) -> tuple[Settings, list[str]]:
-    """What the environment sets, or the defaults and what is wrong with it."""
+    """Read the settings from the environment; on errors return the defaults and the errors."""
     problems = []
     try:
         settings = Settings()
@@ -131,7 +133,7 @@ def _settings(folder: Path | None) -> tuple[Settings, list[str]]:
 
 
 def _models(settings: Settings) -> tuple[list[dict[str, Any]], list[str]]:
-    """What each file is and runs on; what is wrong with those that cannot be served."""
+    """Load every model; return a description of each, and the errors of those that fail."""
     try:
         files = model_files(settings.models)
     except StartupError as error:
@@ -163,7 +165,7 @@ def _describe(path: Path, engine: Engine) -> dict[str, Any]:
 
 
 def as_text(report: dict[str, Any]) -> str:
-    """The report for people: facts, then what is wrong."""
+    """Format the report as text: facts, then problems."""
     runtime = report["onnxruntime"]
     facts = [
         ("python", f"{report['python']} on {report['platform']}, {report['cpus']} CPUs allowed"),
@@ -171,7 +173,7 @@ def as_text(report: dict[str, Any]) -> str:
         ("onnxruntime", ", ".join(f"{name} {ver}" for name, ver in runtime["wheels"].items())),
         ("compiled in", ", ".join(runtime["compiled_in"])),
         ("cuda", runtime["cuda"]),
-        *(("gpu", gpu) for gpu in report["gpus"] or ["none that NVIDIA's driver shows"]),
+        *(("gpu", gpu) for gpu in report["gpus"] or ["none found by the NVIDIA driver"]),
         ("tensorrt", runtime["tensorrt"]),
         ("models", f"{report['folder']}, on --device {report['device']}"),
         *(("model", ", ".join(f"{k} {v}" for k, v in model.items())) for model in report["models"]),
@@ -182,6 +184,6 @@ def as_text(report: dict[str, Any]) -> str:
 
 
 def check_runtime() -> None:
-    """Refuse to serve with two ONNX Runtimes in one place; raises StartupError."""
+    """Raise StartupError if two ONNX Runtime wheels are installed."""
     if problem := wheel_problem(installed_wheels(distributions())):
         raise StartupError(problem)

@@ -1,10 +1,10 @@
-"""Errors a client can meet: each class carries its HTTP status and its stable code."""
+"""Errors that the service answers with; each class has its HTTP status and a stable code."""
 
 from __future__ import annotations
 
 
 class ServiceError(Exception):
-    """A request that is answered with a problem; `detail` says what to change."""
+    """The request failed; the answer is a problem document whose `detail` says what to change."""
 
     status = 500
     code = "internal-error"
@@ -23,19 +23,19 @@ class InvalidRequest(ServiceError):
 
 
 class InvalidImage(ServiceError):
-    """The bytes are no image, or a broken one."""
+    """The bytes are not an image, or the image is broken."""
 
     status, code, title = 400, "invalid-image", "Invalid image"
 
 
 class Unauthorized(ServiceError):
-    """The service has keys, and the request carries none of them."""
+    """The service requires an API key, and the request has no valid one."""
 
     status, code, title = 401, "unauthorized", "Unauthorized"
 
 
 class RateLimited(ServiceError):
-    """The caller's key has used up its quota."""
+    """The API key has exceeded its rate limit."""
 
     status, code, title = 429, "rate-limited", "Rate limited"
 
@@ -45,82 +45,82 @@ class RateLimited(ServiceError):
 
 
 class ModelUnusable(ServiceError):
-    """The file that was to be loaded is not sound; what was served before still is."""
+    """The new model file cannot be used; the old model is still served."""
 
     status, code, title = 409, "model-unusable", "Model unusable"
 
 
 class UnsupportedMedia(ServiceError):
-    """The body is of a type that is not accepted."""
+    """The service does not accept this media type."""
 
     status, code, title = 415, "unsupported-media-type", "Unsupported media type"
 
 
 class NotAcceptable(ServiceError):
-    """No output is of a type that the client accepts."""
+    """The service has no output of a media type that the client accepts."""
 
     status, code, title = 406, "not-acceptable", "Not acceptable"
 
 
 class BodyTimeout(ServiceError):
-    """The body came in too slowly."""
+    """The request body arrived too slowly."""
 
     status, code, title = 408, "body-timeout", "Body timeout"
 
 
 class HeaderTimeout(ServiceError):
-    """The headers came in too slowly, or not at all."""
+    """The request headers arrived too slowly, or not at all."""
 
     status, code, title = 408, "header-timeout", "Header timeout"
 
 
 class ImageTooLarge(ServiceError):
-    """More pixels than the service takes."""
+    """The image has more pixels than the service allows."""
 
     status, code, title = 413, "image-too-large", "Image too large"
 
 
 class BodyTooLarge(ServiceError):
-    """More bytes than the service takes."""
+    """The body has more bytes than the service allows."""
 
     status, code, title = 413, "body-too-large", "Body too large"
 
 
 class UnknownModel(ServiceError):
-    """No model of that name is served."""
+    """The service has no model of that name."""
 
     status, code, title = 404, "unknown-model", "Unknown model"
 
 
 class Overloaded(ServiceError):
-    """Too much work is waiting already."""
+    """The service has no capacity left; try again later."""
 
     status, code, title = 503, "overloaded", "Overloaded"
     retry_after_s = 1
 
 
 class ShuttingDown(ServiceError):
-    """The service is about to stop."""
+    """The service is shutting down."""
 
     status, code, title = 503, "shutting-down", "Shutting down"
     retry_after_s = 5
 
 
 class EngineUnavailable(ServiceError):
-    """The inference loop has died; readiness is red."""
+    """The inference loop has died, and /readyz answers 503."""
 
     status, code, title = 503, "engine-unavailable", "Engine unavailable"
     retry_after_s = 10
 
 
 class DeadlineExceeded(ServiceError):
-    """The request's own deadline passed before its result was there."""
+    """The deadline of the request passed before its result was ready."""
 
     status, code, title = 504, "deadline-exceeded", "Deadline exceeded"
 
 
 class InferenceFailed(ServiceError):
-    """The engine failed on this batch; the next one is not affected."""
+    """The engine failed on this batch; later batches are not affected."""
 
     status, code, title = 500, "inference-failed", "Inference failed"
 
@@ -129,4 +129,4 @@ class StartupError(RuntimeError):
     """The service cannot start; the message says why and what to change."""
 
 
-CLIENT_GONE = 499  # as nginx counts them; nobody receives it
+CLIENT_GONE = 499  # nginx's status for a client that disconnected; for logs and metrics only

@@ -1,7 +1,7 @@
-"""Servers as processes of their own, for as long as a measurement takes.
+"""Start servers as separate processes, for demos and measurements.
 
-They run on the interpreter of the serving environment, whose packages are those of the
-image: the development environment has other ones, and another build of ONNX Runtime.
+They use the interpreter of the serving environment, which has the packages of the
+container image. The development environment has another build of ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from typing import IO
 import httpx
 
 PYTHON_VARIABLE = "DEEPLAB_SERVE_PYTHON"  # set by the Makefile
+START_TIMEOUT_S = 120
 
 
 def python() -> str:
-    """The interpreter for servers: what DEEPLAB_SERVE_PYTHON names, else the running one.
+    """Return the interpreter for servers: DEEPLAB_SERVE_PYTHON, or else the running one.
 
     Raises SystemExit if the variable names no executable file.
     """
@@ -45,13 +46,13 @@ class Server:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """The process id."""
         return self.process.pid
 
 
 @contextmanager
 def service(models: Path, *flags: str, log: IO[bytes] | None = None) -> Iterator[Server]:
-    """`python -m service` on a folder of models, at a free port; stopped with SIGTERM."""
+    """Run `python -m service` on a folder of models and a free port; stop it with SIGTERM."""
     with module("service", "--models", str(models), *flags, log=log, program=python()) as server:
         yield server
 
@@ -60,7 +61,7 @@ def service(models: Path, *flags: str, log: IO[bytes] | None = None) -> Iterator
 def module(
     name: str, *flags: str, log: IO[bytes] | None = None, program: str = sys.executable
 ) -> Iterator[Server]:
-    """`python -m NAME --port P FLAGS`, once it is ready; SystemExit if it does not get there."""
+    """Run `python -m NAME --port P FLAGS` and wait until it is ready, else raise SystemExit."""
     port = free_port()
     command = [program, "-m", name, "--port", str(port), *flags]
     process = subprocess.Popen(command, stderr=log)
@@ -73,14 +74,11 @@ def module(
             try:
                 stop(process)
             finally:
-                process.kill()  # nothing, if it has ended
-
-
-START_TIMEOUT_S = 120
+                process.kill()  # does nothing if it has ended
 
 
 def free_port() -> int:
-    """A port that nothing listens on."""
+    """Return a free TCP port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

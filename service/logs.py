@@ -1,4 +1,4 @@
-"""Log lines for people (console) or for machines (JSON), each with its request's id."""
+"""Log as plain text or as JSON; each line carries the id of its request."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 
 def configure(level: str, form: LogFormat) -> None:
-    """Send all log lines to stderr in one form."""
+    """Write all logs to stderr in the given format."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if form == "json" else ConsoleFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler])
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line."""
+    """Formats each record as one line of JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
+        """Format a record as JSON, without empty fields."""
         line = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -40,12 +40,12 @@ class JsonFormatter(logging.Formatter):
 
 
 class ConsoleFormatter(logging.Formatter):
-    """Time, level, logger, message, request id."""
+    """Formats time, level, logger, message and request id."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 # logging's own name
-        """The line without a traceback, which follows below."""
+        """Append the request id to the first line; a traceback follows it."""
         tag = request_id.get()
         return super().formatMessage(record) + (f" [{tag}]" if tag else "")

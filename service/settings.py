@@ -1,4 +1,4 @@
-"""Every setting of the service, from flags and DEEPLAB_* variables, built once at start."""
+"""All settings of the service, read once at start from flags and DEEPLAB_* variables."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PILLOW_MAX_PIXELS = 178_956_970  # 2 * Image.MAX_IMAGE_PIXELS: Pillow refuses la
 
 
 def wants_traces(environment: Mapping[str, str]) -> bool:
-    """Whether OpenTelemetry's own variables ask for traces to be sent."""
+    """Return whether OpenTelemetry's own variables turn tracing on."""
     endpoints = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
     if not any(environment.get(name) for name in endpoints):
         return False
@@ -29,10 +29,10 @@ def wants_traces(environment: Mapping[str, str]) -> bool:
 
 
 class Settings(BaseSettings):
-    """Serve the models of a folder over HTTP. Each flag is also a variable, --max-batch is
-    DEEPLAB_MAX_BATCH; a flag wins. Example: python -m service --models exported/ --host 0.0.0.0.
-    `python -m service doctor` says what is wrong with an installation,
-    `python -m service build-engines` makes the engines for --device tensorrt.
+    """Serve the models in a folder over HTTP. Each flag can also be set by an environment
+    variable: --max-batch by DEEPLAB_MAX_BATCH. Flags take precedence. Example:
+    python -m service --models exported/ --host 0.0.0.0. `python -m service doctor` checks the
+    installation; `python -m service build-engines` builds the engines for --device tensorrt.
     """
 
     model_config = SettingsConfigDict(
@@ -44,118 +44,131 @@ class Settings(BaseSettings):
         cli_implicit_flags=True,
     )
 
-    models: Annotated[Path, Field(description="folder of exported .onnx files")] = BUNDLED
+    models: Annotated[Path, Field(description="folder with exported .onnx files")] = BUNDLED
     default_model: Annotated[
-        str | None, Field(description="model of requests that name none (default: first by name)")
+        str | None,
+        Field(description="model for requests that do not name one (default: the first by name)"),
     ] = None
     host: Annotated[str, Field(description="address to listen on")] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535, description="port to listen on; 0 picks one")] = 8000
     device: Annotated[
         Literal["auto", "cpu", "cuda", "tensorrt"],
         Field(
-            description="cuda and tensorrt refuse to start without a GPU; auto takes CUDA or "
+            description="cuda and tensorrt do not start without a GPU; auto uses CUDA and "
             "falls back to the CPU"
         ),
     ] = "auto"
     gpus: Annotated[
         tuple[Annotated[int, Field(ge=0)], ...],
         NoDecode,
-        Field(min_length=1, description="comma list of the GPUs that serve every model, by number"),
+        Field(
+            min_length=1, description="comma-separated numbers of the GPUs that serve every model"
+        ),
     ] = (0,)
     sessions: Annotated[
         int,
         Field(
             ge=0,
-            description="engine sessions of each model, on each GPU or on the CPU; 0: one on a "
-            "GPU, on the CPU one for each of up to 4 threads, which all work on a lone request",
+            description="engine sessions per model, on each GPU or on the CPU; 0: one per GPU; on "
+            "the CPU one per thread, at most 4, and a single request still uses all threads",
         ),
     ] = 0
     threads: Annotated[
         int,
         Field(
             ge=0,
-            description="engine threads of a model, shared by its sessions; 0: one for each CPU",
+            description="engine threads per model, shared by its sessions; 0: one per CPU",
         ),
     ] = 0
     gpu_mem_limit_mb: Annotated[
-        int, Field(ge=0, description="memory arena limit on the GPU; 0: none")
+        int, Field(ge=0, description="limit of the GPU memory arena; 0: no limit")
     ] = 0
     trt_cache: Annotated[
         Path | None,
         Field(description="folder of TensorRT engines, made by `python -m service build-engines`"),
     ] = None
-    trt_fp16: Annotated[bool, Field(description="TensorRT engines of half precision")] = False
+    trt_fp16: Annotated[bool, Field(description="use half precision in TensorRT engines")] = False
 
     max_batch: Annotated[
-        int, Field(ge=0, description="images in one run of the engine; 0: 4 on a GPU, 1 on a CPU")
+        int, Field(ge=0, description="most images per engine run; 0: 4 on a GPU, 1 on a CPU")
     ] = 0
     max_wait_ms: Annotated[
-        float, Field(ge=0, description="how long the first image of a batch waits for others")
+        float, Field(ge=0, description="how long the first image of a batch waits for more")
     ] = 2.0
-    max_requests: Annotated[int, Field(ge=1, description="requests in progress; else 503")] = 64
+    max_requests: Annotated[
+        int, Field(ge=1, description="most requests in progress; beyond it 503")
+    ] = 64
     max_pending_pixels: Annotated[
-        int, Field(ge=1, description="decoded pixels in progress, over all requests; else 503")
+        int,
+        Field(
+            ge=1, description="most decoded pixels in progress, over all requests; beyond it 503"
+        ),
     ] = 200_000_000
     max_pixels: Annotated[
-        int, Field(ge=1, le=PILLOW_MAX_PIXELS, description="pixels of one image; else 413")
+        int, Field(ge=1, le=PILLOW_MAX_PIXELS, description="most pixels per image; beyond it 413")
     ] = 50_000_000
-    max_body_bytes: Annotated[int, Field(ge=1, description="bytes of one body; else 413")] = (
-        32 * 1024 * 1024
+    max_body_bytes: Annotated[
+        int, Field(ge=1, description="most bytes per body; beyond it 413")
+    ] = 32 * 1024 * 1024
+    max_files: Annotated[int, Field(ge=1, description="most photos per form; beyond it 400")] = 16
+    fit: Annotated[Fit, Field(description="default for photos larger than the model's input")] = (
+        "resize"
     )
-    max_files: Annotated[int, Field(ge=1, description="photos in one form; else 400")] = 16
-    fit: Annotated[
-        Fit, Field(description="what to do with photos larger than the model, unless asked")
-    ] = "resize"
     max_windows: Annotated[
-        int, Field(ge=1, description="sliding windows of one photo; else 413")
+        int, Field(ge=1, description="most sliding windows per photo; beyond it 413")
     ] = 64
     request_timeout_ms: Annotated[
-        int, Field(ge=1, description="deadline of a request without its own; else 504")
+        int, Field(ge=1, description="deadline for requests that set none; beyond it 504")
     ] = 30_000
     body_timeout_s: Annotated[
-        float, Field(gt=0, description="how long a request's body may take to come in; else 408")
+        float, Field(gt=0, description="how long a request body may take to arrive; beyond it 408")
     ] = 30.0
     header_timeout_s: Annotated[
-        float, Field(gt=0, description="how long a request's headers may take; else 408")
+        float,
+        Field(gt=0, description="how long the request headers may take to arrive; beyond it 408"),
     ] = 10.0
     send_timeout_s: Annotated[
-        float, Field(gt=0, description="how long a client may take nothing of its answer")
+        float,
+        Field(gt=0, description="close a connection whose client reads nothing for this long"),
     ] = 60.0
     keep_alive_s: Annotated[
-        int, Field(ge=1, description="how long a connection may be idle between requests")
+        int, Field(ge=1, description="close a connection that is idle this long between requests")
     ] = 5
     drain_delay_s: Annotated[
         float,
-        Field(ge=0, description="on SIGTERM, how long to serve on while /readyz is red already"),
+        Field(ge=0, description="on SIGTERM, keep serving this long while /readyz answers 503"),
     ] = 0.0
     shutdown_timeout_s: Annotated[
-        float, Field(ge=0, description="how long requests in progress may finish on SIGTERM")
+        float,
+        Field(ge=0, description="on SIGTERM, how long requests in progress may take to finish"),
     ] = 20.0
     log_level: Annotated[
-        Literal["debug", "info", "warning", "error"], Field(description="least severe log lines")
+        Literal["debug", "info", "warning", "error"], Field(description="lowest level to log")
     ] = "info"
     log_format: Annotated[
-        LogFormat, Field(description="lines for people, or one JSON object a line")
+        LogFormat, Field(description="plain text, or one JSON object per line")
     ] = "console"
 
     api_keys: Annotated[
         tuple[str, ...],
         NoDecode,
-        Field(description="comma list of SHA-256 digests of the keys that are let in; none: all"),
+        Field(
+            description="comma-separated SHA-256 digests of the API keys; empty: no key is required"
+        ),
     ] = ()
     rate_limit_per_minute: Annotated[
-        int, Field(ge=0, description="requests a minute of one key; else 429; 0: no limit")
+        int, Field(ge=0, description="most requests per minute and key; beyond it 429; 0: no limit")
     ] = 0
     cors_origins: Annotated[
         tuple[str, ...],
         NoDecode,
         Field(
-            description="comma list of the origins whose pages may ask, as https://example.org; "
-            "*: all; none: this service's own page only"
+            description="comma-separated origins whose pages may call the API, such as "
+            "https://example.org; *: every origin; empty: only the service's own page"
         ),
     ] = ()
     watch_models_s: Annotated[
-        float, Field(ge=0, description="how often to look for new model files; 0: never")
+        float, Field(ge=0, description="check for new model files every so many seconds; 0: never")
     ] = 0.0
 
     @field_validator("api_keys", "cors_origins", "gpus", mode="before")
@@ -169,7 +182,7 @@ class Settings(BaseSettings):
     @classmethod
     def _no_gpu_twice(cls, gpus: tuple[int, ...]) -> tuple[int, ...]:
         if len(set(gpus)) < len(gpus):
-            raise ValueError("name a GPU once, and set --sessions for several sessions on each")
+            raise ValueError("list each GPU once; --sessions sets the sessions per GPU")
         return gpus
 
     @field_validator("cors_origins")
@@ -177,19 +190,21 @@ class Settings(BaseSettings):
     def _origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
         for origin in origins:
             if origin != "*" and not re.fullmatch(r"https?://[^/]+", origin):
-                raise ValueError("an origin is scheme, host and port, as https://example.org:8443")
+                raise ValueError(
+                    "an origin is scheme, host and port, such as https://example.org:8443"
+                )
         return origins
 
     @model_validator(mode="after")
-    def _engines_have_a_place(self) -> Self:
+    def _tensorrt_needs_a_cache(self) -> Self:
         if self.device == "tensorrt" and self.trt_cache is None:
-            raise ValueError("--device tensorrt needs --trt-cache, the folder of its engines")
+            raise ValueError("--device tensorrt needs --trt-cache, the folder with its engines")
         return self
 
     @model_validator(mode="after")
-    def _a_quota_has_a_holder(self) -> Self:
+    def _rate_limit_needs_keys(self) -> Self:
         if self.rate_limit_per_minute and not self.api_keys:
-            raise ValueError("--rate-limit-per-minute counts by key: give --api-keys with it")
+            raise ValueError("--rate-limit-per-minute applies to each key: set --api-keys too")
         return self
 
     @field_validator("api_keys")
@@ -197,7 +212,7 @@ class Settings(BaseSettings):
     def _digests(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
         for key in keys:
             if not re.fullmatch(r"[0-9a-fA-F]{64}", key):
-                raise ValueError("not a SHA-256 digest; make one with: printf %s KEY | sha256sum")
+                raise ValueError("not a SHA-256 digest; compute it with: printf %s KEY | sha256sum")
         return tuple(key.lower() for key in keys)
 
 

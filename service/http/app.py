@@ -40,7 +40,7 @@ from service.http import (
 )
 from service.http.middleware.keys import Keys, is_open
 from service.http.middleware.limits import Admission, BodyLimit
-from service.http.middleware.shutdown import Farewell
+from service.http.middleware.shutdown import ShutdownAnswer
 from service.http.query import SegmentQuery
 from service.http.segment import Job, Resources, segment
 from service.http.telemetry import metrics
@@ -57,7 +57,7 @@ from service.settings import Settings
 if TYPE_CHECKING:  # else loaded only where traces are asked for
     from service.http.telemetry.tracing import Tracing
 
-# What pages of other origins may send and read, where they are let in.
+# Headers that pages of allowed other origins may send and read (CORS).
 ASKED_WITH = ("Authorization", "Content-Type", "X-Request-ID", deadlines.HEADER, LENGTH_HEADER)
 ANSWERED_WITH = (
     *("X-Model", "X-Model-Digest", "X-Execution-Provider", "X-Request-ID"),
@@ -66,7 +66,8 @@ ANSWERED_WITH = (
 
 ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "the output asked for; several come as a ZIP, several photos also as parts",
+        "description": "the requested output; several outputs as a ZIP, several photos as a ZIP "
+        "or multipart/mixed",
         "content": {
             kind: {}
             for kind in sorted(
@@ -83,7 +84,7 @@ ANSWERS: dict[int | str, dict[str, Any]] = {
 
 
 def create_app(settings: Settings, models: Models, tracing: Tracing | None = None) -> FastAPI:
-    """Build the application around loaded models; they are warmed up when it starts."""
+    """Build the application for loaded models, which are warmed up when it starts."""
     measured = Metrics(models)
 
     def on_stage(name: str, seconds: float, ended_ago_s: float) -> None:
@@ -110,10 +111,10 @@ def create_app(settings: Settings, models: Models, tracing: Tracing | None = Non
         if tracing:
             await asyncio.to_thread(tracing.close)
 
-    # A form's file stays in memory: its size is bounded, and a hardened container has no disk.
+    # Uploaded files stay in memory: their size is limited, and a container may have no disk.
     MultiPartParser.spool_max_size = settings.max_body_bytes
     app = FastAPI(title="DeepLabv3+", lifespan=lifespan, docs_url=None, redoc_url=None)
-    # The last one added is the first to see a request.
+    # The middleware added last sees a request first.
     app.add_middleware(
         BodyLimit, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s
     )
@@ -122,8 +123,8 @@ def create_app(settings: Settings, models: Models, tracing: Tracing | None = Non
             Keys, digests=settings.api_keys, per_minute=settings.rate_limit_per_minute
         )
     if settings.cors_origins:
-        _let_in(app, settings.cors_origins)
-    app.add_middleware(Farewell, draining=lambda: models.draining)
+        _allow_origins(app, settings.cors_origins)
+    app.add_middleware(ShutdownAnswer, draining=lambda: models.draining)
     app.add_middleware(Observation, metrics=measured, draining=lambda: models.draining)
     if tracing:
         app.add_middleware(tracing.middleware, tracing=tracing)
@@ -140,8 +141,8 @@ def create_app(settings: Settings, models: Models, tracing: Tracing | None = Non
     return app
 
 
-def _let_in(app: FastAPI, origins: tuple[str, ...]) -> None:
-    """Allow pages of other origins to ask, and to read what the answers' headers say."""
+def _allow_origins(app: FastAPI, origins: tuple[str, ...]) -> None:
+    """Allow pages of other origins to send requests and to read the response headers."""
     app.add_middleware(
         CORSMiddleware,
         allow_origins=origins,
@@ -152,9 +153,9 @@ def _let_in(app: FastAPI, origins: tuple[str, ...]) -> None:
 
 
 def _answer_head(app: FastAPI) -> None:
-    """Take HEAD wherever GET is taken, as `curl -I` and many probes ask; the schema stays as it is.
+    """Answer HEAD wherever GET is answered, as `curl -I` and many probes expect.
 
-    The server leaves the body out.
+    The server omits the body. The OpenAPI schema does not list HEAD.
     """
     for route in app.routes:
         if isinstance(route, APIRoute) and route.methods and "GET" in route.methods:
@@ -172,13 +173,13 @@ def _add_segment(app: FastAPI, settings: Settings, models: Models, resources: Re
         request: Request,
         query: Annotated[SegmentQuery, Query()],
         x_request_timeout_ms: Annotated[
-            str | None, Header(description="deadline in milliseconds; else 504")
+            str | None, Header(description="deadline in milliseconds; beyond it 504")
         ] = None,
     ) -> Response:
         """Segment a photo, sent as multipart field `file` or as the body itself.
 
-        Several fields `file` are several photos, answered as a ZIP or as multipart/mixed:
-        `results.json`, with a status for each photo, then the outputs.
+        Repeat the field `file` to send several photos. The answer is then a ZIP or
+        multipart/mixed: `results.json` with a status for each photo, then the outputs.
         """
         limit_ms = deadlines.milliseconds(x_request_timeout_ms, settings.request_timeout_ms)
         accept = ", ".join(request.headers.getlist("accept"))

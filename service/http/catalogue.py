@@ -1,4 +1,4 @@
-"""The served models as data: their contracts, and loading them again."""
+"""List the served models with their contracts, and reload a model."""
 
 from __future__ import annotations
 
@@ -26,21 +26,19 @@ def add_routes(app: FastAPI, models: Models) -> None:
 
     @app.get("/models")
     async def list_models() -> dict[str, Any]:
-        """What is served, and what it runs on."""
+        """List all models, with the execution provider that each runs on."""
         return {"models": [describe(served) for served in models]}
 
     @app.get("/models/{name}", responses=documented(UnknownModel))
     async def get_model(name: str) -> dict[str, Any]:
-        """One model's contract."""
+        """Describe one model."""
         return describe(models.get(name))
 
     @app.post("/models/{name}/reload", responses=documented(UnknownModel, ModelUnusable))
     async def reload_model(
         name: str,
-        digest: Annotated[
-            str | None, Query(description="SHA-256 that the new file must have")
-        ] = None,
+        digest: Annotated[str | None, Query(description="SHA-256 that the file must have")] = None,
     ) -> dict[str, Any]:
-        """Load the model's file again, without failing a request; keep the old one if it is bad."""
+        """Load the model's file again without failing requests; keep the old model on an error."""
         changed = await models.reload(name, digest)
         return {"changed": changed, **describe(models.get(name))}

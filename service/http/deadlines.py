@@ -1,4 +1,4 @@
-"""How long a request may take, from its first byte to its answer."""
+"""Enforce the deadline of a request, which the client may set in a header."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from contextlib import asynccontextmanager
 from service.errors import DeadlineExceeded, InvalidRequest
 
 HEADER = "X-Request-Timeout-Ms"
-LONGEST_MS = 3_600_000  # an hour: more is a mistake in units
+LONGEST_MS = 3_600_000  # an hour; a larger value is probably a wrong unit
 
 
 def milliseconds(text: str | None, default: int) -> int:
-    """The client's own limit, or the default; raises InvalidRequest unless it is a number."""
+    """Parse the client's limit, or return the default; raises InvalidRequest."""
     if text is None:
         return default
     if text.isascii() and text.isdigit() and len(text) < 9 and 1 <= int(text) <= LONGEST_MS:
@@ -23,7 +23,7 @@ def milliseconds(text: str | None, default: int) -> int:
 
 @asynccontextmanager
 async def enforced(milliseconds: int) -> AsyncIterator[float]:
-    """Cancel what takes longer and raise DeadlineExceeded; gives the point of the clock."""
+    """Cancel the block at the deadline and raise DeadlineExceeded. Gives the loop time of it."""
     deadline = asyncio.get_running_loop().time() + milliseconds / 1000
     try:
         async with asyncio.timeout_at(deadline) as limit:
@@ -32,5 +32,5 @@ async def enforced(milliseconds: int) -> AsyncIterator[float]:
         if not limit.expired():
             raise
         raise DeadlineExceeded(
-            f"no result within {milliseconds} ms: allow more in {HEADER}, or send less"
+            f"no result within {milliseconds} ms: set a longer {HEADER}, or send a smaller request"
         ) from None

@@ -1,4 +1,4 @@
-"""Which output an Accept header asks for, where the query names none (RFC 9110, 12.5.1)."""
+"""Choose the output from the Accept header when the query names none (RFC 9110, 12.5.1)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from service.errors import NotAcceptable
 
-# What each media type is answered with, the default first.
+# The output for each media type; the first is the default.
 BY_TYPE = {
     "image/png": "mask",
     "image/jpeg": "overlay",
@@ -24,7 +24,7 @@ class _Range:
     quality: float
 
     def precision(self, media_type: str) -> int:
-        """How exactly the entry names a media type; 0 where it does not."""
+        """How specifically the entry matches a media type; 0: not at all."""
         if self.kind == media_type:
             return 3
         if self.kind == media_type.partition("/")[0] + "/*":
@@ -33,16 +33,18 @@ class _Range:
 
 
 def output_for(accept: str) -> str:
-    """The output of the media type liked best; raises NotAcceptable when there is none."""
-    likings = {kind: quality(accept, kind) for kind in BY_TYPE}
-    best = max(likings, key=lambda kind: likings[kind])  # the first of equals
-    if likings[best] == 0:
-        raise NotAcceptable(f"Accept: {accept}: there are {', '.join(BY_TYPE)}; or name an output")
+    """Return the output for the preferred media type; raises NotAcceptable if none is allowed."""
+    preferences = {kind: quality(accept, kind) for kind in BY_TYPE}
+    best = max(preferences, key=lambda kind: preferences[kind])  # the first of equals
+    if preferences[best] == 0:
+        raise NotAcceptable(
+            f"Accept: {accept}: the service has {', '.join(BY_TYPE)}; or set `output`"
+        )
     return BY_TYPE[best]
 
 
 def quality(accept: str, media_type: str) -> float:
-    """How much a client likes a media type, 0 to 1: the most exact entry counts."""
+    """Return the q value of a media type, 0 to 1: the most specific entry counts."""
     ranges = _ranges(accept)
     if not ranges:
         return 1.0

@@ -1,7 +1,7 @@
-"""The Open Inference Protocol v2, as Triton and KServe speak it: tensors in, tensors out.
+"""The Open Inference Protocol v2 of Triton and KServe: tensors in, tensors out.
 
-The tensor is the model's own input, (N, H, W, 3) uint8: fitting a photo into it
-is the caller's part here, unlike at /segment.
+The input tensor has the size of the model, (N, H, W, 3) uint8. Unlike at /segment, the
+caller resizes the photo.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ INFER_ERRORS = documented(
 )
 BINARY = "application/octet-stream"
 MODEL = "/v2/models/{name}"
-VERSION = "/versions/1"  # the only one that a model ever has; it may be left out
+VERSION = "/versions/1"  # the only version of a model; optional in the path
 
 
 def add_routes(app: FastAPI, settings: Settings, models: Models, resources: Resources) -> None:
@@ -62,10 +62,10 @@ def add_routes(app: FastAPI, settings: Settings, models: Models, resources: Reso
         request: Request,
         name: str,
         inference_header_content_length: Annotated[
-            str | None, Header(description="bytes of JSON, where tensors follow as bytes")
+            str | None, Header(description="length of the JSON part, if binary tensors follow it")
         ] = None,
         x_request_timeout_ms: Annotated[
-            str | None, Header(description="deadline in milliseconds; else 504")
+            str | None, Header(description="deadline in milliseconds; beyond it 504")
         ] = None,
     ) -> Response:
         """Run the model on tensors."""
@@ -93,7 +93,7 @@ async def _infer(
     deadline: float,
 ) -> tuple[bytes, int | None]:
     engine = served.engine
-    # The images take at most one byte of the body each pixel and channel.
+    # Each pixel takes at least three bytes of the body, one per channel.
     with resources.admission.claim(len(body) // 3) as claim:
         reading = partial(tensors.read, body, header_length, engine.input_size, engine.outputs)
         call = await claim.work(resources.pool, reading)
@@ -111,7 +111,9 @@ async def _infer(
 
 def _check_size(pixels: int, limit: int) -> None:
     if pixels > limit:
-        raise ImageTooLarge(f"{pixels} pixels in one request, the limit is {limit}: send fewer")
+        raise ImageTooLarge(
+            f"the request has {pixels} pixels, the limit is {limit}: send fewer images"
+        )
 
 
 def _body_schema() -> dict[str, Any]:
@@ -128,7 +130,7 @@ def _body_schema() -> dict[str, Any]:
 
 
 def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
-    """A JSON schema without references: OpenAPI's components know nothing of them."""
+    """Replace references in a JSON schema: their definitions are not in OpenAPI's components."""
     if isinstance(schema, list):
         return [_inlined(each, definitions) for each in schema]
     if not isinstance(schema, dict):
@@ -141,24 +143,24 @@ def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
 def _add_metadata(app: FastAPI, models: Models) -> None:
     @app.get("/v2")
     async def server_metadata() -> dict[str, Any]:
-        """What this server is."""
+        """Describe the server."""
         return {"name": "deeplab", "version": _version(), "extensions": ["binary_tensor_data"]}
 
     @app.get("/v2/health/live")
     async def live() -> dict[str, bool]:
-        """The process answers."""
+        """Answer 200 while the process runs."""
         return {"live": True}
 
     @app.get("/v2/health/ready", responses={503: {"description": "not ready"}})
     async def ready(response: Response) -> dict[str, bool]:
-        """Every model takes requests."""
+        """Answer 200 while every model takes requests."""
         response.status_code = 200 if models.healthy else 503
         return {"ready": models.healthy}
 
     @app.get(MODEL, responses=documented(UnknownModel))
     @app.get(MODEL + VERSION, responses=documented(UnknownModel))
     async def model_metadata(name: str) -> dict[str, Any]:
-        """A model's inputs and outputs."""
+        """Describe a model's inputs and outputs."""
         engine = models.get(name).engine
         height, width = engine.input_size
         outputs = [_tensor(output, [-1, height, width]) for output in engine.outputs]
@@ -171,7 +173,7 @@ def _add_metadata(app: FastAPI, models: Models) -> None:
     @app.get(MODEL + "/ready", responses=answers)
     @app.get(MODEL + VERSION + "/ready", responses=answers)
     async def model_ready(name: str, response: Response) -> dict[str, Any]:
-        """One model takes requests."""
+        """Answer 200 while this model takes requests."""
         is_ready = models.get(name).batcher.alive and models.healthy
         response.status_code = 200 if is_ready else 503
         return {"name": name, "ready": is_ready}
@@ -184,5 +186,5 @@ def _tensor(name: str, shape: list[int]) -> dict[str, Any]:
 def _version() -> str:
     try:
         return version("deeplab")
-    except PackageNotFoundError:  # run from a checkout that was never installed
+    except PackageNotFoundError:  # a checkout that is not installed
         return "unknown"

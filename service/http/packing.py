@@ -1,7 +1,7 @@
-"""The answer to several photos in one request: a ZIP, or multipart/mixed (RFC 2046).
+"""Build the answer to several photos in one request: a ZIP, or multipart/mixed (RFC 2046).
 
-Both hold the same files: `results.json` first, which says for each photo what became
-of it, then the outputs, named after the photos. The same photos give the same bytes.
+Both contain the same files: first `results.json` with a status for each photo, then the
+outputs, named after the photos. The same photos give the same bytes.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from service.images.outputs import ZIP, Wish
 MULTIPART = "multipart/mixed"
 RESULTS = "results.json"
 LONGEST_STEM = 150  # bytes: file systems allow 255 for the whole name
-UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"|?*]')  # in file names somewhere, or in headers
+UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"|?*]')  # in file names of some system, or in headers
 
 Packing = Literal["application/zip", "multipart/mixed"]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one photo: its outputs, or why there are none."""
+    """The result of one photo: its outputs, or an error."""
 
-    name: str  # as the client calls it
+    name: str  # as the client sent it
     size: tuple[int, int] = (0, 0)  # (W, H) of the photo
     files: dict[str, bytes] = field(default_factory=dict)  # by output
     error: ServiceError | None = None
 
 
 def packing_for(accept: str) -> Packing:
-    """How a client wants several files; raises NotAcceptable when in no way that there is."""
+    """Choose ZIP or multipart/mixed from Accept; raises NotAcceptable if neither is allowed."""
     zipped, parts = quality(accept, ZIP), quality(accept, MULTIPART)
     if not zipped and not parts:
         raise NotAcceptable(f"Accept: {accept}: several photos come as {ZIP} or {MULTIPART}")
@@ -47,17 +47,17 @@ def packing_for(accept: str) -> Packing:
 
 
 def is_packed(accept: str) -> bool:
-    """Whether a client that accepts nothing else can be answered, if it sends several photos."""
+    """Return whether Accept allows ZIP or multipart/mixed, the forms for several photos."""
     return quality(accept, ZIP) > 0 or quality(accept, MULTIPART) > 0
 
 
 def wish_for_each(wish: Wish) -> Wish:
-    """What to make of each of several photos: a mask, where Accept speaks of packing only."""
+    """Return the outputs of each of several photos: by default a mask."""
     return replace(wish, outputs=wish.outputs or ("mask",))
 
 
 def pack(outcomes: Sequence[Outcome], wish: Wish, packing: Packing) -> tuple[bytes, str]:
-    """The body of the answer and its media type."""
+    """Return the body of the answer and its media type."""
     names = [
         {output: f"{stem}.{wish.kind(output)[1]}" for output in outcome.files}
         for outcome, stem in zip(outcomes, stems([each.name for each in outcomes]), strict=True)
@@ -73,7 +73,7 @@ def pack(outcomes: Sequence[Outcome], wish: Wish, packing: Packing) -> tuple[byt
 
 
 def _entry(outcome: Outcome, names: dict[str, str]) -> dict[str, Any]:
-    """One photo in results.json."""
+    """Return the entry of one photo in results.json."""
     name, error = _readable(outcome.name), outcome.error
     if error is not None:
         return {"file": name, "status": error.status, "problem": problems.fields(error)}
@@ -82,7 +82,7 @@ def _entry(outcome: Outcome, names: dict[str, str]) -> dict[str, Any]:
 
 
 def stems(names: Sequence[str]) -> Iterator[str]:
-    """A file name without its extension for each photo, safe to unpack, none twice.
+    """Yield a unique file name without extension for each photo, safe to unpack anywhere.
 
     `cat.jpg`, `holiday/cat.png` -> `cat`, `cat-2`.
     """
@@ -90,7 +90,7 @@ def stems(names: Sequence[str]) -> Iterator[str]:
     for name in names:
         stem = candidate = _stem(name)
         number = 2
-        while candidate.casefold() in taken:  # some file systems do not tell Cat from cat
+        while candidate.casefold() in taken:  # some file systems ignore case
             candidate = f"{stem}-{number}"
             number += 1
         taken.add(candidate.casefold())
@@ -104,19 +104,19 @@ def _stem(name: str) -> str:
 
 
 def _readable(name: str) -> str:
-    """A name that can be written as UTF-8, whatever its sender made of it."""
+    """Replace characters of a name that UTF-8 cannot encode."""
     return name.encode("utf-8", "replace").decode()
 
 
 def _multipart(files: dict[str, tuple[bytes, str]]) -> tuple[bytes, str]:
-    # A digest of what is inside cannot also occur inside, but by a miracle.
+    # A SHA-256 of the content will not occur inside the content.
     digest = hashlib.sha256()
     for name, (body, _) in files.items():
         digest.update(f"{name}:{len(body)}:".encode() + body)
     boundary = digest.hexdigest()
     parts = []
     for name, (body, kind) in files.items():
-        # RFC 6266 has a form for every other letter; readers differ where both forms are given.
+        # RFC 6266: filename* is for non-ASCII names. Give one form only: clients differ on both.
         called = f'="{name}"' if name.isascii() else f"*=UTF-8''{quote(name, safe='')}"
         head = (
             f"--{boundary}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n"

@@ -1,4 +1,4 @@
-"""The page at `/`: one HTML file, no build step, nothing from elsewhere."""
+"""Serve the page at `/`: one HTML file without a build step or external resources."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def add_routes(app: FastAPI) -> None:
     @app.get(PREFIX + "{name}", include_in_schema=False)
     async def get_sample(name: str) -> Response:
         if name not in samples:
-            raise HTTPException(404, f"there are {', '.join(sorted(samples))}")
+            raise HTTPException(404, f"the samples are {', '.join(sorted(samples))}")
         return FileResponse(samples[name], headers={"Cache-Control": "max-age=86400"})
 
 
 def security_headers(page: str, *, assets: bool = False) -> dict[str, str]:
-    """Only the page's own script and style run, and it reaches nothing but this service.
+    """Return headers that allow the page only its own script and style, and only this service.
 
-    `assets`: it has scripts and styles in files of this service, too.
+    `assets`: the page also loads scripts and styles from files of this service.
     """
     own = "'self' " if assets else ""
     policy = {
@@ -61,7 +61,7 @@ def security_headers(page: str, *, assets: bool = False) -> dict[str, str]:
 
 
 def _hashes(page: str, tag: str) -> str:
-    """The inline elements that may run, by their digest."""
+    """Return the digests of the inline elements, which allow them to run."""
     bodies = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
     digests = (hashlib.sha256(body.encode()).digest() for body in bodies)
     return " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)

@@ -1,4 +1,4 @@
-"""What an orchestrator asks: alive, ready. Answered from memory, without a thread."""
+"""Health checks for orchestrators. They only read memory and use no thread."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ def add_routes(app: FastAPI, models: Models) -> None:
 
     @app.get("/livez")
     async def livez() -> dict[str, str]:
-        """The process answers."""
+        """Answer 200 while the process runs."""
         return {"status": "alive"}
 
     @app.get("/readyz", responses={503: {"description": "not ready"}})
     async def readyz(response: Response) -> dict[str, str]:
-        """Every model is warmed up and takes requests."""
+        """Answer 200 while every model is warmed up and takes requests."""
         if models.healthy:
             return {"status": "ready"}
         response.status_code = 503

@@ -1,4 +1,4 @@
-"""Every error as application/problem+json (RFC 9457)."""
+"""Answer every error with application/problem+json (RFC 9457)."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from service.pydantic_errors import mistakes
 log = logging.getLogger("service.http")
 
 MEDIA_TYPE = "application/problem+json"
-MESSAGES = {"extra_forbidden": "there is no such parameter, see /docs"}  # by pydantic's type
+MESSAGES = {"extra_forbidden": "unknown parameter, see /docs"}  # by pydantic's type
 
 
 class Problem(BaseModel):
-    """The body of every error."""
+    """The body of an error response."""
 
     type: str
     title: str
@@ -32,11 +32,11 @@ class Problem(BaseModel):
     detail: str  # what to change
     code: str  # stable, for programs
     request_id: str
-    error: str | None = None  # the detail again, where the Open Inference Protocol wants it
+    error: str | None = None  # the detail again, as the Open Inference Protocol requires
 
 
 def answer(scope: Scope, error: ServiceError) -> Response:
-    """The response to a request that failed with an error of ours."""
+    """Return the response for an error of this service."""
     response = problem(
         scope, status=error.status, code=error.code, title=error.title, detail=error.detail
     )
@@ -45,12 +45,12 @@ def answer(scope: Scope, error: ServiceError) -> Response:
     if error.status == HTTPStatus.UNAUTHORIZED:
         response.headers["WWW-Authenticate"] = "Bearer"
     if error.status in {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.GATEWAY_TIMEOUT}:
-        response.headers["Connection"] = "close"  # a body may still be dripping in
+        response.headers["Connection"] = "close"  # the rest of a slow body may still arrive
     return response
 
 
 def fields(error: ServiceError) -> dict[str, str | int]:
-    """An error inside an answer that holds more than it: a problem without a request id."""
+    """Return an error as part of a larger answer: a problem without a request id."""
     return {
         "type": _type(error.code),
         "title": error.title,
@@ -61,7 +61,7 @@ def fields(error: ServiceError) -> dict[str, str | int]:
 
 
 def problem(scope: Scope, *, status: int, code: str, title: str, detail: str) -> Response:
-    """A response; its code is also noted for the metrics."""
+    """Return a problem response, and note its code for the metrics."""
     scope["problem"] = code
     request_id = scope.get("request_id", "")
     body = Problem(
@@ -83,7 +83,7 @@ def _type(code: str) -> str:
 
 
 def install(app: FastAPI) -> None:
-    """Have every failure of `app` answered with a problem."""
+    """Answer every failure of `app` with a problem."""
 
     @app.exception_handler(ServiceError)
     async def known(request: Request, error: ServiceError) -> Response:
@@ -97,13 +97,13 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
         title = HTTPStatus(error.status_code).phrase
-        said_nothing = error.detail == title
+        has_no_detail = error.detail == title
         response = problem(
             request.scope,
             status=error.status_code,
             code=title.lower().replace(" ", "-"),
             title=title,
-            detail=_not_served(request) if said_nothing else str(error.detail),
+            detail=_not_served(request) if has_no_detail else str(error.detail),
         )
         response.headers.update(error.headers or {})
         return response
@@ -115,18 +115,18 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def unknown(request: Request, error: Exception) -> Response:
         log.error("request %s failed", request.scope.get("request_id"), exc_info=error)
-        detail = "the service failed on this request; its log says why, under the request id"
+        detail = "internal error: look for the request id in the log of the service"
         response = answer(request.scope, ServiceError(detail))
-        response.headers["Connection"] = "close"  # which the server does after an exception
+        response.headers["Connection"] = "close"  # the server closes it after an exception
         return response
 
 
 def _not_served(request: Request) -> str:
-    return f"{request.method} {request.url.path} is not served here: see /docs"
+    return f"{request.method} {request.url.path} does not exist: see /docs"
 
 
 def documented(*errors: type[ServiceError]) -> dict[int | str, dict[str, Any]]:
-    """What OpenAPI says of the errors that a path can answer with."""
+    """Return the OpenAPI responses for the errors of a path."""
     documents: dict[int | str, dict[str, Any]] = {}
     for error in errors:
         known = documents.get(error.status, {"description": ""})["description"]
@@ -138,7 +138,7 @@ def documented(*errors: type[ServiceError]) -> dict[int | str, dict[str, Any]]:
 
 
 def describe(app: FastAPI, *, needs_key: Callable[[str], bool]) -> None:
-    """Complete the OpenAPI schema: what FastAPI cannot know, without what is never sent."""
+    """Add API keys to the OpenAPI schema, and remove FastAPI's 422, which is never sent."""
     schema = app.openapi()
     refusals = documented(Unauthorized, RateLimited)
     for path, operations in schema["paths"].items():

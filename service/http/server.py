@@ -1,4 +1,4 @@
-"""Run the application on uvicorn, from the listening socket to the drained stop."""
+"""Run the application on uvicorn: listen, serve, drain, stop."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.errors import StartupError
-from service.http.middleware.timeouts import impatient
+from service.http.middleware.timeouts import protocol_with_timeouts
 from service.settings import Settings
 
 log = logging.getLogger("service")
 
-# uvicorn's "auto" takes uvloop where another package happens to bring it, as Ray does for the
-# tests: they would run another server than users. uvloop saves 0.05 ms of a request here.
+# uvicorn's "auto" uses uvloop if another package, such as Ray, has installed it; tests would then
+# run another event loop than users. uvloop would save 0.05 ms per request.
 LOOP: Literal["asyncio"] = "asyncio"
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Take the port before anything slow is done; raises StartupError."""
+    """Open the listening socket, before the slow loading of models; raises StartupError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listener = socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
         raise StartupError(f"--host {host} --port {port}: {error.strerror}") from None
-    # Accepted connections inherit it. asyncio would set it only on sockets that were made with
-    # a protocol number, which these are not; without it a body waits 40 ms behind its headers.
+    # Accepted connections inherit this. asyncio does not set it on sockets that were created
+    # without a protocol number; without it a body arrives 40 ms after its headers.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
 
@@ -40,18 +40,18 @@ def listen(host: str, port: int) -> socket.socket:
 def serve(
     app: FastAPI, listener: socket.socket, settings: Settings, drain: Callable[[], None]
 ) -> int:
-    """Serve until a signal ends it; 0 after a clean stop."""
+    """Serve until SIGTERM or SIGINT. Return 0 after a clean stop."""
     config = uvicorn.Config(
         app,
         log_config=None,
         access_log=False,
         loop=LOOP,
-        http=impatient(settings.header_timeout_s, settings.send_timeout_s),
+        http=protocol_with_timeouts(settings.header_timeout_s, settings.send_timeout_s),
         timeout_keep_alive=settings.keep_alive_s,
         timeout_graceful_shutdown=max(1, round(settings.shutdown_timeout_s)),
     )
     for stop in (signal.SIGTERM, signal.SIGINT):
-        # After a clean stop uvicorn raises the signal once more, at the handlers it found.
+        # After a clean stop uvicorn raises the signal again, for the handlers set before it.
         signal.signal(stop, lambda *_: None)
     host, port = listener.getsockname()[:2]
     log.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
@@ -61,7 +61,7 @@ def serve(
 
 
 class DrainingServer(uvicorn.Server):
-    """On the first signal turns readiness red and serves on for a while; on the second stops."""
+    """Drains on the first signal: /readyz answers 503 while requests are served; then stops."""
 
     def __init__(self, config: uvicorn.Config, drain: Callable[[], None], delay_s: float) -> None:
         super().__init__(config)
@@ -70,7 +70,7 @@ class DrainingServer(uvicorn.Server):
         self._signalled = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The handler of SIGTERM and SIGINT; runs in the main thread, so in the event loop."""
+        """Handle SIGTERM and SIGINT. Runs in the main thread, which is the event loop's."""
         if self._signalled or not self._delay_s:
             self._drain()
             super().handle_exit(sig, frame)

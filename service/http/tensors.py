@@ -1,8 +1,8 @@
-"""Tensors of the Open Inference Protocol v2, as JSON or as bytes behind it.
+"""Read and write tensors of the Open Inference Protocol v2, as JSON or as binary data.
 
 https://kserve.github.io/website/docs/concepts/architecture/data-plane/v2-protocol and
-Triton's binary tensor data extension: with Inference-Header-Content-Length the
-body is that much JSON, then the bytes of each tensor in turn, little-endian.
+Triton's binary tensor data extension: Inference-Header-Content-Length is the length of the
+JSON part; the bytes of each tensor follow it, little-endian.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ Array = NDArray[np.uint8]
 
 
 class InputParameters(BaseModel):
-    """Where an input's bytes are."""
+    """The size of an input's binary data."""
 
     binary_data_size: Annotated[int, Field(ge=0)] | None = None
 
 
 class InputTensor(BaseModel):
-    """One input, its data here or behind the JSON."""
+    """One input, with its data in the JSON or as bytes after it."""
 
     name: Literal["image"]  # contract.INPUT
     datatype: Literal["UINT8"]
@@ -43,20 +43,20 @@ class InputTensor(BaseModel):
 
 
 class OutputParameters(BaseModel):
-    """How an output is wanted."""
+    """The requested form of an output."""
 
     binary_data: bool | None = None
 
 
 class OutputRequest(BaseModel):
-    """One output that is wanted."""
+    """A requested output."""
 
     name: str
     parameters: OutputParameters = OutputParameters()
 
 
 class RequestParameters(BaseModel):
-    """How outputs are wanted that do not say so themselves."""
+    """The default form of the outputs."""
 
     binary_data_output: bool = False
 
@@ -72,17 +72,17 @@ class InferRequest(BaseModel):
 
 @dataclass(frozen=True)
 class Call:
-    """A request that has been read."""
+    """A parsed inference request."""
 
     id: str | None
     images: Array  # (N, H, W, 3)
-    outputs: dict[str, bool]  # name -> whether as bytes
+    outputs: dict[str, bool]  # name -> whether as binary data
 
 
 def read(body: bytes, header_length: str | None, size: tuple[int, int], valid: list[str]) -> Call:
     """Read a request for images of `size` (H, W); raises InvalidRequest.
 
-    `valid`: the names of the model's outputs, all of which are given if none is named.
+    `valid`: the names of the model's outputs; a request that names none gets all.
     """
     text, rest = _split(body, header_length)
     try:
@@ -91,11 +91,11 @@ def read(body: bytes, header_length: str | None, size: tuple[int, int], valid: l
         raise InvalidRequest(mistakes(error.errors(), whole="body", values=False)) from None
     tensor = request.inputs[0]
     if tuple(tensor.shape[1:]) != (*size, 3):
-        raise InvalidRequest(f"shape {tensor.shape}: {INPUT} is [N, {size[0]}, {size[1]}, 3]")
+        raise InvalidRequest(f"shape {tensor.shape}: {INPUT} must be [N, {size[0]}, {size[1]}, 3]")
     by_default = request.parameters.binary_data_output
     wanted = request.outputs or [OutputRequest(name=name) for name in valid]
     if unknown := [each.name for each in wanted if each.name not in valid]:
-        raise InvalidRequest(f"outputs {unknown}: this model has {valid}")
+        raise InvalidRequest(f"unknown outputs {unknown}: this model has {valid}")
     binary = {each.name: each.parameters.binary_data for each in wanted}
     return Call(
         request.id,
@@ -123,7 +123,9 @@ def _pixels(tensor: InputTensor, rest: bytes) -> Array:
             )
         return np.frombuffer(rest, np.uint8).reshape(tensor.shape)
     if tensor.data is None:
-        raise InvalidRequest("inputs.0: give data, or parameters.binary_data_size and bytes")
+        raise InvalidRequest(
+            "inputs.0 has no data: send `data`, or parameters.binary_data_size and the bytes"
+        )
     try:
         values = np.array(tensor.data)
         if values.dtype.kind not in "iu" or values.size != count:
@@ -132,13 +134,13 @@ def _pixels(tensor: InputTensor, rest: bytes) -> Array:
             raise ValueError("values outside 0 to 255")
     except (ValueError, OverflowError) as error:
         raise InvalidRequest(
-            f"inputs.0.data: {error}; give {count} whole numbers, 0 to 255"
+            f"inputs.0.data: {error}; send {count} integers from 0 to 255"
         ) from None
     return values.astype(np.uint8).reshape(tensor.shape)
 
 
 def write(model: str, call: Call, results: dict[str, Array]) -> tuple[bytes, int | None]:
-    """The body of the answer, and how much of it is JSON if bytes follow."""
+    """Return the body of the answer, and the length of its JSON part if bytes follow it."""
     outputs, tail = [], []
     for name, binary in call.outputs.items():
         array = results[name]

@@ -1,4 +1,4 @@
-"""The images of a request, and the watch for clients that leave."""
+"""Read the images of a request, and notice clients that disconnect."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from service.errors import InvalidRequest, UnsupportedMedia
 from service.images.imaging import MEDIA_TYPES
 
 RAW_TYPES = (*MEDIA_TYPES, "application/octet-stream")
-NICKNAMES = {"image/jpg": "image/jpeg", "image/tif": "image/tiff", "image/x-ms-bmp": "image/bmp"}
+ALIASES = {"image/jpg": "image/jpeg", "image/tif": "image/tiff", "image/x-ms-bmp": "image/bmp"}
 
 PLAIN = ("binary", "8bit", "7bit")  # Content-Transfer-Encoding, RFC 2045
 
@@ -24,7 +24,7 @@ ONE_OR_MORE = {
     "type": "array",
     "minItems": 1,
     "items": {"type": "string", "format": "binary"},
-    "description": "one photo, or several: the field once for each",
+    "description": "a photo; repeat the field to send several",
 }
 REQUEST_BODY = {
     "required": True,
@@ -46,17 +46,17 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Upload:
-    """One encoded image, as it came in."""
+    """An encoded image, as received."""
 
     data: bytes
     name: str = ""  # the client's file name, if the image came in a form
 
 
 async def uploads(request: Request, max_files: int) -> list[Upload]:
-    """The images of a request: the body itself, or every multipart field `file`."""
+    """Return the images of a request: the body itself, or every multipart field `file`."""
     refuse_encoding(request)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if NICKNAMES.get(kind, kind) in RAW_TYPES:
+    if ALIASES.get(kind, kind) in RAW_TYPES:
         return [Upload(await request.body())]
     if kind != "multipart/form-data":
         raise UnsupportedMedia(
@@ -66,10 +66,10 @@ async def uploads(request: Request, max_files: int) -> list[Upload]:
     try:
         async with request.form(max_files=max_files, max_fields=10) as form:
             return await _files(form)
-    except HTTPException as error:  # how the parser says that a form is broken
+    except HTTPException as error:  # raised by the parser for a broken form
         raise InvalidRequest(error.detail) from None
-    except UnicodeError:  # Python has codecs that refuse every text
-        raise InvalidRequest("the form is not in the charset it names: leave charset out") from None
+    except UnicodeError:  # some of Python's codecs refuse every text
+        raise InvalidRequest("the form does not match its charset: leave charset out") from None
 
 
 def refuse_encoding(request: Request) -> None:
@@ -82,14 +82,18 @@ def refuse_encoding(request: Request) -> None:
 async def _files(form: FormData) -> list[Upload]:
     found = [field for field in form.getlist("file") if isinstance(field, UploadFile)]
     if not found and form.getlist("file"):
-        raise InvalidRequest("field `file` is text: give it a filename, as -F file=@photo.jpg does")
+        raise InvalidRequest(
+            "field `file` is text, not a file: add a filename, as curl -F file=@photo.jpg does"
+        )
     if not found:
-        raise InvalidRequest(f"no file in field `file`; the form has {sorted(form)}")
+        raise InvalidRequest(f"the form has no field `file`, but {sorted(form)}")
     if options := sorted(name for name, field in form.multi_items() if isinstance(field, str)):
-        raise InvalidRequest(f"form fields {options} are not read: options go into the query")
+        raise InvalidRequest(
+            f"form fields {options} are not read: put options into the query string"
+        )
     files = sum(isinstance(field, UploadFile) for _, field in form.multi_items())
     if files > len(found):
-        raise InvalidRequest(f"name every file's field `file`; the form has {sorted(form)}")
+        raise InvalidRequest(f"every file must be in a field `file`; the form has {sorted(form)}")
     for field in found:
         encoding = field.headers.get("content-transfer-encoding", "binary").strip().lower()
         if encoding not in PLAIN:
@@ -98,7 +102,7 @@ async def _files(form: FormData) -> list[Upload]:
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """Do `work`; when the client disconnects first, drop it and raise ClientDisconnect."""
+    """Run `work`; if the client disconnects first, cancel it and raise ClientDisconnect."""
     task = asyncio.create_task(work)
     watcher = asyncio.create_task(_disconnected(request))
     try:

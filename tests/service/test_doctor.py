@@ -42,7 +42,7 @@ def test_gpus_that_cannot_be_read_are_said_to_be_unreadable(
             raise self.NVMLError("GPU is lost")
 
     onnx_models.save(tmp_path / "tiny.onnx")
-    for library, says in ((None, "none that"), (Lost(), "cannot be read: GPU is lost")):
+    for library, says in ((None, "none found"), (Lost(), "cannot be read: GPU is lost")):
         monkeypatch.setattr(gpu_memory, "nvml", lambda found=library: found)
         assert cli.main(["doctor", "--models", str(tmp_path)]) == 0
         assert f"gpu          {says}" in capsys.readouterr().out

@@ -172,7 +172,7 @@ def test_a_port_that_is_taken_ends_the_process_with_1(
     [
         (["--port", "http"], 2, "--port='http': Input should be a valid integer"),
         (["--device", "tpu"], 2, "--device='tpu'"),
-        (["--rate-limit-per-minute", "60"], 2, "counts by key: give --api-keys"),
+        (["--rate-limit-per-minute", "60"], 2, "applies to each key: set --api-keys"),
         (["--models", "/nonexistent"], 1, "--models /nonexistent: No such file"),
         (["--models", "."], 1, "no .onnx file"),
     ],

@@ -1,4 +1,4 @@
-"""API keys and their quota: `Authorization: Bearer KEY`, checked before anything is read."""
+"""Check API keys (`Authorization: Bearer KEY`) and their rate limits, before the body is read."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.errors import RateLimited, ServiceError, Unauthorized
 from service.http import problems
 
-# What probes and a browser that has no key yet must reach.
+# Open without a key: probes, the page that asks for a key, and the API documentation.
 OPEN = frozenset({"/", "/livez", "/readyz", "/v2/health/live", "/v2/health/ready"})
-OPEN |= {"/docs", "/openapi.json"}  # how to ask is no secret
-OPEN_BELOW = ("/samples/", "/docs/")  # the photos of the page, the files of the other one
+OPEN |= {"/docs", "/openapi.json"}
+OPEN_BELOW = ("/samples/", "/docs/")  # files that those pages load
 
 
 class Bucket:
@@ -29,7 +29,7 @@ class Bucket:
         self._filled = clock()
 
     def take(self) -> float:
-        """Take one token, or say in how many seconds there will be one; 0 when taken."""
+        """Take a token and return 0, or return the seconds until there is one."""
         now = self._clock()
         per_second = self._capacity / 60
         self._tokens = min(self._capacity, self._tokens + (now - self._filled) * per_second)
@@ -41,7 +41,7 @@ class Bucket:
 
 
 class Keys:
-    """ASGI middleware: lets in who holds a key, within its quota."""
+    """ASGI middleware: require an API key and enforce its rate limit."""
 
     def __init__(self, app: ASGIApp, digests: tuple[str, ...], per_minute: int) -> None:
         self.app = app
@@ -60,18 +60,20 @@ class Keys:
         bucket = self._buckets[self._known(_digest(scope))]
         wait_s = bucket.take() if bucket else 0.0
         if wait_s:
-            raise RateLimited("this key's quota is used up: send less", math.ceil(wait_s))
+            raise RateLimited(
+                "this key has reached its rate limit: send fewer requests", math.ceil(wait_s)
+            )
 
     def _known(self, given: str) -> str:
-        # Every digest is compared, in constant time: the answer's delay tells nothing.
+        # Compare every digest in constant time: the delay must not reveal which one is close.
         found = [digest for digest in self._buckets if hmac.compare_digest(digest, given)]
         if not found:
-            raise Unauthorized("send a key of this service as `Authorization: Bearer KEY`")
+            raise Unauthorized("send a valid API key as `Authorization: Bearer KEY`")
         return found[0]
 
 
 def is_open(path: str) -> bool:
-    """Whether a path is served without a key."""
+    """Return whether a path needs no key."""
     return path in OPEN or path.startswith(OPEN_BELOW)
 
 

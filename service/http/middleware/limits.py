@@ -1,4 +1,4 @@
-"""Admission: bounds on requests, pixels and bytes, enforced before the work they bound."""
+"""Limit requests and pixels in progress, and the size and duration of request bodies."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Result = TypeVar("Result")
 
 
 class Admission:
-    """Counts what is in progress; refuses what would be too much."""
+    """Counts requests and pixels in progress, and refuses more than the limits."""
 
     def __init__(self, max_requests: int, max_pixels: int) -> None:
         self.max_requests = max_requests
@@ -27,7 +27,7 @@ class Admission:
 
     @contextmanager
     def request(self) -> Iterator[None]:
-        """Hold one request's place; raises Overloaded when there is none."""
+        """Occupy a request slot; raises Overloaded if none is free."""
         if self.requests >= self.max_requests:
             raise Overloaded(f"{self.requests} requests are in progress: try again in a moment")
         self.requests += 1
@@ -37,9 +37,10 @@ class Admission:
             self.requests -= 1
 
     def claim(self, pixels: int) -> Claim:
-        """Take the memory of a decoded image; raises Overloaded when there is none.
+        """Reserve memory for a decoded image; raises Overloaded if the limit is reached.
 
-        A lone image is always let in: its size has been checked already.
+        An image is always admitted when no other is in progress: its own size has
+        been checked already.
         """
         if self.pixels and self.pixels + pixels > self.max_pixels:
             raise Overloaded(f"{self.pixels} pixels are in progress: try again in a moment")
@@ -48,10 +49,10 @@ class Admission:
 
 
 class Claim:
-    """The memory of one image: `with claim: ... await claim.work(pool, function)`.
+    """The reserved memory of one image: `with claim: ... await claim.work(pool, function)`.
 
-    It is held until the last thread that works on the image has ended, even if
-    the request that asked for it is long gone.
+    It is released when the last thread that works on the image has ended, which may
+    be after the request.
     """
 
     def __init__(self, admission: Admission, pixels: int) -> None:
@@ -64,30 +65,30 @@ class Claim:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._let_go()
+        self._release()
 
     async def work(self, pool: Executor, function: Callable[[], Result]) -> Result:
-        """Run a function in a worker thread; cancelled before its turn, it never runs."""
+        """Run a function in a worker thread; cancelled while it waits for one, it never runs."""
         future = pool.submit(function)
         self._holders += 1
-        future.add_done_callback(partial(_in_loop, asyncio.get_running_loop(), self._let_go))
+        future.add_done_callback(partial(_call_in_loop, asyncio.get_running_loop(), self._release))
         return await asyncio.wrap_future(future)
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         self._holders -= 1
         if self._holders == 0:
             self._admission.pixels -= self._pixels
 
 
-def _in_loop(loop: asyncio.AbstractEventLoop, then: Callable[[], None], _: object) -> None:
-    with suppress(RuntimeError):  # the loop may have been closed before the thread ended
-        loop.call_soon_threadsafe(then)
+def _call_in_loop(loop: asyncio.AbstractEventLoop, function: Callable[[], None], _: object) -> None:
+    with suppress(RuntimeError):  # the loop may be closed before the thread ends
+        loop.call_soon_threadsafe(function)
 
 
 class BodyLimit:
-    """ASGI middleware: refuses bodies that are too large or too slow.
+    """ASGI middleware: refuse request bodies that are too large or too slow.
 
-    The size is checked against Content-Length, and while the body streams in.
+    Checks Content-Length first, then counts the bytes as they arrive.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int, timeout_s: float) -> None:
@@ -105,7 +106,7 @@ class BodyLimit:
 
         async def limited() -> Message:
             nonlocal received, complete
-            if complete:  # what follows is the wait for the client's end
+            if complete:  # from now on the application waits for the client to disconnect
                 return await receive()
             if received == 0:
                 self._check(_content_length(scope))
@@ -128,7 +129,9 @@ class BodyLimit:
 
     def _check(self, size: int) -> None:
         if size > self.max_bytes:
-            raise BodyTooLarge(f"the limit is {self.max_bytes} bytes: send a smaller image")
+            raise BodyTooLarge(
+                f"a body may have at most {self.max_bytes} bytes: send a smaller image"
+            )
 
 
 def _content_length(scope: Scope) -> int:

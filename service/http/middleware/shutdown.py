@@ -1,7 +1,7 @@
-"""An answer for requests that the end of the service cuts off.
+"""Answer requests that are cut off by shutdown with 503.
 
-Once --shutdown-timeout-s has passed, uvicorn cancels what is still in progress and answers
-it with a bare 500, which tells a client not to try again.
+After --shutdown-timeout-s uvicorn cancels the requests in progress and answers them with a
+bare 500, which tells clients not to retry.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from service.errors import ShuttingDown
 from service.http import problems
 
 
-class Farewell:
-    """ASGI middleware: a request cancelled while the service drains is answered with 503."""
+class ShutdownAnswer:
+    """ASGI middleware: answer requests that are cancelled while the service drains with 503."""
 
     def __init__(self, app: ASGIApp, draining: Callable[[], bool]) -> None:
         self.app = app
@@ -25,15 +25,17 @@ class Farewell:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         began = False
 
-        async def noted(message: Message) -> None:
+        async def tracked(message: Message) -> None:
             nonlocal began
             began = True
             await send(message)
 
         try:
-            await self.app(scope, receive, noted)
+            await self.app(scope, receive, tracked)
         except asyncio.CancelledError:
             if scope["type"] != "http" or began or not self.draining():
                 raise
-            error = ShuttingDown("the service stopped before this was done: send it again")
+            error = ShuttingDown(
+                "the service shut down before this request was done: send it again"
+            )
             await problems.answer(scope, error)(scope, receive, send)

@@ -1,4 +1,4 @@
-"""GPU memory for Prometheus, as NVIDIA's driver counts it; nothing at all on a CPU."""
+"""Export GPU memory to Prometheus, as NVIDIA's driver reports it; nothing on a CPU."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ log = logging.getLogger("service.metrics")
 
 
 def nvml() -> Any | None:
-    """NVIDIA's management library, ready for use; None where it or its driver is missing."""
+    """Load NVIDIA's management library; return None if it or the driver is missing."""
     try:
         library = importlib.import_module("pynvml")
     except ImportError:
-        log.info("no GPU memory in /metrics: nvidia-ml-py is not installed, the gpu extra has it")
+        log.info(
+            "no GPU memory in /metrics: nvidia-ml-py is not installed; it comes with the gpu extra"
+        )
         return None
     try:
         library.nvmlInit()
@@ -29,7 +31,7 @@ def nvml() -> Any | None:
 
 
 def gpus(library: Any) -> list[str]:
-    """Every GPU that the driver shows: name, memory and the driver's version, as one line each."""
+    """Return a line for each GPU of the driver: name, memory and driver version."""
     driver = library.nvmlSystemGetDriverVersion()
     found = []
     for number in range(library.nvmlDeviceGetCount()):
@@ -42,25 +44,25 @@ def gpus(library: Any) -> list[str]:
 
 
 class GpuMemory(Collector):
-    """Reads every GPU that the driver shows, when asked, while a model runs on one.
+    """Reads the memory of every GPU at each scrape, while a model runs on one.
 
-    The driver counts GPUs in the order of the bus and knows nothing of
-    CUDA_VISIBLE_DEVICES: the label `uuid` says for sure which one is meant.
+    The driver numbers GPUs in bus order and ignores CUDA_VISIBLE_DEVICES. Only the
+    label `uuid` identifies a GPU for sure.
     """
 
     def __init__(self, on_gpu: Callable[[], bool], load: Callable[[], Any | None] = nvml) -> None:
-        """`on_gpu`: whether any model runs on a GPU."""
+        """`on_gpu` returns whether any model runs on a GPU."""
         self._on_gpu = on_gpu
         self._load = load
         self._library: Any | None = None
         self._loaded = False
 
     def describe(self) -> list[Metric]:
-        """Nothing to check for duplicates before there are GPUs."""
+        """Return no metrics: the registry would call `collect` before GPUs are known."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """Memory in use by all processes, and all there is, of each GPU."""
+        """Yield the used and the total memory of each GPU."""
         if not self._on_gpu():
             return
         if not self._loaded:
@@ -69,11 +71,11 @@ class GpuMemory(Collector):
             return
         used = GaugeMetricFamily(
             "deeplab_gpu_memory_used_bytes",
-            "Memory of the GPU in use, by whichever process",
+            "GPU memory in use, by all processes",
             labels=["gpu", "uuid"],
         )
         total = GaugeMetricFamily(
-            "deeplab_gpu_memory_total_bytes", "Memory of the GPU", labels=["gpu", "uuid"]
+            "deeplab_gpu_memory_total_bytes", "Total GPU memory", labels=["gpu", "uuid"]
         )
         for labels, memory in self._read(self._library):
             used.add_metric(labels, memory.used)

@@ -1,4 +1,4 @@
-"""What Prometheus sees at /metrics; one registry per application."""
+"""Prometheus metrics at /metrics; each application has a registry of its own."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from service.http.telemetry.gpu_memory import GpuMemory
 from service.inference.engine import CPU
 from service.inference.models import Models, ServedModel
 
-# From a tiny image on a GPU to a large one behind a full queue, in seconds.
+# Histogram buckets: from a tiny image on a GPU to a large one behind a full queue.
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 
 
 class Metrics:
-    """The counters of one application."""
+    """The metrics of one application."""
 
     def __init__(self, models: Models) -> None:
         self.registry = CollectorRegistry()
@@ -37,9 +37,7 @@ class Metrics:
         self.requests = Counter(
             "deeplab_requests", "Answers sent", ["method", "route", "status"], registry=to
         )
-        self.in_flight = Gauge(
-            "deeplab_requests_in_flight", "Requests being worked on", registry=to
-        )
+        self.in_flight = Gauge("deeplab_requests_in_flight", "Requests in progress", registry=to)
         self.duration = Histogram(
             "deeplab_request_duration_seconds",
             "From the first byte to the last",
@@ -60,8 +58,10 @@ class Metrics:
             ["reason"],
             registry=to,
         )
-        self.cancelled = Counter("deeplab_cancelled", "Clients that left early", registry=to)
-        self.pixels = Counter("deeplab_pixels", "Pixels of the photos let in", registry=to)
+        self.cancelled = Counter(
+            "deeplab_cancelled", "Requests whose client disconnected before the answer", registry=to
+        )
+        self.pixels = Counter("deeplab_pixels", "Pixels of the photos accepted", registry=to)
         self.registry.register(_ModelCollector(models))
         self.registry.register(
             GpuMemory(lambda: any(model.engine.provider != CPU for model in models))
@@ -70,25 +70,25 @@ class Metrics:
         PlatformCollector(registry=to)
 
     def stage(self, name: str, seconds: float) -> None:
-        """Note what a stage of a request took."""
+        """Record the duration of a stage."""
         self.stages.labels(name).observe(seconds)
 
 
 class _ModelCollector(Collector):
-    """Reads the models when asked, so that reloads show at once."""
+    """Reads the models at each scrape, so that reloads show at once."""
 
     def __init__(self, models: Models) -> None:
         self._models = models
 
     def describe(self) -> list[Metric]:
-        """Nothing to check for duplicates before the models run."""
+        """Return no metrics: the registry would call `collect` before the models run."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """Model information, queue depth and batch sizes by model."""
+        """Yield information, queue depth and batch sizes of each model."""
         info = GaugeMetricFamily(
             "deeplab_model_info",
-            "What is served, and what it really runs on; always 1",
+            "Served models and the execution provider in use; always 1",
             labels=["model", "digest", "execution_provider", "precision"],
         )
         depth = GaugeMetricFamily(
@@ -97,7 +97,9 @@ class _ModelCollector(Collector):
         sessions = GaugeMetricFamily(
             "deeplab_sessions", "Engine sessions that take work", labels=["model"]
         )
-        ready = GaugeMetricFamily("deeplab_ready", "1 while /readyz is green", self._models.healthy)
+        ready = GaugeMetricFamily(
+            "deeplab_ready", "1 while /readyz answers 200", self._models.healthy
+        )
         for model in self._models:
             engine = model.engine
             precision = engine.contract.precision

@@ -1,4 +1,4 @@
-"""The outermost layer: a request id, an access line and the counters of every request."""
+"""The outermost middleware: give each request an id, an access log line and metrics."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ QUIET = frozenset({"/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/heal
 
 
 class Observation:
-    """ASGI middleware: takes X-Request-ID from the client or makes one, and watches the answer.
+    """ASGI middleware: set the request id, log the request and count it.
 
-    While the service drains it also asks clients to open their next connection elsewhere.
+    The id is the client's X-Request-ID or a new one. While the service drains, answers
+    carry `Connection: close`, so that clients reconnect to another replica.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, draining: Callable[[], bool]) -> None:
@@ -40,7 +41,7 @@ class Observation:
         scope["request_id"] = given_id(scope) or uuid.uuid4().hex
         token = logs.request_id.set(scope["request_id"])
         began = time.monotonic()
-        status = 500  # unless an answer says otherwise
+        status = 500  # if the application sends no answer
 
         async def watched(message: Message) -> None:
             nonlocal status
@@ -82,16 +83,16 @@ class Observation:
 
 
 def given_id(scope: Scope) -> str:
-    """The client's own X-Request-ID, if it is fit to be repeated; else nothing."""
+    """Return the client's X-Request-ID if it is safe to repeat, else an empty text."""
     given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
     return given if ACCEPTABLE_ID.fullmatch(given) else ""
 
 
 def known_method(scope: Scope) -> str:
-    """The method, unless it is of the client's own invention."""
+    """Return the method, or `other` for one that HTTP does not define."""
     return scope["method"] if scope["method"] in METHODS else "other"
 
 
 def route_of(scope: Scope) -> str:
-    """The route's template: paths themselves would be labels without end."""
+    """Return the route's template: labels must not grow with the number of paths."""
     return getattr(scope.get("route"), "path", "none")

@@ -1,6 +1,6 @@
-"""OpenTelemetry traces: a span for each request, and one for each of its stages.
+"""OpenTelemetry tracing: a span for each request, and one for each of its stages.
 
-Imported only where traces are asked for, so that nobody else needs the libraries. The
+This module is imported only when tracing is on, so that the libraries are optional. The
 exporter speaks OTLP over HTTP and reads its own OTEL_* variables.
 """
 
@@ -21,7 +21,7 @@ from service.http.telemetry.observation import QUIET, known_method, route_of
 
 
 class TraceRequests:
-    """ASGI middleware: a server span around each request, a child of the caller's span."""
+    """ASGI middleware: create a server span for each request, as a child of the caller's span."""
 
     def __init__(self, app: ASGIApp, tracing: Tracing) -> None:
         self.app = app
@@ -53,34 +53,34 @@ class TraceRequests:
 
 
 class Tracing:
-    """Makes spans and sends them off."""
+    """Creates spans and exports them."""
 
     middleware = TraceRequests
 
     def __init__(self, processor: SpanProcessor | None = None) -> None:
-        """`processor`: where spans go; by default in batches to the OTLP endpoint."""
+        """`processor` receives the spans; by default they go to the OTLP endpoint in batches."""
         named = Resource.create().merge(Resource({"service.name": "deeplab"}))
-        # Last, so that OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES win.
+        # Merged last: OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES take precedence.
         resource = named.merge(OTELResourceDetector().detect())
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._provider.add_span_processor(processor or BatchSpanProcessor(OTLPSpanExporter()))
         self.tracer = self._provider.get_tracer("deeplab")
 
     def stage(self, name: str, seconds: float, ended_ago_s: float) -> None:
-        """Note a stage of the current request that is over already."""
+        """Record a stage of the current request that has already ended."""
         end = time.time_ns() - round(ended_ago_s * 1e9)
         span = self.tracer.start_span(name, start_time=end - round(seconds * 1e9))
         span.end(end)
 
     def close(self, timeout_s: float = 2.0) -> None:
-        """Send what is left, or give it up: an endpoint that is down must not hold up a stop."""
+        """Export the remaining spans, but do not delay shutdown if the endpoint is down."""
         sender = threading.Thread(target=self._provider.shutdown, name="last-traces", daemon=True)
         sender.start()
         sender.join(timeout_s)
 
 
 def _note(span: Span, scope: Scope, start: Message) -> None:
-    """What is known once the answer begins."""
+    """Set the attributes that are known when the answer starts."""
     route = route_of(scope)
     span.update_name(f"{known_method(scope)} {route}")
     span.set_attribute("http.route", route)

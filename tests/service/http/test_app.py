@@ -169,7 +169,7 @@ def test_models_are_chosen_by_name(client: TestClient, photo: NDArray[np.uint8])
         (None, "image/png", {"model": "none"}, 404, "unknown-model", "tiny, twin"),
         (None, "image/png", {"alpha": "2"}, 400, "invalid-request", "alpha"),
         (None, "image/png", {"alpha": "half"}, 400, "invalid-request", "alpha"),
-        (None, "image/png", {"class": "dim"}, 400, "invalid-request", "class='dim': there is no"),
+        (None, "image/png", {"class": "dim"}, 400, "invalid-request", "class='dim': unknown"),
         (b"x", "", {}, 415, "unsupported-media-type", "Content-Type is missing"),
     ],
 )
@@ -198,8 +198,8 @@ def test_bad_input_is_answered_with_a_problem_and_the_next_request_works(
     ("charset", "disposition", "says"),
     [
         ("undefined", 'name="file"; filename="a.png"', "leave charset out"),
-        ("utf-8", 'name="file"', "give it a filename"),
-        ("utf-8", 'name="photo"', "no file in field `file`"),
+        ("utf-8", 'name="file"', "add a filename"),
+        ("utf-8", 'name="photo"', "the form has no field `file`"),
     ],
 )
 def test_a_form_that_holds_no_photo_is_a_problem(
@@ -233,7 +233,7 @@ def test_options_in_a_form_are_refused_not_passed_over(
 ) -> None:
     answer = client.post("/segment", files={"file": png(photo)}, data={"output": "json"})
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid-request")
-    assert "['output'] are not read: options go into the query" in answer.json()["detail"]
+    assert "['output'] are not read: put options into the query string" in answer.json()["detail"]
 
 
 @pytest.mark.parametrize("kind", ["image/jpg", "image/tif", "image/x-ms-bmp"])
@@ -265,7 +265,7 @@ def test_a_path_that_is_not_there_is_a_problem(client: TestClient) -> None:
     answer = client.get("/nothing")
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.json()["code"] == "not-found"
-    assert answer.json()["detail"] == "GET /nothing is not served here: see /docs"
+    assert answer.json()["detail"] == "GET /nothing does not exist: see /docs"
 
 
 @pytest.mark.parametrize("path", ["/", "/livez", "/readyz", "/metrics", "/models", "/docs", "/v2"])

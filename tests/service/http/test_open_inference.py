@@ -78,7 +78,7 @@ def test_a_model_has_one_version_that_may_be_named(client: Any) -> None:
     answer = client.infer("plain", [tensor(binary=True)], model_version=version)
     assert answer.get_response()["model_version"] == version
     assert not client.is_model_ready("plain", "2")
-    with pytest.raises(InferenceServerException, match="not served here"):
+    with pytest.raises(InferenceServerException, match="does not exist"):
         client.infer("plain", [tensor(binary=True)], model_version="2")
 
 
@@ -114,13 +114,13 @@ def image(**changes: Any) -> dict[str, Any]:
         ([image(name="input")], "image"),
         ([image(datatype="FP32")], "UINT8"),
         ([image(shape=[1, 2, 2, 3])], f"[N, {HEIGHT}, {WIDTH}, 3]"),
-        ([image(shape=[2, HEIGHT, WIDTH, 3])], "whole numbers"),
+        ([image(shape=[2, HEIGHT, WIDTH, 3])], "integers from 0 to 255"),
         ([image(shape=[0, HEIGHT, WIDTH, 3])], "greater than or equal to 1"),
         ([image(data=[256] * HEIGHT * WIDTH * 3)], "outside 0 to 255"),
         ([image(data=[0.5] * HEIGHT * WIDTH * 3)], "float64"),
-        ([image(data=[10**30] * HEIGHT * WIDTH * 3)], "whole numbers"),
-        ([image(data=[[1], [2, 3]])], "whole numbers"),
-        ([image(data=None)], "give data"),
+        ([image(data=[10**30] * HEIGHT * WIDTH * 3)], "integers from 0 to 255"),
+        ([image(data=[[1], [2, 3]])], "integers from 0 to 255"),
+        ([image(data=None)], "has no data"),
         ([image(data=None, parameters={"binary_data_size": 5})], "binary_data_size 5"),
     ],
 )

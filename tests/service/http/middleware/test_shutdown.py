@@ -14,7 +14,7 @@ import httpx
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from service.http.middleware.shutdown import Farewell
+from service.http.middleware.shutdown import ShutdownAnswer
 from tests.service import onnx_models
 from tests.service.processes import LOG, running
 
@@ -58,5 +58,5 @@ def test_a_request_is_otherwise_cancelled_as_ever(began: bool, draining: bool) -
 
     scope: Scope = {"type": "http", "path": "/segment"}
     with pytest.raises(asyncio.CancelledError):
-        asyncio.run(Farewell(app, lambda: draining)(scope, receive, send))
+        asyncio.run(ShutdownAnswer(app, lambda: draining)(scope, receive, send))
     assert len(sent) == began

@@ -18,7 +18,7 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from service.http.middleware.timeouts import impatient
+from service.http.middleware.timeouts import protocol_with_timeouts
 from tests.service import onnx_models
 from tests.service.processes import LOG, running
 from tests.service.web import photo, png
@@ -172,7 +172,7 @@ def owed(service: Service) -> Iterator[tuple[socket.socket, int]]:
 def test_a_client_that_takes_nothing_is_cut_off(service: Service) -> None:
     with owed(service) as (connection, length):
         deadline = time.monotonic() + 60
-        while "took nothing" not in service.log.read_text():
+        while "client read nothing" not in service.log.read_text():
             assert time.monotonic() < deadline
             time.sleep(0.1)
         assert len(rest(connection)) < length
@@ -205,7 +205,7 @@ async def nothing(scope: object, receive: object, send: object) -> None:
 
 def test_a_client_that_takes_its_time_is_waited_for() -> None:
     async def scenario() -> None:
-        made = impatient(header_timeout_s=60, send_timeout_s=0.01)
+        made = protocol_with_timeouts(header_timeout_s=60, send_timeout_s=0.01)
         config = uvicorn.Config(nothing, log_config=None)
         protocol = made(config=config, server_state=ServerState(), app_state={})  # type: ignore[call-arg]
         transport = Transport([900, 800, 800, 1])
