@@ -1,4 +1,4 @@
-"""What command lines share: options, and values that argparse does not know (lists, sizes)."""
+"""Options and value types (lists, sizes) that several command lines share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ OVERLAP = 1 / 3  # of sliding windows
 
 
 def add_passes(p: ArgumentParser) -> None:
-    """How a network is run over a photo, in model.evaluate, model.predict and export alike."""
+    """Add output stride, scales and flip: for model.evaluate, model.predict and export."""
     p.add_argument("--output-stride", type=int, choices=(8, 16, 32), help="default: as trained")
     p.add_argument(
         "--scales",
@@ -27,13 +27,13 @@ def add_passes(p: ArgumentParser) -> None:
 
 
 def add_device(p: ArgumentParser) -> None:
-    """Where a network runs, in all commands that judge photos."""
+    """Add --device, for every command that runs a network on photos."""
     default = "cuda" if torch.cuda.is_available() else "cpu"
     p.add_argument("--device", type=device, default=default, help=f"default here: {default}")
 
 
 def add_remade(p: ArgumentParser) -> None:
-    """A checkpoint, the one to make of it, and what it was trained on."""
+    """Add the checkpoint to read, the one to write, and the data set it was trained on."""
     p.add_argument("checkpoint", type=Path)
     p.add_argument("-o", "--out", type=Path, required=True, help="the checkpoint to write")
     p.add_argument("--dataset", default="voc", choices=sorted(DATASETS))
@@ -45,24 +45,24 @@ def add_remade(p: ArgumentParser) -> None:
 
 
 def add_windows(p: ArgumentParser) -> None:
-    """How a photo larger than the crop size is run, in model.evaluate and model.predict alike."""
+    """Add --sliding and --overlap, for model.evaluate and model.predict."""
     p.add_argument(
         "--sliding",
         action="store_true",
-        help="judge photos larger than the crop size in windows of it",
+        help="cut photos larger than the crop size into windows of that size",
     )
     p.add_argument(
         "--overlap",
         type=share,
         metavar="SHARE",
-        help="of each window that its neighbour covers too, for --sliding (default: 1/3)",
+        help="share of a window that its neighbour covers too, with --sliding (default: 1/3)",
     )
 
 
 def overlap(p: ArgumentParser, args: Namespace) -> float | None:
-    """What `add_windows` asked for: None for whole photos; ends with a usage error."""
+    """The overlap that the options ask for, None for whole photos; exits on a usage error."""
     if args.overlap is not None and not args.sliding:
-        p.error("--overlap is that of windows: give --sliding with it")
+        p.error("--overlap only applies to windows: give --sliding too")
     if not args.sliding:
         return None
     return float(OVERLAP if args.overlap is None else args.overlap)
@@ -102,7 +102,7 @@ def positive(text: str) -> int:
 
 
 def device(text: str) -> torch.device:
-    """`cpu`, `cuda` or `cuda:1`, if it is there."""
+    """`cpu`, `cuda` or `cuda:1`, if that device exists."""
     try:
         chosen = torch.device(text)
         torch.empty(0, device=chosen)

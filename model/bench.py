@@ -1,11 +1,11 @@
-"""Training speed against segmentation_models_pytorch, in one run: `make bench-train`.
+"""Compare training speed with segmentation_models_pytorch in one run: `make bench-train`.
 
-The same backbones at the same crop, batch and precision with random weights:
-ours as `model.train` runs them, theirs in the usual loop of their examples, each
-in a process of its own, since how a process keeps memory is part of its speed. The
-two take turns, and each is given by its median iteration, so that a machine's
-other work falls on both. The ratio is what to compare; crops per second are the
-machine's. The last line is the share of time the loop waits for its loader.
+Both train the same backbones at the same crop, batch and precision with random weights:
+ours as `model.train` runs them, theirs in the usual loop of their examples. Each has a
+process of its own, since how a process keeps memory is part of its speed. The two take
+turns and each reports its median iteration, so that other work on the machine affects both.
+Compare the ratio; crops per second depend on the machine. The last line is the share of
+time that the loop waits for its loader.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def theirs(encoder: str, config: Recipe, batch: Batch, world: World) -> tuple[nn
 
 
 def contest(side: str, name: str, args: argparse.Namespace, turns: Connection) -> None:
-    """A process: sends its number of parameters, then the seconds of a step at each turn."""
+    """Run in a process: send the number of parameters, then the seconds of each step."""
     world = this_machine()
     backbone, encoder = NETS[name]
     config, batch = recipe_of(backbone, args), random_batch(args)
@@ -149,7 +149,7 @@ def compare(name: str, args: argparse.Namespace) -> dict[str, Any]:
         sides[side], end = context.Pipe()
         process = context.Process(target=contest, args=(side, name, args, end), daemon=True)
         process.start()
-        end.close()  # the process has its own: where it dies, receiving fails instead of waiting
+        end.close()  # the process has its own: if it dies, receiving fails at once
         processes.append(process)
     parameters = {side: turns.recv() for side, turns in sides.items()}
     seconds: dict[str, list[float]] = {side: [] for side in sides}
@@ -160,7 +160,7 @@ def compare(name: str, args: argparse.Namespace) -> dict[str, Any]:
     for turns, process in zip(sides.values(), processes, strict=True):
         turns.send(False)
         process.join()
-    # Without the first iteration, which allocates and compiles.
+    # Leave out the first iteration, which allocates and compiles.
     speeds = {side: args.batch / statistics.median(times[1:]) for side, times in seconds.items()}
     return {
         "net": name,
@@ -201,7 +201,7 @@ def waiting(args: argparse.Namespace, world: World) -> float:
             config, made_up_photos(folder), run_folder, pace, resume=False, workers=args.workers
         )
         lines = [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
-    # Without the first, which waits for the processes to start.
+    # Leave out the first wait, for the processes to start.
     return float(statistics.mean(line["waiting"] for line in lines[1:]))
 
 

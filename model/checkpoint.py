@@ -1,13 +1,11 @@
 """Checkpoints: `NAME.safetensors` with the weights, `NAME.json` with everything else.
 
-The network is rebuilt from the JSON alone and the weights are loaded strictly. The JSON
-holds the SHA-256 of the weights that it describes, so that one file is the truth:
-`save` replaces the weights first, and where it is killed before it replaces the JSON,
-the next reader finishes what it began.
-Nothing is unpickled. Atrous convolution adds no parameters, so the output
-stride may be chosen anew at loading. Weights of a backbone alone, as ImageNet
-training leaves them, are kept the same way with a card of `kind: "backbone"`;
-a training starts from them.
+The network is rebuilt from the JSON alone, and the weights are loaded strictly. The
+JSON holds the SHA-256 of its weights: `save` replaces the weights first, and if it is
+killed before it replaces the JSON, the next reader finishes what it began. Nothing is
+unpickled. Atrous convolution adds no parameters, so any output stride can be chosen at
+loading. Weights of a backbone alone (from ImageNet) are kept the same way with a card
+of `kind: "backbone"`; a training can start from them.
 """
 
 from __future__ import annotations
@@ -198,7 +196,7 @@ def _shape(tensor: torch.Tensor | None) -> str:
 def load_on(
     device: torch.device | str, path: Path | str, output_stride: int | None = None
 ) -> DeepLabV3Plus:
-    """`load`, to a device and to channels last, in which most convolutions are faster."""
+    """`load`, then move to a device and to channels last, where most convolutions are faster."""
     return load(path, output_stride).to(device).to(memory_format=torch.channels_last)
 
 

@@ -1,10 +1,10 @@
-"""Keep freed memory in the process: a CPU training spends up to half its time without it.
+"""Keep freed memory in the process; without this a CPU training can take twice as long.
 
-The tensors of an iteration are larger than glibc's largest threshold (32 MiB) for
-taking memory from its heap, so each of them would be mapped, zeroed page by page by
-the kernel and unmapped again. The next iteration wants the same sizes, so the heap
-is made to serve and keep them all: the process stays as large as it once was, and
-fragments make it somewhat larger than what is in use at a time.
+The tensors of an iteration are larger than the largest size (32 MiB) that glibc takes
+from its heap. So each would be mapped, zeroed page by page by the kernel, and unmapped
+again, only for the next iteration to ask for the same sizes. This module makes the heap
+serve them all and keep them. The process never shrinks, and fragmentation makes it
+somewhat larger than what is in use.
 """
 
 from __future__ import annotations
@@ -27,6 +27,6 @@ def keep_freed() -> bool:
 
 
 def keep_freed_on_a_cpu() -> None:
-    """`keep_freed` where there is no GPU: for a command, before it does anything else."""
+    """Call `keep_freed` where there is no GPU; commands do so before anything else."""
     if not torch.cuda.is_available():
         keep_freed()

@@ -1,6 +1,6 @@
 """The command `python -m model.predict`: see model/evaluate/predict.py.
 
-Not to be imported: the name `model.predict` is the function in model/__init__.py.
+Do not import this file: the name `model.predict` is the function in model/__init__.py.
 """
 
 from model.evaluate.predict import main

@@ -1,9 +1,9 @@
 """Train a backbone on ImageNet by the paper's protocol: `python -m model.pretrain BACKBONE`.
 
 Section 4.3: Nesterov momentum 0.9, rate 0.05 times 0.94 every 2 epochs, weight
-decay 4e-5, 299 x 299 pixels, batches of 32. (The paper lets 50 GPUs take such
-steps asynchronously; here the processes of torchrun share one batch.) It ends in
-a backbone's file, which `init` of a segmentation recipe takes.
+decay 4e-5, 299 x 299 pixels, batches of 32. The paper's 50 GPUs take such steps
+asynchronously; here the processes of torchrun share one batch. The result is a
+backbone's file for `init` of a segmentation recipe.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from model.train.step import train_step
 log = logging.getLogger("model.train")
 
 NAME = "backbone"  # of the finished file
-# A larger picture at evaluation, whose centre is judged: 331 for 299, as 256 for 224.
+# Evaluation resizes to a larger picture and takes its centre: 331 for 299, like 256 for 224.
 MARGIN = 256 / 224
 
 
@@ -61,7 +61,7 @@ class PretrainRecipe(BaseRecipe):
 
     @property
     def network(self) -> ModelConfig:
-        """The backbone as classifiers have it, with the input that its published weights expect."""
+        """The classifier's network, with the normalisation that its published weights expect."""
         fields = {"backbone": self.backbone, "depth_multiplier": self.depth_multiplier}
         published = {k: v for k, v in PUBLISHED[self.backbone].items() if k in ("mean", "std")}
         return ModelConfig.model_validate({**fields, **published, "output_stride": 32})
@@ -118,7 +118,7 @@ class Pictures:
     def __getitem__(self, position: int) -> Sample:
         """Return the image (3, S, S) uint8 and its class id ()."""
         (image, label), skipped = first_readable(position, lambda at: self.folder[self.order[at]])
-        # torchvision draws from the global generator: set it by the position, then give it back.
+        # torchvision draws from the global generator: seed it by position, then restore it.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(hash((self.order.seed, position)) & 0x7FFF_FFFF)
             pixels = self.transform(image)
@@ -134,9 +134,9 @@ def folder_of(path: Path) -> ImageFolder:
 
 
 def splits(data: Path) -> tuple[ImageFolder, ImageFolder | None]:
-    """`data/train`, and `data/val` where it is there.
+    """`data/train`, and `data/val` if it exists.
 
-    Raises DatasetError where their classes differ: the same number would mean another class.
+    Raises DatasetError if their classes differ: one number would mean two classes.
     """
     train, val = folder_of(data / "train"), data / "val"
     judged = folder_of(val) if val.is_dir() else None
@@ -178,7 +178,7 @@ class Schedule:
         return self.per_epoch * self.config.epochs
 
     def factor(self, iteration: int) -> float:
-        """Of the initial learning rate: a staircase."""
+        """The share of the initial learning rate at an iteration: a staircase."""
         epoch = iteration // self.per_epoch
         return float(self.config.decay ** (epoch // self.config.decay_epochs))
 
@@ -188,8 +188,8 @@ def pretrain(
 ) -> Path:
     """Train on `data/train`; returns the path of the backbone's file.
 
-    `data/val`, where it is there, is judged after every epoch. `pace.stop` limits
-    the run; the schedule follows from the recipe and the number of images.
+    `data/val`, if it exists, is evaluated after every epoch. `pace.stop` limits the
+    run; the schedule follows from the recipe and the number of images.
     """
     world = folder.world
     train, judged = splits(data)
@@ -226,7 +226,7 @@ def pretrain(
 
 @torch.no_grad()
 def top1_error(run: Run, judged: ImageFolder, config: PretrainRecipe, world: World) -> float:
-    """Share of photos whose most likely class is wrong; the processes share them out."""
+    """Share of photos whose most likely class is wrong; each process takes a part of them."""
     net = Classifier(config.network, len(judged.classes))
     net.load_state_dict(run.weights())
     net.to(world.device).eval()

@@ -1,1 +1,1 @@
-"""Published weights of other implementations -> our checkpoints, with nothing left over."""
+"""Convert published weights of other implementations to our checkpoints."""

@@ -1,4 +1,4 @@
-"""Published weights -> our checkpoint: `python -m model.convert {tf,timm,torchvision} SRC DST`."""
+"""Convert published weights: `python -m model.convert {tf,timm,torchvision} SRC DST`."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def convert(args: argparse.Namespace) -> Converted:
 
 
 def summary(converted: Converted) -> str:
-    """What was found, in one line."""
+    """One line about the network that was found."""
     millions = sum(value.numel() for value in converted.state.values()) / 1e6
     card = converted.card
     if isinstance(card, BackboneCard):

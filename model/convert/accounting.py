@@ -1,9 +1,9 @@
-"""Moving weights between naming schemes so that every variable is accounted for.
+"""Move weights between naming schemes and account for every variable.
 
-A converter says, for each convolution-with-batch-norm of our network, where the
-source keeps it. Anything of the source that no part of the network asks for is
-an error, as is anything the network asks for and the source lacks: a network
-that loads "mostly" segments wrongly without saying so.
+A converter says, for each convolution with batch norm in our network, where the
+source keeps it. A variable of the source that the network does not use is an
+error, and so is one that the network needs and the source lacks: a network with
+some weights missing would run and segment wrongly.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ SHOWN = 12  # names listed in an error before "and N more"
 
 
 class ConvertError(ValueError):
-    """The source is not what the converter reads; the message names the variables or options."""
+    """The source cannot be converted; the message names the variables or options."""
 
 
 class Converted(NamedTuple):
-    """Weights under our names, and what to write beside them."""
+    """Weights under our names, and the card to write beside them."""
 
     state: dict[str, Tensor]
     card: Card | BackboneCard
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names in order, cut to a readable number."""
+    """The first names in order, and how many more there are."""
     names = sorted(names)
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
@@ -42,7 +42,7 @@ def adopt(
 ) -> dict[str, Tensor]:
     """State dict of `net` from `source`, where `name_of` gives the source's name for a key of ours.
 
-    Batch counters, which no published BN uses, start at zero. Raises ConvertError
+    Batch counters start at zero: published weights have none. Raises ConvertError
     for variables that are missing, left over or of another shape.
     """
     state: dict[str, Tensor] = {}

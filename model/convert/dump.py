@@ -1,7 +1,8 @@
-"""A TensorFlow checkpoint -> an .npz: `python -m model.convert.dump PREFIX OUT.npz`.
+"""Write a TensorFlow checkpoint as .npz: `python -m model.convert.dump PREFIX OUT.npz`.
 
-A process of its own, because TensorFlow and PyTorch in one crash each other: both
-bring an LLVM. Needs NumPy and TensorFlow only, so it also runs on another machine.
+This runs in a process of its own, because TensorFlow and PyTorch crash each other in one
+process: both bring an LLVM. It needs only NumPy and TensorFlow, so it also runs on
+another machine.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import numpy as np
 
 
 def main(arguments: list[str]) -> None:
-    """Write every variable under its name, slots and counters included."""
+    """Write every variable under its name, including optimiser slots and counters."""
     from tensorflow.train import load_checkpoint  # noqa: PLC0415 - an optional dependency
 
     prefix, out = arguments

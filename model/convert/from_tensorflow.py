@@ -1,10 +1,9 @@
 """Checkpoints of the official implementation (research/deeplab of tensorflow/models).
 
-What the network is made of is read off the variables: which backbone, how many
-classes, a decoder or not, separable convolutions or not, how many atrous
-branches. What leaves no trace in them (multi-grid, rates, output stride, crop
-size) has the published defaults. The layout differs as everywhere between the
-two libraries: kernels are HWIO, depthwise ones HWC1.
+The variables show what the network consists of: backbone, number of classes,
+decoder, separable convolutions, number of atrous branches. What they do not show
+(multi-grid, rates, output stride, crop size) takes the published defaults.
+TensorFlow's kernels are HWIO, depthwise ones HWC1; ours are OIHW and C1HW.
 """
 
 from __future__ import annotations
@@ -66,7 +65,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class ConversionOptions(NamedTuple):
-    """What the variables do not tell; None takes the published default."""
+    """Options that the variables do not show; None takes the published default."""
 
     output_stride: int = 16
     crop_size: tuple[int, int] = (513, 513)
@@ -84,7 +83,7 @@ def convert(path: Path, options: ConversionOptions) -> Converted:
 
 
 def convert_variables(variables: Variables, options: ConversionOptions, path: Path) -> Converted:
-    """The same for variables in memory; `path` is where they came from."""
+    """Convert variables in memory; `path` is the file they came from."""
     variables = {name: value for name, value in variables.items() if not BOOKKEEPING.search(name)}
     if CLASSES not in variables:
         return _backbone_only(variables, path)
@@ -96,7 +95,7 @@ def convert_variables(variables: Variables, options: ConversionOptions, path: Pa
 
 
 def _backbone_only(variables: Variables, path: Path) -> Converted:
-    """An ImageNet checkpoint, less its classifier."""
+    """Convert an ImageNet checkpoint without its classifier."""
     variables = {name: value for name, value in variables.items() if not CLASSIFIER.match(name)}
     backbone = _backbone(variables)
     config = ModelConfig.model_validate(
@@ -164,7 +163,7 @@ def _backbone(variables: Variables) -> str:
 
 
 def _to_torch(variables: Variables) -> dict[str, Tensor]:
-    """The same names, kernels laid out as PyTorch has them."""
+    """The variables with their kernels in PyTorch's layout."""
     tensors = {name: torch.from_numpy(np.asarray(value)) for name, value in variables.items()}
     for name, value in tensors.items():
         if name.endswith("/depthwise_weights"):
@@ -197,7 +196,7 @@ def infer(variables: Variables, options: ConversionOptions) -> ModelConfig:
 
 
 def _depth_multiplier(backbone: str, variables: Variables) -> float:
-    """MobileNetV2's, the simplest fraction that gives all of its widths; raises ConvertError."""
+    """The simplest depth multiplier that gives all widths of a MobileNetV2; raises ConvertError."""
     if backbone != "mobilenet_v2":
         return 1.0
     widths = [STEM] + [stage.outputs for stage in STAGES for _ in range(stage.repeats)]

@@ -1,8 +1,8 @@
 """ImageNet backbones of timm: xception65/71, resnet50/101, tf_efficientnet_lite0/1/2.
 
-Its Xceptions are the published ones (the same places for activations and batch
-norm, epsilon 1e-3), so names are all that changes. Its classifiers are left out.
-The mean and std are those of its own default configurations.
+timm's Xceptions are the published ones (activations and batch norm in the same
+places, epsilon 1e-3), so only names change. Classifiers are left out. Mean and
+std come from timm's default configurations.
 """
 
 from __future__ import annotations
@@ -104,6 +104,6 @@ def _lite_name(key: str, number: int) -> str:
 
 
 def _lite_place(block: int, number: int) -> tuple[int, int]:
-    """(stage, index within it) of a block counted through."""
+    """(stage, index within the stage) of a block that is numbered over all stages."""
     places = [(s, i) for s, stage in enumerate(stages(number)) for i in range(stage.repeats)]
     return places[block]

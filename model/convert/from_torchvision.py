@@ -1,10 +1,10 @@
-"""torchvision's ResNets and its `deeplabv3_resnet50/101`.
+"""Convert torchvision's ResNets and its `deeplabv3_resnet50/101`.
 
-Its DeepLabv3 is the paper's without the decoder, but for four things, all of
-them fields of our configuration: the ASPP concatenates the pooled feature last
-(the projection's input channels are reordered here), one more 3x3 follows the
-ASPP, resizing does not align corners, and the ResNet is the plain one, at output
-stride 8. The auxiliary classifier of its training is left out.
+torchvision's DeepLabv3 is the paper's without the decoder, with four differences:
+the ASPP concatenates the pooled feature last (its projection's input channels are
+reordered here), one more 3x3 follows the ASPP, resizing does not align corners,
+and the ResNet is the plain one at output stride 8. The last three are fields of
+our configuration. The auxiliary classifier is left out.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def convert(
 
 
 def resnet(source: dict[str, Tensor], path: Path, kind: str) -> Converted:
-    """An ImageNet ResNet less its classifier, named as torchvision and timm do."""
+    """An ImageNet ResNet without its classifier, with torchvision's and timm's names."""
     kept = {key: value for key, value in source.items() if not key.startswith("fc.")}
     backbone = f"resnet{state_dict.resnet_depth(kept)}"
     config = ModelConfig.model_validate({**PUBLISHED[backbone], "backbone": backbone})

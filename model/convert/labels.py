@@ -1,4 +1,4 @@
-"""Class names and colours for weights that come without them."""
+"""Class names and colours for published weights, which come without them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KNOWN = {"voc": VOC, "cityscapes": CITYSCAPES}
 
 
 def default(classes: int) -> Labels:
-    """VOC for 21 classes, Cityscapes for 19; else numbered classes in VOC's colour map."""
+    """VOC's labels for 21 classes, Cityscapes' for 19, else numbered ones in VOC's colours."""
     for labels in KNOWN.values():
         if len(labels.classes) == classes:
             return labels

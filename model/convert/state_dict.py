@@ -1,4 +1,4 @@
-"""Reading PyTorch state dicts, and the names that torchvision and timm share for a ResNet."""
+"""Read PyTorch state dicts; the names that torchvision and timm share for a ResNet."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WRAPPERS = ("state_dict_ema", "state_dict", "model")  # how training scripts nes
 def read(path: Path) -> dict[str, Tensor]:
     """Tensors of a .safetensors file or of a torch.save file, batch counters left out.
 
-    A torch file is read without running what it may pickle. Raises ConvertError.
+    A torch file is read with `weights_only`, so no pickled code runs. Raises ConvertError.
     """
     try:
         found = (

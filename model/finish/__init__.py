@@ -1,1 +1,1 @@
-"""What improves a trained checkpoint without training it further."""
+"""Improve a trained checkpoint without training it further."""

@@ -1,10 +1,12 @@
-"""The mean of several trainings' weights: `python -m model.average CKPT CKPT -o OUT`.
+"""Average the weights of several trainings: `python -m model.average CKPT CKPT -o OUT`.
 
-Trainings of one network that start from the same weights and differ in their
-samples often end in one basin, where the mean of their weights is better than each
-("model soup", Wortsman et al. 2022). Judge the result: of trainings with
-different starts it is worthless. --half keeps convolution kernels as float16,
-half the file; they are float32 again when loaded. Also of a single checkpoint.
+Trainings of one network that start from the same weights and differ in their samples
+often end in one basin, where the mean of their weights is better than each of them
+("model soup", Wortsman et al. 2022). The mean of trainings with different starts is
+useless. Evaluate the result before you use it.
+
+--half stores convolution kernels as float16, which halves the file; they are float32
+again when loaded. It also works on a single checkpoint.
 """
 
 from __future__ import annotations
@@ -26,14 +28,16 @@ Weights = dict[str, Tensor]
 
 
 def mean(parts: Sequence[Weights]) -> Weights:
-    """Each tensor's mean over networks of one shape, summed in float64; counters of the first.
+    """The mean of each tensor, summed in float64; integer counters are the first network's.
 
     Raises CheckpointError where names or shapes differ.
     """
     first = parts[0]
     for other in parts[1:]:
         if {k: v.shape for k, v in first.items()} != {k: v.shape for k, v in other.items()}:
-            raise CheckpointError("the checkpoints are not of one network: train them alike")
+            raise CheckpointError(
+                "the checkpoints hold different networks: name trainings of one network"
+            )
     return {
         name: torch.stack([part[name].double() for part in parts]).mean(0).float()
         if tensor.is_floating_point()
@@ -43,7 +47,7 @@ def mean(parts: Sequence[Weights]) -> Weights:
 
 
 def halve(weights: Weights) -> Weights:
-    """Convolution kernels as float16; batch norm and biases stay.
+    """Convert convolution kernels to float16; batch norm and biases stay float32.
 
     Raises CheckpointError where a kernel has values that float16 cannot hold.
     """
@@ -55,7 +59,7 @@ def halve(weights: Weights) -> Weights:
 
 
 def card_of(names: Sequence[str]) -> Card:
-    """The first one's card, with the others' trainings; raises CheckpointError if they differ."""
+    """The first checkpoint's card, naming all trainings; raises CheckpointError if they differ."""
     cards = [checkpoint.read_card(name) for name in names]
     for name, card in zip(names, cards, strict=True):
         if (card.model, card.classes) != (cards[0].model, cards[0].classes):

@@ -1,16 +1,17 @@
-"""Fit a checkpoint to how often classes occur where it is used: `python -m model.prior`.
+"""Adjust a checkpoint to how often classes occur where it is used: `python -m model.prior`.
 
-A network learns how common each class is among its training samples. Where that differs
-from the photos it will see, its probabilities are off by the ratio of the two (Saerens,
-Latinne and Decaestecker 2002), and the bias of the classifier takes the logarithm of it.
---shares names the share of photos that show each class, as TOML: `cat = 0.09`.
+A network learns how common each class is among its training samples. If the photos it
+will see show the classes more or less often, its probabilities are off by the ratio of
+the two (Saerens, Latinne and Decaestecker 2002). This command adds the logarithm of that
+ratio to the classifier's bias. --shares is a TOML file with the share of photos that show
+each class: `cat = 0.09`.
 
---margin lowers the background's logit further. The label of highest probability makes
-the fewest pixels wrong, which is not what the IoU counts: its best threshold for an
-object is half its Dice coefficient, not one half (Lipton, Elkan and Naryanaswamy 2014).
-At an IoU of 0.55, a Dice of 0.71, that is 0.355, and log(0.645 / 0.355) = 0.6.
+--margin lowers the background's logit further. The most probable label makes the fewest
+pixels wrong, but that does not maximise the IoU: the best threshold for an object is half
+its Dice coefficient, not one half (Lipton, Elkan and Naryanaswamy 2014). At an IoU of 0.55,
+a Dice of 0.71, that is 0.355, and log(0.645 / 0.355) = 0.6.
 
-The weights else stay as they are, and nothing is measured: judge the result.
+Other weights are unchanged. Evaluate the result before you use it.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class SharesError(ValueError):
 
 
 def read_shares(path: Path, classes: Sequence[str]) -> dict[str, float]:
-    """Share of photos by class, without the background's; raises SharesError."""
+    """Read the share of photos that show each class but the background; raises SharesError."""
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -75,13 +76,13 @@ def shifts(
     """
     absent = [name for name, share in zip(classes, trained, strict=True) if not share]
     if absent:
-        raise SharesError(f"no training photo shows {absent}: nothing can be said of them")
+        raise SharesError(f"no training photo shows {absent}: their logits cannot be adjusted")
     target = np.array([shares[name] for name in classes[1:]])
     return np.concatenate([[-margin], np.log(target / trained[1:])])
 
 
 def shifted(card: Card, found: NDArray[np.float64], note: dict[str, object]) -> Card:
-    """The card of the checkpoint with other biases: what was added is kept in it."""
+    """The card of the adjusted checkpoint; it records what was added to the biases."""
     training = card.training | {"prior": note | {"added": [round(float(x), 4) for x in found]}}
     return card.model_copy(update={"training": training, "metrics": {}})
 

@@ -1,13 +1,14 @@
-"""Measure batch norm's statistics anew on whole photos: `python -m model.recalibrate CKPT -o OUT`.
+"""Measure batch norm's statistics again on whole photos: `python -m model.recalibrate CKPT -o OUT`.
 
-Training sees crops at random scales, evaluation whole photos at their own size, padded to
-the crop size. The maps' means and variances differ between the two, and a network judged
-with those of the crops misses what it knows (Touvron et al. 2019 found the same of
-classifiers). This lays training photos out as evaluation does and replaces the running
-statistics by those of all of them; no weight is changed. Judge the result.
+Training sees crops at random scales; evaluation sees whole photos at their own size, padded
+to the crop size. Means and variances of the maps differ between the two, and with the
+crops' statistics a network scores less than it could (Touvron et al. 2019 found the same
+for classifiers). This command runs training photos the way evaluation does and replaces the
+running statistics. No weight is changed. Evaluate the result before you use it.
 
-Photos go through in batches, each normalised by its own statistics: the larger a batch,
-the more it is like all photos. 32 of 513 x 513 take the bundled network some 7 GB.
+Photos run in batches, and each batch is normalised by its own statistics: the larger the
+batch, the closer these are to those of all photos. A batch of 32 photos of 513 x 513 takes
+the bundled network about 7 GB.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from model.network.layers import batch_norms
 
 
 def drawn(dataset: Dataset, sampling: str, count: int, seed: int) -> NDArray[np.int64]:
-    """Indices (count,) of photos: balanced ones, or uniformly each once before any comes again."""
+    """Indices (count,) of photos: balanced, or uniform, each photo once before any repeats."""
     rng = np.random.default_rng(seed)
     total = len(dataset.pairs)
     if sampling == "balanced":
@@ -44,9 +45,9 @@ def drawn(dataset: Dataset, sampling: str, count: int, seed: int) -> NDArray[np.
 
 
 def whole(dataset: Dataset, order: NDArray[np.int64], net: DeepLabV3Plus) -> Iterator[Tensor]:
-    """Photos of these indices as evaluation sees them, (1, 3, H, W), shrunk if they are larger.
+    """The photos padded like in evaluation, larger ones shrunk first: (1, 3, H, W) each.
 
-    Raises DatasetError where one photo after the other is damaged.
+    Raises DatasetError if many photos in a row are damaged.
     """
     height, width = net.config.crop_size
     for position in range(len(order)):
@@ -59,11 +60,11 @@ def whole(dataset: Dataset, order: NDArray[np.int64], net: DeepLabV3Plus) -> Ite
 
 
 class Pooled:
-    """Mean and variance of all that a batch norm sees, over batches of one size.
+    """Mean and variance of the input of a batch norm, over many batches of equal size.
 
-    The mean of the batches' variances, which training keeps, leaves out how their means
-    differ; the variance of the whole is the sum of both (Wu and Johnson 2021, "Rethinking
-    'Batch' in BatchNorm", section 3).
+    The variance over all batches is the mean of their variances plus the variance of their
+    means; training's running statistics leave the second part out (Wu and Johnson 2021,
+    "Rethinking 'Batch' in BatchNorm", section 3).
     """
 
     def __init__(self, norm: _BatchNorm) -> None:
@@ -74,12 +75,12 @@ class Pooled:
             3, len(self.mean), dtype=torch.float64, device=self.mean.device
         )
         norm.reset_running_stats()
-        norm.momentum = 1.0  # after a batch, the running statistics are those of it alone
+        norm.momentum = 1.0  # the running statistics then are those of the last batch alone
         norm.train()
         self.hook = norm.register_forward_hook(self.add)
 
     def add(self, _: nn.Module, inputs: tuple[Tensor, ...], __: Tensor) -> None:
-        """Count a batch in, by what the layer has just kept of it: its forward hook."""
+        """Forward hook: add the statistics that the layer has just kept of a batch."""
         values = inputs[0].numel() // len(self.mean)  # of each channel
         mean = self.mean.double()
         self.means += mean
@@ -87,7 +88,7 @@ class Pooled:
         self.variances += self.variance.double() * ((values - 1) / values)  # was unbiased
 
     def finish(self, batches: int) -> None:
-        """Write the statistics of the whole, so many batches, into the layer."""
+        """Write the statistics over all `batches` into the layer."""
         self.hook.remove()
         mean = self.means / batches
         between = (self.squares / batches - mean.square()).clamp(min=0)
@@ -118,7 +119,7 @@ def parser() -> argparse.ArgumentParser:
     )
     arguments.add_remade(p)
     p.add_argument("--photos", type=arguments.positive, default=1600, help="default: 1600")
-    p.add_argument("--batch", type=arguments.positive, default=32, help="photos at once (32)")
+    p.add_argument("--batch", type=arguments.positive, default=32, help="photos per batch (32)")
     p.add_argument("--seed", type=int, default=0)
     arguments.add_device(p)
     return p

@@ -36,7 +36,7 @@ EFFICIENTNET_LITE_MEAN: Rgb = (127.0, 127.0, 127.0)
 EFFICIENTNET_LITE_STD: Rgb = (128.0, 128.0, 128.0)
 EFFICIENTNET_LITE = {"mean": EFFICIENTNET_LITE_MEAN, "std": EFFICIENTNET_LITE_STD}
 
-# Where the published networks of a backbone depart from this class's defaults.
+# Where the published networks of a backbone differ from the defaults of `ModelConfig`.
 PUBLISHED: dict[str, dict[str, Any]] = {
     "resnet_v1_50_beta": {"multi_grid": (1, 2, 4)},
     "resnet_v1_101_beta": {"multi_grid": (1, 2, 4)},
@@ -66,11 +66,8 @@ class ModelConfig(BaseModel):
     multi_grid: tuple[Rate, Rate, Rate] = (1, 1, 1)
     depth_multiplier: Annotated[float, Field(gt=0, le=16)] = 1.0  # MobileNetV2 only
     aspp_channels: Channels = 256
-    atrous_rates: Annotated[tuple[Rate, ...], Field(max_length=16)] = (
-        6,
-        12,
-        18,
-    )  # at output stride 16; others scale
+    # At output stride 16; see `rates` for others.
+    atrous_rates: Annotated[tuple[Rate, ...], Field(max_length=16)] = (6, 12, 18)
     image_pooling: bool = True
     aspp_separable: bool = False
     aspp_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1

@@ -5,9 +5,9 @@ map, and a small decoder that joins the result with a low-level feature of
 stride 4. Without the decoder this is DeepLabv3. Numeric details (epsilons,
 padding, where the ReLUs are) follow the official TensorFlow implementation.
 
-Images are (N, 3, H, W) in [0, 255], RGB; logits come at the network's own
-stride, 4 with the decoder and the output stride without. Resizing them is the
-caller's: the loss, the evaluator and the exporter each do it once.
+Images are (N, 3, H, W) in [0, 255], RGB. Logits have the network's own stride:
+4 with the decoder, the output stride without. The caller resizes them: the
+loss, the evaluator and the exporter each do it once.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _xception(depth: int, config: ModelConfig) -> Xception:
 
 
 def conv_bn_relu(inputs: int, outputs: int, kernel: int = 1, *, rate: int = 1) -> ConvBN:
-    """A convolution with batch norm and ReLU, as everything behind the backbone has them."""
+    """Convolution, batch norm and ReLU: the building block of ASPP and decoder."""
     return ConvBN(FixedPadConv(inputs, outputs, kernel, rate=rate), NORM, nn.ReLU(inplace=True))
 
 
@@ -75,7 +75,7 @@ class ImagePooling(nn.Module):
 
     def pooled(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C', 1, 1)."""
-        # In float32 whatever the rest runs in: a half-precision sum of a large map overflows.
+        # Always in float32: the sum over a large map overflows in half precision.
         mean = x.float().mean((2, 3), keepdim=True).to(x.dtype)
         return self.project(mean)  # type: ignore[no-any-return]
 
@@ -170,7 +170,7 @@ class DeepLabV3Plus(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """He initialisation for a training from scratch; the classifier starts near uniform."""
+        """He initialisation, for training from scratch; the classifier starts near uniform."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -2,13 +2,13 @@
 
 oneDNN has no fast gradient of a depthwise convolution with an atrous rate: on AVX2 it
 takes ten times the forward pass and more, a quarter of a light network's iteration. Both
-gradients can be had from operations that are fast:
+gradients can be computed with operations that are fast:
 
-- by the input: the same convolution of the output's gradient with the kernel turned
-  by half a turn;
-- by the kernel: a convolution with rate r is r * r convolutions without one, each on the
-  pixels of one phase (rows and columns a, a + r, a + 2r, ...), so that the phases go to the
-  batch and the kernel's gradient is that of an ordinary depthwise convolution.
+- with respect to the input: convolve the output's gradient with the kernel rotated by
+  180 degrees;
+- with respect to the kernel: a convolution with rate r is r * r convolutions of rate 1, each
+  on the pixels of one phase (rows and columns a, a + r, a + 2r, ...). Move the phases into the
+  batch, and the kernel's gradient is that of an ordinary depthwise convolution.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from torch import Tensor, nn
 def speed_up(net: nn.Module) -> None:
     """Give the network's dilated depthwise convolutions the fast backward pass, in place.
 
-    Those of stride 1 with a square odd kernel and "same" zero padding, which are all
-    that this project has; names and values of the parameters stay.
+    It covers stride 1 with a square odd kernel and "same" zero padding, which is all that
+    this project uses. Names and values of the parameters do not change.
     """
     for module in net.modules():
         if isinstance(module, nn.Conv2d) and _is_dilated_depthwise(module):
@@ -49,7 +49,7 @@ def _is_dilated_depthwise(conv: nn.Conv2d) -> bool:
 def _forward(conv: nn.Conv2d) -> Any:
     def forward(x: Tensor) -> Tensor:
         weight = conv.weight
-        if torch.is_autocast_enabled("cpu"):  # here: the backward pass runs outside of it
+        if torch.is_autocast_enabled("cpu"):  # cast here: backward runs outside of autocast
             kind = torch.get_autocast_dtype("cpu")
             x, weight = x.to(kind), weight.to(kind)
         return DilatedDepthwise.apply(x, weight, conv.dilation[0])  # type: ignore[no-any-return]
@@ -69,7 +69,7 @@ class DilatedDepthwise(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        """Gradients by x and by weight."""
+        """Gradients with respect to x and weight."""
         (gradient,), (x, weight), rate = gradients, ctx.saved_tensors, ctx.rate
         by_x = _convolve(gradient, weight.flip(2, 3), rate) if ctx.needs_input_grad[0] else None
         by_weight = _by_weight(gradient, x, weight, rate) if ctx.needs_input_grad[1] else None
@@ -82,7 +82,7 @@ def _convolve(x: Tensor, weight: Tensor, rate: int) -> Tensor:
 
 
 def _by_weight(gradient: Tensor, x: Tensor, weight: Tensor, rate: int) -> Tensor:
-    if min(x.shape[2:]) >= rate * weight.shape[2]:  # phases of fewer pixels do not pay
+    if min(x.shape[2:]) >= rate * weight.shape[2]:  # smaller phases are not faster
         gradient, x, rate = phases(gradient, rate), phases(x, rate), 1
     padding = rate * (weight.shape[2] // 2)
     _, by_weight, _ = torch.ops.aten.convolution_backward(

@@ -1,12 +1,12 @@
 """Label maps and probabilities of photos, the way the reference evaluates.
 
 A photo smaller than the crop size is padded at the bottom and right with the
-mean pixel; a larger one is taken whole, or in overlapping windows of the crop
-size whose probabilities are averaged. With several scales or flipping, the class
-probabilities of all passes are averaged at full size. Each pass resizes
-the photo to int((n - 1) * scale + 1) with aligned corners, and its logits in
-two steps: to the size they would have at scale 1 or more, then to the crop.
-The order matters: for scales below 1 a single step moves labels.
+mean pixel. A larger one runs whole, or in overlapping windows of the crop size
+whose probabilities are averaged. With several scales or flipping, the class
+probabilities of all passes are averaged at full size. Each pass resizes the
+photo to int((n - 1) * scale + 1) with aligned corners. It resizes its logits in
+two steps: to the size they would have at scale 1 or more, then to the crop. For
+scales below 1 a single step would change labels.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ def label_map(
 ) -> NDArray[np.uint8]:
     """Class ids of a photo: (H, W, 3) uint8 RGB -> (H, W) uint8.
 
-    `crop_size` overrides the network's own: the size (H, W) that smaller photos
-    are padded to, and that of the windows. With `overlap`, the share of a
-    window that its neighbour covers again (0 <= overlap < 1), larger photos are
-    judged window by window. Raises ValueError for an image of another form, for
-    scales that are empty or not positive, and for an overlap out of range.
+    `crop_size` overrides the network's own crop size (H, W): smaller photos are
+    padded to it, and windows have this size. With `overlap`, the share of a
+    window that its neighbour covers too (0 <= overlap < 1), larger photos run
+    window by window. Raises ValueError for an image of another shape or dtype,
+    for scales that are empty or not positive, and for an overlap out of range.
     """
     crop_size = crop_size or net.config.crop_size
     padded, (height, width) = _prepare(net, image, scales, crop_size, overlap)
     window = _window(padded, crop_size, overlap)
     with torch.inference_mode():
         if tuple(scales) == (1.0,) and not flip and window == padded.shape[2:]:
-            scores = full_logits(net, padded, 1.0)  # softmax would not change the order
+            scores = full_logits(net, padded, 1.0)  # softmax would not change the argmax
         else:
             scores = sliding_probabilities(
                 net, padded, scales, flip=flip, window=window, overlap=overlap or 0.0
@@ -114,12 +114,12 @@ def pad(x: Tensor, net: DeepLabV3Plus, crop_size: Size) -> Tensor:
 
 
 def _window(padded: Tensor, crop_size: Size, overlap: float | None) -> Size:
-    """What the network sees at once: the whole photo, or a window of the crop size."""
+    """The size of one pass through the network: the whole photo, or a window."""
     return crop_size if overlap is not None else (padded.shape[2], padded.shape[3])
 
 
 def window_starts(side: int, window: int, overlap: float) -> list[int]:
-    """Where windows begin that cover `side` pixels, at even distances, the last at the end.
+    """First pixels of evenly spaced windows that cover `side` pixels.
 
     Neighbours share at least `overlap` of a window.
     """
@@ -139,7 +139,7 @@ def sliding_probabilities(
     window: Size,
     overlap: float,
 ) -> Tensor:
-    """Mean probabilities over windows, each judged like a photo: (1, 3, H, W) -> (1, K, H, W).
+    """Mean probabilities over windows, each run like a photo: (1, 3, H, W) -> (1, K, H, W).
 
     The image is at least as large as the window.
     """

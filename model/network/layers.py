@@ -1,10 +1,10 @@
 """Convolutions with batch norm, and the bookkeeping of strides and atrous rates.
 
 Padding follows the official TensorFlow implementation (research/deeplab of
-tensorflow/models), because an off-by-one there shifts every feature map of an
-even-sized image: `FixedPadConv` pads (k-1)/2 on both sides whatever the input
-size, `SamePadConv` pads as TensorFlow's "SAME" does, which on even inputs is
-one less at the top-left.
+tensorflow/models): an off-by-one would shift every feature map of an even-sized
+image. `FixedPadConv` pads (k-1)/2 on both sides whatever the input size.
+`SamePadConv` pads like TensorFlow's "SAME": on even inputs one pixel less at
+the top left.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class AtrousSchedule:
     """Turns nominal strides into (stride, rate) once the target output stride is reached.
 
     A layer that would exceed the target keeps stride 1 and runs at the current
-    rate; the layers after it see through a rate multiplied by its stride, so
-    that their field of view stays what the weights were trained for (Chen et
+    rate. The rate of the layers after it is multiplied by the stride it gave up,
+    so that they keep the field of view their weights were trained for (Chen et
     al. 2017, section 3.1).
     """
 
@@ -77,7 +77,7 @@ class FixedPadConv(nn.Conv2d):
 
 
 class SamePadConv(FixedPadConv):
-    """A bias-free convolution padded like TensorFlow's SAME: the odd pixel goes bottom-right."""
+    """A bias-free convolution padded like TensorFlow's SAME: an odd pixel goes bottom right."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C', ceil(H / stride), ceil(W / stride))."""
@@ -98,7 +98,7 @@ def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
 
 
 class ConvBN(nn.Module):
-    """Convolution, batch norm and, unless told otherwise, an activation."""
+    """Convolution, batch norm and, where given, an activation."""
 
     def __init__(self, conv: nn.Conv2d, norm: Norm, activation: nn.Module | None = None) -> None:
         super().__init__()
@@ -127,6 +127,6 @@ def resize(x: Tensor, size: tuple[int, int], *, align_corners: bool = True) -> T
 def scaled(size: int, scale: float) -> int:
     """Side of a map resized with aligned corners: (n - 1) * scale + 1, rounded down."""
     if isinstance(size, int):
-        return int((size - 1) * scale + 1)  # in floats, as the reference
+        return int((size - 1) * scale + 1)  # in floats, like the reference
     numerator, denominator = float(scale).as_integer_ratio()  # a symbolic size, while exporting
     return (size - 1) * numerator // denominator + 1

@@ -1,8 +1,8 @@
-"""Less memory for more time: recompute a backbone's units in the backward pass.
+"""Save memory in training: recompute a backbone's units in the backward pass.
 
-Only the units' inputs are kept. `torch.utils.checkpoint` runs a unit twice, and
-would let its batch norms count the batch twice (pytorch/pytorch#96136); here the
-second run leaves the running statistics alone, so that training is the same.
+Only the units' inputs are kept. `torch.utils.checkpoint` runs each unit twice,
+so that batch norm would count the batch twice (pytorch/pytorch#96136). Here the
+second run leaves the running statistics alone, so the result is the same.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ UNITS = (Bottleneck, InvertedResidual, XceptionModule)
 
 
 def units(backbone: nn.Module) -> None:
-    """Let every residual unit of a backbone be recomputed."""
+    """Recompute every residual unit of a backbone in the backward pass, in place."""
     for module in backbone.modules():
         if isinstance(module, UNITS):
             module.forward = _recomputed(module)  # type: ignore[assignment, method-assign]
@@ -36,7 +36,7 @@ def _recomputed(unit: nn.Module) -> Callable[[Tensor], Any]:
         return nullcontext(), _statistics_left_alone(unit)
 
     def wrapped(x: Tensor) -> Any:
-        # Nothing in a unit is random: no generator's state to keep.
+        # Nothing in a unit is random, so no generator state has to be kept.
         return checkpoint(
             forward, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts
         )
@@ -46,7 +46,7 @@ def _recomputed(unit: nn.Module) -> Callable[[Tensor], Any]:
 
 @contextmanager
 def _statistics_left_alone(unit: nn.Module) -> Iterator[None]:
-    """Batch norms keep their running statistics: momentum 0, and a count that is thrown away."""
+    """Freeze the running statistics of batch norm: momentum 0, and a discarded batch counter."""
     kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in batch_norms(unit)]
     for norm, _, count in kept:
         norm.momentum = 0.0

@@ -1,1 +1,1 @@
-"""The paper's own figures: multiply-adds, tables, the network's diagram, studies."""
+"""Reproduce the paper's figures: multiply-adds, tables, the network's diagram, studies."""

@@ -1,11 +1,11 @@
-"""Parameters and multiply-adds of a network: `python -m model.complexity --backbone B`.
+"""Count parameters and multiply-adds of a network: `python -m model.complexity --backbone B`.
 
-The paper's Multiply-Adds are half of what TensorFlow's profiler counted, and
-TensorFlow ran an atrous convolution as space-to-batch, plain convolution,
-batch-to-space: with rate r each side of the map is rounded up to a multiple of r
-(33 becomes 36 for rates 6, 12 and 18). That is `multiply_adds`. Without the
-rounding, as other tools count, it is `multiply_adds_logical`. Only convolutions
-count; at the published settings all else is at most 0.4 %.
+The paper's Multiply-Adds are half of what TensorFlow's profiler counted. TensorFlow
+ran an atrous convolution as space-to-batch, plain convolution, batch-to-space: with
+rate r each side of the map is rounded up to a multiple of r (33 becomes 36 for rates
+6, 12 and 18). `multiply_adds` counts that way; `multiply_adds_logical` leaves the
+rounding out, like other tools. Only convolutions count; at the published settings
+everything else is at most 0.4 %.
 
 Nothing is computed or allocated: the network runs on PyTorch's meta device.
 """
@@ -39,7 +39,7 @@ ROW = re.compile(
 
 
 class Conv(NamedTuple):
-    """One convolution as it ran."""
+    """One convolution of a forward pass."""
 
     name: str
     stride: int
@@ -127,7 +127,7 @@ def measure(
 
 
 class Row(NamedTuple):
-    """A line of the shape table: convolutions that belong together."""
+    """A line of the shape table: the convolutions of one block."""
 
     name: str
     shape: tuple[int, ...]
@@ -164,7 +164,7 @@ def _row(name: str) -> str:
 
 
 def merged(rows: Sequence[Row]) -> Iterator[Row]:
-    """Rows that differ in nothing but their number become one: `stages.3-18`."""
+    """Join rows that differ only in their number into one: `stages.3-18`."""
     group: list[Row] = []
     for row in [*rows, None]:
         if group and (row is None or row[1:] != group[0][1:] or _stem(row) != _stem(group[0])):
@@ -251,7 +251,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def config_of(args: argparse.Namespace) -> ModelConfig:
-    """The network that the options describe; raises ValidationError."""
+    """The configuration that the options describe; raises ValidationError."""
     settings: dict[str, Any] = {
         **PUBLISHED[args.backbone],
         "backbone": args.backbone,

@@ -1,4 +1,4 @@
-"""A picture of the network, its shapes read off the code: `python -m model.paper.diagram`."""
+"""Draw the network with the shapes of its maps: `python -m model.paper.diagram`."""
 
 from __future__ import annotations
 
@@ -93,12 +93,12 @@ def arrow(*points: tuple[float, float]) -> str:
 
 
 def size_text(shape: Sequence[int]) -> str:
-    """The sides of a map, channels first, as people write them."""
+    """The shape of a map as text, channels first: 256 x 33 x 33."""
     return f" {BY} ".join(str(side) for side in shape)
 
 
 class Encoder(NamedTuple):
-    """Where the backbone was drawn, for the arrows that leave it."""
+    """Positions in the drawn backbone where arrows start."""
 
     drawn: list[str]
     low: tuple[float, float]  # behind the stage that gives the low-level feature
@@ -115,7 +115,7 @@ def stages(rows: Sequence[Row]) -> list[tuple[Row, int]]:
 def draw_encoder(
     rows: Sequence[Row], size: tuple[int, int], low_height: int, centre: float
 ) -> Encoder:
-    """Image and backbone: a bar per resolution, its height the map's, its width the channels'."""
+    """Image and backbone: a bar per resolution, as high as the map, as wide as its channels."""
     image = Box(82, centre, 84, 84, "plain", ("image",), size_text((3, *size)))
     drawn, previous, low = [image.svg()], image, (0.0, 0.0)
     found = stages(rows)
@@ -161,7 +161,7 @@ def draw_aspp(
 def draw_decoder(
     rows: dict[str, Row], config: ModelConfig, size: tuple[int, int], low: tuple[float, float]
 ) -> tuple[list[str], Box]:
-    """Low-level feature to label map; returns the box that takes the encoder's output."""
+    """Decoder, from low-level feature to label map; returns the box of the encoder's output."""
     centre = 520.0
     reduced = rows["decoder.conv2.reduce"].shape
     reduce = Box(low[0], centre, 92, 46, "decoder", (ONE_BY_ONE,), size_text(reduced))

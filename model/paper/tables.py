@@ -1,4 +1,4 @@
-"""Tables 3 and 5 of the paper, its Multiply-Adds beside ours: `python -m model.paper.tables`."""
+"""Write tables 3 and 5 of the paper with our multiply-adds: `python -m model.paper.tables`."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ REPEATED = "The paper's rows with COCO and JFT pre-training repeat the cost of t
 
 
 def count(backbone: str, setting: Setting, **overrides: object) -> Complexity:
-    """The cost of a row's network over a row's passes."""
+    """The cost of a row's network, over all of its passes."""
     settings = {
         **PUBLISHED[backbone],
         "backbone": backbone,

@@ -1,4 +1,4 @@
-"""What every backbone returns, and the sizes it promises."""
+"""The interface of a backbone: the maps that it returns, and their sizes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Features(NamedTuple):
 
     conv2: Tensor  # (N, C2, H/4, W/4): low-level feature of the decoder
     conv3: Tensor  # (N, C3, H/8, W/8): second low-level feature (Table 2, last row)
-    high: Tensor  # (N, C, H/os, W/os): what the ASPP sees
+    high: Tensor  # (N, C, H/os, W/os): input of the ASPP
 
 
 class Channels(NamedTuple):

@@ -10,8 +10,8 @@ from model.network.layers import ConvBN, Norm, SamePadConv
 class InvertedResidual(nn.Module):
     """Expand (1x1) to `hidden` channels, filter (depthwise), project (1x1, linear).
 
-    A shortcut joins in where shapes allow; atrous convolution in place of a
-    stride never adds one, because the channels differ there.
+    The input is added where stride and channels allow it. Atrous convolution in
+    place of a stride adds no shortcut, because the channels differ there.
     """
 
     def __init__(

@@ -37,7 +37,7 @@ CONV3_BLOCK = 5  # expanded_conv_5, the last block at stride 8
 
 
 def scaled(channels: int, depth_multiplier: float) -> int:
-    """Channels at a depth multiplier, rounded to one as the reference does off 1.0."""
+    """Channels at a depth multiplier, rounded to the nearest integer like the reference."""
     return max(1, int(channels * depth_multiplier + 0.5))
 
 

@@ -94,7 +94,7 @@ class ResNet(Backbone):
             return F.max_pool2d(x, 3, 2, 1)
         top, bottom = same_padding(x.shape[-2], 3, 2)
         left, right = same_padding(x.shape[-1], 3, 2)
-        # x is the output of a ReLU: zeros never win over a real maximum.
+        # x is the output of a ReLU, so padding with zeros never changes a maximum.
         return F.max_pool2d(F.pad(x, (left, right, top, bottom)), 3, 2)
 
     def forward(self, x: Tensor) -> Features:
@@ -103,7 +103,7 @@ class ResNet(Backbone):
         lows: list[Tensor] = []
         for block in self.blocks.children():
             units = list(block.children())
-            # The last unit at this stride: in the beta form the final unit strides itself.
+            # The last unit before the stride: in the beta form the final unit has the stride.
             last = units[-2 if self.beta else -1]
             for unit in units:
                 x, residual = unit(x)

@@ -1,1 +1,1 @@
-"""Claims of the paper on a small network: what is run (plan, run) and what it says (pages)."""
+"""Test claims of the paper on a small network: plan, run, and report pages."""

@@ -1,14 +1,14 @@
-"""Small studies of the paper's claims: `python -m model.studies STUDY --data DIR --out DIR`.
+"""Test the paper's claims on small networks: `python -m model.studies STUDY --data DIR --out DIR`.
 
 decoder  the decoder against bilinear upsampling, with trimap curves (figure 5a)
 stride   evaluation at output stride 16 against 8 (tables 3 and 5)
 scales   multi-scale and flip (tables 3 and 5)
 widths   channels of the decoder's low-level feature (table 1)
-all      all of them, the most telling first
-write    docs/studies.md from what has been run
+all      all of them, the most important first
+write    write docs/studies.md from the results
 
-Hours of CPU time; each part is run once, so a run that was cut off goes on
-when it is started again. --dry-run lists the parts.
+This takes hours of CPU time. Parts that are done are skipped, so start it again to
+continue an interrupted run. --dry-run lists the parts.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def describe(points: Sequence[Point], overrides: list[str]) -> str:
-    """One line for each part: crops to train on, and cost of judging in single passes."""
+    """One line per part: crops to train on, and the cost of its evaluation in single passes."""
     config = recipe.read(PRESET, overrides)
     crops = config.iterations * config.batch_size
     lines, trained = [], {BUNDLED.name}
@@ -58,7 +58,7 @@ def describe(points: Sequence[Point], overrides: list[str]) -> str:
             lines.append(f"train {point.run:24} {crops} crops of {config.augment.crop} pixels")
         cost = sum(s * s for s in MULTI_SCALE) if point.multi_scale else 1.0
         cost *= 2 if point.flip else 1
-        lines.append(f"judge {point.name:24} {cost:.1f} passes at stride {point.output_stride}")
+        lines.append(f"evaluate {point.name:24} {cost:.1f} passes at stride {point.output_stride}")
     total = (len(trained) - 1) * crops
     return "\n".join([*lines, f"{len(trained) - 1} trainings, {total} crops"])
 

@@ -1,7 +1,7 @@
-"""docs/studies.md, its plots and its figures, written from what has been run.
+"""Write docs/studies.md, its plots and its figures from the results of the studies.
 
-Verdicts are computed: a claim held where it held in every comparison, did not
-hold where it held in none, and is not settled otherwise or by a single one.
+Verdicts are computed: a claim "held" if it held in every comparison, and "did not
+hold" if it held in none. Otherwise, and with a single comparison, it is "not settled".
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def write(out: Path, docs: Path) -> Path:
 
 
 def introduction(results: Results) -> str:
-    """What was trained and judged, and by which commands."""
+    """The page's head: what was trained and evaluated, and by which commands."""
     nets = [r for r in results.values() if r["seed"] is not None]
     trained = next((r for r in nets if r["network"] not in WIDTHS), nets[0])
     training = trained["training"]
@@ -189,7 +189,7 @@ def percent(values: Sequence[float]) -> str:
 
 
 def verdict(gains: Sequence[float], claim: str) -> str:
-    """Whether a claim held, by its gain (in 0..1) in each comparison."""
+    """The verdict on a claim, from its gain (in 0..1) in each comparison."""
     held = sum(gain > 0 for gain in gains)
     word = {len(gains): "Held", 0: "Did not hold"}.get(held, "Not settled")
     if len(gains) == 1:  # one seed may be luck
@@ -210,7 +210,7 @@ def curve(figures: Figures) -> dict[int, float]:
 
 
 def measures(figures: Figures) -> dict[str, float]:
-    """mIoU of a point by where it is measured, the narrowest band first."""
+    """mIoU of a point in each band, the narrowest first, on the whole photo and at boundaries."""
     bands = {f"band of {width} px": value for width, value in curve(figures).items()}
     return bands | {"whole photo": figures["miou"], "boundary IoU": figures["boundary_miou"]}
 
@@ -242,7 +242,7 @@ def decoder_section(results: Results, folder: Path) -> str:
 
 
 def decoder_verdicts(gains: dict[str, list[float]]) -> list[str]:
-    """What held of the claim, by the gains of each seed; the first is the narrowest band's."""
+    """The verdicts from the gains of each seed; the first gain is the narrowest band's."""
     narrow, whole = next(iter(gains.values())), gains["whole photo"]
     more = [n - w for n, w in zip(narrow, whole, strict=True)]
     most = max(gains, key=lambda name: mean(gains[name]))
@@ -287,7 +287,7 @@ def stride_section(results: Results, folder: Path) -> str:
 
 
 def scales_section(results: Results) -> str:
-    """The four ways of judging, each with its cost."""
+    """The four ways of evaluating, each with its cost."""
     parts = [SCALES_TEXT]
     several: list[float] = []
     mirrored: list[float] = []
@@ -340,7 +340,7 @@ def _scales_table(name: str, ways: dict[str, Point], results: Results) -> str:
 
 
 def widths_section(results: Results, folder: Path) -> str:
-    """Table 1 in small, and whether its differences stand out from the seeds'."""
+    """Table 1 on small networks, and whether widths differ more than seeds do."""
     seeds = seeds_of(results, *(Point(width(channels), 0) for channels in LOW_LEVEL_CHANNELS))
     if not seeds:
         return WIDTHS_TEXT.format(iterations=WIDTH_ITERATIONS) + "\n" + NOTHING
@@ -368,7 +368,7 @@ def widths_section(results: Results, folder: Path) -> str:
 
 
 def widths_verdict(miou: dict[int, list[float]]) -> str:
-    """Whether the best width is one of the paper's, by more than seeds differ."""
+    """Whether the best width is one of the paper's, by more than the seeds differ."""
     means = {channels: mean(values) for channels, values in miou.items()}
     best = max(means, key=lambda channels: means[channels])
     between = 100 * (max(means.values()) - min(means.values()))

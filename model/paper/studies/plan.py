@@ -1,11 +1,11 @@
-"""What the studies train and judge, in order of value.
+"""The networks that the studies train and evaluate, the most important first.
 
-Every network is the preset `efficientnet-lite0-study` with one switch turned,
-trained once for each seed; every point is one network judged in one way. A
-point that several studies need is run once. The bundled network, trained
-longer, takes part where no training is compared. Table 1 has the most networks
-and the smallest differences: its networks train for a shorter time, all alike,
-and `everything` gives them two seeds.
+Every network is the preset `efficientnet-lite0-study` with one option changed,
+trained once per seed. Every point is one network evaluated in one way; a point
+that several studies need runs once. The bundled network, which was trained longer,
+takes part where no trainings are compared. Table 1 has the most networks and the
+smallest differences: its networks all train for the same shorter time, and
+`everything` gives them two seeds.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ BUNDLED = Net("bundled", ())  # not trained here
 
 
 class Point(NamedTuple):
-    """A network of one seed, judged in one way."""
+    """A network of one seed, evaluated in one way."""
 
     net: Net
     seed: int | None  # None: the bundled network
@@ -89,7 +89,7 @@ def widths(seeds: Sequence[int]) -> list[Point]:
 
 
 def everything(seeds: Sequence[int]) -> list[Point]:
-    """All studies, so ordered that a run cut short leaves the most."""
+    """All studies, ordered so that an interrupted run leaves the most useful results."""
     first, others = seeds[:1], seeds[1:]
     points = [
         *decoder(first),

@@ -1,8 +1,8 @@
-"""Running points: train what is not trained, judge what is not judged.
+"""Run the experiments of a study, skipping those already done.
 
-Training and judging go through the command lines of model.train and
+Training and evaluation go through the command lines of model.train and
 model.evaluate, so that each result names the commands that repeat it. A point
-whose JSON exists is skipped and a training that was cut off is resumed.
+whose JSON exists is skipped; an interrupted training is resumed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WIDTHS = "1,2,5,10,20,40"  # of the trimap, pixels
 
 
 class StudyError(RuntimeError):
-    """A training or an evaluation of a study failed; its own message was printed before."""
+    """A training or evaluation of a study failed; its own message has been printed."""
 
 
 class StudySettings(NamedTuple):
@@ -67,7 +67,7 @@ def judge_command(point: Point, settings: StudySettings) -> list[str]:
 
 
 def run(point: Point, settings: StudySettings) -> None:
-    """Train and judge one point, as far as that is not done; raises StudyError."""
+    """Train and evaluate one point, skipping what is done; raises StudyError."""
     result = settings.out / f"{point.name}.json"
     if result.exists():
         log.info("%s is done", point.name)
@@ -80,15 +80,15 @@ def run(point: Point, settings: StudySettings) -> None:
         if train.main(arguments) != 0:
             raise StudyError(f"training {point.run} failed or was stopped; run this again")
     arguments = judge_command(point, settings)
-    log.info("judging: python -m model.evaluate %s", shlex.join(arguments))
+    log.info("evaluating: python -m model.evaluate %s", shlex.join(arguments))
     with files.replacing(result) as partial:
         if evaluate.main([*arguments, "--json", str(partial)]) != 0:
-            raise StudyError(f"judging {point.name} failed")
+            raise StudyError(f"the evaluation of {point.name} failed")
         label(partial, point, source)
 
 
 def label(path: Path, point: Point, source: Path) -> None:
-    """Add to a file of figures what they belong to."""
+    """Write an evaluation's figures together with the point and network they belong to."""
     figures: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     training = checkpoint.read_card(source).training
     figures |= {"network": point.net.name, "seed": point.seed, "training": training}
