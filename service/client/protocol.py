@@ -12,6 +12,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import httpx
 
@@ -33,6 +34,7 @@ FILES = {
     "confidence": "confidence.png",
 }
 JPEG_OVERLAY = "overlay.jpg"
+ENCODED = "UTF-8''"  # in front of a header's value with percent signs (RFC 8187)
 ZIP = "application/zip"
 PICTURES = frozenset({"mask", "color", "overlay", "confidence"})
 
@@ -152,7 +154,7 @@ def segmentation(
         content=response.content,
         content_type=content_type,
         outputs=outputs,
-        model=_text(headers.get("x-model")),
+        model=_text(_model_name(headers.get("x-model"))),
         digest=_text(headers.get("x-model-digest")),
         provider=_text(headers.get("x-execution-provider")),
         request_id=_text(headers.get("x-request-id")),
@@ -212,6 +214,13 @@ def _json_size(content: bytes) -> Size | None:
         raise BadAnswerError(f"it is no JSON: {sentence(error)}") from error
     width, height = answer.get("width"), answer.get("height")
     return (width, height) if isinstance(width, int) and isinstance(height, int) else None
+
+
+def _model_name(header: str | None) -> str | None:
+    """The name, which comes encoded where it is not plain ASCII."""
+    if header is None or not header.startswith(ENCODED):
+        return header
+    return unquote(header.removeprefix(ENCODED))
 
 
 def models(response: httpx.Response) -> tuple[Model, ...]:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import FastAPI, Header, Query, Request, Response
+from fastapi import Depends, FastAPI, Header, Query, Request, Response
 from fastapi.routing import APIRoute
 from starlette.formparsers import MultiPartParser
 from starlette.middleware.cors import CORSMiddleware
@@ -41,7 +41,7 @@ from service.http import (
 from service.http.middleware.keys import Keys, is_open
 from service.http.middleware.limits import Admission, BodyLimit
 from service.http.middleware.shutdown import ShutdownAnswer
-from service.http.query import SegmentQuery
+from service.http.query import SegmentQuery, refuse_repeats
 from service.http.segment import Job, Resources, segment
 from service.http.telemetry import metrics
 from service.http.telemetry.metrics import Metrics
@@ -113,7 +113,13 @@ def create_app(settings: Settings, models: Models, tracing: Tracing | None = Non
 
     # Uploaded files stay in memory: their size is limited, and a container may have no disk.
     MultiPartParser.spool_max_size = settings.max_body_bytes
-    app = FastAPI(title="DeepLabv3+", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="DeepLabv3+",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        dependencies=[Depends(refuse_repeats)],
+    )
     # The middleware added last sees a request first.
     app.add_middleware(
         BodyLimit, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s
@@ -191,5 +197,5 @@ def _add_segment(app: FastAPI, settings: Settings, models: Models, resources: Re
                     sliding = query.sliding(settings)
                     job = Job(served, wish, accept, resources, deadline, sliding)
                     answer = await unless_gone(request, segment(photos, job))
-            headers = {**served.headers, "Server-Timing": answer.stages.header()}
+            headers = {**catalogue.headers(served), "Server-Timing": answer.stages.header()}
         return Response(answer.body, 200, headers, answer.media_type)

@@ -5,10 +5,29 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query
+from pydantic import BaseModel, ConfigDict, Field
 
 from service.errors import ModelUnusable, UnknownModel
+from service.http import header_text
 from service.http.problems import documented
 from service.inference.models import Models, ServedModel
+
+
+def headers(served: ServedModel) -> dict[str, str]:
+    """What answers say about the model."""
+    return {
+        "X-Model": header_text.encoded(served.name),
+        "X-Model-Digest": served.engine.digest,
+        "X-Execution-Provider": served.engine.provider,
+    }
+
+
+class ReloadQuery(BaseModel):
+    """What a reload may be told."""
+
+    model_config = ConfigDict(extra="forbid")  # a misspelt digest would not be checked
+
+    digest: Annotated[str | None, Field(description="SHA-256 that the new file must have")] = None
 
 
 def add_routes(app: FastAPI, models: Models) -> None:
@@ -35,10 +54,7 @@ def add_routes(app: FastAPI, models: Models) -> None:
         return describe(models.get(name))
 
     @app.post("/models/{name}/reload", responses=documented(UnknownModel, ModelUnusable))
-    async def reload_model(
-        name: str,
-        digest: Annotated[str | None, Query(description="SHA-256 that the file must have")] = None,
-    ) -> dict[str, Any]:
+    async def reload_model(name: str, query: Annotated[ReloadQuery, Query()]) -> dict[str, Any]:
         """Load the model's file again without failing requests; keep the old model on an error."""
-        changed = await models.reload(name, digest)
+        changed = await models.reload(name, query.digest)
         return {"changed": changed, **describe(models.get(name))}

@@ -27,7 +27,7 @@ from service.errors import (
     UnknownModel,
     UnsupportedMedia,
 )
-from service.http import deadlines, tensors
+from service.http import catalogue, deadlines, tensors
 from service.http.problems import documented
 from service.http.segment import Resources
 from service.http.tensors import DATATYPE, LENGTH_HEADER, InferRequest
@@ -81,7 +81,9 @@ def add_routes(app: FastAPI, settings: Settings, models: Models, resources: Reso
                     deadline,
                 )
                 body, length = await unless_gone(request, work)
-            headers = served.headers | ({} if length is None else {LENGTH_HEADER: str(length)})
+            headers = catalogue.headers(served) | (
+                {} if length is None else {LENGTH_HEADER: str(length)}
+            )
         return Response(body, 200, headers, "application/json" if length is None else BINARY)
 
 

@@ -4,16 +4,36 @@ from __future__ import annotations
 
 from typing import Annotated
 
+from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.errors import NotAcceptable
-from service.http import packing
+from service.errors import InvalidRequest, NotAcceptable
+from service.http import deadlines, packing
 from service.http.negotiation import output_for, quality
+from service.http.tensors import LENGTH_HEADER
 from service.images.outputs import INCLUDABLE, OUTPUTS, OverlayFormat, Wish, check, parse_outputs
 from service.images.selection import select
 from service.images.windows import Sliding
 from service.inference.contract import Contract
 from service.settings import Fit, Settings
+
+# A comma list may also be given as a repeated key, as most clients write lists.
+REPEATABLE = frozenset({"output", "classes", "include"})
+ONCE = ("Content-Type", deadlines.HEADER, LENGTH_HEADER, "Authorization")
+
+
+async def refuse_repeats(request: Request) -> None:
+    """Raise InvalidRequest for a parameter or header given twice: only one would count."""
+    keys = [key for key, _ in request.query_params.multi_items() if key not in REPEATABLE]
+    if repeated := sorted({key for key in keys if keys.count(key) > 1}):
+        raise InvalidRequest(f"{', '.join(repeated)}: give it once; {_values(request, repeated)}")
+    if headers := [name for name in ONCE if len(request.headers.getlist(name)) > 1]:
+        raise InvalidRequest(f"{', '.join(headers)}: send this header once")
+
+
+def _values(request: Request, keys: list[str]) -> str:
+    given = {key: request.query_params.getlist(key) for key in keys}
+    return ", ".join(f"{key}={value!r}" for key, values in given.items() for value in values[:4])
 
 
 class SegmentQuery(BaseModel):
@@ -22,12 +42,12 @@ class SegmentQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")  # else a slip of the pen gives another answer
 
     output: Annotated[
-        str | None,
+        list[str] | None,
         Field(description=f"comma list of {', '.join(OUTPUTS)}; default: what Accept says"),
     ] = None
     model: Annotated[str | None, Field(description="a name from /models")] = None
     classes: Annotated[
-        str | None, Field(description="comma list of names or ids; default: all")
+        list[str] | None, Field(description="comma list of names or ids; default: all")
     ] = None
     alpha: Annotated[float, Field(ge=0, le=1, description="overlay opacity")] = 0.5
     contour: Annotated[
@@ -37,7 +57,7 @@ class SegmentQuery(BaseModel):
         OverlayFormat | None, Field(description="default: what Accept prefers, else jpeg")
     ] = None
     include: Annotated[
-        str | None,
+        list[str] | None,
         Field(description=f"images inside the JSON: comma list of {', '.join(INCLUDABLE)}"),
     ] = None
 
@@ -62,15 +82,20 @@ class SegmentQuery(BaseModel):
         wish = Wish(
             _accepted(accept)
             if self.output is None
-            else parse_outputs(self.output, "output", OUTPUTS),
-            select(self.classes, contract),
+            else parse_outputs(",".join(self.output), "output", OUTPUTS),
+            select(None if self.classes is None else ",".join(self.classes), contract),
             self.alpha,
             self.contour,
             self.overlay_format or _preferred_format(accept),
-            parse_outputs(self.include, "include", INCLUDABLE) if self.include else (),
+            _included(self.include),
         )
         check(wish, contract)
         return wish
+
+
+def _included(listed: list[str] | None) -> tuple[str, ...]:
+    text = ",".join(listed or ())
+    return parse_outputs(text, "include", INCLUDABLE) if text else ()
 
 
 def _accepted(accept: str) -> tuple[str, ...]:

@@ -52,15 +52,6 @@ class ServedModel:
         """Whether every session is alive."""
         return self.batcher.live_sessions == len(self.batcher.sessions)
 
-    @property
-    def headers(self) -> dict[str, str]:
-        """What answers say about the model."""
-        return {
-            "X-Model": self.name,
-            "X-Model-Digest": self.engine.digest,
-            "X-Execution-Provider": self.engine.provider,
-        }
-
     async def start(self) -> None:
         """Warm up, then take requests."""
         for engine in self.engines:
@@ -270,6 +261,7 @@ def load(settings: Settings) -> Models:
 
 def load_engines(path: Path, settings: Settings) -> list[Engine]:
     """The sessions of one file: --sessions on every GPU, or on the CPU; raises StartupError."""
+    _check_name(path)
     gpus = () if settings.device == "cpu" else settings.gpus
     sessions = settings.sessions or 1
     if gpus:
@@ -295,6 +287,14 @@ def build_engines(settings: Settings) -> None:
             where = Path(engine.provider_options["trt_engine_cache_path"])
             made = trt_engines.note_complete(path, where)
             log.info("%s: %s", where, ", ".join(made))
+
+
+def _check_name(path: Path) -> None:
+    """Refuse a name that no answer, metric or log line could hold."""
+    try:
+        path.stem.encode()
+    except UnicodeEncodeError:
+        raise StartupError(f"{str(path)!r}: the file's name is not UTF-8: rename it") from None
 
 
 def _check_alike(first: Engine, other: Engine, path: Path) -> None:

@@ -17,6 +17,7 @@ from opentelemetry.trace import Span, SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.http import header_text
 from service.http.telemetry.observation import QUIET, known_method, route_of
 
 
@@ -88,7 +89,7 @@ def _note(span: Span, scope: Scope, start: Message) -> None:
     span.set_attribute("deeplab.request_id", scope.get("request_id", ""))
     headers = dict(start["headers"])
     if model := headers.get(b"x-model"):
-        span.set_attribute("deeplab.model", model.decode("latin-1"))
+        span.set_attribute("deeplab.model", header_text.decoded(model.decode("ascii")))
     if problem := scope.get("problem"):
         span.set_attribute("error.type", problem)
     if start["status"] >= 500:

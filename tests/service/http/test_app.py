@@ -7,6 +7,7 @@ import base64
 import gzip
 import io
 import json
+import os
 import socket
 import tempfile
 import threading
@@ -17,19 +18,24 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from numpy.typing import NDArray
 from PIL import Image
 
+from service.client import Client
+from service.client.plain import sentence
 from service.errors import InvalidImage, StartupError
+from service.http import header_text
 from service.http.app import create_app
 from service.inference import cpus, models
 from service.inference.batcher import HOPELESS
 from service.inference.engine import Prediction
 from service.settings import Settings
 from tests.service import onnx_models
+from tests.service.processes import running
 from tests.service.web import Held, Request
 
 
@@ -345,6 +351,7 @@ def test_probes_are_answered_while_everything_else_is_busy(
         assert [each.result().status_code for each in waiting] == [200] + [400] * threads
 
 
+PNG = {"Content-Type": "image/png"}
 PLAIN = {"Content-Encoding": "identity"}
 PREFLIGHT = {
     "Origin": "https://a.example",
@@ -555,3 +562,64 @@ def test_labels_are_the_same_whatever_else_is_asked_for(folder: Path) -> None:
             answer = post(open_, out.getvalue(), "image/jpeg", output=output)
             with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
                 assert archive.read("mask.png") == alone
+
+
+def test_a_repeated_key_is_a_list_where_a_list_makes_sense(
+    client: TestClient, photo: NDArray[np.uint8]
+) -> None:
+    """Before, only the last one counted: `classes=1&classes=2` found class 2 alone."""
+    both = post(client, png(photo), output="mask", classes=["dim", "2"])
+    assert both.status_code == 200
+    assert both.content == post(client, png(photo), output="mask", classes="dim,2").content
+    assert both.content != post(client, png(photo), output="mask", classes="2").content
+    answer = post(client, png(photo), output=["json", "mask"], include=["mask", "color"])
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        assert archive.namelist() == ["result.json", "mask.png"]
+        assert {"mask", "color"} <= json.loads(archive.read("result.json")).keys()
+
+
+@pytest.mark.parametrize(
+    "query", [{"model": ["tiny", "twin"]}, {"alpha": ["0", "1"]}, {"fit": ["resize", "resize"]}]
+)
+def test_a_repeated_key_is_refused_where_only_one_could_count(
+    client: TestClient, photo: NDArray[np.uint8], query: dict[str, list[str]]
+) -> None:
+    answer = post(client, png(photo), **query)
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid-request")
+    assert f"{next(iter(query))}: give it once" in answer.json()["detail"]
+
+
+def test_a_repeated_deadline_is_refused(client: TestClient, photo: NDArray[np.uint8]) -> None:
+    headers = [("Content-Type", "image/png"), *[("X-Request-Timeout-Ms", "5000")] * 2]
+    answer = client.post("/segment", content=png(photo), headers=headers)
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid-request")
+
+
+@pytest.mark.parametrize("query", ["digest=a&digest=b", "digst=" + "0" * 64])
+def test_a_reload_whose_digest_would_not_be_checked_is_refused(
+    client: TestClient, query: str
+) -> None:
+    answer = client.post(f"/models/tiny/reload?{query}")
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid-request")
+
+
+@pytest.mark.parametrize("name", ["модель", "été", "100% 'x'\n", "UTF-8''a"])
+def test_a_model_of_any_name_is_served(tmp_path: Path, photo: NDArray[np.uint8], name: str) -> None:
+    """Through a real server: a name that is not Latin-1 was a 500 after inference."""
+    onnx_models.save(tmp_path / f"{name}.onnx")
+    with running(tmp_path) as (url, _), Client(url) as asking:
+        assert asking.segment(png(photo)).model == sentence(name)
+        answer = httpx.get(f"{url}/models").json()["models"]
+        assert [model["name"] for model in answer] == [name]
+        named = {"model": name}
+        answer = httpx.post(f"{url}/segment", content=png(photo), params=named, headers=PNG)
+        assert answer.status_code == 200
+        assert header_text.decoded(answer.headers["x-model"]) == name
+        assert answer.headers["x-model"].isascii()
+
+
+def test_a_model_whose_name_is_no_text_is_refused_by_name(tmp_path: Path) -> None:
+    onnx_models.save(tmp_path / "tiny.onnx")
+    (tmp_path / "tiny.onnx").rename(os.fsdecode(os.fsencode(tmp_path) + b"/m\xff.onnx"))
+    with pytest.raises(StartupError, match="not UTF-8"):
+        models.load(make_settings(tmp_path))
