@@ -107,11 +107,13 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add("--alpha", metavar="A", type=float, help="opacity of the overlay's colours, 0 to 1 (0.5)")
     add("--contour", metavar="PX", type=int, help="width of outlines in the overlay (0: none)")
     add("--overlay-format", choices=("jpeg", "png"), help="of the overlay (jpeg)")
+    formats = "of the mask: with the class colours, or 8-bit grey, for OpenCV (palette)"
+    add("--mask-format", choices=("palette", "gray"), help=formats)
 
 
 def _query(options: argparse.Namespace) -> str:
     """What `_add_options` has been given, as the query has it."""
-    names = ("fit", "overlap", "classes", "alpha", "contour", "overlay_format")
+    names = ("fit", "overlap", "classes", "alpha", "contour", "overlay_format", "mask_format")
     given = ((name, getattr(options, name)) for name in names)
     return urlencode([(name, value) for name, value in given if value is not None])
 

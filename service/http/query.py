@@ -11,7 +11,15 @@ from service.errors import InvalidRequest, NotAcceptable
 from service.http import deadlines, packing
 from service.http.negotiation import output_for, quality
 from service.http.tensors import LENGTH_HEADER
-from service.images.outputs import INCLUDABLE, OUTPUTS, OverlayFormat, Wish, check, parse_outputs
+from service.images.outputs import (
+    INCLUDABLE,
+    OUTPUTS,
+    MaskFormat,
+    OverlayFormat,
+    Wish,
+    check,
+    parse_outputs,
+)
 from service.images.selection import select
 from service.images.windows import Sliding
 from service.inference.contract import Contract
@@ -56,6 +64,9 @@ class SegmentQuery(BaseModel):
     overlay_format: Annotated[
         OverlayFormat | None, Field(description="default: what Accept prefers, else jpeg")
     ] = None
+    mask_format: Annotated[
+        MaskFormat, Field(description="palette: with the class colours; gray: 8-bit grey")
+    ] = "palette"
     include: Annotated[
         list[str] | None,
         Field(description=f"images inside the JSON: comma list of {', '.join(INCLUDABLE)}"),
@@ -87,6 +98,7 @@ class SegmentQuery(BaseModel):
             self.alpha,
             self.contour,
             self.overlay_format or _preferred_format(accept),
+            self.mask_format,
             _included(self.include),
         )
         check(wish, contract)

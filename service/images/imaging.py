@@ -274,13 +274,9 @@ def color_png(labels: Rows, palette: tuple[Color, ...]) -> bytes:
     return lossless(_indexed(labels.image, palette).convert("RGB"))
 
 
-def confidence_png(confidence: Rows) -> bytes:
-    """A grey PNG of the probability of each pixel's class, times 255."""
-    return (
-        png.encode(confidence)
-        if _repeats(confidence)
-        else lossless(Image.fromarray(confidence.image))
-    )
+def grey_png(values: Rows) -> bytes:
+    """A grey PNG of class ids as they are, or of probabilities times 255."""
+    return png.encode(values) if _repeats(values) else lossless(Image.fromarray(values.image))
 
 
 def overlay(

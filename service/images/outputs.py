@@ -35,6 +35,7 @@ NEEDS_PHOTO = {"overlay"}  # in full resolution
 NAMES_CONFIDENCE = {"confidence", "json", "npz", "polygons", "rle"}
 
 OverlayFormat = Literal["jpeg", "png"]
+MaskFormat = Literal["palette", "gray"]  # OpenCV, FiftyOne and ffmpeg take a palette for colours
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Wish:
     alpha: float = 0.5
     contour: int = 0  # width in pixels
     overlay_format: OverlayFormat = "jpeg"
+    mask_format: MaskFormat = "palette"
     include: tuple[str, ...] = ()  # images inside the JSON, as base64
 
     @property
@@ -110,7 +112,7 @@ def encode_each(result: Result, wish: Wish) -> dict[str, bytes]:
 
 def _encode_one(name: str, result: Result, wish: Wish) -> bytes:
     encoders: dict[str, Callable[[Result, Wish], bytes]] = {
-        "mask": lambda r, w: imaging.mask_png(_selected(r, w), r.contract.palette),
+        "mask": _mask,
         "color": lambda r, w: imaging.color_png(_selected(r, w), r.contract.palette),
         "overlay": _overlay,
         "json": _json,
@@ -124,6 +126,13 @@ def _encode_one(name: str, result: Result, wish: Wish) -> bytes:
 
 def _selected(result: Result, wish: Wish) -> Rows:
     return replace(result.labels, different=wish.selection.apply(result.labels.different))
+
+
+def _mask(result: Result, wish: Wish) -> bytes:
+    labels = _selected(result, wish)
+    if wish.mask_format == "gray":
+        return imaging.grey_png(labels)
+    return imaging.mask_png(labels, result.contract.palette)
 
 
 def _overlay(result: Result, wish: Wish) -> bytes:
@@ -141,7 +150,7 @@ def _overlay(result: Result, wish: Wish) -> bytes:
 def _confidence(result: Result, _: Wish) -> bytes:
     if result.confidence is None:  # `check` has refused the request already
         raise InvalidRequest("output=confidence: this model has none")
-    return imaging.confidence_png(result.confidence)
+    return imaging.grey_png(result.confidence)
 
 
 def _npz(result: Result, wish: Wish) -> bytes:

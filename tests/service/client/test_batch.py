@@ -193,6 +193,7 @@ def test_options_for_the_service_are_sent_and_other_ones_redo_everything(
     server: FlakyServer, photos: Path
 ) -> None:
     given = "--fit sliding --overlap 0.3 --classes cat,9 --alpha 0 --contour 2 --overlay-format png"
+    given += " --mask-format gray"
     for _ in range(2):
         assert run(server, photos, *given.split()) == 0
     assert len(server.segmented()) == 3
@@ -207,6 +208,7 @@ def test_options_for_the_service_are_sent_and_other_ones_redo_everything(
             "alpha": "0.0",
             "contour": "2",
             "overlay_format": "png",
+            "mask_format": "gray",
         }
     run(server, photos, *given.split(), "--fit", "resize")
     assert len(server.segmented()) == 6

@@ -623,3 +623,18 @@ def test_a_model_whose_name_is_no_text_is_refused_by_name(tmp_path: Path) -> Non
     (tmp_path / "tiny.onnx").rename(os.fsdecode(os.fsencode(tmp_path) + b"/m\xff.onnx"))
     with pytest.raises(StartupError, match="not UTF-8"):
         models.load(make_settings(tmp_path))
+
+
+@pytest.mark.parametrize("scale", [1, 30])
+def test_a_grey_mask_holds_the_ids_for_tools_that_take_a_palette_for_colours(
+    client: TestClient, photo: NDArray[np.uint8], scale: int
+) -> None:
+    """`cv2.imread(mask, -1)` gives RGB of a palette PNG, and the ids of a grey one."""
+    body = png(np.repeat(np.repeat(photo[:10, :10], scale, 0), scale, 1)[:140, :140])
+    palette = post(client, body)
+    grey = post(client, body, mask_format="gray")
+    assert (palette.content[25], grey.content[25]) == (3, 0)  # the colour type in IHDR
+    assert Image.open(io.BytesIO(grey.content)).mode == "L"
+    assert (opened(grey.content) == opened(palette.content)).all()
+    inside = post(client, body, output="json", include="mask", mask_format="gray").json()
+    assert base64.b64decode(inside["mask"]["base64"]) == grey.content

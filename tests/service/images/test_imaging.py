@@ -204,7 +204,7 @@ def test_colours_and_confidence_come_back_whether_rows_repeat_or_not(times: int)
     palette = tuple((i, 255 - i, i // 2) for i in range(256))
     image = Image.open(io.BytesIO(imaging.color_png(Rows.of(labels), palette)))
     assert (np.asarray(image) == np.array(palette, np.uint8)[labels]).all()
-    image = Image.open(io.BytesIO(imaging.confidence_png(Rows.of(labels))))
+    image = Image.open(io.BytesIO(imaging.grey_png(Rows.of(labels))))
     assert (image.mode, np.asarray(image).tolist()) == ("L", labels.tolist())
 
 
