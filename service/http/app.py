@@ -40,6 +40,7 @@ from service.http import (
 )
 from service.http.middleware.keys import Keys, is_open
 from service.http.middleware.limits import Admission, BodyLimit
+from service.http.middleware.protocol import AbsoluteForm
 from service.http.middleware.shutdown import ShutdownAnswer
 from service.http.query import SegmentQuery, refuse_repeats
 from service.http.segment import Job, Resources, segment
@@ -134,6 +135,7 @@ def create_app(settings: Settings, models: Models, tracing: Tracing | None = Non
     app.add_middleware(Observation, metrics=measured, draining=lambda: models.draining)
     if tracing:
         app.add_middleware(tracing.middleware, tracing=tracing)
+    app.add_middleware(AbsoluteForm)
     problems.install(app)
     playground.add_routes(app)
     api_docs.add_routes(app)

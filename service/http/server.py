@@ -46,6 +46,7 @@ def serve(
         log_config=None,
         access_log=False,
         loop=LOOP,
+        ws="none",  # else a library that happens to be installed would take upgrades
         http=protocol_with_timeouts(settings.header_timeout_s, settings.send_timeout_s),
         timeout_keep_alive=settings.keep_alive_s,
         timeout_graceful_shutdown=max(1, round(settings.shutdown_timeout_s)),

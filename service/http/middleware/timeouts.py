@@ -12,10 +12,9 @@ import json
 import logging
 from typing import Any
 
-from uvicorn.protocols.http.h11_impl import H11Protocol
-
 from service.errors import HeaderTimeout
 from service.http import problems
+from service.http.middleware.protocol import Protocol
 
 log = logging.getLogger("service.http")
 
@@ -33,12 +32,8 @@ def protocol_with_timeouts(
     return Configured
 
 
-class TimeoutProtocol(H11Protocol):
-    """uvicorn's h11 protocol with one timer for request headers and one for sending answers.
-
-    It uses h11 even if httptools is installed: h11 limits the size of the headers,
-    httptools does not.
-    """
+class TimeoutProtocol(Protocol):
+    """Our protocol with one timer for request headers and one for sending answers."""
 
     header_timeout_s = 10.0  # to complete the headers of a request
     send_timeout_s = 60.0  # without progress, while there are bytes to send
