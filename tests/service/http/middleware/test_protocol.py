@@ -77,6 +77,11 @@ def answer(connection: socket.socket) -> tuple[int, bytes]:
         received += part
 
 
+def output_of(*command: str) -> str:
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+    return done.stdout
+
+
 def is_mask(body: bytes) -> bool:
     return bool((opened(body) == onnx_models.expected(photo())).all())
 
@@ -94,17 +99,12 @@ def test_an_offer_to_upgrade_to_http2_is_answered_over_http1(service: Service) -
 
 def test_javas_client_is_answered(service: Service, tmp_path: Path) -> None:
     java = shutil.which("java")
-    modules = (
-        subprocess.run([java, "--list-modules"], capture_output=True, text=True) if java else None
-    )
-    if java is None or modules is None or "jdk.compiler" not in modules.stdout:
+    if java is None or "jdk.compiler" not in output_of(java, "--list-modules"):
         pytest.skip("needs Java 11 or newer with its compiler (Debian: openjdk-17-jdk-headless)")
     (tmp_path / "photo.png").write_bytes(BODY)
-    command = [java, str(ASK), f"{service.url}/segment", str(tmp_path / "photo.png")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    printed = output_of(java, str(ASK), f"{service.url}/segment", str(tmp_path / "photo.png"))
     size = len(httpx.post(f"{service.url}/segment", files={"file": BODY}).content)
-    assert done.stdout.split() == ["200", str(size)] * 2
+    assert printed.split() == ["200", str(size)] * 2
 
 
 def test_an_offer_of_a_websocket_is_answered_over_http1(service: Service) -> None:
