@@ -1,1 +1,1 @@
-"""From a checkpoint to one self-contained .onnx file, proven equal; the bridge to the service."""
+"""Export a checkpoint to one self-contained .onnx file and compare it with PyTorch."""

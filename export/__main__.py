@@ -1,4 +1,4 @@
-"""`python -m export CKPT -o FILE.onnx`: one self-contained file per operating point."""
+"""Export a checkpoint to one .onnx file: `python -m export CKPT -o FILE.onnx`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ examples:
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m export",
-        description="Export a checkpoint to ONNX and prove it equal to PyTorch.",
+        description="Export a checkpoint to one .onnx file and compare it with PyTorch.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=EXAMPLES,
     )
@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     )
     quantization.add_argument("--dataset", default="voc", choices=sorted(DATASETS))
     quantization.add_argument(
-        "--data", type=Path, help="data set that mIoU is judged on; fp16: optional"
+        "--data", type=Path, help="data set to measure mIoU on; optional for fp16"
     )
     quantization.add_argument("--split", default="val")
     return p

@@ -1,11 +1,10 @@
-"""The exported file and its service against PyTorch, in one run: `python -m export.bench`.
+"""Compare an exported file and its service with PyTorch in one run: `python -m export.bench`.
 
-Machines differ and are noisy, so what counts are ratios: all contestants run
-in turn, round after round, and are compared by their medians. First the file:
-in our engine, in OpenVINO, and its checkpoint in PyTorch; the share of time spent
-behind the network (resizing logits, argmax, cast) is read off ONNX Runtime's own
-profile. Then the running service: against its bare engine (`service.bench`) and
-against a plain PyTorch handler.
+Machines differ and are noisy, so compare ratios: all contestants take turns, round after
+round, and each reports its median. First the file: in our engine, in OpenVINO, and its
+checkpoint in PyTorch. The share of time after the network (resizing logits, argmax, cast)
+comes from ONNX Runtime's own profile. Then the running service: against its bare engine
+(`service.bench`) and against a plain PyTorch handler.
 """
 
 from __future__ import annotations
@@ -106,7 +105,7 @@ def medians(candidates: dict[str, Runner], images: Images, rounds: int) -> dict[
 
 
 def tail_share(file: Path, images: Images, threads: int, rounds: int) -> float:
-    """Share of the kernels' time that is spent behind the last convolution."""
+    """Share of the kernels' time that is spent after the last convolution."""
     model = without(onnx.load(file))
     names = {f"{name}_kernel_time" for name in tail(model)}
     options = ort.SessionOptions()
@@ -125,7 +124,7 @@ def tail_share(file: Path, images: Images, threads: int, rounds: int) -> float:
 
 
 def compared(args: argparse.Namespace, threads: int) -> tuple[Table, dict[str, Any]]:
-    """The file and its rivals on one image size: as a table, and as figures.
+    """Compare the file with its rivals at one image size; returns a table and its figures.
 
     Raises StartupError or CheckpointError for files that cannot be loaded.
     """
@@ -152,7 +151,7 @@ def compared(args: argparse.Namespace, threads: int) -> tuple[Table, dict[str, A
 
 
 def served(args: argparse.Namespace) -> dict[str, Any]:
-    """The service against its engine and against the plain handler; raises as `service.bench`."""
+    """Compare the service with its engine and the plain handler; raises like `service.bench`."""
     size = "{},{}".format(*Engine(args.file, EngineOptions("cpu")).input_size)
     options = measure.BenchOptions(
         args.file,

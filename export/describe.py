@@ -1,7 +1,7 @@
-"""What an exported file is: `python -m export.describe FILE.onnx [--json]`.
+"""Describe an exported file: `python -m export.describe FILE.onnx [--json]`.
 
-Contract, parity certificate, operators, multiply-adds, parameters and size;
-one clear error for a file that is damaged or not ours.
+It prints contract, parity certificate, operators, multiply-adds, parameters and size,
+or one error for a file that is damaged or was not made by `python -m export`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Mean IoU of an exported file: `python -m export.evaluate FILE.onnx --data DIR`.
+"""Measure the mean IoU of an exported file: `python -m export.evaluate FILE.onnx --data DIR`.
 
-The same figures as model.evaluate, through the service's own engine and
-imaging: what is measured here is what a client gets.
+It computes the figures of model.evaluate with the service's own engine and image
+code, so it measures what a client gets.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def predict(
 ) -> NDArray[np.uint8]:
     """(H, W, 3) uint8 photo -> (H, W) uint8 class ids, as the service computes them.
 
-    `run` is an engine's: a batch (N, H, W, 3) uint8 to its labels (N, H, W). Photos
+    `run` is an engine's method: a batch (N, H, W, 3) uint8 to labels (N, H, W). Photos
     larger than `target` are shrunk, or cut into windows that overlap by a share.
     """
     photo = Photo(Image.fromarray(image), (image.shape[1], image.shape[0]))

@@ -1,8 +1,8 @@
 """The exported computation: uint8 photos in, uint8 label maps out.
 
-A separate module around the network, so that the training net stays free of
-everything that only an exported file needs. Scales and flips are the same
-functions that `model.predict` runs.
+This is a separate module around the network, so that the network itself stays
+free of what only an exported file needs. Scales and flips are the functions
+that `model.predict` runs.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class LabelGraph(nn.Module):
 
     @property
     def single_pass(self) -> bool:
-        """Whether softmax may be left out, because it does not change the order."""
+        """Whether softmax can be left out, because argmax gives the same labels without it."""
         return self.scales == (1.0,) and not self.flip
 
     def scores(self, image: Tensor) -> Tensor:
@@ -65,8 +65,8 @@ class LabelGraph(nn.Module):
         """(N, H, W, 3) uint8, RGB -> labels (N, H, W) uint8, scores [, confidence].
 
         Confidence is the probability of the label times 255, (N, H, W) uint8.
-        The scores are there to be compared when the file is made; the file
-        itself does not return them.
+        The scores are for the comparison at export; the finished file does
+        not return them.
         """
         scores = self.scores(image)
         labels = scores.argmax(dim=1).to(torch.uint8)
@@ -82,12 +82,12 @@ class LabelGraph(nn.Module):
 
 
 class PhasedGraph(LabelGraph):
-    """One pass over photos of one size, whose pixels stay in phases until they are labels.
+    """One pass over photos of a fixed size; a convolution replaces the resizing of logits.
 
-    Where logits lie r pixels apart, each of the r x r pixels between four of them is
-    a fixed weighted sum: a convolution, which is faster than resizing. Classes are
-    compared in its output as it is, (N, K, r * r, h + 1, w + 1); only labels are moved
-    to their places, a byte each.
+    Where logits are r pixels apart, each of the r x r pixels between four of them is a
+    fixed weighted sum of the four: a convolution, which is faster than resizing. Argmax
+    reads its output (N, K, r * r, h + 1, w + 1) directly, and only the labels, one byte
+    each, are moved to their places.
     """
 
     phase_weights: Tensor
@@ -95,7 +95,7 @@ class PhasedGraph(LabelGraph):
     def __init__(
         self, net: DeepLabV3Plus, size: tuple[int, int], *, confidence: bool = False
     ) -> None:
-        """Raises ValueError for a size (H, W) whose logits are no whole pixels apart."""
+        """Raises ValueError if logits of this size (H, W) are not whole pixels apart."""
         super().__init__(net, confidence=confidence)
         spacing = logit_spacing(net, size)
         if spacing is None:
@@ -121,7 +121,7 @@ class PhasedGraph(LabelGraph):
 
 
 def logit_spacing(net: DeepLabV3Plus, size: tuple[int, int]) -> tuple[int, int] | None:
-    """Pixels from one logit to the next, downwards and to the right; None if not whole."""
+    """Pixels between neighbouring logits, (down, right); None if they are not whole."""
     gaps = [(side - 1, -(-side // net.stride) - 1) for side in size]
     if not net.config.align_corners or any(gap == 0 or side % gap for side, gap in gaps):
         return None
@@ -137,6 +137,6 @@ def phase_weights(down: int, right: int) -> Tensor:
 
 
 def largest_probability(logits: Tensor) -> Tensor:
-    """Softmax of the largest logit alone: (N, K, H, W) -> (N, H, W)."""
+    """The probability of the most likely class: logits (N, K, H, W) -> (N, H, W)."""
     below = logits - logits.amax(dim=1, keepdim=True)
     return below.exp().sum(dim=1).reciprocal()

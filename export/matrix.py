@@ -1,9 +1,9 @@
-"""Every inference strategy of the paper's tables 3 and 5 as a file: `python -m export.matrix`.
+"""Export every inference strategy of the paper's tables 3 and 5: `python -m export.matrix`.
 
 Each row (evaluation output stride x multi-scale x flip x decoder x separable
-convolution) is exported with random weights through the same checks as any
-export, and listed with size, multiply-adds and label agreement. Files are
-deleted again unless --keep says where they shall stay.
+convolution) is exported with random weights and the checks of any export, and
+listed with size, multiply-adds and label agreement. Files are deleted again
+unless --keep names a folder for them.
 """
 
 from __future__ import annotations
@@ -63,10 +63,10 @@ def make_checkpoint(folder: Path, backbone: str, setting: Setting) -> Path:
 
 
 def settle(net: DeepLabV3Plus) -> None:
-    """Give batch norms the statistics of noise, as training would give them those of photos.
+    """Set batch norm's running statistics from noise, as training would from photos.
 
-    Without them activations fade through a deep network until all classes are
-    equally probable, and which label wins is a matter of rounding.
+    Without this, activations fade through a deep network until all classes are
+    equally probable and rounding decides the label.
     """
     for module in net.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -77,7 +77,7 @@ def settle(net: DeepLabV3Plus) -> None:
 
 
 def export_row(source: Path, target: Path, setting: Setting, side: Size) -> Contract:
-    """Export one row; raises ParityError when it does not do what PyTorch does."""
+    """Export one row; raises ParityError if the file disagrees with PyTorch."""
     options = ExportOptions(
         output_stride=setting.output_stride,
         size=side,

@@ -1,8 +1,8 @@
-"""Confidence where it is asked for, and no work for it where it is not.
+"""Compute the confidence output only when the caller asks for it.
 
-ONNX Runtime computes every node of a file, whichever outputs a caller names. So what
-only the confidence needs goes into an If, and its condition becomes an input that has
-a default: a caller that gives the image alone gets labels and confidence, as before.
+ONNX Runtime computes every node of a file, whichever outputs a caller names. So the
+nodes that only the confidence needs move into an If, whose condition is an input with
+a default: a caller that passes only the image still gets labels and confidence.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ ZEROS = f"no_{CONFIDENCE}"
 
 
 def on_request(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy whose confidence is computed if the input `with_confidence` is true, its default.
+    """A copy that computes confidence if the input `with_confidence` is true (the default).
 
-    Else it is zeros. A file without confidence is returned as it is.
+    If it is false, confidence is zeros. A file without confidence is returned unchanged.
     """
     if CONFIDENCE not in {output.name for output in model.graph.output}:
         return model
@@ -50,7 +50,7 @@ def on_request(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def without(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy that leaves the confidence out unless asked: for engines that know no defaults."""
+    """A copy whose default is false, for engines that cannot pass the input."""
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
     for tensor in changed.graph.initializer:
@@ -60,7 +60,7 @@ def without(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def reads(node: onnx.NodeProto) -> Iterator[str]:
-    """Names of what a node reads, also from within its branches."""
+    """Names of the tensors that a node reads, also inside its branches."""
     yield from node.input
     for attribute in node.attribute:
         for inner in attribute.g.node:
@@ -68,7 +68,7 @@ def reads(node: onnx.NodeProto) -> Iterator[str]:
 
 
 def _behind(graph: onnx.GraphProto, names: Iterable[str]) -> set[str]:
-    """These names and all that they are computed from."""
+    """These names and the names of everything they are computed from."""
     producers = {name: node for node in graph.node for name in node.output}
     found: set[str] = set()
     waiting = list(names)
@@ -93,7 +93,7 @@ def _zeros() -> list[onnx.NodeProto]:
 def _branch(
     name: str, nodes: Iterable[onnx.NodeProto], output: onnx.ValueInfoProto, renamed: str
 ) -> onnx.GraphProto:
-    """A graph of these nodes, whose result has a name of its own, as all names must."""
+    """A graph of these nodes; its result gets a new name, since names must be unique."""
     inner = []
     for node in nodes:
         copied = onnx.NodeProto()

@@ -25,9 +25,9 @@ def size(text: str) -> Size | Literal["dynamic"]:
 def options(args: argparse.Namespace) -> ExportOptions:
     """The options of a parsed command line; raises QuantizationError or DatasetError."""
     if args.precision == "int8" and args.data is None:
-        raise QuantizationError("--precision int8 needs --data DIR to judge the loss of mIoU on")
+        raise QuantizationError("--precision int8 needs --data DIR to measure the loss of mIoU")
     if args.precision == "fp32" and args.data is not None:
-        raise QuantizationError("--data judges the loss of mIoU: give --precision fp16 or int8")
+        raise QuantizationError("--data measures the loss of mIoU: give --precision fp16 or int8")
     if args.precision != "int8" and args.calibration is not None:
         raise QuantizationError("--calibration is for --precision int8")
     validation = None if args.data is None else find(args.dataset, args.data, args.split)
@@ -45,7 +45,7 @@ def options(args: argparse.Namespace) -> ExportOptions:
 
 
 def calibration(args: argparse.Namespace) -> list[Path]:
-    """The photos to calibrate on: of a folder, or those the network was trained on."""
+    """The photos to calibrate on: those of a folder, or those the network was trained on."""
     if args.calibration is not None:
         return photos_in(args.calibration)
     return [pair.image for pair in find(args.dataset, args.data, "train").pairs]

@@ -1,4 +1,4 @@
-"""PyTorch against ONNX Runtime, on the CPU, before a file gets its name."""
+"""Compare an exported file in ONNX Runtime with PyTorch, both on the CPU."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def test_images(target: InputSize) -> NDArray[np.uint8]:
     photos = [decode(open_checked(path.read_bytes(), 10**8)) for path in sorted(SAMPLES.iterdir())]
     shape = (target.height, target.width)
     noise = np.random.default_rng(0).integers(0, 256, (2, *shape, 3), np.uint8)
-    # Noise of 16-pixel blocks: every class has a chance, which white noise does not give.
+    # Noise in blocks of 16 pixels makes more classes appear than white noise does.
     blocks = Image.fromarray(noise[1, : shape[0] // 16 + 1, : shape[1] // 16 + 1])
     noise[1] = np.asarray(blocks.resize(shape[::-1], Image.Resampling.BICUBIC))
     return np.concatenate([np.stack([fit(photo, target).pixels for photo in photos]), noise])
 
 
 def batches(target: InputSize, *, dynamic: bool) -> Iterator[NDArray[np.uint8]]:
-    """Test batches of several sizes; of several shapes too where the graph takes any."""
+    """Test batches of several sizes, and of several shapes if the graph takes any."""
     images = test_images(target)
     for batch in BATCHES:
         for start in range(0, len(images), batch):
@@ -85,7 +85,7 @@ def compare(
 def with_miou(
     measured: Parity, graph: LabelGraph, proto: onnx.ModelProto, target: InputSize, data: Dataset
 ) -> Parity:
-    """`measured` with the mIoU of the file less that of PyTorch on a data set."""
+    """`measured` with the mIoU of the file minus that of PyTorch on a data set."""
     session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
 
     def file(images: NDArray[np.uint8]) -> NDArray[np.uint8]:

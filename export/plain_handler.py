@@ -1,9 +1,9 @@
-"""The usual way to serve a PyTorch model: `python -m export.plain_handler CKPT`.
+"""Serve a PyTorch model the way tutorials do: `python -m export.plain_handler CKPT`.
 
-What `make bench` compares the service with, written as tutorials write it, but
-fairly: the same checkpoint in eval mode without gradients, the same decoding and
-input size, as many threads, masks as PNG. One request runs at a time: in a
-thread pool PyTorch's own threads would get in each other's way.
+`make bench` compares the service with this handler. The comparison is fair: the same
+checkpoint in eval mode without gradients, the same decoding and input size, the same
+number of threads, masks as PNG. One request runs at a time: in a thread pool PyTorch's
+own threads would compete with each other.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from service.inference import cpus
 
 
 def create_app(source: Path, size: tuple[int, int], device: str = "cpu") -> FastAPI:
-    """A handler around one checkpoint, for input of `size` (H, W)."""
+    """An application with one checkpoint, for input of `size` (H, W)."""
     height, width = size
     graph = LabelGraph(checkpoint.load(source)).to(device).eval()
     app = FastAPI()

@@ -1,9 +1,9 @@
 """Static int8 quantization.
 
-Weights and activations of the network become 8 bit (QDQ form, which ONNX
+Weights and activations of the network become 8 bits (QDQ form, which ONNX
 Runtime fuses into integer kernels); resizing, averaging and argmax stay float.
-Ranges come from calibration photos. Each convolution is first quantized alone:
-those that change too many labels on their own stay in float.
+Ranges come from calibration photos. Each convolution is first quantized alone,
+and those that change too many labels on their own stay float.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ MAX_LABELS_CHANGED = 0.005
 
 
 class QuantizationError(ValueError):
-    """What quantization needs is missing."""
+    """An option or file that quantization needs is missing."""
 
 
 @dataclass(frozen=True)
 class Quantization:
-    """What int8 is calibrated on."""
+    """How to calibrate int8."""
 
     calibration: Sequence[Path]  # photos, none of the validation set
     calibration_images: int = 64
 
 
 def quantized(proto: onnx.ModelProto, target: InputSize, options: Quantization) -> onnx.ModelProto:
-    """A float32 graph in 8 bits, but for its sensitive layers."""
+    """Quantize a float32 graph to 8 bits, except for its sensitive convolutions."""
     images = photos(options.calibration, options.calibration_images, target)
     prepared = _prepared(proto)
     ranges = calibrate(prepared, images)
@@ -63,7 +63,7 @@ def quantized(proto: onnx.ModelProto, target: InputSize, options: Quantization) 
 
 
 def photos_in(folder: Path) -> list[Path]:
-    """The photos of a folder; raises QuantizationError where it holds none."""
+    """The photos of a folder; raises QuantizationError if it holds none."""
     paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in PHOTO_SUFFIXES)
     if not paths:
         raise QuantizationError(f"{folder} holds no photo to calibrate on")
@@ -77,7 +77,7 @@ def photos(paths: Sequence[Path], count: int, target: InputSize) -> list[NDArray
 
 
 def _prepared(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph with shapes inferred, as the quantizer wants it."""
+    """The graph with inferred shapes, which the quantizer needs."""
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder, "float.onnx"), Path(folder, "prepared.onnx")
         onnx.save(proto, source)
@@ -122,7 +122,7 @@ def sensitive(
 
 
 def _activations(proto: onnx.ModelProto, conv: onnx.NodeProto) -> list[str]:
-    """What clips a convolution's output: its range is then that of the clipped values."""
+    """The activation that clips a convolution's output; its range is that of clipped values."""
     return [
         node.name
         for node in proto.graph.node

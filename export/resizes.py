@@ -1,10 +1,10 @@
-"""Resizes by constant factors, so that no node of a file of fixed size needs the host.
+"""Give Resize nodes constant factors, so that a file of fixed size runs wholly on a GPU.
 
-The tracer gives every Resize its four output sizes, the batch among them: a
-Shape and a Concat per resize, which CUDA leaves to the CPU, with a copy and a
-wait each way. Where heights and widths are known, constant factors do. (Sizes
-for two named axes would be plainer, but ONNX Runtime's layout optimizer, which
-quantized graphs go through, expects four of everything.)
+The tracer gives every Resize its four output sizes, including the batch: a Shape and
+a Concat per resize. CUDA leaves these to the CPU, with a copy and a wait each way.
+Where heights and widths are known, constant factors are enough. (Sizes for two named
+axes would be simpler, but ONNX Runtime's layout optimizer for quantized graphs expects
+four values.)
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SCALES, SIZES = 2, 3  # inputs of the operator
 
 
 def constant_scales(proto: onnx.ModelProto) -> None:
-    """Give every Resize between known heights and widths constant factors, in place."""
+    """Replace sizes by constant factors in every Resize of known heights and widths, in place."""
     graph = proto.graph
     described = (*graph.value_info, *graph.output)
     shapes = {value.name: value.type.tensor_type.shape for value in described}
@@ -39,7 +39,7 @@ def constant_scales(proto: onnx.ModelProto) -> None:
 
 
 def factor(before: int, after: int) -> float:
-    """The float32 next to after / before that the operator's floor takes to `after`.
+    """The float32 nearest to after / before for which floor(before * factor) is `after`.
 
     Some implementations multiply in double precision, where rounding does not help.
     """

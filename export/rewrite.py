@@ -1,11 +1,11 @@
-"""Equal networks that ONNX Runtime runs faster, made from a trained one before tracing.
+"""Rewrite a trained network before tracing so that ONNX Runtime runs it faster.
 
-Batch norm is folded into the convolutions. A convolution over concatenated
-maps becomes a sum of convolutions over the maps: the concatenation, and the
-change of memory layout around it, is then never made, and the image-level
-feature stays one pixel until it is added. Enlarging the encoder's map is two
-products with constant matrices, which take half the time of a Resize. The
-decoder works in strips of rows, whose maps a cache holds.
+The rewritten network computes the same. Batch norm is folded into the
+convolutions. A convolution over concatenated maps becomes a sum of convolutions
+over the maps: this saves the concatenation and the change of memory layout
+around it, and the image-level feature stays one pixel until it is added. The
+encoder's map is enlarged by two products with constant matrices, which take half
+the time of a Resize. The decoder works in strips of rows that fit into a cache.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ STRIP_BYTES = 10_000_000
 
 
 def rewritten(net: DeepLabV3Plus, *, strip_bytes: int | None = STRIP_BYTES) -> DeepLabV3Plus:
-    """A copy of a net in eval mode that computes the same from the same weights.
+    """A faster copy of a network in eval mode that computes the same.
 
-    `strip_bytes` bounds the decoder's maps; None: they are never cut.
+    `strip_bytes` bounds the decoder's maps; None never cuts them into strips.
     """
     net = folded(net)
     net.aspp = SummedASPP(net.aspp)
@@ -48,10 +48,10 @@ def rewritten(net: DeepLabV3Plus, *, strip_bytes: int | None = STRIP_BYTES) -> D
 
 
 def folded(net: DeepLabV3Plus) -> DeepLabV3Plus:
-    """A copy of a net in eval mode with every batch norm folded into its convolution.
+    """A copy of a network in eval mode with every batch norm folded into its convolution.
 
-    No activation of it is in place. Folding is done here rather than by the exporter,
-    which would store one copy of the folded weights for every scale and flip that uses them.
+    Its activations are not in place. The exporter could fold as well, but it would store
+    one copy of the folded weights for every scale and flip that uses them.
     """
     net = copy.deepcopy(net)
     for module in net.modules():
@@ -150,7 +150,7 @@ def interpolation(before: int, after: int, *, align_corners: bool) -> NDArray[np
 
 
 class SummedDecoderStage(DecoderStage):
-    """A decoder stage whose first convolution is a sum over its two inputs, and what follows."""
+    """A decoder stage whose first convolution is a sum over its two inputs."""
 
     def __init__(self, stage: DecoderStage, *then: nn.Module, strip_bytes: int | None) -> None:
         nn.Module.__init__(self)
@@ -182,14 +182,14 @@ class SummedDecoderStage(DecoderStage):
         return strips[0] if len(strips) == 1 else torch.cat(strips, dim=2)
 
     def rows(self, height: int, width: int) -> list[slice]:
-        """Even parts of `height` rows, of which a map has at most `strip_bytes`."""
+        """Split `height` rows evenly into strips whose maps have at most `strip_bytes`."""
         whole = 4 * self.width * height * width
         count = 1 if self.strip_bytes is None else math.ceil(whole / self.strip_bytes)
         bounds = [height * index // count for index in range(count + 1)]
         return [slice(start, stop) for start, stop in pairwise(bounds)]
 
     def strip(self, x: Tensor, low: Tensor, rows: slice) -> Tensor:
-        """Those rows of the result, computed from as many more as it takes."""
+        """Compute these rows of the result, from the input rows that they depend on."""
         size = (low.shape[2], low.shape[3])
         start, stop = max(0, rows.start - self.halo), min(size[0], rows.stop + self.halo)
         wide = slice(start, stop)

@@ -1,9 +1,9 @@
-"""Ranges of int8 weights with which integer kernels cannot overflow.
+"""Choose ranges of int8 weights so that integer kernels cannot overflow.
 
-CPUs without VNNI multiply activations (uint8) and weights (int8) two by two and add each
-pair in 16 bits, where sums saturate (`vpmaddubsw`): the same file would give other labels
-than on a CPU with VNNI. Seven bits for every weight would prevent it; it is enough that no two
-neighbours of one sign exceed what 16 bits hold, which costs most channels less.
+CPUs without VNNI multiply activations (uint8) and weights (int8) in pairs and add each pair
+in 16 bits, where sums saturate (`vpmaddubsw`): one file would give other labels there than
+on a CPU with VNNI. Seven bits for every weight would prevent that. It is enough if no two
+neighbours of one sign exceed 16 bits, which costs most channels less precision.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from export.tail import learned
 
 
 def safe_ranges(proto: onnx.ModelProto) -> dict[str, list[dict[str, Any]]]:
-    """The range of every channel of every weight that is multiplied in pairs, for the quantizer.
+    """For the quantizer: the range of every channel of every weight that is multiplied in pairs.
 
-    Its 127 steps are then a pair's sum, 128 after rounding: 255 * 128 < 2**15. Depthwise
+    A pair's sum then has 127 steps, 128 after rounding: 255 * 128 < 2**15. Depthwise
     convolutions are left out: their kernels add in 32 bits.
     """
     weights = {tensor.name: tensor for tensor in proto.graph.initializer}
@@ -38,7 +38,7 @@ def safe_ranges(proto: onnx.ModelProto) -> dict[str, list[dict[str, Any]]]:
 def largest_pairs(weights: NDArray[Any]) -> NDArray[Any]:
     """For each channel the largest sum of two neighbours of one sign: (C', C, h, w) -> (C',).
 
-    Neighbours are in order of rows, as kernels of either memory layout have them.
+    Neighbours are counted in both memory layouts that kernels use.
     """
     sums = [
         np.maximum(pairs.clip(0).sum(2).max(1), (-pairs).clip(0).sum(2).max(1))

@@ -1,8 +1,8 @@
-"""Softmax over the classes as the operators it is made of.
+"""Replace softmax over the classes by the operators that it consists of.
 
-ONNX Runtime's CPU kernel works along the last axis and transposes everything
-else: at 513x513 with 21 classes that took ten times as long as reduction,
-difference, exponential, sum and quotient one by one.
+ONNX Runtime's CPU kernel works along the last axis and transposes other inputs: at
+513x513 with 21 classes this took ten times as long as maximum, difference,
+exponential, sum and quotient one by one.
 """
 
 from __future__ import annotations

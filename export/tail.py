@@ -1,4 +1,4 @@
-"""Where the network ends in a file, and the way from logits to labels begins."""
+"""Find the node in an ONNX graph that produces the logits."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Building, checking and writing the .onnx file.
+"""Build, check and write the .onnx file.
 
-The file is compared with PyTorch before it exists under its name: a failed
-comparison leaves nothing behind.
+The file is compared with PyTorch before it gets its name; a failed comparison
+leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def export(source: Path, target: Path, options: ExportOptions) -> Contract:
 
 
 def build(graph: LabelGraph, size: Size, *, dynamic: bool = False) -> onnx.ModelProto:
-    """Trace `graph` for images of `size` (H, W), or any size; any batch; checked by onnx itself."""
+    """Trace `graph` for any batch of images of `size` (H, W), or of any size, and check it."""
     # Two images: a batch of one would be taken for a constant.
     example = torch.zeros((2, *size, 3), dtype=torch.uint8)
     shapes = {0: Dim("batch")}
@@ -158,7 +158,7 @@ def serialized(proto: onnx.ModelProto) -> bytes:
 
 
 def pad_color(net: DeepLabV3Plus) -> tuple[int, int, int]:
-    """The mean pixel, rounded to what a uint8 image can hold."""
+    """The mean pixel, rounded to uint8."""
     red, green, blue = (math.floor(value + 0.5) for value in net.config.mean)
     return red, green, blue
 
@@ -170,7 +170,7 @@ def _graph(net: DeepLabV3Plus, options: ExportOptions) -> LabelGraph:
 
 
 def _fast_graph(net: DeepLabV3Plus, size: Size, options: ExportOptions) -> LabelGraph:
-    """What `_graph` computes, in the form in which a file computes it."""
+    """The graph to export: what `_graph` computes, rewritten for speed."""
     # Ranges of int8 are of whole maps.
     fast = rewritten(net) if options.precision == "fp32" else rewritten(net, strip_bytes=None)
     if options.precision == "fp16":  # for GPUs: their Resize is fast, and rounds in float32
