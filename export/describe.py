@@ -52,7 +52,7 @@ def load(path: Path) -> tuple[onnx.ModelProto, Contract]:
         (contract.contract_sha256, contract_digest(metadata[METADATA_KEY])),
     ):
         if noted not in (None, digest):
-            raise DescribeError(f"{path} was altered after its export: its digest is another")
+            raise DescribeError(f"{path} was changed after its export: its digest does not match")
     return model, contract
 
 

@@ -1,10 +1,10 @@
-"""A mask's outline as polygons with holes, exact to the pixel.
+"""Convert a mask to polygons with holes, exact to the pixel.
 
-Rings run along pixel edges, x to the right and y down, in whole pixels: the area
-of a polygon is its number of pixels. Each 4-connected region is one polygon.
-Pixels that touch at a corner only are the hard case: rings are first traced so
-that such pixels stay apart, then cut wherever a ring meets itself. What remains
-are simple rings, as OGC Simple Features and RFC 7946 ask for.
+Rings follow pixel edges in whole pixels, x to the right and y down, so that the area of a
+polygon is its number of pixels. Each 4-connected region is one polygon. Pixels that touch
+only at a corner need care: rings are traced so that such pixels stay apart, then cut where
+a ring meets itself. The results are simple rings, as OGC Simple Features and RFC 7946
+require.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ Ints = NDArray[np.intp]
 
 @dataclass(frozen=True)
 class _Corners:
-    """Where outlines turn. A point where two pixels touch diagonally counts twice."""
+    """The corners of all outlines. A point where two pixels touch diagonally is two corners."""
 
     x: Ints
     y: Ints
-    following: Ints  # the next corner along the outline, the region on the right hand
+    following: Ints  # the next corner along the outline, with the region on the right
     vertical: Ints  # the other end of each corner's vertical edge
     falls: Mask  # whether that edge goes down from this corner
 
 
 def polygons(mask: Mask) -> list[Polygon]:
-    """The polygons of a mask (H, W), each an outer ring and its holes."""
+    """Return the polygons of a mask (H, W), each an outer ring and its holes."""
     corners = _corners(mask)
     walk_of, walks = _walks(corners)
     outlines: dict[int, Polygon] = {}
@@ -52,7 +52,7 @@ def polygons(mask: Mask) -> list[Polygon]:
 
 
 def signed_area(ring: Ring) -> int:
-    """The area in pixels; negative for holes."""
+    """Return the area in pixels, negative for holes."""
     return sum(x0 * y1 - x1 * y0 for (x0, y0), (x1, y1) in pairwise(ring)) // 2
 
 
@@ -65,7 +65,7 @@ def _corners(mask: Mask) -> _Corners:
     at = np.repeat(np.arange(len(x)), np.where(twice, 2, 1))  # in order of rows
     first = np.diff(at, prepend=-1) > 0  # of a diagonal pair: the one with the edge to the left
     y, x, twice = y[at], x[at], twice[at]
-    # Pixels that touch diagonally stay apart: a pixel in the north west keeps left with up.
+    # Diagonal pixels stay apart: a pixel in the north-west joins the left edge with the upper one.
     lower = np.where(nw[y, x], ~first, first) & twice
     by_column = np.lexsort((lower, y, x))
     vertical = np.empty_like(by_column)
@@ -73,14 +73,14 @@ def _corners(mask: Mask) -> _Corners:
     falls = np.zeros(len(x), np.bool_)
     falls[by_column[::2]] = True
     index = np.arange(len(x))
-    # An edge goes right above the region, down on its right side.
+    # Above a region edges run to the right, on its right side they run down.
     right_end = index % 2 == 1
-    goes_on = np.where(right_end, nw[y, x], se[y, x])  # the horizontal edge leads away from here
+    goes_on = np.where(right_end, nw[y, x], se[y, x])  # whether the horizontal edge starts here
     return _Corners(x, y, np.where(goes_on, index ^ 1, vertical), vertical, falls)
 
 
 def _walks(corners: _Corners) -> tuple[Ints, list[list[Ring]]]:
-    """Follow every outline once; which walk each corner is on, and each walk's simple rings."""
+    """Follow every outline; return each corner's walk, and the simple rings of each walk."""
     following = corners.following.tolist()
     points = list(zip(corners.x.tolist(), corners.y.tolist(), strict=True))
     walk_of = [-1] * len(points)
@@ -98,7 +98,7 @@ def _walks(corners: _Corners) -> tuple[Ints, list[list[Ring]]]:
 
 
 def _simple_rings(path: Ring) -> list[Ring]:
-    """Cut a closed path at every point that it passes twice."""
+    """Cut a closed path at every point that it visits twice."""
     rings: list[Ring] = []
     open_path: Ring = []
     position: dict[tuple[int, int], int] = {}
@@ -119,7 +119,7 @@ def _simple_rings(path: Ring) -> list[Ring]:
 def _owners(
     corners: _Corners, walk_of: Ints, holes: dict[int, list[Ring]], width: int
 ) -> dict[int, int]:
-    """The outer walk around each hole: what lies first to the left, across the region."""
+    """Return the outer walk around each hole: the next outline to the left of the hole."""
     if not holes:
         return {}
     tops = np.flatnonzero(corners.falls)

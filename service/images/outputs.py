@@ -1,4 +1,4 @@
-"""What a client can ask for, and how each of it is encoded. Runs in a worker thread."""
+"""The outputs that a client can request, and their encoders. Runs in a worker thread."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from service.images.png import Rows
 from service.images.selection import Selection
 from service.inference.contract import Contract
 
-# Outputs by name: media type and the name of the file inside a ZIP of several.
+# Outputs by name: media type, and file name in a ZIP.
 OUTPUTS = {
     "mask": ("image/png", "mask.png"),
     "color": ("image/png", "color.png"),
@@ -30,9 +30,9 @@ OUTPUTS = {
 INCLUDABLE = ("mask", "color", "overlay", "confidence")
 PNG_OVERLAY = ("image/png", "overlay.png")
 ZIP = "application/zip"
-NEEDS_PHOTO = {"overlay"}  # in full resolution
-# These name it, those of whole photos and those of classes alike; the others are spared its cost.
-NAMES_CONFIDENCE = {"confidence", "json", "npz", "polygons", "rle"}
+NEEDS_PHOTO = {"overlay"}  # needs the photo at full resolution
+# Outputs that contain the confidence; it is not computed for the others.
+HAS_CONFIDENCE = {"confidence", "json", "npz", "polygons", "rle"}
 
 OverlayFormat = Literal["jpeg", "png"]
 MaskFormat = Literal["palette", "gray"]  # OpenCV, FiftyOne and ffmpeg take a palette for colours
@@ -40,7 +40,7 @@ MaskFormat = Literal["palette", "gray"]  # OpenCV, FiftyOne and ffmpeg take a pa
 
 @dataclass(frozen=True)
 class Wish:
-    """What a client asked for."""
+    """The outputs that a client requested, and their options."""
 
     outputs: tuple[str, ...]
     selection: Selection
@@ -48,15 +48,15 @@ class Wish:
     contour: int = 0  # width in pixels
     overlay_format: OverlayFormat = "jpeg"
     mask_format: MaskFormat = "palette"
-    include: tuple[str, ...] = ()  # images inside the JSON, as base64
+    include: tuple[str, ...] = ()  # images to include in the JSON, as base64
 
     @property
     def all_outputs(self) -> set[str]:
-        """Every output that must be made, those inside the JSON too."""
+        """All outputs to make, including those inside the JSON."""
         return {*self.outputs, *self.include}
 
     def kind(self, name: str) -> tuple[str, str]:
-        """Media type and file name of an output."""
+        """Return the media type and file name of an output."""
         if name == "overlay" and self.overlay_format == "png":
             return PNG_OVERLAY
         return OUTPUTS[name]
@@ -64,7 +64,7 @@ class Wish:
 
 @dataclass(frozen=True)
 class Result:
-    """One photo and what the model says of it, at the photo's own size."""
+    """The labels of a photo, at the photo's own size."""
 
     photo: Photo
     labels: Rows  # of (H, W)
@@ -73,12 +73,12 @@ class Result:
 
 
 def wants_confidence(wish: Wish, contract: Contract) -> bool:
-    """Whether the model is to be asked for its confidence: it has one, and an output names it."""
-    return contract.confidence and not NAMES_CONFIDENCE.isdisjoint(wish.all_outputs)
+    """Compute the confidence only if an output contains it and the model has it."""
+    return contract.confidence and not HAS_CONFIDENCE.isdisjoint(wish.all_outputs)
 
 
 def parse_outputs(text: str, what: str, valid: Iterable[str]) -> tuple[str, ...]:
-    """Split a comma list of output names; raises InvalidRequest naming the valid ones."""
+    """Split comma-separated output names; raises InvalidRequest for unknown ones."""
     names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
     wrong = [name for name in names if name not in valid]
     if wrong or not names:
@@ -87,17 +87,19 @@ def parse_outputs(text: str, what: str, valid: Iterable[str]) -> tuple[str, ...]
 
 
 def check(wish: Wish, contract: Contract) -> None:
-    """Refuse what the model cannot give, or nobody would see; raises InvalidRequest."""
+    """Raise InvalidRequest for outputs that the model lacks, and for a useless `include`."""
     if wish.include and "json" not in wish.outputs:
-        raise InvalidRequest(f"include={','.join(wish.include)} goes into the JSON: output=json")
+        raise InvalidRequest(
+            f"include={','.join(wish.include)} needs output=json, which it adds images to"
+        )
     if "confidence" in wish.all_outputs and not contract.confidence:
         raise InvalidRequest(
-            "output=confidence: this model has none; export it with `python -m export --confidence`"
+            "output=confidence: this model has no confidence; export it with --confidence"
         )
 
 
 def encode(result: Result, wish: Wish) -> tuple[bytes, str]:
-    """The body of the answer and its media type: one output as it is, several as a ZIP."""
+    """Return the body of the answer and its media type; several outputs become a ZIP."""
     files = encode_each(result, wish)
     if len(files) == 1:
         ((name, body),) = files.items()
@@ -106,7 +108,7 @@ def encode(result: Result, wish: Wish) -> tuple[bytes, str]:
 
 
 def encode_each(result: Result, wish: Wish) -> dict[str, bytes]:
-    """Every output that was asked for, by its name."""
+    """Encode all requested outputs, by name."""
     return {name: _encode_one(name, result, wish) for name in wish.outputs}
 
 
@@ -148,8 +150,8 @@ def _overlay(result: Result, wish: Wish) -> bytes:
 
 
 def _confidence(result: Result, _: Wish) -> bytes:
-    if result.confidence is None:  # `check` has refused the request already
-        raise InvalidRequest("output=confidence: this model has none")
+    if result.confidence is None:  # `check` refuses such requests
+        raise InvalidRequest("output=confidence: this model has no confidence")
     return imaging.grey_png(result.confidence)
 
 
@@ -190,7 +192,7 @@ def _polygons(result: Result, wish: Wish) -> bytes:
 
 
 def _feature(result: Result, entry: dict[str, Any]) -> dict[str, Any]:
-    """One class as a GeoJSON MultiPolygon, traced inside its box only."""
+    """Return a class as a GeoJSON MultiPolygon; only its bounding box is traced."""
     x0, y0, x1, y1 = entry["box"]
     shapes = outlines.polygons(result.labels.image[y0:y1, x0:x1] == entry["id"])
     moved = [[[(x + x0, y + y0) for x, y in ring] for ring in rings] for rings in shapes]
@@ -204,6 +206,6 @@ def _feature(result: Result, entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _size(result: Result) -> dict[str, int]:
-    """The photo's own, and how it was turned: coordinates are those of the turned photo."""
+    """The photo's size and EXIF orientation; coordinates are those of the upright photo."""
     width, height = result.photo.size
     return {"width": width, "height": height, "orientation": result.photo.orientation}

@@ -1,9 +1,9 @@
-"""PNG files of images whose rows repeat, as masks do that were brought to a large photo's size.
+"""Encode PNG files of images with repeated rows quickly, such as enlarged masks.
 
-A mask of 12 megapixels from a model of 513 x 513 has some hundred different rows,
-each several times. PNG stores a row as its difference to the one above (filter
-"Up"): a repeated row is all zeros, whatever it shows. Its compressed form is made
-once and written as often as needed, so time goes with the rows that differ.
+A mask of 12 megapixels from a model of 513 x 513 has a few hundred different rows, each
+repeated several times. PNG can store a row as the difference to the row above (filter
+"Up"), so a repeated row is all zeros. Its compressed form is made once and written as
+often as needed: the time depends on the number of different rows only.
 
 PNG: W3C Recommendation, third edition; deflate: RFC 1951; its container: RFC 1950.
 """
@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 GREY, RGB, INDEXED = 0, 2, 3  # colour types
-AS_IS, UP = 0, 2  # filter types, the byte in front of each row
+NONE, UP = 0, 2  # filter types: the byte in front of each row
 DEFLATE_FAST = b"\x78\x01"  # header of a zlib stream
 LEVEL = 1
-MEM_LEVEL = 6  # a full flush clears zlib's table, whose size this is
-TOGETHER = (64, 16, 4, 1)  # repeats that share a compressed block: fewer, smaller files
-AT_ONCE = 256  # rows given to zlib: few calls, little memory
+MEM_LEVEL = 6  # size of zlib's hash table, which every full flush clears
+BLOCKS = (64, 16, 4, 1)  # repeats in one precompressed block: large ones make smaller files
+AT_ONCE = 256  # rows per call of zlib: few calls, little memory
 ADLER = 65521
 
 Pixels = NDArray[np.uint8]
@@ -34,17 +34,14 @@ Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Rows:
-    """An image (H, W) or (H, W, 3), as its rows and how often each comes in succession."""
+    """An image (H, W) or (H, W, 3), run-length encoded by rows."""
 
     different: Pixels  # (R, W) or (R, W, 3)
     counts: NDArray[np.intp]  # (R,), at least 1
 
     @classmethod
     def of(cls, image: Pixels, counts: NDArray[np.intp] | None = None) -> Rows:
-        """Rows of an image (H, W), those that are equal and in succession as one.
-
-        `counts` (H,): how often each is there, if not once.
-        """
+        """Encode an image (H, W), or rows (H, W) that each repeat `counts` (H,) times."""
         differs = np.ones(len(image), np.bool_)
         differs[1:] = (image[1:] != image[:-1]).any(axis=1)
         starts = np.flatnonzero(differs)
@@ -54,12 +51,12 @@ class Rows:
 
     @cached_property
     def image(self) -> Pixels:
-        """All of it."""
+        """The decoded image."""
         return self.different.repeat(self.counts, axis=0)
 
 
 def encode(image: Rows, palette: Pixels | None = None) -> bytes:
-    """An image as a PNG: grey, RGB or, with a palette (256, 3), indices into it."""
+    """Encode as a PNG: grey, RGB or, with a palette (256, 3), indexed."""
     rows, counts = image.different, image.counts
     kind = RGB if rows.ndim == 3 else GREY if palette is None else INDEXED
     header = struct.pack(">IIBBBBB", rows.shape[1], int(counts.sum()), 8, kind, 0, 0, 0)
@@ -75,9 +72,9 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def _compressed(rows: Pixels, counts: NDArray[np.intp]) -> Iterator[bytes]:
-    """The zlib stream of all rows with their filter types."""
+    """Yield the zlib stream of all rows with their filter types."""
     stream, width = _deflater(), rows.shape[1]
-    blocks = {n: _flushed(_deflater(), (bytes([UP]) + bytes(width)) * n) for n in TOGETHER}
+    blocks = {n: _flushed(_deflater(), (bytes([UP]) + bytes(width)) * n) for n in BLOCKS}
     adler = 1
     yield DEFLATE_FAST
     for lines, again in _pieces(rows, counts):
@@ -85,7 +82,7 @@ def _compressed(rows: Pixels, counts: NDArray[np.intp]) -> Iterator[bytes]:
         if not again:
             yield stream.compress(lines)
             continue
-        # A full flush ends at a byte, and what follows refers to nothing before it.
+        # A full flush ends at a byte boundary, and later data does not refer to earlier data.
         yield _flushed(stream, lines)
         yield _repeats(blocks, again)
         adler = _adler_of_repeats(adler, width, again)
@@ -93,11 +90,11 @@ def _compressed(rows: Pixels, counts: NDArray[np.intp]) -> Iterator[bytes]:
 
 
 def _pieces(rows: Pixels, counts: NDArray[np.intp]) -> Iterator[tuple[memoryview, int]]:
-    """Rows with their filter types, and how often the last of them is to be repeated."""
+    """Yield rows with their filter types, and how often to repeat the last of them."""
     for first in range(0, len(rows), AT_ONCE):
         some, again = rows[first : first + AT_ONCE], counts[first : first + AT_ONCE] - 1
         lines = np.empty((len(some), some.shape[1] + 1), np.uint8)
-        lines[:, 0] = AS_IS
+        lines[:, 0] = NONE
         lines[:, 1:] = some
         start = 0
         for end in sorted({*(np.flatnonzero(again) + 1).tolist(), len(lines)}):
@@ -114,7 +111,7 @@ def _flushed(stream: zlib._Compress, lines: bytes | memoryview) -> bytes:
 
 
 def _repeats(blocks: dict[int, bytes], count: int) -> bytes:
-    """`count` repeats of a row, from blocks of many (the largest first) or one."""
+    """Return `count` repeats of a row, made of the blocks, largest first."""
     parts = []
     for size, block in blocks.items():
         times, count = divmod(count, size)
@@ -123,7 +120,7 @@ def _repeats(blocks: dict[int, bytes], count: int) -> bytes:
 
 
 def _adler_of_repeats(adler: int, width: int, count: int) -> int:
-    """The checksum after `count` more lines of the byte 2 and `width` zeros (RFC 1950, 8.2)."""
+    """Return the checksum after `count` more rows: the byte 2 and `width` zeros (RFC 1950, 8.2)."""
     low, high = adler & 0xFFFF, adler >> 16
     # Line i adds 2 to the low sum, then width + 1 times that sum to the high one.
     high += (width + 1) * (count * low + count * (count + 1))

@@ -1,4 +1,4 @@
-"""`classes=cat,person`: the classes a client wants to see."""
+"""Parse `classes=cat,person`, the selection of classes, and apply it to label maps."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from numpy.typing import NDArray
 from service.errors import InvalidRequest
 from service.inference.contract import Contract
 
-VOID = 255  # what is not selected, in masks of models without a background class
+VOID = 255  # replaces other classes if the model has no background class
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The ids that were asked for, and the id that takes the place of all others."""
+    """The selected ids, and the id that replaces all others."""
 
     ids: frozenset[int]
     other: int
 
     def apply(self, labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The label map with every other class replaced; itself where there is none."""
+        """Replace all other classes in a label map; return it unchanged if it has none."""
         if self.ids.issuperset(range(int(labels.max()) + 1)):
             return labels
         table = np.full(256, self.other, np.uint8)
@@ -31,7 +31,7 @@ class Selection:
 
 
 def select(text: str | None, contract: Contract) -> Selection:
-    """Names or ids, as a comma list; None is all. Raises InvalidRequest naming the classes."""
+    """Parse comma-separated names or ids; None selects all. Raises InvalidRequest."""
     other = VOID if contract.background is None else contract.background
     if text is None:
         return Selection(frozenset(range(len(contract.classes))), other)
@@ -45,7 +45,7 @@ def select(text: str | None, contract: Contract) -> Selection:
 
 
 def _id(part: str, names: dict[str, int]) -> int:
-    """The id that a name or number stands for; -1 if there is none."""
+    """Return the id for a name or number, -1 if there is none."""
     if part in names:
         return names[part]
     number = int(part) if part.isascii() and part.isdigit() and len(part) <= 3 else -1

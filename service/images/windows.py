@@ -1,10 +1,9 @@
-"""Sliding windows: a large photo at its own resolution, in pieces of the model's size.
+"""Sliding windows: segment a large photo at full resolution, in pieces of the model's size.
 
-Windows lie on a grid, as evenly as whole pixels allow, and overlap by at least the
-share asked for. The engine gives labels, not probabilities, so overlaps are not
-averaged: each pixel takes the label of the window in which it lies most centrally,
-where the network has seen the most around it. Neighbours thus meet in the middle of
-their overlap.
+The windows form a regular grid and overlap by at least the requested share. The engine
+returns labels, not probabilities, so overlaps are not averaged: each pixel takes the label
+from the window whose centre is nearest, because the network has seen the most context
+there. Neighbouring windows meet in the middle of their overlap.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from service.inference.contract import InputSize
 
 @dataclass(frozen=True)
 class Sliding:
-    """How windows are laid, and how many of them one photo may have."""
+    """The overlap of windows, and the most windows that a photo may have."""
 
     overlap: float  # at least this share of a window's side
     max_windows: int
@@ -31,15 +30,15 @@ class Sliding:
 
 @dataclass(frozen=True)
 class Span:
-    """One window along one axis, in pixels of the photo."""
+    """A window along one axis, in pixels of the photo."""
 
     start: int
-    keep: tuple[int, int]  # [from, to): where this window is the most central one
+    keep: tuple[int, int]  # [from, to): the part to keep
 
 
 @dataclass(frozen=True)
 class Window:
-    """One piece of a photo."""
+    """A piece of a photo."""
 
     pixels: NDArray[np.uint8]  # (H, W, 3), of the model's size
     y: Span
@@ -47,29 +46,29 @@ class Window:
 
 
 def needed(size: tuple[int, int], target: InputSize) -> bool:
-    """Whether a photo of `size` (W, H) is larger than the model's input."""
+    """Return whether a photo of `size` (W, H) is larger than the model's input."""
     return size[0] > target.width or size[1] > target.height
 
 
 def count(size: tuple[int, int], target: InputSize, overlap: float) -> int:
-    """How many windows a photo of `size` (W, H) takes; 1 where it needs no cutting."""
+    """Return the number of windows for a photo of `size` (W, H); 1 if it fits the model."""
     across = len(_starts(size[0], target.width, overlap))
     return across * len(_starts(size[1], target.height, overlap))
 
 
 def check(size: tuple[int, int], target: InputSize, sliding: Sliding) -> None:
-    """Refuse a photo of `size` (W, H) that takes too many windows; raises ImageTooLarge."""
+    """Raise ImageTooLarge if a photo of `size` (W, H) needs too many windows."""
     windows = count(size, target, sliding.overlap)
     if windows > sliding.max_windows:
         raise ImageTooLarge(
-            f"the photo takes at least {windows} windows of {target.width} x "
+            f"the photo needs at least {windows} windows of {target.width} x "
             f"{target.height}, the limit is {sliding.max_windows}: send a smaller image, "
-            "lower overlap, or ask for fit=resize"
+            "lower `overlap`, or use fit=resize"
         )
 
 
 def cut(photo: Photo, target: InputSize, overlap: float) -> list[Window]:
-    """The windows of a photo, row by row; they share its memory."""
+    """Cut a photo into windows, row by row; they share its memory."""
     image = np.asarray(photo.image)
     height, width = image.shape[:2]
     if height < target.height or width < target.width:
@@ -85,7 +84,7 @@ def cut(photo: Photo, target: InputSize, overlap: float) -> list[Window]:
 def merge(
     answers: Sequence[NDArray[np.uint8]], windows: Sequence[Window], size: tuple[int, int]
 ) -> NDArray[np.uint8]:
-    """Each window's central part, put together into a map of `size` (W, H)."""
+    """Join the central parts of all windows into a map of `size` (W, H)."""
     merged = np.empty(size[::-1], np.uint8)
     for answer, window in zip(answers, windows, strict=True):
         (top, bottom), (left, right) = window.y.keep, window.x.keep
@@ -98,7 +97,7 @@ def merge(
 
 
 def spans(length: int, window: int, overlap: float) -> list[Span]:
-    """The windows along an axis; what they keep covers it once."""
+    """Return the windows along an axis; their `keep` parts cover it exactly once."""
     starts = _starts(length, window, overlap)
     middles = [(left + window + right) // 2 for left, right in pairwise(starts)]
     kept = pairwise([0, *middles, length])

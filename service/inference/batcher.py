@@ -1,19 +1,20 @@
-"""Micro-batching: single items in, whole batches to the workers, single results out.
+"""Micro-batching: collect single items into batches, run them, and return single results.
 
-Knows neither HTTP nor ONNX Runtime: it batches arrays of equal shape and options for any
-functions from a batch to a batch, the sessions, which share one queue. One batch is
-collected at a time, so that sessions do not split what could be one; as many run at
-once as there are sessions. A batch that has the machine to itself may be given to
-another function, one that uses all of it. Its laws, each a test:
+The batcher knows neither HTTP nor ONNX Runtime. It batches arrays of equal shape and equal
+options. Its sessions are functions that take a batch and return one result per item; they
+share one queue. Only one session collects at a time, so that sessions do not split a batch;
+all sessions may run at once. A batch that runs while nothing else runs or waits may use
+another function, `alone`, which takes all CPUs. The guarantees, each covered by a test:
 
 1. every accepted item is answered exactly once;
 2. results match items in number and order;
-3. a failed batch fails only itself;
-4. a dead loop fails its own batch; the last one to die fails all that is pending, and
-   the batcher is seen as not alive;
-5. closing stops intake, drains until a deadline, then fails the rest.
+3. a failed batch fails only its own items;
+4. if a session's loop dies, its batch fails; when the last one dies, all pending items
+   fail and the batcher is no longer alive;
+5. closing accepts no more items, works until a deadline, then fails the rest.
 
-A session that fails again and again (its GPU out of memory, say) is as good as dead.
+A session that fails many times in a row, for instance because its GPU is out of memory,
+counts as dead.
 """
 
 from __future__ import annotations
@@ -36,14 +37,14 @@ from service.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed,
 log = logging.getLogger("service.batcher")
 
 Array = NDArray[np.uint8]
-HOPELESS = 5  # failures in a row that no single batch can be to blame for
+MAX_FAILURES = 5  # in a row; then the session is at fault, not a batch
 
-Result = TypeVar("Result")  # what a worker makes of one item
+Result = TypeVar("Result")  # of one item
 
 
 @dataclass(frozen=True)
 class Timing:
-    """What an item went through, in seconds."""
+    """How long an item waited and ran, in seconds."""
 
     queued_s: float
     ran_s: float
@@ -54,35 +55,35 @@ class Timing:
 class _Entry(Generic[Result]):
     item: Array
     future: asyncio.Future[tuple[Result, Timing]]
-    deadline: float  # of the monotonic clock
+    deadline: float  # on the monotonic clock
     options: tuple[object, ...] = ()
     arrived: float = field(default_factory=time.monotonic)
 
     @property
     def kind(self) -> tuple[object, ...]:
-        """What the items of a batch have in common."""
+        """Items of equal kind may share a batch."""
         return (self.item.shape, self.options)
 
 
 class Session(Generic[Result]):
-    """One function that works on batches, in a thread of its own."""
+    """A function that runs batches in its own thread."""
 
     def __init__(self, run: Callable[..., Sequence[Result]], number: int) -> None:
         self.run = run
         self.number = number
         self.worker = ThreadPoolExecutor(1, thread_name_prefix=f"engine-{number}")
-        self.batch: list[_Entry[Result]] = []  # collected, and not yet answered
+        self.batch: list[_Entry[Result]] = []  # collected but not yet answered
         self.failures = 0  # in a row
         self.loop_task: asyncio.Task[None] | None = None
 
     @property
     def alive(self) -> bool:
-        """Whether it takes batches."""
+        """Whether the session takes batches."""
         return self.loop_task is not None and not self.loop_task.done()
 
 
 class Batcher(Generic[Result]):
-    """One queue in front of one dispatcher for each session."""
+    """A queue, and a dispatcher for each session."""
 
     def __init__(
         self,
@@ -92,15 +93,13 @@ class Batcher(Generic[Result]):
         alone: Callable[..., Sequence[Result]] | None = None,
         on_death: Callable[[], None] = lambda: None,
     ) -> None:
-        """Each of `runs` gets one batch (N, H, W, ...) at a time, in a thread of its own.
+        """Each of `runs` is called in its own thread with one batch (N, H, W, ...) at a time,
+        followed by the options that the items were submitted with.
 
-        Behind the batch it gets the options that its items were submitted with.
-
-        `alone` takes the place of any of them for a batch that begins when nothing
-        else runs or waits.
+        `alone` replaces them for a batch that starts while nothing else runs or waits.
         `on_death` is called in the event loop when the last session has died.
         """
-        self.sizes: Counter[int] = Counter()  # how many batches of which size have run
+        self.sizes: Counter[int] = Counter()  # batch size -> number of batches run
         self.sessions = [Session(run, number) for number, run in enumerate(runs)]
         self._max_batch = max_batch
         self._max_wait_s = max_wait_ms / 1000
@@ -112,7 +111,7 @@ class Batcher(Generic[Result]):
         self._closing = False
 
     def start(self) -> None:
-        """Start dispatching; must be called inside a running event loop."""
+        """Start dispatching. Call it inside a running event loop."""
         for session in self.sessions:
             name = f"batcher-{session.number}"
             session.loop_task = asyncio.create_task(self._dispatch(session), name=name)
@@ -120,25 +119,25 @@ class Batcher(Generic[Result]):
 
     @property
     def alive(self) -> bool:
-        """Whether items are being worked on."""
+        """Whether any session takes batches."""
         return self.live_sessions > 0
 
     @property
     def live_sessions(self) -> int:
-        """How many sessions take batches."""
+        """The number of sessions that take batches."""
         return sum(session.alive for session in self.sessions)
 
     @property
     def depth(self) -> int:
-        """Items waiting."""
+        """The number of waiting items."""
         return len(self._queue)
 
     async def submit(self, item: Array, *options: object, deadline: float) -> tuple[Result, Timing]:
-        """Have one item (H, W, ...) worked on, in a batch with others of its shape and options.
+        """Run one item (H, W, ...) in a batch with others of the same shape and options.
 
-        `deadline` is a point of the monotonic clock. Raises DeadlineExceeded,
-        InferenceFailed, EngineUnavailable or ShuttingDown. Cancelling the
-        caller drops the item, unless its batch runs already.
+        `deadline` is a time on the monotonic clock. Raises DeadlineExceeded,
+        InferenceFailed, EngineUnavailable or ShuttingDown. Cancelling the caller
+        drops the item unless its batch is already running.
         """
         if self._closing:
             raise ShuttingDown("the service is shutting down: send the request to another replica")
@@ -155,7 +154,7 @@ class Batcher(Generic[Result]):
             timer.cancel()
 
     async def close(self, timeout_s: float) -> None:
-        """Stop intake, work on what waits for up to `timeout_s`, fail the rest."""
+        """Accept no more items, work on the queue for up to `timeout_s`, then fail the rest."""
         self._closing = True
         self._arrival.set()
         tasks = [each.loop_task for each in self.sessions if each.loop_task is not None]
@@ -164,28 +163,30 @@ class Batcher(Generic[Result]):
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._fail_all(ShuttingDown("the service stopped before this image's turn: send it again"))
+        self._fail_all(
+            ShuttingDown("the service shut down before it reached this image: send it again")
+        )
         for session in self.sessions:
             session.worker.shutdown(wait=False, cancel_futures=True)
 
     async def _dispatch(self, session: Session[Result]) -> None:
         while await self._collect(session):
-            await self._work_on(session)
+            await self._run(session)
 
     async def _collect(self, session: Session[Result]) -> bool:
-        """Give a session its next batch; False when there will be nothing more."""
+        """Collect a session's next batch; return False when the batcher is closed and empty."""
         async with self._collecting:
             while await self._wait_for_work():
                 self._take(session)
                 if not session.batch:
                     continue
                 if len(session.batch) < self._max_batch and not self._closing:
-                    await self._wait_for_company(session)
+                    await self._fill(session)
                 return True
         return False
 
     async def _wait_for_work(self) -> bool:
-        """Return once something waits; False when there will be nothing more."""
+        """Wait for an item; return False when the batcher is closed and empty."""
         while not self._queue:
             if self._closing:
                 return False
@@ -194,21 +195,21 @@ class Batcher(Generic[Result]):
         return True
 
     def _take(self, session: Session[Result]) -> None:
-        """Move waiting entries of one kind into a batch, in order, dropping the dead."""
+        """Move waiting entries of one kind into the batch, in order; drop answered ones."""
         batch = session.batch
-        passed_over: list[_Entry[Result]] = []
+        of_other_kinds: list[_Entry[Result]] = []
         while self._queue and len(batch) < self._max_batch:
             entry = self._queue.popleft()
             if entry.future.done():  # cancelled, or expired
                 continue
             if batch and entry.kind != batch[0].kind:
-                passed_over.append(entry)
+                of_other_kinds.append(entry)
             else:
                 batch.append(entry)
-        self._queue.extendleft(reversed(passed_over))
+        self._queue.extendleft(reversed(of_other_kinds))
 
-    async def _wait_for_company(self, session: Session[Result]) -> None:
-        """Fill up the batch until the first item has waited long enough."""
+    async def _fill(self, session: Session[Result]) -> None:
+        """Add items to the batch until it is full or its first item has waited `max_wait_ms`."""
         until = session.batch[0].arrived + self._max_wait_s
         while len(session.batch) < self._max_batch and not self._closing:
             remaining = until - time.monotonic()
@@ -221,18 +222,23 @@ class Batcher(Generic[Result]):
                 return
             self._take(session)
 
-    async def _work_on(self, session: Session[Result]) -> None:
+    async def _run(self, session: Session[Result]) -> None:
         live = [entry for entry in session.batch if not entry.future.done()]
         if live:
             began = time.monotonic()
             self.sizes[len(live)] += 1
-            run = session.run if self._alone is None or self._others(session) else self._alone
+            run = session.run if self._alone is None or self._is_busy(session) else self._alone
             loop = asyncio.get_running_loop()
             try:
                 results = await loop.run_in_executor(session.worker, _run_batch, run, live)
             except Exception:
                 log.exception("a batch of %d failed in session %d", len(live), session.number)
-                _answer(live, InferenceFailed("the engine failed on this image; the log says why"))
+                _answer(
+                    live,
+                    InferenceFailed(
+                        "the engine failed on this image; the service's log has the reason"
+                    ),
+                )
                 session.failures += 1
             else:
                 session.failures = 0
@@ -242,11 +248,11 @@ class Batcher(Generic[Result]):
                         timing = Timing(began - entry.arrived, ran, len(live))
                         entry.future.set_result((result, timing))
         session.batch = []
-        if session.failures >= HOPELESS:
+        if session.failures >= MAX_FAILURES:
             raise RuntimeError(f"{session.failures} batches in a row have failed")
 
-    def _others(self, session: Session[Result]) -> bool:
-        """Whether anything but the batch of this session runs or waits."""
+    def _is_busy(self, session: Session[Result]) -> bool:
+        """Whether anything runs or waits besides the batch of this session."""
         return self.depth > 0 or any(each.batch for each in self.sessions if each is not session)
 
     def _loop_ended(self, session: Session[Result], task: asyncio.Task[None]) -> None:
@@ -289,5 +295,7 @@ def _expire(entry: _Entry[Result]) -> None:
     if not entry.future.done():
         waited = round((time.monotonic() - entry.arrived) * 1000)
         entry.future.set_exception(
-            DeadlineExceeded(f"no result within {waited} ms of queueing: allow more, or send less")
+            DeadlineExceeded(
+                f"no result after {waited} ms in the queue: set a longer deadline, or send less"
+            )
         )

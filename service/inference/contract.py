@@ -1,8 +1,8 @@
-"""What an exported model says about itself, carried in the .onnx file's metadata.
+"""The contract: the description of an exported model, stored in the .onnx file's metadata.
 
-The file is self-contained: normalisation, resizing of logits and argmax are in
-its graph, everything a caller must know is in this contract. The exporter
-writes it, the service reads it and nothing else.
+The file is self-contained: normalisation, resizing of logits and argmax are in its graph,
+and everything a caller must know is in this contract. The exporter writes it; the service
+reads nothing else.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ METADATA_KEY = "deeplab.contract"
 INPUT = "image"  # uint8 (N, H, W, 3), RGB
 LABELS = "labels"  # uint8 (N, H, W), class ids
 CONFIDENCE = "confidence"  # uint8 (N, H, W), probability of the label times 255
-# bool (), optional: false spares the work for the confidence, which is then zeros.
+# bool (), optional: false skips the computation of the confidence, which is then zeros.
 WITH_CONFIDENCE = "with_confidence"
 
 Byte = Annotated[int, Field(ge=0, le=255)]
@@ -28,16 +28,15 @@ Positive = Annotated[int, Field(gt=0)]
 
 
 class ContractError(ValueError):
-    """An .onnx file carries no contract, or one that this service does not understand."""
+    """An .onnx file has no contract, or one that this service cannot read."""
 
 
 class InputSize(BaseModel):
-    """How a photo becomes the model's input.
+    """How a photo is fitted into the model's input.
 
-    `fixed`: the graph takes exactly `height` x `width`. A photo that is larger
-    is shrunk to fit, its aspect ratio kept; what is missing to the right and
-    below is filled with `pad`. `dynamic`: the graph takes any size; photos are
-    shrunk to fit and padded to the same size as for `fixed`.
+    `fixed`: the graph takes exactly `height` x `width`. A larger photo is shrunk to
+    fit, keeping its aspect ratio, and padded with `pad` at the right and the bottom.
+    `dynamic`: the graph takes any size; photos are fitted as for `fixed`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,10 +48,10 @@ class InputSize(BaseModel):
 
 
 class Parity(BaseModel):
-    """How the exported file compared with PyTorch (in float32) when it was made.
+    """The comparison of the exported file with PyTorch (float32) at export.
 
-    Errors are of the logits, or of the mean probabilities where the graph
-    averages several scales or flips.
+    Errors are those of the logits, or of the mean probabilities if the graph averages
+    several scales or flips.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -91,7 +90,7 @@ class Contract(BaseModel):
 
     @property
     def background(self) -> int | None:
-        """The class that overlays leave clear; None where every class is a thing of its own."""
+        """The id of the class `background`, which overlays leave clear; None without one."""
         return self.classes.index("background") if "background" in self.classes else None
 
     @model_validator(mode="after")
@@ -102,7 +101,7 @@ class Contract(BaseModel):
 
 
 def parse(metadata: dict[str, str]) -> Contract:
-    """Read the contract from an .onnx file's metadata; raises ContractError."""
+    """Parse the contract in an .onnx file's metadata; raises ContractError."""
     text = metadata.get(METADATA_KEY)
     if text is None:
         raise ContractError(

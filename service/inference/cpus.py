@@ -1,4 +1,4 @@
-"""How many CPUs this process may use: affinity and cgroup quota, not the machine's count."""
+"""Count the CPUs this process may use, by its affinity mask and cgroup quota."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def available(cgroup: Path = CGROUP) -> int:
-    """CPUs allowed by the affinity mask and the cgroup (v2 or v1) quota, at least 1."""
+    """Return the CPUs allowed by the affinity mask and the cgroup (v1 or v2) quota, at least 1."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     quota = cgroup_quota(cgroup)
     return max(1, min(allowed or 1, ceil(quota) if quota else allowed or 1))
 
 
 def cgroup_quota(cgroup: Path) -> float | None:
-    """CPUs that the cgroup's quota amounts to; None when there is none."""
+    """Return the CPU quota of a cgroup, or None if it has none."""
     try:
         quota, period = (cgroup / "cpu.max").read_text(encoding="ascii").split()
     except (OSError, ValueError):

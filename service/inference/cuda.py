@@ -16,20 +16,20 @@ log = logging.getLogger("service.engine")
 
 
 def preload() -> None:
-    """Load NVIDIA's wheels, which are not on the loader's path."""
-    with redirect_stdout(io.StringIO()) as said:  # it prints what it misses, amid our JSON
+    """Load the libraries in NVIDIA's wheels, which are not on the loader's path."""
+    with redirect_stdout(io.StringIO()) as said:  # it prints what is missing, between our log lines
         ort.preload_dlls()
     if said.getvalue():
         log.debug("%s", said.getvalue().strip())
 
 
 def cuda_problem() -> str | None:
-    """Why CUDA cannot be used, naming what is missing or too old; None when it loads."""
+    """Return what is missing or too old for CUDA, or None if it loads."""
     library = Path(ort.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
-        return "the NVIDIA driver (libcuda.so.1) is not there; on a GPU host run with --gpus all"
+        return "no NVIDIA driver (libcuda.so.1); on a GPU host, start the container with --gpus all"
     if problem := driver_problem(driver):
         return problem
     try:
@@ -43,7 +43,7 @@ def cuda_problem() -> str | None:
 
 
 def driver_problem(driver: ctypes.CDLL) -> str | None:
-    """Why this driver is too old; any of the CUDA major version that is needed will do."""
+    """Return why this driver is too old, or None. Only CUDA's major version matters."""
     version = ctypes.c_int()
     driver.cuDriverGetVersion(ctypes.byref(version))
     needed = int((ort.cuda_version or "0").partition(".")[0])

@@ -1,4 +1,4 @@
-"""ONNX Runtime around one exported model, saying honestly what it runs on."""
+"""Run an exported model with ONNX Runtime, and report the execution provider in use."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from service.inference.digest import graph_digest
 from service.inference.trt_engines import TrtOptions
 
 log = logging.getLogger("service.engine")
-# What matters is reported in our own words: the rest, such as a search for plugins, confuses.
-ort.set_default_logger_severity(3)  # errors
+# Errors only: this package reports what matters, and other messages confuse users.
+ort.set_default_logger_severity(3)
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -41,19 +41,19 @@ Device = Literal["auto", "cpu", "cuda", "tensorrt"]
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How sessions are made."""
+    """How to create sessions."""
 
     device: Device = "auto"
-    gpu: int = 0  # its number
+    gpu: int = 0  # number of the GPU
     threads: int = 0  # 0: ONNX Runtime's own choice
-    lanes: int = 1  # runs at a time that share the threads; on the CPU only
+    lanes: int = 1  # concurrent runs that share the threads; on the CPU only
     gpu_mem_limit_mb: int = 0  # 0: no limit
-    trt: TrtOptions | None = None  # needed by the device tensorrt
+    trt: TrtOptions | None = None  # required for the device tensorrt
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of one image."""
+    """The model's output for one image."""
 
     labels: NDArray[np.uint8]  # (H, W) class ids
     confidence: NDArray[np.uint8] | None = None  # (H, W) probability of the label times 255
@@ -63,30 +63,31 @@ Predict = Callable[..., list[Prediction]]  # of images (N, H, W, 3), and whether
 
 
 class Engine:
-    """One exported model, loaded. `run` and `predict` are to be called by one thread at a time.
+    """A loaded model. Call `run` and `predict` from one thread at a time.
 
-    On the CPU several lanes, each a run with its share of the threads, get more done
-    than one run with all of them after the other: threads of one run wait for each other
-    at every layer, the more so where a core is also wanted for decoding: `runs` has a
-    `predict` for each. `predict_alone` still gives one image all threads.
+    On the CPU an engine has several lanes: concurrent runs that share the threads. They
+    have a higher throughput than runs with all threads one after another, because the
+    threads of one run wait for each other at every layer, most of all while other threads
+    decode. `runs` has a `predict` for each lane; `predict_alone` gives one image all
+    threads.
     """
 
     def __init__(self, path: Path, options: EngineOptions) -> None:
-        """Load `path`; raises StartupError when the file or the device is not fit for use."""
+        """Load `path`; raises StartupError if the file or the device cannot be used."""
         self.name = path.stem
         self.threads = options.threads
-        data = _read(path)  # once, so that the digest is of what runs even if the file changes
+        data = _read(path)  # read once: the digest must match the loaded model
         self.digest = _digest(data)
         self._gpu = options.gpu
         self._session = _session(path, data, options)
-        # What really runs: a provider that failed to load is not in this list.
+        # The provider in use: one that failed to load is not in this list.
         self.provider: str = self._session.get_providers()[0]
         self.lanes = options.lanes if self.provider == CPU else 1
         self._lanes = [self._session]
         if self.lanes > 1:
             self._lanes = _shares(path, data, self.lanes, max(1, options.threads // self.lanes))
         self.contract = _contract(path, self._session.get_modelmeta().custom_metadata_map)
-        # Files of earlier versions compute it always.
+        # Older files always compute the confidence.
         optional = {each.name for each in self._session.get_overridable_initializers()}
         self._chooses = WITH_CONFIDENCE in optional
         _check_unaltered(path, data, self.contract)
@@ -95,18 +96,21 @@ class Engine:
     def _check_outputs(self, path: Path) -> None:
         found = [output.name for output in self._session.get_outputs()]
         if missing := set(self.outputs) - set(found):
-            raise StartupError(f"{path}: outputs {found} lack {sorted(missing)}; export again")
+            raise StartupError(
+                f"{path} has no output {sorted(missing)}, only {found}; export again"
+            )
 
     @property
     def input_size(self) -> tuple[int, int]:
-        """(H, W) of the images that `run` takes."""
+        """The size (H, W) of the images that `run` takes."""
         return self.contract.input.height, self.contract.input.width
 
     @property
     def usual_batch(self) -> int:
-        """Images in one run, unless a setting says how many.
+        """The default number of images per run.
 
-        One keeps a CPU busy, and its layers fit the caches: four took 7 % longer each.
+        One image keeps a CPU busy, and its activations fit the caches: with four, each
+        image took 7 % longer.
         """
         return 1 if self.provider == CPU else 4
 
@@ -115,27 +119,27 @@ class Engine:
         return self._run(self._lanes[0], images, [LABELS])[0]
 
     def predict(self, images: NDArray[np.uint8], confidence: bool = False) -> list[Prediction]:
-        """(N, H, W, 3) uint8 -> what the model says of each image.
+        """(N, H, W, 3) uint8 -> the labels of each image.
 
-        `confidence` asks for that too, which takes time; a model without has none.
+        With `confidence` also their confidence, which takes time, if the model has it.
         """
         return self._predict_in(0, images, confidence)
 
     @property
     def runs(self) -> list[Predict]:
-        """`predict` for each lane, each to be called by one thread at a time."""
+        """`predict` for each lane; call each from one thread at a time."""
         return [self.predict, *(partial(self._predict_in, n) for n in range(1, self.lanes))]
 
     def _predict_in(
         self, lane: int, images: NDArray[np.uint8], confidence: bool = False
     ) -> list[Prediction]:
-        # By number: whoever keeps `runs` is not to keep the sessions.
+        # By number: references to `runs` must not keep the sessions alive.
         return self._predict_with(self._lanes[lane], images, confidence)
 
     def predict_alone(
         self, images: NDArray[np.uint8], confidence: bool = False
     ) -> list[Prediction]:
-        """As `predict`, with the threads of all lanes; to be called by one thread at a time."""
+        """Like `predict`, with the threads of all lanes; call it from one thread at a time."""
         return self._predict_with(self._session, images, confidence)
 
     def _predict_with(
@@ -149,7 +153,7 @@ class Engine:
 
     @property
     def outputs(self) -> list[str]:
-        """Names of the graph's outputs, each (N, H, W) uint8."""
+        """The names of the graph's outputs, each (N, H, W) uint8."""
         return [LABELS, CONFIDENCE] if self.contract.confidence else [LABELS]
 
     def _run(
@@ -158,7 +162,7 @@ class Engine:
         wanted = {WITH_CONFIDENCE: _FLAGS[CONFIDENCE in outputs]} if self._chooses else {}
         if self.provider == CPU:
             return session.run(outputs, {INPUT: images, **wanted})  # type: ignore[no-any-return]
-        # One copy in and one copy out for each output.
+        # One copy to the GPU, and one copy back for each output.
         binding = session.io_binding()
         binding.bind_cpu_input(INPUT, images)
         for name, flag in wanted.items():
@@ -170,18 +174,18 @@ class Engine:
 
     @property
     def provider_options(self) -> dict[str, str]:
-        """The options of what really runs, as ONNX Runtime has understood them."""
+        """The options of the provider in use, as ONNX Runtime reports them."""
         return dict(self._session.get_provider_options()[self.provider])
 
     def release(self) -> None:
-        """Give the session's memory back; `run` and `predict` are not to be called any more."""
+        """Free the memory of the sessions; do not call `run` or `predict` afterwards."""
         self._session = None
         self._lanes = []
 
     def warm_up(self, max_batch: int) -> None:
         """Run every batch size once, with and without confidence.
 
-        So no request pays for memory and algorithm search.
+        Requests then do not wait for memory allocation and algorithm search.
         """
         height, width = self.input_size
         for batch in range(1, max_batch + 1):
@@ -212,11 +216,11 @@ def _contract(path: Path, metadata: dict[str, str]) -> Contract:
 
 
 def _check_unaltered(path: Path, data: bytes, contract: Contract) -> None:
-    """Damaged weights give wrong masks, not errors: only the digest tells."""
+    """Compare the digest: damaged weights give wrong masks, not errors."""
     if contract.graph_sha256 not in {None, graph_digest(data)}:
         raise StartupError(
-            f"{path} was damaged or altered after its export: its digest is another; "
-            "copy it again, or export again"
+            f"{path} was damaged or changed after its export: its digest does not match; "
+            "copy or export it again"
         )
 
 
@@ -233,17 +237,18 @@ def _load(path: Path, data: bytes, providers: list[Any], threads: int) -> ort.In
     config = ort.SessionOptions()
     config.intra_op_num_threads = threads
     config.inter_op_num_threads = 1
-    config.log_severity_level = 3  # errors; what matters is reported in our own words
+    config.log_severity_level = 3  # errors only, as above
     try:
         return ort.InferenceSession(data, config, providers=providers)
     except Exception as error:  # ONNX Runtime raises its own classes, not all of one root
-        raise StartupError(f"{path} is not a model ONNX Runtime can load: {error}") from None
+        raise StartupError(f"ONNX Runtime cannot load {path}: {error}") from None
 
 
 def _shares(path: Path, data: bytes, lanes: int, threads: int) -> list[ort.InferenceSession]:
-    """A session for each lane. Those of one thread are the same one: its runs share nothing else.
+    """Return a session for each lane; with one thread each, the same session for all.
 
-    Runs of a session of several threads would share those, and leave other CPUs idle.
+    Concurrent runs of one session share its threads, and would leave other CPUs idle. With
+    one thread per lane each run works in its caller's thread.
     """
     first = _load(path, data, [CPU], threads)
     if threads == 1:
@@ -259,7 +264,7 @@ def _providers(path: Path, data: bytes, options: EngineOptions) -> list[Any]:
     if options.device == "cpu":
         return [CPU]
     if CUDA not in ort.get_available_providers():
-        reason = "this onnxruntime is built without CUDA; install the gpu extra"
+        reason = "this onnxruntime has no CUDA support; install the gpu extra"
         fall_back(options.device, reason, expected=True)
         return [CPU]
     preload()
@@ -271,9 +276,9 @@ def _providers(path: Path, data: bytes, options: EngineOptions) -> list[Any]:
 
 
 def _tensorrt(path: Path, data: bytes, options: EngineOptions) -> tuple[str, dict[str, str]]:
-    """TensorRT with the engines of this file, or where they are to be built."""
+    """Return the TensorRT provider and its options; raises StartupError if it cannot be used."""
     if options.trt is None:
-        raise StartupError("--device tensorrt: say where engines are kept, with --trt-cache")
+        raise StartupError("--device tensorrt needs --trt-cache, the folder with its engines")
     if problem := trt_engines.problem():
         raise StartupError(f"--device tensorrt: {problem}")
     host = trt_engines.Host.found(options.gpu)
@@ -282,7 +287,7 @@ def _tensorrt(path: Path, data: bytes, options: EngineOptions) -> tuple[str, dic
         where.mkdir(parents=True, exist_ok=True)
     else:
         trt_engines.require(path, where, options.trt)
-    # The profiles need the size of the input, which is in the file.
+    # The profiles need the input size, which is in the contract.
     described = _load(path, data, [CPU], 1).get_modelmeta().custom_metadata_map
     contract = _contract(path, described)
     return (

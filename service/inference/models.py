@@ -1,4 +1,4 @@
-"""The models being served: each file with its engines and its batcher."""
+"""The served models: load, reload, replace and stop them."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from service.settings import Settings
 
 log = logging.getLogger("service.models")
 
-MOST_LANES = 4  # runs at a time on one CPU: each has its own activations in memory
-REVIVE_EVERY_S = 10.0  # between attempts to load a model whose sessions have died
+MOST_LANES = 4  # concurrent runs on a CPU: each needs memory for its activations
+REVIVE_EVERY_S = 10.0  # between attempts to reload a model whose sessions have died
 
 
 class ServedModel:
-    """One model's engines, all alike, and the batcher in front of them."""
+    """A model: its identical engines and their batcher."""
 
     def __init__(self, engines: Sequence[Engine], settings: Settings) -> None:
-        self.engine = engines[0]  # what the model is; all of them work
+        self.engine = engines[0]  # describes the model; all engines run
         self.name = self.engine.name
         self.revive: Callable[[], None] = lambda: None  # called when no session is left
         self._max_batch = settings.max_batch or self.engine.usual_batch
@@ -49,11 +49,11 @@ class ServedModel:
 
     @property
     def whole(self) -> bool:
-        """Whether every session is alive."""
+        """Whether all sessions are alive."""
         return self.batcher.live_sessions == len(self.batcher.sessions)
 
     async def start(self) -> None:
-        """Warm up, then take requests."""
+        """Warm up the engines, then accept requests."""
         for engine in self.engines:
             await asyncio.to_thread(engine.warm_up, self._max_batch)
         self.batcher.start()
@@ -63,7 +63,7 @@ class ServedModel:
 
     @contextmanager
     def used(self) -> Iterator[ServedModel]:
-        """Keep the model running until the request that uses it is answered."""
+        """Keep the model running while a request uses it."""
         self._users += 1
         self._unused.clear()
         try:
@@ -74,7 +74,7 @@ class ServedModel:
                 self._unused.set()
 
     async def retire(self, timeout_s: float) -> None:
-        """Stop once nobody uses the model any more, at the latest after the timeout."""
+        """Stop when no request uses the model any more, at the latest after the timeout."""
         try:
             await asyncio.wait_for(self._unused.wait(), timeout_s)
         except TimeoutError:
@@ -83,10 +83,10 @@ class ServedModel:
         await asyncio.to_thread(self.release)
 
     def release(self) -> None:
-        """Give the sessions' memory back now.
+        """Free the memory of the sessions now.
 
-        Model, batcher and engines refer to each other, so that Python alone would free
-        them whenever its collector gets there: hundreds of megabytes each.
+        Model, batcher and engines refer to each other, so Python would free hundreds of
+        megabytes only at some later garbage collection.
         """
         for engine in self.engines:
             engine.release()
@@ -94,10 +94,10 @@ class ServedModel:
 
 
 class Models:
-    """All served models by name."""
+    """All served models, by name."""
 
     def __init__(self, engines: Sequence[Sequence[Engine]], settings: Settings) -> None:
-        """`engines`: those of each model."""
+        """`engines`: the engines of each model."""
         self._settings = settings
         self._models = {each[0].name: self._served(each) for each in engines}
         self.default = settings.default_model or min(self._models)
@@ -116,34 +116,32 @@ class Models:
         return iter(list(self._models.values()))
 
     def get(self, name: str | None) -> ServedModel:
-        """The model of that name, or the default; raises UnknownModel naming the others."""
+        """Return a model by name, or the default model; raises UnknownModel."""
         name = name or self.default
         if name not in self._models:
             raise UnknownModel(
-                f"model {name!r} is not served; there are: {', '.join(self._models)}"
+                f"there is no model {name!r}; the models are: {', '.join(self._models)}"
             )
         return self._models[name]
 
     @property
     def healthy(self) -> bool:
-        """Whether every model takes requests, and will for a while."""
+        """Whether every model takes requests and the service is not shutting down."""
         return self.ready and not self.draining and all(model.batcher.alive for model in self)
 
     async def start(self) -> None:
-        """Warm up every engine, then open for requests."""
+        """Warm up all engines, then accept requests."""
         for model in self:
             await model.start()
         self.ready = True
 
     async def reload(self, name: str, digest: str | None = None) -> bool:
-        """Load the model's file again; whether the sessions are new ones.
+        """Load the model's file again; return whether the model was replaced.
 
-        They stay if the file is the same and all of them are alive.
-
-        The new engine is warmed up before it takes over; requests in progress
-        finish on the old one. Raises UnknownModel when there is no such file, and
-        ModelUnusable when it is not sound or not the one of `digest`; then the
-        old one stays.
+        It is not replaced if the file is the same and all sessions are alive. The new
+        model is warmed up first; requests in progress finish on the old one. Raises
+        UnknownModel if there is no such file, and ModelUnusable if it cannot be used
+        or has another digest than `digest`; the old model then stays.
         """
         async with self._loading:
             served = self._models.get(name)
@@ -163,7 +161,7 @@ class Models:
     async def _takes_over(
         self, fresh: ServedModel, served: ServedModel | None, digest: str | None
     ) -> bool:
-        """Start a model that was loaded, unless it is the one that is served already."""
+        """Start a loaded model and return True, unless the same model is already served."""
         found = fresh.engine.digest
         if digest not in {None, found}:
             raise ModelUnusable(f"{fresh.name}: the file has digest {found}, not {digest}")
@@ -173,7 +171,7 @@ class Models:
             await fresh.start()
         except Exception as error:  # ONNX Runtime raises its own classes, not all of one root
             raise ModelUnusable(
-                f"{fresh.name} stays as it was: it does not run: {error}"
+                f"{fresh.name} was not replaced, the new file does not run: {error}"
             ) from error
         return True
 
@@ -181,10 +179,12 @@ class Models:
         try:
             files = {path.stem: path for path in model_files(self._settings.models)}
             if name not in files:
-                raise UnknownModel(f"no file {name}.onnx; there are: {', '.join(files)}")
+                raise UnknownModel(
+                    f"there is no file {name}.onnx; the models are: {', '.join(files)}"
+                )
             return load_engines(files[name], self._settings)
         except StartupError as error:
-            raise ModelUnusable(f"{name} stays as it was: {error}") from None
+            raise ModelUnusable(f"{name} was not replaced: {error}") from None
 
     def _retire(self, model: ServedModel) -> None:
         timeout_s = self._settings.request_timeout_ms / 1000 + 1
@@ -194,10 +194,10 @@ class Models:
         self._in_background(self._load_again(model))
 
     async def _load_again(self, model: ServedModel) -> None:
-        """Replace a model whose sessions have all died; readiness stays red until then."""
-        await asyncio.to_thread(model.release)  # they may have died for want of this memory
+        """Replace a model whose sessions have all died; until then /readyz answers 503."""
+        await asyncio.to_thread(model.release)  # they may have run out of this memory
         while self._models.get(model.name) is model:
-            log.warning("loading %s again: none of its sessions is alive", model.name)
+            log.warning("reloading %s: all its sessions have died", model.name)
             try:
                 await self.reload(model.name)
             except (ModelUnusable, UnknownModel) as error:
@@ -211,7 +211,7 @@ class Models:
 
     @asynccontextmanager
     async def watched(self) -> AsyncIterator[None]:
-        """Take up new and changed files of the folder in the meantime, where set to."""
+        """Load new and changed files of the folder meanwhile, if --watch-models-s is set."""
         if not self._settings.watch_models_s:
             yield
             return
@@ -233,15 +233,15 @@ class Models:
                 except (ModelUnusable, UnknownModel) as error:
                     log.warning("%s", error)
                 except Exception:
-                    log.exception("%s stays as it was", name)
+                    log.exception("%s was not replaced", name)
             seen = now
 
     def drain(self) -> None:
-        """Readiness goes red, while requests are still served."""
+        """Make /readyz answer 503 while requests are still served."""
         self.draining = True
 
     async def stop(self) -> None:
-        """Readiness goes red; what is accepted is finished or failed by the deadline."""
+        """Stop accepting requests; finish those in progress, or fail them at the deadline."""
         self.ready = False
         timeout = self._settings.shutdown_timeout_s
         await asyncio.gather(*(model.batcher.close(timeout) for model in self))
@@ -251,7 +251,7 @@ class Models:
 
 
 def load(settings: Settings) -> Models:
-    """Load every .onnx file of the models folder; raises StartupError."""
+    """Load every .onnx file in the models folder; raises StartupError."""
     engines = [load_engines(path, settings) for path in model_files(settings.models)]
     try:
         return Models(engines, settings)
@@ -260,14 +260,14 @@ def load(settings: Settings) -> Models:
 
 
 def load_engines(path: Path, settings: Settings) -> list[Engine]:
-    """The sessions of one file: --sessions on every GPU, or on the CPU; raises StartupError."""
+    """Load a file: --sessions engines on every GPU, or on the CPU; raises StartupError."""
     _check_name(path)
     gpus = () if settings.device == "cpu" else settings.gpus
     sessions = settings.sessions or 1
     if gpus:
         first = Engine(path, _options(settings, gpus[0], len(gpus) * sessions))
         if first.provider == CPU and len(gpus) * sessions > 1:
-            gpus = ()  # `auto` fell back: all CPUs are for the sessions here
+            gpus = ()  # `auto` fell back to the CPU, which all sessions share
     if not gpus:
         first = Engine(path, _options(settings, 0, sessions))
     numbers = [gpu for gpu in gpus or (0,) for _ in range(sessions)]
@@ -281,7 +281,7 @@ def build_engines(settings: Settings) -> None:
     """Build the TensorRT engines of every model for every GPU; raises StartupError."""
     for path in model_files(settings.models):
         for gpu in settings.gpus:
-            log.info("building engines of %s for GPU %d: this takes minutes", path.name, gpu)
+            log.info("building the engines of %s for GPU %d; this takes minutes", path.name, gpu)
             engine = Engine(path, _options(settings, gpu, 1, build=True))
             engine.warm_up(settings.max_batch)
             where = Path(engine.provider_options["trt_engine_cache_path"])
@@ -299,27 +299,27 @@ def _check_name(path: Path) -> None:
 
 def _check_alike(first: Engine, other: Engine, path: Path) -> None:
     if other.digest != first.digest:
-        raise StartupError(f"{path} was changed while it was loaded: try again")
+        raise StartupError(f"{path} changed while it was being loaded: try again")
     if other.provider != first.provider:
         raise StartupError(
-            f"{path} runs on {first.provider} here and on {other.provider} there: "
-            "name only GPUs that work in --gpus"
+            f"{path} runs on {first.provider} in one session and on {other.provider} in another: "
+            "list only working GPUs in --gpus"
         )
 
 
 def model_files(folder: Path) -> list[Path]:
-    """The .onnx files in a folder, sorted; raises StartupError when there is none."""
+    """Return the .onnx files in a folder, sorted; raises StartupError if there are none."""
     try:
         files = sorted(path for path in folder.iterdir() if path.suffix == ".onnx")
     except OSError as error:
         raise StartupError(f"--models {folder}: {error.strerror}") from None
     if not files:
-        raise StartupError(f"--models {folder}: no .onnx file; make one with `python -m export`")
+        raise StartupError(f"--models {folder}: no .onnx file; create one with `python -m export`")
     return files
 
 
 def _stamps(folder: Path) -> dict[str, tuple[int, int]]:
-    """Name -> size and time of every model file; empty while there are none."""
+    """Return name -> (size, time) of every model file; empty if there are none."""
     try:
         stats = {path.stem: path.stat() for path in model_files(folder)}
     except (StartupError, OSError):

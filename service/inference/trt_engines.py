@@ -1,8 +1,8 @@
-"""TensorRT engines: built ahead by a command, kept in a folder, never built on request.
+"""TensorRT engines: built in advance by a command and kept in a folder.
 
-Building takes minutes, so the service only starts on engines that are there already.
-An engine fits one model file, one GPU model, one version of TensorRT and ONNX Runtime,
-one range of batch sizes and one precision: all of it is in the name of its folder.
+Building takes minutes, so the service only starts if the engines exist. An engine works
+for one model file, one GPU model, one version of TensorRT and ONNX Runtime, one range of
+batch sizes and one precision; all of them are in the name of its folder.
 https://onnxruntime.ai/docs/execution-providers/TensorRT-ExecutionProvider.html
 """
 
@@ -23,42 +23,42 @@ from service.errors import StartupError
 from service.inference.contract import INPUT, Contract
 
 TENSORRT = "TensorrtExecutionProvider"
-COMPLETE = "complete.json"  # written last: a build that broke off left none
+COMPLETE = "complete.json"  # written last: an aborted build has none
 BUILD = ("python", "-m", "service", "build-engines")
-LIBRARY = "libnvinfer.so.10"  # what ONNX Runtime's provider is linked against
+LIBRARY = "libnvinfer.so.10"  # ONNX Runtime's provider is linked against it
 
 
 @dataclass(frozen=True)
 class TrtOptions:
-    """Where engines are, and what they are built for."""
+    """The folder of the engines and what they are built for."""
 
     cache: Path
     max_batch: int
     fp16: bool = False
-    build: bool = False  # make what is missing, rather than refuse to start
+    build: bool = False  # build missing engines instead of refusing to start
 
     @property
     def flags(self) -> list[str]:
-        """The flags of the service that amount to these options."""
+        """The service's flags for these options."""
         chosen = ["--trt-cache", str(self.cache), "--max-batch", str(self.max_batch)]
         return [*chosen, "--trt-fp16"] if self.fp16 else chosen
 
 
 @dataclass(frozen=True)
 class Host:
-    """What an engine depends on beside the model: it works nowhere else."""
+    """The GPU and the TensorRT version that an engine is built for."""
 
     gpu: str
     tensorrt: str
 
     @staticmethod
     def found(gpu: int) -> Host:
-        """This host and one of its GPUs, by number; raises OSError where there is none."""
+        """Describe a GPU of this host, by number; raises OSError if there is none."""
         return Host(_gpu_name(gpu), _tensorrt_version())
 
 
 def problem() -> str | None:
-    """Why TensorRT cannot be used; None when it loads. CUDA is checked elsewhere."""
+    """Return why TensorRT cannot be used, or None. See `cuda` for CUDA itself."""
     if TENSORRT not in ort.get_available_providers():
         return "this onnxruntime is built without TensorRT; install the gpu extra"
     with suppress(ImportError):  # NVIDIA's wheel: importing it loads the libraries
@@ -73,7 +73,7 @@ def problem() -> str | None:
 
 
 def folder(model: str, digest: str, host: Host, options: TrtOptions) -> Path:
-    """Where the engines of one model file for one host are."""
+    """Return the folder for the engines of a model file on a host."""
     parts = (
         model,
         digest[:16],
@@ -89,7 +89,7 @@ def folder(model: str, digest: str, host: Host, options: TrtOptions) -> Path:
 def provider_options(
     contract: Contract, where: Path, gpu: int, options: TrtOptions
 ) -> dict[str, str]:
-    """Options with explicit profiles: without them each new shape would build an engine."""
+    """Return options with explicit shape profiles: else each new shape would build an engine."""
     height, width = contract.input.height, contract.input.width
     shape = f"{height}x{width}x3"
     return {
@@ -106,7 +106,7 @@ def provider_options(
 
 
 def require(model: Path, where: Path, options: TrtOptions) -> None:
-    """Refuse to go on without engines; raises StartupError with the command that makes them."""
+    """Raise StartupError, with the command that builds them, if engines are missing."""
     try:
         noted = json.loads((where / COMPLETE).read_text(encoding="utf-8"))
         missing = [name for name in noted["engines"] if not (where / name).is_file()]
@@ -121,10 +121,12 @@ def require(model: Path, where: Path, options: TrtOptions) -> None:
 
 
 def note_complete(model: Path, where: Path) -> list[str]:
-    """Write down what a build made; raises StartupError when it made nothing."""
+    """Record the engines of a finished build; raises StartupError if there are none."""
     engines = sorted(path.name for path in where.glob("*.engine"))
     if not engines:
-        raise StartupError(f"{model}: TensorRT took no part of this graph; use --device cuda")
+        raise StartupError(
+            f"{model}: TensorRT cannot run any part of this graph; use --device cuda"
+        )
     (where / COMPLETE).write_text(json.dumps({"engines": engines}), encoding="utf-8")
     return engines
 

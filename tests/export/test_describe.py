@@ -92,7 +92,7 @@ def test_an_altered_weight_is_one_clear_error(
     path.write_bytes(data)
     assert describe.main([str(path)]) == 1
     error = capsys.readouterr().err
-    assert "altered.onnx was altered" in error
+    assert "altered.onnx was changed" in error
     assert error.count("\n") == 1
 
 
@@ -103,7 +103,7 @@ def test_an_altered_contract_is_one_clear_error(
     fields = json.loads(prop.value) | {"metrics": {"miou": 0.99}}
     path = tampered(exported, tmp_path / "better.onnx", json.dumps(fields))
     assert describe.main([str(path)]) == 1
-    assert "better.onnx was altered" in capsys.readouterr().err
+    assert "better.onnx was changed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", [b"permute", b"classes"])

@@ -31,7 +31,7 @@ from service.errors import InvalidImage, StartupError
 from service.http import header_text
 from service.http.app import create_app
 from service.inference import cpus, models
-from service.inference.batcher import HOPELESS
+from service.inference.batcher import MAX_FAILURES
 from service.inference.engine import Prediction
 from service.settings import Settings
 from tests.service import onnx_models
@@ -494,8 +494,8 @@ def test_a_model_whose_sessions_have_died_is_loaded_again(
 
     with TestClient(create_app(settings, loaded)) as client:
         loaded.get(None).batcher.sessions[0].run = fail
-        answers = [post(client, png(photo)).status_code for _ in range(HOPELESS)]
-        assert answers == [500] * HOPELESS
+        answers = [post(client, png(photo)).status_code for _ in range(MAX_FAILURES)]
+        assert answers == [500] * MAX_FAILURES
         for _ in range(500):
             if client.get("/readyz").status_code == 200:
                 break

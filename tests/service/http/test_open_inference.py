@@ -89,7 +89,7 @@ def test_all_outputs_come_where_none_is_named(client: Any) -> None:
 
 
 def test_errors_reach_the_client_in_its_own_form(client: Any) -> None:
-    with pytest.raises(InferenceServerException, match="there are: plain, sure"):
+    with pytest.raises(InferenceServerException, match="the models are: plain, sure"):
         client.infer("none", [tensor(binary=True)])
     with pytest.raises(InferenceServerException, match="this model has"):
         client.infer(

@@ -70,7 +70,7 @@ def test_each_pixel_takes_the_label_of_its_most_central_window() -> None:
 
 def test_the_limit_is_exact() -> None:
     windows.check((64 + 48, 48), TARGET, Sliding(0.25, 2))
-    with pytest.raises(ImageTooLarge, match=r"takes at least 3 windows .* limit is 2"):
+    with pytest.raises(ImageTooLarge, match=r"needs at least 3 windows .* limit is 2"):
         windows.check((64 + 49, 48), TARGET, Sliding(0.25, 2))
 
 
@@ -82,7 +82,7 @@ def test_a_photo_is_counted_as_it_is_turned(client: TestClient) -> None:
     )
     assert lying.status_code == 200
     assert (upright.status_code, upright.json()["code"]) == (413, "image-too-large")
-    assert "takes at least 36 windows" in upright.json()["detail"]
+    assert "needs at least 36 windows" in upright.json()["detail"]
 
 
 @pytest.mark.parametrize("size", [(48, 64), (1, 1), (33, 64), (48, 20)])

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from service.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed, ShuttingDown
-from service.inference.batcher import HOPELESS, Array, Batcher, Timing
+from service.inference.batcher import MAX_FAILURES, Array, Batcher, Timing
 
 
 def item(value: int, side: int = 2) -> Array:
@@ -257,7 +257,7 @@ def test_a_dead_loop_fails_what_waits_and_refuses_what_comes() -> None:
         )
         batcher.start()
         assert batcher.alive
-        batcher._wait_for_company = None  # type: ignore[assignment, method-assign] # the fault
+        batcher._fill = None  # type: ignore[assignment, method-assign] # the fault
         with pytest.raises(EngineUnavailable):
             await batcher.submit(item(1), deadline=soon())
         assert not batcher.alive
@@ -325,11 +325,11 @@ def test_two_sessions_run_at_once_and_do_not_split_a_batch() -> None:
 
 def test_a_session_that_fails_every_time_dies_but_one_success_saves_it() -> None:
     async def scenario(batcher: Batcher[Array], doubler: Doubler) -> None:
-        for _ in range(HOPELESS - 1):
+        for _ in range(MAX_FAILURES - 1):
             with pytest.raises(InferenceFailed):
                 await ask(batcher, 13)
         await ask(batcher, 1)
-        for _ in range(HOPELESS):
+        for _ in range(MAX_FAILURES):
             assert batcher.alive
             with pytest.raises(InferenceFailed):
                 await ask(batcher, 13)

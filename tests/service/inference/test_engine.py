@@ -48,7 +48,7 @@ def test_weights_that_changed_after_the_export_are_refused(tmp_path: Path) -> No
     metadata = {METADATA_KEY: sealed.model_dump_json()}
     Engine(onnx_models.save(bare, metadata), EngineOptions("cpu"))
     altered = onnx_models.save(bare, metadata, brightest=1)
-    with pytest.raises(StartupError, match=r"tiny\.onnx was damaged or altered after its export"):
+    with pytest.raises(StartupError, match=r"tiny\.onnx was damaged or changed after its export"):
         Engine(altered, EngineOptions("cpu"))
 
 
