@@ -51,7 +51,7 @@ def tampered(exported: Path, target: Path, contract: str | None) -> Path:
     [
         (None, "python -m export"),
         ('{"version": 99}', "version 99"),
-        ('{"version": 1}', "does not hold together"),
+        ('{"version": 1}', "is not valid"),
         ("{", "not JSON"),
     ],
 )
