@@ -6,7 +6,7 @@ SERVE := .venv-serve-$(ENGINE)
 # Tests and measurements start servers with the packages of the image, not with their own ones.
 export DEEPLAB_SERVE_PYTHON := $(CURDIR)/$(SERVE)/bin/python
 
-.PHONY: demo serve image test check format tables bench bench-client bench-train soak export-matrix clean
+.PHONY: demo serve image test-fast test check format lock tables bench bench-client bench-train soak export-matrix clean
 
 demo: $(SERVE)/.installed ## photos -> masks through the service, then stop
 	$(SERVE)/bin/python -m service.demo
@@ -24,6 +24,9 @@ check: $(DEV)/.installed ## formatter, linter, types
 	$(DEV)/bin/ruff format --check .
 	$(DEV)/bin/ruff check .
 	$(DEV)/bin/mypy
+
+lock: $(DEV)/.installed ## the lock files anew, after a change of pyproject.toml
+	PATH="$(CURDIR)/$(DEV)/bin:$$PATH" docker/lock.sh
 
 format: $(DEV)/.installed
 	$(DEV)/bin/ruff format .
