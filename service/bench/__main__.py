@@ -1,11 +1,10 @@
-"""The running service against its own engine: `python -m service.bench`.
+"""Compare the running service with its bare engine: `python -m service.bench`.
 
-Both get the same photos on the same host. The engine gets them decoded and takes
-them one after another in this process, or several at once where the service does
-that; the service gets them as JPEG forms over HTTP from a load generator in a
-process of its own. Machines differ and are noisy:
-all contestants take turns, round after round, and ratios of medians count.
-`export.bench` adds a plain PyTorch handler as one more contestant.
+Both get the same photos on the same host. The engine runs in this process on decoded
+photos, one at a time, and several at a time where the service does that. The service gets
+JPEG forms over HTTP from a load generator in a separate process. Because machines are
+noisy, all contestants take turns in every round, and ratios of medians are compared.
+`export.bench` adds a plain PyTorch handler as a contestant.
 """
 
 from __future__ import annotations
@@ -23,17 +22,17 @@ from service.settings import BUNDLED
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m service.bench",
-        description="Compare the running service with its bare engine; needs no torch.",
+        description="Compare the running service with its bare engine. Does not need torch.",
         epilog="example: python -m service.bench models/light.onnx --rounds 3 --json bench.json",
     )
-    p.add_argument("file", type=Path, nargs="?", help="exported file (the bundled model)")
+    p.add_argument("file", type=Path, nargs="?", help="exported file (default: the bundled model)")
     p.add_argument("--rounds", type=int, default=5)
     add_options(p)
     return p
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and print; 1 when a server does not start or answer."""
+    """Measure and print. Return 1 if a server does not start or answer."""
     args = parser().parse_args(argv)
     file = args.file or min(BUNDLED.glob("*.onnx"))
     options = BenchOptions(

@@ -1,10 +1,10 @@
-"""The batch client against what the service can do: `python -m service.bench.client`.
+"""Benchmark the batch client: `python -m service.bench.client`.
 
-Two questions. Does the client keep the service busy? The load generator, which sends
-photos from memory and throws the masks away, says what the service can do; the
-client's own command, from photos on disk to masks on disk, takes turns with it.
-And does its memory stay flat? A stub that answers at once gets more and more photos,
-and the peak of the client's memory is read each time.
+It measures two things. Does the client keep the service busy? The load generator, which
+sends photos from memory and discards the masks, measures the service's own rate; the client
+command, from photos on disk to masks on disk, takes turns with it. Does the client's memory
+stay flat? A stub that answers at once gets more and more photos, and the client's peak
+memory is read each time.
 """
 
 from __future__ import annotations
@@ -29,40 +29,40 @@ from service.bench.measure import output
 from service.bench.tables import Table
 from service.settings import BUNDLED, SAMPLES
 
-IN_FLIGHT = 16  # the generator's; more gains nothing on one engine
-FOLDER = 1000  # photos in one folder of the tree
-LOOK_S = 0.1  # between looks at the client's memory
+IN_FLIGHT = 16  # of the generator; more does not help with one engine
+FOLDER = 1000  # photos per folder of the tree
+LOOK_S = 0.1  # interval of reading the client's memory
 OUTPUT = "mask"
 
 
 @dataclass(frozen=True)
 class ClientBenchOptions:
-    """What to measure, and how long."""
+    """What to measure, and for how long."""
 
     models: Path
     photos: tuple[Path, ...]
     rounds: int
-    seconds: float  # of the generator and of the client in each round
-    inputs: tuple[int, ...]  # photos in the runs whose memory is read
+    seconds: float  # for the generator and for the client, per round
+    inputs: tuple[int, ...]  # numbers of photos for the memory measurement
 
 
 @dataclass(frozen=True)
 class Ran:
-    """One run of the client's command."""
+    """A run of the client command."""
 
     photos: int
-    seconds: float  # from its first look at the inputs to its last answer
+    seconds: float  # from listing the inputs to the last answer
     cpu_s: float
     peak_rss_mib: float
 
     @property
     def rate(self) -> float:
-        """Photos a second."""
+        """Photos per second."""
         return self.photos / self.seconds
 
 
 def plant(folder: Path, photos: Sequence[Path], count: int) -> Path:
-    """A tree of `count` photos; those of one folder are links to few files."""
+    """Create a tree of `count` photos; within a folder they are hard links to a few files."""
     for start in range(0, count, FOLDER):
         inside = folder / f"{start // FOLDER:04}"
         inside.mkdir(parents=True)
@@ -78,7 +78,7 @@ def plant(folder: Path, photos: Sequence[Path], count: int) -> Path:
 
 
 def client(url: str, inputs: Path, out: Path) -> Ran:
-    """`python -m service.client` on a folder; RuntimeError if a photo gets no mask."""
+    """Run `python -m service.client` on a folder; raises RuntimeError if a photo gets no mask."""
     command = [sys.executable, "-m", "service.client", url, str(inputs), "-o", str(out)]
     command += ["--output", OUTPUT, "--json"]
     with tempfile.TemporaryFile() as said:
@@ -94,19 +94,19 @@ def client(url: str, inputs: Path, out: Path) -> Ran:
 
 
 def _peak_rss_mib(pid: int) -> float:
-    """The peak while the process lives. Its rusage would count the memory it was forked from."""
+    """Return the peak memory of a running process; rusage would include the forking process."""
     peak = 0.0
     while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
         try:
             peak = vitals.read(pid).peak_rss_mib
-        except (OSError, KeyError):  # just ending: its memory is gone, its entry is not
+        except (OSError, KeyError):  # the process is ending: its memory is already freed
             break
         time.sleep(LOOK_S)
     return peak
 
 
 def busy(options: ClientBenchOptions, folder: Path) -> dict[str, Any]:
-    """The client's rate against the service's own, as medians of rounds."""
+    """Compare the client's rate with the service's own, as medians of rounds."""
     can, does = [], []
     with launch.service(options.models, "--device", "cpu", "--log-level", "warning") as server:
         url = f"{server.url}/segment?output={OUTPUT}"
@@ -129,7 +129,7 @@ def busy(options: ClientBenchOptions, folder: Path) -> dict[str, Any]:
 
 
 def memory(options: ClientBenchOptions, folder: Path) -> list[dict[str, float]]:
-    """The client's peak memory by number of inputs, against a service that costs no time."""
+    """Measure the client's peak memory by number of inputs, with a stub as the service."""
     found = []
     for count in options.inputs:
         with (
@@ -150,7 +150,7 @@ def memory(options: ClientBenchOptions, folder: Path) -> list[dict[str, float]]:
 
 
 def run(options: ClientBenchOptions) -> dict[str, Any]:
-    """Every figure of one run, fit for JSON; RuntimeError if a photo gets no mask."""
+    """Measure everything, for JSON; raises RuntimeError if a photo gets no mask."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         found: dict[str, Any] = {}
@@ -162,7 +162,7 @@ def run(options: ClientBenchOptions) -> dict[str, Any]:
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
-    """The figures of `run` for people."""
+    """Format the figures of `run` as tables."""
     found = []
     if "busy" in result:
         figures = result["busy"]
@@ -171,8 +171,8 @@ def tables(result: dict[str, Any]) -> list[Table]:
             ("service, from the client", f"{figures['client']:.2f}", f"{figures['share']:.1%}"),
         )
         note = (
-            f"goal: 95 %; the client takes {figures['client_cpu_ms']:.1f} ms of CPU a photo, "
-            f"its start included; medians of {figures['rounds']} rounds"
+            f"goal: 95 %; the client takes {figures['client_cpu_ms']:.1f} ms of CPU per photo, "
+            f"including its start; medians of {figures['rounds']} rounds"
         )
         found.append(
             Table("How busy the client keeps the service", ("", "photos/s", "share"), rows, note)
@@ -200,28 +200,32 @@ def _numbers(text: str) -> tuple[int, ...]:
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m service.bench.client",
-        description="Compare the batch client with what the service can do, and read its memory.",
+        description="Compare the batch client's rate with the service's, and measure its memory.",
         epilog="example: python -m service.bench.client --rounds 3 --inputs 1000,10000",
     )
     p.add_argument("--model-dir", type=Path, default=BUNDLED, help="folder of .onnx files")
     p.add_argument(
-        "--photos", type=Path, nargs="+", default=sorted(SAMPLES.glob("*.jpg")), help="to repeat"
+        "--photos",
+        type=Path,
+        nargs="+",
+        default=sorted(SAMPLES.glob("*.jpg")),
+        help="photos to repeat",
     )
-    p.add_argument("--rounds", type=int, default=3, help="against the service; 0: none")
-    p.add_argument("--seconds", type=float, default=20.0, help="of each side in each round")
+    p.add_argument("--rounds", type=int, default=3, help="rounds against the service; 0: none")
+    p.add_argument("--seconds", type=float, default=20.0, help="seconds per side and round")
     p.add_argument(
         "--inputs",
         type=_numbers,
         default=(1_000, 10_000, 100_000),
-        help="photos whose memory to compare, as a comma list; empty: none",
+        help="comma-separated numbers of photos for the memory measurement; empty: none",
     )
-    p.add_argument("--json", type=Path, metavar="F", help="write every figure to F")
-    p.add_argument("--markdown", action="store_true", help="tables as in docs/performance.md")
+    p.add_argument("--json", type=Path, metavar="F", help="write all figures to F")
+    p.add_argument("--markdown", action="store_true", help="print tables as in docs/performance.md")
     return p
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and print; 1 when a server does not answer or a photo gets no mask."""
+    """Measure and print. Return 1 if a server does not answer or a photo gets no mask."""
     args = parser().parse_args(argv)
     options = ClientBenchOptions(
         args.model_dir, tuple(args.photos), args.rounds, args.seconds, args.inputs

@@ -1,10 +1,9 @@
-"""A closed loop of requests, in a process of its own: `python -m service.bench.generator`.
+"""A closed-loop load generator in its own process: `python -m service.bench.generator`.
 
-N workers send photos one after another, each as soon as its last answer is there.
-What happens within a window of time, after a warm-up, is counted and printed as
-JSON. The generator shares its host with the server that it measures: it speaks just
-enough HTTP/1.1 over sockets (a client library takes five times the processor time),
-and says what it used itself.
+N workers send photos; each sends the next one when it has its answer. After a warm-up, the
+answers within a time window are counted and printed as JSON. The generator runs on the same
+host as the server, so it speaks minimal HTTP/1.1 over sockets (a client library takes five
+times the CPU time) and reports its own CPU time.
 """
 
 from __future__ import annotations
@@ -32,38 +31,38 @@ TIMEOUT_S = 120.0
 
 @dataclass(frozen=True)
 class Load:
-    """What to send, and for how long."""
+    """What to send, where, and for how long."""
 
-    url: str  # with path and query
+    url: str  # including path and query
     photos: tuple[str, ...]
     concurrency: int
-    seconds: float  # at least; longer if fewer answers than `concurrency` come
+    seconds: float  # at least; longer until `concurrency` requests have ended
     warm_up_s: float = 1.0
     watch: int | None = None  # process id of the server
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What happened within the window; milliseconds are medians over its answers."""
+    """The figures of the window; times in milliseconds are medians over its answers."""
 
     answers: int
-    failures: int  # answers other than 200, and connections that broke
+    failures: int  # answers other than 200, and broken connections
     seconds: float
     latency_ms: float
     stages_ms: dict[str, float]  # from Server-Timing
     client_cpu_s: float
     server_cpu_s: float | None
-    rest_ms: float = 0.0  # of the latency, what Server-Timing does not explain
+    rest_ms: float = 0.0  # latency that Server-Timing does not explain
 
     @property
     def rate(self) -> float:
-        """Answers a second."""
+        """Answers per second."""
         return self.answers / self.seconds
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What of an answer matters here; its body has been read."""
+    """The status and headers of an answer whose body has been read."""
 
     status: int
     headers: dict[str, str]  # names in lower case
@@ -71,21 +70,21 @@ class Answer:
 
 @dataclass
 class Tally:
-    """What is noted down while the window is open."""
+    """Counts answers while the window is open."""
 
     is_open: bool = False
     failures: int = 0
     latencies_ms: list[float] = field(default_factory=list)
-    rests_ms: list[float] = field(default_factory=list)  # what Server-Timing does not explain
+    rests_ms: list[float] = field(default_factory=list)  # not explained by Server-Timing
     stages_ms: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
     @property
     def settled(self) -> int:
-        """Requests that have come to an end."""
+        """The number of requests that have ended."""
         return len(self.latencies_ms) + self.failures
 
     def note(self, status: int | None, server_timing: str, seconds: float) -> None:
-        """Count an answer by its status, None for a connection that broke."""
+        """Count an answer by its status; None means a broken connection."""
         if not self.is_open:
             return
         if status != 200:
@@ -99,7 +98,7 @@ class Tally:
 
 
 def measured(load: Load) -> LoadReport:
-    """Drive the load from a process of its own; raises RuntimeError when nothing is answered."""
+    """Run the generator in a separate process; raises RuntimeError if nothing is answered."""
     command = [sys.executable, "-m", "service.bench.generator", load.url, *load.photos]
     command += ["--concurrency", str(load.concurrency), "--seconds", str(load.seconds)]
     command += ["--warm-up", str(load.warm_up_s)]
@@ -114,7 +113,7 @@ def measured(load: Load) -> LoadReport:
 
 
 def form(url: str, photo: bytes) -> bytes:
-    """The whole request, with the form that `curl -F file=@photo URL` sends."""
+    """Build the request that `curl -F file=@photo URL` sends."""
     start = (
         f"--{BOUNDARY}\r\n"
         'Content-Disposition: form-data; name="file"; filename="photo"\r\n'
@@ -131,7 +130,7 @@ def form(url: str, photo: bytes) -> bytes:
 
 
 async def drive(load: Load) -> LoadReport:
-    """Send for the warm-up and the window; every request that was begun is also ended."""
+    """Send during warm-up and window, and wait for all requests to end."""
     tally, over = Tally(), asyncio.Event()
     requests = cycle([form(load.url, Path(photo).read_bytes()) for photo in load.photos])
     async with asyncio.TaskGroup() as workers:
@@ -141,7 +140,7 @@ async def drive(load: Load) -> LoadReport:
         tally.is_open = True
         before = used(load.watch)
         await asyncio.sleep(load.seconds)
-        while tally.settled < load.concurrency:  # a slow server: nothing can be said of less
+        while tally.settled < load.concurrency:  # a slow server: wait for enough answers
             await asyncio.sleep(0.05)
         tally.is_open = False
         after = used(load.watch)
@@ -150,7 +149,7 @@ async def drive(load: Load) -> LoadReport:
 
 
 async def _work(url: str, requests: Iterator[bytes], tally: Tally, over: asyncio.Event) -> None:
-    """One connection after another until the load is over."""
+    """Send requests, reconnecting when needed, until the load is over."""
     parts = urlsplit(url)
     while not over.is_set():
         try:
@@ -168,7 +167,7 @@ async def _work(url: str, requests: Iterator[bytes], tally: Tally, over: asyncio
                 writer.close()
         except (OSError, asyncio.IncompleteReadError, TimeoutError):
             tally.note(None, "", 0)
-            await asyncio.sleep(0.01)  # a dead server must not turn this into a spinning loop
+            await asyncio.sleep(0.01)  # do not spin if the server is dead
 
 
 async def _exchange(
@@ -185,7 +184,7 @@ async def _exchange(
 
 
 def used(watch: int | None) -> tuple[float, float, float | None]:
-    """The time, and the processor time of this process and of the server so far."""
+    """Read the clock, and the CPU times of this process and of the server."""
     server = None if watch is None else vitals.read(watch).cpu_s
     return time.perf_counter(), time.process_time(), server
 
@@ -195,7 +194,7 @@ def reported(
     before: tuple[float, float, float | None],
     after: tuple[float, float, float | None],
 ) -> LoadReport:
-    """The report of a window that was opened and closed at these readings of `used`."""
+    """Build the report from the readings of `used` at the start and the end of the window."""
     seconds, client = after[0] - before[0], after[1] - before[1]
     server = None if before[2] is None or after[2] is None else after[2] - before[2]
     latencies = tally.latencies_ms
@@ -214,21 +213,21 @@ def reported(
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m service.bench.generator",
-        description="Load on a server, and what it made of it, as JSON.",
+        description="Send load to a server and print its figures as JSON.",
         epilog="example: python -m service.bench.generator "
         "'http://127.0.0.1:8000/segment?output=mask' service/samples/*.jpg --concurrency 16",
     )
-    p.add_argument("url", help="where photos go, with path and query")
+    p.add_argument("url", help="URL including path and query")
     p.add_argument("photos", nargs="+", help="files to send in turn")
     p.add_argument("--concurrency", type=int, default=1)
-    p.add_argument("--seconds", type=float, default=5.0, help="window that counts")
-    p.add_argument("--warm-up", type=float, default=1.0, help="seconds before it that do not")
-    p.add_argument("--watch", type=int, help="process id of the server, for its processor time")
+    p.add_argument("--seconds", type=float, default=5.0, help="length of the measured window")
+    p.add_argument("--warm-up", type=float, default=1.0, help="seconds before the window")
+    p.add_argument("--watch", type=int, help="process id of the server, to read its CPU time")
     return p
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Drive the load and print the report."""
+    """Send the load and print the report."""
     args = parser().parse_args(argv)
     load = Load(
         args.url, tuple(args.photos), args.concurrency, args.seconds, args.warm_up, args.watch

@@ -1,7 +1,7 @@
-"""Requests that a service in the open gets: most are well meant, some are not.
+"""Valid and hostile requests for the soak test, and a client that sends them.
 
-Each case is a request as bytes, the way in which it is sent, and the statuses that
-are right answers to it. Being too busy (503) or too late (504) is always one.
+Each case has the bytes of a request, the way to send it, and the expected statuses.
+503 (busy) and 504 (too late) are always allowed.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ class Manner(enum.Enum):
     """How a request is sent."""
 
     WHOLE = "whole"
-    CHUNKED = "chunked"  # without saying how long it will be
+    CHUNKED = "chunked"  # without Content-Length
     DRIPPING = "dripping"  # a few bytes at a time
-    LEAVING = "leaving"  # the client goes before its answer, maybe before its body's end
+    LEAVING = "leaving"  # disconnect before the answer, perhaps before the end of the body
 
 
 @dataclass(frozen=True)
 class Case:
-    """One kind of request; `right` are its answers besides BUSY."""
+    """A kind of request; `right` are the expected statuses besides BUSY."""
 
     name: str
     right: frozenset[int]
@@ -44,7 +44,7 @@ class Case:
     manner: Manner = Manner.WHOLE
 
     def head(self) -> bytes:
-        """The request line and the headers."""
+        """Return the request line and the headers."""
         length = (
             {"Transfer-Encoding": "chunked"}
             if self.manner is Manner.CHUNKED
@@ -57,7 +57,7 @@ class Case:
 
 
 def good(photos: Sequence[bytes], outputs: Sequence[str]) -> list[Case]:
-    """Every photo with every output."""
+    """Return valid requests for every photo and output."""
     return [
         Case(output, frozenset({200}), f"/segment?output={output}", IMAGE, photo)
         for photo in photos
@@ -70,7 +70,7 @@ FORM = {"Content-Type": "multipart/form-data; boundary=b"}
 
 
 def hostile(photo: bytes, max_body_bytes: int) -> list[Case]:
-    """One case of every kind; `photo` is a good JPEG."""
+    """Return a hostile request of every kind; `photo` is a valid JPEG."""
     large = bytes(max_body_bytes + 1)
     part = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
     return [
@@ -93,7 +93,7 @@ def hostile(photo: bytes, max_body_bytes: int) -> list[Case]:
 
 
 def leaving(photo: bytes) -> Case:
-    """A client that does not wait."""
+    """Return a request whose client disconnects early."""
     return _case("client leaves", 200, photo, manner=Manner.LEAVING)
 
 
@@ -110,7 +110,7 @@ def _case(
 
 
 def bomb() -> bytes:
-    """A PNG of some kilobytes that says it has 40,000 x 40,000 pixels."""
+    """Return a PNG of a few kilobytes that claims to have 40,000 x 40,000 pixels."""
     header = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 0, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(1_000_000))), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -120,7 +120,7 @@ def bomb() -> bytes:
 
 
 def small_photos(sources: Sequence[bytes]) -> list[bytes]:
-    """Each source in some small sizes and formats: what costs is the model."""
+    """Return each source in several small sizes and formats, which are fast to decode."""
     found = []
     for source in sources:
         for kind, side in (("JPEG", 96), ("PNG", 64), ("WEBP", 128), ("BMP", 48), ("JPEG", 320)):
@@ -134,7 +134,7 @@ def small_photos(sources: Sequence[bytes]) -> list[bytes]:
 
 
 class Client:
-    """One client after another on one address; a connection lasts as long as both sides like."""
+    """Sends requests to one address and reuses the connection when possible."""
 
     def __init__(self, host: str, port: int, chance: random.Random) -> None:
         self._address = host, port
@@ -142,7 +142,7 @@ class Client:
         self._kept: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def send(self, case: Case) -> int | None:
-        """The status of the answer; None if the client left before. OSError: no answer came."""
+        """Return the status; None if the client left first. Raises OSError without an answer."""
         if case.manner is Manner.LEAVING:
             return await self._leave(case)
         async with self._connection() as (reader, writer):
@@ -171,7 +171,7 @@ class Client:
     async def _connection(
         self,
     ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-        """The connection that was kept, or a new one; closed unless it is kept again."""
+        """Give the kept connection or a new one; close it unless it is kept again."""
         reader, writer = self._kept or await asyncio.open_connection(*self._address)
         self._kept = None
         try:
@@ -181,7 +181,7 @@ class Client:
                 writer.close()
 
     def close(self) -> None:
-        """Close the connection that was kept."""
+        """Close the kept connection."""
         if self._kept is not None:
             self._kept[1].close()
             self._kept = None
@@ -204,12 +204,14 @@ async def _send(writer: asyncio.StreamWriter, case: Case) -> None:
 
 
 async def _answer(reader: asyncio.StreamReader) -> tuple[int, bool]:
-    """The status, and whether the connection lasts; OSError when it ends first."""
+    """Return the status and whether the connection stays open; raises OSError if it breaks."""
     try:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
         first, *lines = head.split("\r\n")
         headers = dict(line.split(": ", 1) for line in lines if line)
         await reader.readexactly(int(headers.get("content-length", "0")))
     except asyncio.IncompleteReadError as error:
-        raise ConnectionResetError("the connection was closed before the answer's end") from error
+        raise ConnectionResetError(
+            "the connection was closed before the end of the answer"
+        ) from error
     return int(first.split(" ")[1]), headers.get("connection") != "close"

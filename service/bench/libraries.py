@@ -1,8 +1,8 @@
-"""One photo at a time, with the client libraries that users have.
+"""Measure single photos with common client libraries: `python -m service.bench.libraries`.
 
-The load generator speaks HTTP over bare sockets, so it may miss what a library's habits
-cost: httpx and requests on a kept-alive connection, curl on a new connection for each photo.
-`python -m service.bench.libraries` is a process of its own, as users have it.
+The load generator speaks HTTP over plain sockets and does not show the overhead of a
+library: httpx and requests with keep-alive, curl with a new connection per photo. Each
+library runs in its own process.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from pathlib import Path
 
 from service.bench.generator import LoadReport, Tally, reported, used
 
-# Sends a photo to a URL and returns the seconds it took, the status and Server-Timing.
+# Sends a photo to a URL; returns the seconds taken, the status and Server-Timing.
 Exchange = Callable[[str, Path], tuple[float, int, str]]
 NAMES = ("httpx", "requests", "curl")
 
 
 def available() -> list[str]:
-    """Those of NAMES that are installed here."""
+    """Return those of NAMES that are installed."""
     return [name for name in NAMES if (shutil.which if name == "curl" else find_spec)(name)]
 
 
 def with_httpx() -> Exchange:
-    """httpx, keep-alive."""
+    """Send with httpx, on one connection."""
     import httpx  # noqa: PLC0415 - each process loads the one library that it measures
 
     client = httpx.Client(timeout=120, trust_env=False)
@@ -47,7 +47,7 @@ def with_httpx() -> Exchange:
 
 
 def with_requests() -> Exchange:
-    """requests, keep-alive."""
+    """Send with requests, on one connection."""
     import requests  # noqa: PLC0415 - as above
 
     session = requests.Session()
@@ -63,7 +63,7 @@ def with_requests() -> Exchange:
 
 
 def with_curl() -> Exchange:
-    """curl, a new connection for each photo; the start of its process is not counted."""
+    """Send with curl, on a new connection per photo; its start time is not counted."""
     shown = "%{time_total} %{http_code} %header{server-timing}"
     command = ["curl", "--silent", "--noproxy", "*", "--output", "/dev/null", "--write-out", shown]
 
@@ -83,7 +83,7 @@ MAKERS: dict[str, Callable[[], Exchange]] = {
 
 
 def drive(exchange: Exchange, url: str, photos: Sequence[Path], seconds: float) -> LoadReport:
-    """Send photos one after another; one round before that does not count."""
+    """Send photos one after another, after a warm-up round."""
     for photo in photos:
         exchange(url, photo)
     tally = Tally(is_open=True)
@@ -97,7 +97,7 @@ def drive(exchange: Exchange, url: str, photos: Sequence[Path], seconds: float) 
 
 
 def measured(name: str, url: str, photos: Sequence[Path], seconds: float) -> LoadReport:
-    """Drive a library from a process of its own; raises RuntimeError when nothing is answered."""
+    """Measure a library in a separate process; raises RuntimeError if nothing is answered."""
     command = [sys.executable, "-m", "service.bench.libraries", name, url, *map(str, photos)]
     out = subprocess.check_output([*command, "--seconds", str(seconds)])
     report = LoadReport(**json.loads(out))
@@ -109,12 +109,12 @@ def measured(name: str, url: str, photos: Sequence[Path], seconds: float) -> Loa
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m service.bench.libraries",
-        description="Latency of a lone photo with a client library, as JSON.",
+        description="Measure the latency of single photos with a client library; print JSON.",
         epilog="example: python -m service.bench.libraries httpx "
         "'http://127.0.0.1:8000/segment?output=mask' service/samples/*.jpg",
     )
     p.add_argument("name", choices=NAMES)
-    p.add_argument("url", help="where photos go, with path and query")
+    p.add_argument("url", help="URL including path and query")
     p.add_argument("photos", nargs="+", type=Path, help="files to send in turn")
     p.add_argument("--seconds", type=float, default=5.0, help="how long to send")
     return p

@@ -1,11 +1,10 @@
-"""The running service against its own engine.
+"""Compare the running service with its bare engine.
 
-Both get the same photos on the same host. The engine gets them decoded and takes
-them one after another in this process, or several at once where the service does
-that; the service gets them as JPEG forms over HTTP from a load generator in a
-process of its own. Machines differ and are noisy:
-all contestants take turns, round after round, and ratios of medians count.
-`export.bench` adds a plain PyTorch handler as one more contestant.
+Both get the same photos on the same host. The engine runs in this process on decoded
+photos, one at a time, and several at a time where the service does that. The service gets
+JPEG forms over HTTP from a load generator in a separate process. Because machines are
+noisy, all contestants take turns in every round, and ratios of medians are compared.
+`export.bench` adds a plain PyTorch handler as a contestant.
 """
 
 from __future__ import annotations
@@ -40,32 +39,32 @@ from service.inference.models import MOST_LANES
 from service.settings import SAMPLES, Settings
 
 CONCURRENCY = (1, 4, 16)
-BATCH = 4  # the engine is also run on this many at once: some hosts like that better
+BATCH = 4  # also run the engine on batches of this size, which is faster on some hosts
 LARGE_OUTPUTS = ("mask", "overlay")
 MOST_UNEXPLAINED_MS = 8.0
-GRAIN = 4.0  # standard deviation of a sensor's noise: without it a photo is too easy to decode
-Predict = Callable[[NDArray[np.uint8]], object]  # of an engine, on a batch
+GRAIN = 4.0  # standard deviation of sensor noise; photos without noise decode too fast
+Predict = Callable[[NDArray[np.uint8]], object]  # runs an engine on a batch
 Contestant = Callable[[], LoadReport]
 Figures = dict[str, Any]  # medians of one contestant
 
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """What to measure, and how long."""
+    """What to measure, and for how long."""
 
     file: Path
     photos: tuple[Path, ...]
     rounds: int
-    seconds: float  # of each contestant in each round
-    megapixels: float = 12.0  # of the large photo; phones take them like that
+    seconds: float  # per contestant and round
+    megapixels: float = 12.0  # of the large photo, as phones take them
     device: Device = "cpu"
 
 
 def run(options: BenchOptions, others: Mapping[str, launch.Server] | None = None) -> dict[str, Any]:
-    """Every figure of one run, fit for JSON; `others` are servers that take the same requests.
+    """Measure everything and return figures for JSON; `others` get the same requests.
 
-    Raises StartupError for a file that cannot be loaded, RuntimeError for a server
-    that does not answer.
+    Raises StartupError if the file cannot be loaded, RuntimeError if a server does not
+    answer.
     """
     threads = cpus.available()
     lanes = min(threads, MOST_LANES)
@@ -82,7 +81,7 @@ def run(options: BenchOptions, others: Mapping[str, launch.Server] | None = None
     return {
         "model": options.file.name,
         "provider": engine.provider,
-        "python": launch.python(),  # of the service; the bare engine runs in this process
+        "python": launch.python(),  # of the service; the engine runs in this process
         "threads": threads,
         "lanes": engine.lanes,
         "rounds": options.rounds,
@@ -120,7 +119,7 @@ def _contestants(
 
 
 def take_turns(contestants: Mapping[str, Contestant], rounds: int) -> dict[str, list[LoadReport]]:
-    """What each contestant did in every round."""
+    """Run each contestant once per round."""
     found: dict[str, list[LoadReport]] = defaultdict(list)
     for _ in range(rounds):
         for name, contestant in contestants.items():
@@ -131,10 +130,10 @@ def take_turns(contestants: Mapping[str, Contestant], rounds: int) -> dict[str, 
 def bare(
     lanes: Sequence[Predict], images: NDArray[np.uint8], batch: int, seconds: float
 ) -> LoadReport:
-    """The engine alone, each lane in a thread, on decoded images (N, H, W, 3), `batch` in a run."""
+    """Run the engine alone on decoded images (N, H, W, 3): a thread per lane, `batch` per run."""
     batches = [np.roll(images, -i, axis=0)[:batch] for i in range(len(images))]
     for run in lanes:
-        run(batches[0])  # the first run allocates
+        run(batches[0])  # the first run allocates memory
 
     def work(run: Predict) -> list[float]:
         took: list[float] = []
@@ -154,7 +153,7 @@ def bare(
 
 
 def decoded(engine: Engine, photos: Sequence[Path], least: int) -> NDArray[np.uint8]:
-    """The photos as the service hands them to the engine, repeated up to `least` images."""
+    """Decode photos as the service does, and repeat them to at least `least` images."""
     limit: int = Settings.model_fields["max_pixels"].default
     fitted = []
     for path in photos:
@@ -167,7 +166,7 @@ def decoded(engine: Engine, photos: Sequence[Path], least: int) -> NDArray[np.ui
 def loaded(
     server: launch.Server, photos: Sequence[Path], n: int, seconds: float, output: str = "mask"
 ) -> Contestant:
-    """A server with `n` requests in flight all the time."""
+    """Load a server with `n` requests in flight."""
     url = f"{server.url}/segment?output={output}"
     warm_up_s = min(2.0, seconds / 2)
     return partial(
@@ -176,7 +175,7 @@ def loaded(
 
 
 def large_photo(source: Path, target: Path, megapixels: float) -> Path:
-    """A JPEG of 4 x 3 made from a small photo, with the grain that real ones have."""
+    """Enlarge a small photo to a JPEG with aspect ratio 4:3 and sensor noise."""
     unit = (megapixels * 1e6 / 12) ** 0.5
     size = round(4 * unit), round(3 * unit)
     with Image.open(source) as image:
@@ -190,7 +189,7 @@ def large_photo(source: Path, target: Path, megapixels: float) -> Path:
 
 
 def medians(reports: Sequence[LoadReport]) -> Figures:
-    """One contestant over all rounds; processor time in milliseconds an image."""
+    """Return a contestant's medians over all rounds; CPU times in milliseconds per image."""
 
     def median(of: Callable[[LoadReport], float]) -> float:
         return statistics.median(map(of, reports))
@@ -210,7 +209,7 @@ def medians(reports: Sequence[LoadReport]) -> Figures:
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
-    """The figures of `run` for people."""
+    """Format the figures of `run` as tables."""
     contestants: dict[str, Figures] = result["contestants"]
     found = [throughput(contestants), added_latency(contestants), from_libraries(contestants)]
     found.append(large_photos(result))
@@ -218,7 +217,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
 
 
 def throughput(contestants: Mapping[str, Figures]) -> Table:
-    """Every contestant on small photos against the bare engine, run the fastest way."""
+    """Compare all contestants on small photos with the fastest way to run the bare engine."""
     engine = max(it["rate"] for name, it in contestants.items() if name.startswith("engine"))
     rows = tuple(
         (
@@ -234,24 +233,26 @@ def throughput(contestants: Mapping[str, Figures]) -> Table:
         if not name.startswith(("large", "from"))
     )
     header = ("", "photos/s", "to engine", "latency ms", "CPU ms", "client CPU ms", "failures")
-    goal = f"goal: the service at {CONCURRENCY[-1]} reaches 0.95 of the fastest bare engine"
-    return Table("Throughput; CPU time is that of one photo", header, rows, goal)
+    goal = (
+        f"goal: the service at {CONCURRENCY[-1]} reaches at least 0.95 of the fastest bare engine"
+    )
+    return Table("Throughput; CPU times are per photo", header, rows, goal)
 
 
 def added_latency(contestants: Mapping[str, Figures]) -> Table:
-    """What the service adds to a lone request, by stage."""
+    """Show the latency that the service adds to a single request, by stage."""
     bare_ms, service = contestants["engine, batch 1"]["latency_ms"], contestants["service at 1"]
     stages: dict[str, float] = service["stages_ms"]
     added = {stage: ms - (bare_ms if stage == "infer" else 0.0) for stage, ms in stages.items()}
     rest = {"HTTP, event loop, client": service["latency_ms"] - sum(stages.values())}
-    total = {"all of it": service["latency_ms"] - bare_ms}
+    total = {"total": service["latency_ms"] - bare_ms}
     rows = tuple((name, f"{ms:.2f}") for name, ms in (added | rest | total).items())
-    note = f"infer is what it takes beyond the bare engine's {bare_ms:.1f} ms"
+    note = f"infer: time beyond the bare engine's {bare_ms:.1f} ms"
     return Table("Added latency at concurrency 1", ("", "ms"), rows, note)
 
 
 def from_libraries(contestants: Mapping[str, Figures]) -> Table:
-    """A lone photo, sent with the client libraries that users have."""
+    """Show the latency of a single photo with several client libraries."""
     rows = tuple(
         (
             name,
@@ -263,12 +264,12 @@ def from_libraries(contestants: Mapping[str, Figures]) -> Table:
         if name.startswith("from ") or name == "service at 1"
     )
     header = ("", "latency ms", "Server-Timing", "unexplained")
-    note = f"goal: at most {MOST_UNEXPLAINED_MS:g} ms are unexplained"
+    note = f"goal: at most {MOST_UNEXPLAINED_MS:g} ms unexplained"
     return Table("One photo at a time, by client", header, rows, note)
 
 
 def large_photos(result: dict[str, Any]) -> Table:
-    """Where the time of a request with a large photo goes."""
+    """Show how the time of a request with a large photo is spent."""
     rows = []
     for output in LARGE_OUTPUTS:
         figures: Figures = result["contestants"][f"large, {output}"]
@@ -278,12 +279,12 @@ def large_photos(result: dict[str, Any]) -> Table:
         rows.append((output, *(f"{ms:.1f}" for ms in times), f"{share:.1%}"))
     header = ("output", "latency ms", "decode", "infer", "encode", "not the model")
     title = f"JPEG of {result['megapixels']:g} megapixels, one at a time"
-    goal = "goal for the mask of 12 megapixels: less than 40 % is not the model"
+    goal = "goal for the mask of 12 megapixels: not the model < 40 %"
     return Table(title, header, tuple(rows), goal)
 
 
 def versus(contestants: Mapping[str, Figures], other: str) -> Table:
-    """The service against another server that got the same requests."""
+    """Compare the service with another server on the same requests."""
     rows = []
     for n in CONCURRENCY:
         ours, theirs = (
@@ -296,24 +297,24 @@ def versus(contestants: Mapping[str, Figures], other: str) -> Table:
 
 
 def add_options(p: argparse.ArgumentParser) -> None:
-    """The options that `export.bench` shares."""
+    """Add the options that `export.bench` shares."""
     p.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
     p.add_argument(
         "--photos", type=Path, nargs="+", default=sorted(SAMPLES.glob("*.jpg")), help="JPEG files"
     )
-    p.add_argument("--seconds", type=float, default=5.0, help="of each server in each round")
-    p.add_argument("--megapixels", type=float, default=12.0, help="of the large photo")
-    p.add_argument("--json", type=Path, metavar="F", help="write every figure to F")
-    p.add_argument("--markdown", action="store_true", help="tables as in docs/performance.md")
+    p.add_argument("--seconds", type=float, default=5.0, help="seconds per contestant and round")
+    p.add_argument("--megapixels", type=float, default=12.0, help="size of the large photo")
+    p.add_argument("--json", type=Path, metavar="F", help="write all figures to F")
+    p.add_argument("--markdown", action="store_true", help="print tables as in docs/performance.md")
 
 
 def shown(found: Sequence[Table], *, markdown: bool) -> str:
-    """Tables as one text."""
+    """Format tables as text or Markdown."""
     return "\n\n".join(table.markdown() if markdown else table.text() for table in found)
 
 
 def output(result: dict[str, Any], found: Sequence[Table], args: argparse.Namespace) -> None:
-    """Write the figures to the file of --json, and print them as tables."""
+    """Write the figures to the --json file and print them as tables."""
     if args.json:
         args.json.write_text(json.dumps(result, indent=2), encoding="utf-8")
     print(shown(found, markdown=args.markdown))

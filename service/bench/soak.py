@@ -1,16 +1,15 @@
-"""Thousands of requests, some of them hostile, and nothing lost: `python -m service.bench.soak`.
+"""Soak test with thousands of requests, some of them hostile: `python -m service.bench.soak`.
 
-Starts the service, sends good photos from many clients, with one request in twenty
-that is broken, huge, slow or wrong and one in fifty whose client leaves, and checks
-afterwards:
+It starts the service and sends photos from many clients. One request in twenty is broken,
+huge, slow or wrong, and one client in fifty disconnects early. Afterwards it checks that
 
-- every answer is a right one to its request, or 503 or 504;
-- every request whose client stayed was answered;
-- memory is flat: the median of the last quarter of the run is at most so many MiB
-  above that of its second quarter;
-- threads and open files are back to what they were before;
-- the metrics count what the clients saw;
-- the log has no error, and SIGTERM ends the service with 0.
+- every answer has an expected status, or 503 or 504;
+- every client that stayed got an answer;
+- memory is flat: the median of the last quarter of the run is at most --max-growth-mib
+  above that of the second quarter;
+- threads and open files are as many as before;
+- the metrics agree with what the clients saw;
+- the log has no error, and SIGTERM ends the service with exit code 0.
 """
 
 from __future__ import annotations
@@ -43,36 +42,36 @@ LEAVING = 0.02
 OUTPUTS = ("mask", "color", "overlay", "json", "rle", "polygons", "npz", "mask,json")
 MAX_BODY_BYTES = 1024 * 1024
 SAMPLE_S = 0.5
-SETTLE_S = 15.0  # for threads and sockets to end
-WARM_UP = 4  # requests of each client before anything is measured
+SETTLE_S = 15.0  # time for threads and sockets to close
+WARM_UP = 4  # requests per client before the measurement
 
 
 @dataclass(frozen=True)
 class SoakOptions:
-    """How much to send, and what memory may do."""
+    """How much to send, and how much the memory may grow."""
 
     models: Path
     requests: int | None = 10_000  # None: as many as fit in `minutes`
     minutes: float | None = None
     clients: int = 16
     body_timeout_s: float = 2.0
-    max_growth_mib: float = 16.0  # 3 kB a request would show in 10,000
+    max_growth_mib: float = 16.0  # detects a leak of 3 kB per request in 10,000
     seed: int = 0
 
 
 @dataclass
 class Seen:
-    """What the clients saw."""
+    """The answers that the clients got."""
 
     sent: int = 0
-    left: int = 0  # clients that did not wait for their answer
+    left: int = 0  # clients that disconnected early
     statuses: Counter[int] = field(default_factory=Counter)
     kinds: Counter[str] = field(default_factory=Counter)
     wrong: Counter[str] = field(default_factory=Counter)
     unanswered: Counter[str] = field(default_factory=Counter)
 
     def note(self, case: Case, status: int | None) -> None:
-        """Count an answer, or a client that left."""
+        """Count an answer, or a client that disconnected."""
         if status is None:
             self.left += 1
             return
@@ -83,7 +82,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Sample:
-    """One look at the service while it works."""
+    """The memory of the service at one moment."""
 
     sent: int
     rss_mib: float
@@ -91,7 +90,7 @@ class Sample:
 
 @dataclass
 class SoakResult:
-    """One run; `problems` is empty if all held."""
+    """The result of a run; `problems` is empty if all checks passed."""
 
     seconds: float
     seen: Seen
@@ -105,11 +104,11 @@ class SoakResult:
 
     @property
     def growth_mib(self) -> float:
-        """Memory of the last quarter above that of the second one, as medians."""
+        """The growth of memory from the second to the last quarter, as medians."""
         return growth([sample.rss_mib for sample in self.samples])
 
     def json(self) -> dict[str, Any]:
-        """The figures of the run."""
+        """Return the figures for JSON."""
         return {
             "seconds": round(self.seconds, 1),
             "requests": self.seen.sent,
@@ -128,7 +127,7 @@ class SoakResult:
 
 
 def growth(rss_mib: Sequence[float]) -> float:
-    """The median of the last quarter less that of the second; 0 where there is too little."""
+    """Return the median of the last quarter minus that of the second; 0 for a short run."""
     quarter = len(rss_mib) // 4
     if not quarter:
         return 0.0
@@ -137,7 +136,7 @@ def growth(rss_mib: Sequence[float]) -> float:
 
 
 def run(options: SoakOptions) -> SoakResult:
-    """Start the service, send everything, stop it, check. SystemExit if it does not start."""
+    """Start the service, send everything, stop it and check; SystemExit if it does not start."""
     flags = ["--device", "cpu", "--log-level", "warning", "--log-format", "json"]
     flags += ["--max-body-bytes", str(MAX_BODY_BYTES)]
     flags += ["--body-timeout-s", str(options.body_timeout_s)]
@@ -172,7 +171,7 @@ async def _soak(server: launch.Server, options: SoakOptions) -> SoakResult:
 
 
 def _outputs(url: str) -> tuple[str, ...]:
-    """Every output that the default model can give."""
+    """Return the outputs that the default model has."""
     models = httpx.get(f"{url}/models", trust_env=False).json()["models"]
     (model,) = (each for each in models if each["default"])
     return (*OUTPUTS, *(["confidence", "mask,confidence"] if model["confidence"] else []))
@@ -181,9 +180,9 @@ def _outputs(url: str) -> tuple[str, ...]:
 def _cases(
     options: SoakOptions, photos: Sequence[bytes], outputs: Sequence[str], chance: random.Random
 ) -> Iterator[Case]:
-    """Good ones and others, until there were enough."""
-    well = good(photos, outputs)
-    ill = hostile(photos[0], MAX_BODY_BYTES)
+    """Yield valid and hostile requests until there are enough."""
+    valid_cases = good(photos, outputs)
+    hostile_cases = hostile(photos[0], MAX_BODY_BYTES)
     until = None if options.minutes is None else time.monotonic() + 60 * options.minutes
     sent = 0
     while until is None or time.monotonic() < until:
@@ -192,15 +191,15 @@ def _cases(
         sent += 1
         drawn = chance.random()
         if drawn < HOSTILE:
-            yield chance.choice(ill)
+            yield chance.choice(hostile_cases)
         elif drawn < HOSTILE + LEAVING:
             yield leaving(chance.choice(photos))
         else:
-            yield chance.choice(well)
+            yield chance.choice(valid_cases)
 
 
 async def _clients(server: launch.Server, n: int, cases: Iterator[Case], seen: Seen) -> None:
-    """Send the cases from `n` clients at a time."""
+    """Send the cases from `n` concurrent clients."""
     address = urlsplit(server.url)
     host, port = str(address.hostname), int(address.port or 80)
 
@@ -227,7 +226,7 @@ async def _watch(server: launch.Server, seen: Seen, samples: list[Sample]) -> No
 
 
 async def _settled(server: launch.Server, before: vitals.Vitals | None) -> vitals.Vitals:
-    """The service once its connections are closed, or once it is no larger than before."""
+    """Read the service's usage when its connections are closed, or it is down to `before`."""
     until = time.monotonic() + SETTLE_S
     last = vitals.read(server.pid)
     while time.monotonic() < until:
@@ -251,7 +250,7 @@ def _leaked(before: vitals.Vitals, after: vitals.Vitals) -> list[str]:
 
 
 def _metrics(url: str) -> dict[str, float]:
-    """POST answers by status, problems, and what is in progress."""
+    """Read POST answers by status, problems and requests in progress from /metrics."""
     found: Counter[str] = Counter()
     for family in text_string_to_metric_families(httpx.get(f"{url}/metrics", trust_env=False).text):
         for sample in family.samples:
@@ -270,7 +269,7 @@ def _metrics(url: str) -> dict[str, float]:
 
 
 def problems(result: SoakResult, options: SoakOptions) -> Iterator[str]:
-    """Everything that did not hold, in words."""
+    """Yield a description of every failed check."""
     seen = result.seen
     yield from (f"wrong answer, {n} times: {what}" for what, n in seen.wrong.most_common())
     yield from (f"no answer, {n} times: {what}" for what, n in seen.unanswered.most_common())
@@ -286,13 +285,14 @@ def problems(result: SoakResult, options: SoakOptions) -> Iterator[str]:
     if '"level": "error"' in result.log or "Traceback" in result.log:
         yield f"the log has errors: {result.log[:2000]}"
     if result.exit_code != 0:
-        yield f"SIGTERM ended the service with {result.exit_code}"
+        yield f"SIGTERM ended the service with exit code {result.exit_code}"
 
 
 def miscounted(seen: Seen, metrics: dict[str, float]) -> Iterator[str]:
-    """Where the metrics differ from what the clients saw.
+    """Yield the differences between the metrics and what the clients saw.
 
-    A request whose client left may count as anything, or not at all if it never came in whole.
+    A request whose client disconnected may count as anything, or not at all if it did not
+    arrive completely.
     """
     counted = {
         int(name.removeprefix("status ")): int(n)
@@ -302,10 +302,10 @@ def miscounted(seen: Seen, metrics: dict[str, float]) -> Iterator[str]:
     for status in sorted({*counted, *seen.statuses} - {CLIENT_GONE}):
         saw, has = seen.statuses[status], counted.get(status, 0)
         if not saw <= has <= saw + seen.left:
-            yield f"clients saw {saw} answers {status}, the metrics have {has}"
-    answered = sum(seen.statuses.values())
-    if not answered <= sum(counted.values()) <= answered + seen.left:
-        yield f"{answered} answers and {seen.left} left, the metrics have {sum(counted.values())}"
+            yield f"clients saw {saw} answers with status {status}, the metrics have {has}"
+    answered, total = sum(seen.statuses.values()), sum(counted.values())
+    if not answered <= total <= answered + seen.left:
+        yield f"{answered} answers and {seen.left} disconnects, the metrics have {total}"
     refused = sum(n for status, n in counted.items() if status >= 400 and status != CLIENT_GONE)
     if metrics.get("problems", 0) != refused:
         yield f"{refused} answers of 400 and above, but {metrics.get('problems', 0):g} problems"
@@ -316,36 +316,36 @@ def miscounted(seen: Seen, metrics: dict[str, float]) -> Iterator[str]:
 
 
 def text(result: SoakResult) -> str:
-    """The run for people."""
+    """Format the result as text."""
     seen, figures = result.seen, result.json()
     statuses = ", ".join(f"{n} x {status}" for status, n in figures["statuses"].items())
     lines = [
         f"{seen.sent} requests in {result.seconds:.0f} s, {seen.sent / result.seconds:.1f}/s",
-        f"answers: {statuses}; {seen.left} clients left",
+        f"answers: {statuses}; {seen.left} clients disconnected",
         "memory: {before} MiB before, {after} after, growth {growth}".format(**figures["rss_mib"]),
         "threads: {} before, {} after".format(*figures["threads"]),
         "open files: {} before, {} after".format(*figures["open_files"]),
     ]
-    verdict = [f"FAILED: {problem}" for problem in result.problems] or ["all checks hold"]
+    verdict = [f"FAILED: {problem}" for problem in result.problems] or ["all checks passed"]
     return "\n".join([*lines, *verdict])
 
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m service.bench.soak",
-        description="Load on the service with hostile requests and clients that leave; "
-        "exit code 1 and the reasons if anything is lost, leaked or miscounted.",
+        description="Load the service with valid and hostile requests and with clients that "
+        "disconnect; exit with 1 and the reasons if anything is lost, leaked or miscounted.",
         epilog="example: python -m service.bench.soak --minutes 10 --json soak.json",
     )
     p.add_argument("--model-dir", type=Path, default=BUNDLED, help="folder of .onnx files")
-    p.add_argument("--requests", type=int, default=10_000, help="how many (%(default)s)")
-    p.add_argument("--minutes", type=float, help="for how long, instead of --requests")
-    p.add_argument("--clients", type=int, default=16, help="at a time (%(default)s)")
+    p.add_argument("--requests", type=int, default=10_000, help="number of requests (%(default)s)")
+    p.add_argument("--minutes", type=float, help="duration, instead of --requests")
+    p.add_argument("--clients", type=int, default=16, help="concurrent clients (%(default)s)")
     p.add_argument(
         "--max-growth-mib",
         type=float,
         default=SoakOptions.max_growth_mib,
-        help="memory of the last quarter above the second one's (%(default)g)",
+        help="allowed growth of memory from the second to the last quarter (%(default)g)",
     )
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--json", type=Path, metavar="F", help="write the figures to F")
@@ -353,7 +353,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run and print; 1 if a check does not hold."""
+    """Run and print. Return 1 if a check fails."""
     args = parser().parse_args(argv)
     options = SoakOptions(
         args.model_dir,

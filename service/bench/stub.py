@@ -1,6 +1,6 @@
-"""A service that answers every photo at once with the same mask: `python -m service.bench.stub`.
+"""A stub service that answers every photo at once with one mask: `python -m service.bench.stub`.
 
-What a client does with it is limited by the client alone.
+With it, only the client limits the rate.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MODELS = {"models": [{"name": "stub", "digest": "stub", "default": True}]}
 
 
 class Stub(asyncio.Protocol):
-    """One connection; a request is answered when it has come in whole."""
+    """A connection that answers each complete request."""
 
     def __init__(self, mask: bytes) -> None:
         self._mask = _response("image/png", mask)
@@ -26,12 +26,12 @@ class Stub(asyncio.Protocol):
         self._transport: asyncio.WriteTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the way back."""
+        """Keep the transport for the answers."""
         assert isinstance(transport, asyncio.WriteTransport)
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        """Answer every request that is there."""
+        """Answer all complete requests."""
         self._received += data
         while (end := self._received.find(b"\r\n\r\n")) >= 0:
             head = bytes(self._received[:end]).lower()
@@ -62,7 +62,7 @@ async def _serve(port: int) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until a signal ends it."""
+    """Serve until a signal."""
     p = argparse.ArgumentParser(prog="python -m service.bench.stub", description=__doc__)
     p.add_argument("--port", type=int, required=True)
     asyncio.run(_serve(p.parse_args(argv).port))

@@ -1,4 +1,4 @@
-"""Figures as tables, for the terminal and for Markdown."""
+"""Format figures as tables for the terminal and for Markdown."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text; the first column names the row."""
+    """A table of text cells; the first column names the row."""
 
     title: str
     header: tuple[str, ...]
@@ -15,7 +15,7 @@ class Table:
     note: str = ""
 
     def text(self) -> str:
-        """Aligned columns, numbers to the right."""
+        """Format with aligned columns, numbers to the right."""
         widths = [max(map(len, column)) for column in zip(self.header, *self.rows, strict=True)]
         lines = [self.title]
         for row in (self.header, *self.rows):
@@ -25,7 +25,7 @@ class Table:
         return "\n".join([*lines, *([f"  {self.note}"] if self.note else [])])
 
     def markdown(self) -> str:
-        """A table as GitHub shows it, under its title in bold."""
+        """Format as a GitHub table with a title in bold."""
         rule = ("---", *("---:" for _ in self.header[1:]))
         lines = [f"| {' | '.join(row)} |" for row in (self.header, rule, *self.rows)]
         return "\n".join([f"**{self.title}**", "", *lines, *(["", self.note] if self.note else [])])

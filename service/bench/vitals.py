@@ -1,4 +1,4 @@
-"""What a process uses, read from Linux's /proc: proc(5) names the fields."""
+"""Read the resource usage of a process from Linux's /proc, see proc(5)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ MIB = 1024 * 1024
 
 @dataclass(frozen=True)
 class Vitals:
-    """One look at one process."""
+    """The resource usage of a process at one moment."""
 
-    cpu_s: float  # user and system time of all its threads so far
+    cpu_s: float  # user and system time of all threads
     rss_mib: float
     peak_rss_mib: float
     threads: int
@@ -22,9 +22,9 @@ class Vitals:
 
 
 def read(pid: int) -> Vitals:
-    """Look at a process of this machine; raises OSError when it is gone."""
+    """Read the usage of a process; raises OSError if it has ended."""
     folder = Path("/proc") / str(pid)
-    # The command's name, in parentheses, may itself hold spaces and parentheses.
+    # The command name in parentheses may contain spaces and parentheses.
     stat = (folder / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     lines = (folder / "status").read_text(encoding="utf-8").splitlines()
     status = {

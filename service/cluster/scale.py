@@ -1,12 +1,12 @@
-"""`python -m service.cluster.scale`: how many photos an hour, and what the limit is.
+"""`python -m service.cluster.scale`: estimate the photos per hour of a fleet, and its bottleneck.
 
-A photo passes a few stations: it is fetched from a store, decoded, run through the
-engine, encoded, and its result is put back. In the long run the station with the
-largest demand per server sets the pace, and with few photos in flight the time of
-one photo does (the asymptotic bounds of a closed network of queues: Denning and
-Buzen, "The Operational Analysis of Queueing Network Models", 1978). A
-discrete-event simulation of the same stations, with random service times, checks
-the bounds. What is measured is measured here; what is assumed says so.
+Each photo passes several stations: it is read from a store, decoded, run through the engine
+and encoded, and its result is written to a store. The throughput is limited by the station
+with the largest demand per server, or, with few photos in flight, by the time of one photo.
+These are the asymptotic bounds of a closed queueing network (Denning and Buzen, "The
+Operational Analysis of Queueing Network Models", 1978). A discrete-event simulation with
+random service times checks the bounds. The costs per photo are measured; assumptions are
+marked as such.
 """
 
 from __future__ import annotations
@@ -42,26 +42,29 @@ from service.settings import BUNDLED, SAMPLES
 
 BEGIN, END = "<!-- scale: begin -->", "<!-- scale: end -->"
 
-# Assumptions, none of them measured here.
-GPU_MS = 1.5  # of one GPU and one photo in full batches; yours: --gpu-ms
-# Requests a second of one prefix: AWS, "Best practices design patterns: optimizing Amazon S3
-# performance". More prefixes take more.
+# Assumptions, not measured.
+GPU_MS = 1.5  # GPU time per photo in full batches; set yours with --gpu-ms
+# Requests per second and prefix: AWS, "Best practices design patterns: optimizing Amazon S3
+# performance". More prefixes allow more.
 GETS_PER_S, PUTS_PER_S = 5500.0, 3500.0
-LATENCY_MS = 60.0  # of one GET and one PUT together, beside the transfer
+LATENCY_MS = 60.0  # of one GET plus one PUT, without the transfer
 
 ROUNDS = 5  # of the measurement
-LARGE, NOISE = (4000, 3000), 4.0  # 12 megapixels with grain: files of a few megabytes
-SPREAD = 0.5  # standard deviation over mean of simulated service times
+LARGE, NOISE = (4000, 3000), 4.0  # 12 megapixels with sensor noise: a few megabytes
+SPREAD = 0.5  # standard deviation / mean of the simulated service times
 PHOTOS = 6000  # simulated
 IN_FLIGHT = "photos in flight"
-AT_MODEL, AT_PIXELS = "cores: model", "cores: decode, encode"  # the larger part of their work
+AT_MODEL, AT_PIXELS = (
+    "cores: model",
+    "cores: decode, encode",
+)  # named by the larger part of the work
 
 Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What one photo costs: milliseconds of one core, and bytes."""
+    """The cost of one photo: milliseconds of one core, and bytes."""
 
     decode_ms: float
     engine_ms: float
@@ -76,23 +79,23 @@ class Costs:
 
 @dataclass(frozen=True)
 class Fleet:
-    """What photos are processed on. Several hosts read and write one store."""
+    """The hosts that process photos. They read and write one store."""
 
     name: str
     hosts: int = 1
-    cores: int = 1  # of one host
-    gpus: int = 0  # of one host
-    gbit_per_s: float = 10.0  # of one host, each way
+    cores: int = 1  # per host
+    gpus: int = 0  # per host
+    gbit_per_s: float = 10.0  # per host and direction
     gpu_ms: float = GPU_MS
     gets_per_s: float = GETS_PER_S
     puts_per_s: float = PUTS_PER_S
     latency_ms: float = LATENCY_MS
-    in_flight: int = 0  # photos on one host; 0: three times what hides every wait
+    in_flight: int = 0  # photos per host; 0: three times what keeps the bottleneck busy
 
 
 @dataclass(frozen=True)
 class Station:
-    """Servers that photos queue for, and the seconds that one photo takes of one server."""
+    """Servers with a common queue, and the time that a photo occupies one of them."""
 
     name: str
     servers: int
@@ -100,13 +103,13 @@ class Station:
 
     @property
     def limit(self) -> float:
-        """Photos a second."""
+        """The most photos per second."""
         return self.servers / self.seconds if self.seconds else math.inf
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a fleet does."""
+    """The estimated performance of a fleet."""
 
     photos_per_s: float
     bottleneck: str
@@ -114,7 +117,7 @@ class Outcome:
 
 
 def stations(fleet: Fleet, costs: Costs) -> list[Station]:
-    """A photo's way, in order. On CPU hosts the engine shares the cores."""
+    """Return a photo's stations in order. On CPU hosts the engine shares the cores."""
     hosts, wire = fleet.hosts, fleet.gbit_per_s * 1e9 / 8
     by_gpu = fleet.gpus > 0
     pixels = (costs.decode_ms + costs.encode_ms) / 1000
@@ -132,12 +135,12 @@ def stations(fleet: Fleet, costs: Costs) -> list[Station]:
 
 
 def alone_s(fleet: Fleet, costs: Costs) -> float:
-    """Seconds from the request for a photo to its stored result when nothing else goes on."""
+    """Return the seconds from reading a photo to its stored result on an idle fleet."""
     return sum(station.seconds for station in stations(fleet, costs)) + fleet.latency_ms / 1000
 
 
 def in_flight(fleet: Fleet, costs: Costs) -> int:
-    """Photos on their way at a time, over all hosts."""
+    """Return the number of photos in flight, over all hosts."""
     if fleet.in_flight:
         return fleet.hosts * fleet.in_flight
     limit = min(station.limit for station in stations(fleet, costs))
@@ -145,7 +148,7 @@ def in_flight(fleet: Fleet, costs: Costs) -> int:
 
 
 def model(fleet: Fleet, costs: Costs) -> Outcome:
-    """The asymptotic bounds: X <= min(1 / D_max, N / (D + Z))."""
+    """Estimate by the asymptotic bounds: X <= min(1 / D_max, N / (D + Z))."""
     way = stations(fleet, costs)
     slowest = min(way, key=lambda station: station.limit)
     by_flight = in_flight(fleet, costs) / alone_s(fleet, costs)
@@ -155,7 +158,7 @@ def model(fleet: Fleet, costs: Costs) -> Outcome:
 
 
 def simulate(fleet: Fleet, costs: Costs, *, photos: int | None = None, seed: int = 0) -> Outcome:
-    """Photo by photo through the same stations, with random service times."""
+    """Simulate each photo at the same stations, with random service times."""
     import simpy  # noqa: PLC0415 - comes with the extra `dev`; nothing else here needs it
 
     environment, chance = simpy.Environment(), random.Random(seed)
@@ -185,13 +188,13 @@ def simulate(fleet: Fleet, costs: Costs, *, photos: int | None = None, seed: int
 
 
 def random_s(chance: random.Random, mean_s: float) -> float:
-    """A gamma-distributed time of that mean and of SPREAD."""
+    """Draw a gamma-distributed time with this mean and with SPREAD."""
     shape = 1 / SPREAD**2
     return chance.gammavariate(shape, mean_s / shape) if mean_s else 0.0
 
 
 def _outcome(way: list[Station], busy_s: list[float], ends: list[float]) -> Outcome:
-    """The rate after the start has passed, and who was busy."""
+    """Return the rate after the start-up phase, and the utilization of the stations."""
     start = len(ends) // 4
     rate = (len(ends) - start - 1) / (ends[-1] - ends[start])
     utilization = {
@@ -202,11 +205,11 @@ def _outcome(way: list[Station], busy_s: list[float], ends: list[float]) -> Outc
     return Outcome(rate, busiest if utilization[busiest] > 0.9 else IN_FLIGHT, utilization)
 
 
-# Measuring
+# Measurement
 
 
 def measure(path: Path, photos: Sequence[bytes]) -> Costs:
-    """The mean over the photos of each one's median time, one core, mask only."""
+    """Measure on one core, mask only: each photo's median time, averaged over the photos."""
     engine = Engine(path, EngineOptions(device="cpu", threads=1))
     engine.warm_up(1)
     wish = Wish(("mask",), select(None, engine.contract))
@@ -218,7 +221,7 @@ def _measured(engine: Engine, wish: Wish, data: bytes) -> tuple[float, float, fl
     contract, reduce_to = engine.contract, max(engine.input_size)
 
     def decode() -> tuple[imaging.Photo, imaging.Fitted]:
-        hashlib.sha256(data).digest()  # as for the manifest
+        hashlib.sha256(data).digest()  # for the manifest
         opened = imaging.open_checked(data, max_pixels=10**9)
         photo = imaging.decode(opened, reduce_to=reduce_to)
         return photo, imaging.fit(photo, contract.input)
@@ -234,7 +237,7 @@ def _measured(engine: Engine, wish: Wish, data: bytes) -> tuple[float, float, fl
 
 
 def _median_ms(function: Callable[[], Value]) -> tuple[float, Value]:
-    """Of the CPU's time: one thread works, and what else the machine does is left out."""
+    """Return the median CPU time, which other load of the machine hardly affects."""
     result, times = function(), []
     for _ in range(ROUNDS):
         began = time.process_time()
@@ -244,7 +247,7 @@ def _median_ms(function: Callable[[], Value]) -> tuple[float, Value]:
 
 
 def enlarged(photo: bytes) -> bytes:
-    """The photo as a phone would take it: a JPEG of 12 megapixels, with the noise of a sensor."""
+    """Enlarge a photo to a JPEG of 12 megapixels with sensor noise, as from a phone."""
     with Image.open(io.BytesIO(photo)) as image:
         large = np.asarray(image.convert("RGB").resize(LARGE, Image.Resampling.BICUBIC))
     noise = np.random.default_rng(0).normal(scale=NOISE, size=large.shape)
@@ -253,7 +256,7 @@ def enlarged(photo: bytes) -> bytes:
 
 
 def machine() -> str:
-    """The processor's name and how many CPUs this process may use."""
+    """Return the processor's name and the number of CPUs this process may use."""
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
@@ -263,11 +266,11 @@ def machine() -> str:
     return f"{name}, {cpus.available()} CPUs"
 
 
-# Telling
+# Report
 
 
 def fleets(gpu_ms: float) -> list[Fleet]:
-    """From one core to a cluster; hosts as clouds rent them."""
+    """Return fleets from one core to a cluster, with hosts that clouds offer."""
     gpu_host = Fleet("1 GPU, 4 cores", cores=4, gpus=1, gpu_ms=gpu_ms)
     large = Fleet("8 GPUs, 192 cores", cores=192, gpus=8, gpu_ms=gpu_ms, gbit_per_s=25)
     return [
@@ -282,7 +285,7 @@ def fleets(gpu_ms: float) -> list[Fleet]:
 
 @dataclass(frozen=True)
 class FleetRow:
-    """One fleet on one kind of photos."""
+    """A fleet on one kind of photos."""
 
     photos: str
     fleet: Fleet
@@ -292,7 +295,7 @@ class FleetRow:
 
 @dataclass(frozen=True)
 class ScaleReport:
-    """Everything that is told."""
+    """All results."""
 
     command: str
     date: str
@@ -303,7 +306,7 @@ class ScaleReport:
     rows: list[FleetRow]
 
     def markdown(self) -> str:
-        """The tables of docs/scale.md."""
+        """Format the tables of docs/scale.md."""
         lines = [
             f"`{self.command}` on {self.date}, {self.machine}; {self.model}, one core.",
             "",
@@ -363,16 +366,16 @@ def _fleet_row(row: FleetRow) -> list[str]:
 
 
 def write(path: Path, text: str) -> None:
-    """Put the tables between the markers of a page; raises ValueError when it has none."""
+    """Write the tables between the markers of a page; raises ValueError without markers."""
     page = path.read_text(encoding="utf-8")
     if page.count(BEGIN) != 1 or page.count(END) != 1:
-        raise ValueError(f"{path}: needs one {BEGIN} and one {END}")
+        raise ValueError(f"{path} must contain one {BEGIN} and one {END}")
     before, after = page.split(BEGIN)[0], page.split(END)[1]
     path.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
 
 
 def report(path: Path, photos: dict[str, list[bytes]], gpu_ms: float, command: str) -> ScaleReport:
-    """Measure, model and simulate."""
+    """Measure, estimate and simulate."""
     costs = {name: measure(path, images) for name, images in photos.items()}
     rows = [
         FleetRow(name, fleet, model(fleet, each), simulate(fleet, each))
@@ -391,27 +394,39 @@ def _photos(paths: list[Path]) -> dict[str, list[bytes]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns its exit code."""
+    """Run the command; return its exit code."""
     given = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(
         prog="python -m service.cluster.scale",
-        description="Photos an hour: measured, modelled, simulated.",
+        description="Estimate the photos per hour of several fleets: measure, model, simulate.",
     )
     add = parser.add_argument
     bundled = next(iter(sorted(BUNDLED.glob("*.onnx"))), None)
-    add("photos", nargs="*", type=Path, help="to measure with (the samples, as they are and large)")
-    add("--model", type=Path, default=bundled, help="exported .onnx file (the bundled one)")
-    add("--gpu-ms", type=float, default=GPU_MS, help="assumed GPU time of a photo (%(default)s)")
-    add("--json", action="store_true", help="print everything as JSON")
-    add("--write", metavar="FILE", type=Path, help="put the tables between the page's markers")
+    add(
+        "photos",
+        nargs="*",
+        type=Path,
+        help="photos to measure with (default: the samples, as they are and enlarged)",
+    )
+    add(
+        "--model", type=Path, default=bundled, help="exported .onnx file (default: the bundled one)"
+    )
+    add("--gpu-ms", type=float, default=GPU_MS, help="assumed GPU time per photo (%(default)s)")
+    add("--json", action="store_true", help="print the results as JSON")
+    add(
+        "--write",
+        metavar="FILE",
+        type=Path,
+        help="write the tables between the markers of this page",
+    )
     options = parser.parse_args(given)
     if importlib.util.find_spec("simpy") is None:
         parser.error("the simulation needs simpy: pip install simpy")
     command = shlex.join(["python", "-m", "service.cluster.scale", *given])
-    told = report(options.model, _photos(options.photos), options.gpu_ms, command)
-    print(json.dumps(asdict(told), indent=2) if options.json else told.markdown())
+    result = report(options.model, _photos(options.photos), options.gpu_ms, command)
+    print(json.dumps(asdict(result), indent=2) if options.json else result.markdown())
     if options.write:
-        write(options.write, told.markdown())
+        write(options.write, result.markdown())
     return 0
 
 

@@ -1,11 +1,11 @@
-"""The same HTTP application under Ray Serve: replicas that come and go with the load.
+"""Run the HTTP application under Ray Serve, which adds and removes replicas with the load.
 
     python -m service.ray_serve --max-replicas 8 --cpus-per-replica 4
     serve run service.ray_serve:app max_replicas=8 cpus_per_replica=4
 
-Every replica is the whole service with its own models, batcher and limits, in a
-process of its own, on whatever node has room; Serve's proxies stand in front.
-The settings are those of `python -m service` and a few of the cluster's.
+Each replica is a complete service in its own process, with its own models, batcher and
+limits, on any node with free resources. Serve's proxies distribute the requests. The
+settings are those of `python -m service` plus a few for the cluster.
 """
 
 from __future__ import annotations
@@ -37,37 +37,38 @@ log = logging.getLogger("service")
 
 
 class ClusterSettings(Settings):
-    """Settings of `python -m service.ray_serve`: the service's, for every replica, and these."""
+    """Settings of `python -m service.ray_serve`: those of each replica, and of the cluster."""
 
     model_config = SettingsConfigDict(cli_prog_name="python -m service.ray_serve")
 
-    min_replicas: Annotated[int, Field(ge=1, description="replicas without any load")] = 1
-    max_replicas: Annotated[int, Field(ge=1, description="replicas under full load")] = 4
+    min_replicas: Annotated[int, Field(ge=1, description="replicas when there is no load")] = 1
+    max_replicas: Annotated[int, Field(ge=1, description="most replicas")] = 4
     target_requests: Annotated[
-        int, Field(ge=1, description="requests in progress that one replica is meant to have")
+        int, Field(ge=1, description="intended requests in progress per replica")
     ] = 8
     cpus_per_replica: Annotated[
-        int, Field(ge=1, description="CPUs of a replica, and its engine threads")
+        int, Field(ge=1, description="CPUs and engine threads per replica")
     ] = 1
-    gpus_per_replica: Annotated[float, Field(ge=0, description="GPUs of a replica")] = 0
+    gpus_per_replica: Annotated[float, Field(ge=0, description="GPUs per replica")] = 0
     address: Annotated[
-        str | None, Field(description="the Ray cluster; none: RAY_ADDRESS, else one here")
+        str | None,
+        Field(description="address of the Ray cluster; default: RAY_ADDRESS, else a local cluster"),
     ] = None
 
 
 class Replica:
-    """What Serve asks of a replica beside the application itself."""
+    """The methods that Serve calls on a replica, besides the application."""
 
-    app: FastAPI  # given by serve.ingress
+    app: FastAPI  # set by serve.ingress
 
     def check_health(self) -> None:
-        """Raises when the inference loop has died: Serve then replaces the replica."""
+        """Raise when an inference loop has died, so that Serve replaces the replica."""
         if not self.app.state.models.healthy:
-            raise RuntimeError("a model takes no requests any more")
+            raise RuntimeError("a model no longer takes requests")
 
 
 def application(settings: ClusterSettings) -> serve.Application:
-    """The deployment, ready to run."""
+    """Build the deployment."""
 
     def build() -> FastAPI:  # in the replica's process
         logs.configure(settings.log_level, settings.log_format)
@@ -79,7 +80,7 @@ def application(settings: ClusterSettings) -> serve.Application:
     deployment = serve.deployment(
         name=NAME,
         max_ongoing_requests=settings.max_requests,
-        max_queued_requests=settings.max_requests,  # in each proxy; then 503
+        max_queued_requests=settings.max_requests,  # per proxy; beyond it 503
         graceful_shutdown_timeout_s=settings.shutdown_timeout_s,
         graceful_shutdown_wait_loop_s=0.2,
         health_check_period_s=5,
@@ -97,18 +98,18 @@ def application(settings: ClusterSettings) -> serve.Application:
 
 
 def replica_settings(settings: ClusterSettings) -> ClusterSettings:
-    """Ray bounds a replica's CPUs by agreement only, so its engine must be told."""
+    """Set the engine threads to the replica's CPUs: Ray reserves CPUs but does not limit them."""
     threads = settings.threads or settings.cpus_per_replica
     return settings.model_copy(update={"threads": threads})
 
 
 def app(arguments: dict[str, Any]) -> serve.Application:
-    """For `serve run service.ray_serve:app key=value ...`, and in configuration files."""
+    """Build the application for `serve run service.ray_serve:app key=value ...`."""
     return application(ClusterSettings(**arguments))
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Serve until SIGTERM or SIGINT; 0 after a clean stop, 1 when it cannot start, 2 for usage."""
+    """Serve until SIGTERM or SIGINT. Return 0 after a clean stop, 1 on failure, 2 for usage."""
     try:
         settings = CliApp.run(ClusterSettings, cli_args=sys.argv[1:] if argv is None else argv)
     except (ValidationError, SettingsError) as error:
@@ -117,23 +118,24 @@ def main(argv: list[str] | None = None) -> int:
     logs.configure(settings.log_level, settings.log_format)
     try:
         check_runtime()
-        models.model_files(settings.models)  # here: a cluster would try to start it for long
+        models.model_files(settings.models)  # fail here at once: a cluster would retry for minutes
         run(settings)
-    except (StartupError, RuntimeError, OSError) as error:  # the last: no cluster there
+    except (StartupError, RuntimeError, OSError) as error:  # OSError: no cluster at this address
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
 def run(settings: ClusterSettings) -> None:
-    """Deploy, wait for a signal, take the application down again; what is in progress ends first.
+    """Deploy the application, wait for a signal, and remove it after the requests in progress.
 
-    Other applications of the cluster stay. Raises RuntimeError when it cannot be deployed.
+    Other applications of the cluster are not affected. Raises RuntimeError if the
+    application cannot be deployed.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no word to anybody outside
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # send no usage statistics
     ray.init(address=settings.address, logging_level=logging.WARNING)
     stop = threading.Event()
-    for each in (signal.SIGTERM, signal.SIGINT):  # after Ray, which takes them for itself
+    for each in (signal.SIGTERM, signal.SIGINT):  # after Ray, which sets handlers of its own
         signal.signal(each, lambda *_: stop.set())
     try:
         serve.start(http_options=HTTPOptions(host=settings.host, port=settings.port))

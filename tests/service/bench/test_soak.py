@@ -98,10 +98,13 @@ def test_wrong_and_missing_answers_are_named() -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"status 200": 89.0}, "clients saw 90 answers 200, the metrics have 89"),
-        ({"status 200": 96.0}, "clients saw 90 answers 200, the metrics have 96"),
-        ({"status 500": 9.0, "problems": 14.0}, "clients saw 0 answers 500, the metrics have 9"),
-        ({"status 499": 6.0}, "95 answers and 5 left, the metrics have 101"),
+        ({"status 200": 89.0}, "clients saw 90 answers with status 200, the metrics have 89"),
+        ({"status 200": 96.0}, "clients saw 90 answers with status 200, the metrics have 96"),
+        (
+            {"status 500": 9.0, "problems": 14.0},
+            "clients saw 0 answers with status 500, the metrics have 9",
+        ),
+        ({"status 499": 6.0}, "95 answers and 5 disconnects, the metrics have 101"),
         ({"problems": 4.0}, "5 answers of 400 and above, but 4 problems"),
         ({"deeplab_requests_in_flight": 2.0}, "deeplab_requests_in_flight is 2.0 after the run"),
         ({"deeplab_ready": 0.0}, "deeplab_ready is 0.0 after the run"),
@@ -119,7 +122,7 @@ def test_a_client_that_left_may_have_been_answered() -> None:
 
 def test_errors_in_the_log_and_a_bad_end_are_named() -> None:
     assert "the log has errors" in found(log='{"level": "error", "message": "a batch failed"}')
-    assert "SIGTERM ended the service with 1" in found(exit_code=1)
+    assert "SIGTERM ended the service with exit code 1" in found(exit_code=1)
 
 
 def test_requests_are_written_as_http_says() -> None:

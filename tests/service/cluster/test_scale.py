@@ -106,7 +106,7 @@ def test_the_command_tells_everything_as_json_and_fills_the_page(
 def test_a_page_without_markers_is_refused(tmp_path: Path) -> None:
     page = tmp_path / "scale.md"
     page.write_text("nothing")
-    with pytest.raises(ValueError, match="needs one"):
+    with pytest.raises(ValueError, match="must contain one"):
         scale.write(page, "text")
 
 

@@ -66,7 +66,7 @@ def test_serve_run_takes_settings_as_key_and_value() -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["--max-replicas", "0"], 2, "--max-replicas '0'"),
+        (["--max-replicas", "0"], 2, "--max-replicas='0'"),
         (["--models", "/nonexistent"], 1, "--models /nonexistent: No such file"),
     ],
 )
@@ -93,7 +93,7 @@ def test_a_dead_inference_loop_makes_a_replica_unhealthy(tmp_path: Path) -> None
     replica.app = App()  # type: ignore[assignment] # all that is looked at
     replica.check_health()
     State.models.healthy = False
-    with pytest.raises(RuntimeError, match="takes no requests"):
+    with pytest.raises(RuntimeError, match="no longer takes requests"):
         replica.check_health()
 
 
