@@ -1,1 +1,1 @@
-"""Data sets, augmentation and the order in which samples are drawn."""
+"""Data sets, augmentation, and the order of the training samples."""

@@ -1,4 +1,4 @@
-"""Unpack what publishers hand out, tar and zip, so that it can be stopped and begun again."""
+"""Unpack the publishers' tar and zip archives; an interrupted run continues where it stopped."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Place = Callable[[str], str | None]
 
 @contextmanager
 def naming(archive: Path) -> Iterator[None]:
-    """Turn what a damaged archive raises into a DatasetError that names it."""
+    """Turn the errors of a damaged archive into a DatasetError that names it."""
     try:
         yield
     except DAMAGE as error:
@@ -35,9 +35,9 @@ def naming(archive: Path) -> Iterator[None]:
 def unpack(archive: Path, destination: Path, place: Place) -> int:
     """Write the members that `place` wants; returns how many were new.
 
-    A file that is there in its full size is kept; each is written beside its place
-    and renamed, so that none is ever half there. Raises DatasetError for a damaged
-    archive and for a member that would land elsewhere.
+    A file that exists with its full size is kept. Files are written under another name
+    and renamed, so that none is ever incomplete. Raises DatasetError for a damaged
+    archive and for a member that would be written outside of `destination`.
     """
     new = 0
     with naming(archive):

@@ -1,8 +1,8 @@
 """Random scale, crop and flip (section 4 of the paper), one resize per sample.
 
-Everything random comes from a generator made from the seed and the sample's
-position in the run, never from global state: the same position gives the same
-crop whatever worker draws it and however often the run was interrupted.
+All random numbers come from a generator made from the seed and the sample's position
+in the run, never from global state. A position gives the same crop in any worker
+and after any number of interruptions.
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ def apply(
 ) -> LabeledCrop:
     """Cut a crop: RGB image (H, W), ids (H, W) -> (side, side, 3) and (side, side) uint8.
 
-    Only the pixels that end up in the crop are resized (bilinear for the photo,
-    nearest for the mask). What reaches over the picture is `pad` (the mean
-    pixel) and void, at the bottom and the right as in the reference.
+    Only the pixels of the crop are resized (bilinear for the photo, nearest for the
+    mask). Pixels beyond the picture, at the bottom and the right as in the reference,
+    become `pad` (the mean pixel) and void.
     """
     width, height = (max(1, round(length * crop.scale)) for length in image.size)
     out_w, out_h = min(side, width - crop.left), min(side, height - crop.top)
@@ -99,11 +99,12 @@ def jitter(pixels: NDArray[np.uint8], rng: np.random.Generator, amount: float) -
 
 
 def cutmix(crop: LabeledCrop, other: LabeledCrop, rng: np.random.Generator) -> LabeledCrop:
-    """Paste a rectangle of another crop at its own place, pixels (S, S, 3) and ids (S, S) alike.
+    """Paste a rectangle of another crop at the same place: pixels (S, S, 3) and ids (S, S).
 
-    CutMix (Yun et al. 2019) for masks (French et al. 2020): what a thing is must show in
-    itself, not only in the scene that it stands in. The rectangle lies where this crop is
-    photo, with sides of 30 to 80 % of it. Returns copies; the crop itself where all is void.
+    CutMix (Yun et al. 2019) for masks (French et al. 2020): the network must recognise an
+    object by itself, not only by the scene around it. The rectangle lies within the photo's
+    part of this crop, with sides of 30 to 80 % of it. Returns copies, or the crop itself if
+    all of it is void.
     """
     pixels, labels = crop
     rows, columns = np.nonzero(labels != VOID)

@@ -1,4 +1,4 @@
-"""CamVid as SegNet's authors hand it around: 11 classes, 480 x 360 pixels."""
+"""CamVid in the version of SegNet's authors: 11 classes, 480 x 360 pixels."""
 
 from __future__ import annotations
 
@@ -41,6 +41,6 @@ def _names(base: Path, split: str) -> list[str]:
 
 
 def _picture(stem: Path) -> Path:
-    """CamVid is handed around as PNG and as JPEG."""
+    """The photo's path: copies of CamVid hold PNG or JPEG."""
     jpeg = stem.with_suffix(".jpg")
     return jpeg if jpeg.exists() else stem.with_suffix(".png")

@@ -1,7 +1,7 @@
-"""Is a data set fit for training? Every image and mask is read once, some at a time.
+"""Check whether a data set is fit for training; reads every image and mask once.
 
-`check` reads and reports; `convert` turns masks of colours into class ids where
-the palette is known.
+`check` reads and reports. `convert` turns masks of colours into class ids if the
+palette is known.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ R = TypeVar("R")
 
 
 def check(dataset: Dataset) -> Report:
-    """Read every pair of `dataset`; what cannot be used is reported, never raised."""
+    """Read every pair of `dataset`; problems are reported, never raised."""
     report = Report(dataset)
     with warnings.catch_warnings():
         # open_photo silences Pillow on damaged EXIF; filters are shared by all threads.
@@ -74,7 +74,9 @@ def each(work: Callable[[T], R], items: Sequence[T], unit: str) -> Iterator[R]:
         ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
         tqdm(total=len(items), unit=unit, disable=not sys.stderr.isatty()) as bar,
     ):
-        while chunk := list(islice(todo, 256)):  # so that no million tasks wait in a queue
+        while chunk := list(
+            islice(todo, 256)
+        ):  # so that the queue does not fill with a million tasks
             for result in pool.map(work, chunk):
                 bar.update()
                 yield result
@@ -190,7 +192,7 @@ def _contrast(gray: NDArray[np.int16], mask: NDArray[np.uint8]) -> float:
 def convert(report: Report, out: Path) -> Dataset:
     """Write every mask as class ids into `out`, void as 255; returns the set with these masks.
 
-    Masks with a colour that is not known, and broken ones, are left out.
+    Broken masks, and masks with an unknown colour, are left out.
     """
     dataset, palette = report.dataset, report.palette()
     if report.renumbered():

@@ -4,11 +4,11 @@ The masks `*_labelIds.png` hold label ids 0-33; networks are trained on the 19
 train ids (`*_labelTrainIds.png`); submissions hold label ids again. The table
 is that of the official scripts (mcordts/cityscapesScripts, helpers/labels.py).
 
-Splits are named as the reference does: `train`, `val`, `test` and `trainval`
-have fine masks, `train_extra` coarse ones, and `train_coarse` and
-`trainval_coarse` are the fine split with train_extra. torchvision's Cityscapes
-has no train ids, mixes no fine and coarse masks, and wants polygons and colours
-on the disk, so the files are listed here.
+Splits have the reference's names: `train`, `val`, `test` and `trainval` have fine
+masks, `train_extra` coarse ones; `train_coarse` and `trainval_coarse` are the fine
+split plus train_extra. torchvision's Cityscapes has no train ids, cannot mix fine
+and coarse masks, and needs polygons and colours on disk, so this module lists the
+files itself.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from model.data.pairs import (
 
 
 class Label(NamedTuple):
-    """One row of the official table; `train_id` is 255 where the label is not judged."""
+    """One row of the official table; `train_id` is 255 for labels that are ignored."""
 
     name: str
     id: int
@@ -77,7 +77,7 @@ LABELS = (
 )
 CLASSES = tuple(label.name for label in LABELS if label.train_id != VOID)
 PALETTE = tuple(label.color for label in LABELS if label.train_id != VOID)
-# The way back: LABEL_IDS[train id] is the label id that submissions hold.
+# LABEL_IDS[train id] is the label id for submissions.
 LABEL_IDS = tuple(label.id for label in LABELS if label.train_id != VOID)
 
 PLACES = ("", "cityscapes")  # below what --data names

@@ -1,9 +1,9 @@
 """COCO 2017 with the 20 classes of VOC, for pretraining (section 4.1 and Table 5 of the paper).
 
-COCO's annotations are polygons in one large JSON file. `model.data.coco_masks`
-draws them once into PNG files: a training then starts without reading half a
-gigabyte of JSON in every worker, and the masks are checked and looked at like
-those of any other set. torchvision's CocoDetection would draw them anew for every crop.
+COCO's annotations are polygons in one large JSON file. `model.data.coco_masks` draws
+them once into PNG files. A training then starts without reading half a gigabyte of
+JSON in every worker, and the masks can be checked like those of any other set.
+torchvision's CocoDetection would draw them again for every crop.
 """
 
 from __future__ import annotations

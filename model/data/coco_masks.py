@@ -1,9 +1,9 @@
-"""Masks of VOC's classes from COCO's annotations, drawn once into PNG files.
+"""Draw masks of VOC's classes from COCO's annotations, once, as PNG files.
 
-Which images are taken, and that COCO's other classes are background, follows
-the reference (Chen et al. 2017, arXiv:1706.05587, on COCO pretraining) and
-torchvision: training images with more than 1000 annotated pixels of VOC classes,
-and every image of val. A crowd is as good as its members: it is drawn, too.
+As in the reference (Chen et al. 2017, arXiv:1706.05587, on COCO pretraining) and in
+torchvision, the set consists of training images with more than 1000 annotated pixels
+of VOC classes and of every image of val; COCO's other classes are background. Crowd
+annotations are drawn too.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def source(root: Path, split: str) -> Path:
 
 
 def write_masks(root: Path, split: str) -> int:
-    """Draw the masks of a split and list them; returns how many. Goes on where it was stopped."""
+    """Draw the masks of a split and list them; returns how many. Continues an interrupted run."""
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools tells its progress there
         coco = COCO(str(source(root, split)))
     folder = base(root) / MASKS / f"{split}2017"
@@ -56,7 +56,7 @@ def write_masks(root: Path, split: str) -> int:
 
 
 def chosen(coco: COCO, split: str) -> Iterator[int]:
-    """The ids of the images that the convention above takes."""
+    """The ids of the images that belong to the set, as described above."""
     for image in sorted(coco.imgs):
         area = sum(annotation["area"] for annotation in _of_voc(coco, image))
         if split == "val" or area > MIN_PIXELS:

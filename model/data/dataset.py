@@ -1,9 +1,9 @@
-"""The data sets by name, found where their publishers put them.
+"""Find data sets by name, in their publishers' layout.
 
-`find(name, root, split)` lists a set without opening any picture; the pairs are
-read one at a time, by the training loader and by the evaluator alike. That is
-why the sets are listed here and not by torchvision's classes: those give opened
-pictures, have no place for SBD's masks or train ids, and name no broken file.
+`find(name, root, split)` lists a set without opening any picture; the training loader
+and the evaluator read the pairs one at a time. torchvision's classes are not used
+here: they return opened pictures, have no SBD masks or train ids, and do not name a
+broken file.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ DATASETS: dict[str, Callable[[Path, str], Dataset]] = {
 
 
 def find(name: str, root: Path, split: str) -> Dataset:
-    """List the pairs of a known data set below `root`, laid out as its publisher does.
+    """List the pairs of a known data set below `root`, in its publisher's layout.
 
     Raises DatasetError naming the path that is missing, or the valid names.
     """

@@ -1,8 +1,8 @@
-"""Photos sorted into a folder per class, as ImageNet is: are they fit for pretraining?
+"""Check photos in one folder per class (like ImageNet) before pretraining.
 
-The training itself reads them with torchvision's ImageFolder, which gives a
-class the number of its folder in alphabetical order: every split must have the
-same folders, or the numbers mean different classes.
+Pretraining reads them with torchvision's ImageFolder, which numbers the classes by
+the alphabetical order of their folders. Every split must have the same folders, or
+the numbers mean different classes.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from model.data.pairs import DatasetError
 from model.data.photo import opened
 from model.data.report import SHOWN
 
-# Those of torchvision.datasets.folder.IMG_EXTENSIONS; it passes over all others in silence.
+# From torchvision.datasets.folder.IMG_EXTENSIONS; it ignores all other files silently.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 MIN_SIDE = 32  # pixels: the deepest features of such a photo are a single position
 
 
 @dataclass
 class FolderReport:
-    """What was found below one split."""
+    """The result of checking one split."""
 
     root: Path
     split: str
@@ -73,7 +73,7 @@ class FolderReport:
 
 
 def check_images(root: Path, split: str) -> FolderReport:
-    """Read every photo below `root/split/CLASS`; what is wrong is reported, never raised.
+    """Read every photo below `root/split/CLASS`; problems are reported, never raised.
 
     Raises DatasetError where there is no such folder or no class in it.
     """
@@ -102,7 +102,7 @@ def class_folders(folder: Path) -> list[str]:
 
 
 def _compare_splits(report: FolderReport, classes: set[str]) -> None:
-    """A split with other folders numbers its classes otherwise."""
+    """Report splits whose folders differ: they would number their classes differently."""
     for other in sorted({"train", "val"} - {report.split}):
         if report.split in ("train", "val") and (report.root / other).is_dir():
             differ = classes ^ set(class_folders(report.root / other))

@@ -1,10 +1,10 @@
-"""The training stream: which sample comes when, and the batches made of it.
+"""Choose the order of training samples and make batches of them.
 
-A run is one long sequence of positions 0, 1, 2, ... Which pair stands at a
-position, and how it is cropped, depends on the seed and the position alone, so
-a resumed run goes on with exactly the samples an uninterrupted one would see, and
-several processes share the samples that one would see. Where a file cannot be
-decoded, the pair of the next readable position takes its place.
+A run is one long sequence of positions 0, 1, 2, ... The seed and the position alone
+decide which pair stands at a position and how it is cropped. So a resumed run sees
+exactly the samples of an uninterrupted one, and several processes share the samples
+that one would see. If a file cannot be decoded, the pair of the next readable
+position takes its place.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class StillLoading(Exception):
 def pixel_counts(dataset: Dataset) -> NDArray[np.int64]:
     """Pixels of each class in each mask, (pairs, K); reads every mask once.
 
-    A damaged mask counts as void: the training skips it, and tells.
+    A damaged mask counts as void; the training will skip and log it.
     """
     classes = len(dataset.classes)
     counts = np.zeros((len(dataset.pairs), classes), np.int64)
@@ -103,7 +103,7 @@ class Order:
 
 
 class Sample(NamedTuple):
-    """One training example, and what could not be read on the way to it."""
+    """One training example, and the files that could not be read before it."""
 
     image: Tensor  # (3, S, S) uint8
     label: Tensor  # (S, S) uint8, or a class id
@@ -111,7 +111,7 @@ class Sample(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """The examples of one process in one iteration."""
+    """A batch: the examples of one process in one iteration."""
 
     images: Tensor  # (N, 3, S, S) uint8
     labels: Tensor  # (N, S, S) uint8, or (N,) class ids
@@ -147,7 +147,7 @@ class Batch(NamedTuple):
 
 
 class Samples(Protocol):
-    """What a loader reads: samples by position in the run."""
+    """The samples that a loader reads, by position in the run."""
 
     @property
     def sample_bytes(self) -> int:
@@ -157,7 +157,7 @@ class Samples(Protocol):
 
 
 def expect_damage(error: OSError) -> None:
-    """Raise the error again where the system's own number says that a file is missing."""
+    """Raise the error again if its errno says that a file is missing or not readable."""
     if error.errno is not None:
         raise error
 
@@ -167,10 +167,10 @@ ATTEMPTS = 20  # positions tried for one sample: many damaged files in a row are
 
 
 def first_readable(position: int, read: Callable[[int], T]) -> tuple[T, tuple[str, ...]]:
-    """What `read` makes of the first position that is not damaged, and the reasons before it.
+    """Read the first position that is not damaged; also return why earlier ones were skipped.
 
-    Raises DatasetError where one position after the other is damaged, and OSError
-    where a file is missing, which is no damage.
+    Raises DatasetError if many positions in a row are damaged, and OSError if a
+    file is missing.
     """
     skipped: list[str] = []
     for at in range(position, position + ATTEMPTS):
@@ -204,8 +204,8 @@ class CropDataset(TorchDataset[Sample]):
     def __getitem__(self, position: int) -> Sample:
         """Return the crop (3, S, S) uint8 and its labels (S, S) uint8.
 
-        Raises DatasetError where photo and mask do not belong together, and
-        where one position after the other is damaged.
+        Raises DatasetError if photo and mask have different sizes, and if many
+        positions in a row are damaged.
         """
         # Cropped as this position is, so that the next one shows another crop of the pair.
         rng = np.random.default_rng([self.order.seed, 1, position])
@@ -219,7 +219,7 @@ class CropDataset(TorchDataset[Sample]):
         return Sample(image_tensor, torch.from_numpy(labels), skipped)
 
     def _crop(self, position: int, rng: np.random.Generator) -> tuple[LabeledCrop, tuple[str, ...]]:
-        """The augmented pixels and labels of one position, and what was skipped before it."""
+        """The augmented pixels and labels of one position, and the reasons for skipped ones."""
         dataset, order, config = self.dataset, self.order, self.config
         (image, mask), skipped = first_readable(
             position, lambda at: read_pair(dataset, dataset.pairs[order[at]])

@@ -25,12 +25,12 @@ Color = tuple[int, int, int]
 
 
 class DatasetError(ValueError):
-    """A data set is missing, incomplete or not what its name says."""
+    """A data set is missing or incomplete, or does not fit its description."""
 
 
 @dataclass(frozen=True)
 class Coding:
-    """What mask values stand for where they are not the class ids themselves."""
+    """A translation of mask values to class ids, for masks whose values are not class ids."""
 
     ids: bytes  # 256 class ids, by mask value; 255 where the value stands for no class
     void: frozenset[int]  # the values that mean void; others without a class are mistakes
@@ -79,16 +79,16 @@ class Dataset:
     palette: tuple[Color, ...]
     # Mask values that mean "do not judge"; everything >= len(classes) is void too.
     void: int = VOID
-    # What `check` knows of masks that hold colours: those of void, and whether the palette
-    # comes with the set or was made up for showing.
+    # For `check` on masks of colours: the colours of void, and whether the palette belongs
+    # to the set or was only chosen for display.
     void_colors: tuple[Color, ...] = ()
     own_palette: bool = True
-    # What was odd about the folders, for `check` to tell.
+    # Oddities of the folders, for `check` to report.
     notes: tuple[str, ...] = ()
 
 
 def meanings(dataset: Dataset, mask: Mask) -> dict[int, int]:
-    """Class id, or 255 for void, of each mask value that means something."""
+    """The class id, or 255 for void, of each mask value that has a meaning."""
     if isinstance(mask, CodedMask):
         coding = mask.coding
         return dict.fromkeys(coding.void, VOID) | {
@@ -101,7 +101,7 @@ def meanings(dataset: Dataset, mask: Mask) -> dict[int, int]:
 
 
 def home(root: Path, places: Sequence[str], mark: str) -> Path:
-    """The first of `places` below `root` that holds `mark`, or the first one where none does."""
+    """The first of `places` below `root` that contains `mark`, or the first one if none does."""
     below = [root / place for place in places]
     return next((folder for folder in below if (folder / mark).exists()), below[0])
 
@@ -119,7 +119,7 @@ def expect_inside(name: str, key: str) -> None:
 
 
 def read_names(path: Path) -> list[str]:
-    """Read a list of names, one a line; raises DatasetError naming the lists that there are."""
+    """Read a list of names, one per line; raises DatasetError naming the lists that exist."""
     if not path.is_file():
         splits = sorted(p.stem for p in path.parent.glob("*.txt"))
         raise DatasetError(f"{path} does not exist; splits found beside it: {splits or 'none'}")

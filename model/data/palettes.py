@@ -1,7 +1,7 @@
-"""Masks that hold colours: which palette they follow, and the class ids they stand for.
+"""Find the palette of masks that hold colours, and translate the colours into class ids.
 
-Colours are packed into one number, red * 65536 + green * 256 + blue, to be
-counted and looked up at the speed of NumPy.
+Each colour is packed into one number, red * 65536 + green * 256 + blue, so that NumPy
+can count and look it up quickly.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Palette:
 
     @classmethod
     def of(cls, name: str, colors: Iterable[Color], void: Iterable[Color]) -> Palette:
-        """Colours in the order of their classes; a class goes before void of the same colour."""
+        """Make a palette of colours in class order; a class wins over void of the same colour."""
         ids = {pack(color): VOID for color in void}
         # Backwards: of two classes of one colour the first keeps it.
         ids |= {pack(color): index for index, color in reversed([*enumerate(colors)])}
@@ -61,9 +61,9 @@ PUBLISHED = (
 def choose(dataset: Dataset, colors: Counter[int], *, gray: bool = True) -> Palette:
     """Return the palette that explains most pixels: the set's own, or one of as many classes.
 
-    Ids of a published palette mean its own classes in their order; that the number
-    of classes agrees is all that can be checked. With `gray` a mask may also hold
-    the values themselves, in three equal channels.
+    A published palette is only known by its number of classes; its ids mean its own
+    classes in their order. With `gray` a mask may also hold the values themselves, in
+    three equal channels.
     """
     name = dataset.name
     if name == "folder":  # without a palette of its own it has VOC's

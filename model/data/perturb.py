@@ -1,7 +1,8 @@
-"""Strong augmentation: photos bent, recoloured and degraded further than a camera does it.
+"""Strong augmentation: warp, recolour and degrade photos more than a camera would.
 
-A short list of photos is soon known by heart; what is seen differently every time is not.
-In the manner of the strong side of FixMatch (Sohn et al. 2020), each change at even odds.
+A network soon memorises a short list of photos; it cannot if they look different every
+time. This follows the strong augmentation of FixMatch (Sohn et al. 2020); each change has
+even odds.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ Pixels = NDArray[np.uint8]
 def perturb(
     image: Image.Image, mask: Pixels, rng: np.random.Generator, pad: Pixels
 ) -> tuple[Image.Image, Pixels]:
-    """Bend, recolour and degrade an RGB photo, each by chance, and bend its ids (H, W) alike.
+    """Warp, recolour and degrade an RGB photo, each at random, and warp its ids (H, W) alike.
 
-    What comes from beyond the photo is `pad` (the mean pixel) and void.
+    Pixels from beyond the photo become `pad` (the mean pixel) and void.
     """
     if rng.random() < 0.5:
         image, mask = warp(image, mask, rng, pad)
@@ -37,7 +38,7 @@ def perturb(
 def warp(
     image: Image.Image, mask: Pixels, rng: np.random.Generator, pad: Pixels
 ) -> tuple[Image.Image, Pixels]:
-    """Turn, scale, shear and tilt about the middle; the size stays, image and mask alike."""
+    """Rotate, scale, shear and tilt image and mask about their centre; the size stays."""
     angle = np.deg2rad(rng.uniform(-25, 25))
     scale = np.exp(rng.uniform(-0.5, 0.4))
     shear = rng.uniform(-0.25, 0.25)

@@ -1,8 +1,8 @@
-"""Photos from disk, one policy for training, evaluation and prediction.
+"""Read photos from disk, the same way for training, evaluation and prediction.
 
-RGB, turned as the EXIF orientation says; broken EXIF data is no reason to
-refuse a photo. Transparent pixels are white, and 16-bit grey is scaled. The
-service does the same with what clients send.
+Photos become RGB, rotated as their EXIF orientation says; broken EXIF data is ignored.
+Transparent pixels become white, and 16-bit grey is scaled to 8 bits. The service does
+the same with clients' photos.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ PILLOW_ERRORS = (OSError, ValueError, SyntaxError, struct.error, Image.Decompres
 
 @contextmanager
 def opened(path: Path) -> Iterator[Image.Image]:
-    """Pillow's image of a file.
+    """Open a file with Pillow.
 
-    A damaged, foreign or too large file is an OSError that names it and has no
-    `errno`; a file that is missing or may not be read keeps the system's OSError.
+    A damaged file, one of another format or a too large one raises an OSError that names
+    it and has no `errno`. A missing or unreadable file keeps the system's OSError.
     """
     try:
         with Image.open(path) as image:
@@ -45,7 +45,7 @@ def open_photo(path: Path) -> Image.Image:
 
 
 def read_photo(path: Path) -> NDArray[np.uint8]:
-    """The same as an array, (H, W, 3) uint8."""
+    """Decode a photo as an array, (H, W, 3) uint8; raises OSError like `open_photo`."""
     return np.asarray(open_photo(path))
 
 

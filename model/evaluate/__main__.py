@@ -1,9 +1,9 @@
-"""Mean IoU of a checkpoint: `python -m model.evaluate CKPT --dataset voc --data DIR --split val`.
+"""Measure the mean IoU of a checkpoint: `python -m model.evaluate CKPT --data DIR --split val`.
 
-As the paper evaluates: one confusion matrix over the whole split, void pixels
+The paper's protocol: one confusion matrix over the whole split, void pixels
 ignored, photos at their own size, padded with the mean pixel to the crop size.
---trimap judges a band around the void label as well, --boundary the edges of
-each class; all of it in one pass over the pictures.
+--trimap adds mIoU in bands around the void label, --boundary the boundary IoU of
+each class; all of it takes one pass over the pictures.
 """
 
 from __future__ import annotations

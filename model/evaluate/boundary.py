@@ -1,13 +1,13 @@
 """Boundary IoU (Cheng et al. 2021, "Boundary IoU: Improving Object-Centric Image Segmentation").
 
-For each class only the pixels near the edge of the true and of the predicted
-region count: those within d of the region's outside, d being 2 % of the
-picture's diagonal. As with mIoU here, intersections and unions are summed over
-the whole set, then divided, then averaged over classes.
+For each class only pixels near the edge of the true and of the predicted region
+count: those within d of the region's outside, where d is 2 % of the picture's
+diagonal. Intersections and unions are summed over the whole set, then divided,
+then averaged over classes, like mIoU.
 
-The measure knows no void pixels. They are taken out of both regions before the
-edges are drawn: otherwise VOC's void rim would put a perfect prediction's edge
-elsewhere than the truth's.
+The measure does not define void pixels. They are removed from both regions before
+the edges are taken; otherwise VOC's void rim would move the edge of a perfect
+prediction away from the true one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ DILATION_RATIO = 0.02  # of the diagonal; the authors' value for whole pictures
 
 
 class BoundaryIoU:
-    """Pixels near edges in intersection and union, by class, over a whole data set."""
+    """Intersection and union of the pixels near edges, by class, over a whole data set."""
 
     def __init__(self, classes: int, ratio: float = DILATION_RATIO) -> None:
         self.ratio = ratio

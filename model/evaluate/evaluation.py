@@ -1,7 +1,7 @@
 """Compare predicted label maps with the masks of a data set.
 
-One confusion matrix over the whole split, void pixels ignored, as the paper
-evaluates; trimap and boundary IoU come from the same pass over the photos.
+One confusion matrix covers the whole split, and void pixels are ignored, as in the
+paper. Trimap and boundary IoU come from the same pass over the photos.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def by_name(classes: Sequence[str], iou: NDArray[np.float64]) -> dict[str, float
 
 
 def evaluate(dataset: Dataset, predict: Predictor, args: argparse.Namespace) -> dict[str, Any]:
-    """All figures that `add_evaluation_arguments` offers and the command line asks for."""
+    """Measure all figures that the command line asks for."""
     trimap = Trimap(len(dataset.classes), args.trimap) if args.trimap else None
     boundary = BoundaryIoU(len(dataset.classes)) if args.boundary else None
     others = [metric for metric in (trimap, boundary) if metric is not None]
@@ -73,7 +73,7 @@ def evaluate(dataset: Dataset, predict: Predictor, args: argparse.Namespace) -> 
 
 
 def show(result: dict[str, Any]) -> str:
-    """A table to read."""
+    """The figures as a text table."""
     edges = result.get("boundary_iou", {})
     rows = ["class                 IoU   boundary IoU"] if edges else []
     rows += [
@@ -95,9 +95,9 @@ def _cell(iou: float | None) -> str:
 
 
 def check_classes(classes: Sequence[str], dataset: Dataset) -> None:
-    """Raise DatasetError when a model cannot be judged by a data set's masks.
+    """Raise DatasetError if a data set's masks do not fit a model's classes.
 
-    Other names may be other spellings; the same ones in another order mean other ids.
+    Different names may be other spellings. The same names in another order mean other ids.
     """
     theirs = dataset.classes
     if len(classes) != len(theirs):

@@ -11,7 +11,7 @@ from model.data.dataset import DatasetError
 
 
 class Metric(Protocol):
-    """What sees every picture of a data set once, beside its prediction."""
+    """A metric that counts every picture of a data set and its prediction once."""
 
     def add(self, truth: NDArray[np.uint8], prediction: NDArray[np.uint8]) -> None:
         """Count one picture: two arrays of class ids (H, W); truth >= K is void."""
@@ -35,7 +35,7 @@ class Confusion:
 
     @property
     def pixels(self) -> int:
-        """How many pixels were judged."""
+        """How many pixels were counted."""
         return int(self.counts.sum())
 
     def iou(self) -> NDArray[np.float64]:

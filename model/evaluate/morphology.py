@@ -1,4 +1,4 @@
-"""Growing a mask by a square, with running sums: the cost does not depend on the width."""
+"""Dilate a mask by a square with running sums, so that the cost does not depend on the width."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 
 def dilate(mask: NDArray[np.bool_], width: int) -> NDArray[np.bool_]:
-    """Every pixel within `width` rows and columns of a set one: (H, W) -> (H, W).
+    """Set every pixel within `width` rows and columns of a set one: (H, W) -> (H, W).
 
     The structuring element is a square of side 2 * width + 1; outside the
     picture nothing is set.
@@ -23,6 +23,6 @@ def dilate(mask: NDArray[np.bool_], width: int) -> NDArray[np.bool_]:
 
 
 def inner_boundary(mask: NDArray[np.bool_], width: int) -> NDArray[np.bool_]:
-    """The pixels of `mask` within `width` of what is not in it or of the picture's edge."""
+    """The pixels of `mask` within `width` of a pixel outside of it or of the picture's edge."""
     outside = np.pad(~mask, 1, constant_values=True)
     return mask & dilate(outside, width)[1:-1, 1:-1]

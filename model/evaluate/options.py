@@ -32,7 +32,7 @@ def add_evaluation_arguments(p: argparse.ArgumentParser) -> None:
 
 
 def check_plot(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """End with a usage error where --plot could not be drawn, before any work is done."""
+    """Exit with a usage error if --plot cannot be drawn, before any work is done."""
     if args.plot is None:
         return
     if not args.trimap:
@@ -42,7 +42,7 @@ def check_plot(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 
 
 def report(result: dict[str, Any], args: argparse.Namespace) -> None:
-    """Print the table; write JSON and plot where they are asked for."""
+    """Print the table, and write JSON and plot if the options ask for them."""
     target = args.json
     if target is None or str(target) != "-":
         print(show(result))

@@ -26,7 +26,7 @@ def colored(labels: NDArray[np.uint8], palette: Sequence[Color]) -> Image.Image:
 
 
 def overlaid(image: Photo, labels: NDArray[np.uint8], card: Card) -> Image.Image:
-    """The photo with its mask's colours blended in; a class named background stays clear."""
+    """Blend the mask's colours into the photo; a class named background stays clear."""
     strength = np.full(256, round(255 * OVERLAY_ALPHA), np.uint8)
     if "background" in card.classes:
         strength[card.classes.index("background")] = 0

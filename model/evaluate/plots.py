@@ -1,4 +1,4 @@
-"""Pictures of figures, drawn without a display: PNG, SVG or PDF as the file's name says."""
+"""Draw plots without a display, as PNG, SVG or PDF by the file's suffix."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Curve = Mapping[int, float]
 def curves(
     lines: Mapping[str, Sequence[Curve]], path: Path, *, x: str, y: str, title: str = ""
 ) -> None:
-    """Draw the mean of each name's curves, their range shaded, and write the picture.
+    """Draw the mean of each name's curves with their range shaded, and write the picture.
 
-    The curves of one name, its runs, share their x values.
+    The curves of one name (its runs) share their x values.
     """
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot()
@@ -96,7 +96,7 @@ def matrix(counts: NDArray[np.int64], names: Sequence[str]) -> Figure:
 
 
 def literal(text: str) -> str:
-    """Text that is drawn as it stands: dollar signs would start a formula."""
+    """Escape text for matplotlib, where dollar signs would start a formula."""
     return text.replace("$", r"\$")
 
 

@@ -1,12 +1,9 @@
-"""Label maps of photos, the way the reference evaluates: `python -m model.predict CKPT IMAGES...`.
+"""Write the label maps of photos: `python -m model.predict CKPT IMAGES...`.
 
-A photo smaller than the crop size is padded at the bottom and right with the
-mean pixel; a larger one is taken whole, or in overlapping windows of the crop
-size, their probabilities averaged. With several scales or flipping, the class
-probabilities of all passes are averaged at full size. Each pass resizes
-the photo to int((n - 1) * scale + 1) with aligned corners, and its logits in
-two steps: to the size they would have at scale 1 or more, then to the crop.
-The order matters: for scales below 1 a single step moves labels.
+A photo smaller than the crop size is padded with the mean pixel. A larger one runs
+whole, or with --sliding in overlapping windows of the crop size whose probabilities
+are averaged. With several scales or --flip, the class probabilities of all passes are
+averaged. `model/network/inference.py` has the details.
 """
 
 from __future__ import annotations
@@ -88,7 +85,7 @@ def photos(args: argparse.Namespace) -> list[Path]:
 
 
 def write(labels: Labels, image: Photo, card: Card, target: Path, *, overlay: bool) -> None:
-    """Write the mask of a photo, and the overlay where it is wanted, by the stem `target`."""
+    """Write the mask of a photo, and the overlay if wanted, under the stem `target`."""
     colored(labels, card.palette).save(target.with_name(f"{target.name}.png"))
     if overlay:
         overlaid(image, labels, card).save(target.with_name(f"{target.name}_overlay.jpg"))
@@ -101,7 +98,7 @@ def run(
     args: argparse.Namespace,
     overlap: float | None,
 ) -> int:
-    """Judge and write all photos; returns how many could not be read."""
+    """Predict and write all photos; returns how many could not be read."""
     failures = 0
     for path, target in tqdm(pairs, disable=not sys.stderr.isatty()):
         try:

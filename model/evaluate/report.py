@@ -1,9 +1,9 @@
-"""A training run on one page: `python -m model.report RUN_DIR [--data DIR]`.
+"""Write a report of a training run: `python -m model.report RUN_DIR [--data DIR]`.
 
-The page holds all its pictures, loads nothing and runs no script: it can be
-mailed, kept and opened without a network. With --data the finished network is
-judged, which adds the confusion matrix and sample photos; without, the page
-shows the training's curves and the figures kept in the checkpoint.
+The page contains all its pictures, loads nothing and runs no script, so it can be
+mailed, archived and opened offline. With --data the trained network is evaluated,
+which adds the confusion matrix and sample photos. Without it, the page shows the
+training's curves and the figures kept in the checkpoint.
 """
 
 from __future__ import annotations
@@ -72,14 +72,14 @@ td, th {{ text-align: left; padding: .1rem 1.2rem .1rem 0; vertical-align: top;
 
 
 class ReportError(ValueError):
-    """There is nothing to report on; the message says what is missing."""
+    """The run has nothing to report; the message says what is missing."""
 
 
 def read_log(path: Path) -> dict[str, dict[int, float]]:
     """The curves of a run's log: value by iteration, by name.
 
-    Where a resumed run wrote an iteration again, the later line counts; a last
-    line cut off by a kill is left out.
+    If a resumed run wrote an iteration again, the later line counts. An incomplete
+    last line (the run was killed) is ignored.
     """
     curves: dict[str, dict[int, float]] = {}
     for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
@@ -120,7 +120,7 @@ def _shown(value: object) -> str:
 
 
 def curves_section(curves: Mapping[str, Mapping[int, float]]) -> str:
-    """Loss first, then whatever else the log holds."""
+    """The curves of the log, the loss first."""
     ordered = dict(sorted(curves.items(), key=lambda item: item[0] != "loss"))
     last = max(iteration for points in curves.values() for iteration in points)
     drawn = plots.png(plots.series({_title(name): points for name, points in ordered.items()}))
@@ -145,7 +145,7 @@ def figures_section(result: Mapping[str, Any]) -> str:
 
 
 def matrix_section(counts: np.ndarray[Any, np.dtype[np.int64]], names: Sequence[str]) -> str:
-    """What is taken for what."""
+    """The confusion matrix: which classes are mistaken for which."""
     drawn = plots.png(plots.matrix(counts, names))
     note = "<p>Percent of the pixels of each true class (rows); below 0.5 left empty.</p>"
     return section("Confusion", note, picture(drawn, "png", "confusion matrix"))
@@ -200,13 +200,13 @@ def legend(card: Card, classes: Iterable[int]) -> str:
 
 
 def recipe_section(card: Card) -> str:
-    """How the network was trained and what it is."""
+    """The recipe of the training and the network's configuration."""
     network = card.model.model_dump(mode="json")
     return section("Recipe", rows(card.training)) + section("Network", rows(network))
 
 
 def judged_sections(dataset: Dataset, predict: Predictor, card: Card, samples: int) -> list[str]:
-    """Everything that needs the data."""
+    """The sections that need the data: figures, confusion matrix, samples."""
     confusion = score(dataset, predict)
     parts = [
         figures_section(figures(confusion, dataset)),
@@ -260,7 +260,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("run", type=Path, metavar="RUN_DIR", help="what --out of model.train named")
     p.add_argument("--checkpoint", type=Path, help="another than RUN_DIR/model")
     p.add_argument("--dataset", choices=sorted(DATASETS), help="default: the one trained on")
-    p.add_argument("--data", type=Path, help="folder that holds the data set to judge on")
+    p.add_argument("--data", type=Path, help="folder that holds the data set to evaluate on")
     p.add_argument("--split", default="val")
     p.add_argument("--samples", type=arguments.count, default=6, help="photos shown (default: 6)")
     p.add_argument("-o", "--out", type=Path, help="default: RUN_DIR/report.html")

@@ -1,9 +1,9 @@
-"""Results as the test servers of PASCAL VOC and Cityscapes take them.
+"""Pack results for the test servers of PASCAL VOC and Cityscapes.
 
-VOC (http://host.robots.ox.ac.uk:8080, "comp6": any training data) wants palette
-PNGs of class ids in a folder of a fixed name, packed as .tgz. Cityscapes
-(https://www.cityscapes-dataset.com/submit) wants one PNG of label ids a photo,
-named by city, sequence and frame, packed as .zip. Both want the photo's size.
+VOC (http://host.robots.ox.ac.uk:8080, "comp6": any training data) takes palette
+PNGs of class ids in a folder with a fixed name, packed as .tgz. Cityscapes
+(https://www.cityscapes-dataset.com/submit) takes one PNG of label ids per photo,
+named by city, sequence and frame, packed as .zip. Both need the photo's size.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def place(server: str, photo: Path, split: str) -> Path:
 
 
 def picture(server: str, labels: NDArray[np.uint8]) -> Image.Image:
-    """Class ids (H, W) uint8 as the server's picture of the same size."""
+    """Convert class ids (H, W) uint8 to the server's picture of the same size."""
     if server == VOC:
         image = Image.fromarray(labels)
         image.putpalette(np.array(voc_palette(256), np.uint8).tobytes())

@@ -1,10 +1,9 @@
 """Mean IoU near object boundaries, by band width (section 4.4 and figure 5a of the paper).
 
-VOC's annotators left a rim of void pixels around every object. The band of
-width w is what a dilation of the void label by a square of side 2w + 1 adds to
-it, as in the authors' own evaluation code; the void pixels themselves stay
-unjudged. Void areas that are no rim (VOC's "difficult" objects) have a band
-too, here as there.
+VOC's annotators left a rim of void pixels around every object. The band of width w
+contains the pixels that a dilation of the void label by a square of side 2w + 1 adds,
+as in the authors' own evaluation code. The void pixels themselves are ignored. Void
+areas that are no rim (VOC's "difficult" objects) have a band too, as in that code.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from model.evaluate.morphology import dilate
 
 
 class Trimap:
-    """Confusion matrices of all bands, from one look at each picture."""
+    """Confusion matrices of all bands, from one pass over the pictures."""
 
     def __init__(self, classes: int, widths: Sequence[int]) -> None:
         self.widths = tuple(sorted(set(widths)))
