@@ -1,1 +1,1 @@
-"""Training: recipes, the loop, losses, distributed runs."""
+"""Training: recipes, the training loop, losses, distributed runs."""

@@ -1,9 +1,9 @@
 """Train DeepLabv3+ by the paper's protocol: `python -m model.train PRESET --data DIR`.
 
 Section 4 of the paper: SGD with momentum, the poly policy, random scale, crop
-and flip, cross-entropy on logits resized to the label's size, void ignored. A
-run is a function of its recipe: every random choice follows from the seed and
-the iteration, so a killed run continues with --resume as if nothing happened.
+and flip, cross-entropy on logits resized to the labels' size, void ignored.
+Every random choice follows from the recipe's seed and the iteration, so a killed
+run continued with --resume gives the result of an uninterrupted one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The network, its optimizer and its initial weights, as a recipe describes them."""
+"""Build the network, its initial weights and its optimizer from a recipe."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def initialise(net: DeepLabV3Plus, init: str, part: InitPart) -> None:
 
 
 def parameter_groups(net: DeepLabV3Plus, config: Recipe) -> list[dict[str, Any]]:
-    """Backbone and head, each with and without weight decay.
+    """Parameter groups of backbone and head, each with and without weight decay.
 
-    As in the reference, batch norm, biases and depthwise kernels are not decayed.
+    As in the reference, batch norm, biases and depthwise kernels have no weight decay.
     """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in net.named_parameters():
@@ -64,9 +64,9 @@ def parameter_groups(net: DeepLabV3Plus, config: Recipe) -> list[dict[str, Any]]
 
 
 def freeze(net: nn.Module, names: list[str]) -> None:
-    """Keep weights and batch-norm statistics of the modules named, and of all in them.
+    """Freeze weights and batch-norm statistics of the named modules and of all inside them.
 
-    Raises RecipeError when a name is not the name of a module.
+    Raises RecipeError if a name is not the name of a module.
     """
     modules = dict(net.named_modules())
     for part in names:
@@ -84,7 +84,7 @@ def keep_depthwise_in_fp32(net: nn.Module) -> None:
     """Take depthwise convolutions out of CPU autocast.
 
     oneDNN's bfloat16 gradient of a depthwise convolution is up to four times
-    slower than its float32 one, while everything else gains.
+    slower than its float32 one; every other layer is faster in bfloat16.
     """
     for module in net.modules():
         if isinstance(module, nn.Conv2d) and module.groups > 1:
@@ -123,7 +123,7 @@ def start(config: Recipe, world: World) -> Run:
 def first_run(
     net: nn.Module, groups: list[dict[str, Any]], config: BaseRecipe, world: World
 ) -> Run:
-    """A run at iteration 0 of a network whose parameters are in `groups`."""
+    """A run at iteration 0 for a network with the parameter groups `groups`."""
     optimizer = torch.optim.SGD(
         groups, lr=config.rate, momentum=config.momentum, nesterov=config.nesterov
     )

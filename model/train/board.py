@@ -1,4 +1,7 @@
-"""Curves and sample overlays for TensorBoard: `--tensorboard`, then `tensorboard --logdir RUNS`."""
+"""Write curves and sample overlays for TensorBoard (`--tensorboard`).
+
+To see them, run `tensorboard --logdir RUNS`.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ class TensorBoard:
         self._writer: SummaryWriter | None = None
 
     def scalars(self, iteration: int, values: dict[str, Any]) -> None:
-        """Draw the numbers of a line of the log; those of a table as `key/name`."""
+        """Write the numbers of a log line; those of a nested table become `key/name`."""
         writer = self._at(iteration)
         for key, value in values.items():
             table = value if isinstance(value, dict) else {"": value}
@@ -42,7 +45,7 @@ class TensorBoard:
                     writer.add_scalar(f"{key}/{name}" if name else key, number, iteration)
 
     def overlays(self, iteration: int, net: DeepLabV3Plus, dataset: Dataset, card: Card) -> None:
-        """Show the first photos with their true masks at the left, the predicted at the right."""
+        """Show the first photos: the true mask at the left, the predicted one at the right."""
         for pair in dataset.pairs[:SAMPLES]:
             try:
                 picture, truth = read_pair(dataset, pair)

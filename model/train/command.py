@@ -19,7 +19,7 @@ log = logging.getLogger("model.train")
 
 
 def command(work: Callable[[World], Path]) -> int:
-    """Do `work` as one of torchrun's processes, or alone; returns the exit code."""
+    """Do `work` as one of torchrun's processes or as the only one; returns the exit code."""
     try:
         with distributed.join() as world:
             return _report(work, world)

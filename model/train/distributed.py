@@ -1,9 +1,9 @@
 """Training in several processes, as `torchrun --nproc-per-node N -m model.train ...` starts them.
 
-Each process takes its slice of every global batch. Losses are divided by the
-number of judged pixels of the GLOBAL batch, gradients are summed and batch norm
-sees all slices, so that the loss curve is that of one process. NCCL with one GPU
-per process where CUDA is present, Gloo on the CPU otherwise.
+Each process takes its slice of every global batch. Losses are divided by the number of
+labelled pixels of the GLOBAL batch, gradients are summed, and batch norm sees all
+slices, so the loss curve is that of one process. Processes talk over NCCL with one GPU
+each if CUDA is present, over Gloo on the CPU otherwise.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ CPU = torch.device("cpu")
 
 
 class DistributedError(RuntimeError):
-    """The processes cannot be set up, or one of them is gone."""
+    """The processes cannot be set up, or one of them has ended."""
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among those of the run; by default the only one."""
+    """This process's place among the processes of the run; by default it is the only one."""
 
     device: torch.device = CPU
     rank: int = 0
@@ -67,7 +67,7 @@ class World:
         return [line for part in gathered for line in part]
 
     def from_main(self, make: Callable[[], T]) -> T:
-        """What `make` returns or raises in the main process, for every process."""
+        """Call `make` in the main process; return its result, or raise its error, in all."""
         if self.size == 1:
             return make()
         outcome: list[Any] = [None, None]
@@ -82,9 +82,9 @@ class World:
         return outcome[0]  # type: ignore[no-any-return]
 
     def together(self, work: Callable[[], T]) -> T:
-        """What `work` returns in this process; an error in one is raised in every process.
+        """Call `work` in every process; an error in one is raised in all.
 
-        For work that has no exchange between the processes in it.
+        `work` must not communicate between processes.
         """
         if self.size == 1:
             return work()
@@ -101,7 +101,7 @@ class World:
         return result  # type: ignore[no-any-return]
 
     def wrap(self, net: nn.Module) -> nn.Module:
-        """The network as it is to be called: gradients averaged over all processes."""
+        """Wrap the network so that gradients are averaged over all processes."""
         if self.size == 1:
             return net
         gpus = [self.device] if self.device.type == "cuda" else None
@@ -111,9 +111,9 @@ class World:
 
 @contextmanager
 def join() -> Iterator[World]:
-    """Meet the other processes that torchrun started; alone without torchrun.
+    """Connect to the other processes that torchrun started; without torchrun, run alone.
 
-    Raises DistributedError when a host has more processes than GPUs.
+    Raises DistributedError if a host has more processes than GPUs.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -146,7 +146,7 @@ def is_lost_peer(error: RuntimeError) -> bool:
 
 
 def synchronise_batch_norm(net: nn.Module, world: World) -> None:
-    """Let every batch norm of `net` see the slices of all processes.
+    """Make every batch norm of `net` use the slices of all processes.
 
     PyTorch's own SyncBatchNorm has kernels for GPUs only.
     """
@@ -168,7 +168,7 @@ class CpuSyncBatchNorm(nn.BatchNorm2d):
 
     @classmethod
     def of(cls, norm: nn.BatchNorm2d, processes: int) -> CpuSyncBatchNorm:
-        """The same layer, with the same parameters and buffers, seeing all processes."""
+        """A copy of `norm` that sees all processes and shares its parameters and buffers."""
         ours = cls(norm.num_features, eps=norm.eps, momentum=norm.momentum)
         ours.weight, ours.bias = norm.weight, norm.bias
         ours.running_mean, ours.running_var = norm.running_mean, norm.running_var
@@ -202,7 +202,7 @@ class CpuSyncBatchNorm(nn.BatchNorm2d):
 
 
 class _SumOverProcesses(torch.autograd.Function):
-    """All-reduce whose gradient is the all-reduced gradient."""
+    """Sum over all processes; its gradient is summed over all processes as well."""
 
     @staticmethod
     def forward(_: Any, x: Tensor) -> Tensor:

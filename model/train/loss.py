@@ -1,11 +1,11 @@
-"""The pixel loss: cross-entropy of judged pixels, weighted or on hard pixels where asked.
+"""The loss: cross-entropy over labelled pixels, with options.
 
-Beside it, where asked, the Lovász-Softmax loss (Berman, Triki and Blaschko 2018): a
-surrogate of each photo's mean IoU over the classes that it shows.
+Options are class weights, hard pixels only, and the Lovász-Softmax loss (Berman, Triki
+and Blaschko 2018), a surrogate of each photo's mean IoU over the classes that it shows.
 
-A loss is a sum and the weight it is divided by. The weight follows from the
-labels alone and adds up, so that a batch may be cut into slices for processes
-and micro-batches without changing its loss.
+A loss consists of a sum and a weight to divide it by. The weight depends only on the
+labels, and weights of parts add up. So a batch can be divided between processes and
+micro-batches without changing its loss.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from model.network.layers import resize
 
 @dataclass(frozen=True)
 class PixelLoss:
-    """Cross-entropy on logits resized to the labels' size."""
+    """Cross-entropy on logits that are resized to the labels' size."""
 
     class_weights: Tensor | None = None  # (K,) float32
     # Share of each image's judged pixels that count, those of the largest loss.
@@ -33,7 +33,7 @@ class PixelLoss:
     lovasz: float = 0.0  # times the Lovász-Softmax loss of each image, added to the image's mean
 
     def weight(self, labels: Tensor) -> float:
-        """What the sum over labels (N, H, W) uint8 is to be divided by."""
+        """The weight by which to divide the sum over labels (N, H, W) uint8."""
         judged = labels != VOID
         if self.hard_share < 1:
             return float(sum(self._hard(int(count)) for count in judged.sum((1, 2))))
@@ -73,7 +73,7 @@ class PixelLoss:
         return total
 
     def _hardest(self, losses: Tensor, labels: Tensor) -> Tensor:
-        """Sum of each image's largest losses, (N, H * W); void has loss 0 and never wins."""
+        """Sum of each image's largest losses, (N, H * W); void has loss 0, so it never counts."""
         counts = (labels != VOID).sum((1, 2)).tolist()
         parts = [
             row.topk(self._hard(n)).values.sum() for row, n in zip(losses, counts, strict=True)
@@ -109,8 +109,8 @@ def median_frequency_weights(counts: NDArray[np.int64]) -> Tensor:
     """Class weights (K,) from pixels by image and class (N, K): median frequency balancing.
 
     A class's frequency is its share of the pixels of the images that show it;
-    its weight is the median frequency over its own (Eigen and Fergus 2015,
-    section 6.3.2). A class that never occurs weighs 1: no pixel asks for it.
+    its weight is the median frequency divided by its own (Eigen and Fergus 2015,
+    section 6.3.2). A class that never occurs weighs 1, which no pixel uses.
     """
     shown = (counts > 0) * counts.sum(axis=1, keepdims=True)
     present = counts.sum(axis=0) > 0

@@ -1,4 +1,4 @@
-"""What is checked before a training starts: known mistakes are refused, likely ones warned of."""
+"""Check a recipe before training: refuse known mistakes, warn of likely ones."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ MIN_NORM_BATCH = 8  # images; fewer make batch-norm fine-tuning lose accuracy
 
 
 def check(config: Recipe, world: World | None = None) -> None:
-    """Refuse what is known to waste a training; warn of what is likely to.
+    """Refuse recipes that are known to fail; warn of those that probably will.
 
-    Raises RecipeError when the crop does not align with the output stride, when
-    the batch cannot be shared out, when the batch norm behind the image pooling
-    would see a single value, and for fp16 without CUDA.
+    Raises RecipeError if the crop does not align with the output stride, if the batch
+    cannot be divided between processes, if the batch norm of the image pooling would
+    see a single value, and for fp16 without CUDA.
     """
     world = world or World()
     crop, stride = config.augment.crop, config.model.output_stride
@@ -37,7 +37,7 @@ def check(config: Recipe, world: World | None = None) -> None:
 
 
 def check_shares(config: BaseRecipe, world: World) -> None:
-    """Raise RecipeError where the batch cannot be shared out, and for fp16 without CUDA."""
+    """Raise RecipeError if the batch cannot be divided, and for fp16 without CUDA."""
     shares = world.size * config.accumulate
     if config.batch_size % shares:
         raise RecipeError(
@@ -73,7 +73,7 @@ def _check_norm_batch(config: Recipe) -> None:
 
 
 def check_classes(config: Recipe, dataset: Dataset) -> None:
-    """Raise RecipeError when the classifier does not fit the data set's classes."""
+    """Raise RecipeError if the classifier does not fit the data set's classes."""
     if config.model.num_classes != len(dataset.classes):
         raise RecipeError(
             f"model.num_classes={config.model.num_classes}, dataset {dataset.name!r} has "
@@ -88,7 +88,7 @@ def check_masks(dataset: Dataset, validated_on: Dataset | None) -> None:
 
 
 def check_folder(directory: Path, *, resume: bool) -> None:
-    """Raise RecipeError where a new run would replace another, or none is there to resume."""
+    """Raise RecipeError if a new run would replace another, or if there is none to resume."""
     if resume and not directory.is_dir():
         raise RecipeError(f"--resume {directory}: there is no such folder; --out starts a new run")
     if (directory / STATE).exists() and not resume:
@@ -99,7 +99,7 @@ def check_folder(directory: Path, *, resume: bool) -> None:
 
 
 def log_rate(config: Recipe) -> None:
-    """Say which learning rate follows from the batch."""
+    """Log the learning rate that follows from the batch size."""
     if config.reference_batch is None:
         log.info("learning rate %.4g at batch %d", config.rate, config.batch_size)
     else:

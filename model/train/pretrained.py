@@ -1,7 +1,7 @@
-"""The weights that a training starts from: another network's, a backbone's, or ImageNet's.
+"""Load the weights that a training starts from: a checkpoint, a backbone, or ImageNet's.
 
-Backbones expect their input normalised as in their own training, so the recipe's
-mean and std must be those of the weights. `model.convert` makes the files.
+Backbones expect their input normalised as in their own training, so the recipe's mean
+and std must be those of the weights. `model.convert` makes the files.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def initialise(net: DeepLabV3Plus, init: str, part: InitPart = "all") -> None:
     """Load the weights that `init` names: "imagenet", a backbone's file or a checkpoint.
 
     `part` says how much of a checkpoint to take: "all", "features" (all but the
-    classifier) or "backbone". Raises RecipeError where the weights do not fit
-    the network, CheckpointError for missing or damaged files.
+    classifier) or "backbone". Raises RecipeError if the weights do not fit the
+    network, CheckpointError for missing or damaged files.
     """
     card, state = _read(init, net.config.backbone)
     _check_backbone(net.config, card, init)
@@ -91,7 +91,7 @@ def _taken(key: str, part: InitPart) -> bool:
 
 
 def _differences(config: ModelConfig, weights: ModelConfig, init: str) -> str:
-    """Which options differ, where the tensors do not fit one to one."""
+    """Explain which options differ if the tensors do not fit one to one."""
     differing = [
         f"model.{field}={value} (weights: {getattr(weights, field)})"
         for field, value in config

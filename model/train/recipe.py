@@ -1,4 +1,4 @@
-"""What a training run is made of: read from a preset or a TOML file, changed with --set."""
+"""The recipe of a training: read from a preset or a TOML file, changed with --set."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class RecipeError(ValueError):
 
 
 class BaseRecipe(BaseModel):
-    """What the trainings of a network and of a backbone share: how a batch changes the weights."""
+    """The optimisation options that training a network and pretraining a backbone share."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     batch_size: Annotated[int, Field(gt=0)] = 16  # of all processes and micro-batches together
-    # Micro-batches that each process cuts its share of the batch into. Batch norm sees these.
+    # Micro-batches per process and iteration. Batch norm sees micro-batches.
     accumulate: Annotated[int, Field(gt=0)] = 1
     learning_rate: Annotated[float, Field(gt=0)] = 0.007
     # Where set, the rate is learning_rate * batch_size / reference_batch (Goyal et al. 2017).
@@ -57,9 +57,9 @@ class Recipe(BaseRecipe):
 
     description: str = ""
     model: ModelConfig
-    # Weights to start from: a checkpoint, a backbone's file of model.convert, or "imagenet"
-    # for the light backbones' own packages; `--set init=` for random ones. init_part limits what
-    # is taken of a checkpoint.
+    # Weights to start from: a checkpoint, a backbone's file from model.convert, or "imagenet"
+    # for the light backbones' own packages; `--set init=` starts from random ones. init_part
+    # chooses how much of a checkpoint to take.
     init: str | None = None
     init_part: InitPart = "all"
 
@@ -74,9 +74,9 @@ class Recipe(BaseRecipe):
 
     # One weight per class, or "balanced": by median frequency, measured on the training masks.
     class_weights: list[Annotated[float, Field(ge=0)]] | Literal["balanced"] | None = None
-    # Share of each image's judged pixels that count, those of the largest loss.
+    # Share of each image's labelled pixels that count: those with the largest loss.
     hard_mining: Annotated[float, Field(gt=0, le=1)] = 1.0
-    # Times the Lovász-Softmax loss, added to the cross-entropy: a surrogate of the mean IoU.
+    # Factor of the Lovász-Softmax loss (a surrogate of the mean IoU) added to the cross-entropy.
     lovasz: Annotated[float, Field(ge=0)] = 0.0
     # Checkpoints whose mean probabilities are learnt too, the share of the loss that is theirs,
     # and the temperature at which both sides' probabilities are taken (Hinton et al. 2015).
@@ -87,8 +87,8 @@ class Recipe(BaseRecipe):
     # PyTorch's momentum of the running statistics; None keeps each part's own.
     batch_norm_momentum: Annotated[float, Field(gt=0, le=1)] | None = None
     freeze_batch_norm: bool = False
-    # Modules that keep weights and statistics: "backbone.stem". Those at the network's entry
-    # then cost no backward pass.
+    # Modules whose weights and statistics stay fixed, such as "backbone.stem". If they are the
+    # network's first modules, they need no backward pass.
     frozen: list[str] = []
 
     # mIoU on a split of the same data set every so many iterations; the best weights are kept.
@@ -102,7 +102,7 @@ class Recipe(BaseRecipe):
     @field_validator("init")
     @classmethod
     def _nothing_is_none(cls, value: str | None) -> str | None:
-        """TOML has no null: an empty text takes a preset's weights away."""
+        """TOML has no null, so an empty string removes a preset's weights."""
         return value or None
 
     @model_validator(mode="after")

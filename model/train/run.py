@@ -1,8 +1,7 @@
-"""A run on disk and in time: its state, its log, and the loop over its iterations.
+"""A training run: its state and log on disk, and the loop over its iterations.
 
-What is kept in a folder suffices to go on after kill -9 at any moment: the state
-is replaced in one step and never with weights that are not finite, and the log
-is cut back to the state when a run is resumed.
+A run can be resumed after kill -9 at any moment: the state is replaced in one step and
+never with weights that are not finite, and on resuming the log is cut back to the state.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ class TrainingError(RuntimeError):
 
 @dataclass
 class Run:
-    """Everything that a resumed run needs, and the network as it is called."""
+    """Everything that a resumed run needs, and the network that the loop calls."""
 
     net: nn.Module
     optimizer: torch.optim.SGD
@@ -72,20 +71,20 @@ class Run:
         }
 
     def weights(self) -> dict[str, Tensor]:
-        """The state dict to keep: averaged, where the run averages."""
+        """The state dict to keep: the averaged weights if the run averages."""
         return self.average or self.net.state_dict()
 
 
 def save_state(run: Run, directory: Path) -> None:
     """Write what --resume needs, atomically.
 
-    Raises TrainingError, and leaves the state before as it is, where the disk is
-    full or a weight is not finite.
+    Raises TrainingError, and keeps the previous state, if the disk is full or a
+    weight is not finite.
     """
     expect_finite(run, directory)
     state = run.state()
     try:
-        # Through memory: torch's own writer hides why a file cannot be written.
+        # Serialise to memory first: torch's own writer hides why a file cannot be written.
         content = io.BytesIO()
         torch.save(state, content)
         with files.replacing(directory / STATE) as partial:
@@ -98,7 +97,7 @@ def save_state(run: Run, directory: Path) -> None:
 
 
 def expect_finite(run: Run, directory: Path) -> None:
-    """Raise TrainingError where a weight is not: the loss before the last step could not tell."""
+    """Raise TrainingError if a weight is not finite; the last step's loss cannot show that."""
     broken = [key for key, value in run.net.state_dict().items() if not value.isfinite().all()]
     if broken:
         raise TrainingError(
@@ -108,7 +107,7 @@ def expect_finite(run: Run, directory: Path) -> None:
 
 
 def kept(directory: Path) -> str:
-    """Which state a stopped run can go on from."""
+    """Describe the state from which a stopped run can continue."""
     path = directory / STATE
     if not path.exists():
         return "no earlier state was kept"
@@ -116,7 +115,7 @@ def kept(directory: Path) -> str:
 
 
 def read_state(directory: Path) -> dict[str, Any]:
-    """What `save_state` wrote, on the CPU; raises TrainingError where it is damaged."""
+    """Read the state that `save_state` wrote, to the CPU; raises TrainingError if damaged."""
     try:
         state = torch.load(directory / STATE, weights_only=True, map_location="cpu")
         return dict(state)
@@ -128,9 +127,9 @@ def read_state(directory: Path) -> dict[str, Any]:
 
 
 def restore(run: Run, directory: Path) -> None:
-    """Load what `save_state` wrote; rates and decay stay those of the recipe at hand.
+    """Load the state that `save_state` wrote; learning rates and decay come from the recipe.
 
-    Raises TrainingError where the state is damaged, or that of another network or optimizer.
+    Raises TrainingError if the state is damaged or belongs to another network or optimizer.
     """
     state = read_state(directory)
     changes = differences(state.get("recipe") or run.recipe, run.recipe)
@@ -147,7 +146,7 @@ def restore(run: Run, directory: Path) -> None:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """The keys in which two recipes differ, with both values; empty where there are none."""
+    """The keys in which two recipes differ, with both values; empty if they are equal."""
     old, new = (dict(_flat(recipe)) for recipe in (before, now))
     return ", ".join(
         f"{key}={value!r} (before: {old.get(key)!r})"
@@ -188,7 +187,7 @@ def _load(run: Run, state: Mapping[str, Any]) -> None:
 
 
 class RunFolder:
-    """What a run keeps on disk; only the main process writes."""
+    """The files of a run; only the main process writes."""
 
     def __init__(self, path: Path, world: World, board: TensorBoard | None = None) -> None:
         self.path = path
@@ -196,7 +195,7 @@ class RunFolder:
         self.board = board
 
     def save(self, run: Run) -> None:
-        """Write the state; where that fails, all processes fail with the same error."""
+        """Write the state; if that fails, all processes raise the same error."""
         self.world.from_main(lambda: save_state(run, self.path))
 
     def resume(self, run: Run) -> None:
@@ -232,7 +231,7 @@ class RunFolder:
 
 
 def rewind(path: Path, iteration: int) -> None:
-    """Drop the lines of a log after `iteration`: a run that goes on writes them again."""
+    """Drop the lines of a log after `iteration`; the resumed run writes them again."""
     if not path.exists():
         return
     lines = path.read_text(encoding="utf-8").splitlines()
@@ -256,7 +255,7 @@ class StoppedAtOnce(KeyboardInterrupt):
 
 
 class StopSignals:
-    """While entered, SIGTERM and SIGINT let the iteration at hand finish and be saved.
+    """Context: SIGTERM and SIGINT let the current iteration finish and be saved.
 
     A second one, seconds later, raises StoppedAtOnce: what is waited for may never come.
     """
@@ -308,11 +307,11 @@ def loop(
     step: Step,
     after: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Train until `pace.stop`, or until `after`, called behind each iteration, says to stop.
+    """Train until `pace.stop`, or until `after`, called after each iteration, returns true.
 
-    `step` takes a batch and the weight of the global batch, which is this
-    process's `weigh` summed over all. Saves every so many iterations, at a
-    signal and at the end. Raises TrainingError for signals and damaged files.
+    `step` takes a batch and the weight of the global batch: the sum of `weigh` over all
+    processes. The state is saved at regular iterations, at a signal and at the end.
+    Raises TrainingError for signals and damaged files.
     """
     folder.world.from_main(lambda: rewind(folder.path / LOG, run.iteration))
     shown = folder.world.is_main and sys.stderr.isatty()
@@ -345,10 +344,10 @@ def fetch(
     weigh: Weigh,
     signals: StopSignals,
 ) -> tuple[Batch, float]:
-    """This process's batch and the weight of the global one, if all agree to go on.
+    """This process's batch and the weight of the global one, if all processes can go on.
 
-    One sum over the processes tells that weight, and whether one of them got a
-    signal, skipped samples or failed to load: all stop at the same iteration.
+    One sum over the processes gives the weight and tells whether one of them got a signal,
+    skipped samples or failed to load, so that all stop at the same iteration.
     """
     batch, failure = Batch(torch.empty(0), torch.empty(0), []), ""
     try:
@@ -376,7 +375,7 @@ def fetch(
 
 
 def next_unless_stopped(batches: Iterator[Batch], signals: StopSignals) -> Batch | None:
-    """The next batch; None where a signal came while it was waited for."""
+    """The next batch, or None if a signal came while waiting for it."""
     while True:
         try:
             return next(batches)
@@ -392,7 +391,7 @@ def reason(error: Exception) -> str:
 
 
 def note_skips(run: Run, lines: list[str], limit: int, folder: RunFolder) -> None:
-    """Log the files that could not be read; raises TrainingError when they are too many."""
+    """Log the files that could not be read; raises TrainingError if there are too many."""
     for line in lines:
         folder.write(run.iteration + 1, skipped=line)  # part of the iteration that begins
     run.skipped += len(lines)
@@ -405,7 +404,7 @@ def note_skips(run: Run, lines: list[str], limit: int, folder: RunFolder) -> Non
 
 
 class Meter:
-    """Loss, speed and waiting time since the last reading."""
+    """Measures loss, speed and waiting time since the last reading."""
 
     def __init__(self, batch: int) -> None:
         self.batch = batch
@@ -417,15 +416,15 @@ class Meter:
         self.began = self.since = time.monotonic()
 
     def loading(self) -> None:
-        """Waiting for data begins."""
+        """Note that waiting for data begins."""
         self.since = time.monotonic()
 
     def loaded(self) -> None:
-        """Waiting for data is over."""
+        """Note that the data has come."""
         self.waited += time.monotonic() - self.since
 
     def add(self, loss: float) -> None:
-        """An iteration is over."""
+        """Count an iteration."""
         self.losses.append(loss)
 
     @property

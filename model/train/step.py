@@ -1,6 +1,6 @@
 """One iteration: forward, backward and update, in micro-batches and over processes.
 
-Shared by the training of segmentation and of backbones.
+Training and backbone pretraining share this module.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from model.train.run import Run, TrainingError
 
 
 class Loss(Protocol):
-    """A sum over a batch that may be cut into parts, as in `model.loss`."""
+    """A loss over a batch that can be divided into parts: see `model/train/loss.py`."""
 
     def sum(self, logits: Tensor, labels: Tensor) -> Tensor: ...
 
@@ -66,9 +66,9 @@ def set_rates(run: Run, factor: float) -> None:
 def micro_batches(
     run: Run, batch: Batch, count: int
 ) -> Iterator[tuple[Batch, AbstractContextManager[Any]]]:
-    """Equal parts of a batch, each with the context of its backward pass.
+    """Equal parts of a batch, each with the context for its backward pass.
 
-    Gradients travel between the processes only in the last one.
+    Processes exchange gradients only in the last part.
     """
     pairs = zip(batch.images.chunk(count), batch.labels.chunk(count), strict=True)
     for index, (images, labels) in enumerate(pairs):
@@ -86,7 +86,7 @@ def backward(
     world: World,
     teachers: Teachers | None = None,
 ) -> float:
-    """Add a micro-batch's gradients; returns its share of the loss, the teachers' in it."""
+    """Add a micro-batch's gradients; returns its share of the loss, including the teachers'."""
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     pixels = batch.images.to(world.device, non_blocking=True)  # as bytes: a quarter of the traffic
     images = pixels.to(next(run.net.parameters()).dtype, memory_format=layout)
@@ -101,13 +101,13 @@ def backward(
             soft = teachers.probabilities(images, logits)
         total = teachers.mix(total, logits, soft, labels)
     share = total / max(weight, 1.0)
-    # Times the processes: their gradients are averaged, and are to be summed.
+    # Times the number of processes: gradients are averaged over them, but must be summed.
     run.scaler.scale(share * world.size).backward()  # type: ignore[no-untyped-call]
     return float(share.detach())
 
 
 def update(run: Run, loss: float, config: BaseRecipe) -> None:
-    """Step with the gradients at hand; raises TrainingError where the loss is not finite."""
+    """Take an optimizer step; raises TrainingError if the loss is not finite."""
     if not math.isfinite(loss):
         raise TrainingError(
             f"loss is {loss} at iteration {run.iteration}: lower learning_rate "
@@ -131,7 +131,7 @@ def update_average(run: Run, decay: float) -> None:
     decay = min(decay, (1 + run.iteration) / (10 + run.iteration))
     now = run.net.state_dict()
     floats = [key for key, value in now.items() if value.is_floating_point()]
-    # All at once: hundreds of tensors one by one cost a GPU more time than the step itself.
+    # All tensors in one call: one by one they cost a GPU more time than the step itself.
     move = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
     move([run.average[key] for key in floats], [now[key] for key in floats], 0)
     for key in now.keys() - floats:

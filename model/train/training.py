@@ -1,9 +1,9 @@
 """Train a network by a recipe.
 
 Section 4 of the paper: SGD with momentum, the poly policy, random scale, crop
-and flip, cross-entropy on logits resized to the label's size, void ignored. A
-run is a function of its recipe: every random choice follows from the seed and
-the iteration, so a killed run continues as if nothing had happened.
+and flip, cross-entropy on logits resized to the labels' size, void ignored.
+Every random choice follows from the recipe's seed and the iteration, so a killed
+run that is resumed gives the result of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def poly(iteration: int, config: Recipe) -> float:
 
 
 def samples(config: Recipe, dataset: Dataset, world: World) -> tuple[CropDataset, PixelLoss]:
-    """The training stream and its loss; reads every mask where one of them is balanced."""
+    """The training samples and the loss; balanced sampling or weights read every mask first."""
     counts = None
     if "balanced" in (config.sampling, config.class_weights):
         counts = world.from_main(lambda: pixel_counts(dataset))
@@ -119,7 +119,7 @@ def train(
 
 
 def show(run: Run, config: Recipe, dataset: Dataset, folder: RunFolder) -> None:
-    """Put overlays of a few photos on the board, where there is one."""
+    """Write overlays of a few photos to TensorBoard, if the run uses it."""
     if folder.board is not None:
         net = network(run, config, folder.world)
         folder.board.overlays(run.iteration, net, dataset, describe(config, dataset))

@@ -1,7 +1,7 @@
-"""mIoU while training: the best weights are kept, and a run without gains may end early.
+"""Measure mIoU during training, keep the best weights, and stop a run that gains no more.
 
-Single scale, photos at their own size, as `model.evaluate` judges by default;
-averaged weights where the run averages. The processes share out the photos.
+Single scale and photos at their own size, the defaults of `model.evaluate`; with the
+averaged weights if the run averages. The processes divide the photos among them.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ BEST = "best"  # name of the checkpoint
 
 @dataclass(frozen=True)
 class Validation:
-    """What to judge by, how often, and when to give up."""
+    """The split to validate on, how often, and when to stop."""
 
     dataset: Dataset
     config: Recipe
     folder: RunFolder
 
     def after(self, run: Run) -> bool:
-        """Judge the network where it is time to; returns whether to end the run."""
+        """Validate the network if it is due; returns whether to end the run."""
         if run.iteration % self.config.validate_every:
             return False
         world = self.folder.world
@@ -78,7 +78,7 @@ class Validation:
 
 
 def network(run: Run, config: Recipe, world: World) -> DeepLabV3Plus:
-    """The network of a run as it would be kept, in eval mode and apart from the one in training."""
+    """A copy of the run's network with the weights it would keep, in eval mode."""
     net = DeepLabV3Plus(config.model)
     net.load_state_dict(run.weights())
     return net.to(world.device).eval()
@@ -113,7 +113,7 @@ def describe(config: Recipe, dataset: Dataset, metrics: dict[str, object] | None
 def keep(run: Run, folder: RunFolder, name: str, card: Card) -> Path:
     """Write the run's weights as a checkpoint; returns its path.
 
-    Raises TrainingError, and leaves what is there, where a weight is not finite.
+    Raises TrainingError, and keeps an existing file, if a weight is not finite.
     """
     expect_finite(run, folder.path)
     path, _ = checkpoint.paths(folder.path / name)
