@@ -28,7 +28,6 @@ import torch
 from numpy.typing import NDArray
 
 from export.graph import LabelGraph
-from export.optional import without
 from export.tail import tail
 from model import checkpoint
 from service import launch
@@ -36,7 +35,7 @@ from service.bench import measure
 from service.bench.tables import Table
 from service.errors import StartupError
 from service.inference import cpus
-from service.inference.contract import INPUT, LABELS
+from service.inference.contract import INPUT, LABELS, WITH_CONFIDENCE
 from service.inference.engine import Device, Engine, EngineOptions
 from service.settings import BUNDLED
 
@@ -85,8 +84,9 @@ def openvino_runner(file: Path, threads: int) -> Runner:
     # By default it computes in bfloat16 where the CPU can: another precision, other labels.
     config = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
     core = openvino.Core()
-    # It knows no inputs with defaults: what our engine leaves out, it is to leave out too.
-    model = core.read_model(without(onnx.load(file)).SerializeToString())
+    whole = core.read_model(file)
+    # What our engine leaves out, it is to leave out too.
+    model = openvino.Model([whole.output(LABELS)], whole.get_parameters())
     compiled = core.compile_model(model, "CPU", config)
     return lambda images: compiled([images])[0]
 
@@ -106,17 +106,17 @@ def medians(candidates: dict[str, Runner], images: Images, rounds: int) -> dict[
 
 def tail_share(file: Path, images: Images, threads: int, rounds: int) -> float:
     """Share of the kernels' time that is spent after the last convolution."""
-    model = without(onnx.load(file))
-    names = {f"{name}_kernel_time" for name in tail(model)}
+    names = {f"{name}_kernel_time" for name in tail(onnx.load(file))}
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.enable_profiling = True
     with tempfile.TemporaryDirectory() as folder:
         options.profile_file_prefix = str(Path(folder) / "profile")
-        data = model.SerializeToString()
-        session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        optional = {each.name for each in session.get_overridable_initializers()}
+        refused = dict.fromkeys(optional & {WITH_CONFIDENCE}, np.array(False))
         for _ in range(rounds):
-            session.run([LABELS], {INPUT: images})
+            session.run([LABELS], {INPUT: images, **refused})
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     kernels = [event for event in events if event["name"].endswith("_kernel_time")]
     behind = sum(event["dur"] for event in kernels if event["name"] in names)

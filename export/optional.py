@@ -1,26 +1,29 @@
-"""Compute the confidence output only when the caller asks for it.
+"""Compute the confidence output only when the caller asks for it, without an `If`.
 
-ONNX Runtime computes every node of a file, whichever outputs a caller names. So the
-nodes that only the confidence needs move into an If, whose condition is an input with
-a default: a caller that passes only the image still gets labels and confidence.
+ONNX Runtime computes every node of a file, whichever outputs a caller names. So the scores
+pass through a Slice along the batch before the confidence is computed from them. An input
+with a default sets where the Slice ends: after all images or before the first, and then
+the remaining nodes have nothing to compute. OpenVINO 2026.4 cannot read a file with an `If`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import onnx
 from onnx import TensorProto, helper
 
-from service.inference.contract import CONFIDENCE, LABELS, WITH_CONFIDENCE
+from service.inference.contract import CONFIDENCE, WITH_CONFIDENCE
 
-ZEROS = f"no_{CONFIDENCE}"
+ALL, NONE, LAST = "every_image", "no_image", f"images_{WITH_CONFIDENCE}"
+MANY = 2**31 - 1  # more images than a batch has, in 32 bits for engines that narrow to them
 
 
 def on_request(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy that computes confidence if the input `with_confidence` is true (the default).
 
-    If it is false, confidence is zeros. A file without confidence is returned unchanged.
+    If it is false, confidence has no images, (0, H, W). A file without confidence is returned
+    unchanged.
     """
     if CONFIDENCE not in {output.name for output in model.graph.output}:
         return model
@@ -30,41 +33,21 @@ def on_request(model: onnx.ModelProto) -> onnx.ModelProto:
     always = _behind(graph, {output.name for output in graph.output} - {CONFIDENCE})
     only = [node for node in graph.node if not always.intersection(node.output)]
     kept = [node for node in graph.node if always.intersection(node.output)]
-    (output,) = (each for each in graph.output if each.name == CONFIDENCE)
-    choice = helper.make_node(
-        "If",
-        [WITH_CONFIDENCE],
-        [CONFIDENCE],
-        name=CONFIDENCE,
-        then_branch=_branch("certain", only, output, f"asked_{CONFIDENCE}"),
-        else_branch=_branch("not_asked", _zeros(), output, ZEROS),
-    )
+    shared = _shared(graph, kept, only)
+    for node in only:
+        node.input[:] = [f"{name}_asked" if name in shared else name for name in node.input]
     del graph.node[:]
-    graph.node.extend([*kept, choice])
-    values = [value for value in graph.value_info if value.name in always]
-    del graph.value_info[:]
-    graph.value_info.extend(values)
+    graph.node.extend([*kept, *_slices(shared), *only])
+    graph.initializer.extend(
+        [
+            helper.make_tensor(WITH_CONFIDENCE, TensorProto.BOOL, [], [True]),
+            helper.make_tensor(ALL, TensorProto.INT64, [1], [MANY]),
+            helper.make_tensor(NONE, TensorProto.INT64, [1], [0]),
+        ]
+    )
     graph.input.append(helper.make_tensor_value_info(WITH_CONFIDENCE, TensorProto.BOOL, []))
-    graph.initializer.append(helper.make_tensor(WITH_CONFIDENCE, TensorProto.BOOL, [], [True]))
+    _free_batch(graph, always)
     return changed
-
-
-def without(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy whose default is false, for engines that cannot pass the input."""
-    changed = onnx.ModelProto()
-    changed.CopyFrom(model)
-    for tensor in changed.graph.initializer:
-        if tensor.name == WITH_CONFIDENCE:
-            tensor.CopyFrom(helper.make_tensor(WITH_CONFIDENCE, TensorProto.BOOL, [], [False]))
-    return changed
-
-
-def reads(node: onnx.NodeProto) -> Iterator[str]:
-    """Names of the tensors that a node reads, also inside its branches."""
-    yield from node.input
-    for attribute in node.attribute:
-        for inner in attribute.g.node:
-            yield from reads(inner)
 
 
 def _behind(graph: onnx.GraphProto, names: Iterable[str]) -> set[str]:
@@ -76,33 +59,34 @@ def _behind(graph: onnx.GraphProto, names: Iterable[str]) -> set[str]:
         name = waiting.pop()
         if name not in found:
             found.add(name)
-            waiting += reads(producers[name]) if name in producers else ()
+            waiting += producers[name].input if name in producers else ()
     return found
 
 
-def _zeros() -> list[onnx.NodeProto]:
-    nothing = helper.make_tensor("nothing", TensorProto.UINT8, [1], [0])
-    return [
-        helper.make_node("Shape", [LABELS], ["labels_shape"], name="labels_shape"),
-        helper.make_node(
-            "ConstantOfShape", ["labels_shape"], [CONFIDENCE], name=ZEROS, value=nothing
-        ),
+def _shared(
+    graph: onnx.GraphProto, kept: Iterable[onnx.NodeProto], only: Iterable[onnx.NodeProto]
+) -> list[str]:
+    """Tensors that both labels and confidence are computed from, without shapes (int64)."""
+    computed = {name for node in kept for name in node.output}
+    kinds = {value.name: value.type.tensor_type.elem_type for value in graph.value_info}
+    read = dict.fromkeys(name for node in only for name in node.input)  # in order
+    return [name for name in read if name in computed and kinds.get(name) != TensorProto.INT64]
+
+
+def _slices(names: Iterable[str]) -> list[onnx.NodeProto]:
+    """Nodes that keep all images of each tensor, or none if `with_confidence` is false."""
+    choice = helper.make_node("Where", [WITH_CONFIDENCE, ALL, NONE], [LAST], name=LAST)
+    slices = [
+        helper.make_node("Slice", [name, NONE, LAST, NONE], [f"{name}_asked"], name=f"{name}_asked")
+        for name in names  # from image 0, along axis 0
     ]
+    return [choice, *slices]
 
 
-def _branch(
-    name: str, nodes: Iterable[onnx.NodeProto], output: onnx.ValueInfoProto, renamed: str
-) -> onnx.GraphProto:
-    """A graph of these nodes; its result gets a new name, since names must be unique."""
-    inner = []
-    for node in nodes:
-        copied = onnx.NodeProto()
-        copied.CopyFrom(node)
-        copied.doc_string = ""
-        del copied.metadata_props[:]  # the exporter's notes
-        copied.output[:] = [renamed if each == CONFIDENCE else each for each in node.output]
-        inner.append(copied)
-    result = onnx.ValueInfoProto()
-    result.CopyFrom(output)
-    result.name = renamed
-    return helper.make_graph(inner, name, [], [result])
+def _free_batch(graph: onnx.GraphProto, always: set[str]) -> None:
+    """Declare that the confidence's batch may differ from the image's, in place."""
+    values = [value for value in graph.value_info if value.name in always]
+    del graph.value_info[:]
+    graph.value_info.extend(values)
+    (output,) = (each for each in graph.output if each.name == CONFIDENCE)
+    output.type.tensor_type.shape.dim[0].dim_param = f"{CONFIDENCE}_batch"

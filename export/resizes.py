@@ -13,8 +13,6 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from export.optional import reads
-
 AXES = (2, 3)  # height and width of (N, C, H, W)
 SCALES, SIZES = 2, 3  # inputs of the operator
 
@@ -62,7 +60,7 @@ def drop_unused(graph: onnx.GraphProto) -> None:
     for node in reversed(graph.node):  # sorted: readers come after what they read
         if needed.intersection(node.output):
             kept.append(node)
-            needed.update(reads(node))
+            needed.update(node.input)
     for field, items in (
         (graph.node, kept[::-1]),
         (graph.initializer, [item for item in graph.initializer if item.name in needed]),

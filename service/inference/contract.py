@@ -19,7 +19,8 @@ METADATA_KEY = "deeplab.contract"
 INPUT = "image"  # uint8 (N, H, W, 3), RGB
 LABELS = "labels"  # uint8 (N, H, W), class ids
 CONFIDENCE = "confidence"  # uint8 (N, H, W), probability of the label times 255
-# bool (), optional: false skips the computation of the confidence, which is then zeros.
+# bool (), optional: pass false to skip computing the confidence, which then has no images; in
+# older files it is zeros.
 WITH_CONFIDENCE = "with_confidence"
 
 Byte = Annotated[int, Field(ge=0, le=255)]

@@ -27,6 +27,7 @@ from service.inference.contract import (
 )
 from service.inference.cuda import cuda_options, cuda_problem, fall_back, preload
 from service.inference.digest import graph_digest
+from service.inference.encoding import without_input
 from service.inference.trt_engines import TrtOptions
 
 log = logging.getLogger("service.engine")
@@ -226,6 +227,9 @@ def _check_unaltered(path: Path, data: bytes, contract: Contract) -> None:
 
 def _session(path: Path, data: bytes, options: EngineOptions) -> ort.InferenceSession:
     wanted = _providers(path, data, options)
+    if options.device == "tensorrt":
+        # An input that sizes others would need a profile; a GPU has the confidence for nothing.
+        data = without_input(data, WITH_CONFIDENCE)
     session = _load(path, data, wanted, options.threads)
     if session.get_providers()[0] != _name(wanted[0]):
         reason = cuda_problem() or f"the session was created without {_name(wanted[0])}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,16 +10,20 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from export.optional import on_request, without
+from export.optional import on_request
 from export.tail import tail
 from export.writer import ExportOptions, export
 from service.inference.contract import CONFIDENCE, INPUT, LABELS, WITH_CONFIDENCE
 from tests.export.conftest import SIZE
 from tests.service import onnx_models
 
+REFUSED = {WITH_CONFIDENCE: np.array(False)}
 
-def session(model: onnx.ModelProto) -> ort.InferenceSession:
-    options = ort.SessionOptions()
+
+def session(
+    model: onnx.ModelProto, options: ort.SessionOptions | None = None
+) -> ort.InferenceSession:
+    options = options or ort.SessionOptions()
     options.log_severity_level = 3
     return ort.InferenceSession(model.SerializeToString(), options)
 
@@ -42,26 +47,64 @@ def test_a_caller_that_knows_nothing_of_it_gets_it(sure: onnx.ModelProto) -> Non
 
 
 @pytest.mark.slow
-def test_refused_it_is_zeros_and_the_labels_stay(sure: onnx.ModelProto) -> None:
+def test_refused_it_is_of_no_image_and_the_labels_stay(sure: onnx.ModelProto) -> None:
     image = np.random.default_rng(0).integers(0, 256, (2, *SIZE, 3), np.uint8)
     labels, _ = session(sure).run(None, {INPUT: image})
-    asked = {INPUT: image, WITH_CONFIDENCE: np.array(False)}
-    for found in (session(sure).run(None, asked), session(without(sure)).run(None, {INPUT: image})):
-        assert (found[0] == labels).all()
-        assert found[1].shape == labels.shape
-        assert not found[1].any()
+    found = session(sure).run(None, {INPUT: image, **REFUSED})
+    assert (found[0] == labels).all()
+    assert found[1].shape == (0, *SIZE)
+
+
+def beside_the_labels(model: onnx.ModelProto) -> set[str]:
+    """Names of the nodes that the labels do not need."""
+    needed, names = {LABELS}, set()
+    for node in reversed(model.graph.node):
+        if needed.intersection(node.output):
+            needed.update(node.input)
+        else:
+            names.add(node.name)
+    return names
 
 
 @pytest.mark.slow
-def test_nothing_of_it_is_left_beside_the_choice(sure: onnx.ModelProto, exported: Path) -> None:
-    """The nodes outside the If are those of a file without confidence."""
-    plain = onnx.load(exported)
-    operators = [node.op_type for node in sure.graph.node]
-    assert operators == [*(node.op_type for node in plain.graph.node), "If"]
-    assert tail(sure) == tail(plain) | {CONFIDENCE}
+def test_nothing_is_computed_for_it_where_it_is_refused(
+    sure: onnx.ModelProto, tmp_path: Path
+) -> None:
+    """By ONNX Runtime's profile, nodes that the labels do not need give no bytes."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.enable_profiling = True
+    options.profile_file_prefix = str(tmp_path / "profile")
+    loaded = session(sure, options)
+    loaded.run([LABELS], {INPUT: np.zeros((2, *SIZE, 3), np.uint8), **REFUSED})
+    events = json.loads(Path(loaded.end_profiling()).read_text(encoding="utf-8"))
+    sizes = {
+        event["name"].removesuffix("_kernel_time"): int(event["args"]["output_size"])
+        for event in events
+        if event["name"].endswith("_kernel_time")
+    }
+    beside = {sizes[name] for name in beside_the_labels(sure)}
+    assert beside == {0, 8}  # 8: the end of the slice, one int64
+    assert {sizes[node.name] for node in sure.graph.node if node.op_type == "Exp"} == {0}
+
+
+@pytest.mark.slow
+def test_it_takes_no_operator_that_other_engines_lack(sure: onnx.ModelProto) -> None:
+    """OpenVINO reads no file with an If; what is beside the labels is all behind the network."""
+    operators = {node.op_type for node in sure.graph.node}
+    assert operators.isdisjoint({"If", "Loop", "Scan"})
+    assert beside_the_labels(sure) <= tail(sure)
 
 
 def test_a_file_without_confidence_stays_as_it_is(tmp_path: Path) -> None:
     plain = onnx.load(onnx_models.save(tmp_path / "plain.onnx"))
     assert on_request(plain) is plain
     assert [output.name for output in plain.graph.output] == [LABELS]
+
+
+def test_what_the_confidence_shares_with_the_labels_is_sliced_once(tmp_path: Path) -> None:
+    """The tiny model's value is read by both; no other tensor is."""
+    path = onnx_models.save(tmp_path / "tiny.onnx", confidence=True, on_request=True)
+    slices = [node for node in onnx.load(path).graph.node if node.op_type == "Slice"]
+    assert [node.input[0] for node in slices] == ["value"]
+    assert CONFIDENCE in {output.name for output in onnx.load(path).graph.output}

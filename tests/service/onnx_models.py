@@ -19,6 +19,7 @@ from service.inference.contract import (
     INPUT,
     LABELS,
     METADATA_KEY,
+    WITH_CONFIDENCE,
     Contract,
     InputSize,
     Parity,
@@ -54,12 +55,13 @@ def save(
     *,
     confidence: bool = False,
     on_request: bool = False,
+    earlier: bool = False,
     brightest: int = 2,
 ) -> Path:
     """Write the tiny model; by default with its contract in the metadata.
 
     `confidence`: give the red channel itself as the confidence; `on_request`: as new
-    exports do, only where it is asked for.
+    exports do, only where it is asked for; `earlier`: as exports of November 2026 did.
     `brightest`: the highest class it gives, to tell two files apart.
     """
     shape: list[str | int | None] = ["batch", *SIZE]
@@ -88,8 +90,41 @@ def save(
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
     if on_request:
         model = optional.on_request(model)
+    if earlier:
+        choose_by_if(model.graph)
     onnx.checker.check_model(model, full_check=True)
     default = {METADATA_KEY: contract(confidence=confidence).model_dump_json()}
     helper.set_model_props(model, default if metadata is None else metadata)
     onnx.save(model, path)
     return path
+
+
+def choose_by_if(graph: onnx.GraphProto) -> None:
+    """Put the confidence into an If whose other branch is zeros, in place: an earlier format."""
+    only = graph.node.pop()
+    image: list[str | int | None] = ["batch", *SIZE]
+    outputs = [
+        helper.make_tensor_value_info(f"{name}_{CONFIDENCE}", TensorProto.UINT8, image)
+        for name in ("asked", "no")
+    ]
+    only.output[:] = [outputs[0].name]
+    zeros = [
+        helper.make_node("Shape", [LABELS], ["labels_shape"]),
+        helper.make_node(
+            "ConstantOfShape",
+            ["labels_shape"],
+            [outputs[1].name],
+            value=helper.make_tensor("nothing", TensorProto.UINT8, [1], [0]),
+        ),
+    ]
+    graph.node.append(
+        helper.make_node(
+            "If",
+            [WITH_CONFIDENCE],
+            [CONFIDENCE],
+            then_branch=helper.make_graph([only], "certain", [], outputs[:1]),
+            else_branch=helper.make_graph(zeros, "not_asked", [], outputs[1:]),
+        )
+    )
+    graph.input.append(helper.make_tensor_value_info(WITH_CONFIDENCE, TensorProto.BOOL, []))
+    graph.initializer.append(helper.make_tensor(WITH_CONFIDENCE, TensorProto.BOOL, [], [True]))

@@ -52,12 +52,13 @@ def test_weights_that_changed_after_the_export_are_refused(tmp_path: Path) -> No
         Engine(altered, EngineOptions("cpu"))
 
 
-@pytest.mark.parametrize("on_request", [False, True])
+@pytest.mark.parametrize("how", [{}, {"on_request": True}, {"earlier": True}])
 @pytest.mark.parametrize("lanes", [1, 2])
 def test_confidence_comes_where_it_is_asked_for(
-    tmp_path: Path, on_request: bool, lanes: int
+    tmp_path: Path, how: dict[str, bool], lanes: int
 ) -> None:
-    path = onnx_models.save(tmp_path / "tiny.onnx", confidence=True, on_request=on_request)
+    """Files of all three formats: always computed, with a Slice, with an If."""
+    path = onnx_models.save(tmp_path / "tiny.onnx", confidence=True, **how)  # type: ignore[arg-type]
     engine = Engine(path, EngineOptions("cpu", threads=2, lanes=lanes))
     images = np.random.default_rng(0).integers(0, 256, (2, *engine.input_size, 3), np.uint8)
     for predict in (*engine.runs, engine.predict_alone):
