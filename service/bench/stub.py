@@ -1,4 +1,6 @@
-"""A stub service that answers every photo at once with one mask: `python -m service.bench.stub`.
+"""A stub service that answers every photo at once with an empty mask.
+
+Run it with `python -m service.bench.stub`.
 
 With it, only the client limits the rate.
 """
@@ -7,11 +9,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import io
 import json
 from collections.abc import Sequence
 
 from PIL import Image
+
+from service.client.pictures import Size, size_of
 
 HEADERS = "X-Model: stub\r\nX-Model-Digest: stub\r\nX-Request-ID: stub\r\n"
 MODELS = {"models": [{"name": "stub", "digest": "stub", "default": True}]}
@@ -20,8 +25,7 @@ MODELS = {"models": [{"name": "stub", "digest": "stub", "default": True}]}
 class Stub(asyncio.Protocol):
     """A connection that answers each complete request."""
 
-    def __init__(self, mask: bytes) -> None:
-        self._mask = _response("image/png", mask)
+    def __init__(self) -> None:
         self._received = bytearray()
         self._transport: asyncio.WriteTransport | None = None
 
@@ -38,14 +42,24 @@ class Stub(asyncio.Protocol):
             length = int(head.partition(b"\r\ncontent-length: ")[2].partition(b"\r\n")[0] or 0)
             if len(self._received) < end + 4 + length:
                 return
+            body = bytes(self._received[end + 4 : end + 4 + length])
             del self._received[: end + 4 + length]
             if self._transport is not None:
-                self._transport.write(self._answer(head))
+                self._transport.write(_answer(head, body))
 
-    def _answer(self, head: bytes) -> bytes:
-        if head.startswith(b"post /segment"):
-            return self._mask
+
+def _answer(head: bytes, body: bytes) -> bytes:
+    if not head.startswith(b"post /segment"):
         return _response("application/json", json.dumps(MODELS).encode())
+    return _mask(size_of(body) or (1, 1))
+
+
+@functools.cache
+def _mask(size: Size) -> bytes:
+    """The answer for photos of a size: the client refuses masks of another size."""
+    out = io.BytesIO()
+    Image.new("P", size).save(out, "PNG")
+    return _response("image/png", out.getvalue())
 
 
 def _response(kind: str, body: bytes) -> bytes:
@@ -54,10 +68,8 @@ def _response(kind: str, body: bytes) -> bytes:
 
 
 async def _serve(port: int) -> None:
-    out = io.BytesIO()
-    Image.new("P", (64, 64)).save(out, "PNG")
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Stub(out.getvalue()), "127.0.0.1", port)
+    server = await loop.create_server(Stub, "127.0.0.1", port)
     await server.serve_forever()
 
 
