@@ -1,16 +1,16 @@
 #!/bin/sh
-# Inside a build: the service's code to /rootfs/app, its bundled models to /rootfs/models.
+# Run inside a build: install the code in /rootfs/app and the bundled models in /rootfs/models.
 #   build_app.sh SOURCE
 set -eu
 source="$1"
 
 mkdir -p /rootfs/models
 if ! mv "$source"/service/models/*.onnx /rootfs/models; then
-  echo "no bundled model in service/models: make one with 'python -m export'" >&2
+  echo "no bundled model in service/models: create one with 'python -m export'" >&2
   exit 1
 fi
 rm -rf "$source/service/models"
-mv "$source" /app # compiled where it will lie, so that tracebacks name the right files
+mv "$source" /app # compile at the final path, so that tracebacks name the right files
 python -m compileall -q --invalidation-mode unchecked-hash /app
 chmod -R a+rX /app /rootfs
 mv /app /rootfs

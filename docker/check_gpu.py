@@ -1,12 +1,11 @@
-"""Is this image fit for a GPU? The first thing to run on a new GPU host:
+"""Check the gpu image. Run it first on a new GPU host:
 
     docker run --rm --gpus all --entrypoint python deeplab:gpu docker/check_gpu.py
 
-Lets ONNX Runtime load NVIDIA's libraries as the service does, then has `ldd`
-resolve its CUDA provider and every part of CUDA and cuDNN against the folders
-they came from. Only the driver's own libcuda.so.1 may be missing, as it
-is where no GPU is handed in. Where there is a driver, the first served model
-is run on the GPU as well.
+ONNX Runtime loads NVIDIA's libraries as in the service. Then `ldd` resolves the CUDA provider
+and all parts of CUDA and cuDNN against their folders. Only the driver's libcuda.so.1 may be
+missing, as in a container without a GPU. If there is a driver, the first model also runs on
+the GPU.
 """
 
 from __future__ import annotations
@@ -32,18 +31,18 @@ from service.inference.models import model_files
 from service.settings import Settings
 
 DRIVER = "libcuda.so.1"
-MIN_AGREEMENT = 0.99  # of labels: a GPU multiplies in TF32, which the CPU does not
-# cuDNN and cuFFT are opened at run time: `ldd` does not see that the provider needs them.
+MIN_AGREEMENT = 0.99  # share of equal labels: the GPU computes in TF32, the CPU does not
+# The provider opens cuDNN and cuFFT at run time, so `ldd` does not report them.
 WHEELS_BRING = {"libcublas", "libcublasLt", "libcudart", "libcudnn", "libcufft", "libcurand"}
 PHOTOS = sorted((Path(__file__).parents[1] / "service" / "samples").glob("*.jpg"))
 PROVIDER = Path(ort.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"
 
 
 def main() -> int:
-    """Print versions and verdicts; 0 when all that the image can bring is there."""
+    """Print versions and results. Return 0 if the image is complete."""
     show_versions()
     if not PROVIDER.exists():
-        print("FAIL  this onnxruntime has no CUDA provider: it is not the gpu image")
+        print("FAIL  this onnxruntime has no CUDA provider: this is not the gpu image")
         return 1
     ort.preload_dlls()
     problems = library_problems(wheel_libraries())
@@ -51,15 +50,15 @@ def main() -> int:
         print(f"FAIL  {problem}")
     if problems:
         return 1
-    print("ok    every library is there but the driver's own")
+    print("ok    all libraries are present, except the driver's")
     if not driver_version():
-        print(f"--    no {DRIVER}: start the container with --gpus all to check the GPU as well")
+        print(f"--    no {DRIVER}: start the container with --gpus all to check the GPU too")
         return 0
     return run_on_gpu()
 
 
 def show_versions() -> None:
-    """Versions of all that has to fit together."""
+    """Print the versions of everything that must be compatible."""
     print(f"onnxruntime {ort.__version__}, built for CUDA {ort.cuda_version or '(none)'}")
     for wheel in sorted(metadata.distributions(), key=lambda wheel: wheel.name):
         if wheel.name.startswith("nvidia-"):
@@ -68,7 +67,7 @@ def show_versions() -> None:
 
 
 def driver_version() -> str | None:
-    """The newest CUDA that the driver supports; None without a driver."""
+    """Return the newest CUDA version that the driver supports, or None without a driver."""
     version = ctypes.c_int()
     try:
         ctypes.CDLL(DRIVER).cuDriverGetVersion(ctypes.byref(version))
@@ -78,14 +77,14 @@ def driver_version() -> str | None:
 
 
 def wheel_libraries() -> set[Path]:
-    """Shared libraries of NVIDIA's wheels that are mapped into this process."""
+    """Return the shared libraries of NVIDIA's wheels that this process has loaded."""
     lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
     files = {Path(line.split(maxsplit=5)[5]) for line in lines if "/" in line}
     return {path for path in files if "nvidia" in path.parts and ".so" in path.name}
 
 
 def library_problems(loaded: set[Path]) -> list[str]:
-    """What is missing, given the libraries that ONNX Runtime has loaded."""
+    """Return what is missing, given the libraries that ONNX Runtime has loaded."""
     names = {path.name.partition(".")[0] for path in loaded}
     problems = [f"{name} was not loaded" for name in sorted(WHEELS_BRING - names)]
     folders = {path.parent for path in loaded}
@@ -93,14 +92,14 @@ def library_problems(loaded: set[Path]) -> list[str]:
         path for folder in folders for name in WHEELS_BRING for path in folder.glob(f"{name}*.so*")
     }
     return problems + [
-        f"{library.name} needs {missing}, which is nowhere"
+        f"{library.name} needs {missing}, which is missing"
         for library in (PROVIDER, *sorted(parts))
         for missing in sorted(unresolved(library, folders) - {DRIVER})
     ]
 
 
 def unresolved(library: Path, folders: set[Path]) -> set[str]:
-    """Names that `ldd` cannot resolve for a library, looking into `folders` too."""
+    """Return the names that `ldd` cannot resolve for a library, searching `folders` too."""
     path = os.pathsep.join(map(str, sorted(folders)))
     report = subprocess.run(
         ["ldd", library],
@@ -113,7 +112,7 @@ def unresolved(library: Path, folders: set[Path]) -> set[str]:
 
 
 def run_on_gpu() -> int:
-    """Run the first model once on CUDA; 0 if it did."""
+    """Run the first model on CUDA and compare it with the CPU. Return 0 on success."""
     if problem := cuda_problem():
         print(f"FAIL  {problem}")
         return 1
@@ -128,12 +127,12 @@ def run_on_gpu() -> int:
         return 1
     print(f"ok    {engine.name} ran on {engine.provider}")
     verdict = "ok  " if equal >= MIN_AGREEMENT else "FAIL"
-    print(f"{verdict}  {equal:.3%} of its labels are those of the CPU")
+    print(f"{verdict}  {equal:.3%} of its labels agree with the CPU")
     return 0 if equal >= MIN_AGREEMENT else 1
 
 
 def samples(engine: Engine) -> NDArray[np.uint8]:
-    """The sample photos as the service hands them to the engine, (N, H, W, 3)."""
+    """Return the sample photos, fitted as in the service, (N, H, W, 3)."""
     decoded = [imaging.decode(imaging.open_checked(path.read_bytes(), 10**8)) for path in PHOTOS]
     return np.stack([imaging.fit(photo, engine.contract.input).pixels for photo in decoded])
 

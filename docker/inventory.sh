@@ -1,5 +1,5 @@
 #!/bin/sh
-# Inside a build: the bill of materials and the licences of /opt/venv, into FOLDER.
+# Run inside a build: write the bill of materials and the licences of /opt/venv to FOLDER.
 #   inventory.sh NAME FOLDER
 set -eu
 name="$1"

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# The bill of materials (CycloneDX) and the licences of an image's Python packages.
+# Write the bill of materials (CycloneDX) and the licences of an image's Python packages.
 #   docker/sbom.sh cpu|gpu [FOLDER [BUILD OPTIONS]]
-# writes FOLDER/sbom-cpu.cdx.json and FOLDER/licences-cpu.md; FOLDER is out/ by default.
-# ENGINE is docker by default; podman takes the same options.
-# The base image's Debian packages are not listed: a scanner of whole images does that.
+# writes, for example, FOLDER/sbom-cpu.cdx.json and FOLDER/licences-cpu.md (FOLDER: out/).
+# Set ENGINE=podman to use podman instead of docker.
+# Debian packages of the base image are not listed; use an image scanner for them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

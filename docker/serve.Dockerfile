@@ -1,14 +1,14 @@
-# The service as an image, in two targets. From the repository's root:
+# The image of the service, with two targets. Run in the root of the repository:
 #
 #   docker build -f docker/serve.Dockerfile --target cpu -t deeplab:cpu .
 #   docker build -f docker/serve.Dockerfile --target gpu -t deeplab:gpu .
 #
-# The gpu target needs no CUDA base image: ONNX Runtime, CUDA and cuDNN come as
-# wheels, locked together in requirements-gpu.txt. See docs/deploy.md to run them.
+# The gpu target needs no CUDA base image: ONNX Runtime, CUDA and cuDNN are wheels,
+# locked together in requirements-gpu.txt. docs/deploy.md says how to run the images.
 ARG BASE=python:3.11-slim-bookworm
 
-# Everything is put together here, below /rootfs, world-readable and with one date,
-# so that the same inputs give the same layers. Nothing else of these stages is shipped.
+# The build stages assemble all files below /rootfs, world-readable and with one date, so that
+# the same inputs give the same layers. Only /rootfs is shipped.
 FROM ${BASE} AS builder
 ARG SOURCE_DATE_EPOCH=315532800
 ENV SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH} PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
@@ -28,7 +28,7 @@ COPY docker/healthcheck.py docker/check_gpu.py /build/app/docker/
 COPY service /build/app/service
 RUN sh /build/build_app.sh /build/app
 
-# What both targets have but files: these instructions make no layers.
+# Settings of both targets; these instructions create no layers.
 FROM ${BASE} AS runtime
 ARG VERSION=0.1.0
 ARG REVISION=unknown
@@ -44,12 +44,12 @@ ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin \
     DEEPLAB_HOST=0.0.0.0 \
     DEEPLAB_PORT=8000 \
     DEEPLAB_MODELS=/models
-# A number, so that Kubernetes can tell that it is not root without reading the image.
+# A numeric user lets Kubernetes check runAsNonRoot without reading the image.
 USER 10001:10001
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
     CMD ["python", "docker/healthcheck.py"]
-# The service itself is process 1: it takes SIGTERM, drains and exits with 0.
+# The service is process 1: on SIGTERM it drains and exits with 0.
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["python", "-m", "service"]
 
@@ -59,14 +59,14 @@ COPY --from=app /rootfs /
 WORKDIR /app
 
 FROM runtime AS gpu
-# What NVIDIA's container runtime hands in: all GPUs, the driver's libcuda and nvidia-smi.
+# NVIDIA's container runtime provides all GPUs, the driver's libcuda and nvidia-smi.
 ENV NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 COPY --from=venv-gpu /rootfs /
 COPY --from=app /rootfs /
 WORKDIR /app
 
-# What is inside, for the records: see docker/sbom.sh.
+# The bill of materials, see docker/sbom.sh.
 FROM builder AS sbom-tools
 COPY docker/requirements-sbom.txt /build/requirements.txt
 RUN --mount=type=cache,target=/root/.cache/pip python -m venv /tools \

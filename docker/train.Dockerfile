@@ -1,5 +1,5 @@
-# Training and export on GPU hosts: torch with its CUDA wheels, and ONNX Runtime to prove exports.
-# From the repository's root:
+# The image for training and export on GPU hosts: torch with its CUDA wheels, and ONNX Runtime
+# to verify exports. Run in the root of the repository:
 #
 #   docker build -f docker/train.Dockerfile -t deeplab:train .
 #   docker run --rm --gpus all --shm-size 8g --user "$(id -u):$(id -g)" \
@@ -8,8 +8,8 @@
 #   docker run --rm --gpus all --user "$(id -u):$(id -g)" -v "$PWD/runs:/runs" \
 #       --entrypoint python deeplab:train -m export /runs/light/NAME -o /runs/NAME.onnx
 #
-# Options of torchrun come before -m. The data loader's workers hand images over in /dev/shm,
-# hence --shm-size.
+# Options of torchrun come before -m. --shm-size: the data loader's workers pass images through
+# /dev/shm.
 ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS venv
@@ -27,7 +27,7 @@ LABEL org.opencontainers.image.title="deeplab-train" \
       org.opencontainers.image.vendor="the deeplab authors" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
-# A user without an entry in /etc/passwd needs a name for torch's cache folders.
+# LOGNAME: torch names its cache folders by user, and this user is not in /etc/passwd.
 ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin \
     PYTHONUNBUFFERED=1 \
     HOME=/tmp \
