@@ -46,7 +46,7 @@ ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin \
     DEEPLAB_MODELS=/models
 # A numeric user lets Kubernetes check runAsNonRoot without reading the image.
 USER 10001:10001
-EXPOSE 8000
+EXPOSE 8000 9464
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
     CMD ["python", "docker/healthcheck.py"]
 # The service is process 1: on SIGTERM it drains and exits with 0.

@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
@@ -47,13 +48,19 @@ def main(argv: list[str] | None = None) -> int:
         if building:
             models.build_engines(settings)
             return 0
-        with listen(settings.host, settings.port) as listener:
+        with ExitStack() as open_ports:
+            ports = [settings.port, settings.metrics_port]
+            listeners = [
+                open_ports.enter_context(listen(settings.host, port))
+                for port in ports
+                if port is not None
+            ]
             # Process 1 of a container ignores SIGTERM by default: handle it while models load.
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
             tracing = start_tracing() if wants_traces(os.environ) else None
             loaded = models.load(settings)
             app = create_app(settings, loaded, tracing)
-            return serve(app, listener, settings, loaded.drain)
+            return serve(app, listeners, settings, loaded.drain)
     except StartupError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -34,6 +34,12 @@ class Unauthorized(ServiceError):
     status, code, title = 401, "unauthorized", "Unauthorized"
 
 
+class Forbidden(ServiceError):
+    """The caller is known, or needs no key, but may not do this."""
+
+    status, code, title = 403, "forbidden", "Forbidden"
+
+
 class RateLimited(ServiceError):
     """The API key has exceeded its rate limit."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -51,6 +52,23 @@ class Settings(BaseSettings):
     ] = None
     host: Annotated[str, Field(description="address to listen on")] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535, description="port to listen on; 0 picks one")] = 8000
+    metrics_port: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=65535,
+            description="another port for /metrics and the probes only, which never needs a key; "
+            "none: on --port alone",
+        ),
+    ] = None
+    trusted_proxies: Annotated[
+        tuple[str, ...],
+        NoDecode,
+        Field(
+            description="comma-separated addresses or networks of the proxies whose "
+            "X-Forwarded-For is believed, such as 10.0.0.0/8; none: no proxy's"
+        ),
+    ] = ()
     device: Annotated[
         Literal["auto", "cpu", "cuda", "tensorrt"],
         Field(
@@ -153,11 +171,22 @@ class Settings(BaseSettings):
         tuple[str, ...],
         NoDecode,
         Field(
-            description="comma-separated SHA-256 digests of the API keys; empty: no key is required"
+            description="comma-separated SHA-256 digests of the API keys; none: no key is required"
+        ),
+    ] = ()
+    admin_keys: Annotated[
+        tuple[str, ...],
+        NoDecode,
+        Field(
+            description="comma-separated SHA-256 digests of the keys that may reload models; "
+            "none: only requests sent from this host directly may"
         ),
     ] = ()
     rate_limit_per_minute: Annotated[
-        int, Field(ge=0, description="most requests per minute and key; beyond it 429; 0: no limit")
+        int,
+        Field(
+            ge=0, description="most POST requests per minute and key; beyond it 429; 0: no limit"
+        ),
     ] = 0
     cors_origins: Annotated[
         tuple[str, ...],
@@ -171,12 +200,23 @@ class Settings(BaseSettings):
         float, Field(ge=0, description="check for new model files every so many seconds; 0: never")
     ] = 0.0
 
-    @field_validator("api_keys", "cors_origins", "gpus", mode="before")
+    @field_validator(
+        "api_keys", "admin_keys", "cors_origins", "gpus", "trusted_proxies", mode="before"
+    )
     @classmethod
     def _split(cls, listed: object) -> object:
         if not isinstance(listed, str):
             return listed
         return [part.strip() for part in listed.split(",") if part.strip()]
+
+    @field_validator("api_keys", "admin_keys", mode="before")
+    @classmethod
+    def _not_empty(cls, listed: object) -> object:
+        # Runs before `_split`: pydantic takes the last one first.
+        if isinstance(listed, str) and not listed.replace(",", " ").strip():
+            # As when a secret was not mounted: the service must not be open to everyone then.
+            raise ValueError("set, but empty: give digests, or remove the setting")
+        return listed
 
     @field_validator("gpus")
     @classmethod
@@ -202,12 +242,25 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _ports_differ(self) -> Self:
+        if self.metrics_port == self.port:
+            raise ValueError("--metrics-port must differ from --port")
+        return self
+
+    @model_validator(mode="after")
     def _rate_limit_needs_keys(self) -> Self:
         if self.rate_limit_per_minute and not self.api_keys:
             raise ValueError("--rate-limit-per-minute applies to each key: set --api-keys too")
         return self
 
-    @field_validator("api_keys")
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, proxies: tuple[str, ...]) -> tuple[str, ...]:
+        for proxy in proxies:
+            ip_network(proxy)  # its ValueError says what is wrong
+        return proxies
+
+    @field_validator("api_keys", "admin_keys")
     @classmethod
     def _digests(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
         for key in keys:

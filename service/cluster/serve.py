@@ -117,6 +117,8 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     logs.configure(settings.log_level, settings.log_format)
     try:
+        if settings.metrics_port is not None:
+            raise StartupError("--metrics-port: Ray's own proxies listen here; use --port")
         check_runtime()
         models.model_files(settings.models)  # fail here at once: a cluster would retry for minutes
         run(settings)

@@ -40,6 +40,7 @@ from service.http import (
 )
 from service.http.middleware.keys import Keys, is_open
 from service.http.middleware.limits import Admission, BodyLimit
+from service.http.middleware.metrics_port import MetricsPort
 from service.http.middleware.protocol import AbsoluteForm
 from service.http.middleware.shutdown import ShutdownAnswer
 from service.http.query import SegmentQuery, refuse_repeats
@@ -117,6 +118,7 @@ def create_app(settings: Settings, models: Models, tracing: Tracing | None = Non
     app = FastAPI(
         title="DeepLabv3+",
         lifespan=lifespan,
+        redirect_slashes=False,  # a redirect would go wherever the Host header says
         docs_url=None,
         redoc_url=None,
         dependencies=[Depends(refuse_repeats)],
@@ -127,8 +129,13 @@ def create_app(settings: Settings, models: Models, tracing: Tracing | None = Non
     )
     if settings.api_keys:
         app.add_middleware(
-            Keys, digests=settings.api_keys, per_minute=settings.rate_limit_per_minute
+            Keys,
+            digests=settings.api_keys,
+            admins=settings.admin_keys,
+            per_minute=settings.rate_limit_per_minute,
         )
+    if settings.metrics_port:
+        app.add_middleware(MetricsPort, port=settings.metrics_port)
     if settings.cors_origins:
         _allow_origins(app, settings.cors_origins)
     app.add_middleware(ShutdownAnswer, draining=lambda: models.draining)
@@ -140,7 +147,7 @@ def create_app(settings: Settings, models: Models, tracing: Tracing | None = Non
     playground.add_routes(app)
     api_docs.add_routes(app)
     probes.add_routes(app, models)
-    catalogue.add_routes(app, models)
+    catalogue.add_routes(app, settings, models, resources.admission)
     metrics.add_route(app, measured)
     _add_segment(app, settings, models, resources)
     open_inference.add_routes(app, settings, models, resources)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Query
+from fastapi import FastAPI, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.errors import ModelUnusable, UnknownModel
+from service.errors import Forbidden, ModelUnusable, Overloaded, Unauthorized, UnknownModel
 from service.http import header_text
+from service.http.middleware.keys import check_admin
+from service.http.middleware.limits import Admission
 from service.http.problems import documented
 from service.inference.models import Models, ServedModel
+from service.settings import Settings
 
 
 def headers(served: ServedModel) -> dict[str, str]:
@@ -30,7 +33,7 @@ class ReloadQuery(BaseModel):
     digest: Annotated[str | None, Field(description="SHA-256 that the new file must have")] = None
 
 
-def add_routes(app: FastAPI, models: Models) -> None:
+def add_routes(app: FastAPI, settings: Settings, models: Models, admission: Admission) -> None:
     """Serve /models, /models/NAME and /models/NAME/reload."""
 
     def describe(served: ServedModel) -> dict[str, Any]:
@@ -53,8 +56,19 @@ def add_routes(app: FastAPI, models: Models) -> None:
         """Describe one model."""
         return describe(models.get(name))
 
-    @app.post("/models/{name}/reload", responses=documented(UnknownModel, ModelUnusable))
-    async def reload_model(name: str, query: Annotated[ReloadQuery, Query()]) -> dict[str, Any]:
-        """Load the model's file again without failing requests; keep the old model on an error."""
-        changed = await models.reload(name, query.digest)
+    refusals = documented(Unauthorized, Forbidden, UnknownModel, ModelUnusable, Overloaded)
+
+    @app.post("/models/{name}/reload", responses=refusals)
+    async def reload_model(
+        request: Request, name: str, query: Annotated[ReloadQuery, Query()]
+    ) -> dict[str, Any]:
+        """Load the model's file again without failing requests; keep the old model on an error.
+
+        Needs an admin key, or without those a call from the service's own host.
+        """
+        check_admin(request.scope, settings.admin_keys)
+        if models.loading:
+            raise Overloaded("a model is being loaded already: try again in a moment")
+        with admission.request():
+            changed = await models.reload(name, query.digest)
         return {"changed": changed, **describe(models.get(name))}

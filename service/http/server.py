@@ -38,7 +38,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def serve(
-    app: FastAPI, listener: socket.socket, settings: Settings, drain: Callable[[], None]
+    app: FastAPI, listeners: list[socket.socket], settings: Settings, drain: Callable[[], None]
 ) -> int:
     """Serve until SIGTERM or SIGINT. Return 0 after a clean stop."""
     config = uvicorn.Config(
@@ -46,6 +46,8 @@ def serve(
         log_config=None,
         access_log=False,
         loop=LOOP,
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=list(settings.trusted_proxies),
         ws="none",  # else a library that happens to be installed would take upgrades
         http=protocol_with_timeouts(settings.header_timeout_s, settings.send_timeout_s),
         timeout_keep_alive=settings.keep_alive_s,
@@ -54,10 +56,11 @@ def serve(
     for stop in (signal.SIGTERM, signal.SIGINT):
         # After a clean stop uvicorn raises the signal again, for the handlers set before it.
         signal.signal(stop, lambda *_: None)
-    host, port = listener.getsockname()[:2]
-    log.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+    for listener in listeners:
+        host, port = listener.getsockname()[:2]
+        log.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
     server = DrainingServer(config, drain, settings.drain_delay_s)
-    server.run(sockets=[listener])
+    server.run(sockets=listeners)
     return 0 if server.started else 1
 
 

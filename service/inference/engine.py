@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -36,6 +38,9 @@ ort.set_default_logger_severity(3)
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
+# The entry of a tensor (onnx.proto: StringStringEntryProto) that names another file.
+EXTERNAL = b"\x0a\x08location"
+EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 _FLAGS = [np.array(False), np.array(True)]
 Device = Literal["auto", "cpu", "cuda", "tensorrt"]
 
@@ -200,9 +205,20 @@ class Engine:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        # A FIFO would have the reader wait for a writer, and nothing could stop it then.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise StartupError(f"{path} is not a regular file")
+            data = file.read()
     except OSError as error:
         raise StartupError(f"cannot read the model {path}: {error.strerror}") from None
+    if EXTERNAL in data:
+        raise StartupError(
+            f"{path} keeps its weights in another file, which no digest covers: "
+            "export it as one file (onnx.save without save_as_external_data)"
+        )
+    return data
 
 
 def _digest(data: bytes) -> str:
@@ -242,6 +258,8 @@ def _load(path: Path, data: bytes, providers: list[Any], threads: int) -> ort.In
     config.intra_op_num_threads = threads
     config.inter_op_num_threads = 1
     config.log_severity_level = 3  # errors only, as above
+    # Else weights in other files would be taken from the working directory.
+    config.add_session_config_entry(EXTERNAL_FOLDER, os.devnull)
     try:
         return ort.InferenceSession(data, config, providers=providers)
     except Exception as error:  # ONNX Runtime raises its own classes, not all of one root

@@ -129,6 +129,11 @@ class Models:
         """Whether every model takes requests and the service is not shutting down."""
         return self.ready and not self.draining and all(model.batcher.alive for model in self)
 
+    @property
+    def loading(self) -> bool:
+        """Whether a file is being loaded."""
+        return self._loading.locked()
+
     async def start(self) -> None:
         """Warm up all engines, then accept requests."""
         for model in self:
@@ -321,10 +326,19 @@ def model_files(folder: Path) -> list[Path]:
 def _stamps(folder: Path) -> dict[str, tuple[int, int]]:
     """Return name -> (size, time) of every model file; empty if there are none."""
     try:
-        stats = {path.stem: path.stat() for path in model_files(folder)}
-    except (StartupError, OSError):
+        files = model_files(folder)
+    except StartupError:
         return {}
-    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
+    return {path.stem: stamp for path in files if (stamp := _stamp(path)) is not None}
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Size and time of a file, or of a link that leads nowhere; None once it is gone."""
+    for look in (path.stat, path.lstat):
+        with suppress(OSError):
+            found = look()
+            return found.st_size, found.st_mtime_ns
+    return None
 
 
 def _trim_heap() -> None:

@@ -104,7 +104,9 @@ def test_prometheus_asks_the_service_and_grafana_asks_prometheus(
     alias, port = target.split(":")
     for name in ("service", "service-gpu"):
         assert services[name]["networks"]["default"]["aliases"] == [alias]
-        assert services[name]["ports"][0].endswith(f":{port}")
+        # The port that asks for no key, and that nobody outside of this network reaches.
+        assert int(port) == services[name]["environment"]["DEEPLAB_METRICS_PORT"]
+        assert not any(each.endswith(f":{port}") for each in services[name]["ports"])
     (source,) = read("grafana/provisioning/datasources/prometheus.yaml")["datasources"]
     assert source["url"] == "http://prometheus:9090"
     panels = dashboard()["panels"]

@@ -95,3 +95,15 @@ def test_the_gpu_pod_asks_for_one_gpu_and_refuses_to_do_without() -> None:
 def test_every_variable_is_a_setting(path: Path) -> None:
     names = {entry["name"] for entry in pod(path)["containers"][0]["env"]}
     assert names <= {f"DEEPLAB_{name.upper()}" for name in Settings.model_fields}
+
+
+@pytest.mark.parametrize("path", DEPLOYMENTS, ids=in_file)
+def test_prometheus_is_sent_to_the_port_that_asks_for_no_key(path: Path) -> None:
+    """With DEEPLAB_API_KEYS in a Secret /metrics on the other port answers 401."""
+    annotations = read(path)["spec"]["template"]["metadata"]["annotations"]
+    container = pod(path)["containers"][0]
+    port = annotations["prometheus.io/port"]
+    assert {"name": "DEEPLAB_METRICS_PORT", "value": port} in container["env"]
+    assert {"name": "metrics", "containerPort": int(port)} in container["ports"]
+    (service,) = read(FOLDER / "service.yaml")["spec"]["ports"]
+    assert service["targetPort"] == "http"  # and nobody else reaches the metrics port by it

@@ -28,8 +28,13 @@ from service.settings import Settings
 def serving(folder: Path, **changes: Any) -> Iterator[TestClient]:
     """A client of a service on the models of a folder."""
     settings = Settings(models=folder, device="cpu", threads=1, **changes)
-    with TestClient(create_app(settings, models.load(settings))) as client:
+    with loopback(create_app(settings, models.load(settings))) as client:
         yield client
+
+
+def loopback(app: FastAPI) -> TestClient:
+    """A client on the service's own host, which may reload models."""
+    return TestClient(app, client=("127.0.0.1", 50000))
 
 
 def photo(height: int = 40, width: int = 50, seed: int = 0) -> NDArray[np.uint8]:

@@ -6,17 +6,24 @@ import hashlib
 import hmac
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from ipaddress import ip_address
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.errors import RateLimited, ServiceError, Unauthorized
+from service.errors import Forbidden, RateLimited, ServiceError, Unauthorized
 from service.http import problems
+from service.http.middleware.metrics_port import ON_METRICS_PORT
 
 # Open without a key: probes, the page that asks for a key, and the API documentation.
 OPEN = frozenset({"/", "/livez", "/readyz", "/v2/health/live", "/v2/health/ready"})
 OPEN |= {"/docs", "/openapi.json"}
 OPEN_BELOW = ("/samples/", "/docs/")  # files that those pages load
+
+# Headers of browsers and proxies, which act for somebody else.
+ON_BEHALF = frozenset(
+    {b"origin", b"forwarded", b"via", b"x-forwarded-for", b"x-forwarded-host", b"x-real-ip"}
+)
 
 
 class Bucket:
@@ -43,12 +50,17 @@ class Bucket:
 class Keys:
     """ASGI middleware: require an API key and enforce its rate limit."""
 
-    def __init__(self, app: ASGIApp, digests: tuple[str, ...], per_minute: int) -> None:
+    def __init__(
+        self, app: ASGIApp, digests: tuple[str, ...], admins: tuple[str, ...], per_minute: int
+    ) -> None:
+        """`admins`: digests of keys that may do everything, without a rate limit."""
         self.app = app
         self._buckets = {digest: Bucket(per_minute) if per_minute else None for digest in digests}
+        self._buckets |= dict.fromkeys(admins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not is_open(scope["path"]):
+        is_free = scope["type"] != "http" or scope.get(ON_METRICS_PORT) or is_open(scope["path"])
+        if not is_free:
             try:
                 self._admit(scope)
             except ServiceError as error:
@@ -58,18 +70,52 @@ class Keys:
 
     def _admit(self, scope: Scope) -> None:
         bucket = self._buckets[self._known(_digest(scope))]
-        wait_s = bucket.take() if bucket else 0.0
+        # Only work is limited: a monitor or a client may look at models and metrics freely.
+        wait_s = bucket.take() if bucket and scope["method"] == "POST" else 0.0
         if wait_s:
             raise RateLimited(
                 "this key has reached its rate limit: send fewer requests", math.ceil(wait_s)
             )
 
     def _known(self, given: str) -> str:
-        # Compare every digest in constant time: the delay must not reveal which one is close.
-        found = [digest for digest in self._buckets if hmac.compare_digest(digest, given)]
+        found = _matching(self._buckets, given)
         if not found:
             raise Unauthorized("send a valid API key as `Authorization: Bearer KEY`")
         return found[0]
+
+
+def check_admin(scope: Scope, admins: tuple[str, ...]) -> None:
+    """Raise Unauthorized or Forbidden unless the caller may change what is served.
+
+    With admin keys it needs one of them. Without any it must be a program on this host: no
+    page in a browser, which sends Origin, and no proxy on behalf of somebody elsewhere.
+    """
+    if admins:
+        given = _digest(scope)
+        if not given:
+            raise Unauthorized("send an admin key as `Authorization: Bearer KEY`")
+        if not _matching(admins, given):
+            raise Forbidden("this key may not reload models: send an admin key")
+        return
+    headers = {name for name, _ in scope["headers"]}
+    if not _is_loopback(scope) or not headers.isdisjoint(ON_BEHALF):
+        raise Forbidden(
+            "models are reloaded from the service's own host only: call it there, without a "
+            "proxy, or start the service with --admin-keys"
+        )
+
+
+def _is_loopback(scope: Scope) -> bool:
+    try:
+        address = ip_address((scope.get("client") or ("",))[0])
+    except ValueError:
+        return False
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+
+
+def _matching(digests: Iterable[str], given: str) -> list[str]:
+    # Compare every digest in constant time: the delay must not reveal which one is close.
+    return [digest for digest in digests if hmac.compare_digest(digest, given)]
 
 
 def is_open(path: str) -> bool:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+import os
 import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import onnx
@@ -24,7 +26,7 @@ from service.inference.contract import METADATA_KEY, InputSize
 from service.settings import BUNDLED, SAMPLES, Settings
 from tests.service import onnx_models
 from tests.service.processes import running
-from tests.service.web import Held, opened, photo, png, post, serving
+from tests.service.web import Held, loopback, opened, photo, png, post, serving
 
 BODY = png(photo())
 JPEG = {"Content-Type": "image/jpeg"}
@@ -149,7 +151,7 @@ def test_several_sessions_share_the_threads_and_give_the_same_masks(folder: Path
     settings = Settings(models=folder, device="cpu", threads=5, sessions=2, max_batch=1)
     loaded = models.load(settings)
     assert [engine.threads for engine in loaded.get(None).engines] == [2, 2]
-    with TestClient(create_app(settings, loaded)) as client:
+    with loopback(create_app(settings, loaded)) as client:
         assert client.get("/models/tiny").json()["sessions"] == 2
         with ThreadPoolExecutor(4) as pool:
             answers = list(pool.map(lambda _: post(client, BODY), range(12)))
@@ -171,7 +173,7 @@ def test_on_a_cpu_as_many_runs_at_a_time_as_there_are_threads(
     settings = Settings(models=folder, device="cpu", threads=threads)
     loaded = models.load(settings)
     assert len(loaded.get(None).engines) == 1
-    with TestClient(create_app(settings, loaded)) as client:
+    with loopback(create_app(settings, loaded)) as client:
         assert client.get("/models/tiny").json()["sessions"] == lanes
         assert client.get("/readyz").status_code == 200
         alone = post(client, BODY)
@@ -191,7 +193,7 @@ def test_gpus_that_are_not_there_leave_all_threads_to_the_cpu(folder: Path) -> N
 def test_a_session_that_is_missing_is_replaced_by_a_reload(folder: Path) -> None:
     settings = Settings(models=folder, device="cpu", threads=1, sessions=2)
     loaded = models.load(settings)
-    with TestClient(create_app(settings, loaded)) as client:
+    with loopback(create_app(settings, loaded)) as client:
         task = loaded.get(None).batcher.sessions[0].loop_task
         assert task is not None
         task.get_loop().call_soon_threadsafe(task.cancel)
@@ -250,7 +252,7 @@ def test_a_model_that_does_not_take_over_gives_its_memory_back(folder: Path) -> 
 def test_a_model_is_freed_when_its_last_request_is_answered_and_not_before(folder: Path) -> None:
     before = live_sessions()
     held = Held(Settings(models=folder, device="cpu", threads=1))
-    with TestClient(create_app(held.settings, held.models)) as client:
+    with loopback(create_app(held.settings, held.models)) as client:
         held.gate.clear()
         with ThreadPoolExecutor(1) as pool:
             answer = pool.submit(post, client, BODY)
@@ -289,3 +291,71 @@ def test_reloading_the_bundled_model_again_and_again_does_not_grow_the_process(
             time.sleep(0.5)  # until the old one is gone
             grown.append(vitals.read(process.pid).rss_mib)
     assert min(grown[-3:]) - min(grown[:3]) < 100
+
+
+def test_a_link_that_leads_nowhere_does_not_stop_the_watch(folder: Path) -> None:
+    with serving(folder, watch_models_s=0.05) as client:
+        (folder / "lost.onnx").symlink_to(folder / "nowhere")
+        time.sleep(0.2)
+        onnx_models.save(folder / "tiny.onnx", brightest=1)
+        assert until(lambda: brightest(client) == 1)
+        onnx_models.save(folder / "nowhere")
+        assert until(lambda: client.get("/models/lost").status_code == 200)
+
+
+def test_a_fifo_is_refused_and_holds_nothing_up(folder: Path) -> None:
+    """Reading it would wait for ever, and SIGTERM with it."""
+    with running(folder, "--watch-models-s", "0.05") as (url, process):
+        os.mkfifo(folder / "pipe.onnx")
+        answer = httpx.post(f"{url}/models/pipe/reload", timeout=20)
+        assert (answer.status_code, answer.json()["code"]) == (409, "model-unusable")
+        assert "not a regular file" in answer.json()["detail"]
+        onnx_models.save(folder / "tiny.onnx", brightest=1)
+        assert until(lambda: httpx.post(f"{url}/models/tiny/reload").status_code == 200)
+        process.terminate()
+        assert process.wait(20) == 0
+
+
+@pytest.mark.parametrize("where", ["initializer", "constant"])
+def test_weights_in_another_file_are_refused(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """ONNX Runtime would take them from the working directory, outside of any digest."""
+    monkeypatch.chdir(tmp_path)
+    model = onnx.load(folder / "tiny.onnx")
+    (red,) = [each for each in model.graph.initializer if each.name == "red"]
+    (tmp_path / "weights").write_bytes(red.int32_data[0].to_bytes(4, "little"))
+    red.ClearField("int32_data")
+    red.data_location = onnx.TensorProto.EXTERNAL
+    red.external_data.add(key="location", value="weights")
+    if where == "constant":
+        model.graph.node.insert(0, onnx.helper.make_node("Constant", [], ["red"], value=red))
+        model.graph.initializer.remove(red)
+    with serving(folder) as client:
+        (folder / "tiny.onnx").write_bytes(model.SerializeToString())
+        answer = client.post("/models/tiny/reload")
+        assert (answer.status_code, answer.json()["code"]) == (409, "model-unusable")
+        assert "another file" in answer.json()["detail"]
+        # And where a name could be written in other bytes, nothing is found there either.
+        monkeypatch.setattr("service.inference.engine.EXTERNAL", b"never there")
+        assert client.post("/models/tiny/reload").status_code == 409
+
+
+def test_one_reload_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entered, gate = threading.Event(), threading.Event()
+    load = models.load_engines
+
+    def slow(*given: Any) -> Any:
+        entered.set()
+        assert gate.wait(20)
+        return load(*given)
+
+    with serving(folder) as client, ThreadPoolExecutor(1) as pool:
+        monkeypatch.setattr(models, "load_engines", slow)
+        first = pool.submit(client.post, "/models/tiny/reload")
+        assert entered.wait(20)
+        second = client.post("/models/tiny/reload")
+        assert (second.status_code, second.json()["code"]) == (503, "overloaded")
+        assert int(second.headers["retry-after"]) >= 1
+        gate.set()
+        assert first.result().status_code == 200

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from fastapi.testclient import TestClient
+from pydantic import ValidationError
 
+from service.http.app import create_app
 from service.http.middleware.keys import Bucket
+from service.inference import models
+from service.launch import free_port
+from service.settings import Settings
 from tests.service import onnx_models
+from tests.service.processes import LOG, running
 from tests.service.web import photo, png, post, serving
 
 DIGESTS = ",".join(hashlib.sha256(key.encode()).hexdigest() for key in ("first", "second"))
@@ -56,11 +66,125 @@ def test_the_schema_says_where_a_key_is_needed(client: TestClient) -> None:
 
 
 def test_a_quota_is_each_keys_own(client: TestClient) -> None:
-    answers = [client.get("/models", headers=bearer("first")) for _ in range(5)]
+    answers = [post(client, png(photo()), headers=bearer("first")) for _ in range(5)]
     assert [answer.status_code for answer in answers] == [200, 200, 200, 429, 429]
     assert answers[3].json()["code"] == "rate-limited"
     assert 1 <= int(answers[3].headers["retry-after"]) <= 20
-    assert client.get("/models", headers=bearer("second")).status_code == 200
+    assert post(client, png(photo()), headers=bearer("second")).status_code == 200
+
+
+def test_looking_costs_no_quota(client: TestClient) -> None:
+    """Every run of the batch client lists the models first."""
+    for path in ("/models", "/metrics", "/v2") * 3:
+        assert client.get(path, headers=bearer("first")).status_code == 200
+    assert post(client, png(photo()), headers=bearer("first")).status_code == 200
+
+
+@pytest.mark.parametrize("setting", ["api_keys", "admin_keys"])
+@pytest.mark.parametrize("value", ["", " , ", ",", "\n"])
+def test_keys_that_are_set_but_empty_are_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, value: str
+) -> None:
+    """A secret that was not mounted must not leave the service open to everyone."""
+    monkeypatch.setenv(f"DEEPLAB_{setting.upper()}", value)
+    with pytest.raises(ValidationError, match="set, but empty"):
+        Settings(models=tmp_path)
+
+
+def test_a_service_whose_keys_are_missing_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEEPLAB_API_KEYS", " , ")
+    command = [sys.executable, "-m", "service", "--port", "0"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "--api-keys" in done.stderr
+    assert "set, but empty" in done.stderr
+
+
+ADMIN = hashlib.sha256(b"admin").hexdigest()
+RELOAD = "/models/tiny/reload"
+
+
+def test_a_reload_needs_an_admin_key_where_there_are_some(tmp_path: Path) -> None:
+    onnx_models.save(tmp_path / "tiny.onnx")
+    with serving(tmp_path, api_keys=DIGESTS, admin_keys=ADMIN, rate_limit_per_minute=1) as client:
+        assert client.post(RELOAD).status_code == 401
+        refused = client.post(RELOAD, headers=bearer("first"))
+        assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
+        for _ in range(3):  # nor is it limited
+            assert client.post(RELOAD, headers=bearer("admin")).status_code == 200
+        assert post(client, png(photo()), headers=bearer("admin")).status_code == 200
+
+
+def test_admin_keys_alone_leave_photos_open(tmp_path: Path) -> None:
+    onnx_models.save(tmp_path / "tiny.onnx")
+    with serving(tmp_path, admin_keys=ADMIN) as client:
+        assert post(client, png(photo())).status_code == 200
+        assert client.post(RELOAD).status_code == 401
+        assert client.post(RELOAD, headers=bearer("admin")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("address", "headers", "status"),
+    [
+        ("127.0.0.1", {}, 200),
+        ("::1", {}, 200),
+        ("::ffff:127.0.0.1", {}, 200),
+        ("10.0.0.7", {}, 403),
+        ("testclient", {}, 403),
+        ("127.0.0.1", {"Origin": "https://evil.example"}, 403),
+        ("127.0.0.1", {"Origin": "null"}, 403),
+        ("127.0.0.1", {"X-Forwarded-For": "127.0.0.1"}, 403),
+        ("127.0.0.1", {"Forwarded": "for=127.0.0.1"}, 403),
+        ("127.0.0.1", {"X-Real-IP": "127.0.0.1"}, 403),
+    ],
+)
+def test_without_admin_keys_only_a_program_on_the_host_itself_may_reload(
+    tmp_path: Path, address: str, headers: dict[str, str], status: int
+) -> None:
+    """No page in a browser there, and no proxy on behalf of somebody elsewhere."""
+    onnx_models.save(tmp_path / "tiny.onnx")
+    settings = Settings(models=tmp_path, device="cpu", threads=1)
+    app = create_app(settings, models.load(settings))
+    with TestClient(app, client=(address, 50000)) as client:
+        assert client.post(RELOAD, headers=headers).status_code == status
+
+
+@pytest.mark.parametrize("trusted", [(), ("--trusted-proxies", "127.0.0.1")])
+def test_forwarded_addresses_are_believed_of_named_proxies_only(
+    tmp_path: Path, trusted: tuple[str, ...]
+) -> None:
+    onnx_models.save(tmp_path / "tiny.onnx")
+    with running(tmp_path, "--log-format", "json", *trusted) as (url, process):
+        httpx.get(f"{url}/models", headers={"X-Forwarded-For": "203.0.113.9"})
+        process.terminate()
+        process.wait(20)
+    lines = [json.loads(line) for line in (tmp_path / LOG).read_text().splitlines()]
+    (client,) = [line["client"] for line in lines if line.get("path") == "/models"]
+    assert client == ("203.0.113.9" if trusted else "127.0.0.1")
+
+
+def test_a_path_with_a_slash_too_many_is_no_redirect(client: TestClient) -> None:
+    """It would lead wherever the Host header says."""
+    headers = bearer("first") | {"Host": "evil.example"}
+    answer = client.get("/models/", headers=headers, follow_redirects=False)
+    assert answer.status_code == 404
+
+
+def test_the_metrics_port_serves_prometheus_without_a_key_and_nothing_else(
+    tmp_path: Path,
+) -> None:
+    onnx_models.save(tmp_path / "tiny.onnx")
+    port = free_port()
+    flags = ["--api-keys", DIGESTS, "--metrics-port", str(port)]
+    with running(tmp_path, *flags) as (url, _):
+        assert httpx.get(f"{url}/metrics").status_code == 401
+        open_ = f"http://127.0.0.1:{port}"
+        assert "deeplab_ready 1.0" in httpx.get(f"{open_}/metrics").text
+        assert httpx.get(f"{open_}/readyz").status_code == 200
+        for path in ("/models", "/", "/docs", "/openapi.json", "/v2", "/metrics/", "//metrics"):
+            assert httpx.get(f"{open_}{path}").status_code == 404, path
+        assert httpx.post(f"{open_}/segment", content=png(photo())).status_code == 404
+        assert httpx.get(f"{url}/models", headers={"Host": f"x:{port}"}).status_code == 401
 
 
 def test_a_bucket_refills_evenly() -> None:

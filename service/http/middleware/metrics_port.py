@@ -1,0 +1,37 @@
+"""A port of its own for Prometheus: metrics and probes without a key, and nothing else."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from service.http import problems
+
+ON_METRICS_PORT = "on_metrics_port"  # a key of the scope
+SERVED = frozenset({"/metrics", "/livez", "/readyz"})
+
+
+class MetricsPort:
+    """ASGI middleware: mark requests of the metrics port and refuse all others there."""
+
+    def __init__(self, app: ASGIApp, port: int) -> None:
+        self.app = app
+        self.port = port
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or (scope.get("server") or ("", 0))[1] != self.port:
+            await self.app(scope, receive, send)
+            return
+        scope[ON_METRICS_PORT] = True
+        if scope["path"] in SERVED:
+            await self.app(scope, receive, send)
+            return
+        answer = problems.problem(
+            scope,
+            status=HTTPStatus.NOT_FOUND,
+            code="not-found",
+            title="Not Found",
+            detail=f"this port serves {', '.join(sorted(SERVED))} only",
+        )
+        await answer(scope, receive, send)
