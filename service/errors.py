@@ -35,7 +35,7 @@ class Unauthorized(ServiceError):
 
 
 class Forbidden(ServiceError):
-    """The caller is known, or needs no key, but may not do this."""
+    """The client is not allowed to do this."""
 
     status, code, title = 403, "forbidden", "Forbidden"
 

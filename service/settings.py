@@ -57,16 +57,16 @@ class Settings(BaseSettings):
         Field(
             ge=1,
             le=65535,
-            description="another port for /metrics and the probes only, which never needs a key; "
-            "none: on --port alone",
+            description="additional port for /metrics and the probes only, without a key; "
+            "default: none, they are on --port",
         ),
     ] = None
     trusted_proxies: Annotated[
         tuple[str, ...],
         NoDecode,
         Field(
-            description="comma-separated addresses or networks of the proxies whose "
-            "X-Forwarded-For is believed, such as 10.0.0.0/8; none: no proxy's"
+            description="comma-separated addresses or networks of proxies whose X-Forwarded-For "
+            "is trusted, such as 10.0.0.0/8; empty: none"
         ),
     ] = ()
     device: Annotated[
@@ -212,10 +212,10 @@ class Settings(BaseSettings):
     @field_validator("api_keys", "admin_keys", mode="before")
     @classmethod
     def _not_empty(cls, listed: object) -> object:
-        # Runs before `_split`: pydantic takes the last one first.
+        # Runs before `_split`: pydantic calls the last `before` validator first.
         if isinstance(listed, str) and not listed.replace(",", " ").strip():
-            # As when a secret was not mounted: the service must not be open to everyone then.
-            raise ValueError("set, but empty: give digests, or remove the setting")
+            # A secret may not have been mounted; the service must not be open to everyone then.
+            raise ValueError("set, but empty: set digests, or remove the setting")
         return listed
 
     @field_validator("gpus")
@@ -257,7 +257,7 @@ class Settings(BaseSettings):
     @classmethod
     def _networks(cls, proxies: tuple[str, ...]) -> tuple[str, ...]:
         for proxy in proxies:
-            ip_network(proxy)  # its ValueError says what is wrong
+            ip_network(proxy)  # raises a clear ValueError
         return proxies
 
     @field_validator("api_keys", "admin_keys")

@@ -17,7 +17,7 @@ from service.settings import Settings
 
 
 def headers(served: ServedModel) -> dict[str, str]:
-    """What answers say about the model."""
+    """Return the response headers that describe the model."""
     return {
         "X-Model": header_text.encoded(served.name),
         "X-Model-Digest": served.engine.digest,
@@ -26,9 +26,9 @@ def headers(served: ServedModel) -> dict[str, str]:
 
 
 class ReloadQuery(BaseModel):
-    """What a reload may be told."""
+    """The query parameters of a reload."""
 
-    model_config = ConfigDict(extra="forbid")  # a misspelt digest would not be checked
+    model_config = ConfigDict(extra="forbid")  # a misspelt `digest` would be ignored
 
     digest: Annotated[str | None, Field(description="SHA-256 that the new file must have")] = None
 
@@ -64,11 +64,11 @@ def add_routes(app: FastAPI, settings: Settings, models: Models, admission: Admi
     ) -> dict[str, Any]:
         """Load the model's file again without failing requests; keep the old model on an error.
 
-        Needs an admin key, or without those a call from the service's own host.
+        Requires an admin key; without admin keys, a request from the service's own host.
         """
         check_admin(request.scope, settings.admin_keys)
         if models.loading:
-            raise Overloaded("a model is being loaded already: try again in a moment")
+            raise Overloaded("another reload is in progress: try again in a moment")
         with admission.request():
             changed = await models.reload(name, query.digest)
         return {"changed": changed, **describe(models.get(name))}

@@ -1,4 +1,4 @@
-"""The query of POST /segment, and the wish that it amounts to."""
+"""Parse the query string of POST /segment."""
 
 from __future__ import annotations
 
@@ -25,16 +25,18 @@ from service.images.windows import Sliding
 from service.inference.contract import Contract
 from service.settings import Fit, Settings
 
-# A comma list may also be given as a repeated key, as most clients write lists.
+# Comma-separated lists may also be repeated keys, as many clients write lists.
 REPEATABLE = frozenset({"output", "classes", "include"})
 ONCE = ("Content-Type", deadlines.HEADER, LENGTH_HEADER, "Authorization")
 
 
 async def refuse_repeats(request: Request) -> None:
-    """Raise InvalidRequest for a parameter or header given twice: only one would count."""
+    """Raise InvalidRequest if a parameter or header is repeated: only one value would count."""
     keys = [key for key, _ in request.query_params.multi_items() if key not in REPEATABLE]
     if repeated := sorted({key for key in keys if keys.count(key) > 1}):
-        raise InvalidRequest(f"{', '.join(repeated)}: give it once; {_values(request, repeated)}")
+        raise InvalidRequest(
+            f"{', '.join(repeated)} is repeated, send it once: {_values(request, repeated)}"
+        )
     if headers := [name for name in ONCE if len(request.headers.getlist(name)) > 1]:
         raise InvalidRequest(f"{', '.join(headers)}: send this header once")
 
@@ -45,51 +47,51 @@ def _values(request: Request, keys: list[str]) -> str:
 
 
 class SegmentQuery(BaseModel):
-    """What can be asked for."""
+    """The query parameters of POST /segment."""
 
-    model_config = ConfigDict(extra="forbid")  # else a slip of the pen gives another answer
+    model_config = ConfigDict(extra="forbid")  # else a misspelt parameter is ignored silently
 
     output: Annotated[
         list[str] | None,
-        Field(description=f"comma list of {', '.join(OUTPUTS)}; default: what Accept says"),
+        Field(description=f"comma-separated list of {', '.join(OUTPUTS)}; default: by Accept"),
     ] = None
     model: Annotated[str | None, Field(description="a name from /models")] = None
     classes: Annotated[
-        list[str] | None, Field(description="comma list of names or ids; default: all")
+        list[str] | None, Field(description="comma-separated class names or ids; default: all")
     ] = None
     alpha: Annotated[float, Field(ge=0, le=1, description="overlay opacity")] = 0.5
     contour: Annotated[
         int, Field(ge=0, le=32, description="width in pixels of outlines in the overlay")
     ] = 0
     overlay_format: Annotated[
-        OverlayFormat | None, Field(description="default: what Accept prefers, else jpeg")
+        OverlayFormat | None, Field(description="default: by Accept, else jpeg")
     ] = None
     mask_format: Annotated[
-        MaskFormat, Field(description="palette: with the class colours; gray: 8-bit grey")
+        MaskFormat, Field(description="palette: PNG with the class colours; gray: 8-bit grey PNG")
     ] = "palette"
     include: Annotated[
         list[str] | None,
-        Field(description=f"images inside the JSON: comma list of {', '.join(INCLUDABLE)}"),
+        Field(description=f"images to include in the JSON: {', '.join(INCLUDABLE)}"),
     ] = None
 
     fit: Annotated[
         Fit | None,
         Field(
-            description="a photo larger than the model: resize shrinks it, sliding cuts it into "
-            "windows; default: the service's --fit"
+            description="for photos larger than the model: resize shrinks them, sliding cuts them "
+            "into windows; default: the service's --fit"
         ),
     ] = None
     overlap: Annotated[
-        float, Field(ge=0, le=0.5, description="least share that sliding windows overlap by")
+        float, Field(ge=0, le=0.5, description="least overlap of sliding windows, as a share")
     ] = 0.25
 
     def sliding(self, settings: Settings) -> Sliding | None:
-        """How windows are to be laid; None where photos are shrunk."""
+        """Return the options for sliding windows, or None to shrink photos."""
         wanted = (self.fit or settings.fit) == "sliding"
         return Sliding(self.overlap, settings.max_windows) if wanted else None
 
     def wish(self, contract: Contract, accept: str) -> Wish:
-        """What to make of each photo; raises InvalidRequest or NotAcceptable."""
+        """Return the requested outputs; raises InvalidRequest or NotAcceptable."""
         wish = Wish(
             _accepted(accept)
             if self.output is None
@@ -111,7 +113,7 @@ def _included(listed: list[str] | None) -> tuple[str, ...]:
 
 
 def _accepted(accept: str) -> tuple[str, ...]:
-    """The output that Accept speaks of; none if it speaks of packing only."""
+    """Return the output for Accept; none if it only allows ZIP or multipart/mixed."""
     try:
         return (output_for(accept),)
     except NotAcceptable:

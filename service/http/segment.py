@@ -1,4 +1,4 @@
-"""One request from bytes to bytes: decode, fit or cut, queue, restore, encode."""
+"""Process a request: decode, fit or cut into windows, infer, restore the size, encode."""
 
 from __future__ import annotations
 
@@ -37,52 +37,52 @@ from service.inference.models import ServedModel
 Encoded = TypeVar("Encoded")
 Done = TypeVar("Done")
 
-# What is wrong with one photo of several, and leaves the others their masks.
+# Errors of one photo, which do not affect the other photos of the request.
 OF_ONE_PHOTO = (InvalidImage, ImageTooLarge, InferenceFailed)
 
-# Hears of every stage: its name, its seconds, and how many seconds ago it ended.
+# Called after every stage with its name, its seconds, and the seconds since it ended.
 OnStage = Callable[[str, float, float], None]
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What requests share."""
+    """Resources that all requests share."""
 
     admission: Admission
     pool: ThreadPoolExecutor  # decodes and encodes
     max_pixels: int
     on_stage: OnStage
-    on_pixels: Callable[[int], None]  # hears the size of every admitted photo
-    on_problem: Callable[[str], None]  # hears the code of each photo that failed among others
+    on_pixels: Callable[[int], None]  # called with the pixels of every admitted photo
+    on_problem: Callable[[str], None]  # called with the code of each photo that fails among several
 
 
 @dataclass
 class Stages:
-    """Seconds spent by stage, for Server-Timing; of several photos the longest."""
+    """The seconds of each stage, for Server-Timing; for several photos the longest."""
 
     observe: OnStage
     seconds: dict[str, float] = field(default_factory=dict)
 
     def record(self, name: str, seconds: float, *, ended_ago_s: float = 0.0) -> None:
-        """Note what a stage took."""
+        """Record the duration of a stage."""
         self.seconds[name] = max(seconds, self.seconds.get(name, 0.0))
         self.observe(name, seconds, ended_ago_s)
 
     @contextmanager
     def measured(self, name: str) -> Iterator[None]:
-        """Time a stage, if it succeeds."""
+        """Record the duration of the block, unless it fails."""
         began = time.monotonic()
         yield
         self.record(name, time.monotonic() - began)
 
     def header(self) -> str:
-        """As Server-Timing writes it, in milliseconds."""
+        """Format the Server-Timing header, in milliseconds."""
         return ", ".join(f"{name};dur={s * 1000:.1f}" for name, s in self.seconds.items())
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The encoded result."""
+    """The encoded answer."""
 
     body: bytes
     media_type: str
@@ -91,42 +91,42 @@ class Answer:
 
 @dataclass(frozen=True)
 class Job:
-    """What all photos of one request have in common."""
+    """What all photos of a request share."""
 
     model: ServedModel
     wish: Wish
-    accept: str  # the header, or nothing
+    accept: str  # the Accept header, or empty
     resources: Resources
-    deadline: float  # of the monotonic clock: work that waits until then is dropped
-    sliding: Sliding | None = None  # None: a larger photo is shrunk
+    deadline: float  # on the monotonic clock; work still waiting then is dropped
+    sliding: Sliding | None = None  # None: larger photos are shrunk
 
     @cached_property
     def stages(self) -> Stages:
-        """Where the time went."""
+        """The durations of the stages."""
         return Stages(self.resources.on_stage)
 
     @property
     def contract(self) -> Contract:
-        """What the model says of itself."""
+        """The model's contract."""
         return self.model.engine.contract
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A decoded photo and what of it goes through the model."""
+    """A decoded photo and the model inputs made from it."""
 
     photo: Photo
-    inputs: Fitted | list[Window]  # shrunk to fit, or in pieces
+    inputs: Fitted | list[Window]  # shrunk to fit, or cut into windows
 
     @property
     def pixels(self) -> list[NDArray[np.uint8]]:
-        """The model's inputs, each (H, W, 3)."""
+        """The model inputs, each (H, W, 3)."""
         if isinstance(self.inputs, Fitted):
             return [self.inputs.pixels]
         return [window.pixels for window in self.inputs]
 
     def restore(self, maps: list[NDArray[np.uint8]]) -> Rows:
-        """The model's answers (H, W) as one map of the photo's own size."""
+        """Join the model's outputs (H, W) to a map of the photo's own size."""
         if isinstance(self.inputs, Fitted):
             return imaging.restore(maps[0], self.inputs, self.photo.size)
         return Rows.of(windows.merge(maps, self.inputs, self.photo.size))
@@ -138,7 +138,9 @@ async def segment(uploads: Sequence[Upload], job: Job) -> Answer:
         job = replace(job, wish=packing.wish_for_each(job.wish))
         return await _segment_several(uploads, job, packing.packing_for(job.accept))
     if not job.wish.outputs:
-        raise NotAcceptable(f"Accept: {job.accept}: one photo is not packed; name an output")
+        raise NotAcceptable(
+            f"Accept: {job.accept}: a single photo has no such answer; set `output`"
+        )
     return await _segment_one(uploads[0].data, job)
 
 
@@ -151,10 +153,10 @@ async def _segment_one(data: bytes, job: Job) -> Answer:
 
 
 async def _segment_several(uploads: Sequence[Upload], job: Job, how: Packing) -> Answer:
-    """Segment several images at once, so that they share batches.
+    """Segment several images concurrently, so that they share batches.
 
-    A photo that is at fault itself has its problem in the answer; whatever concerns
-    the whole request is raised, and drops all of its photos.
+    An error of one photo is reported in the answer. An error of the whole request is
+    raised and cancels all of its photos.
     """
     began = time.monotonic()
     opening = (_or_problem(_open(upload.data, job), job) for upload in uploads)
@@ -162,7 +164,9 @@ async def _segment_several(uploads: Sequence[Upload], job: Job, how: Packing) ->
     pixels = sum(_memory(each, job) for each in opened if isinstance(each, Opened))
     limit = job.resources.admission.max_pixels
     if pixels > limit:
-        raise ImageTooLarge(f"{pixels} pixels in one request, the limit is {limit}: send fewer")
+        raise ImageTooLarge(
+            f"{pixels} pixels in one request, the limit is {limit}: send fewer photos"
+        )
     with job.resources.admission.claim(pixels) as claim:
         work = [_outcome(*pair, claim, job, began) for pair in zip(uploads, opened, strict=True)]
         outcomes = await _all(work)
@@ -172,7 +176,7 @@ async def _segment_several(uploads: Sequence[Upload], job: Job, how: Packing) ->
 
 
 async def _all(work: Sequence[Coroutine[Any, Any, Done]]) -> list[Done]:
-    """Wait for all; the first failure cancels the others, and is raised as it is."""
+    """Wait for all; the first error cancels the others and is raised unchanged."""
     tasks = [asyncio.create_task(each) for each in work]
     try:
         return await asyncio.gather(*tasks)
@@ -183,7 +187,7 @@ async def _all(work: Sequence[Coroutine[Any, Any, Done]]) -> list[Done]:
 
 
 async def _or_problem(work: Coroutine[Any, Any, Done], job: Job) -> Done | ServiceError:
-    """The result, or what is wrong with this one photo."""
+    """Return the result, or the error of this photo."""
     try:
         return await work
     except OF_ONE_PHOTO as error:
@@ -206,7 +210,7 @@ def _encode_outcome(name: str, result: Result, wish: Wish) -> Outcome:
 
 
 async def _open(data: bytes, job: Job) -> Opened:
-    """Read the header, and refuse by it what would be too much work."""
+    """Read the header and refuse images that are too large."""
     opening = partial(imaging.open_checked, data, job.resources.max_pixels)
     opened = await asyncio.get_running_loop().run_in_executor(job.resources.pool, opening)
     if job.sliding:
@@ -216,14 +220,14 @@ async def _open(data: bytes, job: Job) -> Opened:
 
 
 def _memory(opened: Opened, job: Job) -> int:
-    """The pixels that are to be held: the photo's, and those of its windows' answers."""
+    """Return the pixels to reserve: those of the photo, and of the outputs of its windows."""
     pieces = max(_windows(size, job) for size in _sizes(opened))
     height, width = job.model.engine.input_size
     return opened.pixels + (pieces * height * width if pieces > 1 else 0)
 
 
 def _sizes(opened: Opened) -> tuple[tuple[int, int], tuple[int, int]]:
-    """(W, H) of the photo, whichever way it will be turned: some headers do not say."""
+    """Return both possible sizes (W, H): not all headers tell the orientation."""
     return opened.size, opened.size[::-1]
 
 
@@ -240,7 +244,7 @@ async def _segmented(
     encode: Callable[[Result, Wish], Encoded],
     began: float,
 ) -> Encoded:
-    """Segment an opened image whose memory is claimed; `began`: when decoding did."""
+    """Segment an opened image whose memory is reserved; `began`: when decoding started."""
     pool, stages = job.resources.pool, job.stages
     job.resources.on_pixels(opened.pixels)
     prepared = await claim.work(pool, partial(_prepare, opened, job))
@@ -265,7 +269,7 @@ def _prepare(opened: Opened, job: Job) -> Prepared:
 
 
 async def _infer(prepared: Prepared, job: Job) -> list[Prediction]:
-    """Have all inputs of a photo worked on; if one fails the others are dropped."""
+    """Run the model on all inputs of a photo; if one fails, the others are cancelled."""
     began = time.monotonic()
     batcher = job.model.batcher
     sure = wants_confidence(job.wish, job.contract)

@@ -1,7 +1,7 @@
-"""The chunks of a PNG file, as far as Pillow gives a photo up for what stands beside it.
+"""Remove PNG chunks that make Pillow refuse a photo.
 
-Pillow refuses a file with more than 1 MB of compressed text or colour profile. Nobody sees
-the text, so it is left out; the profile is read here. PNG third edition, section 11.3.
+Pillow refuses a file with more than 1 MB of compressed text or colour profile. The text is
+not needed and is removed; the profile is read here. PNG third edition, section 11.3.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from service.errors import InvalidImage
 from service.images.png import SIGNATURE
 
 COMPRESSED_TEXT = (b"zTXt", b"iTXt")
-XMP = b"XML:com.adobe.xmp\0\0"  # an uncompressed iTXt, which may hold the orientation
+XMP = b"XML:com.adobe.xmp\0\0"  # an uncompressed iTXt that may contain the orientation
 PROFILE = b"iCCP"
-SMALL = 1000  # bytes that zlib, at best 1:1032, cannot blow up beyond what Pillow takes
+SMALL = 1000  # bytes that zlib (at most 1:1032) cannot expand beyond Pillow's limit
 PILLOWS_LIMIT = 1024 * 1024
-MAX_PROFILE = 8 * 1024 * 1024  # the largest in use, for printing in CMYK, have 3 MB
-MAX_CHUNKS = 65_536  # libpng writes 8 KB in each: half a gigabyte
+MAX_PROFILE = 8 * 1024 * 1024  # the largest profiles in use, for CMYK printing, have 3 MB
+MAX_CHUNKS = 65_536  # libpng writes 8 KB per chunk: half a gigabyte
 
 
 def readable(data: bytes) -> tuple[bytes, bytes | None]:
-    """A PNG file that Pillow does not give up for its text, and a profile too large for Pillow.
+    """Return the file without the text that Pillow refuses, and a profile too large for Pillow.
 
-    What is no PNG comes back as it is. Raises InvalidImage for chunks without end.
+    Other formats are returned unchanged. Raises InvalidImage for too many chunks.
     """
     if not data.startswith(SIGNATURE):
         return data, None
@@ -43,7 +43,7 @@ def readable(data: bytes) -> tuple[bytes, bytes | None]:
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Kind, begin and end of every whole chunk."""
+    """Yield kind, start and end of every complete chunk."""
     first, count = len(SIGNATURE), 0
     while first + 12 <= len(data):
         length, kind = struct.unpack_from(">L4s", data, first)
@@ -58,12 +58,12 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _large_profile(body: bytes) -> bytes | None:
-    """The profile in a chunk if it is larger than Pillow takes; empty if it is no use at all."""
+    """Return a chunk's profile if it is too large for Pillow; empty if it exceeds MAX_PROFILE."""
     unpacking = zlib.decompressobj()
     try:
         profile = unpacking.decompress(body[body.index(b"\0") + 2 :], MAX_PROFILE)
     except (ValueError, zlib.error):
-        return None  # Pillow finds that it is broken, and does without
+        return None  # Pillow ignores broken profiles
     if len(profile) <= PILLOWS_LIMIT:
         return None
     return b"" if unpacking.unconsumed_tail else profile

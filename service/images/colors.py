@@ -1,7 +1,7 @@
-"""Pixels of any mode to sRGB: profiles are applied, transparency becomes white.
+"""Convert pixels of any mode to sRGB: apply ICC profiles, and make transparency white.
 
-Networks are trained on sRGB and screens show it. Without this an Adobe RGB photo is pale and
-a CMYK one is off by some twenty levels. ICC.1:2022; the conversion is Little CMS's.
+Networks are trained on sRGB, and screens show it. Without the conversion an Adobe RGB photo
+is pale, and a CMYK photo is off by some twenty levels. Little CMS converts; ICC.1:2022.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from PIL.ImageCms import ImageCmsProfile, ImageCmsTransform, PyCMSError
 from service.images import tiff
 
 WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
-SPACES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # a profile's own word for Pillow's mode
+SPACES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # colour space of a profile -> Pillow's mode
 MAX_PROFILE = 8 * 1024 * 1024
-REMEMBERED = 8  # profiles: a camera or an archive uses one or two
+REMEMBERED = 8  # cached profiles: a camera or an archive uses one or two
 
 
 def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """A decoded image as RGB. A profile that is broken or of other pixels is passed over."""
+    """Convert a decoded image to RGB; ignore a profile that is broken or for another mode."""
     if image.mode.startswith("I;16"):  # Pillow would clip it, not scale it
         image = Image.fromarray(tiff.eight_bits(image))
     if image.mode in WITH_ALPHA or "transparency" in image.info:
         rgba = image.convert("RGBA")
-        # The colours of transparent pixels are arbitrary: show white.
+        # Transparent pixels have arbitrary colours: make them white.
         shown = Image.new("RGB", rgba.size, "white")
         shown.paste(_converted(_opaque(image, rgba), profile), mask=rgba.getchannel("A"))
         return shown
@@ -59,7 +59,7 @@ def _made(space: Literal["LAB", "sRGB"]) -> ImageCmsProfile:
 
 @lru_cache(REMEMBERED)
 def _transform(profile: bytes, mode: str) -> ImageCmsTransform | None:
-    """From a profile to sRGB; None where there is nothing to convert."""
+    """Return the conversion from a profile to sRGB, or None if none is needed or possible."""
     try:
         opened = ImageCmsProfile(io.BytesIO(profile))
         about = opened.profile

@@ -1,7 +1,7 @@
-"""Bytes to arrays and back: checked decoding, fitting into the model's input, encoding.
+"""Decode photos, fit them into the model's input, and encode the results.
 
-Everything here runs in a worker thread. Nothing trusts the sender: format and
-size are read from the header before a pixel is decoded.
+Everything here runs in a worker thread. The sender is not trusted: format and size are
+checked in the header before a pixel is decoded.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from service.images.tiff import Tiff, is_tiff, open_tiff
 from service.inference.contract import Color, InputSize
 
 # Called directly: `Image.open` also applies Pillow's own pixel limit, a global that other code
-# in the process relies on.
+# in the process may rely on.
 READERS = {
     "JPEG": jpeg_factory,
     "PNG": PngImageFile,
@@ -42,34 +42,34 @@ READERS = {
 FORMATS = (*READERS, "TIFF")
 JPEGS = ("JPEG", "MPO")
 END_OF_JPEG = b"\xff\xd9"
-NO_PIXELS = bytes([0xAA, 0x55, 0x33, 0xCC]) * 16  # no marker is among them
+FILLER = bytes([0xAA, 0x55, 0x33, 0xCC]) * 16  # contains no JPEG marker
 MEDIA_TYPES = ("image/jpeg", "image/png", "image/webp", "image/bmp", "image/tiff")
-UNSCALED = ("I", "F")  # Pillow would clip them to 0 to 255, whatever white is
+UNSCALED = ("I", "F")  # Pillow would clip them to 0 to 255, whatever their range is
 ORIENTATION = 0x0112  # the EXIF tag
-EPOCH = (1980, 1, 1, 0, 0, 0)  # of ZIP files, so that the same outputs give the same bytes
+EPOCH = (1980, 1, 1, 0, 0, 0)  # date in ZIP files: the same outputs give the same bytes
 LONGEST_JPEG_SIDE = 65_500  # libjpeg's own limit, JPEG_MAX_DIMENSION
-# Share of the pixels wanted on a side that a reduced JPEG must have: of 4000 an eighth is 500,
-# where 513 are wanted, and a quarter takes half as long again to decode and shrink.
+# A reduced JPEG needs this share of the wanted pixels per side. An eighth of 4000 is 500 pixels;
+# if 513 are wanted, decoding a quarter instead would take 1.5 times as long.
 ENOUGH = 0.95
-PNG_LEVEL = 1  # zlib: masks shrink to a few kilobytes at the fastest level already
+PNG_LEVEL = 1  # of zlib: the fastest level already compresses masks to a few kilobytes
 
 
 @dataclass(frozen=True)
 class Photo:
-    """A decoded photo, oriented as its EXIF data says."""
+    """A decoded photo, upright as its EXIF data says."""
 
     image: Image.Image  # sRGB; possibly smaller than `size`
     size: tuple[int, int]  # (W, H) of the photo itself
-    orientation: int = 1  # the EXIF tag's value that was applied; 1: as stored
-    whole: Image.Image | None = None  # sRGB of `size`, where `image` is smaller and it was asked
+    orientation: int = 1  # the applied value of the EXIF tag; 1: as stored
+    whole: Image.Image | None = None  # sRGB of `size`, if `image` is smaller and it was requested
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A photo in the model's input."""
+    """A photo fitted into the model's input."""
 
     pixels: NDArray[np.uint8]  # (H, W, 3)
-    valid: tuple[int, int]  # (h, w): the photo's part, at the top left
+    valid: tuple[int, int]  # (h, w) of the photo's part, at the top left
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Opened:
     """An encoded image whose header has been read."""
 
     data: bytes
-    image: Image.Image  # nothing of it is decoded yet
+    image: Image.Image  # not yet decoded
     profile: bytes | None  # ICC
     tiff: Tiff | None = None
 
@@ -88,22 +88,22 @@ class Opened:
 
     @property
     def pixels(self) -> int:
-        """How many there are."""
+        """The number of pixels."""
         return self.image.width * self.image.height
 
 
 def open_checked(data: bytes, max_pixels: int) -> Opened:
-    """Read the header only; raises InvalidImage or ImageTooLarge."""
+    """Read and check the header only; raises InvalidImage or ImageTooLarge."""
     if not data:
         raise InvalidImage("the body is empty: send the bytes of an image")
     opened = _opened(data)
     if opened.image.mode in UNSCALED:
-        raise InvalidImage("32-bit grey has no range that is known here: send 8 or 16 bits")
+        raise InvalidImage("32-bit grey images have an unknown value range: send 8 or 16 bits")
     width, height = opened.size
     if opened.pixels > max_pixels:
         raise ImageTooLarge(
             f"the image has {width} x {height} = {opened.pixels} pixels, "
-            f"the limit is {max_pixels}: send a smaller one"
+            f"the limit is {max_pixels}: send a smaller image"
         )
     return opened
 
@@ -119,13 +119,13 @@ def _opened(data: bytes) -> Opened:
 
 
 def _read_header(data: bytes) -> ImageFile.ImageFile:
-    """Read the header with the first reader that knows the format, as `Image.open` does."""
+    """Read the header with the first reader that accepts the format, as `Image.open` does."""
     for reader in READERS.values():
         try:
             return reader(io.BytesIO(data))
         except (SyntaxError, IndexError, TypeError, struct.error):
             continue  # not this format
-        except Image.DecompressionBombError as error:  # WebP's reader always checks
+        except Image.DecompressionBombError as error:  # WebP's reader always applies Pillow's limit
             raise ImageTooLarge(f"the image is too large: {error}") from None
         except Exception as error:  # parsers of hostile files fail in many ways
             raise InvalidImage(f"the image's header is broken: {error}") from None
@@ -133,12 +133,11 @@ def _read_header(data: bytes) -> ImageFile.ImageFile:
 
 
 def decode(opened: Opened, *, reduce_to: int | None = None, whole: bool = False) -> Photo:
-    """Decode and orient an opened image; raises InvalidImage when it is truncated or broken.
+    """Decode an image and turn it upright; raises InvalidImage if it is truncated or broken.
 
-    `reduce_to`: no side needs more pixels than this, so that a JPEG may be
-    decoded at a half, a quarter or an eighth of its size, if that leaves ENOUGH.
-    `whole`: the photo is also needed at its own size. It is then decoded twice: what the
-    model sees, and so the labels, must not depend on what else is asked for.
+    `reduce_to`: the pixels needed on the longer side. A JPEG may then be decoded at a half,
+    a quarter or an eighth of its size, see ENOUGH. `whole`: the photo is also needed at its
+    own size. It is then decoded twice, so that the labels do not depend on the outputs.
     """
     try:
         photo = _decoded(opened, reduce_to)
@@ -154,13 +153,15 @@ def decode(opened: Opened, *, reduce_to: int | None = None, whole: bool = False)
 
 def _decoded(opened: Opened, reduce_to: int | None) -> Photo:
     image = opened.image
-    orientation = _orientation(image)  # now: a TIFF forgets it once it is turned
+    orientation = _orientation(
+        image
+    )  # read it now: Pillow removes it from a TIFF when it turns the image
     turned = orientation in (5, 6, 7, 8)
     size = (image.height, image.width) if turned else image.size
     try:
         if opened.tiff is not None:
             oriented = opened.tiff.decode(_oriented)
-            size = oriented.size  # Pillow has turned it: some versions when opened, some now
+            size = oriented.size  # Pillow turns TIFFs itself, when it opens or loads them
         else:
             if reduce_to is not None and max(size) > reduce_to:
                 _reduce(image, reduce_to / max(size))
@@ -172,33 +173,33 @@ def _decoded(opened: Opened, reduce_to: int | None) -> Photo:
 
 
 def _reduce(image: Image.Image, scale: float) -> None:
-    """Have a JPEG decoded at a fraction of its size that leaves ENOUGH of the scale wanted."""
+    """Let a JPEG be decoded at a fraction of its size, at least ENOUGH of `scale`."""
     width, height = (max(1, round(side * ENOUGH * scale)) for side in image.size)
-    image.draft("RGB", (width, height))  # it divides by them
+    image.draft("RGB", (width, height))  # divides by these sides
 
 
 def _ended(opened: Opened) -> Opened | None:
-    """A JPEG that lacks nothing but its last marker, with that; None for any other file.
+    """Return a JPEG that lacks only its end marker, with the marker; None for other files.
 
-    Behind a scan that is complete libjpeg skips what stands before the marker. In one that was
-    cut off it takes those bytes for further pixels, and so shows others.
+    After a complete scan, libjpeg skips bytes in front of the marker. In a truncated scan it
+    decodes them as pixels, so that two different fillers give different pictures.
     """
     data = opened.data.removesuffix(b"\xff")
     if opened.image.format not in JPEGS or data.endswith(END_OF_JPEG):
         return None
     try:
-        plain, odd = (_opened(data + more + END_OF_JPEG) for more in (b"", NO_PIXELS))
+        plain, odd = (_opened(data + more + END_OF_JPEG) for more in (b"", FILLER))
         if plain.image.tobytes() != odd.image.tobytes():
             return None
         return _opened(data + END_OF_JPEG)
-    except Exception:  # it is broken elsewhere, and has been refused for that already
+    except Exception:  # the file has other errors
         return None
 
 
 def _orientation(image: Image.Image) -> int:
     try:
         value = int(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # broken EXIF data is no reason to refuse a photo
+    except Exception:  # ignore broken EXIF data
         return 1
     return value if 1 <= value <= 8 else 1
 
@@ -213,7 +214,7 @@ def _oriented(image: Image.Image) -> Image.Image:
 
 
 def fit(photo: Photo, target: InputSize) -> Fitted:
-    """Put a photo at the top left of the model's input, shrunk only if it is larger."""
+    """Place a photo at the top left of the model's input, and shrink it if it is larger."""
     width, height = photo.size
     scale = min(1.0, target.width / width, target.height / height)
     w, h = max(1, round(width * scale)), max(1, round(height * scale))
@@ -228,7 +229,7 @@ def fit(photo: Photo, target: InputSize) -> Fitted:
 
 
 def restore(labels: NDArray[np.uint8], fitted: Fitted, size: tuple[int, int]) -> Rows:
-    """Cut the photo's part out of a label map and bring it to the photo's `size` (W, H)."""
+    """Cut the photo's part out of a label map and resize it to the photo's `size` (W, H)."""
     h, w = fitted.valid
     labels = labels[:h, :w]
     if (w, h) == size:
@@ -239,7 +240,7 @@ def restore(labels: NDArray[np.uint8], fitted: Fitted, size: tuple[int, int]) ->
 
 
 def _nearest(have: int, want: int) -> NDArray[np.intp]:
-    """For each of `want` pixels the index of the nearest of `have`, by their centres."""
+    """For each of `want` pixels return the index of the nearest of `have`, by their centres."""
     return ((np.arange(want) + 0.5) * (have / want)).astype(np.intp)
 
 
@@ -249,19 +250,19 @@ def mask_png(labels: Rows, palette: tuple[Color, ...]) -> bytes:
 
 
 def _repeats(rows: Rows) -> bool:
-    """Whether rows come at least twice on average, as in maps of large photos."""
+    """Return whether rows repeat at least twice on average, as in maps of large photos."""
     return bool(rows.counts.sum() >= 2 * len(rows.counts))
 
 
 def _indexed(labels: NDArray[np.uint8], palette: tuple[Color, ...]) -> Image.Image:
     image = Image.fromarray(labels)
-    # All 256 entries: with fewer, Pillow packs the palette and renumbers the classes.
+    # All 256 entries: with fewer, Pillow compacts the palette and renumbers the classes.
     image.putpalette(full_palette(palette).tobytes())
     return image
 
 
 def full_palette(palette: tuple[Color, ...]) -> NDArray[np.uint8]:
-    """The class colours, then distinct greys' worth of padding: (256, 3) uint8."""
+    """Return the class colours, padded with greys: (256, 3) uint8."""
     full = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
     full[: len(palette)] = palette
     return full
@@ -288,7 +289,7 @@ def overlay(
     shown: Collection[int],
     contour: int = 0,
 ) -> Image.Image:
-    """The photo with the colours of the `shown` classes blended in, all else clear.
+    """Blend the colours of the `shown` classes into the photo; leave the rest clear.
 
     `contour`: width in pixels of a solid line along the inner edge of each region.
     """
@@ -304,7 +305,7 @@ def overlay(
 
 
 def edges(labels: NDArray[np.uint8], width: int) -> NDArray[np.bool_]:
-    """Pixels that are less than `width` pixels away from one of another class."""
+    """Return the pixels less than `width` pixels away from another class."""
     edge = np.zeros(labels.shape, np.bool_)
     for axis in (0, 1):
         near, far = np.moveaxis(labels, axis, 0)[:-1], np.moveaxis(labels, axis, 0)[1:]
@@ -315,12 +316,12 @@ def edges(labels: NDArray[np.uint8], width: int) -> NDArray[np.bool_]:
 
 
 def _widened(mask: NDArray[np.bool_], by: int) -> NDArray[np.bool_]:
-    """A mask with every pixel grown to a square of 2 * `by` + 1."""
+    """Grow every pixel of a mask to a square of 2 * `by` + 1 pixels."""
     grown = mask.copy()
     for axis in (0, 1):
         along = np.moveaxis(grown, axis, 0)  # a view
         reached = 0
-        while reached < by:  # the reach doubles: the time hardly depends on it
+        while reached < by:  # the reach doubles: the time grows with its logarithm
             step = min(reached + 1, by - reached)
             before = np.moveaxis(grown.copy(), axis, 0)
             along[step:] |= before[:-step]
@@ -335,11 +336,11 @@ def lossless(image: Image.Image) -> bytes:
 
 
 def jpeg(image: Image.Image) -> bytes:
-    """Encode as JPEG of good quality; raises ImageTooLarge for what no JPEG can hold."""
+    """Encode as JPEG of good quality; raises ImageTooLarge beyond a JPEG's maximum size."""
     if max(image.size) > LONGEST_JPEG_SIDE:
         raise ImageTooLarge(
-            f"{image.width} x {image.height} pixels, and a JPEG has at most {LONGEST_JPEG_SIDE} "
-            "a side: ask for overlay_format=png"
+            f"{image.width} x {image.height} pixels: a JPEG side has at most {LONGEST_JPEG_SIDE}; "
+            "use overlay_format=png"
         )
     return _encoded(image, "JPEG", quality=90)
 
@@ -351,7 +352,7 @@ def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 
 def npz(labels: NDArray[np.uint8], confidence: NDArray[np.uint8] | None = None) -> bytes:
-    """The raw arrays under the keys `labels` and, where there is one, `confidence`; compressed."""
+    """Save the arrays as `labels` and, if present, `confidence` in a compressed .npz file."""
     out = io.BytesIO()
     arrays = {"labels": labels}
     if confidence is not None:
@@ -371,7 +372,7 @@ def summary(
 
     With a confidence map also its mean, 0 to 1. `shown`: only classes of these ids.
     """
-    counts = Image.fromarray(labels).histogram()  # bincount would widen every pixel first
+    counts = Image.fromarray(labels).histogram()  # np.bincount would convert every pixel to int64
     found = []
     for label in map(int, np.flatnonzero(counts)):
         if shown is not None and label not in shown:
@@ -394,14 +395,14 @@ def summary(
 def rle(labels: NDArray[np.uint8], label: int) -> dict[str, Any]:
     """One class as COCO's compressed run lengths, as `pycocotools.mask.decode` takes them.
 
-    Fastest where `labels` lie in Fortran's order, as COCO's runs do.
+    Fastest if `labels` are in Fortran order, like COCO's runs.
     """
     runs = coco.encode(np.asfortranarray(labels == label))
     return {"size": [int(side) for side in runs["size"]], "counts": runs["counts"].decode("ascii")}
 
 
 def archive(files: dict[str, bytes]) -> bytes:
-    """A ZIP of several files, stored: they are compressed already."""
+    """Return a ZIP of several files, stored: they are already compressed."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as target:
         for name, data in files.items():
@@ -410,5 +411,5 @@ def archive(files: dict[str, bytes]) -> bytes:
 
 
 def as_text(data: bytes) -> str:
-    """Base64, for images inside JSON."""
+    """Encode as base64, for images inside JSON."""
     return base64.b64encode(data).decode("ascii")

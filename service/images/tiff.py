@@ -1,11 +1,11 @@
-"""TIFF files whose samples Pillow cannot read, or reads wrongly.
+"""Read TIFF files that Pillow cannot read, or reads wrongly.
 
-Pillow knows a TIFF by tags 258 (bits), 262 (what they mean) and 338 (further samples). It
-mixes up samples of more than 8 bits that lie in planes of their own (tag 284), ignores that
-white may be zero and that only 12 of 16 bits are used, and has no name for GDAL's default:
-three bands of 16 bits that are not said to be red, green and blue. Such a file gets a new
-directory behind its data, in terms that Pillow and libtiff read rightly; a file of anything
-else is refused by name. TIFF revision 6.0, sections 2, 8 and 15.
+Pillow identifies the samples by tags 258 (bits), 262 (photometric interpretation) and 338
+(extra samples). It scrambles planar samples (tag 284) of more than 8 bits, ignores
+white-is-zero and 12 used bits of 16, and does not read GDAL's default: three 16-bit bands
+that are not declared as RGB. Such a file gets a new directory, appended to its data, that
+Pillow and libtiff read correctly. Other unusual files are refused with a description. TIFF
+revision 6.0, sections 2, 8 and 15.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
+from PIL import Image
+from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
 from service.errors import InvalidImage
 
@@ -28,15 +28,15 @@ OFFSETS, COUNTS, TILE_OFFSETS, TILE_COUNTS = 273, 279, 324, 325
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB = 0, 1, 2
 MEANINGS = {0: "white is zero", 1: "black is zero", 2: "RGB", 3: "palette", 5: "CMYK"}
 MEANINGS |= {6: "YCbCr", 8: "CIE L*a*b*", 32803: "raw sensor data"}
-UNSIGNED, UNDEFINED = 1, 4  # tag 339; the latter is taken for the former
+UNSIGNED, UNDEFINED = 1, 4  # tag 339; undefined is read as unsigned
 FORMATS = {2: "signed", 3: "floating-point", 5: "complex", 6: "complex"}
-ALPHA = 2  # tag 338, not multiplied into the colours
-MOST_SAMPLES = {False: 6, True: 4}  # that Pillow reads, by whether they have more than 8 bits
+ALPHA = 2  # tag 338: alpha, not premultiplied
+MOST_SAMPLES = {False: 6, True: 4}  # that Pillow reads, by `more than 8 bits`
 CLASSIC = 42  # in the header; 43: BigTIFF
 SHORT, LONG = 3, 4  # types of a tag's values
 # Size, compression, fill order, orientation, rows a strip, predictor, tile size.
 COPIED = (256, 257, 259, 266, 274, 278, 317, 322, 323)
-# And these, where the data stay as they are.
+# Also copied if the data are unchanged.
 KEPT = (OFFSETS, COUNTS, TILE_OFFSETS, TILE_COUNTS, SAMPLES, PLANAR, FORMAT)
 SHORTS = {BITS, 259, PHOTOMETRIC, 266, 274, SAMPLES, PLANAR, 317, EXTRA, FORMAT}
 SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -46,19 +46,19 @@ Tags = Mapping[int, Any]
 
 
 def is_tiff(data: bytes) -> bool:
-    """Whether the bytes begin as a TIFF does."""
+    """Return whether the bytes start like a TIFF."""
     return data.startswith(SIGNATURES)
 
 
 @dataclass(frozen=True)
 class Tiff:
-    """An opened file: its headers are read, its pixels are not."""
+    """An opened file whose pixels are not yet read."""
 
-    images: tuple[Image.Image, ...]  # the picture itself, or its planes, each as grey
-    negative: bool = False  # the planes have white as 0
+    images: tuple[Image.Image, ...]  # the picture, or its planes as grey images
+    negative: bool = False  # the planes are white-is-zero
 
     def decode(self, oriented: Callable[[Image.Image], Image.Image]) -> Image.Image:
-        """Read the pixels and orient them; planes are brought to 8 bits and together."""
+        """Read and orient the pixels; planes are scaled to 8 bits and merged."""
         for image in self.images:
             image.load()
         turned = [oriented(image) for image in self.images]
@@ -73,11 +73,11 @@ class Tiff:
 
 
 def open_tiff(data: bytes) -> Tiff:
-    """Read the header; raises InvalidImage naming samples that nobody could say how to show."""
+    """Read the header; raises InvalidImage for samples without a known range or meaning."""
     tags = _tags(data)
     bits, samples, meaning = _bits(tags), _samples(tags), _one(tags, PHOTOMETRIC, -1)
     if _one(tags, FORMAT, UNSIGNED) not in {UNSIGNED, UNDEFINED} or bits > 16:
-        raise InvalidImage(f"{_described(tags)} has no range that is known here: {CURE}")
+        raise InvalidImage(f"{_described(tags)} has an unknown value range: {CURE}")
     bands = meaning == BLACK_IS_ZERO and samples > 1
     planes = _one(tags, PLANAR, 1) == 2 and (bits > 8 or bands)
     if planes or bits == 12 or (bits == 16 and meaning == WHITE_IS_ZERO):
@@ -94,13 +94,13 @@ def open_tiff(data: bytes) -> Tiff:
 
 
 def eight_bits(image: Image.Image, bits: int = 16) -> NDArray[np.uint8]:
-    """Grey (H, W) of 8 bits a pixel as it is; of more, of which `bits` are used, the 8 highest."""
+    """Return grey pixels (H, W) as 8 bits: the highest 8 of the `bits` used."""
     pixels = np.asarray(image)
     return (pixels >> (bits - 8)).astype(np.uint8) if image.mode.startswith("I;16") else pixels
 
 
 def _tags(data: bytes) -> Tags:
-    """The first directory, as it was written."""
+    """Parse the first directory."""
     big = b"+" in data[2:4]
     try:
         directory = ImageFileDirectory_v2(data[: 16 if big else 8])
@@ -116,7 +116,7 @@ def _one(tags: Tags, number: int, default: int) -> int:
     value = tags.get(number, default)
     try:
         return int(value[0] if isinstance(value, tuple) else value)
-    except (ValueError, TypeError, IndexError):  # of another type than the specification's
+    except (ValueError, TypeError, IndexError):  # a wrong type
         return default
 
 
@@ -129,7 +129,7 @@ def _samples(tags: Tags) -> int:
 
 
 def _extras(tags: Tags) -> tuple[int, ...]:
-    """What the samples behind the colours are."""
+    """Return the meaning of the samples after the colours."""
     value = tags.get(EXTRA, ())
     return value if isinstance(value, tuple) else (value,)
 
@@ -146,17 +146,17 @@ def _described(tags: Tags) -> str:
 
 def _opened(data: bytes, tags: Tags) -> Image.Image:
     try:
-        return Image.open(io.BytesIO(data), formats=["TIFF"])
-    except UnidentifiedImageError:
+        return TiffImageFile(io.BytesIO(data))  # `Image.open` has a pixel limit, see imaging.py
+    except (SyntaxError, IndexError, TypeError, struct.error):
         raise InvalidImage(f"{_described(tags)} cannot be read: {CURE}") from None
     except Exception as error:  # as above
         raise InvalidImage(f"the image's header is broken: {error}") from None
 
 
 def _shown(tags: Tags) -> list[int]:
-    """Which planes are the picture: grey or red, green and blue, and alpha if there is one."""
+    """Return the planes to show: grey or RGB, and alpha if there is one."""
     meaning, samples, extras = _one(tags, PHOTOMETRIC, -1), _samples(tags), _extras(tags)
-    # Of three bands or more that are only said to be brightness the first three are the colours.
+    # Three or more bands that are declared as grey: the first three are red, green and blue.
     colors = 3 if meaning == RGB or (meaning == BLACK_IS_ZERO and samples >= 3) else 1
     if samples < colors or meaning not in {WHITE_IS_ZERO, BLACK_IS_ZERO, RGB}:
         raise InvalidImage(f"{_described(tags)} in planes cannot be read: {CURE}")
@@ -170,7 +170,7 @@ def _shown(tags: Tags) -> list[int]:
 
 
 def _plane(data: bytes, tags: Tags, number: int) -> bytes:
-    """The file with a directory that shows one plane of it, as grey."""
+    """Return the file with a new directory that shows one plane as grey."""
     own: dict[int, Any] = {tag: tags[tag] for tag in COPIED if tag in tags}
     own |= {BITS: _bits(tags), SAMPLES: 1, PLANAR: 1, FORMAT: UNSIGNED}
     own[PHOTOMETRIC] = BLACK_IS_ZERO
@@ -183,7 +183,7 @@ def _plane(data: bytes, tags: Tags, number: int) -> bytes:
 
 
 def _said_to_be_rgb(data: bytes, tags: Tags) -> bytes:
-    """The file with three bands or more of brightness declared as red, green, blue and others."""
+    """Return the file with its three or more grey bands declared as RGB and extra samples."""
     own = {tag: value for tag, value in tags.items() if tag in {*COPIED, *KEPT}}
     own[PHOTOMETRIC] = RGB
     own[BITS] = (_bits(tags),) * _samples(tags)
@@ -193,12 +193,12 @@ def _said_to_be_rgb(data: bytes, tags: Tags) -> bytes:
 
 
 def _with_directory(data: bytes, tags: Tags) -> bytes:
-    """The file with another first directory, behind its data."""
-    # Bits that are packed have no byte order, and Pillow reads 12 of them in one only.
+    """Return the file with a new first directory after its data."""
+    # Packed bits have no byte order, but Pillow reads 12-bit samples only as little-endian.
     order = "<" if data.startswith(b"II") or tags[BITS] == 12 else ">"
-    data += bytes(len(data) % 2)  # a directory begins at an even byte
+    data += bytes(len(data) % 2)  # directories start at an even offset
     entries, beyond = [], b""
-    at = len(data) + 2 + 12 * len(tags) + 4  # where values of more than 4 bytes go
+    at = len(data) + 2 + 12 * len(tags) + 4  # the offset of values with more than 4 bytes
     for tag, value in sorted(tags.items()):
         values = value if isinstance(value, tuple) else (value,)
         kind, code = (SHORT, "H") if tag in SHORTS else (LONG, "L")

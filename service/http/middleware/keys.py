@@ -20,7 +20,7 @@ OPEN = frozenset({"/", "/livez", "/readyz", "/v2/health/live", "/v2/health/ready
 OPEN |= {"/docs", "/openapi.json"}
 OPEN_BELOW = ("/samples/", "/docs/")  # files that those pages load
 
-# Headers of browsers and proxies, which act for somebody else.
+# Headers of browsers and proxies, which send requests on behalf of others.
 ON_BEHALF = frozenset(
     {b"origin", b"forwarded", b"via", b"x-forwarded-for", b"x-forwarded-host", b"x-real-ip"}
 )
@@ -53,7 +53,7 @@ class Keys:
     def __init__(
         self, app: ASGIApp, digests: tuple[str, ...], admins: tuple[str, ...], per_minute: int
     ) -> None:
-        """`admins`: digests of keys that may do everything, without a rate limit."""
+        """`admins`: digests of keys that may do everything and have no rate limit."""
         self.app = app
         self._buckets = {digest: Bucket(per_minute) if per_minute else None for digest in digests}
         self._buckets |= dict.fromkeys(admins)
@@ -70,7 +70,7 @@ class Keys:
 
     def _admit(self, scope: Scope) -> None:
         bucket = self._buckets[self._known(_digest(scope))]
-        # Only work is limited: a monitor or a client may look at models and metrics freely.
+        # Only POST counts: reading models and metrics is free.
         wait_s = bucket.take() if bucket and scope["method"] == "POST" else 0.0
         if wait_s:
             raise RateLimited(
@@ -85,10 +85,10 @@ class Keys:
 
 
 def check_admin(scope: Scope, admins: tuple[str, ...]) -> None:
-    """Raise Unauthorized or Forbidden unless the caller may change what is served.
+    """Raise Unauthorized or Forbidden unless the client may reload models.
 
-    With admin keys it needs one of them. Without any it must be a program on this host: no
-    page in a browser, which sends Origin, and no proxy on behalf of somebody elsewhere.
+    If there are admin keys, it needs one. Otherwise it must be a program on this host, and
+    neither a page in a browser, which sends Origin, nor a proxy.
     """
     if admins:
         given = _digest(scope)
@@ -100,8 +100,8 @@ def check_admin(scope: Scope, admins: tuple[str, ...]) -> None:
     headers = {name for name, _ in scope["headers"]}
     if not _is_loopback(scope) or not headers.isdisjoint(ON_BEHALF):
         raise Forbidden(
-            "models are reloaded from the service's own host only: call it there, without a "
-            "proxy, or start the service with --admin-keys"
+            "without --admin-keys, models can be reloaded only from the service's own host and "
+            "without a proxy"
         )
 
 

@@ -1,4 +1,4 @@
-"""A port of its own for Prometheus: metrics and probes without a key, and nothing else."""
+"""A separate port for Prometheus: only metrics and probes, without a key."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.http import problems
 
-ON_METRICS_PORT = "on_metrics_port"  # a key of the scope
+ON_METRICS_PORT = "on_metrics_port"  # key in the ASGI scope
 SERVED = frozenset({"/metrics", "/livez", "/readyz"})
 
 
 class MetricsPort:
-    """ASGI middleware: mark requests of the metrics port and refuse all others there."""
+    """ASGI middleware: mark requests on the metrics port, and refuse other paths there."""
 
     def __init__(self, app: ASGIApp, port: int) -> None:
         self.app = app

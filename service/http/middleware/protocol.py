@@ -1,7 +1,7 @@
-"""uvicorn's HTTP/1.1 on h11, for clients that h11 allows and uvicorn turns away.
+"""uvicorn's h11 protocol, extended for valid clients that uvicorn refuses.
 
-h11 whether or not httptools is installed: it bounds the size of a request's headers, and
-it reads a body behind an offer to upgrade to HTTP/2, which Java's client makes by default.
+It uses h11 even if httptools is installed: h11 limits the size of the headers, and it reads
+the body of a request that offers an upgrade to HTTP/2, as Java's client does by default.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ FIRST_PROBE_S, LAST_PROBE_S = 0.1, 5.0
 
 
 class Protocol(H11Protocol):
-    """Answers a client that has closed its own direction, unless it has left altogether.
+    """Answers clients that half-close the connection after the request.
 
-    Both look the same: the end of what it sends. An interim answer tells them apart, which
-    every HTTP/1.1 client passes over (RFC 9110, 15.2): a client that has left refuses it, and
-    its work is dropped.
+    A half-close looks the same as a disconnect. To tell them apart the service sends interim
+    answers, which every HTTP/1.1 client ignores (RFC 9110, 15.2). If the client has
+    disconnected, sending fails, and its request is cancelled.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -30,25 +30,25 @@ class Protocol(H11Protocol):
         self._half_closed = False
         self._probe_timer: asyncio.TimerHandle | None = None
 
-    def eof_received(self) -> bool | None:  # type: ignore[override] # uvicorn closes always
-        """Keep the connection while a whole request is being answered."""
+    def eof_received(self) -> bool | None:  # type: ignore[override] # uvicorn always closes
+        """Keep the connection open while a complete request is being answered."""
         cycle = self.cycle
         if cycle is None or cycle.more_body or cycle.response_complete:
             return None
-        if self.scope["http_version"] != "1.1":  # 1.0 knows no interim answers
+        if self.scope["http_version"] != "1.1":  # HTTP/1.0 has no interim answers
             return None
         self._half_closed = True
         self._probe_later(FIRST_PROBE_S)
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The client has left."""
+        """Stop probing."""
         if self._probe_timer is not None:
             self._probe_timer.cancel()
         super().connection_lost(exc)
 
     def on_response_complete(self) -> None:
-        """Nothing more can come from a client that has closed its direction."""
+        """Close a half-closed connection: no further request can arrive."""
         super().on_response_complete()
         if self._half_closed and self.cycle.response_complete:
             self.transport.close()
@@ -58,19 +58,20 @@ class Protocol(H11Protocol):
         self._probe_timer = loop.call_later(seconds, self._probe, seconds)
 
     def _probe(self, waited_s: float) -> None:
-        """The first interim answer is refused by a client that has left, the next one fails."""
+        """Send an interim answer: a disconnected client resets the first, the next one fails."""
         if not self.transport.is_closing() and not self.cycle.response_started:
             self.transport.write(CONTINUE)
             self._probe_later(min(2 * waited_s, LAST_PROBE_S))
 
     def _unsupported_upgrade_warning(self) -> None:
-        """An upgrade is an offer, not a fault: answer over HTTP/1.1 without a word in the log."""
+        """Log nothing: an offer to upgrade is not an error, and is answered over HTTP/1.1."""
 
 
 class AbsoluteForm:
-    """ASGI middleware: takes the path out of a target like `http://host/segment`.
+    """ASGI middleware: take the path out of a target like `http://host/segment`.
 
-    Servers must read it, RFC 9112, 3.2.2; clients send it that take this service for a proxy.
+    Servers must accept this form (RFC 9112, 3.2.2). Clients send it if they are configured
+    to use this service as a proxy.
     """
 
     def __init__(self, app: ASGIApp) -> None:

@@ -586,7 +586,7 @@ def test_a_repeated_key_is_refused_where_only_one_could_count(
 ) -> None:
     answer = post(client, png(photo), **query)
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid-request")
-    assert f"{next(iter(query))}: give it once" in answer.json()["detail"]
+    assert f"{next(iter(query))} is repeated, send it once" in answer.json()["detail"]
 
 
 def test_a_repeated_deadline_is_refused(client: TestClient, photo: NDArray[np.uint8]) -> None:

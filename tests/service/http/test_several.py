@@ -144,7 +144,7 @@ def test_photos_of_one_request_share_a_batch(folder: Path) -> None:
     [
         (photos([PHOTOS[0]] * 5, ["a"] * 5), "*/*", 400, "number of files is 4"),
         (photos([PHOTOS[0]] * 2, ["a"] * 2), "image/png", 406, "application/zip"),
-        (photos([PHOTOS[0]], ["a"]), "application/zip", 406, "one photo is not packed"),
+        (photos([PHOTOS[0]], ["a"]), "application/zip", 406, "a single photo has no such answer"),
         ([*photos(), ("other", ("a", b"x", "image/png"))], "*/*", 400, "every file must be"),
         (photos([photo(110, 110)] * 3, ["a"] * 3), "*/*", 413, "36300 pixels in one request"),
     ],
