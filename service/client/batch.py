@@ -15,7 +15,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 from urllib.parse import parse_qsl
 
 import httpx
@@ -23,13 +22,14 @@ import httpx
 from service.client import plan
 from service.client.errors import BadAnswerError, ClientError, ServiceError, UnreachableError
 from service.client.inputs import Inputs, Photo
-from service.client.manifest import DONE, ClassPixels, Manifest, Origin, Row
+from service.client.manifest import Manifest, Row
 from service.client.outputs import OutsideError, remove_files, write_files
 from service.client.pace import Pace
 from service.client.plain import parse_json, sentence
 from service.client.plan import Decision, Wanted
 from service.client.progress import Counts, Progress
 from service.client.protocol import FILES, Segmentation
+from service.client.records import DONE, ClassPixels, Origin
 from service.client.retry import RETRYABLE, Outcome
 from service.client.transport import AsyncClient
 from service.client.uploads import prepare
@@ -264,19 +264,12 @@ def on_retry(pace: Pace) -> Callable[[Outcome], None]:
 def class_pixels(result: bytes) -> tuple[ClassPixels, ...]:
     """The counts in a `json` output; BadAnswerError if it holds none."""
     try:
-        classes: list[dict[str, Any]] = parse_json(result)["classes"]
-        return tuple(
-            ClassPixels(_count(c["id"]), sentence(c["name"]), _count(c["pixels"])) for c in classes
-        )
-    except (ValueError, KeyError, TypeError) as error:
+        classes = tuple(map(ClassPixels.parse, parse_json(result)["classes"]))
+        if len({each.class_id for each in classes}) != len(classes):
+            raise ValueError("a class comes twice")
+        return classes
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadAnswerError(f"output=json has no class pixels: {sentence(error)}") from error
-
-
-def _count(number: object) -> int:
-    """A number that SQLite can hold."""
-    if not isinstance(number, int) or not 0 <= number < 1 << 63:
-        raise ValueError(f"{number!r} is no count")
-    return number
 
 
 def _is_about_the_caller(error: ServiceError) -> bool:

@@ -11,21 +11,25 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlencode
 
 import httpx
 
+from service.client import flags, records
 from service.client.batch import Batch, Limits, on_retry
 from service.client.errors import ClientError, ManifestError, UsageError
+from service.client.files import read_photo
+from service.client.flags import positive
 from service.client.inputs import Inputs, nothing_found
 from service.client.manifest import FILE_NAME, Manifest
 from service.client.pace import Pace
 from service.client.plain import plain
 from service.client.plan import Decision, Wanted, decide
 from service.client.progress import Counts, Progress
-from service.client.protocol import FILES, Model, parse_outputs
+from service.client.protocol import Model, parse_outputs
+from service.client.records import Results
 from service.client.report import write_report
 from service.client.retry import Outcome, RetryPolicy
 from service.client.summary import Summary
@@ -76,55 +80,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "inputs", metavar="INPUT", nargs="+", help="file, folder, glob, tar, - for a list on stdin"
     )
-    _add_work(parser)
-    _add_options(parser)
-    _add_limits(parser)
+    add = parser.add_argument
+    add("-o", "--out", metavar="OUT", type=Path, required=True, help="folder for the results")
+    add("--model", metavar="NAME", help="default: the service's own choice")
+    flags.add_results(parser)
+    flags.add_query(parser)
+    flags.add_limits(parser)
     _add_connection(parser)
     return parser
-
-
-def _add_work(parser: argparse.ArgumentParser) -> None:
-    """What is made of the photos."""
-    add = parser.add_argument
-    outputs = ", ".join(FILES)
-    add("-o", "--out", metavar="OUT", type=Path, required=True, help="folder for the results")
-    add("--output", metavar="LIST", default="mask,overlay", help=f"of {outputs} (mask,overlay)")
-    add("--model", metavar="NAME", help="default: the service's own choice")
-    side = "shrink larger photos before sending; results then have the shrunk size"
-    add("--max-side", metavar="PX", type=_positive, help=side)
-    add("--base", metavar="DIR", type=Path, help="folder that OUT mirrors (the inputs' common one)")
-    add("--report", action="store_true", help="count class pixels; write tables, contact sheets")
-    add("--json", action="store_true", help="print the summary as JSON")
-
-
-def _add_options(parser: argparse.ArgumentParser) -> None:
-    """What the service's query takes beside output and model, by the same names."""
-    add = parser.add_argument_group("as the service offers it").add_argument
-    sliding = "larger photos than the model: resize shrinks them, sliding cuts them into windows"
-    add("--fit", choices=("resize", "sliding"), help=f"{sliding} (the service's --fit)")
-    add("--overlap", metavar="SHARE", type=float, help="of sliding windows, 0 to 0.5 (0.25)")
-    add("--classes", metavar="LIST", help="only these, by name or id (all)")
-    add("--alpha", metavar="A", type=float, help="opacity of the overlay's colours, 0 to 1 (0.5)")
-    add("--contour", metavar="PX", type=int, help="width of outlines in the overlay (0: none)")
-    add("--overlay-format", choices=("jpeg", "png"), help="of the overlay (jpeg)")
-    formats = "of the mask: with the class colours, or 8-bit grey, for OpenCV (palette)"
-    add("--mask-format", choices=("palette", "gray"), help=formats)
-
-
-def _query(options: argparse.Namespace) -> str:
-    """What `_add_options` has been given, as the query has it."""
-    names = ("fit", "overlap", "classes", "alpha", "contour", "overlay_format", "mask_format")
-    given = ((name, getattr(options, name)) for name in names)
-    return urlencode([(name, value) for name, value in given if value is not None])
-
-
-def _add_limits(parser: argparse.ArgumentParser) -> None:
-    """What is sent, and when to stop."""
-    add = parser.add_argument_group("less or more").add_argument
-    add("--dry-run", action="store_true", help="only say what would be sent")
-    add("--retry-failed", action="store_true", help="also send photos that were rejected before")
-    add("--fail-fast", action="store_true", help="stop at the first failure")
-    add("--max-failures", metavar="N", type=_positive, help="stop after N failures")
 
 
 def _add_connection(parser: argparse.ArgumentParser) -> None:
@@ -153,8 +116,8 @@ def _report_parser() -> argparse.ArgumentParser:
 
 
 def _report(options: argparse.Namespace) -> int:
-    with Manifest(options.out / FILE_NAME, read_only=True) as manifest:
-        written, missing = write_report(options.out, manifest)
+    with _results(options.out) as results:
+        written, missing = write_report(options.out, results)
     for reason in missing:
         print(plain(reason), file=sys.stderr)
     files = [str(path) for path in written]
@@ -164,6 +127,18 @@ def _report(options: argparse.Namespace) -> int:
         else "\n".join(map(plain, files))
     )
     return 0
+
+
+@contextmanager
+def _results(out: Path) -> Iterator[Results]:
+    """What is known of OUT: by its manifest, or by the records of a Ray batch."""
+    parts = out / records.FOLDER
+    if parts.is_dir() and not (out / FILE_NAME).exists():
+        found = {str(path.relative_to(out)): path for path in sorted(parts.iterdir())}
+        yield records.collected(found, lambda name: read_photo(found[name]))
+        return
+    with Manifest(out / FILE_NAME, read_only=True) as manifest:
+        yield manifest
 
 
 async def _run(options: argparse.Namespace) -> int:
@@ -183,14 +158,16 @@ async def _run(options: argparse.Namespace) -> int:
             model=options.model if model is None else model.name,
             model_digest=None if model is None else model.digest,
             max_side=options.max_side,
-            options=_query(options),
+            options=flags.query(options),
             retry_rejected=options.retry_failed,
         )
         if options.dry_run:
             return _dry_run(inputs, wanted, options.out, as_json=options.json)
         options.out.mkdir(parents=True, exist_ok=True)
         with Manifest(options.out / FILE_NAME) as manifest:
-            limits = Limits(1 if options.fail_fast else options.max_failures)
+            if model is not None and model.classes:
+                manifest.set_classes(model.classes)
+            limits = Limits(flags.most_failures(options))
             batch = Batch(client, inputs, options.out, wanted, manifest, pace, progress, limits)
             summary = await _work(batch)
             if options.report:
@@ -284,12 +261,5 @@ def _dry_run(inputs: Inputs, wanted: Wanted, out: Path, *, as_json: bool) -> int
     return 0
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
-
-
 def _concurrency(text: str) -> int | None:
-    return None if text == "auto" else _positive(text)
+    return None if text == "auto" else positive(text)

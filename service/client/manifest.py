@@ -24,14 +24,10 @@ from typing import Any, Self
 from service.client.errors import ManifestError
 from service.client.outputs import stays_inside
 from service.client.plain import parse_json, sentence
+from service.client.records import DONE, FAILED, PENDING, REJECTED, ClassPixels, Origin, Record
 
 FILE_NAME = "manifest.sqlite"
-SCHEMA_VERSION = 2  # 1 had no `options`
-
-PENDING = "pending"  # in flight, or left so by a kill
-DONE = "done"  # all outputs in place
-REJECTED = "rejected"  # the service refused this photo: the same bytes would fail again
-FAILED = "failed"  # nobody's fault or unknown: the next run tries again
+SCHEMA_VERSION = 3
 
 SCHEMA = """
 CREATE TABLE photos (
@@ -43,76 +39,39 @@ CREATE TABLE photos (
     options TEXT NOT NULL DEFAULT '', -- of the request, as its query has them
     outputs TEXT NOT NULL DEFAULT '{}', -- JSON: file below OUT -> its size in bytes
     status TEXT NOT NULL, error TEXT, request_id TEXT,
-    run INTEGER NOT NULL, finished REAL
+    run INTEGER NOT NULL, finished REAL,
+    is_counted INTEGER NOT NULL DEFAULT 0 -- whether `pixels` has all of its classes
 );
 CREATE INDEX photos_by_status ON photos (status);
 CREATE TABLE pixels (
     name TEXT NOT NULL, class_id INTEGER NOT NULL, class TEXT NOT NULL, pixels INTEGER NOT NULL,
+    confidence REAL, -- mean over these pixels, 0 to 1
     PRIMARY KEY (name, class_id)
 ) WITHOUT ROWID;
+CREATE TABLE classes (class_id INTEGER PRIMARY KEY, class TEXT NOT NULL); -- of the last model
 """
-ADD_OPTIONS = "ALTER TABLE photos ADD COLUMN options TEXT NOT NULL DEFAULT '';"
+UPGRADES = {  # from this version to the next
+    1: "ALTER TABLE photos ADD COLUMN options TEXT NOT NULL DEFAULT '';",
+    2: """
+ALTER TABLE photos ADD COLUMN is_counted INTEGER NOT NULL DEFAULT 0;
+UPDATE photos SET is_counted = 1 WHERE name IN (SELECT name FROM pixels);
+ALTER TABLE pixels ADD COLUMN confidence REAL;
+CREATE TABLE classes (class_id INTEGER PRIMARY KEY, class TEXT NOT NULL);
+""",
+}
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A photo's row, as far as a decision needs it."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row(Record):
+    """A photo's row."""
 
-    name: str
-    source: str
-    stem: str
-    size: int
-    mtime_ns: int
-    sha256: str | None
-    model: str | None
-    model_digest: str | None
-    max_side: int | None
-    outputs: dict[str, int]
-    status: str
-    error: str | None
-    run: int
-    options: str
-
-    @property
-    def origin(self) -> Origin:
-        return Origin(
-            self.size,
-            self.mtime_ns,
-            self.sha256,
-            self.model,
-            self.model_digest,
-            self.max_side,
-            self.options,
-        )
+    run: int  # the last one that met the photo
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """What a result was made from."""
-
-    size: int
-    mtime_ns: int
-    sha256: str | None = None
-    model: str | None = None
-    model_digest: str | None = None
-    max_side: int | None = None
-    options: str = ""
-
-    def gives_same_result(self, other: Origin) -> bool:
-        """Whether bytes, model and request are equal."""
-        return self._inputs() == other._inputs()
-
-    def _inputs(self) -> tuple[object, ...]:
-        return (self.sha256, self.model, self.model_digest, self.max_side, self.options)
-
-
-@dataclass(frozen=True, slots=True)
-class ClassPixels:
-    """One class in one photo."""
-
-    class_id: int
-    name: str
-    pixels: int
+COLUMNS = (
+    *("name", "source", "stem", "size", "mtime_ns", "sha256", "model", "model_digest"),
+    *("max_side", "options", "status", "error", "request_id", "outputs", "run", "is_counted"),
+)
 
 
 class Manifest:
@@ -121,7 +80,6 @@ class Manifest:
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         """Opens or creates it; ManifestError if it is in use, broken or not of this version."""
         self._lock = threading.RLock()
-        self._options = "options"  # the column
         self.run = 0
         if read_only and not path.is_file():
             raise ManifestError(f"{path}: no manifest there; is this the OUT of an earlier run?")
@@ -153,16 +111,23 @@ class Manifest:
             self._db.executescript(
                 f"BEGIN; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
             )
-        elif version == 1 and read_only:
-            self._options = "''"
-        elif version == 1:
-            self._db.executescript(f"BEGIN; {ADD_OPTIONS} PRAGMA user_version = 2; COMMIT;")
+        elif version in UPGRADES:
+            self._upgrade(version, read_only)
         elif version != SCHEMA_VERSION:
             raise ManifestError(
                 f"{path}: version {version}, this client reads {SCHEMA_VERSION}; use another OUT"
             )
         (last,) = self._db.execute("SELECT coalesce(max(run), 0) FROM photos").fetchone()
         self.run = last + 1
+
+    def _upgrade(self, version: int, read_only: bool) -> None:
+        if read_only:  # a copy in memory; the file stays as it is
+            copy = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+            self._db.backup(copy)
+            self._db.close()
+            self._db = copy
+        steps = " ".join(UPGRADES[each] for each in range(version, SCHEMA_VERSION))
+        self._db.executescript(f"BEGIN; {steps} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
 
     def close(self) -> None:
         with self._lock:
@@ -175,13 +140,31 @@ class Manifest:
         self.close()
 
     def get(self, name: str) -> Row | None:
-        with self._access():
-            found = self._db.execute(
-                "SELECT name, source, stem, size, mtime_ns, sha256, model, model_digest, max_side,"
-                f" outputs, status, error, run, {self._options} FROM photos WHERE name = ?",
-                (name,),
-            ).fetchone()
-        return None if found is None else self._row(found)
+        """A photo's row."""
+        rows = self._select(f"SELECT {', '.join(COLUMNS)} FROM photos WHERE name = ?", name)
+        return next(map(self._row, list(rows)), None)
+
+    def records(self) -> Iterator[Record]:
+        """Every photo's row, by name."""
+        rows = self._select(f"SELECT {', '.join(COLUMNS)} FROM photos ORDER BY name")
+        yield from map(self._row, rows)
+
+    def set_classes(self, names: Iterable[str]) -> None:
+        """All classes of this run's model, by id: a report has a column for each."""
+        with self._access(), self._transaction():
+            self._db.execute("DELETE FROM classes")
+            self._db.executemany("INSERT INTO classes VALUES (?, ?)", enumerate(names))
+
+    def class_names(self) -> dict[int, str]:
+        """Every class of the model, and of photos done by an earlier one, by id."""
+        return dict(
+            self._select(
+                "SELECT class_id, class FROM classes UNION"
+                " SELECT class_id, min(class) FROM pixels"
+                " WHERE class_id NOT IN (SELECT class_id FROM classes)"
+                " GROUP BY class_id ORDER BY class_id"
+            )
+        )
 
     def claim(self, name: str, source: str, stems: Iterable[str]) -> str:
         """Marks a photo as being worked on by this run; returns its stem, the same in every run.
@@ -216,16 +199,21 @@ class Manifest:
         request_id: str | None = None,
     ) -> None:
         """All outputs are in place. `pixels` None: not counted; what is known of the same stays."""
-        entries = [(name, entry.class_id, entry.name, entry.pixels) for entry in pixels or ()]
+        entries = [
+            (name, entry.class_id, entry.name, entry.pixels, entry.confidence)
+            for entry in pixels or ()
+        ]
         with self._access(), self._transaction():
             if pixels is not None or not self._is_from(name, origin):
-                self._db.execute("DELETE FROM pixels WHERE name = ?", (name,))
+                self._forget_pixels(name)
             self._settle(name, DONE, origin, request_id)
+            if pixels is not None:
+                self._db.execute("UPDATE photos SET is_counted = 1 WHERE name = ?", (name,))
             self._db.execute(
                 "UPDATE photos SET error = NULL, outputs = ? WHERE name = ?",
                 (json.dumps(outputs), name),
             )
-            self._db.executemany("INSERT INTO pixels VALUES (?, ?, ?, ?)", entries)
+            self._db.executemany("INSERT INTO pixels VALUES (?, ?, ?, ?, ?)", entries)
 
     def fail(
         self,
@@ -238,7 +226,7 @@ class Manifest:
     ) -> None:
         """No result, and why. The files of an earlier result are not recorded any more."""
         with self._access(), self._transaction():
-            self._db.execute("DELETE FROM pixels WHERE name = ?", (name,))
+            self._forget_pixels(name)
             self._settle(name, REJECTED if rejected else FAILED, origin, request_id)
             self._db.execute(
                 "UPDATE photos SET error = ?, outputs = '{}' WHERE name = ?", (error, name)
@@ -266,14 +254,6 @@ class Manifest:
             self.run,
         )
 
-    def done(self) -> Iterator[tuple[str, str, dict[str, int]]]:
-        """Name, stem and output files of every finished photo, by name."""
-        rows = self._select(
-            "SELECT name, stem, outputs FROM photos WHERE status = ? ORDER BY name", DONE
-        )
-        for name, stem, outputs in rows:
-            yield name, stem, self._outputs(name, outputs)
-
     def classes(self) -> list[tuple[int, str, int, int]]:
         """Class id, name, pixels and photos, over everything that was counted, by id."""
         return list(
@@ -283,12 +263,9 @@ class Manifest:
             )
         )
 
-    def pixels(self, name: str) -> dict[int, int]:
-        """Class id -> pixels of one photo; empty if they were not counted."""
-        return dict(self._select("SELECT class_id, pixels FROM pixels WHERE name = ?", name))
-
-    def has_pixels(self, name: str) -> bool:
-        return bool(self.pixels(name))
+    def _forget_pixels(self, name: str) -> None:
+        self._db.execute("DELETE FROM pixels WHERE name = ?", (name,))
+        self._db.execute("UPDATE photos SET is_counted = 0 WHERE name = ?", (name,))
 
     def _settle(self, name: str, status: str, origin: Origin, request_id: str | None) -> None:
         values = {**asdict(origin), "status": status, "request_id": request_id}
@@ -319,9 +296,14 @@ class Manifest:
             yield row
 
     def _row(self, found: tuple[Any, ...]) -> Row:
-        values = list(found)
-        values[9] = self._outputs(values[0], values[9])
-        return Row(*values)
+        fields = dict(zip(COLUMNS, found, strict=True))
+        fields["outputs"] = self._outputs(fields["name"], fields["outputs"])
+        is_counted = fields.pop("is_counted")
+        return Row(**fields, classes=self._classes(fields["name"]) if is_counted else None)
+
+    def _classes(self, name: str) -> tuple[ClassPixels, ...]:
+        query = "SELECT class_id, class, pixels, confidence FROM pixels WHERE name = ?"
+        return tuple(ClassPixels(*entry) for entry in self._select(query, name))
 
     def _outputs(self, name: str, text: str) -> dict[str, int]:
         """The column; what it names is compared, removed and linked to, so it must be below OUT."""

@@ -10,11 +10,11 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Protocol
 
 from service.client.inputs import Photo
-from service.client.manifest import DONE, REJECTED, Manifest, Origin, Row
+from service.client.manifest import Manifest, Row
 from service.client.protocol import FILES
+from service.client.records import DONE, REJECTED, Origin, Record
 
 UNKNOWN_TIME = -1  # of a photo in a store that does not tell when it was written
 OUTPUT_OF = {file.partition(".")[0]: output for output, file in FILES.items()}
@@ -47,19 +47,6 @@ class Wanted:
         return tuple(dict.fromkeys((*self.outputs, *(("json",) if self.pixels else ()))))
 
 
-class EarlierResult(Protocol):
-    """A photo's end in an earlier run."""
-
-    @property
-    def status(self) -> str: ...
-    @property
-    def stem(self) -> str: ...
-    @property
-    def outputs(self) -> dict[str, int]: ...  # file below OUT -> its size in bytes
-    @property
-    def origin(self) -> Origin: ...
-
-
 def decide(photo: Photo, wanted: Wanted, manifest: Manifest, out: Path) -> Decision:
     """Reads the photo's bytes only if its time has changed and its size has not."""
     row = manifest.get(photo.name)
@@ -68,12 +55,12 @@ def decide(photo: Photo, wanted: Wanted, manifest: Manifest, out: Path) -> Decis
     if row.run == manifest.run:
         return Decision.REPEAT if row.source == photo.source else Decision.CLASH
     valid = is_valid(row, wanted, lambda file: _size(out / file))
-    if valid and _has_pixels(row, wanted, manifest) and _same_content(row, photo, manifest):
+    if valid and _same_content(row, photo, manifest):
         return Decision.SKIP if row.status == DONE else Decision.REJECTED
     return Decision.SEND
 
 
-def is_valid(result: EarlierResult, wanted: Wanted, size_of: Callable[[str], int | None]) -> bool:
+def is_valid(result: Record, wanted: Wanted, size_of: Callable[[str], int | None]) -> bool:
     """Whether the photo would get this result again, provided that its bytes are the same.
 
     `size_of` gives the size of a file below OUT, None where there is no such file.
@@ -115,17 +102,16 @@ def _same_request(origin: Origin, wanted: Wanted) -> bool:
     return same_model and was == (wanted.model, wanted.max_side, wanted.options)
 
 
-def _is_complete(
-    result: EarlierResult, wanted: Wanted, size_of: Callable[[str], int | None]
-) -> bool:
-    """All wanted files are there in their recorded size (a power cut may have emptied some)."""
+def _is_complete(result: Record, wanted: Wanted, size_of: Callable[[str], int | None]) -> bool:
+    """All wanted files are there in their recorded size (a power cut may have emptied some).
+
+    Its classes are counted, if a report wants them.
+    """
+    if wanted.pixels and result.classes is None:
+        return False
     have = {output_of(file, result.stem) for file in result.outputs}
     there = all(size_of(file) == size for file, size in result.outputs.items())
     return there and have.issuperset(wanted.outputs)
-
-
-def _has_pixels(row: Row, wanted: Wanted, manifest: Manifest) -> bool:
-    return row.status != DONE or not wanted.pixels or manifest.has_pixels(row.name)
 
 
 def _size(path: Path) -> int | None:

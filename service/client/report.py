@@ -10,24 +10,29 @@ import csv
 import html
 import importlib
 import importlib.util
+import io
 import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import quote
 
-from service.client.manifest import Manifest
+from service.client.files import read_photo
 from service.client.outputs import OutsideError, inside, replacing
 from service.client.plain import cell, plain
+from service.client.records import DONE, Record, Results
 
 TABLE = "report.csv"
 PARQUET = "report.parquet"
+FIELDS = ("photo", "status", "error", "model", "model_digest", "confidence", "pixels")
 HTML_SHEET = "contact-sheet.html"
 PNG_SHEET = "contact-sheet.png"
 PICTURES = (".overlay.png", ".overlay.jpg", ".color.png", ".mask.png")  # best first
 
 COLUMNS, ROWS, THUMBNAIL, GAP = 10, 10, 160, 8  # the PNG sheet; sizes in pixels
 PARQUET_BATCH = 10_000  # rows in memory at once
+
+Cell = str | int | float | None
 
 STYLE = """\
 body { font: 14px system-ui, sans-serif; margin: 1rem; background: #111; color: #ddd }
@@ -37,90 +42,101 @@ figcaption { overflow-wrap: anywhere } small { color: #999 }
 """
 
 
-def write_report(out: Path, manifest: Manifest) -> tuple[list[Path], list[str]]:
-    """Writes all that the installed libraries allow: (files, reasons for what is missing)."""
-    written, missing = [write_html(out, manifest)], []
-    if manifest.classes():
-        written.append(write_csv(out, manifest))
-        if importlib.util.find_spec("pyarrow") is not None:
-            written.append(write_parquet(out, manifest))
-    else:
-        missing.append(f"no {TABLE}: no class pixels are known, run the inputs again with --report")
+def write_report(
+    out: Path, results: Results, read: Callable[[str], bytes] | None = None
+) -> tuple[list[Path], list[str]]:
+    """Writes all that the installed libraries allow: (files, reasons for what is missing).
+
+    `read` gives the content of a result's file; by default it is below `out`.
+    """
+    written, missing = [write_html(out, results), write_csv(out, results)], []
+    if all(record.classes is None for record in results.records()):
+        missing.append("no class pixels are known: run the inputs again with --report")
+    if importlib.util.find_spec("pyarrow") is not None:
+        written.append(write_parquet(out, results))
     if importlib.util.find_spec("PIL") is None:
         missing.append(
             f"no {PNG_SHEET}: it needs Pillow: pip install pillow (the extra `pictures`)"
         )
-    elif (sheet := write_png(out, manifest)) is not None:
+    elif (sheet := write_png(out, results, read)) is not None:
         written.append(sheet)
     return written, missing
 
 
-def columns(manifest: Manifest) -> dict[int, str]:
-    """Class id -> column, for every class seen in any photo; equal names get their id."""
-    names = {class_id: name for class_id, name, _, _ in manifest.classes()}
-    uses = Counter(names.values())
+def columns(results: Results) -> dict[int, str]:
+    """Class id -> column, for every class of the model; equal names get their id."""
+    names = results.class_names()
+    uses = Counter([*names.values(), *FIELDS])
     return {
-        class_id: name
-        if uses[name] == 1 and name not in {"photo", "pixels"}
-        else f"{name}_{class_id}"
+        class_id: name if uses[name] == 1 else f"{name}_{class_id}"
         for class_id, name in names.items()
     }
 
 
-def table(manifest: Manifest) -> Iterator[list[str | int]]:
-    """One row per photo whose pixels are known: name, all pixels, pixels of each class."""
-    classes = list(columns(manifest))
-    for name, _, _ in manifest.done():
-        if pixels := manifest.pixels(name):
-            yield [name, sum(pixels.values()), *(pixels.get(number, 0) for number in classes)]
+def table(results: Results) -> Iterator[list[Cell]]:
+    """One row per photo, done or not: FIELDS, then the pixels of each class.
+
+    What is not known is None, which is an empty cell; 0 is a class that is not in the photo.
+    """
+    numbers = list(columns(results))
+    for record in results.records():
+        told = [record.name, record.status, record.error, record.model, record.model_digest]
+        if record.classes is None:
+            yield [*told, None, None, *[None] * len(numbers)]
+            continue
+        pixels = {each.class_id: each.pixels for each in record.classes}
+        counts = [pixels.get(number, 0) for number in numbers]
+        yield [*told, record.confidence(), sum(pixels.values()), *counts]
 
 
-def write_csv(out: Path, manifest: Manifest) -> Path:
-    """OUT/report.csv: photo, pixels, one column per class."""
+def write_csv(out: Path, results: Results) -> Path:
+    """OUT/report.csv: FIELDS, and one column per class."""
     with replacing(out / TABLE) as path, path.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(map(cell, ["photo", "pixels", *columns(manifest).values()]))
-        for name, *counts in table(manifest):
-            writer.writerow([cell(name), *counts])
+        writer.writerow(map(cell, [*FIELDS, *columns(results).values()]))
+        for row in table(results):
+            writer.writerow([cell(value) if isinstance(value, str) else value for value in row])
     return out / TABLE
 
 
-def write_parquet(out: Path, manifest: Manifest) -> Path:
+def write_parquet(out: Path, results: Results) -> Path:
     """OUT/report.parquet: the same table; needs pyarrow."""
     arrow = importlib.import_module("pyarrow")
     parquet = importlib.import_module("pyarrow.parquet")
-    names = ["photo", "pixels", *columns(manifest).values()]
-    schema = arrow.schema([(n, arrow.string() if n == "photo" else arrow.int64()) for n in names])
-    rows = table(manifest)
+    kinds = {"confidence": arrow.float64(), "pixels": arrow.int64()}
+    fields = [(name, kinds.get(name, arrow.string())) for name in FIELDS]
+    fields += [(name, arrow.int64()) for name in columns(results).values()]
+    schema, rows = arrow.schema(fields), table(results)
     with replacing(out / PARQUET) as path, parquet.ParquetWriter(path, schema) as writer:
         while batch := list(itertools.islice(rows, PARQUET_BATCH)):
-            values = [dict(zip(names, row, strict=True)) for row in batch]
+            values = [dict(zip(schema.names, row, strict=True)) for row in batch]
             writer.write_table(arrow.Table.from_pylist(values, schema=schema))
     return out / PARQUET
 
 
-def write_html(out: Path, manifest: Manifest) -> Path:
+def write_html(out: Path, results: Results) -> Path:
     """OUT/contact-sheet.html: every photo's picture, loaded as it scrolls into view."""
-    title = f"{manifest.counts().get('done', 0)} photos"
+    title = f"{_done(results)} photos"
     with replacing(out / HTML_SHEET) as path, path.open("w", encoding="utf-8") as stream:
         stream.write(
             f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{title}</title>\n'
         )
         stream.write(f"<style>\n{STYLE}</style>\n<h1>{title}</h1>\n<main>\n")
-        names = {class_id: name for class_id, name, _, _ in manifest.classes()}
-        for name, picture in _pictures(manifest):
-            stream.write(_figure(name, picture, _shares(manifest.pixels(name), names)))
+        for record, picture in _pictures(results):
+            stream.write(_figure(record.name, picture, _shares(record)))
         stream.write("</main></html>\n")
     return out / HTML_SHEET
 
 
-def write_png(out: Path, manifest: Manifest) -> Path | None:
+def write_png(
+    out: Path, results: Results, read: Callable[[str], bytes] | None = None
+) -> Path | None:
     """OUT/contact-sheet.png: up to 100 pictures, evenly picked; needs Pillow. None without any."""
     from PIL import Image  # noqa: PLC0415 - only sheets need it
 
-    done = manifest.counts().get("done", 0)
-    step = max(1, -(-done // (COLUMNS * ROWS)))
-    sample = [picture for _, picture in itertools.islice(_pictures(manifest), 0, None, step)]
+    read = read or (lambda file: read_photo(inside(out, file)))
+    step = max(1, -(-_done(results) // (COLUMNS * ROWS)))
+    sample = [picture for _, picture in itertools.islice(_pictures(results), 0, None, step)]
     if not sample:
         return None
     cell, rows = THUMBNAIL + GAP, -(-len(sample) // COLUMNS)
@@ -128,7 +144,7 @@ def write_png(out: Path, manifest: Manifest) -> Path | None:
     sheet = Image.new("RGB", size, (17, 17, 17))
     for index, picture in enumerate(sample):
         try:
-            with Image.open(inside(out, picture)) as image:
+            with Image.open(io.BytesIO(read(picture))) as image:
                 image.draft("RGB", (THUMBNAIL, THUMBNAIL))
                 thumbnail = image.convert("RGB")
         # Taken away since, broken, or too large to decode: an empty cell says so.
@@ -142,12 +158,17 @@ def write_png(out: Path, manifest: Manifest) -> Path | None:
     return out / PNG_SHEET
 
 
-def _pictures(manifest: Manifest) -> Iterator[tuple[str, str]]:
-    """Name, and the file below OUT to look at, of every finished photo that has one."""
-    for name, stem, outputs in manifest.done():
-        picture = next((stem + suffix for suffix in PICTURES if stem + suffix in outputs), None)
-        if picture is not None:
-            yield name, picture
+def _done(results: Results) -> int:
+    return sum(record.status == DONE for record in results.records())
+
+
+def _pictures(results: Results) -> Iterator[tuple[Record, str]]:
+    """Every finished photo that has a picture, and its file below OUT."""
+    for record in results.records():
+        files = (record.stem + suffix for suffix in PICTURES)
+        picture = next((file for file in files if file in record.outputs), None)
+        if record.status == DONE and picture is not None:
+            yield record, picture
 
 
 def _figure(name: str, picture: str, shares: str) -> str:
@@ -157,8 +178,8 @@ def _figure(name: str, picture: str, shares: str) -> str:
     return f"<figure>{image}<figcaption>{caption}</figcaption></figure>\n"
 
 
-def _shares(pixels: dict[int, int], names: dict[int, str]) -> str:
+def _shares(record: Record) -> str:
     """`background 75 %, cat 25 %`, largest first."""
-    total = sum(pixels.values()) or 1
-    largest = sorted(pixels.items(), key=lambda item: -item[1])
-    return ", ".join(f"{names[number]} {100 * count / total:.0f} %" for number, count in largest)
+    classes = sorted(record.classes or (), key=lambda each: -each.pixels)
+    total = sum(each.pixels for each in classes) or 1
+    return ", ".join(f"{each.name} {100 * each.pixels / total:.0f} %" for each in classes)

@@ -25,23 +25,28 @@ from typing import Any
 
 import pyarrow as pa
 import ray
+from pyarrow import fs
+from ray import cloudpickle
 from ray.data import DataContext
 
+from service.client import flags
 from service.client.errors import ClientError, UsageError
+from service.client.flags import positive
 from service.client.inputs import Others, nothing_found
-from service.client.manifest import DONE, FAILED, REJECTED
 from service.client.plain import plain
 from service.client.plan import Wanted
 from service.client.progress import Counts, Progress
 from service.client.protocol import parse_outputs
+from service.client.records import DONE, FAILED, REJECTED, Collected, Record, totals
+from service.client.report import write_report
 from service.client.summary import Summary
 from service.cluster import pipeline
 from service.cluster.pipeline import Job, OutputError, Pipeline
-from service.cluster.records import Parts, Plan, Record, Todo, load
+from service.cluster.records import Parts, Plan, Todo, load
 from service.cluster.storage import Photo, Place, photos, place
 from service.errors import ServiceError, StartupError
 from service.inference.engine import Device, Engine, EngineOptions
-from service.settings import BUNDLED
+from service.settings import BUNDLED, Settings
 
 EXAMPLES = """\
 examples:
@@ -54,6 +59,16 @@ Run the same command again to go on after an interruption: what is complete is
 skipped, changed photos and photos of another model are done again. docs/scale.md
 tells the rest. Exit code: 0 every photo has its result, 1 some have none, 2 usage.
 """
+# Variables that stores are found and entered by. Those that name files or profiles are not among
+# them: the files would have to lie on every node.
+CREDENTIALS = (
+    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
+    *("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"),
+    "AWS_EC2_METADATA_DISABLED",
+    *("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_SAS_TOKEN"),
+    *("AZURE_STORAGE_CONNECTION_STRING", "AZURE_TENANT_ID", "AZURE_CLIENT_ID"),
+    "AZURE_CLIENT_SECRET",
+)
 PHOTOS_PER_BLOCK = 32  # what is started again when an actor is lost
 
 
@@ -73,6 +88,10 @@ class Options:
     max_batch: int = 0  # 4 on a GPU, 1 on a CPU
     block: int = PHOTOS_PER_BLOCK
     max_pixels: int = 50_000_000
+    max_windows: int = Settings.model_fields["max_windows"].default
+    max_side: int | None = None
+    query: str = ""  # of a request to the service, what is beside output and model
+    report: bool = False
     retry_rejected: bool = False
     max_failures: int | None = None
 
@@ -100,12 +119,40 @@ class Model:
             return Engine(path, options)
 
 
+@dataclass(frozen=True)
+class Sealed:
+    """A job on its way to an actor, with the credentials that the driver finds its stores by.
+
+    They are set before the job's file systems are made anew, which look for them. Not as Ray's
+    `runtime_env`: that is shown to everyone who may look at the cluster.
+    """
+
+    environment: dict[str, str] = field(repr=False)
+    content: bytes = field(repr=False)
+
+    @classmethod
+    def of(cls, job: Job) -> Sealed:
+        """With those of CREDENTIALS that are set here."""
+        given = {name: os.environ[name] for name in CREDENTIALS if os.environ.get(name)}
+        return cls(given, cloudpickle.dumps(job))  # type: ignore[no-untyped-call]
+
+    def opened(self) -> Job:
+        """The job; a node's own variables of the same store give way to the driver's."""
+        for store in {name.partition("_")[0] for name in self.environment}:
+            for name in CREDENTIALS:
+                if name.startswith(f"{store}_"):
+                    os.environ.pop(name, None)
+        os.environ.update(self.environment)
+        job: Job = cloudpickle.loads(self.content)
+        return job
+
+
 class Actor:
     """One engine of the pool, as Ray Data calls it."""
 
-    def __init__(self, model: ray.ObjectRef[Model], options: EngineOptions, job: Job) -> None:
+    def __init__(self, model: ray.ObjectRef[Model], options: EngineOptions, job: Sealed) -> None:
         found: Model = ray.get(model)
-        self._pipeline = Pipeline(lambda: found.engine(options), job)
+        self._pipeline = Pipeline(lambda: found.engine(options), job.opened())
 
     def __call__(self, block: dict[str, Any]) -> dict[str, list[str]]:
         """A record for each todo; at the end, perhaps, why the whole run must stop."""
@@ -119,6 +166,16 @@ class Actor:
         return {"record": [*records, ""], "stop": [*[""] * len(records), stop]}
 
 
+@dataclass(frozen=True)
+class Found:
+    """What a run begins with."""
+
+    model: Model
+    classes: tuple[str, ...]  # of the model, by id
+    job: Job
+    todos: list[Todo]
+
+
 class Run:
     """One run of the command: `work` once."""
 
@@ -127,44 +184,89 @@ class Run:
         self.progress = progress
         self.counts = progress.counts
         self.others = Others()
+        self.records: dict[str, Record] = {}  # of this run and those before
         self._failures: list[tuple[str, str, str]] = []
         self._rejected_before = 0
 
     def work(self) -> Summary:
         """From the listing to the summary; raises ClientError, StartupError or ServiceError."""
-        began, options = time.monotonic(), self.options
+        began = time.monotonic()
+        found = self._look()
+        parts = Parts(found.job.out)
+        parts.put_classes(found.classes)
+        stopped = self._settle(found, parts) if found.todos else None
+        self.progress.close()
+        if self.options.report:
+            self._report(found)
+        return self._summary(time.monotonic() - began, found.model, stopped)
+
+    def tally(self) -> tuple[list[str], dict[str, int]]:
+        """The photos that `work` would work on, and how many it would find done or rejected."""
+        names = [todo.photo.name for todo in self._look(sweeps=False).todos]
+        done, rejected = self.counts.skipped, self.counts.rejected
+        return names, {"send": len(names), "skip": done, "rejected": rejected}
+
+    def _look(self, *, sweeps: bool = True) -> Found:
+        """Model, photos, and what is done already: one listing of OUT, and the records in it."""
+        options = self.options
         model = read_model(options.model)
-        check_outputs(model, options.outputs)
         out = place(options.out)
         source, found = photos(options.inputs, out, options.base, self.others)
-        todos = list(self._todos(self._plan(out, model), found))
+        job = self._job(source, out)
+        classes = check(model, job)
+        files = list(out.files())
+        if sweeps:
+            out.sweep([file.path for file in files])
+        self.records = load(out, files).found
+        plan = Plan(self._wanted(model), self.records, {file.path: file.size for file in files})
+        todos = list(self._todos(plan, found))
         if not self.progress.total:
             raise nothing_found(options.inputs, self.others)
-        job = Job(
+        return Found(model, classes, job, todos)
+
+    def _job(self, source: fs.FileSystem, out: Place) -> Job:
+        options = self.options
+        return Job(
             source,
             out,
             options.outputs,
             options.max_batch,
             options.max_pixels,
             threads=options.cpus_per_actor + 1,  # one more, as some of them wait for the store
+            max_side=options.max_side,
+            options=options.query,
+            counts=options.report,
+            max_windows=options.max_windows,
         )
-        stopped = self._settle(todos, Parts(out), job, model) if todos else None
-        self.progress.close()
-        seconds, rows = time.monotonic() - began, tuple(sorted(self._failures))
-        name, digest = model.stem, model.digest
-        return Summary(self.counts, seconds, name, digest, rows, (), stopped, self.others)
 
-    def _plan(self, out: Place, model: Model) -> Plan:
-        """What is done already: one listing of OUT, and the records in it."""
-        files = list(out.files())
-        out.sweep([file.path for file in files])
-        wanted = Wanted(
-            self.options.outputs,
+    def _wanted(self, model: Model) -> Wanted:
+        options = self.options
+        return Wanted(
+            options.outputs,
             model.stem,
             model.digest,
-            retry_rejected=self.options.retry_rejected,
+            options.max_side,
+            options.query,
+            pixels=options.report,
+            retry_rejected=options.retry_rejected,
         )
-        return Plan(wanted, load(out, files), {file.path: file.size for file in files})
+
+    def _report(self, found: Found) -> None:
+        """The client's tables and contact sheets, in OUT."""
+        out, results = found.job.out, Collected(self.records, dict(enumerate(found.classes)))
+        with tempfile.TemporaryDirectory() as folder:
+            written, missing = write_report(Path(folder), results, out.read)
+            for path in written:
+                out.write(path.name, path.read_bytes())
+                self.progress.note(f"{self.options.out.partition('?')[0]}/{path.name}")
+        for reason in missing:
+            self.progress.note(reason)
+
+    def _summary(self, seconds: float, model: Model, stopped: str | None) -> Summary:
+        failures = tuple(sorted(self._failures))
+        classes = tuple(totals(self.records.values()))
+        told = (self.counts, seconds, model.stem, model.digest, failures, classes)
+        return Summary(*told, stopped, self.others)
 
     def _todos(self, plan: Plan, found: Iterable[Photo]) -> Iterator[Todo]:
         """The photos to work on; counts the others."""
@@ -182,15 +284,16 @@ class Run:
                 self._count(todo, is_new=False)
         self.progress.total = len(seen)
 
-    def _settle(self, todos: list[Todo], parts: Parts, job: Job, model: Model) -> str | None:
+    def _settle(self, found: Found, parts: Parts) -> str | None:
         """Every photo to its record; why it ended early, or None."""
-        pending = {todo.photo.name: todo for todo in todos}
+        pending = {todo.photo.name: todo for todo in found.todos}
         try:
-            for record in segmented(todos, job, model, self.options):
+            for record in segmented(found.todos, found.job, found.model, self.options):
                 todo = pending.pop(record.name, None)
                 if todo is None:  # of a block that was started again: once is enough
                     continue
                 parts.add(record)
+                self.records[record.name] = record
                 stood = todo.unchanged_if is not None and record.sha256 == todo.unchanged_if
                 self._count(record, is_new=not stood)
                 if self._is_too_much():
@@ -233,7 +336,7 @@ def segmented(todos: list[Todo], job: Job, model: Model, options: Options) -> It
     done = ray.data.from_arrow(blocks).map_batches(
         Actor,
         batch_size=None,  # a block is a task
-        fn_constructor_args=(ray.put(model), engine, job),
+        fn_constructor_args=(ray.put(model), engine, Sealed.of(job)),
         num_cpus=options.cpus_per_actor,
         num_gpus=options.gpus_per_actor,
         compute=ray.data.ActorPoolStrategy(
@@ -273,10 +376,14 @@ def read_model(where: str) -> Model:
         raise StartupError(f"cannot read the model {where}: {error}") from None
 
 
-def check_outputs(model: Model, outputs: tuple[str, ...]) -> None:
-    """Fail here, not on the cluster; raises StartupError or InvalidRequest."""
-    engine = model.engine(EngineOptions(device="cpu", threads=1))
-    pipeline.wish(outputs, engine.contract)
+def check(model: Model, job: Job) -> tuple[str, ...]:
+    """Fail here, not on the cluster; raises StartupError or InvalidRequest.
+
+    The names of the model's classes, by id.
+    """
+    contract = model.engine(EngineOptions(device="cpu", threads=1)).contract
+    pipeline.wish(job, contract)
+    return contract.classes
 
 
 def _reason(error: BaseException) -> str:
@@ -291,6 +398,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         options = _options(arguments)
+        if arguments.dry_run:
+            return dry_run(options, as_json=arguments.json)
+        if arguments.dry_run:
+            return dry_run(options, as_json=arguments.json)
         connect(arguments.address)
         summary = Run(options, Progress(Counts(), sys.stderr)).work()
     except (UsageError, ServiceError) as error:
@@ -306,6 +417,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     return summary.exit_code()
 
 
+def dry_run(options: Options, *, as_json: bool) -> int:
+    """Print the names of the photos to work on, then the tally; needs no cluster."""
+    run = Run(options, Progress(Counts(), sys.stderr))
+    names, tally = run.tally()
+    if as_json:
+        print(json.dumps(tally))
+        return 0
+    for name in names:
+        print(plain(name))
+    print(", ".join(f"{count} to {what}" for what, count in tally.items()), file=sys.stderr)
+    if run.others.counts:
+        print(plain(run.others.text()), file=sys.stderr)
+    return 0
+
+
 def connect(address: str | None) -> None:
     """Join the cluster: of `address`, of RAY_ADDRESS, one on this machine, or a new one here."""
     if not ray.is_initialized():
@@ -318,8 +444,9 @@ def _options(arguments: argparse.Namespace) -> Options:
     fields = {f.name for f in dataclasses.fields(Options)}
     given = {key: value for key, value in vars(arguments).items() if key in fields}
     given["outputs"] = parse_outputs(arguments.output)
-    if arguments.fail_fast:
-        given["max_failures"] = 1
+    given["query"] = flags.query(arguments)
+    given["retry_rejected"] = arguments.retry_failed
+    given["max_failures"] = flags.most_failures(arguments)
     return Options(**given)
 
 
@@ -335,12 +462,9 @@ def _parser() -> argparse.ArgumentParser:
     add("-o", "--out", metavar="OUT", required=True, help="folder or URI for the results")
     bundled = next(iter(sorted(BUNDLED.glob("*.onnx"))), None)
     add("--model", metavar="FILE", default=str(bundled), help="path or URI (the bundled model)")
-    add("--output", metavar="LIST", default="mask,overlay", help="kinds of results (%(default)s)")
-    add("--base", metavar="DIR", type=Path, help="folder that OUT mirrors (the inputs' common one)")
-    add("--retry-failed", dest="retry_rejected", action="store_true", help="also rejected photos")
-    add("--fail-fast", action="store_true", help="stop at the first failure")
-    add("--max-failures", metavar="N", type=_positive, help="stop after N failures")
-    add("--json", action="store_true", help="print the summary as JSON")
+    flags.add_results(parser)
+    flags.add_query(parser)
+    flags.add_limits(parser)
     _add_cluster(parser)
     return parser
 
@@ -350,18 +474,13 @@ def _add_cluster(parser: argparse.ArgumentParser) -> None:
     add("--address", help="of the Ray cluster (RAY_ADDRESS, else one on this machine)")
     devices = ["auto", "cpu", "cuda"]
     add("--device", choices=devices, default="auto", help="as for the service (%(default)s)")
-    add("--actors", metavar="N", type=_positive, help="at most (as many as there is room for)")
-    add("--cpus-per-actor", metavar="N", type=_positive, default=1, help="(%(default)s)")
+    add("--actors", metavar="N", type=positive, help="at most (as many as there is room for)")
+    add("--cpus-per-actor", metavar="N", type=positive, default=1, help="(%(default)s)")
     add("--gpus-per-actor", metavar="N", type=float, default=0, help="1 on GPU hosts (0)")
     batch = "photos in one run of the engine (4 on a GPU, 1 on a CPU)"
-    add("--max-batch", metavar="N", type=_positive, default=0, help=batch)
+    add("--max-batch", metavar="N", type=positive, default=0, help=batch)
     block = "photos of one task, done again together (%(default)s)"
-    add("--block", metavar="N", type=_positive, default=PHOTOS_PER_BLOCK, help=block)
-    add("--max-pixels", metavar="N", type=_positive, default=50_000_000, help="of one photo")
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
+    add("--block", metavar="N", type=positive, default=PHOTOS_PER_BLOCK, help=block)
+    add("--max-pixels", metavar="N", type=positive, default=50_000_000, help="of one photo")
+    windows = Settings.model_fields["max_windows"].default
+    add("--max-windows", metavar="N", type=positive, default=windows, help="of one photo")

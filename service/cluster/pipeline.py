@@ -17,20 +17,28 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TypeVar
+from urllib.parse import parse_qsl
 
 import numpy as np
 from pyarrow import fs
+from pydantic import ValidationError
 
-from service.client.manifest import DONE, FAILED, REJECTED, Origin
-from service.cluster.records import Record, Todo
+from service.client.batch import class_pixels
+from service.client.plain import sentence
+from service.client.protocol import FILES
+from service.client.records import DONE, FAILED, REJECTED, ClassPixels, Record
+from service.client.uploads import UnshrinkableError, shrink
+from service.cluster.records import Todo
 from service.cluster.storage import Place
-from service.errors import ServiceError
-from service.images import imaging, outputs
-from service.images.imaging import Fitted
-from service.images.outputs import NEEDS_PHOTO, Result, Wish, check, wants_confidence
-from service.images.selection import select
+from service.errors import InvalidRequest, ServiceError
+from service.http.query import REPEATABLE, SegmentQuery
+from service.http.segment import Prepared
+from service.images import imaging, outputs, windows
+from service.images.outputs import NEEDS_PHOTO, Result, Wish, wants_confidence
+from service.images.windows import Sliding
 from service.inference.contract import Contract
 from service.inference.engine import Engine, Prediction
+from service.pydantic_errors import mistakes
 
 log = logging.getLogger("service.pipeline")
 
@@ -55,6 +63,30 @@ class Job:
     max_batch: int  # 0: the engine's usual one
     max_pixels: int
     threads: int  # that read, decode, encode and write
+    max_side: int | None = None
+    options: str = ""  # of a request, as its query has them
+    counts: bool = False  # class pixels in the records, for the report
+    max_windows: int = 64
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The outputs to make: class pixels come in `json`."""
+        return tuple(dict.fromkeys((*self.outputs, *(("json",) if self.counts else ()))))
+
+    def query(self) -> SegmentQuery:
+        """What the service would be asked; raises InvalidRequest."""
+        given = parse_qsl(self.options, keep_blank_values=True)
+        asked = {name: [value] if name in REPEATABLE else value for name, value in given}
+        asked["output"] = list(self.asked)
+        try:
+            return SegmentQuery.model_validate(asked)
+        except ValidationError as error:
+            raise InvalidRequest(mistakes(error.errors())) from None
+
+    def sliding(self) -> Sliding | None:
+        """How windows are laid; None: larger photos are shrunk."""
+        query = self.query()
+        return Sliding(query.overlap, self.max_windows) if query.fit == "sliding" else None
 
 
 @dataclass(frozen=True)
@@ -63,8 +95,7 @@ class Ready:
 
     todo: Todo
     sha256: str
-    photo: imaging.Photo
-    fitted: Fitted
+    prepared: Prepared
 
 
 class Pipeline:
@@ -77,7 +108,8 @@ class Pipeline:
         self._engine = load()
         self._max_batch = job.max_batch or self._engine.usual_batch
         self._engine.warm_up(self._max_batch)
-        self._wish = wish(job.outputs, self._engine.contract)
+        self._wish = wish(job, self._engine.contract)
+        self._sliding = job.sliding()
         self._reduce_to = max(self._engine.input_size)
         self._whole = not NEEDS_PHOTO.isdisjoint(self._wish.all_outputs)
         self._pool = ThreadPoolExecutor(job.threads, thread_name_prefix="imaging")
@@ -98,12 +130,31 @@ class Pipeline:
         if todo.earlier is not None and digest == todo.unchanged_if:
             return replace(todo.earlier, mtime_ns=todo.photo.mtime_ns, source=todo.photo.source)
         try:
-            opened = imaging.open_checked(data, self._job.max_pixels)
-            photo = imaging.decode(opened, reduce_to=self._reduce_to, whole=self._whole)
+            prepared = self._decoded(self._shrunk(data))
         except ServiceError as error:
             reason = f"{error.status} {error.code}: {error}"  # as the service's clients word it
             return self._without_result(todo, REJECTED, reason, digest)
-        return Ready(todo, digest, photo, imaging.fit(photo, self._engine.contract.input))
+        return Ready(todo, digest, prepared)
+
+    def _shrunk(self, data: bytes) -> bytes:
+        """As the batch client would send it."""
+        if self._job.max_side is None:
+            return data
+        try:
+            return shrink(data, self._job.max_side)
+        except UnshrinkableError:
+            return data
+
+    def _decoded(self, data: bytes) -> Prepared:
+        """What the service makes of a photo before inference; raises ServiceError."""
+        target, sliding = self._engine.contract.input, self._sliding
+        opened = imaging.open_checked(data, self._job.max_pixels)
+        reduce_to = None if sliding else self._reduce_to
+        photo = imaging.decode(opened, reduce_to=reduce_to, whole=self._whole)
+        if sliding and windows.needed(photo.size, target):
+            windows.check(photo.size, target, sliding)
+            return Prepared(photo, windows.cut(photo, target, sliding.overlap))
+        return Prepared(photo, imaging.fit(photo, target))
 
     def _read(self, path: str) -> bytes:
         with self._job.source.open_input_stream(path) as stream:
@@ -111,14 +162,14 @@ class Pipeline:
 
     def _predicted(
         self, prepared: Iterable[Ready | Record]
-    ) -> Iterator[tuple[Ready, Prediction] | Record]:
+    ) -> Iterator[tuple[Ready, list[Prediction]] | Record]:
         for group in batches(prepared, self._max_batch):
             ready = [each for each in group if isinstance(each, Ready)]
             yield from (each for each in group if isinstance(each, Record))
             if ready:
                 yield from self._infer(ready)
 
-    def _infer(self, ready: list[Ready]) -> Iterator[tuple[Ready, Prediction] | Record]:
+    def _infer(self, ready: list[Ready]) -> Iterator[tuple[Ready, list[Prediction]] | Record]:
         try:
             predictions = self._predict(ready)
         except Exception as error:  # ONNX Runtime raises its own classes, not all of one root
@@ -129,38 +180,51 @@ class Pipeline:
             return
         yield from zip(ready, predictions, strict=True)
 
-    def _infer_alone(self, each: Ready) -> tuple[Ready, Prediction] | Record:
+    def _infer_alone(self, each: Ready) -> tuple[Ready, list[Prediction]] | Record:
         try:
             return each, self._predict([each])[0]
         except Exception as error:  # as above
             reason = f"inference failed: {error}"
             return self._without_result(each.todo, FAILED, reason, each.sha256)
 
-    def _predict(self, ready: list[Ready]) -> list[Prediction]:
-        pixels = np.stack([each.fitted.pixels for each in ready])
-        return self._engine.predict(pixels, wants_confidence(self._wish, self._engine.contract))
+    def _predict(self, ready: list[Ready]) -> list[list[Prediction]]:
+        """For each photo the predictions of its inputs, of which windows make several."""
+        inputs = [pixels for each in ready for pixels in each.prepared.pixels]
+        sure = wants_confidence(self._wish, self._engine.contract)
+        answers = (
+            answer
+            for group in batches(inputs, self._max_batch)
+            for answer in self._engine.predict(np.stack(group), sure)
+        )
+        return [list(itertools.islice(answers, len(each.prepared.pixels))) for each in ready]
 
-    def _finish(self, predicted: tuple[Ready, Prediction] | Record) -> Record:
+    def _finish(self, predicted: tuple[Ready, list[Prediction]] | Record) -> Record:
         """Encode and write; what an earlier result has beyond this one is taken away."""
         if isinstance(predicted, Record):
             return predicted
-        each, prediction = predicted
+        each, predictions = predicted
+        files = self._encoded(each, predictions)
+        counted = class_pixels(files[FILES["json"]]) if self._job.counts else None
+        if "json" not in self._job.outputs:
+            files.pop(FILES["json"], None)
         try:
-            written = self._write(each.todo.stem, self._encoded(each, prediction))
+            written = self._write(each.todo.stem, files)
         except OSError as error:
             if error.errno not in NAME_ERRORS:
                 raise OutputError(f"cannot write below {self._job.out.root}: {error}") from error
             return self._without_result(each.todo, FAILED, str(error), each.sha256)
-        kept = self._kept(each) | written
+        earlier = self._earlier(each)
+        kept = written if earlier is None else earlier.outputs | written
+        if counted is None and earlier is not None:
+            counted = earlier.classes
         self._remove_others(each.todo, kept)
-        return self._record(each.todo, DONE, each.sha256, outputs=kept)
+        return self._record(each.todo, DONE, each.sha256, outputs=kept, classes=counted)
 
-    def _encoded(self, each: Ready, prediction: Prediction) -> dict[str, bytes]:
-        size = each.photo.size
-        labels = imaging.restore(prediction.labels, each.fitted, size)
-        sure = prediction.confidence
-        confidence = None if sure is None else imaging.restore(sure, each.fitted, size)
-        result = Result(each.photo, labels, confidence, self._engine.contract)
+    def _encoded(self, each: Ready, predictions: list[Prediction]) -> dict[str, bytes]:
+        labels = each.prepared.restore([one.labels for one in predictions])
+        sure = [one.confidence for one in predictions if one.confidence is not None]
+        confidence = each.prepared.restore(sure) if sure else None
+        result = Result(each.prepared.photo, labels, confidence, self._engine.contract)
         encoded = outputs.encode_each(result, self._wish)
         return {self._wish.kind(name)[1]: body for name, body in encoded.items()}
 
@@ -169,14 +233,11 @@ class Pipeline:
             self._job.out.write(f"{stem}.{name}", content)
         return {f"{stem}.{name}": len(content) for name, content in files.items()}
 
-    def _kept(self, each: Ready) -> dict[str, int]:
-        """Files of an earlier result that was made from the very same: they stay."""
-        earlier, engine = each.todo.earlier, self._engine
-        photo = each.todo.photo
-        origin = Origin(photo.size, photo.mtime_ns, each.sha256, engine.name, engine.digest)
-        if earlier is None or not earlier.origin.gives_same_result(origin):
-            return {}
-        return earlier.outputs
+    def _earlier(self, each: Ready) -> Record | None:
+        """An earlier result that was made from the very same: its files stay."""
+        earlier = each.todo.earlier
+        now = self._record(each.todo, DONE, each.sha256).origin
+        return earlier if earlier is not None and earlier.origin.gives_same_result(now) else None
 
     def _without_result(self, todo: Todo, status: str, reason: str, sha256: str | None) -> Record:
         self._remove_others(todo, {})
@@ -198,6 +259,7 @@ class Pipeline:
         *,
         error: str | None = None,
         outputs: dict[str, int] | None = None,
+        classes: tuple[ClassPixels, ...] | None = None,
     ) -> Record:
         photo, engine = todo.photo, self._engine
         return Record(
@@ -209,17 +271,18 @@ class Pipeline:
             sha256=sha256,
             model=engine.name,
             model_digest=engine.digest,
+            max_side=self._job.max_side,
+            options=self._job.options,
             status=status,
-            error=error,
+            error=None if error is None else sentence(error),
             outputs=outputs or {},
+            classes=classes,
         )
 
 
-def wish(names: tuple[str, ...], contract: Contract) -> Wish:
+def wish(job: Job, contract: Contract) -> Wish:
     """What the service would be asked for; raises InvalidRequest if the model cannot give it."""
-    wished = Wish(names, select(None, contract))
-    check(wished, contract)
-    return wished
+    return job.query().wish(contract, accept="")
 
 
 def ahead(

@@ -12,48 +12,23 @@ import json
 import secrets
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from pathlib import PurePosixPath
 
-from service.client.errors import ManifestError
-from service.client.manifest import Origin
 from service.client.plan import Wanted, is_unchanged, is_valid, stems
+from service.client.records import (
+    CLASSES,
+    FOLDER,
+    SUFFIX,
+    Collected,
+    Record,
+    class_list,
+    collected,
+)
 from service.cluster.storage import File, Photo, Place
 
-FOLDER = "manifest"
-SUFFIX = ".jsonl"
 PART_RECORDS = 1000  # a part is put when it has so many records,
 PART_S = 10.0  # or when its first one is so old
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One photo's end in one run."""
-
-    name: str
-    source: str
-    stem: str  # outputs are OUT/stem.mask.png and so on
-    size: int
-    mtime_ns: int
-    sha256: str | None
-    model: str
-    model_digest: str
-    status: str  # done, rejected (the same bytes would fail again) or failed
-    error: str | None = None
-    outputs: dict[str, int] = field(default_factory=dict)  # file below OUT -> its size in bytes
-
-    def json(self) -> str:
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def parse(cls, text: str) -> Record:
-        """Read one line; raises ValueError or TypeError when it is none of ours."""
-        return cls(**json.loads(text))
-
-    @property
-    def origin(self) -> Origin:
-        return Origin(self.size, self.mtime_ns, self.sha256, self.model, self.model_digest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +50,7 @@ class Todo:
         return cls(
             Photo(**fields["photo"]),
             fields["stem"],
-            None if earlier is None else Record(**earlier),
+            None if earlier is None else Record.parse(json.dumps(earlier)),
             fields["unchanged_if"],
         )
 
@@ -111,21 +86,9 @@ class Plan:
         return stem
 
 
-def load(out: Place, files: Iterable[File]) -> dict[str, Record]:
+def load(out: Place, files: Iterable[File]) -> Collected:
     """The last record of every photo, from the parts among OUT's files; raises ManifestError."""
-    records: dict[str, Record] = {}
-    for file in files:
-        if PurePosixPath(file.path).parts[0] != FOLDER or not file.path.endswith(SUFFIX):
-            continue
-        for line in out.read(file.path).splitlines():
-            try:
-                record = Record.parse(line.decode())
-            except (ValueError, TypeError) as error:
-                raise ManifestError(
-                    f"{file.path}: not a record: {error}; use another OUT"
-                ) from None
-            records[record.name] = record
-    return records
+    return collected((file.path for file in files), out.read)
 
 
 class Parts:
@@ -139,6 +102,10 @@ class Parts:
         self._number = 0
         self._lines: list[str] = []
         self._began = 0.0
+
+    def put_classes(self, names: Iterable[str]) -> None:
+        """Say what classes the model has: a report has a column for each; raises OSError."""
+        self._out.write(CLASSES, class_list(names))
 
     def add(self, record: Record) -> None:
         """Keep a record, and put a part if it is time to; raises OSError."""

@@ -158,7 +158,9 @@ def test_outputs_asked_for_in_turn_add_up(
     run(server, photos / "cat.jpg", "-o", str(tmp_path / "out"), "--output", "npz")
     assert {"cat.mask.png", "cat.labels.npz"} <= set(files(tmp_path / "out"))
     with Manifest(tmp_path / "out" / FILE_NAME) as manifest:
-        assert manifest.pixels("cat.jpg") == {0: 30, 8: 10}
+        row = manifest.get("cat.jpg")
+        assert row is not None
+        assert [(each.class_id, each.pixels) for each in row.classes or ()] == [(0, 30), (8, 10)]
 
 
 def test_output_of_another_model_does_not_stay_beside_the_new_one(

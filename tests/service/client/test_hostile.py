@@ -361,7 +361,7 @@ def test_no_cell_of_the_table_is_a_formula(server: FlakyServer, photos: Path) ->
     names = ["=cmd|' C calc'!A0.jpg", "+1.jpg", "-2.jpg", "@SUM(1).jpg"]
     for name in names:
         (photos / name).write_bytes(name.encode())
-    classes = [{"id": 1, "name": "=HYPERLINK(1)", "pixels": 12}]
+    classes = [{"id": 5, "name": "=HYPERLINK(1)", "pixels": 12}]
     server.misbehave = lambda request, nth: (
         Answer(200, json.dumps({"classes": classes}).encode())
         if request.path == "/segment"

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from service.client.errors import ManifestError
-from service.client.manifest import DONE, PENDING, ClassPixels, Manifest, Origin
+from service.client.manifest import Manifest
 from service.client.plan import stems
+from service.client.records import DONE, PENDING, ClassPixels, Origin
 
 ORIGIN = Origin(size=3, mtime_ns=5, sha256="s", model="light", model_digest="d", max_side=None)
 
@@ -22,7 +23,7 @@ def test_finished_photo_is_remembered_with_all_it_was_made_from(tmp_path: Path) 
         assert row is not None
         assert (row.stem, row.status, row.outputs) == (stem, DONE, {"a/b.mask.png": 9})
         assert (row.size, row.mtime_ns, row.sha256, row.model_digest) == (3, 5, "s", "d")
-        assert manifest.pixels("a/b.jpg") == {8: 7}
+        assert row.classes == (ClassPixels(8, "cat", 7),)
         assert manifest.run == row.run + 1
 
 
@@ -80,24 +81,53 @@ def test_manifest_of_another_version_is_refused(tmp_path: Path) -> None:
         Manifest(tmp_path / "m")
 
 
-def test_manifest_of_before_there_were_options_is_read_and_taken_over(tmp_path: Path) -> None:
-    with Manifest(tmp_path / "m") as manifest:
-        manifest.claim("a.jpg", "/a.jpg", stems("a.jpg"))
-        manifest.finish("a.jpg", ORIGIN, {"a.mask.png": 9}, [])
-    database = sqlite3.connect(tmp_path / "m")
-    database.executescript("ALTER TABLE photos DROP COLUMN options; PRAGMA user_version = 1;")
+UNDO = {  # from a version back to the one before
+    3: "ALTER TABLE photos DROP COLUMN is_counted; ALTER TABLE pixels DROP COLUMN confidence;"
+    " DROP TABLE classes;",
+    2: "ALTER TABLE photos DROP COLUMN options;",
+}
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_manifest_of_an_earlier_version_is_read_and_taken_over(
+    tmp_path: Path, version: int
+) -> None:
+    """Reading leaves the file as it is; the next run brings it to this version."""
+    path = tmp_path / "m"
+    with Manifest(path) as manifest:
+        for name in ("a.jpg", "b.jpg"):
+            manifest.claim(name, f"/{name}", stems(name))
+        manifest.finish("a.jpg", ORIGIN, {"a.mask.png": 9}, [ClassPixels(8, "cat", 7)])
+        manifest.finish("b.jpg", ORIGIN, {})
+    database = sqlite3.connect(path)
+    for each in range(3, version, -1):
+        database.executescript(f"{UNDO[each]} PRAGMA user_version = {each - 1};")
     database.close()
+    before = path.read_bytes()
     for read_only in (True, False, True):
-        with Manifest(tmp_path / "m", read_only=read_only) as manifest:
-            row = manifest.get("a.jpg")
-            assert row is not None
-            assert (row.outputs, row.status, row.options) == ({"a.mask.png": 9}, DONE, "")
-    with Manifest(tmp_path / "m") as manifest:
+        with Manifest(path, read_only=read_only) as manifest:
+            counted, other = manifest.records()
+            assert (counted.outputs, counted.status) == ({"a.mask.png": 9}, DONE)
+            assert (counted.classes, other.classes) == ((ClassPixels(8, "cat", 7),), None)
+            assert manifest.class_names() == {8: "cat"}
+        if read_only and before:
+            assert path.read_bytes() == before
+        before = b""  # from here on it has changed
+    with Manifest(path) as manifest:
         manifest.claim("a.jpg", "/a.jpg", stems("a.jpg"))
         manifest.finish("a.jpg", replace(ORIGIN, options="fit=sliding"), {}, [])
         row = manifest.get("a.jpg")
         assert row is not None
-        assert row.options == "fit=sliding"
+        assert (row.options, row.classes) == ("fit=sliding", ())
+
+
+def test_every_class_of_the_model_is_known_and_those_of_an_earlier_one(tmp_path: Path) -> None:
+    with Manifest(tmp_path / "m") as manifest:
+        manifest.set_classes(["background", "dog", "tree"])
+        manifest.claim("a.jpg", "/a.jpg", stems("a.jpg"))
+        manifest.finish("a.jpg", ORIGIN, {}, [ClassPixels(2, "tree", 7), ClassPixels(8, "cow", 1)])
+        manifest.set_classes(["background", "cat"])
+        assert manifest.class_names() == {0: "background", 1: "cat", 2: "tree", 8: "cow"}
 
 
 def test_reading_creates_nothing(tmp_path: Path) -> None:

@@ -11,12 +11,14 @@ import pytest
 from PIL import Image
 
 from service.client.cli import main
-from service.client.manifest import FILE_NAME, ClassPixels, Manifest, Origin
+from service.client.manifest import FILE_NAME, Manifest
+from service.client.records import ClassPixels, Origin
 from service.client.report import columns, write_html, write_png
 
 from .flaky_server import FlakyServer
 
-ORIGIN = Origin(size=1, mtime_ns=1)
+ORIGIN = Origin(size=1, mtime_ns=1, model="light", model_digest="d1")
+CLASSES = ["background", "aeroplane", *"cdefgh", "cat", *"jkl", "dog"]
 CAT, DOG = ClassPixels(8, "cat", 30), ClassPixels(12, "dog", 5)
 BACKGROUND = ClassPixels(0, "background", 70)
 
@@ -48,36 +50,77 @@ def filled(out: Path, photos: dict[str, list[ClassPixels]]) -> Manifest:
         picture = out / f"{stem}.overlay.png"
         picture.parent.mkdir(parents=True, exist_ok=True)
         picture.write_bytes(red((40, 20)))
-        manifest.finish(name, ORIGIN, {f"{stem}.overlay.png": picture.stat().st_size}, pixels)
+        manifest.finish(
+            name, ORIGIN, {f"{stem}.overlay.png": picture.stat().st_size}, pixels or None
+        )
     return manifest
 
 
-def test_table_has_a_row_per_photo_and_a_column_per_class(tmp_path: Path) -> None:
-    with filled(tmp_path, {"a/1.jpg": [BACKGROUND, CAT], "2.jpg": [DOG, BACKGROUND]}):
-        pass
+def rows(out: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((out / "report.csv").read_text().splitlines()))
+
+
+def test_table_has_a_row_per_photo_and_a_column_per_class_of_the_model(tmp_path: Path) -> None:
+    """A class that no photo has is 0, what was not counted is empty."""
+    photos = {"a/1.jpg": [BACKGROUND, CAT], "2.jpg": [DOG, BACKGROUND]}
+    with filled(tmp_path, photos) as manifest:
+        manifest.set_classes(CLASSES)
+        manifest.claim("3.jpg", "/3.jpg", ["3"])
+        manifest.fail("3.jpg", ORIGIN, "400 invalid-image: no", rejected=True)
+        manifest.claim("4.jpg", "/4.jpg", ["4"])
+        manifest.finish("4.jpg", ORIGIN, {}, None)
     assert main(["report", str(tmp_path)]) == 0
-    assert list(csv.reader((tmp_path / "report.csv").read_text().splitlines())) == [
-        ["photo", "pixels", "background", "cat", "dog"],
-        ["2.jpg", "75", "70", "0", "5"],
-        ["a/1.jpg", "100", "70", "30", "0"],
+    head = ["photo", "status", "error", "model", "model_digest", "confidence", "pixels"]
+    found = rows(tmp_path)
+    assert list(found[0]) == [*head, *CLASSES]
+    shown = (*head, "background", "cat", "dog", "aeroplane")
+    assert [[row[name] for name in shown] for row in found] == [
+        ["2.jpg", "done", "", "light", "d1", "", "75", "70", "0", "5", "0"],
+        ["3.jpg", "rejected", "400 invalid-image: no", "light", "d1", *[""] * 6],
+        ["4.jpg", "done", "", "light", "d1", *[""] * 6],
+        ["a/1.jpg", "done", "", "light", "d1", "", "100", "70", "30", "0", "0"],
     ]
+
+
+def test_tables_of_two_runs_of_one_model_have_the_same_columns(tmp_path: Path) -> None:
+    heads = []
+    for number, pixels in enumerate([[CAT], [DOG, BACKGROUND]]):
+        (tmp_path / str(number)).mkdir()
+        with filled(tmp_path / str(number), {"1.jpg": pixels}) as manifest:
+            manifest.set_classes(CLASSES)
+        main(["report", str(tmp_path / str(number))])
+        heads.append((tmp_path / str(number) / "report.csv").read_text().partition("\n")[0])
+    assert heads[0] == heads[1]
+
+
+def test_confidence_is_the_mean_over_all_pixels(tmp_path: Path) -> None:
+    sure = [ClassPixels(0, "background", 75, 0.9), ClassPixels(8, "cat", 25, 0.5)]
+    with filled(tmp_path, {"1.jpg": sure}):
+        pass
+    main(["report", str(tmp_path)])
+    assert rows(tmp_path)[0]["confidence"] == "0.8"
 
 
 def test_parquet_says_the_same_as_csv(tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
-    with filled(tmp_path, {"1.jpg": [BACKGROUND, CAT], "2.jpg": [DOG]}):
-        pass
+    with filled(tmp_path, {"1.jpg": [BACKGROUND, CAT], "2.jpg": [DOG]}) as manifest:
+        manifest.claim("3.jpg", "/3.jpg", ["3"])
+        manifest.fail("3.jpg", ORIGIN, "no", rejected=False)
     main(["report", str(tmp_path)])
-    assert parquet.read_table(tmp_path / "report.parquet").to_pylist() == [
-        {"photo": "1.jpg", "pixels": 100, "background": 70, "cat": 30, "dog": 0},
-        {"photo": "2.jpg", "pixels": 5, "background": 0, "cat": 0, "dog": 5},
-    ]
+    table = parquet.read_table(tmp_path / "report.parquet")
+    assert str(table.schema.field("cat").type) == "int64"
+    assert [
+        {name: "" if value is None else str(value) for name, value in row.items()}
+        for row in table.to_pylist()
+    ] == rows(tmp_path)
 
 
 def test_classes_of_one_name_keep_columns_of_their_own(tmp_path: Path) -> None:
-    photos = {"1.jpg": [ClassPixels(1, "void", 1), ClassPixels(2, "void", 1)]}
+    names = {1: "void", 2: "void", 3: "photo", 4: "pixels", 5: "cat"}
+    photos = {"1.jpg": [ClassPixels(number, name, 1) for number, name in names.items()]}
     with filled(tmp_path, photos) as manifest:
-        assert columns(manifest) == {1: "void_1", 2: "void_2"}
+        own = {1: "void_1", 2: "void_2", 3: "photo_3", 4: "pixels_4", 5: "cat"}
+        assert columns(manifest) == own
 
 
 def test_page_links_every_overlay_relatively(tmp_path: Path) -> None:
@@ -122,7 +165,7 @@ def test_run_with_report_counts_pixels_and_keeps_no_json(
     summary = json.loads(capsys.readouterr().out)
     assert summary["sent"] == 3
     assert summary["classes"][1] == {"id": 8, "name": "cat", "pixels": 30, "photos": 3}
-    assert "trip/dog.png,40,30,10\n" in (out / "report.csv").read_text()
+    assert "trip/dog.png,done,,light,d1,,40,30,0,10\n" in (out / "report.csv").read_text()
     assert not list(out.rglob("*.json"))
     assert main([*command, "--report"]) == 0
     assert len(server.segmented()) == 6
@@ -137,6 +180,8 @@ def test_report_without_pixels_says_how_to_get_them(
     report = json.loads(capsys.readouterr().out)
     assert [Path(file).name for file in report["files"]] == [
         "contact-sheet.html",
+        "report.csv",
+        "report.parquet",
         "contact-sheet.png",
     ]
     assert "--report" in report["missing"][0]

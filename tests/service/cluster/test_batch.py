@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -10,14 +13,21 @@ import pytest
 
 pytest.importorskip("ray", reason="needs the extra `ray`: pip install -e '.[ray]'")
 
+from pyarrow import fs
+
+from service.client import cli
 from service.client.errors import UsageError
 from service.client.progress import Counts, Progress
+from service.cluster.pipeline import Job
+from service.cluster.storage import place
 from service.errors import InvalidRequest, StartupError
 from service.inference.engine import Engine, EngineOptions
 from tests.service import onnx_models
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray's own
+    from ray import cloudpickle
+
     from service.cluster import batch as ray_batch
 
 
@@ -44,14 +54,74 @@ def test_a_file_that_is_no_model_is_refused_before_the_cluster_is_used(tmp_path:
     (tmp_path / "bad.onnx").write_bytes(b"not a model")
     bad = ray_batch.read_model(str(tmp_path / "bad.onnx"))
     with pytest.raises(StartupError, match=r"bad\.onnx"):
-        ray_batch.check_outputs(bad, ("mask",))
+        ray_batch.check(bad, job_of(tmp_path))
 
 
 def test_an_output_that_the_model_lacks_is_refused_before_the_cluster_is_used(
-    model: Path,
+    model: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(InvalidRequest, match="confidence"):
-        ray_batch.check_outputs(ray_batch.read_model(str(model)), ("confidence",))
+        ray_batch.check(ray_batch.read_model(str(model)), job_of(tmp_path, ("confidence",)))
+
+
+def job_of(folder: Path, outputs: tuple[str, ...] = ("mask",)) -> Job:
+    return Job(fs.LocalFileSystem(), place(str(folder)), outputs, 1, max_pixels=10**6, threads=1)
+
+
+def test_every_flag_of_the_client_is_one_of_the_batch() -> None:
+    """But those about the service: its address, connection and key."""
+    client, batch = (
+        {option for action in parser._actions for option in action.option_strings}
+        for parser in (cli._parser(), ray_batch._parser())
+    )
+    connection = {"--concurrency", "--timeout", "--give-up-after", "--api-key"}
+    assert client - batch == connection
+    arguments = [".", "-o", "out", "--fit", "sliding", "--classes", "a,b", "--alpha", "0"]
+    options = ray_batch._options(ray_batch._parser().parse_args(arguments))
+    assert options.query == "fit=sliding&classes=a%2Cb&alpha=0.0"
+
+
+def test_dry_run_names_what_would_be_done_and_touches_nothing(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("b.jpg", "a.png", "c.heic"):
+        (tmp_path / "in" / name).write_bytes(b"x")
+    out = tmp_path / "out"
+    arguments = [str(tmp_path / "in"), "-o", str(out), "--model", str(model), "--dry-run"]
+    assert ray_batch.main(arguments) == 0
+    said = capsys.readouterr()
+    assert said.out.split() == ["a.png", "b.jpg"]
+    assert "2 to send, 0 to skip" in said.err
+    assert "1 .heic" in said.err
+    assert not out.exists()
+
+
+SEALED = """
+import os, sys
+from ray import cloudpickle
+sealed = cloudpickle.loads(sys.stdin.buffer.read())
+assert "secret" not in repr(sealed)
+job = sealed.opened()
+names = ("AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "AWS_PROFILE", "AZURE_CLIENT_ID", "HOME_OF_MINE")
+print(job.outputs, [os.environ.get(name) for name in names])
+"""
+
+
+def test_credentials_of_the_driver_reach_the_actors_in_place_of_theirs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one set: a node's own session token would not go with the driver's key."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "drivers")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("HOME_OF_MINE", "no matter of theirs")
+    monkeypatch.delenv("AWS_SESSION_TOKEN", raising=False)
+    sent = cloudpickle.dumps(ray_batch.Sealed.of(job_of(tmp_path)))  # type: ignore[no-untyped-call]
+    own = {"AWS_ACCESS_KEY_ID": "nodes", "AWS_SESSION_TOKEN": "nodes", "AWS_PROFILE": "nodes"}
+    theirs = {"PATH": os.environ["PATH"], "AZURE_CLIENT_ID": "nodes", **own}
+    command = [sys.executable, "-W", "ignore", "-c", SEALED]
+    done = subprocess.run(command, input=sent, env=theirs, capture_output=True, check=True)
+    assert done.stdout.decode() == "('mask',) ['drivers', None, 'nodes', 'nodes', None]\n"
 
 
 def test_inputs_without_a_photo_are_a_usage_error(model: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ pytest.importorskip("ray", reason="needs the extra `ray`: pip install -e '.[ray]
 
 from service.client.outputs import PART
 from service.client.progress import Counts, Progress
-from service.cluster.records import Record
+from service.client.records import Record
 from service.cluster.storage import place
 from service.launch import free_port
 from tests.service import onnx_models
@@ -58,15 +58,15 @@ ALONE = {
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """Two nodes; the driver sits on the first."""
-    environment = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
-    environment |= {"RAY_USAGE_STATS_ENABLED": "0", "AWS_EC2_METADATA_DISABLED": "true"}
+    """Two nodes; the driver sits on the first, and it alone has the stores' credentials."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
-            patch.setenv(name, value)  # the nodes' processes inherit it
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")  # the nodes' processes inherit it
         cluster = Cluster(initialize_head=True, head_node_args=NODE | ALONE)
         try:
             cluster.add_node(**NODE)
+            for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+                patch.setenv(name, "test")
+            patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
             ray_batch.connect(cluster.address)
             yield cluster
         finally:
@@ -95,6 +95,7 @@ def recorded(out: str) -> list[Record]:
     lines = [
         line
         for part in folder.files("manifest")
+        if part.path.endswith(".jsonl")
         for line in folder.read(part.path).decode().splitlines()
     ]
     return list(map(Record.parse, lines))
@@ -173,6 +174,7 @@ def test_photos_of_a_bucket_become_the_services_masks_in_a_bucket(
             assert ray_batch.main([missing, "-o", out, "--model", str(model)]) == 2, wrong
             assert f"input s3://{wrong}:" in capsys.readouterr().err
         arguments = [inputs, "-o", out, "--model", str(model), "--output", "mask", "--json"]
+        arguments += ["--report", "--fit", "sliding"]
         assert ray_batch.main(arguments) == 1
         first = json.loads(capsys.readouterr().out)
         place(inputs).write("broken.png", images["00.png"])
@@ -180,8 +182,16 @@ def test_photos_of_a_bucket_become_the_services_masks_in_a_bucket(
         second = json.loads(capsys.readouterr().out)
         masks = {file.path: place(out).read(file.path) for file in place(out).files()}
         records = recorded(out)
+        table = place(out).read("report.csv").decode().splitlines()
+        sheet = place(out).read("contact-sheet.png")
     finally:
         server.stop()
+    head = "photo,status,error,model,model_digest,confidence,pixels,background,dim,bright"
+    assert (table[0], len(table)) == (head, 9)
+    assert opened(sheet).shape[2] == 3
+    assert [total["name"] for total in second["classes"]] == ["background", "dim", "bright"]
+    assert first["classes"][0]["photos"] == 7
+    assert second["classes"][0]["photos"] == 8
     assert (first["sent"], first["rejected"], first["skipped"]) == (7, 1, 0)
     assert [failure["name"] for failure in first["failures"]] == ["broken.png"]
     assert (second["sent"], second["rejected"], second["skipped"]) == (1, 0, 7)
@@ -190,7 +200,7 @@ def test_photos_of_a_bucket_become_the_services_masks_in_a_bucket(
     )
     with serving(model.parent) as client:
         for name, image in images.items():
-            answer = post(client, image, output="mask").content
+            answer = post(client, image, output="mask", fit="sliding").content
             assert masks[name.replace(".png", ".mask.png")] == answer, name
 
 

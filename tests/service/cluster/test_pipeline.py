@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
 
 import numpy as np
 import pytest
@@ -19,9 +21,12 @@ from PIL import Image
 
 pytest.importorskip("pyarrow", reason="pyarrow comes with the extra `ray`")
 
-from service.client.manifest import DONE, FAILED, REJECTED
+from pyarrow import fs
+
+from service.client.records import DONE, FAILED, REJECTED, Record
+from service.client.uploads import shrink
 from service.cluster.pipeline import Job, OutputError, Pipeline, ahead, batches, wish
-from service.cluster.records import Record, Todo
+from service.cluster.records import Todo
 from service.cluster.storage import Photo, photos, place
 from service.errors import InvalidRequest
 from service.images.outputs import OUTPUTS
@@ -61,11 +66,15 @@ def turned(pixels: NDArray[np.uint8]) -> bytes:
     return out.getvalue()
 
 
+def job_of(out: Path, outputs: tuple[str, ...] = ALL, max_batch: int = 2, **more: Any) -> Job:
+    system = fs.LocalFileSystem()
+    return Job(system, place(str(out)), outputs, max_batch, max_pixels=1_000_000, threads=2, **more)
+
+
 def pipeline(
-    model: Path, out: Path, outputs: tuple[str, ...] = ALL, max_batch: int = 2
+    model: Path, out: Path, outputs: tuple[str, ...] = ALL, max_batch: int = 2, **more: Any
 ) -> Pipeline:
-    system, _ = photos([str(model)], place(str(out)))
-    job = Job(system, place(str(out)), outputs, max_batch, max_pixels=1_000_000, threads=2)
+    job = job_of(out, outputs, max_batch, **more)
     return Pipeline(lambda: Engine(model, CPU), job)
 
 
@@ -94,15 +103,87 @@ def test_every_output_is_the_services_byte_for_byte(
                     assert written == content, (record.name, name)
 
 
-def answers(client: TestClient, path: Path, asked: tuple[str, ...]) -> dict[str, bytes]:
+def answers(
+    client: TestClient, path: Path, asked: tuple[str, ...], **options: str
+) -> dict[str, bytes]:
     """File name -> content of one request to the service."""
-    query = {"output": ",".join(asked)}
+    query = {"output": ",".join(asked), **options}
     answer = client.post("/segment", params=query, files={"file": path.read_bytes()})
     assert answer.status_code == 200
     if len(asked) == 1:
         return {OUTPUTS[asked[0]][1]: answer.content}
     with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
         return {name: archive.read(name) for name in archive.namelist()}
+
+
+OPTIONS = [
+    "fit=sliding&overlap=0.1",
+    "fit=sliding&overlap=0.5&classes=bright&alpha=0.9&contour=2",
+    "classes=dim%2C2&overlay_format=png&alpha=0.0&mask_format=gray",
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_every_option_does_what_it_does_in_the_service(
+    model: Path, folder: Path, tmp_path: Path, options: str
+) -> None:
+    out, asked = tmp_path / "out", ("mask", "overlay", "json", "confidence")
+    work = pipeline(model, out, asked, options=options, counts=True)
+    done = [record for record in work.run(todos(folder, out)) if record.status == DONE]
+    assert len(done) == 3
+    with serving(model.parent) as client:
+        for record in done:
+            path, more = folder / record.name, dict(parse_qsl(options))
+            for name, content in answers(client, path, asked, **more).items():
+                assert (out / f"{record.stem}.{name}").read_bytes() == content, (record.name, name)
+            told = json.loads((out / f"{record.stem}.result.json").read_text())["classes"]
+            assert record.options == options
+            assert [(each.name, each.pixels, each.confidence) for each in record.classes or ()] == [
+                (each["name"], each["pixels"], each["confidence"]) for each in told
+            ]
+
+
+def test_pixels_are_counted_without_keeping_the_json(
+    model: Path, folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    first = {
+        record.name: record
+        for record in pipeline(model, out, ("mask",), counts=True).run(todos(folder, out))
+    }
+    assert sum(each.pixels for each in first["small.png"].classes or ()) == 20 * 30
+    assert first["broken.jpg"].classes is None
+    assert not list(out.rglob("*.json"))
+    again = [replace(todo, earlier=first[todo.photo.name]) for todo in todos(folder, out)]
+    records = {record.name: record for record in pipeline(model, out, ("color",)).run(again)}
+    assert records["small.png"].classes == first["small.png"].classes  # they still hold
+
+
+def test_max_side_shrinks_as_the_batch_client_does(
+    model: Path, folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    records = list(pipeline(model, out, ("mask",), max_side=50).run(todos(folder, out)))
+    assert {record.max_side for record in records} == {50}
+    with serving(model.parent) as client:
+        answer = client.post(
+            "/segment?output=mask", files={"file": shrink((folder / "large.png").read_bytes(), 50)}
+        )
+    assert (out / "large.mask.png").read_bytes() == answer.content
+
+
+def test_photo_of_too_many_windows_is_rejected(model: Path, folder: Path, tmp_path: Path) -> None:
+    work = pipeline(model, tmp_path / "out", ("mask",), options="fit=sliding", max_windows=2)
+    records = {record.name: record for record in work.run(todos(folder, tmp_path / "out"))}
+    assert records["small.png"].status == DONE
+    assert "413 image-too-large: the photo needs" in str(records["large.png"].error)
+
+
+@pytest.mark.parametrize("options", ["alpha=2", "overlap=x", "classes=cow", "no=such"])
+def test_an_option_that_the_service_would_refuse_is_refused(tmp_path: Path, options: str) -> None:
+    engine = Engine(onnx_models.save(tmp_path / "plain.onnx"), CPU)
+    with pytest.raises(InvalidRequest, match=options.partition("=")[0]):
+        wish(job_of(tmp_path, ("mask",), options=options), engine.contract)
 
 
 def test_the_bundled_models_mask_is_the_services_byte_for_byte(tmp_path: Path) -> None:
@@ -238,8 +319,7 @@ def test_a_failed_engine_is_made_anew_and_loses_no_photo(
     model: Path, folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    system, _ = photos([str(folder)], place(str(out)))
-    job = Job(system, place(str(out)), ("mask",), 2, max_pixels=1_000_000, threads=2)
+    job = job_of(out, ("mask",))
     records: list[Record] = list(Pipeline(lambda: Failing(model), job).run(todos(folder, out)))
     assert sum(record.status == DONE for record in records) == 3
     assert Failing.loads > 1
@@ -248,7 +328,7 @@ def test_a_failed_engine_is_made_anew_and_loses_no_photo(
 def test_an_output_that_the_model_cannot_give_is_refused(tmp_path: Path) -> None:
     engine = Engine(onnx_models.save(tmp_path / "plain.onnx"), CPU)
     with pytest.raises(InvalidRequest, match="confidence"):
-        wish(("mask", "confidence"), engine.contract)
+        wish(job_of(tmp_path, outputs=("mask", "confidence")), engine.contract)
 
 
 def test_no_more_than_the_limit_is_taken_ahead() -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 pytest.importorskip("pyarrow", reason="pyarrow comes with the extra `ray`")
 
-from service.client import inputs
+from service.client import cli, inputs
 from service.client.errors import ManifestError
-from service.client.manifest import DONE, FAILED, REJECTED, Manifest
+from service.client.manifest import Manifest
 from service.client.plan import UNKNOWN_TIME, Decision, Wanted, decide
-from service.cluster.records import FOLDER, Parts, Plan, Record, Todo, load
+from service.client.records import DONE, FAILED, FOLDER, REJECTED, ClassPixels, Record
+from service.cluster.records import Parts, Plan, Todo, load
 from service.cluster.storage import Photo, Place, place
 from service.images.outputs import OUTPUTS as OUTPUTS_BY_NAME
 
@@ -132,7 +135,62 @@ def test_a_name_that_an_earlier_run_gave_away_is_not_given_twice() -> None:
     assert other.stem == "a/x.png"
 
 
+COUNTED = replace(RECORD, classes=(ClassPixels(0, "background", 7, 0.5),), options="alpha=0.1")
+
+
+@pytest.mark.parametrize("change", [{"options": "alpha=0.1"}, {"max_side": 99}, {"pixels": True}])
+def test_other_options_and_a_report_without_counts_are_done_again(change: dict[str, Any]) -> None:
+    wanted = replace(WANTED, **change)
+    assert isinstance(plan(wanted=wanted).todo(PHOTO), Todo)
+    fitting = replace(RECORD, options=wanted.options, max_side=wanted.max_side, classes=())
+    assert plan(fitting, wanted).todo(PHOTO) == fitting
+
+
+def test_a_record_of_before_there_were_options_is_read() -> None:
+    line = json.loads(RECORD.json())
+    for name in ("max_side", "options", "classes", "request_id"):
+        del line[name]
+    assert Record.parse(json.dumps(line)) == RECORD
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"stem": "../x"},
+        {"stem": "/x"},
+        {"outputs": {"../victim.txt": 1}},
+        {"status": "unknown"},
+        {"classes": [{"class_id": 1}]},
+        {"classes": 5},
+    ],
+)
+def test_a_record_that_leads_out_of_out_or_is_none_is_refused(
+    out: Place, change: dict[str, Any]
+) -> None:
+    line = json.dumps(json.loads(RECORD.json()) | change)
+    out.write(f"{FOLDER}/x.jsonl", line.encode())
+    with pytest.raises(ManifestError, match="not a record"):
+        load(out, out.files())
+
+
+def test_the_client_reports_on_what_a_batch_has_recorded(tmp_path: Path, out: Place) -> None:
+    parts = Parts(out)
+    parts.put_classes(["background", "cat"])
+    parts.add(COUNTED)
+    parts.add(replace(RECORD, name="b.jpg", status=REJECTED, error="400", outputs={}))
+    parts.close()
+    assert cli.main(["report", str(tmp_path)]) == 0
+    assert (tmp_path / "report.csv").read_text().splitlines() == [
+        "photo,status,error,model,model_digest,confidence,pixels,background,cat",
+        "a/x.jpg,done,,m,d1,0.5,7,7,0",
+        "b.jpg,rejected,400,m,d1,,,,",
+    ]
+
+
 def test_a_todo_and_a_record_survive_the_wire() -> None:
+    assert Record.parse(COUNTED.json()) == COUNTED
+    counted = Todo(PHOTO, "a/x", COUNTED)
+    assert Todo.parse(counted.json()) == counted
     todo = Todo(PHOTO, "a/x", RECORD, unchanged_if="cafe")
     assert Todo.parse(todo.json()) == todo
     assert Record.parse(RECORD.json()) == RECORD
@@ -149,7 +207,7 @@ def test_the_last_record_of_a_photo_counts(out: Place) -> None:
         parts.add(replace(RECORD, status=status))
         parts.add(replace(RECORD, name=status))
         parts.close()
-    records = load(out, out.files())
+    records = load(out, out.files()).found
     assert set(records) == {"a/x.jpg", FAILED, REJECTED, DONE}
     assert records["a/x.jpg"].status == DONE
 
@@ -166,7 +224,7 @@ def test_a_part_is_put_when_it_is_full_or_closed(
     assert counts == [0, 1, 1, 2, 2]
     parts.close()
     parts.close()
-    assert list(load(out, out.files())) == ["0", "1", "2", "3", "4"]
+    assert list(load(out, out.files()).found) == ["0", "1", "2", "3", "4"]
 
 
 @pytest.mark.parametrize("line", [b"{", b"[]", b'{"name": "x"}', b"\xff"])

@@ -1,0 +1,201 @@
+"""What became of one photo: the record that the batch client and the Ray batch both keep."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol, Self
+
+from service.client.errors import ManifestError
+from service.client.outputs import stays_inside
+from service.client.plain import parse_json, sentence
+
+PENDING = "pending"  # in flight, or left so by a kill
+DONE = "done"  # all outputs in place
+REJECTED = "rejected"  # the service refused this photo: the same bytes would fail again
+FAILED = "failed"  # nobody's fault or unknown: the next run tries again
+STATUSES = (PENDING, DONE, REJECTED, FAILED)
+
+# Where the Ray batch keeps its records: JSON lines in part files below OUT.
+FOLDER, SUFFIX = "manifest", ".jsonl"
+CLASSES = f"{FOLDER}/classes.json"  # all classes of the last run's model
+
+MOST = 1 << 63  # what SQLite's integers hold
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a result was made from."""
+
+    size: int
+    mtime_ns: int
+    sha256: str | None = None
+    model: str | None = None
+    model_digest: str | None = None
+    max_side: int | None = None
+    options: str = ""
+
+    def gives_same_result(self, other: Origin) -> bool:
+        """Whether bytes, model and request are equal."""
+        return self._inputs() == other._inputs()
+
+    def _inputs(self) -> tuple[object, ...]:
+        return (self.sha256, self.model, self.model_digest, self.max_side, self.options)
+
+
+@dataclass(frozen=True, slots=True)
+class ClassPixels:
+    """One class in one photo."""
+
+    class_id: int
+    name: str
+    pixels: int
+    confidence: float | None = None  # mean over its pixels, 0 to 1; None: the model has none
+
+    @classmethod
+    def parse(cls, entry: Any) -> Self:
+        """An entry of an answer in JSON; raises ValueError, KeyError or TypeError."""
+        sure = entry.get("confidence")
+        if sure is not None and not (isinstance(sure, int | float) and 0 <= sure <= 1):
+            raise ValueError(f"{sure!r} is no confidence")
+        return cls(count(entry["id"]), sentence(entry["name"]), count(entry["pixels"]), sure)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One photo's end in one run."""
+
+    name: str  # path below the inputs' base, with slashes
+    source: str  # absolute path or key; "x.tar!member" in a tar
+    stem: str  # outputs are OUT/stem.mask.png and so on
+    size: int
+    mtime_ns: int
+    sha256: str | None
+    model: str | None
+    model_digest: str | None
+    max_side: int | None = None
+    options: str = ""  # of the request, as its query has them
+    status: str
+    error: str | None = None
+    request_id: str | None = None
+    outputs: dict[str, int] = field(default_factory=dict)  # file below OUT -> its size in bytes
+    classes: tuple[ClassPixels, ...] | None = None  # None: not counted
+
+    @property
+    def origin(self) -> Origin:
+        return Origin(
+            self.size,
+            self.mtime_ns,
+            self.sha256,
+            self.model,
+            self.model_digest,
+            self.max_side,
+            self.options,
+        )
+
+    def confidence(self) -> float | None:
+        """The mean over all counted pixels, 0 to 1."""
+        sure = [each for each in self.classes or () if each.confidence is not None]
+        pixels = sum(each.pixels for each in sure)
+        total = sum(each.pixels * (each.confidence or 0.0) for each in sure)
+        return round(total / pixels, 4) if pixels else None
+
+    def json(self) -> str:
+        """One line."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read one line; raises ValueError or TypeError when it is none of ours."""
+        fields = parse_json(text)
+        if not isinstance(fields, dict):
+            raise TypeError("no object")
+        counted = fields.get("classes")
+        if counted is not None:
+            fields["classes"] = tuple(ClassPixels(**entry) for entry in counted)
+        record = cls(**fields)
+        if record.status not in STATUSES or not all(map(stays_inside, record.files())):
+            raise ValueError("an unknown status, or a path that leads out of OUT")
+        return record
+
+    def files(self) -> list[str]:
+        """Whatever it names below OUT."""
+        return [self.stem, *self.outputs]
+
+
+class Results(Protocol):
+    """All that is known of an OUT, as a report needs it."""
+
+    def records(self) -> Iterator[Record]:
+        """Every photo, by name."""
+
+    def class_names(self) -> dict[int, str]:
+        """Every class of the model and of the records, by id."""
+
+
+@dataclass(frozen=True)
+class Collected:
+    """Results held in memory."""
+
+    found: dict[str, Record]
+    names: dict[int, str]  # of the model
+
+    def records(self) -> Iterator[Record]:
+        yield from (self.found[name] for name in sorted(self.found))
+
+    def class_names(self) -> dict[int, str]:
+        counted = (each for record in self.found.values() for each in record.classes or ())
+        names = {each.class_id: each.name for each in counted} | self.names
+        return dict(sorted(names.items()))
+
+
+def collected(names: Iterable[str], read: Callable[[str], bytes]) -> Collected:
+    """The last record of every photo, from those of OUT's files that hold records.
+
+    `names` are paths below OUT, in order. Raises ManifestError.
+    """
+    found: dict[str, Record] = {}
+    classes: dict[int, str] = {}
+    for name in names:
+        if name == CLASSES:
+            classes = dict(enumerate(_class_list(read(name))))
+        elif name.startswith(f"{FOLDER}/") and name.endswith(SUFFIX):
+            found |= {record.name: record for record in _lines(name, read(name))}
+    return Collected(found, classes)
+
+
+def class_list(names: Iterable[str]) -> bytes:
+    """The content of the file CLASSES."""
+    return json.dumps({"classes": list(names)}).encode()
+
+
+def _class_list(content: bytes) -> list[str]:
+    try:
+        return [sentence(name) for name in parse_json(content)["classes"]]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ManifestError(f"{CLASSES}: no list of classes: {sentence(error)}") from None
+
+
+def _lines(name: str, content: bytes) -> Iterator[Record]:
+    for line in content.splitlines():
+        try:
+            yield Record.parse(line.decode())
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ManifestError(f"{name}: not a record: {error}; use another OUT") from None
+
+
+def totals(records: Iterable[Record]) -> list[tuple[int, str, int, int]]:
+    """Class id, name, pixels and photos over all records, by id."""
+    found: dict[int, tuple[str, int, int]] = {}
+    for each in (each for record in records for each in record.classes or ()):
+        _, pixels, photos = found.get(each.class_id, ("", 0, 0))
+        found[each.class_id] = (each.name, pixels + each.pixels, photos + 1)
+    return [(number, *found[number]) for number in sorted(found)]
+
+
+def count(number: object) -> int:
+    """A count that SQLite can hold; else ValueError."""
+    if not isinstance(number, int) or not 0 <= number < MOST:
+        raise ValueError(f"{number!r} is no count")
+    return number
