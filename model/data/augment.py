@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from model.data.dataset import VOID
 
 LabeledCrop = tuple[NDArray[np.uint8], NDArray[np.uint8]]  # pixels (S, S, 3) and ids (S, S)
+Rectangle = tuple[slice, slice]  # rows and columns
 
 
 class AugmentConfig(BaseModel):
@@ -98,22 +99,26 @@ def jitter(pixels: NDArray[np.uint8], rng: np.random.Generator, amount: float) -
     return x.clip(0, 255).astype(np.uint8)  # type: ignore[no-any-return]
 
 
-def cutmix(crop: LabeledCrop, other: LabeledCrop, rng: np.random.Generator) -> LabeledCrop:
-    """Paste a rectangle of another crop at the same place: pixels (S, S, 3) and ids (S, S).
+def rectangle(labels: NDArray[np.uint8], rng: np.random.Generator) -> Rectangle | None:
+    """Choose the part of a crop with labels (S, S) that CutMix replaces; None if all is void.
 
-    CutMix (Yun et al. 2019) for masks (French et al. 2020): the network must recognise an
-    object by itself, not only by the scene around it. The rectangle lies within the photo's
-    part of this crop, with sides of 30 to 80 % of it. Returns copies, or the crop itself if
-    all of it is void.
+    The rectangle lies within the photo's part of the crop, with sides of 30 to 80 % of it.
     """
-    pixels, labels = crop
     rows, columns = np.nonzero(labels != VOID)
     if not len(rows):
-        return crop
+        return None
     height, width = int(rows.max()) + 1, int(columns.max()) + 1
     h, w = int(height * rng.uniform(0.3, 0.8)), int(width * rng.uniform(0.3, 0.8))
     top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
-    place = slice(top, top + h), slice(left, left + w)
-    pixels, labels = pixels.copy(), labels.copy()
+    return slice(top, top + h), slice(left, left + w)
+
+
+def paste(crop: LabeledCrop, other: LabeledCrop, place: Rectangle) -> LabeledCrop:
+    """Copy the crop and replace its pixels and ids inside the rectangle by the other's.
+
+    CutMix (Yun et al. 2019) for masks (French et al. 2020): what a thing is must show in
+    itself, not only in the scene that it stands in.
+    """
+    pixels, labels = crop[0].copy(), crop[1].copy()
     pixels[place], labels[place] = other[0][place], other[1][place]
     return pixels, labels

@@ -12,10 +12,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 from model.data import camvid, cityscapes, coco, folder, voc
-from model.data.pairs import VOID, Color, Dataset, DatasetError, Pair, read_mask, read_pair
+from model.data.pairs import (
+    UNLABELLED,
+    VOID,
+    Color,
+    Dataset,
+    DatasetError,
+    Pair,
+    read_mask,
+    read_pair,
+)
 
 __all__ = [
     "DATASETS",
+    "UNLABELLED",
     "VOC_CLASSES",
     "VOID",
     "Color",

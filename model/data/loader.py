@@ -16,20 +16,24 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
-from model.data import augment
+from model.data import augment, soft
 from model.data.augment import AugmentConfig, LabeledCrop
-from model.data.dataset import Dataset, DatasetError, read_mask, read_pair
+from model.data.dataset import UNLABELLED, Dataset, DatasetError, read_mask, read_pair
 from model.data.perturb import perturb
+from model.data.photo import open_photo
+from model.data.soft import Floats, SoftLabels
 
 T = TypeVar("T")
 
@@ -108,6 +112,7 @@ class Sample(NamedTuple):
     image: Tensor  # (3, S, S) uint8
     label: Tensor  # (S, S) uint8, or a class id
     skipped: tuple[str, ...] = ()  # why, for each pair that it replaces
+    soft: Tensor | None = None  # (K, M, M) float32: the teachers' probabilities at the logits
 
 
 class Batch(NamedTuple):
@@ -116,6 +121,7 @@ class Batch(NamedTuple):
     images: Tensor  # (N, 3, S, S) uint8
     labels: Tensor  # (N, S, S) uint8, or (N,) class ids
     skipped: list[str]
+    soft: Tensor | None = None  # (N, K, M, M) float32
 
     @staticmethod
     def of(samples: list[Sample]) -> Batch:
@@ -123,9 +129,12 @@ class Batch(NamedTuple):
 
         Raises LoaderError where shared memory is full.
         """
-        images, labels, skipped = zip(*samples, strict=True)
+        images, labels, skipped, answers = zip(*samples, strict=True)
         batch = Batch(
-            torch.stack(images), torch.stack(labels), [line for s in skipped for line in s]
+            torch.stack(images),
+            torch.stack(labels),
+            [line for s in skipped for line in s],
+            None if answers[0] is None else torch.stack(answers),
         )
         return batch if get_worker_info() is None else batch.shared()
 
@@ -136,7 +145,7 @@ class Batch(NamedTuple):
         lost and the training would wait for ever.
         """
         try:
-            for tensor in (self.images, self.labels):
+            for tensor in filter(torch.is_tensor, self):
                 tensor.share_memory_()  # type: ignore[no-untyped-call]
         except RuntimeError as error:
             raise LoaderError(
@@ -185,53 +194,139 @@ def first_readable(position: int, read: Callable[[int], T]) -> tuple[T, tuple[st
     )
 
 
+@dataclass(frozen=True)
+class UnlabelledPhotos:
+    """Photos without labels, in place of a data set's pairs."""
+
+    paths: tuple[Path, ...]
+
+
+Source = Dataset | UnlabelledPhotos
+
+
+def photos(source: Source) -> tuple[Path, ...]:
+    """The photos of a source, by index."""
+    if isinstance(source, UnlabelledPhotos):
+        return source.paths
+    return tuple(pair.image for pair in source.pairs)
+
+
+def read_example(source: Source, index: int) -> tuple[Image.Image, NDArray[np.uint8]]:
+    """A photo and its class ids (H, W), UNLABELLED where it has none; errors as of `read_pair`."""
+    if isinstance(source, Dataset):
+        return read_pair(source, source.pairs[index])
+    image = open_photo(source.paths[index])
+    return image, np.full((image.height, image.width), UNLABELLED, np.uint8)
+
+
+class Example(NamedTuple):
+    """A crop on its way into a sample."""
+
+    crop: LabeledCrop
+    soft: Floats | None  # (K, M, M)
+    skipped: tuple[str, ...]
+
+
 class CropDataset(TorchDataset[Sample]):
     """Training crops by position in the run."""
 
     def __init__(
-        self, dataset: Dataset, order: Order, config: AugmentConfig, mean: tuple[float, ...]
+        self,
+        source: Source,
+        order: Order,
+        config: AugmentConfig,
+        mean: tuple[float, ...],
+        soft_labels: SoftLabels | None = None,
     ) -> None:
-        self.dataset = dataset
+        self.source = source
+        self.photos = photos(source)
         self.order = order
         self.config = config
         self.pad = np.round(np.array(mean)).astype(np.uint8)
+        self.soft_labels = soft_labels
 
     @property
     def sample_bytes(self) -> int:
-        """Three bytes of colour and one of label for each pixel of the crop."""
-        return 4 * self.config.crop**2
+        """Three bytes of colour and one of label for each pixel, four for each soft label."""
+        labels = self.soft_labels
+        soft_bytes = 0 if labels is None else 4 * labels.classes * labels.side**2
+        return 4 * self.config.crop**2 + soft_bytes
 
     def __getitem__(self, position: int) -> Sample:
-        """Return the crop (3, S, S) uint8 and its labels (S, S) uint8.
+        """Return the crop (3, S, S) uint8 and its labels (S, S) uint8, hard and, if any, soft.
 
         Raises DatasetError if photo and mask have different sizes, and if many
         positions in a row are damaged.
         """
         # Cropped as this position is, so that the next one shows another crop of the pair.
         rng = np.random.default_rng([self.order.seed, 1, position])
-        crop, skipped = self._crop(position, rng)
+        example = self._example(position, rng)
         if self.config.cutmix and rng.random() < self.config.cutmix:
-            other, others_skipped = self._crop(position + PARTNER, rng)
-            crop = augment.cutmix(crop, other, rng)
-            skipped += others_skipped
-        pixels, labels = crop
-        image_tensor = torch.from_numpy(pixels).permute(2, 0, 1)
-        return Sample(image_tensor, torch.from_numpy(labels), skipped)
-
-    def _crop(self, position: int, rng: np.random.Generator) -> tuple[LabeledCrop, tuple[str, ...]]:
-        """The augmented pixels and labels of one position, and the reasons for skipped ones."""
-        dataset, order, config = self.dataset, self.order, self.config
-        (image, mask), skipped = first_readable(
-            position, lambda at: read_pair(dataset, dataset.pairs[order[at]])
+            example = self._mixed(example, self._example(position + PARTNER, rng), rng)
+        pixels, labels = example.crop
+        return Sample(
+            torch.from_numpy(pixels).permute(2, 0, 1),
+            torch.from_numpy(labels),
+            example.skipped,
+            None if example.soft is None else torch.from_numpy(example.soft),
         )
+
+    def _mixed(self, example: Example, other: Example, rng: np.random.Generator) -> Example:
+        """The example with a rectangle of the other pasted over it (CutMix)."""
+        skipped = example.skipped + other.skipped
+        place = augment.rectangle(example.crop[1], rng)
+        if place is None:
+            return example._replace(skipped=skipped)
+        answers = example.soft
+        if answers is not None and other.soft is not None:
+            answers = soft.paste(answers, other.soft, place, self.config.crop)
+        return Example(augment.paste(example.crop, other.crop, place), answers, skipped)
+
+    def _example(self, position: int, rng: np.random.Generator) -> Example:
+        """The augmented crop of one position, and what was skipped before it."""
+        config = self.config
+        (index, (image, mask)), skipped = first_readable(position, self._read)
+        size = image.size
+        source = None
         strong = config.strong > 0 and rng.random() < config.strong
         if strong:
-            image, mask = perturb(image, mask, rng, self.pad)
-        where = augment.draw(rng, image.size, config)
+            image, mask, source = perturb(image, mask, rng, self.pad)
+        where = augment.draw(rng, size, config)
         pixels, labels = augment.apply(image, mask, where, config.crop, self.pad)
         if config.jitter and not strong:
             pixels = augment.jitter(pixels, rng, config.jitter)
-        return (pixels, labels), skipped
+        answers = None
+        if self.soft_labels is not None:
+            answers = soft.of_crop(
+                self.soft_labels,
+                self.photos[index],
+                where,
+                size=size,
+                side=config.crop,
+                source=source,
+            )
+        return Example((pixels, labels), answers, skipped)
+
+    def _read(self, position: int) -> tuple[int, tuple[Image.Image, NDArray[np.uint8]]]:
+        index = self.order[position]
+        return index, read_example(self.source, index)
+
+
+class MixedCrops(TorchDataset[Sample]):
+    """Two streams in one: of any positions in a row, a share comes from the second."""
+
+    def __init__(self, first: Samples, second: Samples, share: float) -> None:
+        self.first, self.second, self.share = first, second, share
+
+    @property
+    def sample_bytes(self) -> int:
+        """Size of the larger of the two's samples."""
+        return max(self.first.sample_bytes, self.second.sample_bytes)
+
+    def __getitem__(self, position: int) -> Sample:
+        """Return the next sample of the stream whose turn it is."""
+        before, after = int(position * self.share), int((position + 1) * self.share)
+        return self.second[before] if after > before else self.first[position - before]
 
 
 class Batches:

@@ -14,6 +14,7 @@ from model import files
 from model.data.photo import open_photo, opened
 
 VOID = 255
+UNLABELLED = 254  # in training: a pixel of a photo that has no labels; beyond the photo is void
 LOSSY = ("JPEG", "MPO")  # Pillow's names for the content of a file, whatever its suffix
 LOSSY_MASK = (
     "a {} file by its content, whatever its name says: JPEG changes the values along borders; "

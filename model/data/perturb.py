@@ -8,6 +8,7 @@ even odds.
 from __future__ import annotations
 
 import io
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,26 +20,35 @@ from model.data.dataset import VOID
 Pixels = NDArray[np.uint8]
 
 
-def perturb(
-    image: Image.Image, mask: Pixels, rng: np.random.Generator, pad: Pixels
-) -> tuple[Image.Image, Pixels]:
+class Perturbed(NamedTuple):
+    """A perturbed photo, its ids, and where its pixels come from."""
+
+    image: Image.Image
+    mask: Pixels
+    source: list[float] | None  # coefficients of Pillow's PERSPECTIVE; None without a warp
+
+
+def perturb(image: Image.Image, mask: Pixels, rng: np.random.Generator, pad: Pixels) -> Perturbed:
     """Warp, recolour and degrade an RGB photo, each at random, and warp its ids (H, W) alike.
 
     Pixels from beyond the photo become `pad` (the mean pixel) and void.
     """
+    source = None
     if rng.random() < 0.5:
-        image, mask = warp(image, mask, rng, pad)
+        source = draw_warp(image.size, rng)
+        image, mask = warp(image, mask, source, pad)
     if rng.random() < 0.5:
         image = recolor(image, rng)
     if rng.random() < 0.5:
         image = degrade(image, rng)
-    return image, mask
+    return Perturbed(image, mask, source)
 
 
-def warp(
-    image: Image.Image, mask: Pixels, rng: np.random.Generator, pad: Pixels
-) -> tuple[Image.Image, Pixels]:
-    """Rotate, scale, shear and tilt image and mask about their centre; the size stays."""
+def draw_warp(size: tuple[int, int], rng: np.random.Generator) -> list[float]:
+    """Choose how to rotate, scale, shear and tilt a photo of `size` (W, H) about its centre.
+
+    Returns the eight coefficients of Pillow's PERSPECTIVE, which map output to input pixels.
+    """
     angle = np.deg2rad(rng.uniform(-25, 25))
     scale = np.exp(rng.uniform(-0.5, 0.4))
     shear = rng.uniform(-0.25, 0.25)
@@ -46,11 +56,16 @@ def warp(
     tilt = rng.uniform(-4e-4, 4e-4, 2)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     linear = turn @ np.array([[aspect, shear], [0, 1 / aspect]]) / scale
-    middle = np.array(image.size) / 2
+    middle = np.array(size) / 2
     shift = middle * (1 + tilt @ middle) - linear @ middle  # the middle stays where it is
-    # Pillow wants where each pixel of the result comes from, up to a factor.
-    rows = [*linear[0], shift[0], *linear[1], shift[1], *tilt]
-    kind, data = Image.Transform.PERSPECTIVE, [float(value) for value in rows]
+    return [float(value) for value in (*linear[0], shift[0], *linear[1], shift[1], *tilt)]
+
+
+def warp(
+    image: Image.Image, mask: Pixels, source: list[float], pad: Pixels
+) -> tuple[Image.Image, Pixels]:
+    """Warp image and mask by the coefficients of `draw_warp`; the size stays."""
+    kind, data = Image.Transform.PERSPECTIVE, source
     fill = tuple(int(value) for value in pad)
     bent = image.transform(image.size, kind, data, Image.Resampling.BICUBIC, fillcolor=fill)
     ids = Image.fromarray(mask).transform(

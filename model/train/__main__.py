@@ -15,12 +15,13 @@ from pathlib import Path
 
 from model import arguments, memory
 from model.data.dataset import find
+from model.data.photo_list import find_photos
 from model.train import preflight, recipe
 from model.train.board import TensorBoard
 from model.train.command import command
 from model.train.distributed import World
 from model.train.run import LOG_EVERY, Pace, RunFolder
-from model.train.training import train
+from model.train.training import Taught, train
 
 log = logging.getLogger("model.train")
 
@@ -38,6 +39,18 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("recipe", nargs="?", help="a preset's name or a TOML file")
     p.add_argument("--list", action="store_true", help="list the presets and stop")
     p.add_argument("--data", type=Path, help="folder that holds the data set")
+    p.add_argument(
+        "--photos",
+        type=Path,
+        metavar="DIR",
+        help="photos without labels, where the recipe wants some: a folder, or a list",
+    )
+    p.add_argument(
+        "--targets",
+        type=Path,
+        metavar="DIR",
+        help="ask the teachers about whole photos, once, and keep their answers in DIR",
+    )
     p.add_argument("--out", type=Path, help="folder for state, log and checkpoint")
     p.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run kept in DIR")
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
@@ -84,6 +97,8 @@ def train_from(args: argparse.Namespace, world: World) -> Path:
     preflight.check(config, world)
     dataset = find(config.dataset, args.data, config.split)
     preflight.check_classes(config, dataset)
+    preflight.check_taught(config, photos=args.photos, targets=args.targets)
+    extra = Taught(find_photos(args.photos) if args.photos else (), args.targets)
     validated_on = None
     if config.validation_split is not None:
         validated_on = find(config.dataset, args.data, config.validation_split)
@@ -108,6 +123,7 @@ def train_from(args: argparse.Namespace, world: World) -> Path:
             resume=args.resume is not None,
             workers=args.workers,
             validated_on=validated_on,
+            extra=extra,
         )
 
 

@@ -17,6 +17,7 @@ from model.train.recipe import BaseRecipe, InitPart, Recipe, RecipeError
 from model.train.run import Run
 
 COMPILER = "inductor"  # of torch.compile
+ADAM_SECOND = 0.99  # decay of AdamW's second moment: runs of a few hundred iterations
 
 
 def build(config: Recipe) -> DeepLabV3Plus:
@@ -124,9 +125,14 @@ def first_run(
     net: nn.Module, groups: list[dict[str, Any]], config: BaseRecipe, world: World
 ) -> Run:
     """A run at iteration 0 for a network with the parameter groups `groups`."""
-    optimizer = torch.optim.SGD(
-        groups, lr=config.rate, momentum=config.momentum, nesterov=config.nesterov
-    )
+    optimizer: torch.optim.Optimizer
+    if config.optimizer == "adamw":
+        betas = (config.momentum, ADAM_SECOND)
+        optimizer = torch.optim.AdamW(groups, lr=config.rate, betas=betas)
+    else:
+        optimizer = torch.optim.SGD(
+            groups, lr=config.rate, momentum=config.momentum, nesterov=config.nesterov
+        )
     average = {k: v.clone() for k, v in net.state_dict().items()} if config.ema_decay else None
     scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16")
     kept = config.model_dump(mode="json")

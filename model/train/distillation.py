@@ -2,43 +2,98 @@
 
 Hinton, Vinyals and Dean 2015. Several trainings averaged know more than each of them, at
 the cost of all; a network taught by them keeps part of that at its own cost. Soft labels
-also say what a photo's pixels resemble, of which a short list of photos shows little.
+also say what a photo's pixels resemble, of which a short list of photos shows little, and
+they need no labels: photos without any teach what the teachers see in them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from model import checkpoint
 from model.checkpoint import CheckpointError
 from model.data.dataset import VOID
 from model.network.deeplab import DeepLabV3Plus
+from model.network.inference import pad
 from model.network.layers import resize
 from model.train.distributed import World
-from model.train.recipe import Recipe, RecipeError
+from model.train.recipe import Recipe, RecipeError, TeacherConfig
+
+GRID = 16  # pixels: a canvas of a multiple of it plus one aligns at output strides 8 and 16
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A network to learn from, and how it is asked."""
+
+    net: DeepLabV3Plus
+    weight: float = 1.0  # of its probabilities in the mean
+    flip: bool = False  # the mean of the image and its mirror image
+
+    def probabilities(self, images: Tensor, size: tuple[int, int], temperature: float) -> Tensor:
+        """Softened probabilities: images (N, 3, H, W), 0..255 -> (N, K, *size) float32."""
+        total = self._softened(self.net(images), size, temperature)
+        if self.flip:
+            mirrored = self.net(images.flip(3)).flip(3)
+            total = (total + self._softened(mirrored, size, temperature)) / 2
+        return total
+
+    def _softened(self, logits: Tensor, size: tuple[int, int], temperature: float) -> Tensor:
+        return resize(logits.float(), size).div(temperature).softmax(1)
 
 
 @dataclass(frozen=True)
 class Teachers:
     """Networks to learn from, and how much of the loss is theirs."""
 
-    nets: Sequence[DeepLabV3Plus]
+    each: Sequence[Teacher]
     share: float  # 0..1, of the whole loss
     temperature: float  # above 1: the less likely classes weigh more
 
     @torch.no_grad()
-    def probabilities(self, images: Tensor, logits: Tensor) -> Tensor:
-        """Mean softened probabilities: images (N, 3, H, W), 0..255 -> as logits (N, K, h, w)."""
-        size = (logits.shape[2], logits.shape[3])
-        total = torch.zeros_like(logits, dtype=torch.float32)
-        for net in self.nets:
-            total += resize(net(images).float(), size).div(self.temperature).softmax(1)
-        return total / len(self.nets)
+    def probabilities(self, images: Tensor, size: tuple[int, int]) -> Tensor:
+        """Weighted mean of softened probabilities: (N, 3, H, W), 0..255 -> (N, K, *size)."""
+        parts = [
+            teacher.weight * teacher.probabilities(images, size, self.temperature)
+            for teacher in self.each
+        ]
+        return torch.stack(parts).sum(0) / sum(teacher.weight for teacher in self.each)
+
+    def of_photo(self, photo: NDArray[np.uint8], spacing: int) -> NDArray[np.float32]:
+        """Probabilities of a whole photo, laid out as evaluation does, every `spacing` pixels.
+
+        (H, W, 3) -> (K, h, w), as far as the photo reaches.
+        """
+        height, width = photo.shape[:2]
+        canvas = tuple(
+            -(-(max(side, *(teacher.net.config.crop_size[axis] for teacher in self.each)) - 1)
+              // GRID) * GRID + 1
+            for axis, side in enumerate((height, width))
+        )  # fmt: skip
+        size = ((canvas[0] - 1) // spacing + 1, (canvas[1] - 1) // spacing + 1)
+        total: Tensor | None = None
+        for teacher in self.each:
+            weight = teacher.net.logits.weight
+            x = torch.from_numpy(np.array(photo)).to(weight.device).permute(2, 0, 1)[None]
+            padded = pad(x.to(weight.dtype), teacher.net, (canvas[0], canvas[1]))
+            with torch.inference_mode():
+                found = teacher.weight * teacher.probabilities(padded, size, self.temperature)
+            total = found if total is None else total + found
+        assert total is not None
+        mean = total / sum(teacher.weight for teacher in self.each)
+        rows, columns = (-(-(side - 1) // spacing) + 1 for side in (height, width))
+        return mean[0, :, :rows, :columns].float().cpu().numpy()
+
+    def dismissed(self) -> Teachers:
+        """The same shares of the loss without the networks, whose answers are kept."""
+        return replace(self, each=())
 
     def mix(self, hard: Tensor, logits: Tensor, soft: Tensor, labels: Tensor) -> Tensor:
         """The loss sum over labels, `hard`, mixed with the divergence from the soft labels.
@@ -64,19 +119,22 @@ def load(config: Recipe, world: World) -> Teachers | None:
     """
     if not config.teachers:
         return None
+    each = [_load(teacher, config, world) for teacher in config.teachers]
+    return Teachers(each, config.distillation, config.temperature)
+
+
+def _load(teacher: TeacherConfig, config: Recipe, world: World) -> Teacher:
+    path = teacher.checkpoint
+    try:
+        net = checkpoint.load(path, teacher.output_stride)
+    except CheckpointError as error:
+        raise CheckpointError(f"teachers: {error}") from error
+    classes = net.config.num_classes
+    if classes != config.model.num_classes:
+        raise RecipeError(
+            f"teachers: {path} has {classes} classes, model.num_classes is "
+            f"{config.model.num_classes}: teacher and network must tell the same apart"
+        )
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    nets: list[DeepLabV3Plus] = []
-    for path in config.teachers:
-        try:
-            net = checkpoint.load(path)
-        except CheckpointError as error:
-            raise CheckpointError(f"teachers: {error}") from error
-        classes = net.config.num_classes
-        if classes != config.model.num_classes:
-            raise RecipeError(
-                f"teachers: {path} has {classes} classes, model.num_classes is "
-                f"{config.model.num_classes}: teacher and network must tell the same apart"
-            )
-        net.requires_grad_(False).to(world.device)
-        nets.append(net.to(memory_format=layout))
-    return Teachers(nets, config.distillation, config.temperature)
+    net.requires_grad_(False).to(world.device)
+    return Teacher(net.to(memory_format=layout), teacher.weight, teacher.flip)

@@ -87,6 +87,22 @@ def check_masks(dataset: Dataset, validated_on: Dataset | None) -> None:
         expect_classes(survey(split, TRAINING_MASKS))
 
 
+def check_taught(config: Recipe, *, photos: Path | None, targets: Path | None) -> None:
+    """Raise RecipeError where photos without labels, teachers and the options do not fit."""
+    if config.unlabelled and photos is None:
+        raise RecipeError(
+            f"unlabelled={config.unlabelled}: say by --photos DIR where the photos without labels "
+            "are, or set unlabelled=0"
+        )
+    if photos is not None and not config.unlabelled:
+        raise RecipeError(
+            f"--photos {photos}: the recipe takes none of them; set unlabelled, their share of "
+            "the samples"
+        )
+    if targets is not None and not config.teachers:
+        raise RecipeError(f"--targets {targets}: the recipe names no teachers")
+
+
 def check_folder(directory: Path, *, resume: bool) -> None:
     """Raise RecipeError if a new run would replace another, or if there is none to resume."""
     if resume and not directory.is_dir():

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from model.data.augment import AugmentConfig
-from model.network.config import ModelConfig
+from model.data.dataset import UNLABELLED
+from model.network.config import ModelConfig, OutputStride
 from model.pydantic_errors import mistakes
 
 PRESETS = Path(__file__).parents[1] / "presets"
@@ -33,8 +34,9 @@ class BaseRecipe(BaseModel):
     # Where set, the rate is learning_rate * batch_size / reference_batch (Goyal et al. 2017).
     reference_batch: Annotated[int, Field(gt=0)] | None = None
     warmup: Annotated[int, Field(ge=0)] = 0  # iterations of linear warm-up
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    nesterov: bool = False
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # AdamW: decay of the first moment
+    nesterov: bool = False  # SGD only
     weight_decay: Annotated[float, Field(ge=0)] = 4e-5
     grad_clip: Annotated[float, Field(gt=0)] | None = None  # largest norm of the whole gradient
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0  # 0: no averaging of weights
@@ -50,6 +52,22 @@ class BaseRecipe(BaseModel):
     def rate(self) -> float:
         """The initial learning rate at this batch size."""
         return self.learning_rate * self.batch_size / (self.reference_batch or self.batch_size)
+
+
+class TeacherConfig(BaseModel):
+    """A network to learn from; its path alone, in `teachers`, takes the defaults."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    checkpoint: str
+    weight: Annotated[float, Field(gt=0)] = 1.0  # of its probabilities in the mean
+    output_stride: OutputStride | None = None  # None: the checkpoint's own
+    flip: bool = False  # asked about the mirror image too
+
+    @model_validator(mode="before")
+    @classmethod
+    def _path_alone(cls, value: object) -> object:
+        return {"checkpoint": value} if isinstance(value, str) else value
 
 
 class Recipe(BaseRecipe):
@@ -80,9 +98,11 @@ class Recipe(BaseRecipe):
     lovasz: Annotated[float, Field(ge=0)] = 0.0
     # Checkpoints whose mean probabilities are learnt too, the share of the loss that is theirs,
     # and the temperature at which both sides' probabilities are taken (Hinton et al. 2015).
-    teachers: list[str] = []
+    teachers: list[TeacherConfig] = []
     distillation: Annotated[float, Field(gt=0, le=1)] = 0.5
     temperature: Annotated[float, Field(gt=0)] = 2.0
+    # Share of the samples that are photos without labels, which the teachers alone teach.
+    unlabelled: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     # PyTorch's momentum of the running statistics; None keeps each part's own.
     batch_norm_momentum: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -119,6 +139,16 @@ class Recipe(BaseRecipe):
             )
         if self.compile and self.checkpointing:
             raise ValueError("compile and checkpointing do not work together: leave one out")
+        if self.unlabelled and not self.teachers:
+            raise ValueError(
+                f"unlabelled={self.unlabelled}: only teachers can teach photos without labels; "
+                "name some, or set unlabelled=0"
+            )
+        if self.unlabelled and self.model.num_classes > UNLABELLED:
+            raise ValueError(
+                f"unlabelled={self.unlabelled} takes the label {UNLABELLED} for itself: "
+                f"model.num_classes={self.model.num_classes} may be {UNLABELLED} at most"
+            )
         weights = self.class_weights
         if isinstance(weights, list) and len(weights) != self.model.num_classes:
             raise ValueError(

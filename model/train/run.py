@@ -47,7 +47,7 @@ class Run:
     """Everything that a resumed run needs, and the network that the loop calls."""
 
     net: nn.Module
-    optimizer: torch.optim.SGD
+    optimizer: torch.optim.Optimizer
     module: nn.Module  # `net`, with the gradients' averaging around it where there are processes
     average: dict[str, Tensor] | None = None
     scaler: torch.amp.GradScaler = field(
@@ -166,8 +166,11 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 def _load(run: Run, state: Mapping[str, Any]) -> None:
     run.net.load_state_dict(state["net"])
-    settings = [
-        {key: group[key] for key in ("rate", "weight_decay", "momentum")}
+    groups = (run.optimizer.param_groups, state["optimizer"]["param_groups"])
+    if len({"betas" in group for part in groups for group in part}) > 1:  # AdamW's
+        raise ValueError("the state is that of another optimizer")
+    settings: list[dict[str, Any]] = [
+        {key: group[key] for key in ("rate", "weight_decay", "momentum", "betas") if key in group}
         for group in run.optimizer.param_groups
     ]
     run.optimizer.load_state_dict(state["optimizer"])

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from model.data.dataset import UNLABELLED, VOID
 from model.data.loader import Batch
 from model.train.distillation import Teachers
 from model.train.distributed import World
@@ -70,10 +71,11 @@ def micro_batches(
 
     Processes exchange gradients only in the last part.
     """
-    pairs = zip(batch.images.chunk(count), batch.labels.chunk(count), strict=True)
-    for index, (images, labels) in enumerate(pairs):
+    soft = [None] * count if batch.soft is None else batch.soft.chunk(count)
+    parts = zip(batch.images.chunk(count), batch.labels.chunk(count), soft, strict=True)
+    for index, (images, labels, answers) in enumerate(parts):
         alone = index < count - 1 and run.module is not run.net
-        yield Batch(images, labels, []), run.module.no_sync() if alone else nullcontext()  # type: ignore[operator]
+        yield Batch(images, labels, [], answers), run.module.no_sync() if alone else nullcontext()  # type: ignore[operator]
 
 
 def backward(
@@ -95,15 +97,24 @@ def backward(
     mixed_precision = torch.autocast(world.device.type, kind, enabled=config.precision != "fp32")
     with mixed_precision:
         logits = run.module(images)
-    total = loss.sum(logits, labels)
-    if teachers is not None:
-        with mixed_precision:
-            soft = teachers.probabilities(images, logits)
-        total = teachers.mix(total, logits, soft, labels)
+    if teachers is None:
+        total = loss.sum(logits, labels)
+    else:
+        soft = batch.soft
+        if soft is None:  # the answers for whole photos were not kept
+            with mixed_precision:
+                soft = teachers.probabilities(images, (logits.shape[2], logits.shape[3]))
+        hard = loss.sum(logits, labelled(labels))
+        total = teachers.mix(hard, logits, soft.to(world.device), labels)
     share = total / max(weight, 1.0)
     # Times the number of processes: gradients are averaged over them, but must be summed.
     run.scaler.scale(share * world.size).backward()  # type: ignore[no-untyped-call]
     return float(share.detach())
+
+
+def labelled(labels: Tensor) -> Tensor:
+    """The labels with void where a photo has none."""
+    return labels.masked_fill(labels == UNLABELLED, VOID)
 
 
 def update(run: Run, loss: float, config: BaseRecipe) -> None:

@@ -9,28 +9,35 @@ run that is resumed gives the result of an uninterrupted one.
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from model.data.dataset import Dataset
+from model.data.dataset import UNLABELLED, Dataset
 from model.data.loader import (
     Batch,
     Batches,
     CropDataset,
+    MixedCrops,
     Order,
+    Samples,
+    UnlabelledPhotos,
     balanced_weights,
     loading,
+    photos,
     pixel_counts,
 )
-from model.train import distillation
+from model.train import distillation, targets
 from model.train.assembly import start
+from model.train.distillation import Teachers
 from model.train.distributed import World
 from model.train.loss import PixelLoss, median_frequency_weights
 from model.train.recipe import Recipe
 from model.train.run import Pace, Run, RunFolder, loop
-from model.train.step import train_step
+from model.train.step import labelled, train_step
+from model.train.targets import Targets
 from model.train.validation import Validation, describe, keep, network
 
 log = logging.getLogger("model.train")
@@ -45,7 +52,21 @@ def poly(iteration: int, config: Recipe) -> float:
     return float(warm * (1 - iteration / config.iterations) ** config.power)
 
 
-def samples(config: Recipe, dataset: Dataset, world: World) -> tuple[CropDataset, PixelLoss]:
+@dataclass(frozen=True)
+class Taught:
+    """What a training with teachers takes beside the data set."""
+
+    photos: tuple[Path, ...] = ()  # without labels
+    targets: Path | None = None  # where the teachers' answers for whole photos are kept
+
+
+def samples(
+    config: Recipe,
+    dataset: Dataset,
+    world: World,
+    unlabelled: tuple[Path, ...] = (),
+    kept: Targets | None = None,
+) -> tuple[Samples, PixelLoss]:
     """The training samples and the loss; balanced sampling or weights read every mask first."""
     counts = None
     if "balanced" in (config.sampling, config.class_weights):
@@ -58,8 +79,37 @@ def samples(config: Recipe, dataset: Dataset, world: World) -> tuple[CropDataset
         weights = median_frequency_weights(counts)
         log.info("class weights %s", [round(float(weight), 3) for weight in weights])
     order = Order(len(dataset.pairs), config.seed, chances)
-    crops = CropDataset(dataset, order, config.augment, config.model.mean)
+    crops: Samples = CropDataset(dataset, order, config.augment, config.model.mean, kept)
+    if unlabelled:
+        crops = MixedCrops(crops, taught(config, unlabelled, kept, world), config.unlabelled)
     return crops, PixelLoss(weights, config.hard_mining, config.lovasz)
+
+
+def taught(
+    config: Recipe, paths: tuple[Path, ...], kept: Targets | None, world: World
+) -> CropDataset:
+    """The stream of photos without labels.
+
+    Where sampling is balanced and the teachers' answers are kept, it is by what they see.
+    """
+    chances = None
+    if config.sampling == "balanced" and kept is not None:
+        chances = balanced_weights(world.from_main(lambda: kept.pixels(paths)))
+    order = Order(len(paths), config.seed + 1, chances)
+    source = UnlabelledPhotos(paths)
+    return CropDataset(source, order, config.augment, config.model.mean, kept)
+
+
+def answers(
+    config: Recipe, dataset: Dataset, extra: Taught, teachers: Teachers | None, world: World
+) -> Targets | None:
+    """The teachers' answers for all photos, where they are to be kept: computed if missing."""
+    if extra.targets is None or teachers is None:
+        return None
+    root = extra.targets
+    found = world.from_main(lambda: targets.of(config, root))
+    targets.prepare(found, teachers, (*photos(dataset), *extra.photos), config, world)
+    return found
 
 
 def train(
@@ -71,6 +121,7 @@ def train(
     resume: bool,
     workers: int,
     validated_on: Dataset | None = None,
+    extra: Taught = Taught(),
 ) -> Path:
     """Train by `config`, keeping state in `folder`; returns the checkpoint's path.
 
@@ -81,7 +132,10 @@ def train(
     if resume:
         folder.resume(run)
     teachers = distillation.load(config, world)
-    crops, loss = samples(config, dataset, world)
+    kept = answers(config, dataset, extra, teachers, world)
+    if teachers is not None and kept is not None:
+        teachers = teachers.dismissed()
+    crops, loss = samples(config, dataset, world, extra.photos, kept)
     share = Batches(
         run.iteration,
         config.iterations,
@@ -92,13 +146,13 @@ def train(
     )
 
     def weigh(batch: Batch) -> float:
-        return loss.weight(batch.labels)
+        return weight(loss, batch.labels)
 
-    def step(batch: Batch, weight: float) -> float:
+    def step(batch: Batch, total: float) -> float:
         return train_step(
             run,
             batch,
-            weight,
+            total,
             factor=poly(run.iteration, config),
             loss=loss,
             config=config,
@@ -116,6 +170,11 @@ def train(
         with loading(crops, share, workers) as batches:
             loop(run, batches, pace, folder, weigh=weigh, step=step, after=after)
     return keep(run, folder, NAME, describe(config, dataset))
+
+
+def weight(loss: PixelLoss, labels: Tensor) -> float:
+    """What a batch's loss is divided by: a pixel that only teachers teach counts like any other."""
+    return loss.weight(labelled(labels)) + float((labels == UNLABELLED).sum())
 
 
 def show(run: Run, config: Recipe, dataset: Dataset, folder: RunFolder) -> None:

@@ -81,7 +81,9 @@ def test_cutmix_pastes_a_rectangle_at_its_own_place() -> None:
     ramp = np.arange(side * side, dtype=np.int64).reshape(side, side) % 251
     other = np.repeat(ramp.astype(np.uint8)[..., None], 3, axis=2), np.full_like(mine[1], 2)
     for seed in range(30):
-        pixels, labels = augment.cutmix(mine, other, np.random.default_rng(seed))
+        place = augment.rectangle(mine[1], np.random.default_rng(seed))
+        assert place is not None
+        pixels, labels = augment.paste(mine, other, place)
         rows, columns = np.nonzero(labels == 2)
         height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
         assert len(rows) == height * width  # a full rectangle
@@ -98,5 +100,4 @@ def test_cutmix_pastes_a_rectangle_at_its_own_place() -> None:
 
 def test_cutmix_leaves_a_crop_of_void_alone() -> None:
     void = np.zeros((33, 33, 3), np.uint8), np.full((33, 33), 255, np.uint8)
-    other = np.ones((33, 33, 3), np.uint8), np.ones((33, 33), np.uint8)
-    assert augment.cutmix(void, other, np.random.default_rng(0)) is void
+    assert augment.rectangle(void[1], np.random.default_rng(0)) is None

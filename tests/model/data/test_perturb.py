@@ -19,12 +19,18 @@ def disc(width: int = 160, height: int = 120) -> tuple[Image.Image, np.ndarray]:
     return Image.fromarray(np.repeat((ids > 0)[..., None] * np.uint8(255), 3, axis=2)), ids
 
 
+def warped(image: Image.Image, ids: np.ndarray, seed: int) -> tuple[Image.Image, np.ndarray]:
+    """The two bent at random."""
+    source = perturb.draw_warp(image.size, np.random.default_rng(seed))
+    return perturb.warp(image, ids, source, PAD)
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_bent_mask_stays_on_its_photo(seed: int) -> None:
     ids = np.zeros((120, 160), np.uint8)
     ids[20:50, 60:130] = 7  # no two ways of turning it look alike
     image = Image.fromarray(np.repeat(ids[..., None], 3, axis=2) * np.uint8(30))
-    bent, labels = perturb.warp(image, ids, np.random.default_rng(seed), PAD)
+    bent, labels = warped(image, ids, seed)
     assert bent.size == image.size
     assert labels.shape == ids.shape
     inside = labels != 255
@@ -33,7 +39,7 @@ def test_a_bent_mask_stays_on_its_photo(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_middle_stays_where_it_is(seed: int) -> None:
-    _, labels = perturb.warp(*disc(), np.random.default_rng(seed), PAD)
+    _, labels = warped(*disc(), seed)
     y, x = np.nonzero(labels == 7)
     assert abs(x.mean() - 80) < 6
     assert abs(y.mean() - 60) < 6
@@ -43,7 +49,7 @@ def test_what_comes_from_beyond_the_photo_is_mean_and_void() -> None:
     image, ids = disc()
     corners = 0
     for seed in SEEDS:
-        bent, labels = perturb.warp(image, ids, np.random.default_rng(seed), PAD)
+        bent, labels = warped(image, ids, seed)
         if labels[0, 0] == 255:
             corners += 1
             assert (np.asarray(bent)[0, 0] == PAD).all()
@@ -52,7 +58,7 @@ def test_what_comes_from_beyond_the_photo_is_mean_and_void() -> None:
 
 def test_a_bent_photo_differs_from_draw_to_draw() -> None:
     image, ids = disc()
-    masks = [perturb.warp(image, ids, np.random.default_rng(seed), PAD)[1] for seed in SEEDS]
+    masks = [warped(image, ids, seed)[1] for seed in SEEDS]
     areas = [int((mask == 7).sum()) for mask in masks]
     assert max(areas) > 1.5 * min(areas)
 
@@ -78,8 +84,8 @@ def test_each_change_comes_at_even_odds_and_repeats_with_its_generator() -> None
     _, ids = disc()
     image = Image.fromarray(np.random.default_rng(5).integers(0, 256, (*ids.shape, 3), np.uint8))
     draws = [perturb.perturb(image, ids, np.random.default_rng(seed), PAD) for seed in range(200)]
-    bent = sum((labels != ids).any() for _, labels in draws)
-    untouched = sum(np.array_equal(np.asarray(photo), np.asarray(image)) for photo, _ in draws)
+    bent = sum((labels != ids).any() for _, labels, _ in draws)
+    untouched = sum(np.array_equal(np.asarray(photo), np.asarray(image)) for photo, _, _ in draws)
     assert 75 < bent < 125
     assert 10 < untouched < 50  # an eighth
     again = perturb.perturb(image, ids, np.random.default_rng(9), PAD)

@@ -8,15 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from model import checkpoint
 from model.checkpoint import CheckpointError
-from model.data.dataset import VOID, find
+from model.data.dataset import UNLABELLED, VOID, find
+from model.data.loader import Batch
+from model.network import inference
 from model.network.deeplab import DeepLabV3Plus
+from model.network.layers import batch_norms
 from model.train import __main__ as train
-from model.train import distillation, training
+from model.train import assembly, distillation, training
 from model.train.distillation import Teachers
 from model.train.distributed import World
+from model.train.loss import PixelLoss
 from model.train.recipe import RecipeError
 from model.train.run import Run
 from model.train.step import train_step
@@ -39,7 +44,13 @@ def teacher(folder: Path, data: Path, seed: int, classes: int = 21) -> str:
     names = (*card.classes, "extra")[:classes]
     palette = (*card.palette, (1, 2, 3))[:classes]
     card = card.model_copy(update={"model": config, "classes": names, "palette": palette})
-    checkpoint.save(folder / f"teacher{seed}", DeepLabV3Plus(config).state_dict(), card)
+    net = DeepLabV3Plus(config)
+    for norm in batch_norms(net):
+        norm.momentum = 1.0
+    net(torch.randint(0, 256, (4, 3, 65, 65)).float())  # maps of a trained network's size
+    state = net.state_dict()
+    state["logits.weight"] *= 30  # a fresh classifier calls everything equally likely
+    checkpoint.save(folder / f"teacher{seed}", state, card)
     return str(folder / f"teacher{seed}")
 
 
@@ -69,13 +80,12 @@ def test_the_divergence_is_that_of_the_formula() -> None:
 def test_several_teachers_count_alike(tmp_path: Path, data: Path) -> None:
     paths = [teacher(tmp_path, data, seed) for seed in (1, 2)]
     images = example().images.float()
-    logits = torch.zeros(4, 21, 9, 9)
     both = distillation.load(make_recipe(teachers=paths), World())
     assert both is not None
     alone = [distillation.load(make_recipe(teachers=[path]), World()) for path in paths]
-    each = [one.probabilities(images, logits) for one in alone if one is not None]
+    each = [one.probabilities(images, (9, 9)) for one in alone if one is not None]
     assert not torch.allclose(each[0], each[1])
-    found = both.probabilities(images, logits)
+    found = both.probabilities(images, (9, 9))
     assert torch.allclose(found, (each[0] + each[1]) / 2, atol=1e-6)
     assert torch.allclose(found.sum(1), torch.ones(4, 9, 9), atol=1e-5)
 
@@ -124,7 +134,7 @@ def test_a_taught_run_is_taught_and_resumes_to_the_same_weights(
     resumed = run(config, data, tmp_path / "cut", resume=True)
     again = checkpoint.read_weights(resumed)
     assert all(torch.equal(whole[key], again[key]) for key in whole)
-    assert checkpoint.read_card(resumed).training["teachers"] == [path]
+    assert checkpoint.read_card(resumed).training["teachers"][0]["checkpoint"] == path
     plain = checkpoint.read_weights(run(make_recipe(), data, tmp_path / "plain"))
     assert not torch.equal(plain["logits.weight"], whole["logits.weight"])
 
@@ -144,3 +154,71 @@ def test_a_teacher_that_is_not_there_is_named(
     sets = [word for option in options for word in ("--set", option)]
     assert train.main(["efficientnet-lite0-voc", *out, *sets]) == 1
     assert "nowhere" in capsys.readouterr().err
+
+
+def test_teachers_count_by_weight_at_their_output_stride_and_mirrored(
+    tmp_path: Path, data: Path
+) -> None:
+    """By hand from the checkpoints: three parts of one at stride 8, one of another's mean."""
+    first, second = (teacher(tmp_path, data, seed) for seed in (1, 2))
+    config = make_recipe(
+        teachers=[
+            {"checkpoint": first, "weight": 3, "output_stride": 8},
+            {"checkpoint": second, "flip": True},
+        ],
+        temperature=2.0,
+    )
+    teachers = distillation.load(config, World())
+    assert teachers is not None
+    images = example().images.float()
+
+    def softened(logits: torch.Tensor) -> torch.Tensor:
+        return (logits / 2).softmax(1)
+
+    with torch.no_grad():
+        fine = softened(checkpoint.load(first, 8)(images))
+        net = checkpoint.load(second)
+        both = (softened(net(images)) + softened(net(images.flip(3)).flip(3))) / 2
+        coarse = softened(checkpoint.load(first)(images))
+    found = teachers.probabilities(images, (9, 9))
+    assert torch.allclose(found, (3 * fine + both) / 4, atol=1e-5)
+    assert not torch.allclose(found, (3 * coarse + both) / 4, atol=1e-3)
+
+
+def test_a_whole_photo_is_asked_about_as_evaluation_lays_it_out(tmp_path: Path, data: Path) -> None:
+    """Padded to the crop size: the answers are `probabilities` at every eighth pixel."""
+    path = teacher(tmp_path, data, 1)
+    teachers = distillation.load(make_recipe(teachers=[path], temperature=1.0), World())
+    assert teachers is not None
+    photo = np.random.default_rng(0).integers(0, 256, (50, 41, 3)).astype(np.uint8)
+    found = teachers.of_photo(photo, 8)
+    wanted = inference.probabilities(checkpoint.load(path), photo)
+    assert found.shape == (21, 8, 6)  # rows 0, 8, ..., 56: the last photo row lies between two
+    assert np.abs(found[:, :7] - wanted[:, ::8, ::8]).max() < 0.02  # of logits or of probabilities
+
+
+def test_photos_without_labels_need_teachers() -> None:
+    with pytest.raises(ValidationError, match="only teachers can teach"):
+        make_recipe(unlabelled=0.5)
+
+
+def test_a_pixel_without_label_weighs_like_one_with(tmp_path: Path, data: Path) -> None:
+    """Half of the batch has no labels: its loss is the teachers' share alone, over all pixels."""
+    no_dropout = TINY.model_copy(update={"aspp_dropout": 0.0})
+    path = teacher(tmp_path, data, 1)
+    config = make_recipe(
+        model=no_dropout, freeze_batch_norm=True, teachers=[path], distillation=0.75
+    )
+    teachers = distillation.load(config, World())
+    assert teachers is not None
+    images, labels, _, _ = example()
+    labels[2:] = UNLABELLED
+    labels[0, :4] = VOID
+    net = assembly.start(config, World()).net
+    logits = net(images.float())
+    soft = teachers.probabilities(images.float(), (9, 9))
+    hard = PixelLoss().sum(logits[:2], labels[:2])
+    wanted = teachers.mix(hard, logits, soft, labels) / (labels != VOID).sum()
+    assert float(training.weight(PixelLoss(), labels)) == float((labels != VOID).sum())
+    _, loss = step(config, Batch(images, labels, []), teachers)
+    assert loss == pytest.approx(float(wanted.detach()), rel=1e-4)

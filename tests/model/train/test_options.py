@@ -14,7 +14,7 @@ from torch import Tensor
 
 from model import checkpoint
 from model.data.dataset import DatasetError, find
-from model.data.loader import Batch
+from model.data.loader import Batch, CropDataset
 from model.network.deeplab import DeepLabV3Plus
 from model.train import __main__ as train
 from model.train import assembly, preflight, recipe, training
@@ -50,7 +50,7 @@ def step(
     """A run after one iteration, and its loss."""
     batch = batch or example()
     run, loss = assembly.start(config, World()), PixelLoss()
-    weight = loss.weight(batch.labels)
+    weight = training.weight(loss, batch.labels)
     value = train_step(
         run,
         batch,
@@ -174,6 +174,7 @@ def test_the_rate_follows_the_batch_where_a_reference_is_named(
 def test_balanced_class_weights_are_measured_on_the_masks(data: Path) -> None:
     config = make_recipe(class_weights="balanced", sampling="balanced")
     crops, loss = training.samples(config, find("voc", data, "train"), World())
+    assert isinstance(crops, CropDataset)
     assert loss.class_weights is not None
     background, cat, person = loss.class_weights[[0, 8, 15]].tolist()
     assert background < cat == pytest.approx(person, rel=0.1)
