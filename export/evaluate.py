@@ -23,7 +23,7 @@ from model.evaluate.evaluation import check_classes, evaluate
 from model.evaluate.options import add_evaluation_arguments, check_plot, report
 from service.errors import StartupError
 from service.images import windows
-from service.images.imaging import Photo, fit, restore
+from service.images.imaging import DecodedPhoto, fit, restore
 from service.inference import cpus
 from service.inference.contract import InputSize
 from service.inference.engine import Engine, EngineOptions
@@ -40,7 +40,7 @@ def predict(
     `run` is an engine's method: a batch (N, H, W, 3) uint8 to labels (N, H, W). Photos
     larger than `target` are shrunk, or cut into windows that overlap by a share.
     """
-    photo = Photo(Image.fromarray(image), (image.shape[1], image.shape[0]))
+    photo = DecodedPhoto(Image.fromarray(image), (image.shape[1], image.shape[0]))
     if overlap is not None and windows.needed(photo.size, target):
         pieces = windows.cut(photo, target, overlap)
         maps = [run(piece.pixels[None])[0] for piece in pieces]

@@ -220,7 +220,7 @@ def measure(path: Path, photos: Sequence[bytes]) -> Costs:
 def _measured(engine: Engine, wish: Wish, data: bytes) -> tuple[float, float, float, int, int]:
     contract, reduce_to = engine.contract, max(engine.input_size)
 
-    def decode() -> tuple[imaging.Photo, imaging.Fitted]:
+    def decode() -> tuple[imaging.DecodedPhoto, imaging.Fitted]:
         hashlib.sha256(data).digest()  # for the manifest
         opened = imaging.open_checked(data, max_pixels=10**9)
         photo = imaging.decode(opened, reduce_to=reduce_to)

@@ -26,7 +26,7 @@ from service.http.middleware.limits import Admission, Claim
 from service.http.packing import Outcome, Packing
 from service.http.upload import Upload
 from service.images import imaging, outputs, windows
-from service.images.imaging import Fitted, Opened, Photo
+from service.images.imaging import DecodedPhoto, Fitted, Opened
 from service.images.outputs import NEEDS_PHOTO, Result, Wish, wants_confidence
 from service.images.png import Rows
 from service.images.windows import Sliding, Window
@@ -115,7 +115,7 @@ class Job:
 class Prepared:
     """A decoded photo and the model inputs made from it."""
 
-    photo: Photo
+    photo: DecodedPhoto
     inputs: Fitted | list[Window]  # shrunk to fit, or cut into windows
 
     @property

@@ -55,7 +55,7 @@ PNG_LEVEL = 1  # of zlib: the fastest level already compresses masks to a few ki
 
 
 @dataclass(frozen=True)
-class Photo:
+class DecodedPhoto:
     """A decoded photo, upright as its EXIF data says."""
 
     image: Image.Image  # sRGB; possibly smaller than `size`
@@ -132,7 +132,7 @@ def _read_header(data: bytes) -> ImageFile.ImageFile:
     raise InvalidImage(f"not an image of a known format: send {', '.join(FORMATS)}")
 
 
-def decode(opened: Opened, *, reduce_to: int | None = None, whole: bool = False) -> Photo:
+def decode(opened: Opened, *, reduce_to: int | None = None, whole: bool = False) -> DecodedPhoto:
     """Decode an image and turn it upright; raises InvalidImage if it is truncated or broken.
 
     `reduce_to`: the pixels needed on the longer side. A JPEG may then be decoded at a half,
@@ -151,7 +151,7 @@ def decode(opened: Opened, *, reduce_to: int | None = None, whole: bool = False)
     return photo
 
 
-def _decoded(opened: Opened, reduce_to: int | None) -> Photo:
+def _decoded(opened: Opened, reduce_to: int | None) -> DecodedPhoto:
     image = opened.image
     orientation = _orientation(
         image
@@ -167,7 +167,7 @@ def _decoded(opened: Opened, reduce_to: int | None) -> Photo:
                 _reduce(image, reduce_to / max(size))
             image.load()
             oriented = _oriented(image)
-        return Photo(to_srgb(oriented, opened.profile), size, orientation)
+        return DecodedPhoto(to_srgb(oriented, opened.profile), size, orientation)
     except Exception as error:  # decoders of hostile files fail in many ways
         raise InvalidImage(f"the image is truncated or broken: {error}") from None
 
@@ -213,7 +213,7 @@ def _oriented(image: Image.Image) -> Image.Image:
         return image
 
 
-def fit(photo: Photo, target: InputSize) -> Fitted:
+def fit(photo: DecodedPhoto, target: InputSize) -> Fitted:
     """Place a photo at the top left of the model's input, and shrink it if it is larger."""
     width, height = photo.size
     scale = min(1.0, target.width / width, target.height / height)
@@ -281,7 +281,7 @@ def grey_png(values: Rows) -> bytes:
 
 
 def overlay(
-    photo: Photo,
+    photo: DecodedPhoto,
     labels: NDArray[np.uint8],
     palette: tuple[Color, ...],
     *,

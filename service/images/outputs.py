@@ -11,7 +11,7 @@ import numpy as np
 
 from service.errors import InvalidRequest
 from service.images import imaging, outlines
-from service.images.imaging import Photo
+from service.images.imaging import DecodedPhoto
 from service.images.png import Rows
 from service.images.selection import Selection
 from service.inference.contract import Contract
@@ -66,7 +66,7 @@ class Wish:
 class Result:
     """The labels of a photo, at the photo's own size."""
 
-    photo: Photo
+    photo: DecodedPhoto
     labels: Rows  # of (H, W)
     confidence: Rows | None  # of (H, W)
     contract: Contract

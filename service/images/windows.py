@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import ImageTooLarge
-from service.images.imaging import Photo
+from service.images.imaging import DecodedPhoto
 from service.inference.contract import InputSize
 
 
@@ -67,7 +67,7 @@ def check(size: tuple[int, int], target: InputSize, sliding: Sliding) -> None:
         )
 
 
-def cut(photo: Photo, target: InputSize, overlap: float) -> list[Window]:
+def cut(photo: DecodedPhoto, target: InputSize, overlap: float) -> list[Window]:
     """Cut a photo into windows, row by row; they share its memory."""
     image = np.asarray(photo.image)
     height, width = image.shape[:2]

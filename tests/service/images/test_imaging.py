@@ -34,7 +34,7 @@ def picture(width: int, height: int) -> Image.Image:
     return Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
 
 
-def decoded(data: bytes, reduce_to: int | None = None) -> imaging.Photo:
+def decoded(data: bytes, reduce_to: int | None = None) -> imaging.DecodedPhoto:
     return imaging.decode(imaging.open_checked(data, 10**7), reduce_to=reduce_to)
 
 
@@ -158,7 +158,7 @@ def test_a_thin_jpeg_is_decoded_small_too(size: tuple[int, int]) -> None:
 
 def test_a_small_photo_is_padded_not_scaled() -> None:
     image = picture(20, 10)
-    fitted = imaging.fit(imaging.Photo(image, image.size), TARGET)
+    fitted = imaging.fit(imaging.DecodedPhoto(image, image.size), TARGET)
     assert fitted.valid == (10, 20)
     assert (fitted.pixels[:10, :20] == np.asarray(image)).all()
     assert (fitted.pixels[10:] == TARGET.pad).all()
@@ -167,7 +167,7 @@ def test_a_small_photo_is_padded_not_scaled() -> None:
 
 @pytest.mark.parametrize("size", [(490, 330), (98, 10), (10, 660), (1, 5000), (5000, 1)])
 def test_a_large_photo_is_shrunk_to_fit_and_restored(size: tuple[int, int]) -> None:
-    photo = imaging.Photo(picture(*size), size)
+    photo = imaging.DecodedPhoto(picture(*size), size)
     fitted = imaging.fit(photo, TARGET)
     assert fitted.pixels.shape == (33, 49, 3)
     assert fitted.valid[0] <= 33
@@ -216,7 +216,7 @@ def test_colours_and_confidence_come_back_whether_rows_repeat_or_not(times: int)
 
 @pytest.mark.parametrize(("shown", "expected"), [([], [100, 100, 100]), ([0], [50, 50, 50])])
 def test_only_classes_that_are_shown_cover_the_photo(shown: list[int], expected: list[int]) -> None:
-    photo = imaging.Photo(Image.new("RGB", (1, 1), (100, 100, 100)), (1, 1))
+    photo = imaging.DecodedPhoto(Image.new("RGB", (1, 1), (100, 100, 100)), (1, 1))
     labels = np.zeros((1, 1), np.uint8)
     blended = imaging.overlay(photo, labels, ((0, 0, 0),), alpha=0.5, shown=shown)
     assert np.asarray(blended)[0, 0].tolist() == expected
