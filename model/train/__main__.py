@@ -107,6 +107,7 @@ def train_from(args: argparse.Namespace, world: World) -> Path:
     preflight.check_folder(directory, resume=args.resume is not None)
     world.from_main(lambda: directory.mkdir(parents=True, exist_ok=True))
     preflight.log_rate(config)
+    preflight.check_norm_momentum(config)
     board = TensorBoard(directory) if args.tensorboard and world.is_main else None
     with closing(board) if board else nullcontext():
         return train(

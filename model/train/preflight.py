@@ -13,6 +13,7 @@ from model.train.run import STATE, kept
 
 log = logging.getLogger("model.train")
 
+REMEMBERED = 0.05  # share of batch norm's first statistics that is too much at the end
 MIN_NORM_BATCH = 8  # images; fewer make batch-norm fine-tuning lose accuracy
 
 
@@ -111,6 +112,25 @@ def check_folder(directory: Path, *, resume: bool) -> None:
         raise RecipeError(
             f"{directory} holds a run, {kept(directory)}: "
             f"go on with --resume {directory}, or choose another --out"
+        )
+
+
+def check_norm_momentum(config: Recipe) -> None:
+    """Warn where batch norm's statistics at the end would still be those of the start."""
+    momentum = config.batch_norm_momentum
+    if momentum is None or config.freeze_batch_norm:
+        return
+    updates = config.iterations * config.accumulate
+    left = (1 - momentum) ** updates
+    if left > REMEMBERED:
+        log.warning(
+            "batch_norm_momentum=%g: after %d iterations %.0f %% of batch norm's statistics are "
+            "still those of the start, and the network is judged by them: leave the key out, or "
+            "take %.2g",
+            momentum,
+            config.iterations,
+            100 * left,
+            min(0.1, 9 / updates),
         )
 
 

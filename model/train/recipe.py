@@ -104,7 +104,8 @@ class Recipe(BaseRecipe):
     # Share of the samples that are photos without labels, which the teachers alone teach.
     unlabelled: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
-    # PyTorch's momentum of the running statistics; None keeps each part's own.
+    # PyTorch's momentum of the running statistics; None keeps each part's own in a run as long as
+    # the paper's, and raises it in a shorter one.
     batch_norm_momentum: Annotated[float, Field(gt=0, le=1)] | None = None
     freeze_batch_norm: bool = False
     # Modules whose weights and statistics stay fixed, such as "backbone.stem". If they are the

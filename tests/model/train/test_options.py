@@ -37,6 +37,52 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return voc_folder.make(tmp_path_factory.mktemp("data"))
 
 
+@pytest.mark.parametrize("iterations", [30, 150, 1000, 10_000, 29_999])
+def test_batch_norm_forgets_its_start_within_a_run_of_any_length(iterations: int) -> None:
+    """At the reference's 0.0003, 150 iterations would leave 96 % of the first statistics."""
+    momentum = assembly.norm_momentum(
+        make_recipe(iterations=iterations, batch_norm_momentum=None), own=0.0003
+    )
+    assert (1 - momentum) ** iterations < 0.05
+    parts = make_recipe(iterations=iterations, batch_norm_momentum=None, accumulate=4)
+    assert assembly.norm_momentum(parts, 0.0003) <= momentum  # four updates an iteration
+
+
+def test_the_papers_runs_keep_the_references_momentum() -> None:
+    for iterations in (30_000, 90_000):
+        config = make_recipe(iterations=iterations, batch_norm_momentum=None)
+        assert assembly.norm_momentum(config, 0.0003) == pytest.approx(0.0003)
+        assert assembly.norm_momentum(config, 0.05) == 0.05
+    assert assembly.norm_momentum(make_recipe(batch_norm_momentum=0.01), 0.0003) == 0.01
+
+
+def test_a_short_run_is_judged_by_the_statistics_of_its_own_photos(
+    data: Path, tmp_path: Path
+) -> None:
+    """The means that the first batch norm keeps are those that it sees, not zeros of the start."""
+    config = make_recipe(iterations=30, batch_norm_momentum=None, ema_decay=0.0, learning_rate=1e-6)
+    net = checkpoint.load(run(config, data, tmp_path / "run"))
+    seen: list[Tensor] = []
+    norm = net.backbone.stem.bn
+    norm.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].mean((0, 2, 3))))
+    crops, _ = training.samples(config, find("voc", data, "train"), World())
+    with torch.no_grad():
+        net(torch.stack([crops[position].image for position in range(24)]).float())
+    kept = norm.running_mean
+    assert float(torch.corrcoef(torch.stack([seen[0], kept]))[0, 1]) > 0.9
+    assert 0.7 < float(kept.norm() / seen[0].norm()) < 1.3
+
+
+def test_a_momentum_too_slow_for_the_run_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    preflight.check_norm_momentum(make_recipe(iterations=150, batch_norm_momentum=0.0003))
+    assert "96 % of batch norm's statistics are still those of the start" in caplog.text
+    assert "take 0.06" in caplog.text
+    caplog.clear()
+    preflight.check_norm_momentum(make_recipe(iterations=150, batch_norm_momentum=0.1))
+    preflight.check_norm_momentum(make_recipe(batch_norm_momentum=None))
+    assert not caplog.text
+
+
 def example(size: int = 33) -> Batch:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (4, 3, size, size), generator=generator).to(torch.uint8)
