@@ -46,7 +46,11 @@ def parser() -> argparse.ArgumentParser:
     quantization.add_argument(
         "--calibration", type=Path, help="folder of photos; default: the data set's train split"
     )
-    quantization.add_argument("--dataset", default="voc", choices=sorted(DATASETS))
+    quantization.add_argument(
+        "--dataset",
+        choices=sorted(DATASETS),
+        help="default: what lies in --data, else what was trained on",
+    )
     quantization.add_argument(
         "--data", type=Path, help="data set to measure mIoU on; optional for fp16"
     )

@@ -18,6 +18,7 @@ from PIL import Image
 
 from model import arguments
 from model.data.dataset import DatasetError, find
+from model.data.guess import choose
 from model.data.survey import expect_classes, survey
 from model.evaluate.evaluation import check_classes, evaluate
 from model.evaluate.options import add_evaluation_arguments, check_plot, report
@@ -70,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     overlap = arguments.overlap(p, args)
     try:
         engine = Engine(args.file, EngineOptions(args.device, threads=cpus.available()))
-        dataset = find(args.dataset, args.data, args.split)
+        dataset = find(choose(args.dataset, args.data), args.data, args.split)
         check_classes(engine.contract.classes, dataset)
         expect_classes(survey(dataset))
         contract = engine.contract

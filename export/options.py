@@ -9,7 +9,9 @@ from typing import Literal
 from export.quantize import Quantization, QuantizationError, photos_in
 from export.writer import MIN_SIDE, ExportOptions, Size
 from model import arguments
+from model.checkpoint import read_card
 from model.data.dataset import find
+from model.data.guess import choose
 
 
 def size(text: str) -> Size | Literal["dynamic"]:
@@ -30,7 +32,7 @@ def options(args: argparse.Namespace) -> ExportOptions:
         raise QuantizationError("--data measures the loss of mIoU: give --precision fp16 or int8")
     if args.precision != "int8" and args.calibration is not None:
         raise QuantizationError("--calibration is for --precision int8")
-    validation = None if args.data is None else find(args.dataset, args.data, args.split)
+    validation = None if args.data is None else find(_kind(args), args.data, args.split)
     return ExportOptions(
         output_stride=args.output_stride,
         size=None if args.size == "dynamic" else args.size,
@@ -48,4 +50,13 @@ def calibration(args: argparse.Namespace) -> list[Path]:
     """The photos to calibrate on: those of a folder, or those the network was trained on."""
     if args.calibration is not None:
         return photos_in(args.calibration)
-    return [pair.image for pair in find(args.dataset, args.data, "train").pairs]
+    kind, split = _kind(args), "train"
+    if kind == "folder":  # whose splits have names of their own
+        split = read_card(args.checkpoint).training.get("split", split)
+    return [pair.image for pair in find(kind, args.data, split).pairs]
+
+
+def _kind(args: argparse.Namespace) -> str:
+    """The data set to judge on, named or found."""
+    trained_on = read_card(args.checkpoint).training.get("dataset")
+    return choose(args.dataset, args.data, trained_on)

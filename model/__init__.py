@@ -61,6 +61,7 @@ def predict(
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
     overlap: float | None = None,
+    whole: bool = False,
 ) -> NDArray[np.uint8]:
     """Segment a photo of any size: (H, W) uint8, the class id of each pixel.
 
@@ -70,14 +71,17 @@ def predict(
     is taken as it is. The result is what `python -m model.predict` writes.
 
     `scales` and `flip` average the class probabilities of the photo at several sizes, and of
-    its mirror images; the paper uses 0.5, 0.75, 1, 1.25, 1.5, 1.75 with flip. `overlap`, a
-    share from 0 to below 1, cuts photos larger than the network's crop size into windows that
-    overlap by it; None takes them whole.
+    its mirror images; the paper uses 0.5, 0.75, 1, 1.25, 1.5, 1.75 with flip. A photo larger
+    than the network's crop size is shrunk to it, as the service does. `overlap`, a share from 0
+    to below 1, cuts it into windows that overlap by that much instead; `whole` takes it whole.
 
     Raises OSError for a file that is missing or no picture; ValueError for an array of another
     form, options out of range and a network in training mode; TypeError for any other photo.
     """
     from model.data.photo import as_photo  # noqa: PLC0415 - loads NumPy and Pillow
-    from model.network.inference import label_map  # noqa: PLC0415 - loads torch
+    from model.network.inference import label_map, served_map  # noqa: PLC0415 - loads torch
 
-    return label_map(net, as_photo(photo), scales, flip, overlap=overlap)
+    pixels = as_photo(photo)
+    if overlap is None and not whole:
+        return served_map(net, pixels, scales, flip)
+    return label_map(net, pixels, scales, flip, overlap=overlap)

@@ -36,20 +36,31 @@ def add_remade(p: ArgumentParser) -> None:
     """Add the checkpoint to read, the one to write, and the data set it was trained on."""
     p.add_argument("checkpoint", type=Path)
     p.add_argument("-o", "--out", type=Path, required=True, help="the checkpoint to write")
-    p.add_argument("--dataset", default="voc", choices=sorted(DATASETS))
+    p.add_argument(
+        "--dataset",
+        choices=sorted(DATASETS),
+        help="default: what lies in --data, else what was trained on",
+    )
     p.add_argument("--data", type=Path, required=True, help="folder of the training's data set")
-    p.add_argument("--split", default="trainaug", help="that it was trained on (trainaug)")
+    p.add_argument("--split", help="default: the one that it was trained on")
     p.add_argument(
         "--sampling", default="balanced", choices=("uniform", "balanced"), help="default: balanced"
     )
 
 
 def add_windows(p: ArgumentParser) -> None:
-    """Add --sliding and --overlap, for model.evaluate and model.predict."""
-    p.add_argument(
+    """Add --sliding, --whole and --overlap, for model.evaluate and model.predict."""
+    larger = p.add_mutually_exclusive_group()
+    larger.add_argument(
         "--sliding",
         action="store_true",
-        help="cut photos larger than the crop size into windows of that size",
+        help="cut photos larger than the crop size into windows of that size (default: shrink "
+        "them to it, as the service does)",
+    )
+    larger.add_argument(
+        "--whole",
+        action="store_true",
+        help="predict larger photos whole, as the paper does; memory grows with the photo",
     )
     p.add_argument(
         "--overlap",
@@ -60,7 +71,7 @@ def add_windows(p: ArgumentParser) -> None:
 
 
 def overlap(p: ArgumentParser, args: Namespace) -> float | None:
-    """The overlap that the options ask for, None for whole photos; exits on a usage error."""
+    """The overlap that the options ask for, None without windows; exits on a usage error."""
     if args.overlap is not None and not args.sliding:
         p.error("--overlap only applies to windows: give --sliding too")
     if not args.sliding:

@@ -37,10 +37,9 @@ from model.data.pairs import (
     write_mask,
 )
 from model.data.palettes import Palette
-from model.data.photo import open_photo, opened
+from model.data.photo import EXIF_ORIENTATION, open_photo, opened
 from model.data.report import COLOR_MODES, Look, Report
 
-EXIF_ORIENTATION = 0x0112
 # How a mask is turned with its photo; the EXIF standard's values, as in ImageOps.exif_transpose.
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from model.data.dataset import DatasetError
+from model.data.dataset import DATASETS, DatasetError
 from model.data.folder import DESCRIPTION
 
 IMAGE_FOLDER = "imagefolder"
@@ -17,11 +17,30 @@ MARKS = {
 }
 
 
+def kinds(root: Path) -> list[str]:
+    """The kinds of data set that lie below `root`; a description of your own data goes first."""
+    if (root / DESCRIPTION).exists():
+        return ["folder"]
+    return [kind for kind, marks in MARKS.items() if any((root / mark).exists() for mark in marks)]
+
+
+def choose(given: str | None, root: Path, trained_on: object = None) -> str:
+    """The data set to judge on: as given, else what lies in `root`, else what was trained on.
+
+    Where several sets lie in `root`, the one that the network was trained on is meant.
+    """
+    if given is not None:
+        return given
+    found = kinds(root)
+    known = trained_on if isinstance(trained_on, str) and trained_on in DATASETS else None
+    if known in found or len(found) != 1:
+        return known or "voc"
+    return found[0]
+
+
 def guess(root: Path, split: str) -> str:
     """Name the kind of data set below `root` by the file or folder that only that kind has."""
-    if (root / DESCRIPTION).exists():
-        return "folder"
-    found = [kind for kind, marks in MARKS.items() if any((root / mark).exists() for mark in marks)]
+    found = kinds(root)
     if not found and any(p.is_dir() for p in (root / split).glob("*")):
         return IMAGE_FOLDER
     if len(found) != 1:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+EXIF_ORIENTATION = 0x0112
 EXIF_ERRORS = (ValueError, TypeError, KeyError, SyntaxError, struct.error)
 # What Pillow raises for files that are damaged, no picture at all, or too large to be safe.
 PILLOW_ERRORS = (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError)
@@ -42,6 +43,17 @@ def open_photo(path: Path) -> Image.Image:
     """Decode a photo as RGB; raises OSError for files that are no picture or too large."""
     with opened(path) as image:
         return rgb(upright(image))
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """(W, H) of a photo once its EXIF orientation has turned it; reads the header alone."""
+    with opened(path) as image:
+        width, height = image.size
+        try:
+            turned = image.getexif().get(EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
+        except EXIF_ERRORS:
+            turned = False
+    return (height, width) if turned else (width, height)
 
 
 def read_photo(path: Path) -> NDArray[np.uint8]:

@@ -2,23 +2,24 @@
 
 The paper's protocol: one confusion matrix over the whole split, void pixels
 ignored, photos at their own size, padded with the mean pixel to the crop size.
---trimap adds mIoU in bands around the void label, --boundary the boundary IoU of
-each class; all of it takes one pass over the pictures.
+Photos larger than the crop size are shrunk to it, as the service does; --whole and
+--sliding take them otherwise. --trimap adds mIoU in bands around the void label,
+--boundary the boundary IoU of each class; all of it takes one pass over the pictures.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from functools import partial
 from pathlib import Path
 
 from model import arguments, checkpoint, memory
 from model.data.dataset import DatasetError, find
+from model.data.guess import choose
 from model.data.survey import expect_classes, survey
-from model.evaluate.evaluation import check_classes, evaluate
+from model.evaluate.evaluation import check_classes, evaluate, larger
 from model.evaluate.options import add_evaluation_arguments, check_plot, report
-from model.network.inference import label_map
+from model.evaluate.predict import predictor
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,16 +44,19 @@ def main(argv: list[str] | None = None) -> int:
     check_plot(p, args)
     overlap = arguments.overlap(p, args)
     try:
-        net = checkpoint.load_on(args.device, args.checkpoint, args.output_stride)
-        dataset = find(args.dataset, args.data, args.split)
-        check_classes(checkpoint.read_card(args.checkpoint).classes, dataset)
+        card = checkpoint.read_card(args.checkpoint)
+        kind = choose(args.dataset, args.data, card.training.get("dataset"))
+        dataset = find(kind, args.data, args.split)
+        check_classes(card.classes, dataset)
         expect_classes(survey(dataset))
-        predict = partial(label_map, net, scales=args.scales, flip=args.flip, overlap=overlap)
+        net = checkpoint.load_on(args.device, args.checkpoint, args.output_stride)
+        predict = predictor(net, args, overlap)
         result = evaluate(dataset, predict, args) | {
             "output_stride": net.config.output_stride,
             "scales": list(args.scales),
             "flip": args.flip,
             "sliding_overlap": overlap,
+            **larger(dataset, net.config.crop_size, args),
         }
         report(result, args)
         if args.record:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from model.data.dataset import Dataset, DatasetError, read_pair
+from model.data.photo import upright_size
 from model.evaluate.boundary import BoundaryIoU
 from model.evaluate.metrics import Confusion, Metric
 from model.evaluate.trimap import Trimap
@@ -50,6 +51,18 @@ def figures(confusion: Confusion, dataset: Dataset) -> dict[str, Any]:
     }
 
 
+def larger(
+    dataset: Dataset, crop_size: tuple[int, int], args: argparse.Namespace
+) -> dict[str, Any]:
+    """How many photos exceed the crop size (H, W), and what was done with them; as JSON."""
+    count = sum(
+        height > crop_size[0] or width > crop_size[1]
+        for width, height in (upright_size(pair.image) for pair in dataset.pairs)
+    )
+    how = "windows" if args.sliding else "whole" if args.whole else "shrunk"
+    return {"larger_photos": {"count": count, "judged": how, "crop_size": list(crop_size)}}
+
+
 def by_name(classes: Sequence[str], iou: NDArray[np.float64]) -> dict[str, float | None]:
     """IoU by class name, None where a class never occurs."""
     return {
@@ -82,6 +95,14 @@ def show(result: dict[str, Any]) -> str:
     ]
     total = f"mIoU {result['miou']:.4f} on {result['images']} images of {result['dataset']}"
     rows.append(f"{total} {result['split']} ({result['pixels']} pixels)")
+    if (photos := result.get("larger_photos")) and photos["count"]:
+        height, width = photos["crop_size"]
+        how = {
+            "shrunk": "were shrunk to it, as the service does (otherwise: --whole, --sliding)",
+            "whole": "were judged whole; the service shrinks them and may score otherwise",
+            "windows": "were judged in windows, as the service does where fit=windows asks for it",
+        }[photos["judged"]]
+        rows.append(f"{photos['count']} photos larger than {height} x {width} (H x W) {how}")
     if edges:
         rows.append(f"boundary mIoU {result['boundary_miou']:.4f}")
     if "trimap" in result:

@@ -17,7 +17,11 @@ PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 
 def add_evaluation_arguments(p: argparse.ArgumentParser) -> None:
     """The options that model.evaluate and export.evaluate share."""
-    p.add_argument("--dataset", default="voc", choices=sorted(DATASETS))
+    p.add_argument(
+        "--dataset",
+        choices=sorted(DATASETS),
+        help="default: what lies in --data, else what was trained on",
+    )
     p.add_argument("--data", type=Path, required=True, help="folder that holds the data set")
     p.add_argument("--split", default="val")
     p.add_argument(

@@ -1,16 +1,18 @@
 """Write the label maps of photos: `python -m model.predict CKPT IMAGES...`.
 
-A photo smaller than the crop size is padded with the mean pixel. A larger one runs
-whole, or with --sliding in overlapping windows of the crop size whose probabilities
-are averaged. With several scales or --flip, the class probabilities of all passes are
-averaged. `model/network/inference.py` has the details.
+A photo smaller than the crop size is padded with the mean pixel. A larger one is shrunk
+to it as the service does, or runs with --whole as it is, or with --sliding in overlapping
+windows of the crop size whose probabilities are averaged. With several scales or --flip,
+the class probabilities of all passes are averaged. `model/network/inference.py` has the
+details.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -23,7 +25,7 @@ from model.evaluate import submission
 from model.evaluate.pictures import colored, overlaid
 from model.evaluate.submission import SubmissionError
 from model.network.deeplab import DeepLabV3Plus
-from model.network.inference import Labels, Photo, label_map
+from model.network.inference import Labels, Photo, label_map, served_map
 
 Target = tuple[Path, Path]  # a photo and its output
 EXAMPLES = """\
@@ -91,6 +93,15 @@ def write(labels: Labels, image: Photo, card: Card, target: Path, *, overlay: bo
         overlaid(image, labels, card).save(target.with_name(f"{target.name}_overlay.jpg"))
 
 
+def predictor(
+    net: DeepLabV3Plus, args: argparse.Namespace, overlap: float | None
+) -> Callable[[Photo], Labels]:
+    """How `add_passes` and `add_windows` ask for photos to be judged."""
+    if overlap is None and not args.whole:
+        return partial(served_map, net, scales=args.scales, flip=args.flip)
+    return partial(label_map, net, scales=args.scales, flip=args.flip, overlap=overlap)
+
+
 def run(
     net: DeepLabV3Plus,
     card: Card,
@@ -100,6 +111,7 @@ def run(
 ) -> int:
     """Predict and write all photos; returns how many could not be read."""
     failures = 0
+    judge = predictor(net, args, overlap)
     for path, target in tqdm(pairs, disable=not sys.stderr.isatty()):
         try:
             image = read_photo(path)
@@ -107,7 +119,7 @@ def run(
             print(f"error: {error}", file=sys.stderr)
             failures += 1
             continue
-        labels = label_map(net, image, args.scales, args.flip, overlap=overlap)
+        labels = judge(image)
         target.parent.mkdir(parents=True, exist_ok=True)
         if args.submission:
             submission.picture(args.submission, labels).save(target)

@@ -26,11 +26,12 @@ from tqdm import tqdm
 from model import arguments, checkpoint
 from model.checkpoint import Card, CheckpointError
 from model.data.dataset import DATASETS, Dataset, DatasetError, Pair, find, read_pair
+from model.data.guess import choose
 from model.data.survey import expect_classes, survey
 from model.evaluate import plots
 from model.evaluate.evaluation import Predictor, check_classes, figures, score
 from model.evaluate.pictures import overlaid
-from model.network.inference import label_map
+from model.network.inference import served_map
 
 LOG = "log.jsonl"  # of model.train
 CHECKPOINT = "model"
@@ -231,11 +232,11 @@ def build(args: argparse.Namespace) -> str:
     card = checkpoint.read_card(source)
     if args.data is not None:
         net = checkpoint.load_on(args.device, source)
-        trained_on = card.training.get("dataset", "voc")
-        dataset = find(args.dataset or trained_on, args.data, args.split)
+        kind = choose(args.dataset, args.data, card.training.get("dataset"))
+        dataset = find(kind, args.data, args.split)
         check_classes(card.classes, dataset)
         expect_classes(survey(dataset))
-        sections += judged_sections(dataset, partial(label_map, net), card, args.samples)
+        sections += judged_sections(dataset, partial(served_map, net), card, args.samples)
     elif "miou" in card.metrics:
         sections.append(figures_section(card.metrics))
     return page(args.run, card.source, [*sections, recipe_section(card)])

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from model import arguments, checkpoint
 from model.checkpoint import Card, CheckpointError
 from model.data.dataset import DatasetError, find
+from model.data.guess import choose
 from model.data.loader import balanced_weights, pixel_counts
 from model.evaluate.evaluation import check_classes
 
@@ -107,7 +108,9 @@ def main(argv: list[str] | None = None) -> int:
         card = checkpoint.read_card(args.checkpoint)
         classes = card.classes
         shares = read_shares(args.shares, classes)
-        dataset = find(args.dataset, args.data, args.split)
+        args.split = args.split or card.training.get("split", "trainaug")
+        kind = choose(args.dataset, args.data, card.training.get("dataset"))
+        dataset = find(kind, args.data, args.split)
         check_classes(classes, dataset)
         found = shifts(classes, seen(pixel_counts(dataset), args.sampling), shares, args.margin)
         state = checkpoint.load(args.checkpoint).state_dict()

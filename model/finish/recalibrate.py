@@ -27,6 +27,7 @@ from tqdm import tqdm
 from model import arguments, checkpoint, memory
 from model.checkpoint import CheckpointError
 from model.data.dataset import Dataset, DatasetError, find, read_pair
+from model.data.guess import choose
 from model.data.loader import balanced_weights, first_readable, pixel_counts
 from model.network.deeplab import DeepLabV3Plus
 from model.network.inference import pad
@@ -133,7 +134,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         net = checkpoint.load_on(args.device, args.checkpoint)
         card = checkpoint.read_card(args.checkpoint)
-        dataset = find(args.dataset, args.data, args.split)
+        args.split = args.split or card.training.get("split", "trainaug")
+        kind = choose(args.dataset, args.data, card.training.get("dataset"))
+        dataset = find(kind, args.data, args.split)
         order = drawn(dataset, args.sampling, args.photos, args.seed)
         recalibrate(net, whole(dataset, order, net), args.photos, args.batch)
         note = {key: getattr(args, key) for key in ("split", "sampling", "photos", "batch", "seed")}

@@ -2,11 +2,11 @@
 
 A photo smaller than the crop size is padded at the bottom and right with the
 mean pixel. A larger one runs whole, or in overlapping windows of the crop size
-whose probabilities are averaged. With several scales or flipping, the class
-probabilities of all passes are averaged at full size. Each pass resizes the
-photo to int((n - 1) * scale + 1) with aligned corners. It resizes its logits in
-two steps: to the size they would have at scale 1 or more, then to the crop. For
-scales below 1 a single step would change labels.
+whose probabilities are averaged, or shrunk as the service does (`served_map`). With
+several scales or flipping, the class probabilities of all passes are averaged at full
+size. Each pass resizes the photo to int((n - 1) * scale + 1) with aligned corners. It
+resizes its logits in two steps: to the size they would have at scale 1 or more, then to
+the crop. For scales below 1 a single step would change labels.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from model.network.deeplab import DeepLabV3Plus
@@ -57,6 +58,36 @@ def label_map(
             )
         labels = scores[0, :, :height, :width].argmax(0)
     return labels.to(torch.uint8).cpu().numpy()
+
+
+def served_map(
+    net: DeepLabV3Plus, image: Photo, scales: Sequence[float] = (1.0,), flip: bool = False
+) -> NDArray[np.uint8]:
+    """Class ids as the service gives them with the exported file: (H, W, 3) uint8 -> (H, W) uint8.
+
+    A photo larger than the crop size is shrunk to it, and its label map enlarged again; in a
+    smaller one nothing differs from `label_map`. Errors as there.
+    """
+    size = (image.shape[1], image.shape[0])
+    fitted = shrunk(image, net.config.crop_size)
+    labels = label_map(net, fitted, scales, flip)
+    return labels[nearest(labels.shape[0], size[1])][:, nearest(labels.shape[1], size[0])]
+
+
+def shrunk(image: Photo, crop_size: Size) -> Photo:
+    """A photo that fits into the crop size (H, W), as service/images/imaging.py makes it."""
+    height, width = image.shape[:2]
+    scale = min(1.0, crop_size[0] / height, crop_size[1] / width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    if size == (width, height):
+        return image
+    picture = Image.fromarray(image)
+    return np.asarray(picture.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0))
+
+
+def nearest(have: int, want: int) -> NDArray[np.intp]:
+    """For each of `want` pixels the index of the nearest of `have`, by their centres."""
+    return ((np.arange(want) + 0.5) * (have / want)).astype(np.intp)
 
 
 def probabilities(

@@ -14,7 +14,7 @@ from model.checkpoint import Card
 from model.data.dataset import Dataset, DatasetError, read_pair
 from model.evaluate.pictures import overlaid
 from model.network.deeplab import DeepLabV3Plus
-from model.network.inference import label_map
+from model.network.inference import served_map
 from model.train.recipe import RecipeError
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class TensorBoard:
             except (DatasetError, OSError):  # a picture less to look at ends no training
                 continue
             photo = np.asarray(picture)
-            pictures = [overlaid(photo, labels, card) for labels in (truth, label_map(net, photo))]
+            pictures = [overlaid(photo, labels, card) for labels in (truth, served_map(net, photo))]
             both = np.concatenate([np.asarray(picture) for picture in pictures], axis=1)
             self._at(iteration).add_image(pair.name, both, iteration, dataformats="HWC")
 

@@ -1,7 +1,8 @@
 """Measure mIoU during training, keep the best weights, and stop a run that gains no more.
 
-Single scale and photos at their own size, the defaults of `model.evaluate`; with the
-averaged weights if the run averages. The processes divide the photos among them.
+Single scale and photos shrunk to the crop size if they are larger, the defaults of
+`model.evaluate`; with the averaged weights if the run averages. The processes divide the
+photos among them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from model.checkpoint import Card
 from model.data.dataset import Dataset, read_pair
 from model.evaluate.metrics import Confusion
 from model.network.deeplab import DeepLabV3Plus
-from model.network.inference import label_map
+from model.network.inference import served_map
 from model.train.distributed import World
 from model.train.recipe import Recipe
 from model.train.run import Run, RunFolder, expect_finite
@@ -91,7 +92,7 @@ def judge(net: DeepLabV3Plus, dataset: Dataset, world: World) -> Confusion:
     def add_share() -> None:
         for pair in dataset.pairs[world.rank :: world.size]:
             photo, truth = read_pair(dataset, pair)
-            confusion.add(truth, label_map(net, np.asarray(photo)))
+            confusion.add(truth, served_map(net, np.asarray(photo)))
 
     world.together(add_share)
     confusion.counts = world.total(confusion.counts)

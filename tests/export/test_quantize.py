@@ -62,7 +62,8 @@ def test_calibration_photos_are_spread_over_the_folder(tmp_path: Path) -> None:
 
 def test_by_default_the_training_photos_calibrate(tmp_path: Path) -> None:
     root = voc_folder.make(tmp_path, split="train")
-    arguments = ["net", "-o", "x.onnx", "--precision", "int8", "--data", str(root)]
+    bundled = Path(__file__).parents[2] / "model" / "bundled" / "efficientnet-lite0-voc"
+    arguments = [str(bundled), "-o", "x.onnx", "--precision", "int8", "--data", str(root)]
     paths = calibration(cli.parser().parse_args(arguments))
     assert {path.parent.name for path in paths} == {"JPEGImages"}
     assert len(paths) == 6

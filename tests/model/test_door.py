@@ -19,7 +19,7 @@ from model.checkpoint import Card, CheckpointError
 from model.data.dataset import voc_palette
 from model.evaluate.predict import main
 from model.network.deeplab import DeepLabV3Plus
-from model.network.inference import label_map
+from model.network.inference import label_map, served_map
 from tests.model.nets import photo, tiny
 
 ROOT = Path(__file__).parents[2]
@@ -94,7 +94,7 @@ def test_scales_flip_and_overlap_are_those_of_the_evaluation(net: DeepLabV3Plus)
     plain = model.predict(net, image)
     averaged = model.predict(net, image, scales=(0.75, 1.25), flip=True)
     sliding = model.predict(net, image, overlap=0.5)
-    np.testing.assert_array_equal(averaged, label_map(net, image, (0.75, 1.25), flip=True))
+    np.testing.assert_array_equal(averaged, served_map(net, image, (0.75, 1.25), flip=True))
     np.testing.assert_array_equal(sliding, label_map(net, image, overlap=0.5))
     assert (averaged != plain).any()
     assert (sliding != plain).any()

@@ -12,7 +12,7 @@ from PIL import Image, ImageFilter, ImageOps
 from model.data.__main__ import main
 from model.data.check import check
 from model.data.dataset import DatasetError, find, read_mask
-from model.data.guess import guess
+from model.data.guess import choose, guess
 from tests.model import voc_folder
 
 
@@ -224,6 +224,21 @@ def test_every_kind_of_set_is_recognised_by_its_folders(tmp_path: Path) -> None:
         guess(tmp_path / "voc", "train")
     (tmp_path / "voc" / "dataset.toml").touch()  # what describes itself is no matter of guessing
     assert guess(tmp_path / "voc", "train") == "folder"
+
+
+def test_a_network_is_judged_on_what_lies_there_or_what_it_was_trained_on(tmp_path: Path) -> None:
+    """No command takes VOC where the folder or the checkpoint says otherwise."""
+    assert choose(None, tmp_path, "coco") == "coco"
+    assert choose(None, tmp_path, None) == "voc"
+    assert choose(None, tmp_path, ["odd"]) == "voc"
+    (tmp_path / "CamVid").mkdir()
+    assert choose(None, tmp_path, "coco") == "camvid"
+    (tmp_path / "train2017").mkdir()
+    assert choose(None, tmp_path, "coco") == "coco"
+    assert choose(None, tmp_path, "folder") == "folder"
+    (tmp_path / "dataset.toml").touch()
+    assert choose(None, tmp_path, "coco") == "folder"
+    assert choose("voc", tmp_path, "coco") == "voc"
 
 
 def test_unknown_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

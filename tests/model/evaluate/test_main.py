@@ -18,7 +18,7 @@ from model.data.photo import read_photo
 from model.evaluate import __main__ as evaluate
 from model.evaluate import evaluation
 from model.evaluate.metrics import Confusion
-from model.network.inference import label_map
+from model.network.inference import label_map, served_map
 from tests.model import voc_folder
 from tests.model.nets import tiny
 
@@ -98,6 +98,26 @@ def test_sliding_judges_large_photos_window_by_window(saved: Path, tmp_path: Pat
     assert result["miou"] == pytest.approx(confusion.miou(), abs=1e-6)
     assert result["sliding_overlap"] == 0.5
     assert run(saved, data)["miou"] != result["miou"]
+
+
+def test_large_photos_are_judged_as_served_unless_asked_otherwise(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = voc_folder.make(tmp_path, count=2, split="val", size=(150, 120))
+    net = checkpoint.load(saved)
+    expected = {}
+    for judge in (served_map, label_map):
+        confusion = Confusion(21)
+        for pair in find("voc", data, "val").pairs:
+            confusion.add(read_mask(pair.mask, classes=21), judge(net, read_photo(pair.image)))
+        expected[judge] = pytest.approx(confusion.miou(), abs=1e-6)
+    result = run(saved, data)
+    assert result["miou"] == expected[served_map]
+    assert result["larger_photos"] == {"count": 2, "judged": "shrunk", "crop_size": [65, 65]}
+    assert "2 photos larger than 65 x 65 (H x W) were shrunk to it" in capsys.readouterr().out
+    result = run(saved, data, "--whole")
+    assert result["miou"] == expected[label_map]
+    assert "judged whole; the service shrinks them" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -190,7 +210,7 @@ def test_masks_that_leave_nothing_to_tell_apart_have_no_figure(
     net = tiny(2)
     card = Card(model=net.config, classes=("background", "thing"), palette=voc_palette(2))
     path = checkpoint.save(tmp_path / "net", net.state_dict(), card)
-    command = [str(path), "--dataset", "folder", "--data", str(tmp_path)]
+    command = [str(path), "--data", str(tmp_path)]  # dataset.toml says that it is a folder
     assert evaluate.main(command) == 1
     error = capsys.readouterr().err
     assert "every judged pixel is background: nothing to tell apart" in error

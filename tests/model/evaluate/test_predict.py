@@ -18,7 +18,13 @@ from model.data.photo import read_photo
 from model.evaluate.pictures import colored
 from model.evaluate.predict import main
 from model.network.deeplab import DeepLabV3Plus
-from model.network.inference import average_probabilities, label_map, probabilities, window_starts
+from model.network.inference import (
+    average_probabilities,
+    label_map,
+    probabilities,
+    served_map,
+    window_starts,
+)
 from tests.model.nets import photo, tiny
 
 Array = NDArray[np.float64]
@@ -168,6 +174,28 @@ def test_sliding_changes_nothing_where_one_window_holds_the_photo(size: tuple[in
     assert (label_map(net, image, overlap=0.5) == label_map(net, image)).all()
 
 
+@pytest.mark.parametrize("size", [(200, 131), (66, 40), (40, 300), (65, 65), (30, 20)])
+def test_a_photo_is_judged_as_the_service_fits_it(size: tuple[int, int]) -> None:
+    """Shrunk and enlarged again exactly as service.images does; smaller ones are as ever."""
+    from PIL import Image
+
+    from service.images.imaging import Photo, fit, restore
+    from service.inference.contract import InputSize
+
+    net, image = tiny(), photo(*size)
+    target = InputSize(policy="fixed", height=65, width=65, pad=(128, 128, 128))
+    fitted = fit(Photo(Image.fromarray(image), (size[1], size[0])), target)
+    h, w = fitted.valid
+    labels = label_map(net, fitted.pixels[:h, :w])
+    expected = restore(labels, fitted, (size[1], size[0])).image
+    assert (served_map(net, image) == expected).all()
+    if max(size) <= 65:
+        assert (
+            served_map(net, image, (0.5, 1.0), flip=True)
+            == label_map(net, image, (0.5, 1.0), flip=True)
+        ).all()
+
+
 @pytest.mark.parametrize("overlap", [-0.1, 1.0])
 def test_an_overlap_out_of_range_is_refused(overlap: float) -> None:
     with pytest.raises(ValueError, match=f"overlap={overlap}: give a share"):
@@ -240,7 +268,7 @@ def test_command_writes_the_mask_and_overlay_of_each_photo(saved: Path, tmp_path
     assert main([*arguments, "--scales", "0.5,1", "--flip", "--output-stride", "8"]) == 0
     net = checkpoint.load(saved, output_stride=8)
     with Image.open(out / "one.png") as mask:
-        assert (np.asarray(mask) == label_map(net, pixels, (0.5, 1.0), flip=True)).all()
+        assert (np.asarray(mask) == served_map(net, pixels, (0.5, 1.0), flip=True)).all()
     with Image.open(out / "one_overlay.jpg") as overlay:
         assert overlay.size == (70, 50)
 

@@ -16,6 +16,7 @@ from model import checkpoint
 from model.data.dataset import DatasetError, find
 from model.data.loader import Batch, CropDataset
 from model.network.deeplab import DeepLabV3Plus
+from model.network.layers import batch_norms
 from model.train import __main__ as train
 from model.train import assembly, preflight, recipe, training
 from model.train.board import TensorBoard
@@ -63,12 +64,13 @@ def test_a_short_run_is_judged_by_the_statistics_of_its_own_photos(
     config = make_recipe(iterations=30, batch_norm_momentum=None, ema_decay=0.0, learning_rate=1e-6)
     net = checkpoint.load(run(config, data, tmp_path / "run"))
     seen: list[Tensor] = []
-    norm = net.backbone.stem.bn
+    norm = next(batch_norms(net))
     norm.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].mean((0, 2, 3))))
     crops, _ = training.samples(config, find("voc", data, "train"), World())
     with torch.no_grad():
         net(torch.stack([crops[position].image for position in range(24)]).float())
     kept = norm.running_mean
+    assert kept is not None
     assert float(torch.corrcoef(torch.stack([seen[0], kept]))[0, 1]) > 0.9
     assert 0.7 < float(kept.norm() / seen[0].norm()) < 1.3
 
