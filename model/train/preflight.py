@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from model.data.dataset import Dataset
+from model.data.dataset import Dataset, DatasetError
+from model.data.photo import opened, upright_size
 from model.data.survey import TRAINING_MASKS, expect_classes, survey
 from model.train.distributed import World
 from model.train.recipe import BaseRecipe, Recipe, RecipeError
@@ -86,6 +87,28 @@ def check_masks(dataset: Dataset, validated_on: Dataset | None) -> None:
     """Warn of mask values that mean nothing; raises DatasetError where nothing can be learnt."""
     for split in filter(None, (dataset, validated_on)):
         expect_classes(survey(split, TRAINING_MASKS))
+    if validated_on is not None:
+        check_validation_pairs(validated_on)
+
+
+def check_validation_pairs(dataset: Dataset) -> None:
+    """Raise DatasetError for a pair that would end the first validation, hours from now.
+
+    Reads headers: both files are there, are pictures and have one size.
+    """
+    for pair in dataset.pairs:
+        try:
+            with opened(Path(str(pair.mask))) as mask:
+                size = upright_size(pair.image)
+                problem = "" if size == mask.size else f"{pair.image} is {size[0]} x {size[1]}, "
+                problem += f"its mask {pair.mask} {mask.width} x {mask.height}" if problem else ""
+        except OSError as error:
+            problem = str(error)
+        if problem:
+            raise DatasetError(
+                f"validation_split={dataset.split!r}: {problem}; "
+                "python -m model.data check names all"
+            )
 
 
 def check_taught(config: Recipe, *, photos: Path | None, targets: Path | None) -> None:

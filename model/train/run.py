@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,7 @@ log = logging.getLogger("model.train")
 STATE = "state.pt"
 LOG = "log.jsonl"
 LOG_EVERY = 20  # iterations
+OUT_OF_MEMORY = "can't allocate memory"  # in the RuntimeError of PyTorch's allocator for the host
 
 
 class TrainingError(RuntimeError):
@@ -54,6 +56,7 @@ class Run:
         default_factory=lambda: torch.amp.GradScaler(enabled=False)
     )
     iteration: int = 0
+    photos: int = 0  # of the training set, to notice another one on resuming
     skipped: int = 0  # samples replaced because their files are damaged
     best: dict[str, Any] = field(default_factory=dict)  # of the validations so far
     recipe: dict[str, Any] = field(default_factory=dict)  # to notice another one on resuming
@@ -65,6 +68,7 @@ class Run:
             "average": self.average,
             "scaler": self.scaler.state_dict(),
             "iteration": self.iteration,
+            "photos": self.photos,
             "skipped": self.skipped,
             "best": self.best,
             "recipe": self.recipe,
@@ -143,6 +147,14 @@ def restore(run: Run, directory: Path) -> None:
         ) from error
     if changes:
         log.warning("resumed with another recipe than the run was begun with: %s", changes)
+    before = state.get("photos", 0)
+    if before and before != run.photos:
+        log.warning(
+            "the training set has %d photos, %d when the run was last saved: from here on the "
+            "order of samples is another one",
+            run.photos,
+            before,
+        )
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -209,6 +221,14 @@ class RunFolder:
         else:
             log.info("%s holds no state yet: starting at iteration 0", self.path)
 
+    def forget_validation(self, iteration: int) -> None:
+        """Drop the line of a validation that is about to be done again."""
+
+        def other(line: str) -> bool:
+            return "miou" not in json.loads(line) or json.loads(line)["iteration"] < iteration
+
+        self.world.from_main(lambda: rewind(self.path / LOG, iteration, other))
+
     def write(self, iteration: int, **values: Any) -> None:
         """Append a line to the log, show it, and draw its numbers."""
         if not self.world.is_main:
@@ -233,12 +253,15 @@ class RunFolder:
             ) from error
 
 
-def rewind(path: Path, iteration: int) -> None:
-    """Drop the lines of a log after `iteration`; the resumed run writes them again."""
+def rewind(path: Path, iteration: int, keep: Callable[[str], bool] = lambda _: True) -> None:
+    """Drop the lines of a log after `iteration`, and those that `keep` denies.
+
+    The resumed run writes them again.
+    """
     if not path.exists():
         return
     lines = path.read_text(encoding="utf-8").splitlines()
-    kept_lines = (f"{line}\n" for line in lines if _is_at_most(line, iteration))
+    kept_lines = (f"{line}\n" for line in lines if _is_at_most(line, iteration) and keep(line))
     with files.replacing(path) as partial:
         partial.write_text("".join(kept_lines), encoding="utf-8")
 
@@ -325,7 +348,8 @@ def loop(
             meter.loading()
             batch, weight = fetch(run, batches, pace, folder, weigh=weigh, signals=signals)
             meter.loaded()
-            meter.add(step(batch, weight))
+            with memory_advice(folder.path):
+                meter.add(step(batch, weight))
             bar.update()
             if run.iteration % pace.log_every == 0:
                 bar.set_postfix(loss=f"{meter.loss:.3f}")
@@ -336,6 +360,27 @@ def loop(
             if run.iteration % pace.save_every == 0:
                 folder.save(run)
     folder.save(run)
+
+
+SMALLER = (
+    "raise accumulate (the same batch in parts), set checkpointing=true, or lower batch_size or "
+    "augment.crop"
+)
+
+
+@contextmanager
+def memory_advice(directory: Path) -> Iterator[None]:
+    """Raise TrainingError with what to change where memory runs out, on a GPU or on the host."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        says = str(error)
+        if not (isinstance(error, MemoryError | torch.OutOfMemoryError) or OUT_OF_MEMORY in says):
+            raise
+        first = says.strip().splitlines()[0] if says.strip() else "no memory"
+        raise TrainingError(
+            f"out of memory: {SMALLER}; {kept(directory)} ({first[:200]})"
+        ) from error
 
 
 def fetch(

@@ -129,8 +129,16 @@ def train(
     """
     world = folder.world
     run = start(config, world)
+    run.photos = len(dataset.pairs)
     if resume:
         folder.resume(run)
+        if run.iteration >= config.iterations:
+            log.warning(
+                "iterations=%d, and %d are done: nothing is left to train; for a longer run set "
+                "more iterations",
+                config.iterations,
+                run.iteration,
+            )
     teachers = distillation.load(config, world)
     kept = answers(config, dataset, extra, teachers, world)
     if teachers is not None and kept is not None:
@@ -166,6 +174,10 @@ def train(
         return validation is not None and validation.after(run)
 
     validation = None if validated_on is None else Validation(validated_on, config, folder)
+    if validation is not None and validation.is_owed(run):
+        folder.forget_validation(run.iteration)  # its line may have been written, and no more
+        validation.after(run)
+        folder.save(run)
     if validation is None or not validation.is_over(run):
         with loading(crops, share, workers) as batches:
             loop(run, batches, pace, folder, weigh=weigh, step=step, after=after)

@@ -41,6 +41,7 @@ class Validation:
         """Validate the network if it is due; returns whether to end the run."""
         if run.iteration % self.config.validate_every:
             return False
+        self.folder.save(run)  # whatever happens while validating
         world = self.folder.world
         confusion = judge(network(run, self.config, world), self.dataset, world)
         miou = confusion.miou()
@@ -52,7 +53,13 @@ class Validation:
             self._keep(run)
         else:
             run.best["stale"] += 1
+        run.best["judged"] = run.iteration
         return self.is_over(run)
+
+    def is_owed(self, run: Run) -> bool:
+        """Whether a run was saved before its validation and stopped during it."""
+        due = run.iteration > 0 and run.iteration % self.config.validate_every == 0
+        return due and run.best.get("judged", 0) < run.iteration
 
     def is_over(self, run: Run) -> bool:
         """Whether the last `patience` validations brought no gain."""

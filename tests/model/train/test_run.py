@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from model import checkpoint, files
 from model.checkpoint import Card
@@ -27,7 +28,7 @@ from model.data import loader
 from model.data.augment import AugmentConfig
 from model.data.dataset import VOC_CLASSES, DatasetError, find, voc_palette
 from model.data.loader import ATTEMPTS, CropDataset, Order
-from model.train import assembly, step, training
+from model.train import assembly, preflight, step, training, validation
 from model.train.distributed import World
 from model.train.run import (
     LOG,
@@ -38,6 +39,7 @@ from model.train.run import (
     StopSignals,
     TrainingError,
     kept,
+    memory_advice,
     reason,
     restore,
     rewind,
@@ -385,6 +387,68 @@ def test_an_error_of_a_loader_process_is_told_without_its_class() -> None:
     raised = RuntimeError("Caught\n  File\nmodel.data.pairs.DatasetError: a.jpg is missing")
     assert reason(raised) == "a.jpg is missing"
     assert reason(OSError("[Errno 2] No such file: 'a'")) == "[Errno 2] No such file: 'a'"
+
+
+@pytest.mark.parametrize("moment", ["judging", "judged"])
+def test_a_run_killed_while_validating_goes_on_there(
+    data: Path, tmp_path: Path, moment: str
+) -> None:
+    """The state is saved before, and what was not judged to the end is judged once."""
+    config = make_recipe(iterations=4, validation_split="train", validate_every=3)
+    whole = run(config, data, tmp_path / "whole")
+    keep, judge = validation.keep, validation.judge
+
+    def killed(*args: Any, **options: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(validation, "judge" if moment == "judging" else "keep", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(config, data, tmp_path / "cut")
+    assert torch.load(tmp_path / "cut" / STATE, weights_only=True)["iteration"] == 3
+    assert (validation.keep, validation.judge) == (keep, judge)
+    assert run(config, data, tmp_path / "cut", resume=True).read_bytes() == whole.read_bytes()
+    assert (tmp_path / "cut/best.safetensors").read_bytes() == (
+        tmp_path / "whole/best.safetensors"
+    ).read_bytes()
+    judged = [
+        [(line["iteration"], line["miou"]) for line in lines(tmp_path / name) if "miou" in line]
+        for name in ("whole", "cut")
+    ]
+    assert judged[0] == judged[1]
+    assert len(judged[0]) == 1
+
+
+def test_a_pair_that_would_end_the_first_validation_is_refused_at_the_start(data: Path) -> None:
+    dataset = find("voc", data, "train")
+    preflight.check_validation_pairs(dataset)
+    Image.new("RGB", (9, 9)).save(dataset.pairs[3].image)
+    with pytest.raises(DatasetError, match=r"'train': .*2007_000003\.jpg is 9 x 9, its mask .* 48"):
+        preflight.check_validation_pairs(dataset)
+    dataset.pairs[1].image.unlink()
+    with pytest.raises(DatasetError, match=r"No such file.*2007_000001\.jpg"):
+        preflight.check_validation_pairs(dataset)
+
+
+def test_resuming_with_other_photos_or_fewer_iterations_is_told(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(make_recipe(iterations=3), data, tmp_path / "run")
+    voc_folder.make(data, count=8)
+    run(make_recipe(iterations=2), data, tmp_path / "run", resume=True)
+    assert "the training set has 8 photos, 6 when the run was last saved" in caplog.text
+    assert "iterations=2, and 3 are done: nothing is left to train" in caplog.text
+
+
+def test_running_out_of_memory_names_what_takes_less(tmp_path: Path) -> None:
+    for failing in (lambda: torch.empty(10**15), lambda: bytearray(10**15)):
+        with (
+            pytest.raises(TrainingError, match=r"accumulate .*checkpointing=true.*batch_size"),
+            memory_advice(tmp_path),
+        ):
+            failing()
+    with pytest.raises(RuntimeError, match="must match"), memory_advice(tmp_path):
+        torch.ones(2) + torch.ones(3)
 
 
 def test_a_log_is_cut_back_to_the_state(tmp_path: Path) -> None:
