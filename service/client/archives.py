@@ -1,4 +1,4 @@
-"""Read the ZIP answers of a service that may be broken or hostile, within a limit of bytes."""
+"""Read ZIP answers that may be broken or hostile, within a limit of bytes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHAPE = re.compile(rb"'shape': \((\d{1,9}), (\d{1,9})\)")
 
 
 def unpack(content: bytes, names: Container[str], limit: int) -> dict[str, bytes]:
-    """The entries of these names, their CRCs checked; BadAnswerError, also above `limit` bytes."""
+    """Return the entries with these names; raises BadAnswerError if broken or above `limit`."""
     with _opened(content, limit) as archive:
         return {
             entry.filename: b"".join(_pieces(archive, entry))
@@ -28,7 +28,7 @@ def unpack(content: bytes, names: Container[str], limit: int) -> dict[str, bytes
 
 
 def label_shape(npz: bytes, limit: int) -> tuple[int, int]:
-    """(H, W) of the array `labels` in an .npz file whose CRCs hold; else BadAnswerError."""
+    """Return (H, W) of the array `labels` in an .npz file; raises BadAnswerError if broken."""
     shape = None
     with _opened(npz, limit) as archive:
         for entry in archive.infolist():
@@ -42,7 +42,7 @@ def label_shape(npz: bytes, limit: int) -> tuple[int, int]:
 
 @contextmanager
 def _opened(content: bytes, limit: int) -> Iterator[zipfile.ZipFile]:
-    """A ZIP to read from; whatever its parser raises becomes a BadAnswerError."""
+    """Open a ZIP; errors of the parser become BadAnswerError."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             _check(archive, limit)
@@ -67,7 +67,7 @@ def _check(archive: zipfile.ZipFile, limit: int) -> None:
 
 
 def _pieces(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Iterator[bytes]:
-    """The content piece by piece; zipfile compares the CRC at its end."""
+    """Yield the content in pieces; zipfile checks the CRC at the end."""
     with archive.open(entry) as stream:
         while piece := stream.read(PIECE):
             yield piece

@@ -1,9 +1,9 @@
-"""The run: every photo of the inputs through the service, into OUT.
+"""Run a batch: send every input photo to the service and write the results to OUT.
 
-A thread enumerates and decides, so that neither a slow disk nor a slow stdin
-stops the answers; its queue is short, so that it cannot run ahead. Requests are
-asyncio tasks, as many as the pace allows. A photo's files are written before its
-row says `done`.
+A thread lists the photos and decides what to do, so that a slow disk or a slow stdin does
+not delay answers; its queue is short, so that it does not run far ahead. Requests are
+asyncio tasks, as many as the pace allows. A photo's files are written before its row
+becomes `done`.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ from service.client.retry import RETRYABLE, Outcome
 from service.client.transport import AsyncClient
 from service.client.uploads import prepare
 
-QUEUE = 4  # decided ahead of the requests; a tar's photos wait there with their bytes
+QUEUE = 4  # photos ahead of the requests; photos of a tar are held in memory there
 
-UNSHRUNK_SHOWN = 5  # then they are only counted
+UNSHRUNK_SHOWN = 5  # further ones are only counted
 
-PHOTO_REFUSALS = frozenset({400, 413, 415, 422})  # about the photo; other 4xx are about the caller
-CALLER_REFUSALS = frozenset({401, 402, 403, 404, 405, 406, 407})  # would meet every photo alike,
-CALLER_CODES = frozenset({"invalid-request"})  # as does this one of the 400s: options, not photos
-# File names that this disk cannot take; any other write error (disk full, ...) would meet the next.
+PHOTO_REFUSALS = frozenset({400, 413, 415, 422})  # about the photo; other 4xx concern all requests
+CALLER_REFUSALS = frozenset({401, 402, 403, 404, 405, 406, 407})  # the same for every photo,
+CALLER_CODES = frozenset({"invalid-request"})  # as is this code of 400: about options, not photos
+# Errors about one file name; any other write error (disk full, ...) would affect the next photo.
 NAME_ERRORS = frozenset({errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ})
 
 
 class StoppedError(ClientError):
-    """The run has ended before its inputs did; what is missing, the next run does."""
+    """The run stopped early; the next run continues."""
 
 
 @dataclass(frozen=True)
 class Limits:
     """When to stop early."""
 
-    max_failures: int | None = None  # 1: at the first
+    max_failures: int | None = None  # 1: stop at the first failure
 
     def exceeded_by(self, counts: Counts, rejected_before: int) -> bool:
         new = counts.rejected + counts.failed - rejected_before
@@ -62,14 +62,14 @@ class Limits:
 
 @dataclass(frozen=True)
 class Work:
-    """A photo to send, and the stem its files get."""
+    """A photo to send, and the stem of its files."""
 
     photo: Photo
     stem: str
-    earlier: Row | None  # what the manifest said before this run
+    earlier: Row | None  # the manifest's row before this run
 
     def kept_outputs(self, origin: Origin) -> dict[str, int]:
-        """Files of an earlier result that was made from the very same: they stay."""
+        """Return the files of an earlier result that are still valid."""
         row = self.earlier
         if row is None or row.status != DONE:
             return {}
@@ -78,7 +78,7 @@ class Work:
 
 @dataclass
 class Batch:
-    """One run; `await run()` once. Raises a ClientError if it cannot go on to its end."""
+    """A run. Await `run()` once; it raises a ClientError if the run cannot finish."""
 
     client: AsyncClient
     inputs: Inputs
@@ -110,7 +110,7 @@ class Batch:
             raise _first(group) from None
         finally:
             self._is_over.set()
-            while not self._queue.empty():  # a feeder that waits for room finds it, and leaves
+            while not self._queue.empty():  # let a waiting feeder finish
                 self._queue.get_nowait()
 
     # The feeder's thread
@@ -124,7 +124,7 @@ class Batch:
                     return
                 if work is not None:
                     asyncio.run_coroutine_threadsafe(self._queue.put(work), loop).result()
-        except Exception as error:  # handed over to the run, which raises it
+        except Exception as error:  # passed to `run`, which raises it
             end = error
         if not self._is_over.is_set():
             asyncio.run_coroutine_threadsafe(self._queue.put(end), loop)
@@ -187,7 +187,7 @@ class Batch:
             raise StoppedError(f"stopped after {self.limits.max_failures} failures")
 
     async def _is_gone(self, error: ServiceError | UnreachableError) -> bool:
-        """After the last try in vain: is the service away, or this photo too much for it?"""
+        """After the last try: return whether the service is down, or only this photo fails."""
         if isinstance(error, ServiceError) and error.status not in RETRYABLE:
             return False
         return not await self.client.ready()
@@ -224,7 +224,7 @@ class Batch:
         self, work: Work, reason: str, is_rejected: bool = False, request_id: str | None = None
     ) -> None:
         if work.earlier is not None:
-            with suppress(OutsideError):  # perhaps the very reason
+            with suppress(OutsideError):  # this may be the reason
                 remove_files(self.out, work.earlier.outputs)
         origin = self._origin(work.photo, None, self.wanted.model_digest)
         reason = sentence(reason)
@@ -251,7 +251,7 @@ class Batch:
 
 
 def on_retry(pace: Pace) -> Callable[[Outcome], None]:
-    """Tells the pace of every 503 that a photo met; a service that is starting is not too busy."""
+    """Report every 503 for a photo to the pace, but not those while the service starts."""
 
     def heard(outcome: Outcome) -> None:
         is_503 = isinstance(outcome, httpx.Response) and outcome.status_code == 503
@@ -262,7 +262,7 @@ def on_retry(pace: Pace) -> Callable[[Outcome], None]:
 
 
 def class_pixels(result: bytes) -> tuple[ClassPixels, ...]:
-    """The counts in a `json` output; BadAnswerError if it holds none."""
+    """Read the counts from a `json` output; raises BadAnswerError without them."""
     try:
         classes = tuple(map(ClassPixels.parse, parse_json(result)["classes"]))
         if len({each.class_id for each in classes}) != len(classes):
@@ -279,7 +279,7 @@ def _is_about_the_caller(error: ServiceError) -> bool:
 def _sort(
     answer: Segmentation, wanted: Wanted
 ) -> tuple[dict[str, bytes], tuple[ClassPixels, ...] | None]:
-    """The files to keep, and the class pixels if `json` is among the answers."""
+    """Return the files to keep, and the class pixels if there is a `json` output."""
     files = answer.files()
     pixels: tuple[ClassPixels, ...] | None = None
     if "json" in answer.outputs:
@@ -290,7 +290,7 @@ def _sort(
 
 
 def _kept(photo: Photo) -> Photo:
-    """The photo, read at once if later is too late."""
+    """Read a photo now if it cannot be read later."""
     if photo.fleeting:
         try:
             photo.read()

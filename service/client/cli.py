@@ -45,14 +45,14 @@ examples:
   deeplab-client http://localhost:8000 scans/ -o out/ --fit sliding --classes person,car
   deeplab-client report out/
 
-Run the same command again to go on after an interruption: what is complete is
-skipped, changed photos and photos of another model are done again. docs/client.md
-tells the rest. Exit code: 0 every photo has its result, 1 some have none, 2 usage.
+Run the same command again to continue after an interruption: complete photos are
+skipped; changed photos and photos of another model are done again. See docs/client.md.
+Exit code: 0 every photo has a result, 1 some have none, 2 wrong usage.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns its exit code."""
+    """Run the command; return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         if arguments[:1] == ["report"]:
@@ -65,24 +65,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(plain(f"deeplab-client: {error}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\ninterrupted; run the same command again to go on", file=sys.stderr)
+        print("\ninterrupted; run the same command again to continue", file=sys.stderr)
         return 130
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="deeplab-client",
-        description="Send many photos through the service; keep masks and overlays in a folder.",
+        description="Segment many photos with the service; write masks and overlays to a folder.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("url", metavar="URL", help="the service, e.g. http://localhost:8000")
     parser.add_argument(
-        "inputs", metavar="INPUT", nargs="+", help="file, folder, glob, tar, - for a list on stdin"
+        "url", metavar="URL", help="URL of the service, such as http://localhost:8000"
+    )
+    parser.add_argument(
+        "inputs",
+        metavar="INPUT",
+        nargs="+",
+        help="file, folder, glob or tar; - reads paths from stdin",
     )
     add = parser.add_argument
     add("-o", "--out", metavar="OUT", type=Path, required=True, help="folder for the results")
-    add("--model", metavar="NAME", help="default: the service's own choice")
+    add("--model", metavar="NAME", help="model (default: the service's default model)")
     flags.add_results(parser)
     flags.add_query(parser)
     flags.add_limits(parser)
@@ -91,26 +96,30 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_connection(parser: argparse.ArgumentParser) -> None:
-    """How the service is talked to."""
+    """Add the flags for the connection to the service."""
     add = parser.add_argument_group("connection").add_argument
     patience, key = RetryPolicy.give_up_after_s, os.environ.get("DEEPLAB_API_KEY")
     add("--concurrency", metavar="N", type=_concurrency, help="requests in flight, or auto (auto)")
-    add("--timeout", metavar="S", type=float, default=TIMEOUT_S, help="of one try (%(default)g)")
-    tries = "end of all tries for one photo (%(default)g)"
-    add("--give-up-after", metavar="S", type=float, default=patience, help=tries)
     add(
-        "--api-key", metavar="KEY", default=key, help="better in $DEEPLAB_API_KEY: unseen by others"
+        "--timeout",
+        metavar="S",
+        type=float,
+        default=TIMEOUT_S,
+        help="timeout of one try (%(default)g)",
     )
+    tries = "time for all tries of one photo (%(default)g)"
+    add("--give-up-after", metavar="S", type=float, default=patience, help=tries)
+    add("--api-key", metavar="KEY", default=key, help="API key; safer in $DEEPLAB_API_KEY")
 
 
 def _report_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="deeplab-client report",
-        description="Write report.csv, contact-sheet.html and contact-sheet.png from what is done.",
+        description="Write report.csv, contact-sheet.html and contact-sheet.png of the results.",
         epilog="example:\n  deeplab-client report out/",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("out", metavar="OUT", type=Path, help="the folder of a run's results")
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder with the results of a run")
     parser.add_argument("--json", action="store_true", help="print the files' paths as JSON")
     return parser
 
@@ -131,7 +140,7 @@ def _report(options: argparse.Namespace) -> int:
 
 @contextmanager
 def _results(out: Path) -> Iterator[Results]:
-    """What is known of OUT: by its manifest, or by the records of a Ray batch."""
+    """Open the results in OUT: the manifest, or the records of a Ray batch."""
     parts = out / records.FOLDER
     if parts.is_dir() and not (out / FILE_NAME).exists():
         found = {str(path.relative_to(out)): path for path in sorted(parts.iterdir())}
@@ -177,7 +186,7 @@ async def _run(options: argparse.Namespace) -> int:
 
 
 async def _work(batch: Batch) -> Summary:
-    """Runs the batch to its end, good or early, with progress on stderr."""
+    """Run the batch until it ends or stops early, with progress on stderr."""
     began, stopped = time.monotonic(), None
     threading.Thread(target=_count, args=(batch.inputs, batch.progress), daemon=True).start()
     try:
@@ -196,7 +205,7 @@ async def _work(batch: Batch) -> Summary:
 
 
 def _count(inputs: Inputs, progress: Progress) -> None:
-    """Counting 100,000 names takes a second or two, beside the work: only the ETA waits for it."""
+    """Count the inputs, which may take seconds, in parallel: only the ETA needs the number."""
     progress.total = inputs.count()
 
 
@@ -227,7 +236,7 @@ def _client(options: argparse.Namespace, pace: Pace, progress: Progress) -> Asyn
 
 
 async def _choose(client: AsyncClient, name: str | None) -> Model | None:
-    """The model that will answer; UsageError if the service has none of that name."""
+    """Return the model to use; raises UsageError if the service does not have it."""
     models = await client.models()
     if name is None:
         return next((model for model in models if model.default), None)
@@ -238,7 +247,7 @@ async def _choose(client: AsyncClient, name: str | None) -> Model | None:
 
 
 def _dry_run(inputs: Inputs, wanted: Wanted, out: Path, *, as_json: bool) -> int:
-    """Prints the names of the photos to send, then the tally."""
+    """Print the names of the photos to send, then the counts."""
     tally = dict.fromkeys(Decision, 0)
     path = out / FILE_NAME
     with (

@@ -1,4 +1,4 @@
-"""What can go wrong between a photo and its mask, as the caller sees it."""
+"""The errors of this package."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from service.client.plain import plain
 
 
 class ClientError(Exception):
-    """Everything that this package raises on purpose; its text is fit for a terminal."""
+    """Base class of all errors that this package raises; the text is safe for a terminal."""
 
     def __init__(self, message: object) -> None:
         super().__init__(plain(message))
 
 
 class UsageError(ClientError):
-    """The call itself is wrong: a URL, an option, an input that does not exist."""
+    """The call is wrong: an invalid URL or option, or an input that does not exist."""
 
 
 class ServiceError(ClientError):
-    """The service answered, and its answer is a refusal.
+    """The service answered with an error status.
 
-    `code` is the service's stable name of the problem ("invalid-image"),
-    `detail` its sentence for people, `request_id` what its log knows it by.
+    `code` is the stable name of the problem ("invalid-image"), `detail` a sentence for
+    people, and `request_id` identifies the request in the service's log.
     """
 
     def __init__(self, status: int, code: str, detail: str, request_id: str | None = None) -> None:
@@ -31,16 +31,16 @@ class ServiceError(ClientError):
         self.request_id = request_id
 
     def at(self, place: str) -> ServiceError:
-        """The same, saying where it came about."""
+        """Return the same error with a place added to its detail."""
         return ServiceError(self.status, self.code, f"{self.detail}{place}", self.request_id)
 
 
 class UnreachableError(ClientError):
-    """No answer came: connections failed, were cut or timed out until patience ran out."""
+    """No answer: connections failed, broke or timed out, and all retries were used up."""
 
 
 class BadAnswerError(ClientError):
-    """The service answered 200 with something that is not what was asked for."""
+    """The service answered 200, but not with what was requested."""
 
 
 class ManifestError(ClientError):

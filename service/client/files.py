@@ -1,4 +1,4 @@
-"""Read photos from a disk: regular files only, and never more than fits in memory."""
+"""Read photos from a disk: only regular files, and only up to a size limit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MOST_BYTES = 512 << 20
 
 
 def read_photo(path: Path) -> bytes:
-    """The content of a regular file; OSError for a FIFO, a device, or more than MOST_BYTES."""
+    """Read a regular file; raises OSError for a FIFO, a device, or more than MOST_BYTES."""
     # Without O_NONBLOCK, opening a FIFO that nobody writes to waits for ever.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
@@ -38,6 +38,6 @@ def _read(number: int, path: Path) -> bytes:
 
 
 def check_size(size: int, name: object) -> None:
-    """OSError for more bytes than a photo has."""
+    """Raise OSError if there are more bytes than any photo has."""
     if size > MOST_BYTES:
         raise OSError(f"{name}: larger than any photo (more than {MOST_BYTES >> 20} MiB)")

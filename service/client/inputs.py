@@ -1,14 +1,12 @@
-"""What is to be segmented, found one photo at a time.
+"""Find the input photos, one at a time.
 
-An input is a file, a folder (searched recursively), a glob, a tar, or `-` for
-paths on stdin, one a line. Enumeration is lazy and its order is fixed (sorted
-within a folder), so memory stays flat: the largest single folder's names are
-all that is held at once.
+An input is a file, a folder (searched recursively), a glob, a tar, or `-` for paths on
+stdin, one per line. Photos are found lazily and in a fixed order (sorted within a folder).
+Memory stays flat: at most the names in one folder are held.
 
-A photo's name is its path below the base, with `/`: the output folder mirrors
-it. The base is the deepest folder that holds all inputs (a tar counts as a
-folder, stdin as the working directory); a path outside of it keeps its whole
-absolute path.
+A photo's name is its path below the base, with `/`; the output folder mirrors it. The base
+is the deepest folder that contains all inputs (a tar counts as a folder, stdin as the
+working directory). A path outside of the base keeps its absolute path as its name.
 """
 
 from __future__ import annotations
@@ -32,33 +30,33 @@ from service.client.protocol import FILES, JPEG_OVERLAY
 
 STDIN = "-"
 GLOB_SIGNS = "*?["
-# Of the formats that the service takes, by all names in use: .jfif is what Windows and browsers
-# save, .mpo what cameras with two lenses do.
+# All common suffixes of the formats that the service accepts: Windows and browsers write .jfif,
+# cameras with two lenses .mpo.
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp", ".mpo"),
     *(".png", ".apng", ".webp", ".bmp", ".dib", ".tif", ".tiff"),
 )
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 OWN_SUFFIXES = tuple(f".{name}" for name in (*FILES.values(), JPEG_OVERLAY))
-OTHER_SUFFIXES, OTHERS_NAMED = 20, 10  # counted apart, and named
-OWN_NAMES = ("contact-sheet.png",)  # the report's only image
+OTHER_SUFFIXES, OTHERS_NAMED = 20, 10  # suffixes counted separately, and files named
+OWN_NAMES = ("contact-sheet.png",)  # the only image of a report
 
 
 @dataclass(frozen=True, slots=True)
 class Photo:
-    """One input; `size` is -1 when it could not even be looked at: `read` says why."""
+    """An input; `size` is -1 if it cannot be read, and `read` then raises the reason."""
 
     name: str  # "a/b.jpg", the path below OUT that its outputs mirror
-    source: str  # where it lies: an absolute path, or "/x/photos.tar!a/b.jpg"
+    source: str  # an absolute path, or "/x/photos.tar!a/b.jpg"
     size: int
     mtime_ns: int
     read: Callable[[], bytes]
-    fleeting: bool = False  # read it before the next photo is enumerated; it is then kept
+    fleeting: bool = False  # must be read before the next photo is listed; is then kept
 
 
 @dataclass
 class Others:
-    """The files that were left out because their names are not those of photos."""
+    """The files that were left out because of their names."""
 
     counts: Counter[str] = field(default_factory=Counter)  # suffix -> files
     names: list[str] = field(default_factory=list)  # the first of them
@@ -83,19 +81,19 @@ class Others:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The command line's inputs; iterate for photos, as often as stdin allows."""
+    """The inputs of the command line; iterate over it to get photos."""
 
     arguments: tuple[str, ...]
     base: Path
-    out: Path  # nothing that the client wrote there is an input
+    out: Path  # results in this folder are not inputs
     listing: TextIO
-    others: Others = field(default_factory=Others)  # of the photos taken so far
+    others: Others = field(default_factory=Others)  # left out so far
 
     @classmethod
     def of(
         cls, arguments: list[str], *, out: Path, listing: TextIO, base: Path | None = None
     ) -> Inputs:
-        """Checks that every input exists; raises UsageError."""
+        """Check that every input exists; raises UsageError."""
         for argument in arguments:
             if argument != STDIN and not os.path.lexists(argument) and not _is_glob(argument):
                 raise UsageError(f"input {argument!r}: no such file or folder")
@@ -120,7 +118,7 @@ class Inputs:
                 yield from map(self._photo, self._paths(argument, self.others))
 
     def count(self) -> int | None:
-        """How many photos there are; None if only reading them all would tell."""
+        """Count the photos; return None if that needs reading stdin or a tar."""
         if any(argument == STDIN or _is_tar(argument) for argument in self.arguments):
             return None
         return sum(1 for argument in self.arguments for _ in self._paths(argument))
@@ -150,7 +148,7 @@ class Inputs:
         )
 
     def _archived(self, archive: Path) -> Iterator[Photo]:
-        """The photos in a tar, read from front to back: compressed ones cannot be entered."""
+        """Yield the photos in a tar, read from front to back."""
         try:
             with tars.opened(archive) as tar:
                 for member in tars.members(tar):
@@ -182,7 +180,7 @@ class Inputs:
 
 
 def nothing_found(arguments: Iterable[str], others: Others) -> UsageError:
-    """What to raise when the inputs hold no photo at all: they are not the ones that were meant."""
+    """Return the error for inputs without any photo: probably the wrong inputs."""
     left_out = f"; {others.text()}" if others.counts else ""
     return UsageError(
         f"no photo found in {', '.join(arguments)}{left_out}; the service takes JPEG, PNG, WebP, "
@@ -191,7 +189,7 @@ def nothing_found(arguments: Iterable[str], others: Others) -> UsageError:
 
 
 def is_image(name: str) -> bool:
-    """By its suffix; hidden files (and macOS's `._x.jpg`) are none."""
+    """Return whether a file is an image by its suffix, and not hidden (like macOS's `._x.jpg`)."""
     return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
 
 
@@ -201,10 +199,10 @@ def walk(
     others: Others | None = None,
     above: frozenset[tuple[int, int]] = frozenset(),
 ) -> Iterator[Path]:
-    """Every photo below a folder, sorted; a folder that cannot be listed is itself yielded.
+    """Yield every photo below a folder, sorted, and folders that cannot be listed.
 
-    Links to folders are followed, except to one that is being walked already. Files that are
-    not named like photos go to `others`, except hidden ones and what lies in OUT.
+    Links to folders are followed, unless they lead back to a parent folder. Other files go to
+    `others`, except hidden ones and those in OUT.
     """
     try:
         stat = folder.stat()
@@ -232,7 +230,7 @@ def walk(
 def expand(
     folder: Path, pattern: tuple[str, ...], out: Path, others: Others | None = None
 ) -> Iterator[Path]:
-    """The files that a glob matches below a folder, sorted; `**` stands for any folders."""
+    """Yield the files below a folder that match a glob, sorted; `**` matches any folders."""
     head, rest = pattern[0], pattern[1:]
     if head == "**":
         if not rest:
@@ -276,7 +274,7 @@ def _split_glob(argument: str) -> tuple[Path, tuple[str, ...]]:
 
 
 def _root(argument: str) -> Path:
-    """The folder that an input's names start below."""
+    """Return the folder that an input's names are relative to."""
     path = Path(argument)
     if argument == STDIN:
         return Path.cwd()
@@ -286,7 +284,7 @@ def _root(argument: str) -> Path:
 
 
 def _normal(path: Path) -> Path:
-    """Absolute and without `..`, links left as they are: names follow what was typed."""
+    """Return an absolute path without `..`; do not resolve links, so that names stay as typed."""
     return Path(os.path.abspath(path))  # noqa: PTH100 - Path.absolute keeps `..`
 
 
@@ -296,21 +294,21 @@ def _below(path: Path, base: Path) -> PurePosixPath:
 
 
 def _name(path: Path, base: Path) -> str:
-    """What a photo is called; what is itself the base (a broken tar) by its own name."""
+    """Return a photo's name; the base itself (a broken tar) has its own file name."""
     below = _below(path, base)
     return _printable(below if below.name else path.name or "root")
 
 
 def _harmless(member: str) -> PurePosixPath:
-    """A tar member's name is its sender's word: no part of it may lead out of OUT."""
+    """Remove parts of a tar member's name that could lead out of OUT."""
     return PurePosixPath(*(p for p in re.split(r"[\\/]", member) if p not in {"", ".", ".."}))
 
 
 def _printable(name: str | PurePosixPath) -> str:
-    r"""A name with bytes that are no UTF-8, and control characters, as `\xNN`."""
+    r"""Escape control characters and bytes that are not UTF-8 as `\xNN`."""
     return plain(os.fsencode(str(name)).decode("utf-8", "backslashreplace"))
 
 
 def _in_sqlite(number: float) -> int:
-    """A time or size as 64 bits hold it; 0 for what they cannot: a tar may say anything."""
+    """Return a time or size, or 0 if it does not fit into 64 bits: a tar may contain anything."""
     return int(number) if -(2.0**63) < number < 2.0**63 else 0

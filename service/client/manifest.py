@@ -1,12 +1,11 @@
-"""What has been done: one row per photo, in SQLite beside the outputs.
+"""The manifest: one row per photo, in an SQLite file beside the outputs.
 
-SQLite, not a log of JSON lines: a kill at any moment leaves the last commit, and
-one photo is looked up among a million without reading the rest. A row turns
-`done` only after all of the photo's files are in place, so whatever a kill
-interrupts is `pending` and sent again by the next run.
+SQLite keeps the last commit after a kill at any moment, and finds one photo among a million
+without reading the rest. A row becomes `done` only after all files of the photo are written,
+so a photo whose work was interrupted is `pending`, and the next run sends it again.
 
-The file is locked while a run writes: two clients in one folder would redo each
-other's work. The lock goes with the process, so a kill leaves none behind.
+The file is locked while a run writes, because two clients in one folder would repeat each
+other's work. The lock ends with the process.
 """
 
 from __future__ import annotations
@@ -65,7 +64,7 @@ CREATE TABLE classes (class_id INTEGER PRIMARY KEY, class TEXT NOT NULL);
 class Row(Record):
     """A photo's row."""
 
-    run: int  # the last one that met the photo
+    run: int  # the last run with this photo
 
 
 COLUMNS = (
@@ -78,7 +77,7 @@ class Manifest:
     """The manifest of one output folder. Safe to use from several threads."""
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
-        """Opens or creates it; ManifestError if it is in use, broken or not of this version."""
+        """Open or create the manifest; raises ManifestError if it is in use, broken or too new."""
         self._lock = threading.RLock()
         self.run = 0
         if read_only and not path.is_file():
@@ -98,11 +97,11 @@ class Manifest:
 
     def _open(self, path: Path, read_only: bool) -> None:
         self._db.isolation_level = None  # transactions are written out below
-        self._db.execute("PRAGMA trusted_schema = OFF")  # the file may be a stranger's
+        self._db.execute("PRAGMA trusted_schema = OFF")  # the file may come from someone else
         if not read_only:
             self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
             self._db.execute("PRAGMA journal_mode = WAL")
-            # A power cut may undo the last commits, never corrupt: those photos are sent again.
+            # A power cut may undo the last commits: those photos are sent again.
             self._db.execute("PRAGMA synchronous = NORMAL")
             self._db.execute("BEGIN EXCLUSIVE")  # takes the lock, which then stays
             self._db.execute("COMMIT")
@@ -140,23 +139,23 @@ class Manifest:
         self.close()
 
     def get(self, name: str) -> Row | None:
-        """A photo's row."""
+        """Return the row of a photo, or None."""
         rows = self._select(f"SELECT {', '.join(COLUMNS)} FROM photos WHERE name = ?", name)
         return next(map(self._row, list(rows)), None)
 
     def records(self) -> Iterator[Record]:
-        """Every photo's row, by name."""
+        """Return the row of every photo, sorted by name."""
         rows = self._select(f"SELECT {', '.join(COLUMNS)} FROM photos ORDER BY name")
         yield from map(self._row, rows)
 
     def set_classes(self, names: Iterable[str]) -> None:
-        """All classes of this run's model, by id: a report has a column for each."""
+        """Store all classes of this run's model, by id: a report has a column for each."""
         with self._access(), self._transaction():
             self._db.execute("DELETE FROM classes")
             self._db.executemany("INSERT INTO classes VALUES (?, ?)", enumerate(names))
 
     def class_names(self) -> dict[int, str]:
-        """Every class of the model, and of photos done by an earlier one, by id."""
+        """Return all classes of the model and of photos by earlier models, by id."""
         return dict(
             self._select(
                 "SELECT class_id, class FROM classes UNION"
@@ -167,7 +166,7 @@ class Manifest:
         )
 
     def claim(self, name: str, source: str, stems: Iterable[str]) -> str:
-        """Marks a photo as being worked on by this run; returns its stem, the same in every run.
+        """Mark a photo as pending in this run; return its stem, which is the same in every run.
 
         A new photo gets the first of `stems` that no other photo holds.
         """
@@ -198,7 +197,7 @@ class Manifest:
         pixels: Iterable[ClassPixels] | None = None,
         request_id: str | None = None,
     ) -> None:
-        """All outputs are in place. `pixels` None: not counted; what is known of the same stays."""
+        """Record a complete result. `pixels` None: not counted; valid earlier counts stay."""
         entries = [
             (name, entry.class_id, entry.name, entry.pixels, entry.confidence)
             for entry in pixels or ()
@@ -224,7 +223,7 @@ class Manifest:
         rejected: bool,
         request_id: str | None = None,
     ) -> None:
-        """No result, and why. The files of an earlier result are not recorded any more."""
+        """Record a failure with its reason, and forget the files of an earlier result."""
         with self._access(), self._transaction():
             self._forget_pixels(name)
             self._settle(name, REJECTED if rejected else FAILED, origin, request_id)
@@ -233,21 +232,21 @@ class Manifest:
             )
 
     def touch(self, name: str, mtime_ns: int) -> None:
-        """The file's time has changed, its content has not."""
+        """Record a new modification time of an unchanged photo."""
         with self._access():
             self._db.execute("UPDATE photos SET mtime_ns = ? WHERE name = ?", (mtime_ns, name))
 
     def see(self, name: str) -> None:
-        """The photo is part of this run, its row stands."""
+        """Record that an unchanged row is part of this run."""
         with self._access():
             self._db.execute("UPDATE photos SET run = ? WHERE name = ?", (self.run, name))
 
     def counts(self) -> dict[str, int]:
-        """Status -> photos, over all runs."""
+        """Return status -> number of photos, over all runs."""
         return dict(self._select("SELECT status, count(*) FROM photos GROUP BY status"))
 
     def failures(self) -> Iterator[tuple[str, str, str]]:
-        """Name, status and reason of every photo of this run that has no result, by name."""
+        """Yield name, status and reason of every photo of this run without a result, by name."""
         yield from self._select(
             "SELECT name, status, error FROM photos"
             " WHERE run = ? AND status IN ('rejected', 'failed') ORDER BY name",
@@ -255,7 +254,7 @@ class Manifest:
         )
 
     def classes(self) -> list[tuple[int, str, int, int]]:
-        """Class id, name, pixels and photos, over everything that was counted, by id."""
+        """Return class id, name, pixels and photos over all counted photos, by id."""
         return list(
             self._select(
                 "SELECT class_id, min(class), sum(pixels), count(*) FROM pixels"
@@ -306,7 +305,7 @@ class Manifest:
         return tuple(ClassPixels(*entry) for entry in self._select(query, name))
 
     def _outputs(self, name: str, text: str) -> dict[str, int]:
-        """The column; what it names is compared, removed and linked to, so it must be below OUT."""
+        """Check that the paths in a column are in OUT: files are compared, removed and linked."""
         try:
             outputs = parse_json(text)
             if not all(stays_inside(file) and int(size) >= 0 for file, size in outputs.items()):
@@ -320,7 +319,7 @@ class Manifest:
 
     @contextmanager
     def _access(self) -> Iterator[None]:
-        """One thread at a time; what SQLite raises (a full disk, ...) is a ManifestError."""
+        """Lock the database, and turn SQLite's errors (a full disk, ...) into ManifestError."""
         with self._lock:
             try:
                 yield

@@ -65,13 +65,13 @@ def _flush(path: Path, flags: int) -> None:
 
 
 def remove_files(out: Path, files: Iterable[str]) -> None:
-    """Takes away the files of an earlier result that the new one does not have."""
+    """Remove files of an earlier result that the new one does not have."""
     for file in files:
         inside(out, file).unlink(missing_ok=True)
 
 
 def inside(out: Path, file: str, *, create: bool = False) -> Path:
-    """OUT/file, its folder made on request; OutsideError if that leaves OUT, also by a link."""
+    """Return OUT/file and create its folder if requested; raises OutsideError if it leaves OUT."""
     if not stays_inside(file):
         raise OutsideError(f"{file!r} is not below {out}")
     folder = (out / file).parent
@@ -84,7 +84,7 @@ def inside(out: Path, file: str, *, create: bool = False) -> Path:
 
 
 def stays_inside(file: str) -> bool:
-    """Whether a relative path names a place below its folder; a backslash counts as a slash."""
+    """Return whether a relative path stays below its folder; a backslash counts as a slash."""
     parts = re.split(r"[\\/]", file)
     is_drive = os.name == "nt" and ":" in parts[0]
     return bool(parts[0]) and ".." not in parts and "\0" not in file and not is_drive

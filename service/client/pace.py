@@ -1,19 +1,18 @@
-"""How many requests to keep in flight: as many as help, no more.
+"""Choose the number of requests in flight by hill climbing on the throughput.
 
-Hill climbing on throughput. The limit doubles while each window of answers comes
-at least GAIN times as fast as the one before; when it does not, the limit that
-earned the last gain is kept. Every HOLD_WINDOWS windows a quarter more is tried,
-since a service may gain replicas or lose competitors. A 503 halves the limit at
-once, at most once per window, and takes back the last increase.
+The limit doubles while each window of answers is at least GAIN times as fast as the one
+before. Otherwise the limit with the last gain is kept. After every HOLD_WINDOWS windows the
+limit is raised by a quarter for a try, since the service may have gained replicas. A 503
+halves the limit at once, at most once per window, and undoes the last increase.
 
-It knows neither HTTP nor asyncio, and is handed the time.
+This module knows neither HTTP nor asyncio; callers pass the time.
 """
 
 from __future__ import annotations
 
 GAIN = 1.05
 HOLD_WINDOWS = 10
-MIN_WINDOW = 8  # answers; fewer, and one slow photo decides
+MIN_WINDOW = 8  # answers; in a shorter window one slow photo would decide
 MAX_IN_FLIGHT = 64
 
 
@@ -37,11 +36,11 @@ class Pace:
 
     @classmethod
     def fixed(cls, limit: int) -> Pace:
-        """Always this many."""
+        """Return a pace with a constant limit."""
         return cls(start=limit, maximum=limit, is_adaptive=False)
 
     def throttled(self) -> None:
-        """The service said 503."""
+        """Reduce the limit after a 503."""
         if not self._is_adaptive or self._throttled:
             return
         self._throttled = True
@@ -50,7 +49,7 @@ class Pace:
         self.limit = max(1, min(self.limit // 2, self._kept))
 
     def answered(self, now: float) -> None:
-        """A photo was answered, well or not, at `now` seconds."""
+        """Count an answer, good or bad, at `now` seconds."""
         if not self._is_adaptive:
             return
         if self._window_began is None:

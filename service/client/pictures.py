@@ -1,7 +1,7 @@
-"""Encoded images without a decoder: read the size from the header, check that a file is whole.
+"""Read the size of encoded images and check that files are complete, without a decoder.
 
-The client needs no imaging library. A result is checked as far as the container of its format
-goes: every PNG chunk against its CRC-32, the markers at both ends of a JPEG.
+The client needs no imaging library. It checks the container of a result only: the CRC-32 of
+every PNG chunk, and the markers at both ends of a JPEG.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TIFF_NUMBERS = {3: "H", 4: "I"}  # field type -> its struct code: SHORT, LONG
 
 
 def size_of(image: bytes) -> Size | None:
-    """(W, H) from the header of a JPEG, PNG, WebP, BMP or TIFF; None if it is not there."""
+    """Read (W, H) from the header of a JPEG, PNG, WebP, BMP or TIFF; None if there is none."""
     for signature, read in READERS.items():
         if image.startswith(signature):
             try:
@@ -37,7 +37,7 @@ def size_of(image: bytes) -> Size | None:
 
 
 def check_whole(image: bytes, kind: str) -> None:
-    """Raise BadAnswerError unless this is a whole file of the media type `kind`."""
+    """Raise BadAnswerError unless this is a complete file of the media type `kind`."""
     if kind == "image/png":
         _check_png(image)
     elif kind == "image/jpeg" and not (image.startswith(JPEG) and image.endswith(JPEG_END)):

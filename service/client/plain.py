@@ -1,4 +1,4 @@
-"""Text that others wrote, made harmless before a terminal, a table or SQLite gets it."""
+"""Make text from other sources safe for terminals, tables and SQLite."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from typing import Any
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 # What spreadsheets run, their full-width forms included (OWASP, "CSV Injection").
 FORMULA = re.compile(r"\s*[=+\-@\uff1d\uff0b\uff0d\uff20]")
-LONGEST = 500  # of one message; a reason is a sentence, not a page
+LONGEST = 500  # characters of a message
 
 
 def plain(text: object) -> str:
-    r"""One printable line: control characters and lone surrogates as `\x1b`, `\u202e`."""
+    r"""Return one printable line: control characters and lone surrogates as `\x1b`, `\u202e`."""
     return UNPRINTABLE.sub(_escaped, str(text))
 
 
 def sentence(text: object) -> str:
-    """As `plain`, cut to the length of a message."""
+    """Like `plain`, cut to the length of a message."""
     line = plain(text)
     return line if len(line) <= LONGEST else f"{line[:LONGEST]}..."
 
 
 def cell(text: object) -> str:
-    """As `plain`, and behind an apostrophe if a spreadsheet would take it for a formula."""
+    """Like `plain`, with an apostrophe in front if a spreadsheet would read it as a formula."""
     line = plain(text)
     return f"'{line}" if FORMULA.match(line) else line
 
 
 def parse_json(content: bytes | str) -> Any:
-    """`json.loads` of a stranger's text; every failure is a ValueError, NaN and Infinity too."""
+    """Parse untrusted JSON; every error is a ValueError, also for NaN and Infinity."""
     try:
         return json.loads(content, parse_constant=_refuse, parse_float=_finite)
     except RecursionError:

@@ -21,34 +21,34 @@ OUTPUT_OF = {file.partition(".")[0]: output for output, file in FILES.items()}
 
 
 class Decision(enum.Enum):
-    """What becomes of an enumerated photo."""
+    """What to do with an input photo."""
 
     SEND = "send"
-    SKIP = "skip"  # its complete result is there
-    REJECTED = "rejected"  # refused before, nothing has changed since
+    SKIP = "skip"  # its result is complete
+    REJECTED = "rejected"  # was refused before, and nothing has changed
     REPEAT = "repeat"  # named twice in this run
     CLASH = "clash"  # another photo of this run has the same name
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What every photo of this run must have."""
+    """What this run requires for every photo."""
 
     outputs: tuple[str, ...]
     model: str | None
-    model_digest: str | None  # None: the service tells none, then nothing is redone for it
+    model_digest: str | None  # None: unknown; then no photo is done again for its model
     max_side: int | None = None
     options: str = ""  # of the request, as its query has them
     pixels: bool = False  # class pixels in the manifest, for the report
     retry_rejected: bool = False
 
     def asked(self) -> tuple[str, ...]:
-        """The outputs to ask the service for: pixel counts come in `json`."""
+        """Return the outputs to request: pixel counts are in `json`."""
         return tuple(dict.fromkeys((*self.outputs, *(("json",) if self.pixels else ()))))
 
 
 def decide(photo: Photo, wanted: Wanted, manifest: Manifest, out: Path) -> Decision:
-    """Reads the photo's bytes only if its time has changed and its size has not."""
+    """Decide on a photo; read its bytes only if its time has changed and its size has not."""
     row = manifest.get(photo.name)
     if row is None:
         return Decision.SEND
@@ -61,9 +61,9 @@ def decide(photo: Photo, wanted: Wanted, manifest: Manifest, out: Path) -> Decis
 
 
 def is_valid(result: Record, wanted: Wanted, size_of: Callable[[str], int | None]) -> bool:
-    """Whether the photo would get this result again, provided that its bytes are the same.
+    """Return whether an earlier result is still valid, provided the photo's bytes are the same.
 
-    `size_of` gives the size of a file below OUT, None where there is no such file.
+    `size_of` returns the size of a file below OUT, or None if it does not exist.
     """
     if not _same_request(result.origin, wanted):
         return False
@@ -73,14 +73,14 @@ def is_valid(result: Record, wanted: Wanted, size_of: Callable[[str], int | None
 
 
 def is_unchanged(origin: Origin, size: int, mtime_ns: int) -> bool | None:
-    """Whether a photo has the bytes that `origin` had; None: only its digest can tell."""
+    """Return whether a photo has the same bytes as `origin`; None: compare its digest."""
     if origin.size != size:
         return False
     return True if origin.mtime_ns == mtime_ns != UNKNOWN_TIME else None
 
 
 def stems(name: str) -> Iterator[str]:
-    """Where a photo's outputs may go, best first: "a/b.jpg" -> a/b, a/b.jpg, a/b.jpg~2, ..."""
+    """Yield possible stems for a photo's outputs: "a/b.jpg" -> a/b, a/b.jpg, a/b.jpg~2, ..."""
     name = name.lstrip("/")  # a photo whose name clashes is named by its whole path
     yield str(PurePosixPath(name).with_suffix(""))
     yield name
@@ -103,9 +103,9 @@ def _same_request(origin: Origin, wanted: Wanted) -> bool:
 
 
 def _is_complete(result: Record, wanted: Wanted, size_of: Callable[[str], int | None]) -> bool:
-    """All wanted files are there in their recorded size (a power cut may have emptied some).
+    """Return whether all required files exist with their recorded sizes.
 
-    Its classes are counted, if a report wants them.
+    A power cut may have emptied some. For a report, the classes must be counted too.
     """
     if wanted.pixels and result.classes is None:
         return False

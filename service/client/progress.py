@@ -1,4 +1,4 @@
-"""How far the run is: a bar on a terminal, plain lines elsewhere."""
+"""Show the progress: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ RATE_WINDOW_S = 30.0
 
 @dataclass
 class Counts:
-    """What has become of this run's photos so far."""
+    """The results of this run's photos so far."""
 
     sent: int = 0  # answered and written
-    skipped: int = 0  # were complete already
+    skipped: int = 0  # were already complete
     rejected: int = 0  # refused by the service, now or earlier
     failed: int = 0  # no result for another reason
-    unshrunk: int = 0  # of those sent: larger than --max-side, as only the service can decode them
+    unshrunk: int = 0  # sent larger than --max-side, because only the service can decode them
 
     def settled(self) -> int:
         return self.sent + self.skipped + self.rejected + self.failed
@@ -37,7 +37,7 @@ class Progress:
         self, counts: Counts, stream: TextIO, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.counts = counts
-        self.total: int | None = None  # unknown until somebody has counted
+        self.total: int | None = None  # unknown until the inputs are counted
         self._stream = stream
         self._clock = clock
         self._is_terminal = stream.isatty()
@@ -45,7 +45,7 @@ class Progress:
         self._marks: deque[tuple[float, int]] = deque([(clock(), 0)])  # (when, photos worked on)
 
     def update(self) -> None:
-        """Draws, if it is time to."""
+        """Draw the progress if it is due."""
         now = self._clock()
         if now - self._drawn_at < (BAR_EVERY_S if self._is_terminal else LINE_EVERY_S):
             return
@@ -54,7 +54,7 @@ class Progress:
         self._draw()
 
     def note(self, text: str) -> None:
-        """A line of its own, above the bar; what others wrote in it cannot steer the terminal."""
+        """Print a line above the bar, with control characters escaped."""
         text = plain(text)
         self._stream.write(f"\r\x1b[K{text}\n" if self._is_terminal else f"{text}\n")
         if self._is_terminal:
@@ -62,7 +62,7 @@ class Progress:
         self._stream.flush()
 
     def close(self) -> None:
-        """The final state."""
+        """Draw the final state."""
         self._mark(self._clock())
         self._draw()
         if self._is_terminal:
@@ -81,7 +81,7 @@ class Progress:
         return "  ".join(parts)
 
     def rate(self) -> float:
-        """Photos worked on per second lately; skipped ones cost nothing and would only mislead."""
+        """Return the recent photos per second, without skipped ones, which take no time."""
         (then, before), (now, worked) = self._marks[0], self._marks[-1]
         return (worked - before) / (now - then) if now > then else 0.0
 

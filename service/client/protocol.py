@@ -1,6 +1,6 @@
-"""The service's HTTP interface as data: what is asked, what comes back.
+"""The service's HTTP interface as data: requests and answers.
 
-Nothing here sends anything; the transport does, in a blocking and an asyncio form.
+Nothing here sends requests; `transport` does.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from service.client.files import read_photo
 from service.client.pictures import Size
 from service.client.plain import parse_json, sentence
 
-# Output -> the file that carries it: the entry in a ZIP answer, the suffix on disk.
+# Output -> its file name in a ZIP answer, which is also the suffix on disk.
 FILES = {
     "mask": "mask.png",
     "color": "color.png",
@@ -38,8 +38,8 @@ ENCODED = "UTF-8''"  # in front of a header's value with percent signs (RFC 8187
 ZIP = "application/zip"
 PICTURES = frozenset({"mask", "color", "overlay", "confidence"})
 
-# How many bytes an answer may have: so many for each pixel of the photo, above what noise of one
-# class per pixel takes (polygons: five corners of some 20 bytes for every pixel).
+# The most bytes of an answer per pixel of the photo: more than a mask of pure noise takes
+# (polygons: five corners of some 20 bytes per pixel).
 BYTES_PER_PIXEL = {
     "mask": 2,
     "color": 4,
@@ -50,14 +50,14 @@ BYTES_PER_PIXEL = {
     "npz": 3,
     "confidence": 2,
 }
-SMALLEST_LIMIT = 4 << 20  # what has no pixels: lists of classes, of models
+SMALLEST_LIMIT = 4 << 20  # for answers without pixels, such as lists of models
 UNKNOWN_PIXELS = 50_000_000  # the service's own default limit
 MOST_PIXELS = 178_956_970  # no service takes more; a header may claim anything
 LONGEST_PARSED = (
     16 << 20
 )  # longer JSON is checked at its ends alone: parsed it takes ten times that
 
-# First bytes -> media type; the service refuses what none of these is.
+# First bytes -> media type; the service refuses all others.
 SIGNATURES = (
     (b"\xff\xd8\xff", "image/jpeg"),
     (b"\x89PNG\r\n\x1a\n", "image/png"),
@@ -69,7 +69,7 @@ SIGNATURES = (
 
 @dataclass(frozen=True, slots=True)
 class Segmentation:
-    """The answer for one photo: one output as it is, several as a ZIP."""
+    """The answer for a photo: one output, or several as a ZIP."""
 
     content: bytes = field(repr=False)
     content_type: str
@@ -83,13 +83,13 @@ class Segmentation:
     _files: dict[str, bytes] = field(repr=False)
 
     def files(self) -> dict[str, bytes]:
-        """File name -> bytes, e.g. {"mask.png": ...}; each is whole, as far as it can be told."""
+        """Return file name -> bytes, such as {"mask.png": ...}; each file has been checked."""
         return dict(self._files)
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One model that the service offers."""
+    """A model of the service."""
 
     name: str
     digest: str | None
@@ -109,7 +109,7 @@ def parse_outputs(text: str) -> tuple[str, ...]:
 
 
 def check_url(url: str) -> str:
-    """The service's address without a trailing slash; UsageError unless it is http(s)."""
+    """Return the URL without a trailing slash; raises UsageError unless it is http(s)."""
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL as error:
@@ -120,7 +120,7 @@ def check_url(url: str) -> str:
 
 
 def media_type(image: bytes) -> str:
-    """What the bytes say they are; `application/octet-stream` lets the service judge."""
+    """Return the media type by the first bytes, or `application/octet-stream`."""
     if image[:4] == b"RIFF" and image[8:12] == b"WEBP":
         return "image/webp"
     for signature, name in SIGNATURES:
@@ -130,12 +130,12 @@ def media_type(image: bytes) -> str:
 
 
 def image_bytes(image: bytes | Path | str) -> bytes:
-    """The image itself, or the content of the file that a path names."""
+    """Return the image, or read the file that a path names."""
     return image if isinstance(image, bytes) else read_photo(Path(os.fspath(image)))
 
 
 def most_bytes(outputs: tuple[str, ...], size: Size | None) -> int:
-    """The limit for an answer with these outputs of a photo of this size."""
+    """Return the most bytes of an answer with these outputs for a photo of this size."""
     pixels = UNKNOWN_PIXELS if size is None else min(size[0] * size[1], MOST_PIXELS)
     return SMALLEST_LIMIT + pixels * sum(BYTES_PER_PIXEL[output] for output in outputs)
 
@@ -143,9 +143,9 @@ def most_bytes(outputs: tuple[str, ...], size: Size | None) -> int:
 def segmentation(
     response: httpx.Response, outputs: tuple[str, ...], size: Size | None = None
 ) -> Segmentation:
-    """A 200 answer of `/segment`, checked against the photo's `size` as far as that is known.
+    """Parse a 200 answer of `/segment`, and check it against the photo's `size` if known.
 
-    Raises BadAnswerError if it is not what was asked for, or not whole.
+    Raises BadAnswerError if it is not what was requested, or not complete.
     """
     headers = response.headers
     content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -166,12 +166,12 @@ def segmentation(
 def _files(
     content: bytes, content_type: str, outputs: tuple[str, ...], size: Size | None
 ) -> dict[str, bytes]:
-    """The files of an answer; BadAnswerError if one is missing or not whole."""
+    """Return the files of an answer; raises BadAnswerError if one is missing or broken."""
     limit = most_bytes(outputs, size)
     if len(outputs) == 1:
         files = {_file_name(outputs[0], content_type): content}
     else:
-        known = {*FILES.values(), JPEG_OVERLAY}  # nothing else may become a file name here
+        known = {*FILES.values(), JPEG_OVERLAY}  # no other file names are accepted
         files = archives.unpack(content, known, limit)
     by_stem = {name.partition(".")[0]: name for name in files}
     for output in outputs:
@@ -186,7 +186,7 @@ def _files(
 
 
 def _check_file(output: str, name: str, content: bytes, size: Size | None, limit: int) -> None:
-    """BadAnswerError unless this is a whole file, of the photo's size if that is known."""
+    """Raise BadAnswerError unless this is a complete file of the photo's size, if known."""
     if output in PICTURES:
         pictures.check_whole(content, "image/png" if name.endswith(".png") else "image/jpeg")
         found = pictures.size_of(content)
@@ -203,7 +203,7 @@ def _check_file(output: str, name: str, content: bytes, size: Size | None, limit
 
 
 def _json_size(content: bytes) -> Size | None:
-    """(W, H) as an answer in JSON tells it; BadAnswerError if it is no JSON object."""
+    """Return (W, H) of a JSON answer; raises BadAnswerError if it is not a JSON object."""
     if len(content) > LONGEST_PARSED and content.startswith(b"{") and content.endswith(b"}"):
         return None
     try:
@@ -217,14 +217,14 @@ def _json_size(content: bytes) -> Size | None:
 
 
 def _model_name(header: str | None) -> str | None:
-    """The name, which comes encoded where it is not plain ASCII."""
+    """Decode the name, which is encoded unless it is plain ASCII."""
     if header is None or not header.startswith(ENCODED):
         return header
     return unquote(header.removeprefix(ENCODED))
 
 
 def models(response: httpx.Response) -> tuple[Model, ...]:
-    """The answer of `GET /models`."""
+    """Parse the answer of `GET /models`."""
     try:
         return tuple(_model(entry) for entry in parse_json(response.content)["models"])
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
@@ -234,7 +234,7 @@ def models(response: httpx.Response) -> tuple[Model, ...]:
 
 
 def refusal(response: httpx.Response) -> ServiceError:
-    """An error answer as an exception; tolerates bodies that are no problem+json (proxies)."""
+    """Convert an error answer to an exception; the body may be a proxy's and not problem+json."""
     try:
         problem = parse_json(response.content)
     except ValueError:
@@ -263,7 +263,7 @@ def parse_timing(header: str) -> dict[str, float]:
 
 
 def retry_after_s(response: httpx.Response) -> float | None:
-    """Seconds to wait by the Retry-After header (RFC 9110: seconds or a date), if it is there."""
+    """Return the seconds to wait by Retry-After (RFC 9110: seconds or a date), or None."""
     value = response.headers.get("retry-after", "").strip()
     if (seconds := _number(value)) is not None:
         return max(0.0, seconds)
@@ -272,7 +272,7 @@ def retry_after_s(response: httpx.Response) -> float | None:
         if when.tzinfo is None:
             when = when.replace(tzinfo=datetime.UTC)
         return max(0.0, (when - datetime.datetime.now(datetime.UTC)).total_seconds())
-    except (ValueError, TypeError, IndexError, OverflowError):  # dates of no calendar
+    except (ValueError, TypeError, IndexError, OverflowError):  # invalid dates
         return None
 
 
@@ -285,7 +285,7 @@ def _number(text: str) -> float | None:
 
 
 def _check_type(outputs: tuple[str, ...], content_type: str) -> None:
-    """A proxy's login page also comes with 200; it must not end up as a mask."""
+    """Check the media type: a proxy's login page also has status 200."""
     if len(outputs) > 1:
         is_fitting = content_type == ZIP
     elif outputs[0] in {"mask", "color", "overlay", "confidence"}:
@@ -304,7 +304,7 @@ def _file_name(output: str, content_type: str) -> str:
 
 
 def _text(value: object) -> str | None:
-    """A header or a field of JSON, if it is text."""
+    """Return a header or JSON field if it is text."""
     return sentence(value) if isinstance(value, str) and value else None
 
 

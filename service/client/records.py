@@ -1,4 +1,4 @@
-"""What became of one photo: the record that the batch client and the Ray batch both keep."""
+"""The result of a photo: the record that the batch client and the Ray batch keep."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from service.client.errors import ManifestError
 from service.client.outputs import stays_inside
 from service.client.plain import parse_json, sentence
 
-PENDING = "pending"  # in flight, or left so by a kill
+PENDING = "pending"  # in flight, or interrupted by a kill
 DONE = "done"  # all outputs in place
 REJECTED = "rejected"  # the service refused this photo: the same bytes would fail again
-FAILED = "failed"  # nobody's fault or unknown: the next run tries again
+FAILED = "failed"  # for another reason: the next run tries again
 STATUSES = (PENDING, DONE, REJECTED, FAILED)
 
-# Where the Ray batch keeps its records: JSON lines in part files below OUT.
+# The Ray batch keeps its records as JSON lines in part files below OUT.
 FOLDER, SUFFIX = "manifest", ".jsonl"
 CLASSES = f"{FOLDER}/classes.json"  # all classes of the last run's model
 
-MOST = 1 << 63  # what SQLite's integers hold
+MOST = 1 << 63  # SQLite's integers are smaller
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What a result was made from."""
+    """The photo, model and options that a result was made from."""
 
     size: int
     mtime_ns: int
@@ -37,7 +37,7 @@ class Origin:
     options: str = ""
 
     def gives_same_result(self, other: Origin) -> bool:
-        """Whether bytes, model and request are equal."""
+        """Return whether bytes, model and options are equal."""
         return self._inputs() == other._inputs()
 
     def _inputs(self) -> tuple[object, ...]:
@@ -46,7 +46,7 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class ClassPixels:
-    """One class in one photo."""
+    """The pixels of a class in a photo."""
 
     class_id: int
     name: str
@@ -55,7 +55,7 @@ class ClassPixels:
 
     @classmethod
     def parse(cls, entry: Any) -> Self:
-        """An entry of an answer in JSON; raises ValueError, KeyError or TypeError."""
+        """Parse an entry of a JSON answer; raises ValueError, KeyError or TypeError."""
         sure = entry.get("confidence")
         if sure is not None and not (isinstance(sure, int | float) and 0 <= sure <= 1):
             raise ValueError(f"{sure!r} is no confidence")
@@ -64,7 +64,7 @@ class ClassPixels:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One photo's end in one run."""
+    """The result of a photo in a run."""
 
     name: str  # path below the inputs' base, with slashes
     source: str  # absolute path or key; "x.tar!member" in a tar
@@ -95,19 +95,19 @@ class Record:
         )
 
     def confidence(self) -> float | None:
-        """The mean over all counted pixels, 0 to 1."""
+        """Return the mean confidence over all counted pixels, 0 to 1."""
         sure = [each for each in self.classes or () if each.confidence is not None]
         pixels = sum(each.pixels for each in sure)
         total = sum(each.pixels * (each.confidence or 0.0) for each in sure)
         return round(total / pixels, 4) if pixels else None
 
     def json(self) -> str:
-        """One line."""
+        """Return the record as a line of JSON."""
         return json.dumps(asdict(self))
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read one line; raises ValueError or TypeError when it is none of ours."""
+        """Parse a line; raises ValueError or TypeError if it is not a record."""
         fields = parse_json(text)
         if not isinstance(fields, dict):
             raise TypeError("no object")
@@ -120,18 +120,18 @@ class Record:
         return record
 
     def files(self) -> list[str]:
-        """Whatever it names below OUT."""
+        """Return all paths below OUT that the record names."""
         return [self.stem, *self.outputs]
 
 
 class Results(Protocol):
-    """All that is known of an OUT, as a report needs it."""
+    """The results in an OUT folder, for a report."""
 
     def records(self) -> Iterator[Record]:
-        """Every photo, by name."""
+        """Return the record of every photo, sorted by name."""
 
     def class_names(self) -> dict[int, str]:
-        """Every class of the model and of the records, by id."""
+        """Return all classes of the model and of the records, by id."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class Collected:
 
 
 def collected(names: Iterable[str], read: Callable[[str], bytes]) -> Collected:
-    """The last record of every photo, from those of OUT's files that hold records.
+    """Read the last record of every photo from the part files in OUT.
 
     `names` are paths below OUT, in order. Raises ManifestError.
     """
@@ -166,7 +166,7 @@ def collected(names: Iterable[str], read: Callable[[str], bytes]) -> Collected:
 
 
 def class_list(names: Iterable[str]) -> bytes:
-    """The content of the file CLASSES."""
+    """Return the content of the file CLASSES."""
     return json.dumps({"classes": list(names)}).encode()
 
 
@@ -186,7 +186,7 @@ def _lines(name: str, content: bytes) -> Iterator[Record]:
 
 
 def totals(records: Iterable[Record]) -> list[tuple[int, str, int, int]]:
-    """Class id, name, pixels and photos over all records, by id."""
+    """Return class id, name, pixels and photos over all records, by id."""
     found: dict[int, tuple[str, int, int]] = {}
     for each in (each for record in records for each in record.classes or ()):
         _, pixels, photos = found.get(each.class_id, ("", 0, 0))
@@ -195,7 +195,7 @@ def totals(records: Iterable[Record]) -> list[tuple[int, str, int, int]]:
 
 
 def count(number: object) -> int:
-    """A count that SQLite can hold; else ValueError."""
+    """Check that a count fits into SQLite; raises ValueError."""
     if not isinstance(number, int) or not 0 <= number < MOST:
         raise ValueError(f"{number!r} is no count")
     return number

@@ -1,7 +1,7 @@
-"""What a finished run shows: class pixels per photo as a table, and contact sheets to look at.
+"""Write the report of a run: tables with the class pixels per photo, and contact sheets.
 
-Tables and HTML are written photo by photo, so 100,000 of them take no more
-memory than one. The PNG sheet shows an even sample.
+Tables and HTML are written photo by photo, so the memory does not grow with their number.
+The PNG sheet shows an even sample.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ figcaption { overflow-wrap: anywhere } small { color: #999 }
 def write_report(
     out: Path, results: Results, read: Callable[[str], bytes] | None = None
 ) -> tuple[list[Path], list[str]]:
-    """Writes all that the installed libraries allow: (files, reasons for what is missing).
+    """Write what the installed libraries allow; return the files, and reasons for missing ones.
 
-    `read` gives the content of a result's file; by default it is below `out`.
+    `read` reads a result file; by default it is below `out`.
     """
     written, missing = [write_html(out, results), write_csv(out, results)], []
     if all(record.classes is None for record in results.records()):
@@ -64,7 +64,7 @@ def write_report(
 
 
 def columns(results: Results) -> dict[int, str]:
-    """Class id -> column, for every class of the model; equal names get their id."""
+    """Return class id -> column for every class; equal names get their id appended."""
     names = results.class_names()
     uses = Counter([*names.values(), *FIELDS])
     return {
@@ -74,9 +74,9 @@ def columns(results: Results) -> dict[int, str]:
 
 
 def table(results: Results) -> Iterator[list[Cell]]:
-    """One row per photo, done or not: FIELDS, then the pixels of each class.
+    """Yield a row per photo, done or not: FIELDS, then the pixels of each class.
 
-    What is not known is None, which is an empty cell; 0 is a class that is not in the photo.
+    Unknown values are None, an empty cell; 0 means that the class is not in the photo.
     """
     numbers = list(columns(results))
     for record in results.records():
@@ -90,7 +90,7 @@ def table(results: Results) -> Iterator[list[Cell]]:
 
 
 def write_csv(out: Path, results: Results) -> Path:
-    """OUT/report.csv: FIELDS, and one column per class."""
+    """Write OUT/report.csv: FIELDS, and one column per class."""
     with replacing(out / TABLE) as path, path.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(map(cell, [*FIELDS, *columns(results).values()]))
@@ -100,7 +100,7 @@ def write_csv(out: Path, results: Results) -> Path:
 
 
 def write_parquet(out: Path, results: Results) -> Path:
-    """OUT/report.parquet: the same table; needs pyarrow."""
+    """Write the same table to OUT/report.parquet; needs pyarrow."""
     arrow = importlib.import_module("pyarrow")
     parquet = importlib.import_module("pyarrow.parquet")
     kinds = {"confidence": arrow.float64(), "pixels": arrow.int64()}
@@ -115,7 +115,7 @@ def write_parquet(out: Path, results: Results) -> Path:
 
 
 def write_html(out: Path, results: Results) -> Path:
-    """OUT/contact-sheet.html: every photo's picture, loaded as it scrolls into view."""
+    """Write OUT/contact-sheet.html with all pictures, loaded as they scroll into view."""
     title = f"{_done(results)} photos"
     with replacing(out / HTML_SHEET) as path, path.open("w", encoding="utf-8") as stream:
         stream.write(
@@ -131,7 +131,7 @@ def write_html(out: Path, results: Results) -> Path:
 def write_png(
     out: Path, results: Results, read: Callable[[str], bytes] | None = None
 ) -> Path | None:
-    """OUT/contact-sheet.png: up to 100 pictures, evenly picked; needs Pillow. None without any."""
+    """Write OUT/contact-sheet.png with up to 100 pictures; needs Pillow. None without pictures."""
     from PIL import Image  # noqa: PLC0415 - only sheets need it
 
     read = read or (lambda file: read_photo(inside(out, file)))
@@ -147,7 +147,7 @@ def write_png(
             with Image.open(io.BytesIO(read(picture))) as image:
                 image.draft("RGB", (THUMBNAIL, THUMBNAIL))
                 thumbnail = image.convert("RGB")
-        # Taken away since, broken, or too large to decode: an empty cell says so.
+        # Removed, broken, or too large to decode: leave the cell empty.
         except (OSError, ValueError, SyntaxError, OutsideError, Image.DecompressionBombError):
             continue
         thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
@@ -163,7 +163,7 @@ def _done(results: Results) -> int:
 
 
 def _pictures(results: Results) -> Iterator[tuple[Record, str]]:
-    """Every finished photo that has a picture, and its file below OUT."""
+    """Yield every finished photo with a picture, and the picture's file below OUT."""
     for record in results.records():
         files = (record.stem + suffix for suffix in PICTURES)
         picture = next((file for file in files if file in record.outputs), None)

@@ -1,10 +1,10 @@
-"""When to try again, and when to give up.
+"""Decide when to retry a request, and when to give up.
 
-Worth another try: connections that fail, are cut or time out, and 502, 503, 504.
-Never another 4xx, 429 included: the same request would be refused again, or a
-quota is used up. The wait doubles with each try up to a cap, with full jitter
-(Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015), so that
-a thousand clients do not come back in the same instant. Retry-After is a floor.
+Connections that fail, break or time out are retried, and 502, 503 and 504. 4xx is not, 429
+included: the same request would be refused again, or a rate limit is reached. The delay
+doubles with each try up to a cap, with full jitter (Brooker, "Exponential Backoff And Jitter",
+AWS Architecture Blog, 2015), so that many clients do not return at the same instant.
+Retry-After is a lower bound.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ Outcome = httpx.Response | httpx.RequestError
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How patient a request is."""
+    """The delays between tries, and when to give up."""
 
     first_s: float = 0.5  # upper bound of the first wait
-    cap_s: float = 30.0  # upper bound of any wait that the service did not ask for
-    give_up_after_s: float = 120.0  # from the first try; no wait may end later
+    cap_s: float = 30.0  # upper bound of any wait, except for Retry-After
+    give_up_after_s: float = 120.0  # from the first try; no wait ends later
 
 
 class Retries:
@@ -52,7 +52,7 @@ class Retries:
         self._started = clock()
 
     def delay_after(self, outcome: Outcome) -> float | None:
-        """Seconds until the next try, or None: this outcome is the last."""
+        """Return the seconds until the next try, or None for no further try."""
         self.attempts += 1
         if not _is_transient(outcome):
             return None
@@ -62,7 +62,7 @@ class Retries:
         return delay if waited + delay <= self.policy.give_up_after_s else None
 
     def settle(self, outcome: Outcome) -> httpx.Response:
-        """The last outcome as an answer, or as ServiceError or UnreachableError."""
+        """Return the last outcome if it is good; raises ServiceError or UnreachableError."""
         if isinstance(outcome, httpx.Response):
             if outcome.is_success:
                 return outcome

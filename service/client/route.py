@@ -1,7 +1,7 @@
-"""The way to the service: the proxy and certificates that environment variables ask for.
+"""Choose the proxy and the certificates from environment variables.
 
-httpx reads the same variables, but it fails on values that other programs accept, sends requests
-to this very machine through a proxy, and names no variable in its errors.
+httpx reads the same variables, but it fails on values that other programs accept, uses the proxy
+for requests to this machine too, and its errors do not name the variable.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BAD_CERTIFICATE = "CERTIFICATE_VERIFY_FAILED"  # as OpenSSL words it
 
 @dataclass(frozen=True)
 class Route:
-    """How requests reach one service."""
+    """The proxy and certificates for a service."""
 
     proxy: httpx.Proxy | None
     tls: ssl.SSLContext | bool  # True: httpx's own certificates
@@ -34,14 +34,14 @@ class Route:
     authorities: str  # which certificates are trusted, for an error about them
 
     def explained(self, error: httpx.RequestError) -> httpx.RequestError:
-        """The same error, naming the proxy or the certificates that it is about."""
+        """Return the same error with the proxy or the certificates that caused it."""
         reason = str(error) or type(error).__name__
         hint = f"; {self.authorities}" if BAD_CERTIFICATE in reason else ""
         return type(error)(f"{reason}{self.via}{hint}", request=error.request)
 
 
 def route(url: str, environment: Mapping[str, str] = os.environ) -> Route:
-    """The way to a service; UsageError names the variable that makes none."""
+    """Return the route to a service; raises UsageError naming an invalid variable."""
     target = httpx.URL(url)
     name, address = _proxy(target)
     trusts = _trusted(environment) if "https" in {target.scheme, address and address.scheme} else ""
@@ -58,7 +58,7 @@ _UNSET = "set SSL_CERT_FILE to a PEM file with the certificate of the authority 
 
 
 def _proxy(target: httpx.URL) -> tuple[str, httpx.URL | None]:
-    """The variable that names the proxy, and the proxy; None where there is none."""
+    """Return the variable that sets the proxy, and the proxy, or None."""
     proxies = getproxies()  # of the environment, on macOS and Windows also of the system
     if is_here(target.host) or _is_direct(target, proxies.get("no", "")):
         return "", None
@@ -88,12 +88,12 @@ def _address(name: str, value: str, host: str) -> httpx.URL:
 
 
 def _shown(address: httpx.URL) -> str:
-    """Without the user name and password."""
+    """Return the address without user name and password."""
     return str(address.copy_with(username=None, password=None)).rstrip("/")
 
 
 def is_here(host: str) -> bool:
-    """Whether it is this machine, which no proxy could reach."""
+    """Return whether a host is this machine, which no proxy can reach."""
     name = host.lower().rstrip(".")
     if name == "localhost" or name.endswith(".localhost"):
         return True
@@ -102,7 +102,7 @@ def is_here(host: str) -> bool:
 
 
 def _is_direct(target: httpx.URL, no_proxy: str) -> bool:
-    """Whether NO_PROXY lists the host: `*`, names with all below them, addresses, networks."""
+    """Return whether NO_PROXY covers the host: `*`, domains, addresses or networks."""
     entries = filter(None, re.split(r"[,\s]+", no_proxy.lower()))
     return any(_covers(entry, target) for entry in entries)
 
@@ -134,7 +134,7 @@ def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def _trusted(environment: Mapping[str, str]) -> str:
-    """`SSL_CERT_FILE=/x.pem`, as it stands; the file goes before the folder."""
+    """Return the variable that is set, as `SSL_CERT_FILE=/x.pem`; the file takes precedence."""
     names = ("SSL_CERT_FILE", "SSL_CERT_DIR")
     return next((f"{name}={environment[name]}" for name in names if environment.get(name)), "")
 

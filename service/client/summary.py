@@ -1,4 +1,4 @@
-"""What a run came to, for people and for programs."""
+"""The summary of a run, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FAILURES_SHOWN = 20
 
 @dataclass(frozen=True)
 class Summary:
-    """`stopped` is the reason of an early end, None if every input was looked at."""
+    """The result of a run; `stopped` is the reason of an early end, or None."""
 
     counts: Counts
     seconds: float
@@ -41,11 +41,11 @@ class Summary:
         return cls(counts, seconds, *model, failures, classes, stopped, others)
 
     def exit_code(self) -> int:
-        """0 only if every input has its complete result."""
+        """Return 0 only if every input has a complete result."""
         return int(self.stopped is not None or self.counts.rejected + self.counts.failed > 0)
 
     def text(self) -> str:
-        """A sentence, then the failures."""
+        """Format as a sentence, followed by the failures."""
         c = self.counts
         rate = c.sent / self.seconds if self.seconds > 0 else 0.0
         took = f"{duration(self.seconds)} ({rate:.1f}/s)"
@@ -63,7 +63,7 @@ class Summary:
         return "\n".join(map(plain, lines))
 
     def json(self) -> dict[str, Any]:
-        """Everything; `classes` counts over all photos of OUT whose pixels are known."""
+        """Return all fields for JSON; `classes` covers all counted photos in OUT."""
         return {
             "sent": self.counts.sent,
             "skipped": self.counts.skipped,

@@ -1,4 +1,4 @@
-"""Read tars that may be broken or hostile: forward only, and never a gigabyte at once."""
+"""Read tar files that may be broken or hostile: forward only, with bounded memory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MOST_HEADER_BYTES = 1 << 20  # of one member: a name, and what PAX adds
 
 
 class _Bounded:
-    """A file whose reads are bounded: tarfile reads a header whole, however long it says it is."""
+    """A file with bounded reads: tarfile reads a header at once, whatever length it claims."""
 
     def __init__(self, file: BufferedIOBase) -> None:
         self._file = file
@@ -51,7 +51,7 @@ class _Bounded:
 
 @contextmanager
 def opened(path: Path) -> Iterator[tarfile.TarFile]:
-    """A tar, compressed or not; raises one of ERRORS."""
+    """Open a tar, compressed or not; raises one of ERRORS."""
     with path.open("rb") as raw, _decompressed(raw) as file:
         source: Any = _Bounded(file)  # it has the three methods that a TarFile calls
         with tarfile.TarFile(fileobj=source, errors="surrogateescape") as tar:
@@ -59,7 +59,7 @@ def opened(path: Path) -> Iterator[tarfile.TarFile]:
 
 
 def members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Its members in order; holds one at a time."""
+    """Yield the members in order, holding one at a time."""
     while (member := tar.next()) is not None:
         tar.members = []  # type: ignore[attr-defined] # otherwise it keeps every header
         yield member
@@ -69,7 +69,7 @@ def members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 
 
 def read(archive: str, tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    """A member's bytes; OSError, as for any file, if it is too large or the tar is broken there."""
+    """Read a member; raises OSError if it is too large or broken."""
     check_size(member.size, f"{archive}!{member.name}")
     source = _source(tar)
     source.most = MOST_BYTES

@@ -26,16 +26,16 @@ from service.client.protocol import Model, Segmentation
 from service.client.retry import Outcome, Retries, RetryPolicy
 from service.client.route import route
 
-# httpcore tries to import sniffio several times in each request; anyio no longer brings it.
-# Where it is missing every try searches the whole path, a third of a request's processor
-# time: let Python know at once that it is not there.
+# httpcore tries to import sniffio several times per request, and anyio no longer installs it. If
+# it is missing, each try searches the whole import path, which takes a third of the CPU time of a
+# request. Tell Python that it does not exist.
 if importlib.util.find_spec("sniffio") is None:
     sys.modules.setdefault("sniffio", None)  # type: ignore[arg-type] # None: "there is none"
 
-TIMEOUT_S = 120.0  # a full queue before a slow CPU model: minutes are possible, hours are not
+TIMEOUT_S = 120.0  # long enough for a full queue of a slow model
 CONNECT_TIMEOUT_S = 10.0
-# A try may last longer by a second for so many bytes sent or received. Each read alone has the
-# timeout of httpx, which a peer that sends a byte a second never meets.
+# A try may take one more second for each of so many bytes sent or received. httpx's own timeout is
+# per read, and a peer that sends a byte per second never reaches it.
 SLOWEST_BYTES_PER_S = 32 << 10
 MOST_BYTES_OF_AN_ERROR = 64 << 10
 Done = TypeVar("Done")
@@ -44,7 +44,7 @@ NONE: Mapping[str, object] = MappingProxyType({})
 
 @dataclass(frozen=True)
 class Ask:
-    """One HTTP request, as often as it must be sent."""
+    """An HTTP request, which may be sent several times."""
 
     method: str
     path: str
@@ -54,7 +54,7 @@ class Ask:
     most_bytes: int = protocol.SMALLEST_LIMIT  # of a good answer
 
     def headers(self) -> dict[str, str]:
-        """Nothing compressed: images are, and a few kilobytes could unpack to gigabytes."""
+        """Return the headers. Compression is refused: a few kilobytes could unpack to gigabytes."""
         kind = {} if self.content_type is None else {"Content-Type": self.content_type}
         return {"Accept-Encoding": "identity", **kind}
 
@@ -62,7 +62,7 @@ class Ask:
 def ask_segment(
     image: bytes, outputs: tuple[str, ...], model: str | None, options: Mapping[str, object]
 ) -> Ask:
-    """The request for these outputs of one photo."""
+    """Build the request for these outputs of a photo."""
     params = {"output": ",".join(outputs)}
     params |= {name: str(value) for name, value in options.items()}
     if model is not None:
@@ -72,7 +72,7 @@ def ask_segment(
 
 
 class AsyncClient:
-    """For asyncio. Raises ServiceError, UnreachableError, BadAnswerError, UsageError.
+    """A client for asyncio. Raises ServiceError, UnreachableError, BadAnswerError, UsageError.
 
     `on_retry` hears of every outcome that is tried again.
     """
@@ -98,7 +98,7 @@ class AsyncClient:
             proxy=self._route.proxy,
             verify=self._route.tls,
             trust_env=False,  # `route` has read it
-            # No pool timeout: whoever asks for more than the pool holds has chosen to wait.
+            # No pool timeout: a caller that starts more requests than connections chooses to wait.
             timeout=httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S, pool=None),
             limits=httpx.Limits(
                 max_connections=max_connections, max_keepalive_connections=max_connections
@@ -160,7 +160,7 @@ class AsyncClient:
             raise
 
     async def _attempt(self, ask: Ask) -> Outcome:
-        """One try, bounded in time and bytes; raises BadAnswerError for an answer beyond them."""
+        """Make one try with limits on time and bytes; raises BadAnswerError beyond them."""
         request = self._http.build_request(
             ask.method, ask.path, params=ask.params, content=ask.body, headers=ask.headers()
         )
@@ -178,7 +178,7 @@ class AsyncClient:
     async def _exchange(
         self, request: httpx.Request, most_bytes: int, timer: asyncio.Timeout, ends: float
     ) -> httpx.Response:
-        """Send, and read the answer; `timer` gets as much longer as bytes come."""
+        """Send the request and read the answer; extend `timer` as bytes arrive."""
         response = await self._http.send(request, stream=True)
         try:
             limit = most_bytes if response.is_success else MOST_BYTES_OF_AN_ERROR
@@ -200,9 +200,9 @@ class AsyncClient:
 
 
 class Client:
-    """The same for code without asyncio; runs an `AsyncClient` in a thread of its own.
+    """A client for code without asyncio: it runs an `AsyncClient` in a thread.
 
-    httpx without asyncio can bound each read, not a whole answer.
+    httpx without asyncio can limit the time of each read only, not of a whole answer.
     """
 
     def __init__(
@@ -224,7 +224,7 @@ class Client:
         model: str | None = None,
         options: Mapping[str, object] = NONE,
     ) -> Segmentation:
-        """As `AsyncClient.segment`."""
+        """See `AsyncClient.segment`."""
         return self._wait(self._client.segment(image, output, model, options))
 
     def models(self) -> tuple[Model, ...]:
@@ -252,7 +252,7 @@ class Client:
         self.close()
 
     def _wait(self, work: Coroutine[Any, Any, Done]) -> Done:
-        """The result of a coroutine; interrupted, it is cancelled."""
+        """Wait for the result of a coroutine; cancel it when interrupted."""
         future = asyncio.run_coroutine_threadsafe(work, self._running())
         try:
             return future.result()
@@ -270,12 +270,14 @@ class Client:
 
 
 def _check_bounds(response: httpx.Response, received: int, limit: int) -> None:
-    """BadAnswerError for a good answer that is longer than it may be, or compressed unasked."""
+    """Raise BadAnswerError if an answer is too long, or compressed without being asked."""
     if received > limit:
         raise BadAnswerError(f"the answer has more than {limit} bytes")
     encoding = response.headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
-        raise BadAnswerError(f"the answer came in Content-Encoding {sentence(encoding)}, unasked")
+        raise BadAnswerError(
+            f"the answer has Content-Encoding {sentence(encoding)}, which was not requested"
+        )
 
 
 def _credentials(api_key: str | None) -> dict[str, str]:

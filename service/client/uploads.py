@@ -1,4 +1,4 @@
-"""From a photo to the bytes that are sent."""
+"""Prepare a photo for upload."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.TiffImagePlugin import TiffImageFile
 
-JPEG_QUALITY = 95  # beyond it files grow faster than masks improve; 4:4:4 keeps colour edges
+JPEG_QUALITY = 95  # higher quality makes larger files, but not better masks
 
 
-# Of these the colours have one meaning, whoever decodes them. All else goes out as it is, for the
-# service to decode: CMYK, 16-bit and float samples, whatever a TIFF may say of its samples.
+# Modes that every decoder reads alike. All others (CMYK, 16-bit and float samples, unusual TIFF
+# files) are sent unchanged, for the service to decode.
 SAME_MODE = {"1": "L", "L": "L", "LA": "LA", "P": "RGB", "PA": "RGBA", "RGB": "RGB", "RGBA": "RGBA"}
 # Tag -> its default: bits, photometric, extra samples, planes, sample format (TIFF 6.0).
 PLAIN_TIFF: dict[int, Any] = {258: (1,), 262: None, 338: None, 284: 1, 339: (1,)}
-MOST_PIXELS = 500_000_000  # decoded here: 1.5 GB; larger ones go out as they are
+MOST_PIXELS = 500_000_000  # 1.5 GB decoded; larger photos are sent unchanged
 MANY_PIXELS = 50_000_000  # larger photos are decoded one at a time
 ONE_AT_A_TIME = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """What is sent, and the digest of the photo that it was made from."""
+    """The bytes to send, and the digest of the original photo."""
 
     body: bytes = field(repr=False)
     sha256: str
-    unshrunk: str | None = None  # why it is as large as it was, in spite of --max-side
+    unshrunk: str | None = None  # why the photo was not shrunk in spite of --max-side
 
 
 def prepare(photo: Photo, max_side: int | None) -> Upload:
-    """Reads the photo, shrinks it if asked to; OSError if it cannot be read."""
+    """Read the photo, and shrink it if requested; raises OSError if it cannot be read."""
     content = photo.read()
     digest = hashlib.sha256(content).hexdigest()
     if max_side is None:
@@ -56,17 +56,17 @@ def prepare(photo: Photo, max_side: int | None) -> Upload:
 
 
 class UnshrinkableError(ClientError):
-    """The photo is larger than wanted, and only the service knows how to decode it."""
+    """The photo is too large, and only the service can decode it."""
 
 
 def require_pillow(option: str) -> None:
-    """UsageError unless Pillow is there."""
+    """Raise UsageError unless Pillow is installed."""
     if importlib.util.find_spec("PIL") is None:
         raise UsageError(f"{option} needs Pillow: pip install pillow (the extra `pictures`)")
 
 
 def shrink(content: bytes, max_side: int) -> bytes:
-    """The photo with its longer side at most `max_side` pixels, upright; else as it came.
+    """Return the photo upright, with its longer side at most `max_side` pixels, or unchanged.
 
     JPEGs become JPEGs, all else PNG, with the photo's own transparency and colour profile, so
     that the service sees what it would see of the photo itself. Raises UnshrinkableError for
@@ -89,7 +89,7 @@ def shrink(content: bytes, max_side: int) -> bytes:
 
 
 def _opened(content: bytes) -> Image:
-    """By the reader of its format: `Image.open` refuses above 179 megapixels."""
+    """Open with the reader of the format: `Image.open` refuses more than 179 megapixels."""
     from PIL import (  # noqa: PLC0415 - as in `shrink`
         BmpImagePlugin,
         JpegImagePlugin,
@@ -112,7 +112,7 @@ def _opened(content: bytes) -> Image:
 
 
 def _is_plain(tiff: TiffImageFile) -> bool:
-    """One image of 8-bit grey or RGB samples, pixel by pixel, black at 0, nothing beside them."""
+    """Return whether a TIFF is one image of interleaved 8-bit grey or RGB, without extras."""
     tags = {tag: tiff.tag_v2.get(tag, default) for tag, default in PLAIN_TIFF.items()}
     samples = {"L": 1, "RGB": 3}.get(tiff.mode)
     expected = {**PLAIN_TIFF, 258: (8,) * (samples or 0), 262: 1 if tiff.mode == "L" else 2}
