@@ -179,12 +179,12 @@ def test_a_photo_is_judged_as_the_service_fits_it(size: tuple[int, int]) -> None
     """Shrunk and enlarged again exactly as service.images does; smaller ones are as ever."""
     from PIL import Image
 
-    from service.images.imaging import Photo, fit, restore
+    from service.images.imaging import DecodedPhoto, fit, restore
     from service.inference.contract import InputSize
 
     net, image = tiny(), photo(*size)
     target = InputSize(policy="fixed", height=65, width=65, pad=(128, 128, 128))
-    fitted = fit(Photo(Image.fromarray(image), (size[1], size[0])), target)
+    fitted = fit(DecodedPhoto(Image.fromarray(image), (size[1], size[0])), target)
     h, w = fitted.valid
     labels = label_map(net, fitted.pixels[:h, :w])
     expected = restore(labels, fitted, (size[1], size[0])).image
