@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TypeVar
 from urllib.parse import parse_qsl
 
@@ -24,12 +25,13 @@ from pyarrow import fs
 from pydantic import ValidationError
 
 from service.client.batch import class_pixels
+from service.client.files import check_size, read_photo
 from service.client.plain import sentence
 from service.client.protocol import FILES
 from service.client.records import DONE, FAILED, REJECTED, ClassPixels, Record
 from service.client.uploads import UnshrinkableError, shrink
 from service.cluster.records import Todo
-from service.cluster.storage import Place
+from service.cluster.storage import Photo, Place
 from service.errors import InvalidRequest, ServiceError
 from service.http.query import REPEATABLE, SegmentQuery
 from service.http.segment import Prepared
@@ -123,7 +125,7 @@ class Pipeline:
     def _prepare(self, todo: Todo) -> Ready | Record:
         """Read and decode; the record of what needs no engine."""
         try:
-            data = self._read(todo.photo.source)
+            data = self._read(todo.photo)
         except OSError as error:
             return self._without_result(todo, FAILED, str(error), None)
         digest = hashlib.sha256(data).hexdigest()
@@ -156,8 +158,12 @@ class Pipeline:
             return Prepared(photo, windows.cut(photo, target, sliding.overlap))
         return Prepared(photo, imaging.fit(photo, target))
 
-    def _read(self, path: str) -> bytes:
-        with self._job.source.open_input_stream(path) as stream:
+    def _read(self, photo: Photo) -> bytes:
+        """As the batch client reads: regular files only, and no more than a photo has."""
+        check_size(photo.size, photo.source)
+        if self._job.source.type_name == "local":
+            return read_photo(Path(photo.source))
+        with self._job.source.open_input_stream(photo.source) as stream:
             return bytes(stream.read())
 
     def _predicted(

@@ -8,6 +8,7 @@ before its end.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import uuid
@@ -21,7 +22,7 @@ from pyarrow import ArrowException, fs
 
 from service.client.errors import UsageError
 from service.client.inputs import GLOB_SIGNS, Inputs, Others, is_image
-from service.client.outputs import PART, replacing
+from service.client.outputs import PART, OutsideError, inside, replacing
 from service.client.plan import UNKNOWN_TIME
 
 OF_ARROW = ("s3", "gs", "gcs", "abfs", "abfss")
@@ -64,17 +65,19 @@ class Place:
 
     def write(self, name: str, content: bytes) -> None:
         """Put a file in place, whole or not at all; raises OSError."""
-        path = self._path(name)
         if self.is_local:
-            _write_local(Path(path), content)
+            _write_local(self._inside(name, create=True), content)
             return
         # Not a `with`: leaving it by an error would close the stream, and so publish what it has.
-        stream = self.system.open_output_stream(path)
+        stream = self.system.open_output_stream(self._path(name))
         stream.write(content)
         stream.close()
 
     def remove(self, name: str) -> None:
         """Take a file away, if it is there; raises OSError."""
+        if self.is_local:
+            self._inside(name).unlink(missing_ok=True)
+            return
         with suppress(FileNotFoundError):
             self.system.delete_file(self._path(name))
 
@@ -91,6 +94,13 @@ class Place:
         for name in names:
             if PurePosixPath(name).name.startswith(".") and name.endswith(PART):
                 self.remove(name)
+
+    def _inside(self, name: str, *, create: bool = False) -> Path:
+        """A file on a disk; OSError if a link leads it out of the root."""
+        try:
+            return inside(Path(self.root or "/"), name, create=create)
+        except OutsideError as error:
+            raise OSError(errno.EINVAL, str(error)) from None
 
     def _path(self, name: str) -> str:
         return f"{self.root}/{name}" if name else self.root
@@ -197,7 +207,6 @@ def _mtime_ns(info: fs.FileInfo) -> int:
 
 
 def _write_local(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     # A name of its own: a node that was given up for dead may still be writing the same file.
     with replacing(path, durable=False, writer=f".{uuid.uuid4().hex[:8]}") as temporary:
         temporary.write_bytes(content)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -215,6 +216,33 @@ def test_a_broken_photo_is_recorded_with_its_reason(
         "small.mask.png",
         "turned.mask.png",
     ]
+
+
+def test_only_regular_files_of_a_size_that_photos_have_are_read(
+    model: Path, folder: Path, tmp_path: Path
+) -> None:
+    os.mkfifo(folder / "pipe.jpg")
+    (folder / "zero.jpg").symlink_to("/dev/zero")
+    with (folder / "huge.jpg").open("wb") as file:
+        file.truncate(6 << 30)
+    out = tmp_path / "out"
+    records = {r.name: r for r in pipeline(model, out, ("mask",)).run(todos(folder, out))}
+    said = {name: str(records[f"{name}.jpg"].error) for name in ("pipe", "zero", "huge")}
+    assert "not a regular file" in said["pipe"]
+    assert "not a regular file" in said["zero"]
+    assert "larger than any photo" in said["huge"]
+    assert records["small.png"].status == DONE
+
+
+def test_a_link_in_out_is_not_followed_out_of_it(model: Path, folder: Path, tmp_path: Path) -> None:
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    out.mkdir()
+    elsewhere.mkdir()
+    (out / "trip").symlink_to(elsewhere)
+    records = {r.name: r for r in pipeline(model, out, ("mask",)).run(todos(folder, out))}
+    assert (records["trip/turned.jpg"].status, records["small.png"].status) == (FAILED, DONE)
+    assert "outside of" in str(records["trip/turned.jpg"].error)
+    assert list(elsewhere.iterdir()) == []
 
 
 def test_records_tell_sizes_and_digests(model: Path, folder: Path, tmp_path: Path) -> None:
