@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import os
 import sys
 import threading
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self, TypeVar
@@ -213,8 +215,10 @@ class Client:
         timeout_s: float = TIMEOUT_S,
         retry: RetryPolicy | None = None,
     ) -> None:
-        self._client = AsyncClient(url, api_key=api_key, timeout_s=timeout_s, retry=retry)
+        self._new = partial(AsyncClient, url, api_key=api_key, timeout_s=timeout_s, retry=retry)
+        self._client = self._new()
         self._loop: asyncio.AbstractEventLoop | None = None  # from the first request on
+        self._process = os.getpid()
         self._starting = threading.Lock()
 
     def segment(
@@ -225,21 +229,21 @@ class Client:
         options: Mapping[str, object] = NONE,
     ) -> Segmentation:
         """See `AsyncClient.segment`."""
-        return self._wait(self._client.segment(image, output, model, options))
+        return self._wait(lambda client: client.segment(image, output, model, options))
 
     def models(self) -> tuple[Model, ...]:
         """The models that the service offers."""
-        return self._wait(self._client.models())
+        return self._wait(AsyncClient.models)
 
     def ready(self) -> bool:
         """Whether the service takes work now; asks once."""
-        return self._wait(self._client.ready())
+        return self._wait(AsyncClient.ready)
 
     def close(self) -> None:
         """Close the connections and end the thread."""
-        if self._loop is None:
+        if self._loop is None or self._process != os.getpid():
             return
-        self._wait(self._client.aclose())
+        self._wait(AsyncClient.aclose)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -251,9 +255,10 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _wait(self, work: Coroutine[Any, Any, Done]) -> Done:
+    def _wait(self, work: Callable[[AsyncClient], Coroutine[Any, Any, Done]]) -> Done:
         """Wait for the result of a coroutine; cancel it when interrupted."""
-        future = asyncio.run_coroutine_threadsafe(work, self._running())
+        loop = self._running()
+        future = asyncio.run_coroutine_threadsafe(work(self._client), loop)
         try:
             return future.result()
         except BaseException:
@@ -262,6 +267,8 @@ class Client:
 
     def _running(self) -> asyncio.AbstractEventLoop:
         with self._starting:
+            if self._process != os.getpid():  # a fork has the memory, not the thread
+                self._client, self._loop, self._process = self._new(), None, os.getpid()
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
                 self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)

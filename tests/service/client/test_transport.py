@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -113,6 +115,42 @@ def test_blocking_client_retries_too(server: FlakyServer) -> None:
     with Client(server.url, retry=RetryPolicy(first_s=0.01)) as client:
         assert client.segment(b"photo").content == result("mask", b"photo")
     assert len(server.segmented()) == 3
+
+
+def test_blocking_client_works_in_threads_and_inside_of_a_running_loop(server: FlakyServer) -> None:
+    """As in a notebook, whose cells run in a loop."""
+    server.delay_s = 0.05
+    with Client(server.url) as client, ThreadPoolExecutor(4) as threads:
+        images = [str(number).encode() for number in range(8)]
+        answers = threads.map(lambda image: client.segment(image).content, images)
+        assert list(answers) == [result("mask", image) for image in images]
+
+        async def cell() -> bool:
+            return client.ready()
+
+        assert asyncio.run(cell())
+    assert server.most_in_flight >= 2
+
+
+FORK = """
+import os, sys
+from service.client import Client
+client = Client(sys.argv[1])
+assert client.ready()
+child = os.fork()
+if child == 0:
+    os._exit(0 if client.ready() else 1)
+_, status = os.waitpid(child, 0)
+assert client.ready()
+client.close()
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
+def test_blocking_client_works_in_a_forked_process(server: FlakyServer) -> None:
+    """Such as a data loader's worker: it has the client's memory, but not its thread."""
+    command = [sys.executable, "-c", FORK, server.url]
+    assert subprocess.run(command, timeout=30, check=False).returncode == 0
 
 
 def test_nobody_there_is_unreachable_and_not_ready() -> None:
