@@ -58,7 +58,7 @@ def test_checkpoint_and_file_have_the_same_miou(tmp_path: Path) -> None:
     assert files["boundary_miou"] == pytest.approx(checkpoints["boundary_miou"], abs=1e-3)
 
 
-def test_large_photos_are_shrunk_or_judged_in_windows() -> None:
+def test_large_photos_are_shrunk_or_cut_into_windows() -> None:
     """A fake model that tells odd from even pixels does so in windows only."""
     target = InputSize(policy="fixed", height=33, width=40, pad=(0, 0, 0))
     image = np.zeros((70, 100, 3), np.uint8)

@@ -67,9 +67,7 @@ def beside_the_labels(model: onnx.ModelProto) -> set[str]:
 
 
 @pytest.mark.slow
-def test_nothing_is_computed_for_it_where_it_is_refused(
-    sure: onnx.ModelProto, tmp_path: Path
-) -> None:
+def test_a_refused_confidence_costs_nothing(sure: onnx.ModelProto, tmp_path: Path) -> None:
     """By ONNX Runtime's profile, nodes that the labels do not need give no bytes."""
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL

@@ -34,7 +34,7 @@ def test_each_precision_has_its_bar(precision: str, agreement: float, passes: bo
 
 
 @pytest.mark.parametrize(("change", "passes"), [(0.01, True), (-0.014, True), (-0.016, False)])
-def test_int8_is_judged_by_the_miou_it_loses(change: float, passes: bool) -> None:
+def test_int8_must_not_lose_too_much_miou(change: float, passes: bool) -> None:
     result = measured(agreement=0.97, miou_change=change, miou_images=9)
     if passes:
         parity.require(result, "int8")

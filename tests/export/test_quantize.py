@@ -77,7 +77,7 @@ def test_by_default_the_training_photos_calibrate(tmp_path: Path) -> None:
         (["--precision", "fp16", "--calibration", "PHOTOS"], "--calibration"),
     ],
 )
-def test_what_int8_needs_and_others_do_not_take_is_a_usage_error(
+def test_missing_and_misplaced_int8_options_are_usage_errors(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
 ) -> None:
     assert cli.main([str(tmp_path), "-o", "x.onnx", *arguments]) == 2

@@ -31,5 +31,5 @@ def pages(*, keep: bool) -> int:
     return int(done.stdout)
 
 
-def test_what_was_freed_is_used_again() -> None:
+def test_freed_memory_is_reused() -> None:
     assert pages(keep=True) <= pages(keep=False) / 4

@@ -61,20 +61,20 @@ iterations on crops of 513, so its mIoU is not comparable. What can be compared 
 a change, for heads on fixed features.
 
 **What was evaluated.** {images} photos of VOC 2012 val, a part of the published set, at their own
-size. Seeds and options were fixed beforehand, the length was not (see below). *bundled* is the model
-bundled until 2026-11-27, before its second training ([model card](../model/bundled/MODEL_CARD.md);
-its files are those of commit 9629a77). All figures are percent; ranges are lowest to highest over
+size. Seeds and options were fixed beforehand, the length was not (see below). *bundled* is the
+model bundled until 2026-11-27, before its second training (its files are those of commit 9629a77;
+[model card](../model/bundled/MODEL_CARD.md)). All figures are percent; ranges are lowest to highest over
 seeds.
 
 **What was abandoned.** Two earlier recipes were dropped after their first networks, which were too
 weak to compare: all layers from ImageNet weights (bilinear upsampling, mIoU 21.2 %), and a full
 head on the bundled model's backbone, both trained at a quarter of this rate for 300 iterations
 (seed 0: 26.3 % with the decoder, 32.8 % with bilinear upsampling; seed 1: 40.0 % with
-bilinear upsampling). Rate and width of this recipe were chosen by the training loss of short runs; two
-more trials, decoders on the bundled backbone at the old rate, were evaluated on val (30.3 % and
-22.4 %). The recipe first had 600 iterations: with seed 0, bilinear upsampling reached 40.6 % and the
-decoder 40.2 %, and 21.7 % and 23.5 % in the narrowest band. Some classes were not found at all yet,
-so all networks except table 1's got 1500 iterations. Nothing was changed after that.
+bilinear upsampling). Rate and width of this recipe were chosen by the training loss of short runs;
+two more trials, decoders on the bundled backbone at the old rate, were evaluated on val (30.3 % and
+22.4 %). The recipe first had 600 iterations: with seed 0, bilinear upsampling reached 40.6 % and
+the decoder 40.2 %, and 21.7 % and 23.5 % in the narrowest band. Some classes were not found at
+all yet, so all networks except table 1's got 1500 iterations. Nothing was changed after that.
 
 ```console
 $ python -m model.studies all --data DATA --out runs/studies{options}
@@ -87,8 +87,8 @@ DECODER_TEXT = """\
 
 The paper (section 4.4, figure 5a): the decoder improves mIoU near boundaries over bilinear
 upsampling of the logits, and most where the band around the void label is narrow (by 4.8
-points with ResNet-101 and 5.4 with Xception at the narrowest). A band of width w contains the pixels
-that a dilation of the void label by a square of side 2w + 1 adds.
+points with ResNet-101 and 5.4 with Xception at the narrowest). A band of width w contains the
+pixels that a dilation of the void label by a square of side 2w + 1 adds.
 """
 STRIDE_TEXT = """\
 ## Evaluating at output stride 8 instead of 16
@@ -106,8 +106,8 @@ by the paper's rule, for a photo of 513x513.
 WIDTHS_TEXT = """\
 ## Channels of the low-level feature
 
-The paper (table 1, ResNet-101): 48 channels, or 32, do best. The paper's row has one 3x3 convolution
-after them, this one has the two of the final decoder, and its networks were trained for
+The paper (table 1, ResNet-101): 48 channels, or 32, do best. The paper's row has one 3x3
+convolution after them, this one has the two of the final decoder, and its networks were trained for
 {iterations} iterations.
 """
 

@@ -95,7 +95,7 @@ def test_network_is_read_off_the_references_variables(
         {"depth_multiplier": 0.35},
     ],
 )
-def test_weights_come_back_for_every_choice_that_leaves_a_trace(
+def test_configuration_and_weights_are_recovered_from_the_variables(
     settings: dict[str, object], tmp_path: Path
 ) -> None:
     """The command rebuilds configuration and weights from an .npz, ignoring optimiser slots."""

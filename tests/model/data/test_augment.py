@@ -40,7 +40,7 @@ def test_image_and_mask_stay_aligned_at_every_scale(scale: float) -> None:
     assert agreement > 0.97  # bilinear and nearest differ along the edges only
 
 
-def test_what_reaches_over_the_picture_is_mean_and_void() -> None:
+def test_pixels_beyond_the_picture_are_mean_and_void() -> None:
     image, ids = checked(20, 10)
     pixels, labels = augment.apply(image, ids, Crop(1.0, 0, 0, False), 33, PAD)
     assert (labels[10:] == 255).all()

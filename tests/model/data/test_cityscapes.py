@@ -75,7 +75,7 @@ def test_photos_are_listed_without_masks_for_a_submission(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("split", "says"), [("fine", "choose one of train, val"), ("val", "prepare cityscapes")]
 )
-def test_what_is_not_there_is_said(tmp_path: Path, split: str, says: str) -> None:
+def test_missing_files_are_reported(tmp_path: Path, split: str, says: str) -> None:
     with pytest.raises(DatasetError, match=says):
         find("cityscapes", tmp_path, split)
 

@@ -45,7 +45,7 @@ def test_the_middle_stays_where_it_is(seed: int) -> None:
     assert abs(y.mean() - 60) < 6
 
 
-def test_what_comes_from_beyond_the_photo_is_mean_and_void() -> None:
+def test_pixels_from_beyond_the_photo_are_mean_and_void() -> None:
     image, ids = disc()
     corners = 0
     for seed in SEEDS:

@@ -293,7 +293,9 @@ def test_every_set_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
         assert capsys.readouterr().out == source.guide
 
 
-def test_what_is_missing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_archives_and_folders_are_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "downloads").mkdir()
     assert run(tmp_path, "voc") == 1
     assert "train is not there yet" in capsys.readouterr().out

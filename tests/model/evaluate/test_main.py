@@ -87,7 +87,7 @@ def test_trimap_and_boundary_come_from_the_same_pass(
     assert f"boundary mIoU {asked['boundary_miou']:.4f}" in table
 
 
-def test_sliding_judges_large_photos_window_by_window(saved: Path, tmp_path: Path) -> None:
+def test_sliding_evaluates_large_photos_window_by_window(saved: Path, tmp_path: Path) -> None:
     data = voc_folder.make(tmp_path, count=2, split="val", size=(100, 40))
     result = run(saved, data, "--sliding", "--overlap", "0.5")
     net = checkpoint.load(saved)
@@ -225,7 +225,7 @@ def test_masks_that_leave_nothing_to_tell_apart_have_no_figure(
     assert "folder val: masks hold ids that are no class: [7] (7 in 100 pixels)" in records[0]
 
 
-def test_both_evaluators_offer_the_same_judgements() -> None:
+def test_both_evaluators_have_the_same_options() -> None:
     """model.evaluate and export.evaluate: same names, same help, same defaults."""
     from export import evaluate as exported
 

@@ -106,7 +106,7 @@ def test_the_page_holds_curves_figures_matrix_and_samples(run: Path, tmp_path: P
     assert np.abs(bare - truth).max() > 64  # the object is coloured
 
 
-def test_the_set_to_judge_on_is_the_one_trained_on(
+def test_the_default_data_set_is_the_one_trained_on(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     card = run / "model.json"

@@ -22,7 +22,7 @@ def write_shares(path: Path, **changes: object) -> Path:
     return path
 
 
-def test_what_was_seen_follows_the_sampling() -> None:
+def test_class_shares_follow_the_sampling() -> None:
     counts = np.array([[9, 1, 0], [9, 0, 1], [9, 0, 1], [9, 0, 1], [9, 0, 1]])
     assert prior.seen(counts, "uniform") == pytest.approx([1, 0.2, 0.8])
     # Rarest class in 1 and in 4 photos: weights 1 and 1/2, of five photos 1 + 4 / 2.

@@ -67,7 +67,7 @@ def test_phases_hold_every_pixel_of_their_rows_and_columns() -> None:
                 )
 
 
-def test_no_gradient_is_computed_that_nobody_asked_for() -> None:
+def test_only_requested_gradients_are_computed() -> None:
     x = torch.randn(1, 2, 9, 9)
     weight = torch.randn(2, 1, 3, 3, requires_grad=True)
     DilatedDepthwise.apply(x, weight, 2).sum().backward()

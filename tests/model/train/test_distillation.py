@@ -90,7 +90,7 @@ def test_several_teachers_count_alike(tmp_path: Path, data: Path) -> None:
     assert torch.allclose(found.sum(1), torch.ones(4, 9, 9), atol=1e-5)
 
 
-def test_who_agrees_with_the_teacher_learns_nothing() -> None:
+def test_agreeing_with_the_teacher_gives_no_gradient() -> None:
     """Its own logits as soft labels: the divergence is 0, and so is the gradient."""
     logits = torch.randn(2, 21, 9, 9, requires_grad=True)
     soft = (logits.detach() / 2).softmax(1)

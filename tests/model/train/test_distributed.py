@@ -101,7 +101,7 @@ def test_a_process_that_cannot_load_ends_both_with_its_reason(two: Path) -> None
     assert not (two / "failed" / STATE).exists()
 
 
-def test_a_process_that_cannot_judge_its_share_ends_both_with_its_reason(two: Path) -> None:
+def test_a_process_that_cannot_validate_its_share_ends_both_with_its_reason(two: Path) -> None:
     reasons = [(two / "unjudged" / f"failed{rank}.txt").read_text() for rank in (0, 1)]
     assert reasons[0] == reasons[1]
     assert "lost.jpg" in reasons[0]

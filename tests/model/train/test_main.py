@@ -164,7 +164,7 @@ def test_freezing_what_is_not_there_names_the_parts() -> None:
         ({"batch_size": 1}, "batch_size=2 or more"),
     ],
 )
-def test_what_would_waste_a_training_is_refused(changes: dict[str, object], says: str) -> None:
+def test_recipes_that_cannot_work_are_refused(changes: dict[str, object], says: str) -> None:
     with pytest.raises(RecipeError, match=says):
         preflight.check(make_recipe(**changes))
 

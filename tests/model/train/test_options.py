@@ -294,7 +294,7 @@ def test_mIoU_in_training_is_that_of_the_evaluator(data: Path, tmp_path: Path) -
     ("size", "value", "says"),
     [((9, 7), 0, r"\.png is 9 x 7: make them equal"), ((48, 40), 255, "no pixel was judged")],
 )
-def test_a_validation_that_cannot_judge_says_why(
+def test_a_failing_validation_says_why(
     tmp_path: Path, size: tuple[int, int], value: int, says: str
 ) -> None:
     data = voc_folder.make(tmp_path / "data")

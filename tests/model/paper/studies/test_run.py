@@ -73,7 +73,7 @@ def test_a_training_that_was_cut_off_is_resumed(tmp_path: Path) -> None:
     assert {"seed=3", "model.decoder=false"} <= set(command)
 
 
-def test_judging_says_all_that_distinguishes_a_point(tmp_path: Path) -> None:
+def test_the_evaluation_command_contains_all_that_distinguishes_a_point(tmp_path: Path) -> None:
     point = plan.Point(plan.BUNDLED, None, 8, multi_scale=True, flip=True)
     command = run.judge_command(point, run.StudySettings(tmp_path, tmp_path))
     args = evaluate.parser().parse_args(command)
