@@ -63,8 +63,8 @@ a change, for heads on fixed features.
 **What was evaluated.** {images} photos of VOC 2012 val, a part of the published set, at their own
 size. Seeds and options were fixed beforehand, the length was not (see below). *bundled* is the
 model bundled until 2026-11-27, before its second training (its files are those of commit 9629a77;
-[model card](../model/bundled/MODEL_CARD.md)). All figures are percent; ranges are lowest to highest over
-seeds.
+[model card](../model/bundled/MODEL_CARD.md)). All figures are percent; ranges are lowest to
+highest over seeds.
 
 **What was abandoned.** Two earlier recipes were dropped after their first networks, which were too
 weak to compare: all layers from ImageNet weights (bilinear upsampling, mIoU 21.2 %), and a full
