@@ -32,11 +32,11 @@ BASE = "docker.io/library/python:3.11-slim-bookworm"  # what our Dockerfiles sta
 
 
 class EngineMissing(Exception):
-    """No images can be built, or no containers started here; says why."""
+    """Images cannot be built, or containers not started, on this machine, with the reason."""
 
 
 class Engine:
-    """What the tests need of docker, podman or container.sh, by their command lines."""
+    """Run docker, podman or container.sh by their command lines."""
 
     def __init__(self, build: list[str], run: list[str], manage: list[str]) -> None:
         self._build = build

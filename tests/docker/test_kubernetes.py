@@ -81,7 +81,7 @@ def test_a_pod_may_finish_its_requests_before_it_is_killed(path: Path) -> None:
 
 @pytest.mark.parametrize("path", DEPLOYMENTS, ids=in_file)
 def test_no_variable_of_the_cluster_is_taken_for_a_setting(path: Path) -> None:
-    """A Service called deeplab makes a variable DEEPLAB_PORT=tcp://... in every pod."""
+    """A Service named deeplab sets DEEPLAB_PORT=tcp://... in every pod."""
     assert pod(path)["enableServiceLinks"] is False
 
 

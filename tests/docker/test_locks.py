@@ -1,4 +1,4 @@
-"""The lock files: complete, hashed, and those of the images free of what must not ship."""
+"""The lock files are complete and hashed, and those of the images contain nothing forbidden."""
 
 from __future__ import annotations
 

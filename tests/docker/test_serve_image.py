@@ -1,4 +1,4 @@
-"""The cpu image, built and run as on a host that trusts nobody."""
+"""The cpu image, built and run with the hardening options of production."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_a_photo_gets_the_mask_that_the_engine_gives(container: Container) -> No
 
 
 def test_a_large_form_needs_no_writable_disk(container: Container) -> None:
-    """Form parts over 1 MB are spooled to a temporary file, if nobody forbids it."""
+    """By default, form parts over 1 MB are written to a temporary file."""
     noise = np.random.default_rng(0).integers(0, 256, (1200, 1200, 3), np.uint8)
     photo = io.BytesIO()
     Image.fromarray(noise).save(photo, "png")
@@ -144,7 +144,7 @@ def test_a_mounted_model_is_served_beside_the_bundled_one(run: Run, tmp_path: Pa
 
 
 def test_sigterm_under_load_loses_no_request(run: Run) -> None:
-    """Whatever was accepted is answered, also what still waits in the queue; then it exits 0."""
+    """All accepted requests are answered, including those in the queue; then it exits with 0."""
     container = run("--env", "DEEPLAB_MAX_BATCH=1")
     requests = 16
     together = Barrier(requests)

@@ -45,7 +45,7 @@ def contract(**changes: object) -> Contract:
 
 
 def expected(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """What the tiny model says of (H, W, 3): the class of each pixel."""
+    """The tiny model's labels for (H, W, 3): the class of each pixel."""
     return (image[..., 0] // 85).clip(0, 2).astype(np.uint8)
 
 

@@ -19,7 +19,7 @@ LOG = "service.log"  # in the models' folder; a pipe that nobody empties would b
 def running(
     folder: Path, *flags: str, program: str | None = None
 ) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """Serve the models of a folder; gives the address and the process, once it is ready."""
+    """Serve the models of a folder; give the URL and the process once it is ready."""
     port = free_port()
     command = [program or python(), "-m", "service", "--models", str(folder), "--port", str(port)]
     with (folder / LOG).open("wb") as log:

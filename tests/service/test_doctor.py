@@ -1,4 +1,4 @@
-"""The doctor finds what is wrong, and only that."""
+"""The doctor reports what is wrong, and nothing else."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.service import onnx_models
 
 
 def install(folder: Path, name: str) -> None:
-    """What pip leaves behind of a wheel, as far as the doctor looks."""
+    """The files of an installed wheel that the doctor reads."""
     info = folder / f"{name.replace('-', '_')}-1.23.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.23.0\n")

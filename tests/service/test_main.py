@@ -1,4 +1,4 @@
-"""The process: starts, serves, stops on SIGTERM with 0, and refuses with a reason."""
+"""The service as a process: it starts, serves, stops on SIGTERM with 0, or says why it cannot."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_sigterm_ends_a_serving_process_with_0(
 
 
 def test_sigterm_under_load_loses_no_request(folder: Path) -> None:
-    """Clients that leave once /readyz is red, as a load balancer has them do, notice nothing."""
+    """Clients that stop sending once /readyz answers 503 see no error."""
     statuses: list[int] = []
     closing: list[bool] = []
     red = threading.Event()

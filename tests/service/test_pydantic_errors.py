@@ -1,4 +1,4 @@
-"""Mistakes are named by what the reader wrote, and a huge value is not repeated."""
+"""Errors name what the user wrote, and do not repeat huge values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The service over HTTP on tiny models, as the tests of its parts use it."""
+"""Serve tiny models over HTTP, for the tests."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def png(image: NDArray[np.uint8]) -> bytes:
 
 
 def opened(body: bytes) -> NDArray[np.uint8]:
-    """The pixels of an encoded image: ids, if it has a palette."""
+    """The pixels of an encoded image; class ids if it has a palette."""
     return np.asarray(Image.open(io.BytesIO(body)))
 
 
@@ -65,7 +65,7 @@ def post(
 
 
 class Held:
-    """Models whose engine waits for a gate, for tests of load."""
+    """Models whose engine waits for a gate, for load tests."""
 
     def __init__(self, settings: Settings) -> None:
         self.models: Models = models.load(settings)
@@ -84,10 +84,10 @@ class Held:
 
 
 class Request:
-    """One POST to /segment below HTTP, so that its client can leave at a chosen moment."""
+    """A POST to /segment at the ASGI level, so that its client can disconnect at any moment."""
 
     def __init__(self, app: FastAPI, body: bytes | None, kind: str) -> None:
-        """Send it at once, None: the headers only; must be made in a running event loop."""
+        """Send the body at once; None sends only the headers. Create it in a running event loop."""
         self.sent: list[Message] = []
         self._incoming: asyncio.Queue[Message] = asyncio.Queue()
         if body is not None:

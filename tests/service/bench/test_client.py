@@ -1,4 +1,4 @@
-"""The client's bench measures the client."""
+"""The benchmark of the client measures the client."""
 
 from __future__ import annotations
 

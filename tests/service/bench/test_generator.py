@@ -1,4 +1,4 @@
-"""The load generator counts what it got, and nothing else."""
+"""The load generator counts exactly the answers that it got."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Client libraries: what of a lone request's latency the server does not explain."""
+"""Client libraries: the part of a single request's latency that the server does not explain."""
 
 from __future__ import annotations
 

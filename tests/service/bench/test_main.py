@@ -1,4 +1,4 @@
-"""The service's bench measures what it says it measures."""
+"""The benchmark of the service measures what it claims."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The soak test passes on a service that holds, and names what does not."""
+"""The soak test passes on a correct service, and names every failed check."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What /proc says of a process is what the process did."""
+"""The figures from /proc match what the process did."""
 
 from __future__ import annotations
 

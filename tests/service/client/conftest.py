@@ -1,4 +1,4 @@
-"""A service to talk to, and photos to send."""
+"""A fake service, and photos to send."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whole runs through the command line's own entry, before a service that fails on purpose."""
+"""Complete runs of the command against a service that fails on purpose."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def many(folder: Path, count: int) -> Path:
 
 
 def assert_complete(photos: Path, out: Path, digest: str = "d1") -> None:
-    """Each photo has exactly its own mask and overlay, whole, and nothing else lies there."""
+    """Each photo has its own complete mask and overlay, and there are no other files."""
     expected = {}
     for photo in photos.iterdir():
         for output in ("mask", "overlay"):
@@ -325,7 +325,7 @@ def test_rejected_photo_is_sent_again_on_demand_or_when_it_changes(
 def test_photo_that_turns_bad_loses_its_old_result(
     server: FlakyServer, photos: Path, tmp_path: Path
 ) -> None:
-    """A result that belongs to other bytes than the photo's would be a lie."""
+    """A result must not belong to other bytes than the photo's."""
     (photos / "cat.jpg").write_bytes(b"good cat")
     run(server, photos)
     server.misbehave = broken_cat
@@ -369,7 +369,7 @@ def test_refused_caller_ends_the_run_at_once_and_blames_no_photo(
 
 
 def test_photo_that_breaks_the_service_fails_alone(server: FlakyServer, photos: Path) -> None:
-    """It never gets an answer, but the service says that it is ready: the rest goes on."""
+    """It never gets an answer, but the service is ready: the other photos go on."""
     server.misbehave = lambda request, nth: (
         Answer(200, b"xx", is_cut=True) if request.body == b"cat.jpg" else None
     )

@@ -1,4 +1,4 @@
-"""/docs: complete without any network beyond the service, under a strict policy."""
+"""/docs works without any other network access, and under a strict Content-Security-Policy."""
 
 from __future__ import annotations
 

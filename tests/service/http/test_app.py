@@ -1,4 +1,4 @@
-"""The HTTP surface, from a client's side, on a tiny model."""
+"""The HTTP interface as a client sees it, with a tiny model."""
 
 from __future__ import annotations
 
@@ -302,7 +302,7 @@ def test_what_is_too_much_is_refused_with_retry_after(
 def test_what_is_too_much_is_refused_before_its_body_is_read(
     folder: Path, photo: NDArray[np.uint8]
 ) -> None:
-    """Bodies that wait in memory for their turn are how a service under load is killed."""
+    """Bodies waiting in memory can get a loaded service killed for its memory."""
     held = Held(make_settings(folder, max_requests=1))
     app = create_app(held.settings, held.models)
 
@@ -324,7 +324,7 @@ def test_what_is_too_much_is_refused_before_its_body_is_read(
 def test_probes_are_answered_while_everything_else_is_busy(
     folder: Path, photo: NDArray[np.uint8]
 ) -> None:
-    """A probe that waits behind the work is a service that is restarted for working."""
+    """If probes waited for other work, a busy service would be restarted."""
     held = Held(make_settings(folder, max_batch=1))
     stuck, entered = threading.Event(), threading.Semaphore(0)
 
@@ -367,7 +367,7 @@ def test_pages_of_other_origins_are_not_let_in_by_default(client: TestClient) ->
 
 
 def test_pages_of_named_origins_may_ask_and_read(folder: Path, photo: NDArray[np.uint8]) -> None:
-    """The browser asks first, without a key; the refusal of a key can be read, too."""
+    """The browser's preflight has no key; the page can also read the refusal of a key."""
     settings = make_settings(folder, cors_origins="https://a.example", api_keys="0" * 64)
     with TestClient(create_app(settings, models.load(settings))) as client:
         asked = client.options("/segment", headers=PREFLIGHT)
@@ -388,7 +388,7 @@ def test_an_origin_is_no_address_of_a_page(folder: Path, origin: str) -> None:
 
 
 def test_an_address_is_never_fetched(client: TestClient) -> None:
-    """An image URL in place of an image is how others' services were made to call home."""
+    """Services that accept image URLs can be abused to send requests (SSRF)."""
     with socket.create_server(("127.0.0.1", 0)) as trap:
         url = f"http://127.0.0.1:{trap.getsockname()[1]}/cat.png"
         for form in ({"file": url}, {"url": url}):
@@ -485,7 +485,7 @@ def test_readiness_is_red_before_the_start_and_after_the_last_dead_loop(folder: 
 def test_a_model_whose_sessions_have_died_is_loaded_again(
     folder: Path, photo: NDArray[np.uint8]
 ) -> None:
-    """A GPU that ran out of memory may fail every run from then on, until it is set up anew."""
+    """After running out of memory, a GPU session may fail on every run until it is recreated."""
     settings = make_settings(folder)
     loaded = models.load(settings)
 

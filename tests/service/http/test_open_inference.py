@@ -1,4 +1,4 @@
-"""The Open Inference Protocol, spoken by NVIDIA's own client."""
+"""The Open Inference Protocol, tested with NVIDIA's own client."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page, as a person uses it, in headless Chromium."""
+"""The page in headless Chromium, as a user works with it."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_a_photo_that_is_picked_shows_its_mask_and_its_classes(page: Page) -> No
 
 
 def _place(label: int) -> int:
-    """Where a class stands in the legend: the largest first."""
+    """The position of a class in the legend, which starts with the largest."""
     counts = np.bincount(LABELS.ravel(), minlength=3)
     return [int(each) for each in np.argsort(-counts, kind="stable")].index(label)
 

@@ -1,4 +1,4 @@
-"""What the OpenAPI schema promises, tried out by schemathesis."""
+"""The service keeps what its OpenAPI schema promises, tested with schemathesis."""
 
 from __future__ import annotations
 

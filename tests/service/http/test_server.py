@@ -20,7 +20,7 @@ DELAYED_ACK_MS = 40  # Linux's least delay of an ACK, for which Nagle's algorith
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 def test_accepted_connections_send_without_delay(host: str) -> None:
-    """The option is set on the connection itself, whichever event loop takes it over."""
+    """The option is set on the connection itself, for any event loop."""
     try:
         listener = listen(host, 0)
     except OSError as error:

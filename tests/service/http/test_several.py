@@ -1,4 +1,4 @@
-"""Several photos in one request: one answer, and each photo's own fate."""
+"""Several photos in one request: one answer, with a status for each photo."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ICC profiles made here, so that nobody else's is shipped. ICC.1:2022, sections 7 to 10."""
+"""Create ICC profiles for the tests, so that none is shipped. ICC.1:2022, sections 7 to 10."""
 
 from __future__ import annotations
 

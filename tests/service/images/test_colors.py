@@ -1,4 +1,4 @@
-"""Colour profiles against Little CMS called directly, and what has no profile."""
+"""Colour profiles, compared with Little CMS called directly, and images without a profile."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_transparency_is_white_after_the_conversion_as_before() -> None:
 
 
 def test_a_grey_profile_fits_grey_only() -> None:
-    """A profile of other pixels than the photo's is passed over: the photo is right without."""
+    """A profile for another mode than the photo's is ignored."""
     grey = Image.fromarray(RGB[..., 0])
     plain = shown(encoded(grey, "PNG"))
     assert (shown(encoded(grey, "PNG", icc_profile=wide_profile())) == plain).all()

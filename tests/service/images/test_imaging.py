@@ -109,7 +109,7 @@ def test_transparent_pixels_are_white() -> None:
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(orientation: int, kind: str) -> None:
-    """What is at the top left as stored is where the tag puts it (EXIF 2.3, 4.6.4)."""
+    """The top left pixel as stored ends up where the tag says (EXIF 2.3, 4.6.4)."""
     stored = Image.new("RGB", (64, 48))
     stored.paste("white", (0, 0, 16, 16))
     exif = Image.Exif()
@@ -252,7 +252,7 @@ def test_an_archive_holds_its_files_unchanged() -> None:
 
 
 def smooth(width: int, height: int) -> Image.Image:
-    """Pixels that JPEG keeps well."""
+    """Pixels that survive JPEG compression well."""
     across, down = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
     return Image.fromarray(np.stack([across, down, 255 - across], -1).astype(np.uint8))
 
@@ -275,7 +275,7 @@ def test_a_jpeg_that_lacks_only_its_last_marker_is_whole(
 def test_a_jpeg_that_lacks_more_is_refused(
     picture: Image.Image, options: dict[str, object], missing: int
 ) -> None:
-    """At any size that it is decoded at."""
+    """Also when it is decoded at a reduced size."""
     data = encoded(picture, "JPEG", **options)[:-missing]
     for reduce_to in (None, 30):
         with pytest.raises(InvalidImage, match="truncated"):
@@ -315,7 +315,7 @@ def test_a_png_is_not_refused_for_what_nobody_sees(kind: bytes, body: bytes) -> 
 
 
 def test_a_large_profile_of_a_png_is_applied() -> None:
-    """Some scanners' have more than the megabyte that Pillow takes."""
+    """Profiles of some scanners are larger than the megabyte that Pillow accepts."""
     profile = wide_profile()
     padded = profile + np.random.default_rng(0).bytes(1_500_000)
     data = png_with(b"iCCP", b"wide\0\0" + zlib.compress(padded))
@@ -332,7 +332,7 @@ def test_a_png_of_chunks_without_end_is_refused_at_once() -> None:
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 def test_what_the_model_sees_does_not_depend_on_what_else_is_asked_for(mode: str) -> None:
-    """A JPEG for a mask is decoded at a fraction of its size; for an overlay also as a whole."""
+    """For a mask a JPEG is decoded at a fraction of its size, for an overlay also as a whole."""
     data = encoded(picture(1600, 1200).convert(mode), "JPEG")
     opened = imaging.open_checked(data, 10**7)
     alone = imaging.decode(opened, reduce_to=100)

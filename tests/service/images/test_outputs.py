@@ -1,4 +1,4 @@
-"""Every output a client can ask for, over HTTP, against what the model is known to say."""
+"""Every output over HTTP, compared with the known labels of the tiny model."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def test_json_and_npz_hold_the_confidence_too(client: TestClient) -> None:
 def test_confidence_is_asked_for_where_it_is_named_and_there(
     outputs: str, has_it: bool, asked: bool
 ) -> None:
-    """Requests that need none of it share their batches, whatever they name."""
+    """Requests that do not need the confidence share batches, whatever their outputs."""
     contract = onnx_models.contract(confidence=has_it)
     wish = Wish((outputs,), select(None, contract))
     assert wants_confidence(wish, contract) is asked

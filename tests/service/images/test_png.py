@@ -1,4 +1,4 @@
-"""Files written row by row are what an independent decoder reads."""
+"""An independent decoder reads the same pixels from files written row by row."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_grey_and_colours_come_back() -> None:
     "counts", [[1, 1], [5, 2, 1], [2, 40_000, 3], [1] * 255 + [3], [1] * 256 + [3], [1] * 600]
 )
 def test_the_stream_is_sound_to_its_checksum(counts: list[int]) -> None:
-    """Decoders of images may overlook it: zlib does not."""
+    """Image decoders may ignore the checksum; zlib checks it."""
     rows = np.random.default_rng(0).integers(0, 256, (len(counts), 700), np.uint8)
     data = png.encode(Rows(rows, np.array(counts)))
     start = data.index(b"IDAT")

@@ -1,4 +1,4 @@
-"""TIFF files of every kind that cameras, scanners and GDAL write, against tifffile's writer."""
+"""TIFF files as cameras, scanners and GDAL write them, compared with tifffile's writer."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_sixteen_bit_alpha_is_shown_as_white(planar: str) -> None:
 @pytest.mark.parametrize("order", [b"II", b"MM"])
 @pytest.mark.parametrize("white_is_zero", [False, True])
 def test_twelve_bits_fill_the_range(order: bytes, white_is_zero: bool) -> None:
-    """Two values in three bytes, the highest bits first, whatever the byte order."""
+    """Two values in three bytes, highest bits first, in either byte order."""
     values = np.random.default_rng(0).integers(0, 4096, (HEIGHT, WIDTH // 2, 2))
     first, second = values[..., 0], values[..., 1]
     packed = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], axis=-1)
@@ -127,7 +127,7 @@ def test_samples_of_no_known_range_are_named_and_told_what_to_do(
 
 @pytest.mark.parametrize("cut", range(4, 400, 7))
 def test_a_damaged_directory_is_refused_not_shown(cut: int) -> None:
-    """Bytes set to 255 anywhere in a header: a photo, or InvalidImage, and nothing else."""
+    """A byte set to 255 anywhere in a header gives a photo or InvalidImage, and no other error."""
     data = bytearray(written(pixels(16, 3), "separate", photometric="rgb"))
     data[cut : cut + 3] = b"\xff\xff\xff"
     with contextlib.suppress(InvalidImage, ImageTooLarge):

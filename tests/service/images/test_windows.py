@@ -1,4 +1,4 @@
-"""Sliding windows: cover a photo once, decide by the most central one, and stay bounded."""
+"""Sliding windows cover a photo once, use the most central window, and are limited in number."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_a_photo_that_fits_one_window_is_answered_as_ever(
 def test_a_large_photo_keeps_its_own_resolution(
     client: TestClient, size: tuple[int, int], overlap: float
 ) -> None:
-    """The tiny model looks at single pixels: cut and put together, nothing may move."""
+    """The tiny model labels single pixels, so cutting and merging must not change any label."""
     image = photo(*size)
     answer = post(client, png(image), fit="sliding", overlap=overlap, output="npz")
     assert answer.status_code == 200, answer.text

@@ -1,4 +1,4 @@
-"""The five laws of the batcher, with faults injected, for one session and for two."""
+"""The five guarantees of the batcher under injected faults, for one session and for two."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_a_full_batch_leaves_without_waiting(run: Run) -> None:
 
 @pytest.mark.parametrize("sessions", [1, 2])
 def test_a_session_never_runs_two_batches_at_once(sessions: int) -> None:
-    """Runs of one ONNX Runtime session that overlap are slower, each and together."""
+    """Overlapping runs of one ONNX Runtime session are slower, each and in total."""
     running = [0] * sessions
     most = [0] * sessions
     lock = threading.Lock()

@@ -1,4 +1,4 @@
-"""A contract is read whole or refused with the reason."""
+"""A contract is read completely, or refused with a reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The engine loads exactly what is sound and says what runs."""
+"""The engine loads valid files only, and reports the provider in use."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_a_provider_that_is_compiled_in_is_not_taken_for_one_that_runs(model: Pa
 
 
 def test_cuda_neither_searches_for_long_nor_keeps_what_it_took() -> None:
-    """Each of these has stalled or filled the GPU of somebody with ONNX Runtime's default."""
+    """ONNX Runtime's defaults for each of these have stalled or filled GPUs."""
     options = cuda_options(gpu=1, memory_limit_mb=0)
     assert options["cudnn_conv_algo_search"] == "HEURISTIC"
     assert options["arena_extend_strategy"] == "kSameAsRequested"

@@ -1,4 +1,4 @@
-"""Loading again: checked before it takes over, and no request notices."""
+"""Reloading: the new model is checked before it takes over, and no request fails."""
 
 from __future__ import annotations
 

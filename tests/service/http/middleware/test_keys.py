@@ -1,4 +1,4 @@
-"""Keys: who is let in, how much, and what stays open."""
+"""API keys: required, limited in rate, and not needed for open paths."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What counts as taken, and for how long."""
+"""Which slots and pixels are reserved, and for how long."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests that HTTP/1.1 allows and that servers often trip over, on real connections."""
+"""Valid HTTP/1.1 requests that many servers mishandle, on real connections."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def request(target: str = "/segment", more: bytes = b"", body: bytes = BODY) -> 
 
 
 def answer(connection: socket.socket) -> tuple[int, bytes]:
-    """Status and body of the next final answer; interim ones are passed over."""
+    """Status and body of the next final answer; interim answers are skipped."""
     received = b""
     while True:
         head, found, rest = received.partition(b"\r\n\r\n")
@@ -87,7 +87,7 @@ def is_mask(body: bytes) -> bool:
 
 
 def test_an_offer_to_upgrade_to_http2_is_answered_over_http1(service: Service) -> None:
-    """httptools stops reading at the offer, and the body was taken for an empty one."""
+    """httptools stops reading at the offer, so the body seemed to be empty."""
     with closing(connected(service)) as connection:
         for more in (UPGRADE, b"", UPGRADE):  # and the connection can be used again
             connection.sendall(request(more=more))
@@ -130,7 +130,7 @@ def test_a_target_in_absolute_form_is_the_same_path(service: Service, origin: st
 
 
 def test_a_sender_that_closes_its_own_direction_is_answered(service: Service) -> None:
-    """As `nc -N` does. uvicorn took it for a client that had left."""
+    """As `nc -N` does. uvicorn mistook it for a disconnect."""
     for _ in range(5):
         with closing(connected(service)) as connection:
             connection.sendall(request())
@@ -142,7 +142,7 @@ def test_a_sender_that_closes_its_own_direction_is_answered(service: Service) ->
 
 
 def test_a_half_closed_sender_is_answered_after_a_long_wait(service: Service) -> None:
-    """Interim answers come meanwhile, and the final one behind them."""
+    """Interim answers arrive first, then the final one."""
     large = png(np.random.default_rng(0).integers(0, 256, (2500, 2500, 3), np.uint8))
     with closing(connected(service)) as connection:
         connection.sendall(request("/segment?output=json,color,npz,overlay", body=large))

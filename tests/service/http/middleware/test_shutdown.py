@@ -1,4 +1,4 @@
-"""What the end of the service cuts off is told to come back."""
+"""Requests cut off by shutdown get a 503, which tells clients to retry."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_request_beyond_the_shutdown_timeout_is_answered_with_503(tmp_path: Pa
 
 @pytest.mark.parametrize(("began", "draining"), [(True, True), (False, False)])
 def test_a_request_is_otherwise_cancelled_as_ever(began: bool, draining: bool) -> None:
-    """Half an answer cannot be taken back, and a client that left is told nothing."""
+    """An answer that has started stays as it is, and a disconnected client gets none."""
     sent: list[Message] = []
 
     async def app(_scope: Scope, _receive: Receive, send: Send) -> None:

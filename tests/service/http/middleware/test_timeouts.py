@@ -1,4 +1,4 @@
-"""Connections that take their time are closed; requests that are on their way are not."""
+"""Slow connections are closed; requests in progress are not."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 def rest(connection: socket.socket, dripping: bytes = b"") -> bytes:
-    """All that comes until the service closes, while a byte is sent now and then."""
+    """Read until the service closes, while sending a byte now and then."""
     connection.settimeout(0.1)
     received = b""
     deadline = time.monotonic() + 60
@@ -149,7 +149,7 @@ def test_everybody_else_is_served_meanwhile(service: Service) -> None:
 
 @contextmanager
 def owed(service: Service) -> Iterator[tuple[socket.socket, int]]:
-    """A connection that is to get some megabytes, and how many bytes of them."""
+    """A connection with an answer of some megabytes, and its length."""
     with closing(socket.socket()) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         connection.connect(service.address)
@@ -179,7 +179,7 @@ def test_a_client_that_takes_nothing_is_cut_off(service: Service) -> None:
 
 
 class Transport(asyncio.Transport):
-    """To a client that takes a little for a while, and then nothing any more."""
+    """To a client that reads a little for a while and then stops."""
 
     def __init__(self, unsent: list[int]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""GPU memory is there where a GPU serves, and honestly absent elsewhere."""
+"""GPU memory is exported when a model runs on a GPU, and absent otherwise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Traces: one span a request with its stages inside, sent only where asked for."""
+"""Traces: one span per request with spans for its stages, exported only if configured."""
 
 from __future__ import annotations
 
