@@ -19,6 +19,7 @@ from prometheus_client import (
 from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from service.errors import CLIENT_GONE, ServiceError
 from service.http.telemetry.gpu_memory import GpuMemory
 from service.inference.engine import CPU
 from service.inference.models import Models, ServedModel
@@ -26,6 +27,19 @@ from service.inference.models import Models, ServedModel
 # Histogram buckets: from a tiny image on a GPU to a large one behind a full queue.
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
+
+
+WORK = ("/segment", "/v2/models/{name}/infer", "/v2/models/{name}/versions/1/infer")
+STAGES = ("decode", "queue", "infer", "encode")
+
+
+def _all_errors(base: type[ServiceError]) -> Iterator[type[ServiceError]]:
+    yield base
+    for error in base.__subclasses__():
+        yield from _all_errors(error)
+
+
+STATUSES = sorted({200, CLIENT_GONE, *(error.status for error in _all_errors(ServiceError))})
 
 
 class Metrics:
@@ -66,8 +80,24 @@ class Metrics:
         self.registry.register(
             GpuMemory(lambda: any(model.engine.provider != CPU for model in models))
         )
+        self._start_at_zero()
         ProcessCollector(registry=to)
         PlatformCollector(registry=to)
+
+    def _start_at_zero(self) -> None:
+        """Make every series that alerts and dashboards read.
+
+        A series that begins with its first error, or its fiftieth between two scrapes, has no
+        rate: Prometheus does not know that it was zero before.
+        """
+        for route in WORK:
+            self.duration.labels(route)
+            for status in STATUSES:
+                self.requests.labels("POST", route, status)
+        for error in _all_errors(ServiceError):
+            self.rejected.labels(error.code)
+        for stage in STAGES:
+            self.stages.labels(stage)
 
     def stage(self, name: str, seconds: float) -> None:
         """Record the duration of a stage."""

@@ -86,3 +86,14 @@ def test_two_services_in_one_process_count_apart(folder: Path) -> None:
         post(first, png(photo()))
         assert scrape(first)["deeplab_pixels_total"] == 40 * 50
         assert scrape(second)["deeplab_pixels_total"] == 0
+
+
+def test_what_alerts_read_is_zero_before_the_first_error(client: TestClient) -> None:
+    """A rate needs two values: the first errors of a series that begins with them are lost."""
+    found = scrape(client)
+    for status in (200, 499, 500, 503, 504):
+        assert found[f"deeplab_requests_total method=POST route=/segment status={status}"] == 0
+    for code in ("overloaded", "deadline-exceeded", "inference-failed", "internal-error"):
+        assert found[f"deeplab_rejected_total reason={code}"] == 0
+    assert found["deeplab_request_duration_seconds_count route=/segment"] == 0
+    assert found["deeplab_stage_duration_seconds_count stage=infer"] == 0

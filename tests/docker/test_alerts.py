@@ -1,0 +1,46 @@
+"""Prometheus' own tool on the alerts: each fires on its fault, and none on ordinary work."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+HERE = Path(__file__).parent
+RULES = HERE.parents[1] / "docker" / "prometheus"
+CASES = HERE / "alerts_test.yaml"
+
+needs_promtool = pytest.mark.skipif(
+    shutil.which("promtool") is None,
+    reason="promtool is not installed (Debian package prometheus)",
+)
+
+
+def promtool(*arguments: str) -> str:
+    command = ["promtool", *arguments]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@needs_promtool
+def test_each_alert_fires_on_its_fault_and_none_on_ordinary_work() -> None:
+    assert "SUCCESS" in promtool("test", "rules", str(CASES))
+
+
+@needs_promtool
+def test_prometheus_reads_its_configuration() -> None:
+    promtool("check", "config", str(RULES / "prometheus.yaml"))
+
+
+def test_every_alert_has_a_fault_and_ordinary_work_to_be_tried_on() -> None:
+    (group,) = yaml.safe_load((RULES / "alerts.yaml").read_text(encoding="utf-8"))["groups"]
+    alerts = {rule["alert"] for rule in group["rules"]}
+    fired, silent = set(), set()
+    for case in yaml.safe_load(CASES.read_text(encoding="utf-8"))["tests"]:
+        for tried in case["alert_rule_test"]:
+            (fired if tried.get("exp_alerts") else silent).add(tried["alertname"])
+    assert fired == silent == alerts
