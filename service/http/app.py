@@ -29,6 +29,7 @@ from service.errors import (
     UnsupportedMedia,
 )
 from service.http import (
+    answers,
     api_docs,
     catalogue,
     deadlines,
@@ -48,10 +49,9 @@ from service.http.segment import Job, Resources, segment
 from service.http.telemetry import metrics
 from service.http.telemetry.metrics import Metrics
 from service.http.telemetry.observation import Observation
-from service.http.tensors import LENGTH_HEADER
+from service.http.tensors import LENGTH_HEADER, InferRequest
 from service.http.upload import REQUEST_BODY, unless_gone, uploads
 from service.images import outputs
-from service.images.outputs import OUTPUTS
 from service.inference import cpus
 from service.inference.models import Models
 from service.settings import Settings
@@ -60,7 +60,10 @@ if TYPE_CHECKING:  # else loaded only where traces are asked for
     from service.http.telemetry.tracing import Tracing
 
 # Headers that pages of allowed other origins may send and read (CORS).
-ASKED_WITH = ("Authorization", "Content-Type", "X-Request-ID", deadlines.HEADER, LENGTH_HEADER)
+ASKED_WITH = (
+    *("Authorization", "Content-Type", "X-Request-ID", deadlines.HEADER, LENGTH_HEADER),
+    *("traceparent", "tracestate"),
+)
 ANSWERED_WITH = (
     *("X-Model", "X-Model-Digest", "X-Execution-Provider", "X-Request-ID"),
     *("Server-Timing", "Retry-After", LENGTH_HEADER),
@@ -71,10 +74,20 @@ ANSWERS: dict[int | str, dict[str, Any]] = {
         "description": "the requested output; several outputs as a ZIP, several photos as a ZIP "
         "or multipart/mixed",
         "content": {
-            kind: {}
-            for kind in sorted(
-                {kind for kind, _ in OUTPUTS.values()} | {outputs.ZIP, packing.MULTIPART}
-            )
+            # First: a generated client takes the first type it knows, here any answer as bytes.
+            "application/octet-stream": answers.BINARY,
+            "application/json": {
+                "schema": {
+                    "anyOf": [
+                        problems.component(answers.JsonResult),
+                        problems.component(answers.RleResult),
+                    ]
+                }
+            },
+            "application/geo+json": {"schema": problems.component(answers.PolygonsResult)},
+            **dict.fromkeys(
+                ("image/png", "image/jpeg", outputs.ZIP, packing.MULTIPART), answers.BINARY
+            ),
         },
     },
     **problems.documented(
@@ -119,6 +132,7 @@ def create_app(settings: Settings, models: Models, tracing: Tracing | None = Non
         title="DeepLabv3+",
         lifespan=lifespan,
         redirect_slashes=False,  # a redirect would follow the Host header, which clients control
+        generate_unique_id_function=_operation_id,
         docs_url=None,
         redoc_url=None,
         dependencies=[Depends(refuse_repeats)],
@@ -151,9 +165,18 @@ def create_app(settings: Settings, models: Models, tracing: Tracing | None = Non
     metrics.add_route(app, measured)
     _add_segment(app, settings, models, resources)
     open_inference.add_routes(app, settings, models, resources)
-    problems.describe(app, needs_key=lambda path: bool(settings.api_keys) and not is_open(path))
+    problems.describe(
+        app,
+        (*answers.RESULTS, InferRequest),
+        needs_key=lambda path: bool(settings.api_keys) and not is_open(path),
+    )
     _answer_head(app)
     return app
+
+
+def _operation_id(route: APIRoute) -> str:
+    """Name an operation as generated clients shall call it: `post_segment`, `list_models`."""
+    return route.name + ("_of_version" if open_inference.VERSION in route.path else "")
 
 
 def _allow_origins(app: FastAPI, origins: tuple[str, ...]) -> None:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from service.errors import Forbidden, ModelUnusable, Overloaded, Unauthorized, UnknownModel
 from service.http import header_text
+from service.http.answers import ModelDescription, ModelList, Reloaded
 from service.http.middleware.keys import check_admin
 from service.http.middleware.limits import Admission
 from service.http.problems import documented
@@ -36,32 +37,32 @@ class ReloadQuery(BaseModel):
 def add_routes(app: FastAPI, settings: Settings, models: Models, admission: Admission) -> None:
     """Serve /models, /models/NAME and /models/NAME/reload."""
 
-    def describe(served: ServedModel) -> dict[str, Any]:
+    def described(served: ServedModel) -> dict[str, Any]:
         return {
             "name": served.name,
             "default": served.name == models.default,
             "digest": served.engine.digest,
             "execution_provider": served.engine.provider,
             "sessions": served.batcher.live_sessions,
-            **served.engine.contract.model_dump(mode="json"),
+            **served.engine.contract.model_dump(),
         }
 
     @app.get("/models")
-    async def list_models() -> dict[str, Any]:
+    async def list_models() -> ModelList:
         """List all models, with the execution provider that each runs on."""
-        return {"models": [describe(served) for served in models]}
+        return ModelList(models=[ModelDescription(**described(served)) for served in models])
 
     @app.get("/models/{name}", responses=documented(UnknownModel))
-    async def get_model(name: str) -> dict[str, Any]:
+    async def get_model(name: str) -> ModelDescription:
         """Describe one model."""
-        return describe(models.get(name))
+        return ModelDescription(**described(models.get(name)))
 
     refusals = documented(Unauthorized, Forbidden, UnknownModel, ModelUnusable, Overloaded)
 
     @app.post("/models/{name}/reload", responses=refusals)
     async def reload_model(
         request: Request, name: str, query: Annotated[ReloadQuery, Query()]
-    ) -> dict[str, Any]:
+    ) -> Reloaded:
         """Load the model's file again without failing requests; keep the old model on an error.
 
         Requires an admin key; without admin keys, a request from the service's own host.
@@ -71,4 +72,4 @@ def add_routes(app: FastAPI, settings: Settings, models: Models, admission: Admi
             raise Overloaded("another reload is in progress: try again in a moment")
         with admission.request():
             changed = await models.reload(name, query.digest)
-        return {"changed": changed, **describe(models.get(name))}
+        return Reloaded(changed=changed, **described(models.get(name)))

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import numpy as np
 from fastapi import FastAPI, Header, Request, Response
+from starlette.exceptions import HTTPException
 
 from service.errors import (
     BodyTimeout,
@@ -28,7 +29,7 @@ from service.errors import (
     UnsupportedMedia,
 )
 from service.http import catalogue, deadlines, tensors
-from service.http.problems import documented
+from service.http.problems import component, documented
 from service.http.segment import Resources
 from service.http.tensors import DATATYPE, LENGTH_HEADER, InferRequest
 from service.http.upload import refuse_encoding, unless_gone
@@ -44,10 +45,13 @@ BINARY = "application/octet-stream"
 MODEL = "/v2/models/{name}"
 VERSION = "/versions/1"  # the only version of a model; optional in the path
 
+EXTENSIONS = {"stats": "statistics", "config": "model configuration"}
+
 
 def add_routes(app: FastAPI, settings: Settings, models: Models, resources: Resources) -> None:
     """Serve the paths below /v2."""
     _add_metadata(app, models)
+    _add_extensions(app, models)
 
     serve = partial(
         app.post,
@@ -120,26 +124,13 @@ def _check_size(pixels: int, limit: int) -> None:
 
 def _body_schema() -> dict[str, Any]:
     tensor = {"type": "string", "format": "binary"}
-    schema = InferRequest.model_json_schema()
-    definitions = schema.pop("$defs")
     return {
         "required": True,
         "content": {
-            "application/json": {"schema": _inlined(schema, definitions)},
+            "application/json": {"schema": component(InferRequest)},
             BINARY: {"schema": tensor},
         },
     }
-
-
-def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
-    """Replace references in a JSON schema: their definitions are not in OpenAPI's components."""
-    if isinstance(schema, list):
-        return [_inlined(each, definitions) for each in schema]
-    if not isinstance(schema, dict):
-        return schema
-    if "$ref" in schema:
-        return _inlined(definitions[schema["$ref"].rpartition("/")[2]], definitions)
-    return {key: _inlined(value, definitions) for key, value in schema.items()}
 
 
 def _add_metadata(app: FastAPI, models: Models) -> None:
@@ -163,6 +154,8 @@ def _add_metadata(app: FastAPI, models: Models) -> None:
     @app.get(MODEL + VERSION, responses=documented(UnknownModel))
     async def model_metadata(name: str) -> dict[str, Any]:
         """Describe a model's inputs and outputs."""
+        if name == "stats" and name not in {model.name for model in models}:
+            raise _not_offered(name)  # Triton's path for the statistics of all models
         engine = models.get(name).engine
         height, width = engine.input_size
         outputs = [_tensor(output, [-1, height, width]) for output in engine.outputs]
@@ -179,6 +172,28 @@ def _add_metadata(app: FastAPI, models: Models) -> None:
         is_ready = models.get(name).batcher.alive and models.healthy
         response.status_code = 200 if is_ready else 503
         return {"name": name, "ready": is_ready}
+
+
+def _add_extensions(app: FastAPI, models: Models) -> None:
+    """Name Triton's extensions that its clients ask for and that are not offered here."""
+
+    async def refuse(name: str, extension: str) -> Response:
+        models.get(name)
+        raise _not_offered(extension)
+
+    for extension in EXTENSIONS:
+        for path in (MODEL, MODEL + VERSION):
+            app.get(f"{path}/{extension}", include_in_schema=False)(
+                partial(refuse, extension=extension)
+            )
+
+
+def _not_offered(extension: str) -> HTTPException:
+    return HTTPException(
+        404,
+        f"Triton's extension {EXTENSIONS[extension]!r} is not offered: GET /v2 lists those that "
+        "are; /metrics has numbers, /models/NAME describes a model",
+    )
 
 
 def _tensor(name: str, shape: list[int]) -> dict[str, Any]:

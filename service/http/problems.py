@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import Any
 
@@ -20,6 +20,7 @@ from service.pydantic_errors import mistakes
 log = logging.getLogger("service.http")
 
 MEDIA_TYPE = "application/problem+json"
+COMPONENTS = "#/components/schemas/"
 MESSAGES = {"extra_forbidden": "unknown parameter, see /docs"}  # by pydantic's type
 
 
@@ -132,13 +133,27 @@ def documented(*errors: type[ServiceError]) -> dict[int | str, dict[str, Any]]:
         known = documents.get(error.status, {"description": ""})["description"]
         documents[error.status] = {
             "description": f"{known}, `{error.code}`".removeprefix(", "),
-            "content": {MEDIA_TYPE: {"schema": Problem.model_json_schema()}},
+            "content": {MEDIA_TYPE: {"schema": component(Problem)}},
         }
     return documents
 
 
-def describe(app: FastAPI, *, needs_key: Callable[[str], bool]) -> None:
-    """Add API keys to the OpenAPI schema, and remove FastAPI's 422, which is never sent."""
+def component(model: type[BaseModel]) -> dict[str, str]:
+    """Return a reference to a schema by its name, so that generated clients have one type of it."""
+    return {"$ref": COMPONENTS + model.__name__}
+
+
+def _schemas(model: type[BaseModel]) -> dict[str, dict[str, Any]]:
+    """Return the schemas of a model and of those inside it, by name."""
+    schema = model.model_json_schema(mode="serialization", ref_template=COMPONENTS + "{model}")
+    inside: dict[str, dict[str, Any]] = schema.pop("$defs", {})
+    return {**inside, model.__name__: schema}
+
+
+def describe(
+    app: FastAPI, models: Iterable[type[BaseModel]], *, needs_key: Callable[[str], bool]
+) -> None:
+    """Add API keys and `models` to the OpenAPI schema; remove FastAPI's 422: it is never sent."""
     schema = app.openapi()
     refusals = documented(Unauthorized, RateLimited)
     for path, operations in schema["paths"].items():
@@ -148,6 +163,10 @@ def describe(app: FastAPI, *, needs_key: Callable[[str], bool]) -> None:
                 operation["security"] = [{"key": []}]
                 operation["responses"] |= {str(status): each for status, each in refusals.items()}
     components = schema.setdefault("components", {})
+    listed: list[type[BaseModel]] = [Problem, *models]
+    for model in listed:
+        for name, defined in _schemas(model).items():
+            components.setdefault("schemas", {}).setdefault(name, defined)
     components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     for name in ("HTTPValidationError", "ValidationError"):
         components.get("schemas", {}).pop(name, None)

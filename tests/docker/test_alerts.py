@@ -39,7 +39,8 @@ def test_prometheus_reads_its_configuration() -> None:
 def test_every_alert_has_a_fault_and_ordinary_work_to_be_tried_on() -> None:
     (group,) = yaml.safe_load((RULES / "alerts.yaml").read_text(encoding="utf-8"))["groups"]
     alerts = {rule["alert"] for rule in group["rules"]}
-    fired, silent = set(), set()
+    fired: set[str] = set()
+    silent: set[str] = set()
     for case in yaml.safe_load(CASES.read_text(encoding="utf-8"))["tests"]:
         for tried in case["alert_rule_test"]:
             (fired if tried.get("exp_alerts") else silent).add(tried["alertname"])

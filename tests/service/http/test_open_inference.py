@@ -142,3 +142,15 @@ def test_a_header_length_that_cannot_be_is_refused(address: str, length: str) ->
     )
     assert answer.status_code == 400
     assert "Inference-Header-Content-Length" in answer.json()["error"]
+
+
+def test_extensions_that_are_not_offered_are_named(client: Any, address: str) -> None:
+    """`/v2/models/stats` was taken for a model of that name."""
+    for name, version in (("", ""), ("plain", ""), ("plain", "1")):
+        with pytest.raises(InferenceServerException, match="'statistics' is not offered"):
+            client.get_inference_statistics(name, version)
+    with pytest.raises(InferenceServerException, match="'model configuration' is not offered"):
+        client.get_model_config("plain")
+    with pytest.raises(InferenceServerException, match="no model 'none'"):
+        client.get_model_config("none")
+    assert httpx.get(f"{address}/v2/models/plain/infer").status_code == 405

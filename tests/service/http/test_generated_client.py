@@ -1,0 +1,129 @@
+"""A client that openapi-python-client generates from the schema, against the service."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.service import onnx_models
+from tests.service.processes import running
+from tests.service.web import opened, photo, png
+
+NAME = "generated_deeplab"
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("models")
+    onnx_models.save(folder / "tiny.onnx")
+    with running(folder, "--max-body-bytes", "100000") as (url, _):
+        yield url
+
+
+@pytest.fixture(scope="module")
+def package(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The generated package, to be imported."""
+    folder = tmp_path_factory.mktemp("generated")
+    command = [str(Path(sys.executable).with_name("openapi-python-client")), "generate"]
+    command += ["--url", f"{address}/openapi.json", "--meta", "none"]
+    command += ["--output-path", str(folder / NAME)]
+    (folder / "config.yaml").write_text("post_hooks: []\n")
+    command += ["--config", str(folder / "config.yaml")]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout
+    assert "parse response" not in done.stdout.lower()
+    sys.path.insert(0, str(folder))
+    yield NAME
+    sys.path.remove(str(folder))
+    for name in [name for name in sys.modules if name.startswith(NAME)]:
+        del sys.modules[name]
+
+
+def operation(package: str, name: str) -> ModuleType:
+    return importlib.import_module(f"{package}.api.default.{name}")
+
+
+def types(package: str) -> Any:
+    return importlib.import_module(f"{package}.types")
+
+
+def models(package: str) -> Any:
+    return importlib.import_module(f"{package}.models")
+
+
+@pytest.fixture
+def client(package: str, address: str) -> Iterator[Any]:
+    """The generated client, its connections closed in the end."""
+    with importlib.import_module(f"{package}.client").Client(base_url=address) as client:
+        yield client
+
+
+def segment(package: str, client: Any, data: bytes, **query: Any) -> Any:
+    file = types(package).File(payload=io.BytesIO(data))
+    return operation(package, "post_segment").sync_detailed(client=client, body=file, **query)
+
+
+def test_a_photo_gives_bytes_of_a_known_type(package: str, client: Any) -> None:
+    answer = segment(package, client, png(photo()))
+    assert answer.status_code == 200
+    assert isinstance(answer.parsed, types(package).File)
+    mask = opened(answer.parsed.payload.read())
+    assert (mask == onnx_models.expected(photo())).all()
+
+
+def test_the_json_answer_fits_its_named_type(package: str, client: Any) -> None:
+    query = {"output": ["json"], "include": ["mask"]}
+    answer = segment(package, client, png(photo()), **query)
+    result = models(package).JsonResult.from_dict(json.loads(answer.content))
+    assert (result.width, result.height) == (50, 40)
+    assert {found.name for found in result.classes} == set(onnx_models.CLASSES)
+    assert result.mask.media_type == "image/png"
+    rle = segment(package, client, png(photo()), output=["rle"])
+    runs = models(package).RleResult.from_dict(json.loads(rle.content)).classes[0].segmentation
+    assert runs.size == [40, 50]
+    polygons = segment(package, client, png(photo()), output=["polygons"])
+    read = models(package).PolygonsResult.from_dict(json.loads(polygons.content))
+    assert read.features[0].geometry.coordinates
+
+
+@pytest.mark.parametrize(
+    ("data", "query", "status", "code"),
+    [
+        (b"junk", {}, 400, "invalid-image"),
+        (png(photo()), {"model": "none"}, 404, "unknown-model"),
+        (bytes(200_000), {}, 413, "body-too-large"),
+    ],
+)
+def test_every_error_is_the_same_type(
+    package: str, client: Any, data: bytes, query: dict[str, Any], status: int, code: str
+) -> None:
+    """Inlined into each response, all error types but the first were dropped."""
+    answer = segment(package, client, data, **query)
+    assert answer.status_code == status
+    assert isinstance(answer.parsed, models(package).Problem)
+    assert (answer.parsed.code, answer.parsed.status) == (code, status)
+
+
+def test_models_are_typed(package: str, client: Any) -> None:
+    listed = operation(package, "list_models").sync(client=client)
+    assert isinstance(listed, models(package).ModelList)
+    (model,) = listed.models
+    assert (model.name, model.default, model.input_.width) == ("tiny", True, 64)
+    asked = operation(package, "reload_model").sync
+    assert asked("tiny", client=client).changed is False
+
+
+def test_problem_is_defined_once(address: str) -> None:
+    schema = httpx.get(f"{address}/openapi.json").json()
+    assert json.dumps(schema).count('"request_id"') == 2  # a property of Problem, and required
+    assert {"JsonResult", "Problem", "InferRequest"} <= schema["components"]["schemas"].keys()
