@@ -12,6 +12,7 @@ LogFormat = Literal["console", "json"]
 FIELDS = "fields"  # `log.info("...", extra={FIELDS: {...}})` adds keys to a JSON line
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
+trace_id: ContextVar[str] = ContextVar("trace_id", default="")  # W3C's, 32 hexadecimal digits
 
 
 def configure(level: str, form: LogFormat) -> None:
@@ -32,6 +33,7 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
             "request_id": request_id.get(),
+            "trace_id": trace_id.get(),
             **getattr(record, FIELDS, {}),
         }
         if record.exc_info:

@@ -23,6 +23,8 @@ from pydantic import Field, ValidationError
 from pydantic_settings import CliApp, SettingsConfigDict, SettingsError
 from ray import serve
 from ray.serve.config import AutoscalingConfig, HTTPOptions
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import logs
 from service.doctor import check_runtime
@@ -67,6 +69,21 @@ class Replica:
             raise RuntimeError("a model no longer takes requests")
 
 
+class WithoutRequestId:
+    """ASGI middleware: leave X-Request-ID to Ray's proxy, which adds the same id once more."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def without(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                del MutableHeaders(scope=message)["X-Request-ID"]
+            await send(message)
+
+        await self.app(scope, receive, without)
+
+
 def application(settings: ClusterSettings) -> serve.Application:
     """Build the deployment."""
 
@@ -74,6 +91,7 @@ def application(settings: ClusterSettings) -> serve.Application:
         logs.configure(settings.log_level, settings.log_format)
         loaded = models.load(replica_settings(settings))
         application = create_app(settings, loaded)
+        application.add_middleware(WithoutRequestId)
         application.state.models = loaded
         return application
 

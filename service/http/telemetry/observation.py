@@ -7,6 +7,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -18,6 +19,7 @@ from service.http.telemetry.metrics import Metrics
 log = logging.getLogger("service.access")
 
 ACCEPTABLE_ID = re.compile(r"[\x21-\x7e]{1,128}")
+TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 QUIET = frozenset({"/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
 
@@ -40,6 +42,7 @@ class Observation:
             return
         scope["request_id"] = given_id(scope) or uuid.uuid4().hex
         token = logs.request_id.set(scope["request_id"])
+        traced = logs.trace_id.set(logs.trace_id.get() or callers_trace(scope))
         began = time.monotonic()
         status = 500  # if the application sends no answer
 
@@ -54,11 +57,18 @@ class Observation:
             await send(message)
 
         try:
-            with self.metrics.in_flight.track_inprogress():
+            with self._in_flight(scope):
                 await self.app(scope, receive, watched)
         finally:
             self._note(scope, status, time.monotonic() - began)
             logs.request_id.reset(token)
+            logs.trace_id.reset(traced)
+
+    def _in_flight(self, scope: Scope) -> AbstractContextManager[None]:
+        """Count a request while it is in progress; a scrape would count itself, and be load."""
+        if scope["path"] in QUIET:
+            return nullcontext()
+        return self.metrics.in_flight.track_inprogress()
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
         route, method = route_of(scope), known_method(scope)
@@ -86,6 +96,13 @@ def given_id(scope: Scope) -> str:
     """Return the client's X-Request-ID if it is safe to repeat, else an empty text."""
     given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
     return given if ACCEPTABLE_ID.fullmatch(given) else ""
+
+
+def callers_trace(scope: Scope) -> str:
+    """Return the trace id of the caller's `traceparent` (W3C Trace Context), or an empty string."""
+    given = dict(scope["headers"]).get(b"traceparent", b"").decode("latin-1")
+    found = TRACEPARENT.fullmatch(given)
+    return found[1] if found and found[1].strip("0") else ""
 
 
 def known_method(scope: Scope) -> str:

@@ -17,6 +17,7 @@ from opentelemetry.trace import Span, SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service import logs
 from service.http import header_text
 from service.http.telemetry.observation import QUIET, known_method, route_of
 
@@ -44,13 +45,17 @@ class TraceRequests:
             SpanKind.SERVER,
             {"http.request.method": method, "url.path": scope["path"]},
         ) as span:
+            traced = logs.trace_id.set(format(span.get_span_context().trace_id, "032x"))
 
             async def watched(message: Message) -> None:
                 if message["type"] == "http.response.start":
                     _note(span, scope, message)
                 await send(message)
 
-            await self.app(scope, receive, watched)
+            try:
+                await self.app(scope, receive, watched)
+            finally:
+                logs.trace_id.reset(traced)
 
 
 class Tracing:

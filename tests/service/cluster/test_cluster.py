@@ -250,7 +250,9 @@ def test_replicas_answer_as_the_service_does_and_finish_what_they_have_begun(
             serve.start(http_options=http)
             serve.run(ray_serve.application(settings), name=ray_serve.NAME, route_prefix="/")
             assert httpx.get(f"{url}/readyz").status_code == 200
-            assert segment(b"junk").json()["code"] == "invalid-image"
+            refused = segment(b"junk")
+            assert refused.json()["code"] == "invalid-image"
+            assert refused.headers.get_list("x-request-id") == [refused.json()["request_id"]]
             answers: list[Any] = [clients.submit(segment, image) for _ in range(5)]
             time.sleep(0.7)  # now they wait for the batch to fill
             serve.delete(ray_serve.NAME)

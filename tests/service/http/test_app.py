@@ -356,7 +356,8 @@ PLAIN = {"Content-Encoding": "identity"}
 PREFLIGHT = {
     "Origin": "https://a.example",
     "Access-Control-Request-Method": "POST",
-    "Access-Control-Request-Headers": "authorization,content-type,x-request-timeout-ms",
+    "Access-Control-Request-Headers": "authorization,content-type,x-request-timeout-ms,"
+    "traceparent,tracestate",
 }
 
 

@@ -52,7 +52,7 @@ def test_every_request_is_counted_by_route_and_status(client: TestClient) -> Non
     assert found["deeplab_requests_total method=other route=/livez status=405"] == 1
     assert found["deeplab_rejected_total reason=invalid-image"] == 1
     assert found["deeplab_rejected_total reason=unknown-model"] == 1
-    assert found["deeplab_requests_in_flight"] == 1  # this scrape
+    assert found["deeplab_requests_in_flight"] == 0  # this scrape is no load
 
 
 def test_stages_pixels_and_batches_add_up(client: TestClient) -> None:

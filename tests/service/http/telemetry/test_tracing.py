@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import signal
 import sys
 import threading
@@ -20,12 +22,13 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from service import __main__ as cli
+from service import logs
 from service.http.app import create_app
 from service.http.telemetry.tracing import Tracing
 from service.inference import models
 from service.settings import Settings, wants_traces
 from tests.service import onnx_models
-from tests.service.processes import running
+from tests.service.processes import LOG, running
 from tests.service.web import photo, png, post
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -201,3 +204,36 @@ def test_a_collector_gets_the_spans_before_the_process_ends(
         thread.join(10)
     assert collector.names == [*STAGES, "POST /segment"]
     assert collector.service == "deeplab"
+
+
+@pytest.mark.parametrize("given", [CALLER, {}, {"traceparent": "00-" + "0" * 32 + "-1-01"}])
+def test_every_log_line_of_a_traced_request_has_its_trace_id(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, given: dict[str, str]
+) -> None:
+    lines: list[str] = []
+
+    def keep(record: logging.LogRecord) -> bool:
+        lines.append(logs.JsonFormatter().format(record))
+        return True
+
+    caplog.handler.addFilter(keep)
+    caplog.set_level("INFO")
+    with traced(tmp_path) as (client, exporter):
+        assert client.get("/models", headers=given).status_code == 200
+        (span,) = exporter.get_finished_spans()
+    (line,) = [json.loads(line) for line in lines if '"/models"' in line]
+    assert line["trace_id"] == format(span.context.trace_id, "032x")
+    if given == CALLER:
+        assert line["trace_id"] == TRACE
+
+
+def test_a_callers_trace_is_logged_without_tracing_too(tmp_path: Path) -> None:
+    onnx_models.save(tmp_path / "tiny.onnx")
+    with running(tmp_path, "--log-format", "json") as (url, process):
+        httpx.get(f"{url}/models", headers=CALLER)
+        httpx.get(f"{url}/v2", headers={"traceparent": "junk"})
+        process.terminate()
+        process.wait(20)
+    lines = [json.loads(line) for line in (tmp_path / LOG).read_text().splitlines()]
+    traces = {line["path"]: line.get("trace_id") for line in lines if "path" in line}
+    assert (traces["/models"], traces["/v2"]) == (TRACE, None)
