@@ -105,6 +105,21 @@ def test_console_scripts_named_in_code_exist(page: Path) -> None:
     assert named <= set(project["scripts"])
 
 
+def test_constants_named_in_contributing_exist() -> None:
+    """The guides to common changes name the tables to extend, such as `BACKBONES`."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([A-Z][A-Z_]{4,})`", text))
+    folders = ("model", "export", "service")
+    sources = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    defined = {
+        name
+        for path in sources
+        for name in re.findall(r"^([A-Z_]+)\b.*=", path.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    assert len(named) > 5
+    assert named <= defined
+
+
 def test_every_page_is_in_the_index() -> None:
     index = ROOT / "docs" / "README.md"
     linked = {
