@@ -1,4 +1,4 @@
-"""`python -m service.ray_batch INPUTS... -o OUT --model F.onnx`: photos through a Ray cluster.
+"""`python -m service.ray_batch INPUTS... -o OUT --model F.onnx`: segment photos on a Ray cluster.
 
 Ray Data hands out blocks of photos to a pool of actors and starts a block again
 when its actor or its node is lost. Each actor is one engine with its own threads,
@@ -55,12 +55,12 @@ examples:
   python -m service.ray_batch gs://bucket/photos -o gs://bucket/masks --gpus-per-actor 1 \\
       --cpus-per-actor 12 --max-batch 16 --address head:6379
 
-Run the same command again to go on after an interruption: what is complete is
-skipped, changed photos and photos of another model are done again. docs/scale.md
-tells the rest. Exit code: 0 every photo has its result, 1 some have none, 2 usage.
+Run the same command again to continue after an interruption: complete photos are
+skipped; changed photos and photos of another model are done again. See docs/scale.md.
+Exit code: 0 every photo has a result, 1 some have none, 2 wrong usage.
 """
-# Variables that stores are found and entered by. Those that name files or profiles are not among
-# them: the files would have to lie on every node.
+# Variables with addresses and credentials of stores. Variables that name files or profiles are not
+# included: the files would have to exist on every node.
 CREDENTIALS = (
     *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
     *("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"),
@@ -69,12 +69,12 @@ CREDENTIALS = (
     *("AZURE_STORAGE_CONNECTION_STRING", "AZURE_TENANT_ID", "AZURE_CLIENT_ID"),
     "AZURE_CLIENT_SECRET",
 )
-PHOTOS_PER_BLOCK = 32  # what is started again when an actor is lost
+PHOTOS_PER_BLOCK = 32  # a block is started again when its actor is lost
 
 
 @dataclass(frozen=True)
-class Options:
-    """The command line."""
+class RayBatchOptions:
+    """The options of the command."""
 
     inputs: list[str]
     out: str
@@ -82,7 +82,7 @@ class Options:
     outputs: tuple[str, ...] = ("mask", "overlay")
     base: Path | None = None
     device: Device = "auto"
-    actors: int | None = None  # at most; None: as many as the cluster has room for
+    actors: int | None = None  # at most; None: as many as fit into the cluster
     cpus_per_actor: int = 1
     gpus_per_actor: float = 0
     max_batch: int = 0  # 4 on a GPU, 1 on a CPU
@@ -90,15 +90,15 @@ class Options:
     max_pixels: int = 50_000_000
     max_windows: int = Settings.model_fields["max_windows"].default
     max_side: int | None = None
-    query: str = ""  # of a request to the service, what is beside output and model
+    query: str = ""  # of a request to the service, without output and model
     report: bool = False
     retry_rejected: bool = False
     max_failures: int | None = None
 
 
 @dataclass(frozen=True)
-class Model:
-    """An .onnx file on its way to the actors, whose nodes need not have it."""
+class ModelFile:
+    """An .onnx file that is sent to the actors, whose nodes need not have it."""
 
     name: str
     data: bytes = field(repr=False)
@@ -112,7 +112,7 @@ class Model:
         return hashlib.sha256(self.data).hexdigest()
 
     def engine(self, options: EngineOptions) -> Engine:
-        """Load it; raises StartupError."""
+        """Load the model; raises StartupError."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / self.name
             path.write_bytes(self.data)
@@ -121,10 +121,10 @@ class Model:
 
 @dataclass(frozen=True)
 class Sealed:
-    """A job on its way to an actor, with the credentials that the driver finds its stores by.
+    """A serialised job with the driver's credentials for its stores.
 
-    They are set before the job's file systems are made anew, which look for them. Not as Ray's
-    `runtime_env`: that is shown to everyone who may look at the cluster.
+    An actor sets the credentials before it creates the job's file systems, which read them.
+    Ray's `runtime_env` is not used, because every user of the cluster can see it.
     """
 
     environment: dict[str, str] = field(repr=False)
@@ -132,12 +132,12 @@ class Sealed:
 
     @classmethod
     def of(cls, job: Job) -> Sealed:
-        """With those of CREDENTIALS that are set here."""
+        """Serialise a job with those of CREDENTIALS that are set here."""
         given = {name: os.environ[name] for name in CREDENTIALS if os.environ.get(name)}
         return cls(given, cloudpickle.dumps(job))  # type: ignore[no-untyped-call]
 
     def opened(self) -> Job:
-        """The job; a node's own variables of the same store give way to the driver's."""
+        """Return the job; the driver's variables replace those of the node for the same store."""
         for store in {name.partition("_")[0] for name in self.environment}:
             for name in CREDENTIALS:
                 if name.startswith(f"{store}_"):
@@ -148,48 +148,52 @@ class Sealed:
 
 
 class Actor:
-    """One engine of the pool, as Ray Data calls it."""
+    """An engine of the pool, which Ray Data calls."""
 
-    def __init__(self, model: ray.ObjectRef[Model], options: EngineOptions, job: Sealed) -> None:
-        found: Model = ray.get(model)
+    def __init__(
+        self, model: ray.ObjectRef[ModelFile], options: EngineOptions, job: Sealed
+    ) -> None:
+        found: ModelFile = ray.get(model)
         self._pipeline = Pipeline(lambda: found.engine(options), job.opened())
 
     def __call__(self, block: dict[str, Any]) -> dict[str, list[str]]:
-        """A record for each todo; at the end, perhaps, why the whole run must stop."""
+        """Return a record for each todo, and the reason if the whole run must stop."""
         records: list[str] = []
         stop = ""
         try:
             for record in self._pipeline.run(map(Todo.parse, block["todo"])):
-                records.append(record.json())  # noqa: PERF401 - those before an error count
-        except OutputError as error:  # as a value: Ray's wrappers of exceptions lose the reason
+                records.append(record.json())  # noqa: PERF401 - keep the records before an error
+        except (
+            OutputError
+        ) as error:  # returned as a value: Ray's wrappers of exceptions lose the reason
             stop = str(error)
         return {"record": [*records, ""], "stop": [*[""] * len(records), stop]}
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a run begins with."""
+    """The model, the job and the photos of a run."""
 
-    model: Model
+    model: ModelFile
     classes: tuple[str, ...]  # of the model, by id
     job: Job
     todos: list[Todo]
 
 
-class Run:
-    """One run of the command: `work` once."""
+class RayBatch:
+    """A run of the command; call `work` once."""
 
-    def __init__(self, options: Options, progress: Progress) -> None:
+    def __init__(self, options: RayBatchOptions, progress: Progress) -> None:
         self.options = options
         self.progress = progress
         self.counts = progress.counts
         self.others = Others()
-        self.records: dict[str, Record] = {}  # of this run and those before
+        self.records: dict[str, Record] = {}  # of this run and earlier ones
         self._failures: list[tuple[str, str, str]] = []
         self._rejected_before = 0
 
     def work(self) -> Summary:
-        """From the listing to the summary; raises ClientError, StartupError or ServiceError."""
+        """Run everything; raises ClientError, StartupError or ServiceError."""
         began = time.monotonic()
         found = self._look()
         parts = Parts(found.job.out)
@@ -201,13 +205,13 @@ class Run:
         return self._summary(time.monotonic() - began, found.model, stopped)
 
     def tally(self) -> tuple[list[str], dict[str, int]]:
-        """The photos that `work` would work on, and how many it would find done or rejected."""
+        """Return the photos that `work` would process, and the counts of the others."""
         names = [todo.photo.name for todo in self._look(sweeps=False).todos]
         done, rejected = self.counts.skipped, self.counts.rejected
         return names, {"send": len(names), "skip": done, "rejected": rejected}
 
     def _look(self, *, sweeps: bool = True) -> Found:
-        """Model, photos, and what is done already: one listing of OUT, and the records in it."""
+        """Load the model, list the photos and OUT, and read the earlier records."""
         options = self.options
         model = read_model(options.model)
         out = place(options.out)
@@ -232,14 +236,14 @@ class Run:
             options.outputs,
             options.max_batch,
             options.max_pixels,
-            threads=options.cpus_per_actor + 1,  # one more, as some of them wait for the store
+            threads=options.cpus_per_actor + 1,  # one more, because some wait for the store
             max_side=options.max_side,
             options=options.query,
             counts=options.report,
             max_windows=options.max_windows,
         )
 
-    def _wanted(self, model: Model) -> Wanted:
+    def _wanted(self, model: ModelFile) -> Wanted:
         options = self.options
         return Wanted(
             options.outputs,
@@ -252,7 +256,7 @@ class Run:
         )
 
     def _report(self, found: Found) -> None:
-        """The client's tables and contact sheets, in OUT."""
+        """Write the client's tables and contact sheets to OUT."""
         out, results = found.job.out, Collected(self.records, dict(enumerate(found.classes)))
         with tempfile.TemporaryDirectory() as folder:
             written, missing = write_report(Path(folder), results, out.read)
@@ -262,14 +266,14 @@ class Run:
         for reason in missing:
             self.progress.note(reason)
 
-    def _summary(self, seconds: float, model: Model, stopped: str | None) -> Summary:
+    def _summary(self, seconds: float, model: ModelFile, stopped: str | None) -> Summary:
         failures = tuple(sorted(self._failures))
         classes = tuple(totals(self.records.values()))
         told = (self.counts, seconds, model.stem, model.digest, failures, classes)
         return Summary(*told, stopped, self.others)
 
     def _todos(self, plan: Plan, found: Iterable[Photo]) -> Iterator[Todo]:
-        """The photos to work on; counts the others."""
+        """Yield the photos to process; count the others."""
         seen: dict[str, str] = {}
         for photo in found:
             if photo.name in seen:
@@ -285,12 +289,12 @@ class Run:
         self.progress.total = len(seen)
 
     def _settle(self, found: Found, parts: Parts) -> str | None:
-        """Every photo to its record; why it ended early, or None."""
+        """Collect the record of every photo; return the reason of an early end, or None."""
         pending = {todo.photo.name: todo for todo in found.todos}
         try:
             for record in segmented(found.todos, found.job, found.model, self.options):
                 todo = pending.pop(record.name, None)
-                if todo is None:  # of a block that was started again: once is enough
+                if todo is None:  # from a block that was started again
                     continue
                 parts.add(record)
                 self.records[record.name] = record
@@ -323,8 +327,10 @@ class Run:
         return limit is not None and len(self._failures) - self._rejected_before >= limit
 
 
-def segmented(todos: list[Todo], job: Job, model: Model, options: Options) -> Iterator[Record]:
-    """The records of all photos, as actors finish them; raises OutputError to stop the run."""
+def segmented(
+    todos: list[Todo], job: Job, model: ModelFile, options: RayBatchOptions
+) -> Iterator[Record]:
+    """Yield the records of all photos as actors finish them; raises OutputError to stop the run."""
     context = DataContext.get_current()
     context.enable_progress_bars = False
     blocks = [
@@ -340,7 +346,7 @@ def segmented(todos: list[Todo], job: Job, model: Model, options: Options) -> It
         num_cpus=options.cpus_per_actor,
         num_gpus=options.gpus_per_actor,
         compute=ray.data.ActorPoolStrategy(
-            # From 1: on what is left of a cluster the pool shrinks, and lost actors come back.
+            # From 1: the pool may shrink with the cluster, and lost actors are replaced.
             min_size=1,
             max_size=actors,
             initial_size=actors,
@@ -352,8 +358,8 @@ def segmented(todos: list[Todo], job: Job, model: Model, options: Options) -> It
             raise OutputError(reason)
 
 
-def room(options: Options) -> int:
-    """How many actors the cluster holds now; raises StartupError if it is none."""
+def room(options: RayBatchOptions) -> int:
+    """Return how many actors fit into the cluster now; raises StartupError if none do."""
     has: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     needs = {"CPU": options.cpus_per_actor, "GPU": options.gpus_per_actor}
     held = min(has.get(kind, 0) // each for kind, each in needs.items() if each)
@@ -366,18 +372,18 @@ def room(options: Options) -> int:
     return int(held)
 
 
-def read_model(where: str) -> Model:
-    """The model's file, from a disk or an object store; raises StartupError."""
+def read_model(where: str) -> ModelFile:
+    """Read the model file from a disk or an object store; raises StartupError."""
     whole = place(where)
     path = PurePosixPath(whole.root)
     try:
-        return Model(path.name, replace(whole, root=str(path.parent)).read(path.name))
+        return ModelFile(path.name, replace(whole, root=str(path.parent)).read(path.name))
     except OSError as error:
         raise StartupError(f"cannot read the model {where}: {error}") from None
 
 
-def check(model: Model, job: Job) -> tuple[str, ...]:
-    """Fail here, not on the cluster; raises StartupError or InvalidRequest.
+def check(model: ModelFile, job: Job) -> tuple[str, ...]:
+    """Check model and options here, before the cluster; raises StartupError or InvalidRequest.
 
     The names of the model's classes, by id.
     """
@@ -387,14 +393,14 @@ def check(model: Model, job: Job) -> tuple[str, ...]:
 
 
 def _reason(error: BaseException) -> str:
-    """The last cause in a chain of Ray's wrappers."""
+    """Return the original cause in a chain of Ray's exceptions."""
     while (cause := getattr(error, "cause", None) or error.__cause__) is not None:
         error = cause
     return str(error) or type(error).__name__
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns its exit code."""
+    """Run the command; return its exit code."""
     arguments = _parser().parse_args(argv)
     try:
         options = _options(arguments)
@@ -403,7 +409,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.dry_run:
             return dry_run(options, as_json=arguments.json)
         connect(arguments.address)
-        summary = Run(options, Progress(Counts(), sys.stderr)).work()
+        summary = RayBatch(options, Progress(Counts(), sys.stderr)).work()
     except (UsageError, ServiceError) as error:
         print(plain(f"ray_batch: {error}"), file=sys.stderr)
         return 2
@@ -417,9 +423,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return summary.exit_code()
 
 
-def dry_run(options: Options, *, as_json: bool) -> int:
-    """Print the names of the photos to work on, then the tally; needs no cluster."""
-    run = Run(options, Progress(Counts(), sys.stderr))
+def dry_run(options: RayBatchOptions, *, as_json: bool) -> int:
+    """Print the names of the photos to process, then the counts; needs no cluster."""
+    run = RayBatch(options, Progress(Counts(), sys.stderr))
     names, tally = run.tally()
     if as_json:
         print(json.dumps(tally))
@@ -433,21 +439,21 @@ def dry_run(options: Options, *, as_json: bool) -> int:
 
 
 def connect(address: str | None) -> None:
-    """Join the cluster: of `address`, of RAY_ADDRESS, one on this machine, or a new one here."""
+    """Join the cluster at `address` or RAY_ADDRESS, else one on this machine, else start one."""
     if not ray.is_initialized():
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no word to anybody outside
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # send no usage statistics
         ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
     logging.getLogger("ray.data").setLevel(logging.WARNING)
 
 
-def _options(arguments: argparse.Namespace) -> Options:
-    fields = {f.name for f in dataclasses.fields(Options)}
+def _options(arguments: argparse.Namespace) -> RayBatchOptions:
+    fields = {f.name for f in dataclasses.fields(RayBatchOptions)}
     given = {key: value for key, value in vars(arguments).items() if key in fields}
     given["outputs"] = parse_outputs(arguments.output)
     given["query"] = flags.query(arguments)
     given["retry_rejected"] = arguments.retry_failed
     given["max_failures"] = flags.most_failures(arguments)
-    return Options(**given)
+    return RayBatchOptions(**given)
 
 
 def _parser() -> argparse.ArgumentParser:

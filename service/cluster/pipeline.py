@@ -1,4 +1,4 @@
-"""Many photos through one engine in one process: read, decode, run, encode, write.
+"""Process many photos with one engine in one process: read, decode, run, encode, write.
 
 A pool of threads reads and decodes ahead of the engine and encodes and writes
 behind it, a bounded number of photos at a time. The steps are those of a request
@@ -44,7 +44,7 @@ from service.pydantic_errors import mistakes
 
 log = logging.getLogger("service.pipeline")
 
-# File names that OUT cannot take; any other write error (disk full, ...) would meet the next photo.
+# Errors about one file name; any other write error (disk full, ...) would affect the next photo.
 NAME_ERRORS = frozenset({errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ})
 
 Item = TypeVar("Item")
@@ -52,31 +52,31 @@ Done = TypeVar("Done")
 
 
 class OutputError(RuntimeError):
-    """OUT cannot be written: the run cannot go on."""
+    """OUT cannot be written, so the run must stop."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is the same for every photo; can be sent to other processes."""
+    """The settings for all photos. It can be sent to other processes."""
 
     source: fs.FileSystem
     out: Place
     outputs: tuple[str, ...]
-    max_batch: int  # 0: the engine's usual one
+    max_batch: int  # 0: the engine's default
     max_pixels: int
-    threads: int  # that read, decode, encode and write
+    threads: int  # for reading, decoding, encoding and writing
     max_side: int | None = None
-    options: str = ""  # of a request, as its query has them
-    counts: bool = False  # class pixels in the records, for the report
+    options: str = ""  # of a request, as a query string
+    counts: bool = False  # record class pixels, for the report
     max_windows: int = 64
 
     @property
     def asked(self) -> tuple[str, ...]:
-        """The outputs to make: class pixels come in `json`."""
+        """Return the outputs to make: class pixels are in `json`."""
         return tuple(dict.fromkeys((*self.outputs, *(("json",) if self.counts else ()))))
 
     def query(self) -> SegmentQuery:
-        """What the service would be asked; raises InvalidRequest."""
+        """Return the same options as for a request to the service; raises InvalidRequest."""
         given = parse_qsl(self.options, keep_blank_values=True)
         asked = {name: [value] if name in REPEATABLE else value for name, value in given}
         asked["output"] = list(self.asked)
@@ -86,14 +86,14 @@ class Job:
             raise InvalidRequest(mistakes(error.errors())) from None
 
     def sliding(self) -> Sliding | None:
-        """How windows are laid; None: larger photos are shrunk."""
+        """Return the options for sliding windows, or None to shrink photos."""
         query = self.query()
         return Sliding(query.overlap, self.max_windows) if query.fit == "sliding" else None
 
 
 @dataclass(frozen=True)
 class Ready:
-    """A photo on its way to the engine."""
+    """A photo that is ready for the engine."""
 
     todo: Todo
     sha256: str
@@ -101,10 +101,10 @@ class Ready:
 
 
 class Pipeline:
-    """One engine and its threads. `run` is to be called by one thread at a time."""
+    """An engine and its threads. Call `run` from one thread at a time."""
 
     def __init__(self, load: Callable[[], Engine], job: Job) -> None:
-        """`load` makes the engine, and makes it anew when it has failed."""
+        """`load` creates the engine, and creates it again after it has failed."""
         self._load = load
         self._job = job
         self._engine = load()
@@ -117,13 +117,13 @@ class Pipeline:
         self._pool = ThreadPoolExecutor(job.threads, thread_name_prefix="imaging")
 
     def run(self, todos: Iterable[Todo]) -> Iterator[Record]:
-        """A record for every photo; raises OutputError when OUT cannot be written."""
+        """Yield a record for every photo; raises OutputError if OUT cannot be written."""
         limit = self._job.threads + 2 * self._max_batch
         prepared = ahead(self._pool, self._prepare, todos, limit)
         yield from ahead(self._pool, self._finish, self._predicted(prepared), limit)
 
     def _prepare(self, todo: Todo) -> Ready | Record:
-        """Read and decode; the record of what needs no engine."""
+        """Read and decode a photo; return its record if it does not need the engine."""
         try:
             data = self._read(todo.photo)
         except OSError as error:
@@ -134,7 +134,7 @@ class Pipeline:
         try:
             prepared = self._decoded(self._shrunk(data))
         except ServiceError as error:
-            reason = f"{error.status} {error.code}: {error}"  # as the service's clients word it
+            reason = f"{error.status} {error.code}: {error}"  # the same text as in the batch client
             return self._without_result(todo, REJECTED, reason, digest)
         return Ready(todo, digest, prepared)
 

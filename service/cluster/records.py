@@ -1,9 +1,8 @@
-"""What has become of every photo: JSON lines in part files below OUT/manifest.
+"""The manifest of a Ray batch: a record for each photo, as JSON lines in files below OUT/manifest.
 
-An object store takes whole objects only, so records are gathered and put as
-parts; the last record of a photo counts. A run that is killed loses the records
-since its last part, never their meaning: those photos are simply done again.
-The rule by which a photo is done again is the batch client's (`service.client.plan`).
+Object stores cannot append to a file, so records are collected and written in parts; the
+last record of a photo counts. A killed run loses the records since its last part, and the
+next run does those photos again. `service.client.plan` decides which photos are done again.
 """
 
 from __future__ import annotations
@@ -27,18 +26,18 @@ from service.client.records import (
 )
 from service.cluster.storage import File, Photo, Place
 
-PART_RECORDS = 1000  # a part is put when it has so many records,
-PART_S = 10.0  # or when its first one is so old
+PART_RECORDS = 1000  # write a part when it has this many records,
+PART_S = 10.0  # or when its first record is this old
 
 
 @dataclass(frozen=True, slots=True)
 class Todo:
-    """A photo to work on, with what is known of it."""
+    """A photo to process, with its earlier record."""
 
     photo: Photo
     stem: str
-    earlier: Record | None  # of a run before
-    unchanged_if: str | None = None  # sha256 with which the earlier record still stands
+    earlier: Record | None  # from an earlier run
+    unchanged_if: str | None = None  # keep the earlier record if the photo has this SHA-256
 
     def json(self) -> str:
         return json.dumps(asdict(self))
@@ -57,7 +56,7 @@ class Todo:
 
 @dataclass
 class Plan:
-    """Decides on photos one by one; the earlier records and the files in OUT say what is done."""
+    """Decides photo by photo what to do, from earlier records and the files in OUT."""
 
     wanted: Wanted
     records: dict[str, Record]
@@ -68,7 +67,7 @@ class Plan:
         self._stems = {record.stem.casefold() for record in self.records.values()}
 
     def todo(self, photo: Photo) -> Todo | Record:
-        """The work on a photo, or the record that stands: done, or rejected as it is."""
+        """Return the work on a photo, or its earlier record if that is still valid."""
         record = self.records.get(photo.name)
         if record is None or not is_valid(record, self.wanted, self.sizes.get):
             return Todo(photo, self._stem(photo, record), record)
@@ -92,7 +91,7 @@ def load(out: Place, files: Iterable[File]) -> Collected:
 
 
 class Parts:
-    """The parts that one run writes; `close` writes the last."""
+    """Writes the parts of a run; `close` writes the last one."""
 
     def __init__(self, out: Place) -> None:
         self._out = out
@@ -108,7 +107,7 @@ class Parts:
         self._out.write(CLASSES, class_list(names))
 
     def add(self, record: Record) -> None:
-        """Keep a record, and put a part if it is time to; raises OSError."""
+        """Add a record, and write a part when it is due; raises OSError."""
         if not self._lines:
             self._began = time.monotonic()
         self._lines.append(record.json())
@@ -116,7 +115,7 @@ class Parts:
             self.close()
 
     def close(self) -> None:
-        """Put what has been gathered; raises OSError."""
+        """Write the remaining records; raises OSError."""
         if not self._lines:
             return
         body = "".join(f"{line}\n" for line in self._lines)

@@ -1,4 +1,4 @@
-"""Folders on disk and in object stores, as places to read photos from and put results to.
+"""Read photos from, and write results to, folders on disk and in object stores.
 
 pyarrow's own file systems for `s3://`, `gs://` and `abfs://`, fsspec's for every
 other scheme. A file is complete or not there: on a disk it is written under a
@@ -30,26 +30,26 @@ OF_ARROW = ("s3", "gs", "gcs", "abfs", "abfss")
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """One file of a place."""
+    """A file of a place."""
 
-    path: str  # in its file system
+    path: str  # below the root
     size: int
     mtime_ns: int
 
 
 @dataclass(frozen=True, slots=True)
 class Photo:
-    """One input: `name` is its path below the inputs' base, which the outputs mirror."""
+    """An input; `name` is its path below the inputs' base, which the outputs mirror."""
 
     name: str
-    source: str  # path in its file system
+    source: str  # its path in the file system
     size: int
     mtime_ns: int
 
 
 @dataclass(frozen=True)
 class Place:
-    """A folder in a file system; can be sent to other processes."""
+    """A folder in a file system. It can be sent to other processes."""
 
     system: fs.FileSystem
     root: str
@@ -59,22 +59,22 @@ class Place:
         return str(self.system.type_name) == "local"
 
     def read(self, name: str) -> bytes:
-        """The content of a file below the root; raises OSError."""
+        """Read a file below the root; raises OSError."""
         with self.system.open_input_stream(self._path(name)) as stream:
             return bytes(stream.read())
 
     def write(self, name: str, content: bytes) -> None:
-        """Put a file in place, whole or not at all; raises OSError."""
+        """Write a file completely or not at all; raises OSError."""
         if self.is_local:
             _write_local(self._inside(name, create=True), content)
             return
-        # Not a `with`: leaving it by an error would close the stream, and so publish what it has.
+        # Not a `with`: after an error it would close the stream and publish an incomplete file.
         stream = self.system.open_output_stream(self._path(name))
         stream.write(content)
         stream.close()
 
     def remove(self, name: str) -> None:
-        """Take a file away, if it is there; raises OSError."""
+        """Remove a file if it exists; raises OSError."""
         if self.is_local:
             self._inside(name).unlink(missing_ok=True)
             return
@@ -82,7 +82,7 @@ class Place:
             self.system.delete_file(self._path(name))
 
     def files(self, folder: str = "") -> Iterator[File]:
-        """Every file below the root or one of its folders, sorted, paths below the root."""
+        """Yield every file below the root or one of its folders, sorted by path."""
         start = self._path(folder)
         selector = fs.FileSelector(start, recursive=True, allow_not_found=True)
         found = [info for info in self.system.get_file_info(selector) if info.is_file]
@@ -90,13 +90,13 @@ class Place:
             yield File(_below(info.path, self.root), info.size, _mtime_ns(info))
 
     def sweep(self, names: list[str]) -> None:
-        """Remove what killed writers have left, of the files that `files` gave."""
+        """Remove temporary files of killed writers among these names."""
         for name in names:
             if PurePosixPath(name).name.startswith(".") and name.endswith(PART):
                 self.remove(name)
 
     def _inside(self, name: str, *, create: bool = False) -> Path:
-        """A file on a disk; OSError if a link leads it out of the root."""
+        """Return the path of a file on disk; raises OSError if a link leads out of the root."""
         try:
             return inside(Path(self.root or "/"), name, create=create)
         except OutsideError as error:
@@ -107,7 +107,7 @@ class Place:
 
 
 def place(where: str) -> Place:
-    """The folder that a path or URI names; raises UsageError."""
+    """Return the folder for a path or URI; raises UsageError."""
     scheme = urlsplit(where).scheme if "://" in where else "file"
     if scheme == "file":
         path = unquote(urlsplit(where).path) if "://" in where else where
@@ -120,7 +120,7 @@ def place(where: str) -> Place:
 
 
 def _of_fsspec(where: str) -> tuple[fs.FileSystem, str]:
-    from fsspec.core import url_to_fs  # noqa: PLC0415 - only for what Arrow does not know
+    from fsspec.core import url_to_fs  # noqa: PLC0415 - only for schemes that Arrow does not know
 
     system, root = url_to_fs(where)
     return fs.PyFileSystem(fs.FSSpecHandler(system)), root
@@ -129,7 +129,7 @@ def _of_fsspec(where: str) -> tuple[fs.FileSystem, str]:
 def photos(
     arguments: list[str], out: Place, base: Path | None = None, others: Others | None = None
 ) -> tuple[fs.FileSystem, Iterator[Photo]]:
-    """The photos of files, folders, globs or URIs, and the file system they lie in.
+    """Find the photos in files, folders, globs or URIs; return their file system and the photos.
 
     `others` hears of the files left out. Raises UsageError for what is not there, and for inputs
     of several stores.
@@ -148,11 +148,11 @@ def photos(
 
 
 def _there(arguments: list[str], places: list[Place]) -> list[tuple[Place, fs.FileInfo]]:
-    """The places with what the store says of each; raises UsageError for one that is not there."""
+    """Look up each place in its store; raises UsageError for one that does not exist."""
     infos = places[0].system.get_file_info([each.root for each in places])
     for argument, info in zip(arguments, infos, strict=True):
         if info.type == fs.FileType.NotFound:
-            name = urlsplit(argument)._replace(query="").geturl()  # which may hold a secret
+            name = urlsplit(argument)._replace(query="").geturl()  # the query may contain a secret
             is_glob = any(sign in info.path for sign in GLOB_SIGNS)
             why = "globs are for disks, name the folder above" if is_glob else "no such object,"
             more = "" if is_glob else " folder or bucket: check its spelling and the store's region"
@@ -207,6 +207,6 @@ def _mtime_ns(info: fs.FileInfo) -> int:
 
 
 def _write_local(path: Path, content: bytes) -> None:
-    # A name of its own: a node that was given up for dead may still be writing the same file.
+    # A unique name: a node that is believed dead may still be writing the same file.
     with replacing(path, durable=False, writer=f".{uuid.uuid4().hex[:8]}") as temporary:
         temporary.write_bytes(content)

@@ -127,9 +127,9 @@ def test_credentials_of_the_driver_reach_the_actors_in_place_of_theirs(
 def test_inputs_without_a_photo_are_a_usage_error(model: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "IMG_1.HEIC").write_bytes(b"x")
-    options = ray_batch.Options([str(tmp_path / "in")], str(tmp_path / "out"), str(model))
+    options = ray_batch.RayBatchOptions([str(tmp_path / "in")], str(tmp_path / "out"), str(model))
     with pytest.raises(UsageError, match=r"no photo found in .*; 1 file left out: 1 \.heic"):
-        ray_batch.Run(options, Progress(Counts(), io.StringIO())).work()
+        ray_batch.RayBatch(options, Progress(Counts(), io.StringIO())).work()
 
 
 @pytest.mark.parametrize(

@@ -130,11 +130,11 @@ def test_a_killed_actor_and_a_killed_node_lose_no_photo_and_double_none(
         cluster.remove_node(node, allow_graceful=False)
 
     progress = Saboteur({4: kill_an_actor, 14: kill_a_node})
-    options = ray_batch.Options(
+    options = ray_batch.RayBatchOptions(
         [f"slow://{tmp_path}/in"], str(out), str(model), ("mask",), device="cpu", block=2
     )
     try:
-        summary = ray_batch.Run(options, progress).work()
+        summary = ray_batch.RayBatch(options, progress).work()
     finally:
         if not cluster.worker_nodes:
             cluster.add_node(**NODE)
@@ -145,7 +145,7 @@ def test_a_killed_actor_and_a_killed_node_lose_no_photo_and_double_none(
     assert {str(path.relative_to(out)) for path in out.rglob("*.png") if PART not in path.name} == {
         name.replace(".png", ".mask.png") for name in images
     }
-    again = ray_batch.Run(options, Progress(Counts(), io.StringIO())).work()
+    again = ray_batch.RayBatch(options, Progress(Counts(), io.StringIO())).work()
     assert (again.counts.skipped, again.counts.settled()) == (len(images), len(images))
     assert not list(out.rglob(f"*{PART}"))  # what the killed ones have left
     for name, image in images.items():
