@@ -63,7 +63,7 @@ def test_training_loads_what_draws_and_compares_only_when_asked() -> None:
 # Which rooms of a package a room may import from, besides itself. A folder is a room, and so is
 # a module at the package's top. Modules that only start a command are in COMMANDS. Those in
 # FOR_ALL import nothing of the package; every room but the client may import them.
-FOR_ALL = {"errors", "files", "logs", "pydantic_errors"}
+FOR_ALL = {"errors", "files", "logs", "pydantic_errors", "text"}
 SERVICE = {
     "settings": set(),
     "inference": {"settings"},

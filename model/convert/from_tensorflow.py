@@ -36,6 +36,7 @@ BOOKKEEPING = re.compile(
     r"(^|/)global_step$|(^|/)beta[12]_power(_\d+)?$"
     r"|/(Momentum|Adam|RMSProp|Adagrad)(_\d+)?$|/ExponentialMovingAverage$"
 )
+FAKE_QUANT = re.compile(r"(^|/)(weights_quant|act_quant|\w*quant\w*)/(\w+/)*(min|max)(_\d+)?$")
 # Classifiers of ImageNet checkpoints: SCOPE/logits and MobileNetV2's last 1x1.
 CLASSIFIER = re.compile(r"^(resnet_v1_\d+|xception_\d+)/logits/|^MobilenetV2/(Conv_1|Logits)/")
 CLASSES = "logits/semantic/weights"
@@ -84,7 +85,15 @@ def convert(path: Path, options: ConversionOptions) -> Converted:
 
 def convert_variables(variables: Variables, options: ConversionOptions, path: Path) -> Converted:
     """Convert variables in memory; `path` is the file they came from."""
+    variables = _of_one_clone(variables)
     variables = {name: value for name, value in variables.items() if not BOOKKEEPING.search(name)}
+    quantized = [name for name in variables if FAKE_QUANT.search(name)]
+    if quantized:
+        raise ConvertError(
+            f"{path} was trained with fake quantisation ({len(quantized)} variables such as "
+            f"{quantized[0]}), which has no counterpart here: convert the checkpoint that it was "
+            "fine-tuned from, and export it with --precision int8"
+        )
     if CLASSES not in variables:
         return _backbone_only(variables, path)
     config = infer(variables, options)
@@ -92,6 +101,17 @@ def convert_variables(variables: Variables, options: ConversionOptions, path: Pa
         net = DeepLabV3Plus(config)
     state = adopt(net, Names(config).of, _to_torch(variables))
     return Converted(state, card(config, options.labels, path, SOURCE))
+
+
+def _of_one_clone(variables: Variables) -> Variables:
+    """The variables without `clone_0/`, the scope of the first GPU; copies of others left out."""
+    if not any(name.startswith("clone_0/") for name in variables):
+        return variables
+    return {
+        name.removeprefix("clone_0/"): value
+        for name, value in variables.items()
+        if not re.match(r"clone_[1-9]\d*/", name)
+    }
 
 
 def _backbone_only(variables: Variables, path: Path) -> Converted:

@@ -10,6 +10,7 @@ from model.convert.accounting import ConvertError
 from model.data import cityscapes
 from model.data.dataset import VOC_CLASSES, Color, voc_palette
 from model.network.config import ModelConfig
+from model.text import TextError, read_text
 
 
 class Labels(NamedTuple):
@@ -42,7 +43,10 @@ def read(name: str) -> Labels:
     path = Path(name)
     if not path.is_file():
         raise ConvertError(f"classes={name!r} is neither a file nor one of {', '.join(KNOWN)}")
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        lines = [line for line in read_text(path).splitlines() if line.strip()]
+    except TextError as error:
+        raise ConvertError(f"classes: {error}") from None
     defaults = voc_palette(len(lines))
     rows = [_row(line, color) for line, color in zip(lines, defaults, strict=True)]
     return Labels(tuple(row[0] for row in rows), tuple(row[1] for row in rows))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
 import re
 from collections.abc import Iterable
@@ -14,7 +15,24 @@ from torch import Tensor
 
 from model.convert.accounting import ConvertError, listed
 
-WRAPPERS = ("state_dict_ema", "state_dict", "model")  # how training scripts nest one
+BACKBONE = (
+    "its head is built otherwise; the ResNet in it is torchvision's: save "
+    "{k.removeprefix('backbone.'): v for k, v in state.items() if k.startswith('backbone.')} "
+    "and convert that"
+)
+NO_BACKBONE = "there is no such backbone here; `python -m model.train --list` shows others"
+ENCODER = BACKBONE.replace("backbone", "encoder")
+# How training scripts nest one; model_state: VainF/DeepLabV3Plus-Pytorch.
+WRAPPERS = ("state_dict_ema", "state_dict", "model_state", "model")
+# Networks of other projects, by a key that only they have, and what can be taken of them.
+SMP = "a network of segmentation_models_pytorch"
+FOREIGN = (
+    (r"decode_head\.", "a network of mmsegmentation", "it is built otherwise"),
+    (r"encoder\.(layer\d|conv1)\.", SMP, ENCODER),
+    (r"encoder\.", SMP, "it is built otherwise"),
+    (r"classifier\.(aspp|classifier)\.", "a network of VainF/DeepLabV3Plus-Pytorch", BACKBONE),
+    (r"(backbone\.\d+|features\.\d+\.block)\.", "a network on MobileNetV3", NO_BACKBONE),
+)
 
 
 def read(path: Path) -> dict[str, Tensor]:
@@ -23,23 +41,41 @@ def read(path: Path) -> dict[str, Tensor]:
     A torch file is read with `weights_only`, so no pickled code runs. Raises ConvertError.
     """
     try:
-        found = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, weights_only=True, map_location="cpu")
-        )
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        found = load_file(path) if path.suffix == ".safetensors" else _load(path)
+    except pickle.UnpicklingError as error:
+        raise ConvertError(_on_pickle(path, str(error))) from None
+    except (SafetensorError, RuntimeError, EOFError) as error:
         raise ConvertError(f"{path} is not a state dict: {error}") from None
     for wrapper in WRAPPERS:
         if isinstance(found, dict) and isinstance(found.get(wrapper), dict):
             found = found[wrapper]
     if not isinstance(found, dict) or not all(torch.is_tensor(v) for v in found.values()):
         raise ConvertError(f"{path} is not a state dict: save net.state_dict(), not the network")
-    return {
+    state = {
         key.removeprefix("module."): value
         for key, value in found.items()
         if not key.endswith("num_batches_tracked")
     }
+    for pattern, project, advice in FOREIGN:
+        if any(re.match(pattern, key) for key in state):
+            raise ConvertError(f"{path} holds {project}, which is not converted: {advice}")
+    return state
+
+
+def _load(path: Path) -> object:
+    """Unpickle nothing but tensors, plain values and a script's options, which do no harm."""
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(path, weights_only=True, map_location="cpu")
+
+
+def _on_pickle(path: Path, says: str) -> str:
+    """What PyTorch refused to unpickle, and what to save instead."""
+    found = re.search(r"GLOBAL ([\w.]+)", says)
+    what = f" (it holds {found[1]})" if found else ""
+    return (
+        f"{path} holds more than tensors{what}, such as a whole network, and is not unpickled: "
+        "that could run any code. Where it was made, save torch.save(net.state_dict(), ...)"
+    )
 
 
 def resnet_depth(keys: Iterable[str], prefix: str = "") -> int:

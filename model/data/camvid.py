@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from model.data.pairs import Dataset, DatasetError, Pair, home
+from model.text import TextError, read_text
 
 CLASSES = (
     "sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian",
@@ -36,7 +37,10 @@ def _names(base: Path, split: str) -> list[str]:
     if not path.is_file():
         splits = sorted(p.stem for p in base.glob("*.txt"))
         raise DatasetError(f"{path} does not exist; splits found beside it: {splits or 'none'}")
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    try:
+        lines = read_text(path).splitlines()
+    except TextError as error:
+        raise DatasetError(str(error)) from None
     return [Path(line.split()[0]).stem for line in lines if line.strip()]
 
 

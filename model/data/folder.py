@@ -22,6 +22,7 @@ from model.data.pairs import (
     read_names,
 )
 from model.pydantic_errors import mistakes
+from model.text import read_text
 
 DESCRIPTION = "dataset.toml"
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")  # as the service takes
@@ -161,7 +162,7 @@ def read_description(path: Path) -> FolderConfig:
     if not path.is_file():
         raise DatasetError(f"{path} does not exist; write one that names your classes")
     try:
-        return FolderConfig.model_validate(tomllib.loads(path.read_text(encoding="utf-8-sig")))
+        return FolderConfig.model_validate(tomllib.loads(read_text(path)))
     except ValidationError as error:
         raise DatasetError(f"{path}: {mistakes(error)}") from error
     except ValueError as error:  # not TOML, not UTF-8

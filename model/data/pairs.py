@@ -12,6 +12,7 @@ from PIL import Image
 
 from model import files
 from model.data.photo import open_photo, opened
+from model.text import TextError, read_text
 
 VOID = 255
 UNLABELLED = 254  # in training: a pixel of a photo that has no labels; beyond the photo is void
@@ -125,7 +126,10 @@ def read_names(path: Path) -> list[str]:
         splits = sorted(p.stem for p in path.parent.glob("*.txt"))
         raise DatasetError(f"{path} does not exist; splits found beside it: {splits or 'none'}")
     # Names may hold spaces; editors on Windows put a mark before the first.
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    try:
+        lines = read_text(path).splitlines()
+    except TextError as error:
+        raise DatasetError(str(error)) from None
     names = [line.strip() for line in lines if line.strip()]
     for name in names:
         expect_inside(name, path.name)

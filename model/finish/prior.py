@@ -32,6 +32,7 @@ from model.data.dataset import DatasetError, find
 from model.data.guess import choose
 from model.data.loader import balanced_weights, pixel_counts
 from model.evaluate.evaluation import check_classes
+from model.text import TextError, read_text
 
 BIAS = "logits.bias"
 
@@ -43,8 +44,8 @@ class SharesError(ValueError):
 def read_shares(path: Path, classes: Sequence[str]) -> dict[str, float]:
     """Read the share of photos that show each class but the background; raises SharesError."""
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        table = tomllib.loads(read_text(path))
+    except (OSError, TextError, tomllib.TOMLDecodeError) as error:
         raise SharesError(f"{path} cannot be read as TOML: {error}") from None
     wanted = set(classes[1:])
     if table.keys() != wanted:

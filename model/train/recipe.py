@@ -12,6 +12,7 @@ from model.data.augment import AugmentConfig
 from model.data.dataset import UNLABELLED
 from model.network.config import ModelConfig, OutputStride
 from model.pydantic_errors import mistakes
+from model.text import TextError, read_text
 
 PRESETS = Path(__file__).parents[1] / "presets"
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -176,9 +177,11 @@ def read(name: str, overrides: list[str]) -> Recipe:
             f"{name!r} is neither a file nor a preset; presets: {', '.join(presets())}"
         )
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        table = tomllib.loads(read_text(path))
         apply(table, overrides)
         return Recipe.model_validate(table)
+    except TextError as error:
+        raise RecipeError(str(error)) from None
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{path} is not TOML: {error}") from None
     except ValidationError as error:

@@ -1,0 +1,74 @@
+"""Checkpoints of other projects: converted, or named and told what to do."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from model.convert import from_tensorflow, from_torchvision, state_dict
+from model.convert.accounting import ConvertError
+
+
+def saved(path: Path, content: object) -> Path:
+    torch.save(content, path)
+    return path
+
+
+def test_torchvisions_reference_script_keeps_its_options_beside_the_network(
+    tmp_path: Path,
+) -> None:
+    weights = {"a.weight": torch.ones(2)}
+    content = {"model": weights, "args": argparse.Namespace(lr=0.1), "epoch": 3}
+    assert state_dict.read(saved(tmp_path / "model_3.pth", content)).keys() == weights.keys()
+    nested = {"model_state": weights, "cur_itrs": 7}
+    assert state_dict.read(saved(tmp_path / "best.pth", nested)).keys() == weights.keys()
+
+
+def test_a_whole_network_is_not_unpickled_and_told_of(tmp_path: Path) -> None:
+    with pytest.raises(ConvertError, match=r"torch\.nn\.modules.*net\.state_dict\(\)"):
+        state_dict.read(saved(tmp_path / "net.pth", nn.Conv2d(1, 1, 1)))
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        (["backbone.stem.0.weight", "decode_head.conv_seg.weight"], "mmsegmentation"),
+        (["backbone.conv1.weight", "classifier.aspp.convs.0.0.weight"], "VainF.*ResNet"),
+        (["backbone.0.0.weight", "classifier.0.project.0.weight"], "MobileNetV3.*no such"),
+        (["features.4.block.0.0.weight"], "MobileNetV3"),
+        (["encoder._conv_stem.weight"], "segmentation_models_pytorch"),
+    ],
+)
+def test_networks_of_other_projects_are_named(tmp_path: Path, keys: list[str], says: str) -> None:
+    state = {key: torch.ones(1) for key in keys}
+    with pytest.raises(ConvertError, match=says):
+        state_dict.read(saved(tmp_path / "other.pth", {"state_dict": state, "meta": {}}))
+
+
+def test_the_advice_for_an_encoder_of_smp_works(tmp_path: Path) -> None:
+    """The line that the error gives, evaluated as it stands, leaves a file that is converted."""
+    smp = pytest.importorskip("segmentation_models_pytorch")
+    with torch.device("meta"):
+        shapes = smp.DeepLabV3Plus("resnet50", encoder_weights=None).state_dict()
+    state: dict[str, Tensor] = {key: torch.ones(value.shape) for key, value in shapes.items()}
+    with pytest.raises(ConvertError, match="segmentation_models_pytorch") as caught:
+        state_dict.read(saved(tmp_path / "smp.pth", state))
+    line = str(caught.value).partition("save ")[2].partition(" and convert")[0]
+    path = saved(tmp_path / "encoder.pth", eval(line, {"state": state}))
+    assert from_torchvision.convert(path).card.model_dump()["backbone"] == "resnet50"
+
+
+def test_variables_of_tensorflows_clones_and_fake_quantisation() -> None:
+    ones = np.ones(1)
+    found = from_tensorflow._of_one_clone({"clone_0/a/weights": ones, "clone_1/a/weights": ones})
+    assert list(found) == ["a/weights"]
+    names = ["MobilenetV2/Conv/weights_quant/min", "MobilenetV2/Conv/act_quant/max"]
+    with pytest.raises(ConvertError, match=r"fake quantisation \(2 variables.*--precision int8"):
+        from_tensorflow.convert_variables(
+            dict.fromkeys(names, ones), from_tensorflow.ConversionOptions(), Path("model.ckpt")
+        )
