@@ -1,4 +1,4 @@
-"""Photos without masks, listed from a folder or a text file."""
+"""List photos without masks from a folder or a text file."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from model.data.pairs import DatasetError, read_names
 def find_photos(where: Path) -> tuple[Path, ...]:
     """List the photos in a folder and the folders below it, or those that a text file names.
 
-    The file has one path a line, relative to its own folder. Raises DatasetError where there is
-    no photo, or one that the file names is missing.
+    The file has one path per line, relative to its own folder. Raises DatasetError if there is
+    no photo, or if a photo that the file names is missing.
     """
     if where.is_dir():
         found = [path for path in sorted(where.rglob("*")) if _is_photo(path)]

@@ -1,7 +1,7 @@
-"""Soft labels of a crop, taken from those of the whole photo.
+"""Compute the soft labels of a crop from those of the whole photo.
 
-Teachers answer for whole photos, on a coarse grid. A crop's soft labels are that answer where
-the crop's logits lie: the same scale, place, mirroring and bending as the pixels had.
+Teachers answer for whole photos, on a coarse grid. A crop's soft labels are these answers at
+the positions of the crop's logits, after the same scaling, cropping, mirroring and warping.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ def of_crop(
 
 
 def places(crop: Crop, size: tuple[int, int], side: int, points: int) -> Places:
-    """Where the logits of a crop of `side` pixels lie in a picture of `size` (W, H).
+    """The positions of the logits of a crop of `side` pixels in a picture of `size` (W, H).
 
-    In pixels of the picture, whose centres have whole numbers.
+    They are in pixels of the picture, whose centres have whole numbers.
     """
     width, height = (max(1, round(length * crop.scale)) for length in size)
     at = np.linspace(0, side - 1, points)
@@ -64,7 +64,7 @@ def places(crop: Crop, size: tuple[int, int], side: int, points: int) -> Places:
 
 
 def unbent(where: Places, source: list[float]) -> Places:
-    """Where places of a bent picture lie in the one it was bent from (Pillow's PERSPECTIVE)."""
+    """Map positions in a warped picture to the original one (Pillow's PERSPECTIVE)."""
     a, b, c, d, e, f, g, h = source
     x, y = where[0] + 0.5, where[1] + 0.5
     below = g * x + h * y + 1

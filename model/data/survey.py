@@ -45,7 +45,7 @@ def _look(dataset: Dataset, pairs: Sequence[Pair]) -> Report:
 def expect_classes(report: Report) -> None:
     """Warn of ids that are no class and of classes without a pixel.
 
-    Raises DatasetError where no pixel is judged, or where all that are have one class.
+    Raises DatasetError if no pixel has a class, or if all of them have the same one.
     """
     dataset = report.dataset
     where = f"{dataset.name} {dataset.split}"

@@ -99,8 +99,8 @@ def show(result: dict[str, Any]) -> str:
         height, width = photos["crop_size"]
         how = {
             "shrunk": "were shrunk to it, as the service does (otherwise: --whole, --sliding)",
-            "whole": "were judged whole; the service shrinks them and may score otherwise",
-            "windows": "were judged in windows, as the service does where fit=windows asks for it",
+            "whole": "were evaluated whole; the service shrinks them and may score differently",
+            "windows": "were cut into windows, as the service does with fit=sliding",
         }[photos["judged"]]
         rows.append(f"{photos['count']} photos larger than {height} x {width} (H x W) {how}")
     if edges:

@@ -96,7 +96,7 @@ def write(labels: Labels, image: Photo, card: Card, target: Path, *, overlay: bo
 def predictor(
     net: DeepLabV3Plus, args: argparse.Namespace, overlap: float | None
 ) -> Callable[[Photo], Labels]:
-    """How `add_passes` and `add_windows` ask for photos to be judged."""
+    """A function that predicts a photo as the options of the command line say."""
     if overlap is None and not args.whole:
         return partial(served_map, net, scales=args.scales, flip=args.flip)
     return partial(label_map, net, scales=args.scales, flip=args.flip, overlap=overlap)

@@ -1,9 +1,9 @@
-"""Learning from other networks: the mean of their probabilities as soft labels.
+"""Learn from other networks: the mean of their probabilities serves as soft labels.
 
-Hinton, Vinyals and Dean 2015. Several trainings averaged know more than each of them, at
-the cost of all; a network taught by them keeps part of that at its own cost. Soft labels
-also say what a photo's pixels resemble, of which a short list of photos shows little, and
-they need no labels: photos without any teach what the teachers see in them.
+Hinton, Vinyals and Dean 2015. An average of several networks is better than each of them but
+costs as much as all of them; a network that learns from it keeps part of the gain at its own
+cost. Soft labels also say which classes a pixel resembles. They need no labelled photos, so
+photos without labels can be used as well.
 """
 
 from __future__ import annotations
@@ -99,9 +99,9 @@ class Teachers:
         """The loss sum over labels, `hard`, mixed with the divergence from the soft labels.
 
         logits and soft labels are (N, K, h, w), labels (N, H, W) uint8. The divergence is
-        counted at the logits' own resolution, each of their pixels for as many of the
-        labels', and not where the label is void. The square of the temperature keeps its
-        gradient's size (section 2 there).
+        computed at the logits' resolution, each logit weighted by the number of labels it
+        stands for, and left out where the label is void. The factor of the squared
+        temperature keeps the size of its gradient (section 2 of the paper).
         """
         height, width = logits.shape[2:]
         ours = (logits.float() / self.temperature).log_softmax(1)
@@ -113,9 +113,9 @@ class Teachers:
 
 
 def load(config: Recipe, world: World) -> Teachers | None:
-    """The recipe's teachers, on this process's device; None where it names none.
+    """The recipe's teachers, on this process's device; None if it names none.
 
-    Raises RecipeError where one knows other classes, CheckpointError where one cannot be read.
+    Raises RecipeError if a teacher has other classes, CheckpointError if it cannot be read.
     """
     if not config.teachers:
         return None

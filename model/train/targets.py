@@ -1,11 +1,11 @@
-"""The teachers' answers for whole photos, computed once and kept on disk.
+"""Compute the teachers' answers for whole photos once and keep them on disk.
 
-Teachers then cost a training nothing but the reading of a file. Nothing can be out of date:
-a file is named by the photo's content, and its folder by the teachers' weights and by how they
-are asked, so that other teachers or another photo find no file and are computed.
+A training then only reads a file instead of running its teachers. Files cannot be out of date:
+a file's name depends on the photo's content, its folder's name on the teachers' weights and
+options, so that another photo or another teacher needs another file.
 
-An answer is kept every 8 pixels, where the finest of the project's networks without a decoder
-have theirs, as the likeliest classes' probabilities in half precision: 60 kB a photo.
+Answers are kept every 8 pixels, which is the spacing of logits at output stride 8, as the
+probabilities of the likeliest classes in half precision: 60 kB per photo.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Targets:
 
 
 def of(config: Recipe, root: Path) -> Targets:
-    """Where the answers of the recipe's teachers are kept below `root`; raises CheckpointError."""
+    """The folder below `root` for the answers of the recipe's teachers; raises CheckpointError."""
     about = json.dumps(_about(config), indent=2, sort_keys=True)
     folder = root / hashlib.sha256(about.encode()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
@@ -106,7 +106,7 @@ def of(config: Recipe, root: Path) -> Targets:
 
 
 def _about(config: Recipe) -> dict[str, object]:
-    """All that the answers depend on, beside the photo."""
+    """Everything that the answers depend on, except for the photo."""
     return {
         "version": VERSION,
         "spacing": SPACING,
@@ -127,9 +127,9 @@ def _about(config: Recipe) -> dict[str, object]:
 def prepare(
     targets: Targets, teachers: Teachers, photos: Sequence[Path], config: Recipe, world: World
 ) -> None:
-    """Ask the teachers about the photos that no answer is kept of, each process its share.
+    """Compute the missing answers; each process takes its share of the photos.
 
-    A damaged photo is left out: the training skips it too.
+    Damaged photos are left out; the training skips them too.
     """
     kind = torch.float16 if config.precision == "fp16" else torch.bfloat16
     mixed = torch.autocast(world.device.type, kind, enabled=config.precision != "fp32")
