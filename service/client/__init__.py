@@ -7,7 +7,7 @@ contact sheets.
 from service.client.errors import (
     BadAnswerError,
     ClientError,
-    ServiceError,
+    StatusError,
     UnreachableError,
     UsageError,
 )
@@ -23,7 +23,7 @@ __all__ = [
     "Model",
     "RetryPolicy",
     "Segmentation",
-    "ServiceError",
+    "StatusError",
     "UnreachableError",
     "UsageError",
 ]

@@ -20,7 +20,7 @@ from urllib.parse import parse_qsl
 import httpx
 
 from service.client import plan
-from service.client.errors import BadAnswerError, ClientError, ServiceError, UnreachableError
+from service.client.errors import BadAnswerError, ClientError, StatusError, UnreachableError
 from service.client.inputs import Inputs, Photo
 from service.client.manifest import Manifest, Row
 from service.client.outputs import OutsideError, remove_files, write_files
@@ -167,7 +167,7 @@ class Batch:
     async def _settle(self, work: Work) -> None:
         try:
             await self._send(work)
-        except ServiceError as error:
+        except StatusError as error:
             if _is_about_the_caller(error) or await self._is_gone(error):
                 raise
             is_rejected = error.status in PHOTO_REFUSALS
@@ -186,9 +186,9 @@ class Batch:
         if self.limits.exceeded_by(self.counts, self._rejected_before):
             raise StoppedError(f"stopped after {self.limits.max_failures} failures")
 
-    async def _is_gone(self, error: ServiceError | UnreachableError) -> bool:
+    async def _is_gone(self, error: StatusError | UnreachableError) -> bool:
         """After the last try: return whether the service is down, or only this photo fails."""
-        if isinstance(error, ServiceError) and error.status not in RETRYABLE:
+        if isinstance(error, StatusError) and error.status not in RETRYABLE:
             return False
         return not await self.client.ready()
 
@@ -272,7 +272,7 @@ def class_pixels(result: bytes) -> tuple[ClassPixels, ...]:
         raise BadAnswerError(f"output=json has no class pixels: {sentence(error)}") from error
 
 
-def _is_about_the_caller(error: ServiceError) -> bool:
+def _is_about_the_caller(error: StatusError) -> bool:
     return error.status in CALLER_REFUSALS or error.code in CALLER_CODES
 
 

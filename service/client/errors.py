@@ -16,7 +16,7 @@ class UsageError(ClientError):
     """The call is wrong: an invalid URL or option, or an input that does not exist."""
 
 
-class ServiceError(ClientError):
+class StatusError(ClientError):
     """The service answered with an error status.
 
     `code` is the stable name of the problem ("invalid-image"), `detail` a sentence for
@@ -30,9 +30,9 @@ class ServiceError(ClientError):
         self.detail = detail
         self.request_id = request_id
 
-    def at(self, place: str) -> ServiceError:
+    def at(self, place: str) -> StatusError:
         """Return the same error with a place added to its detail."""
-        return ServiceError(self.status, self.code, f"{self.detail}{place}", self.request_id)
+        return StatusError(self.status, self.code, f"{self.detail}{place}", self.request_id)
 
 
 class UnreachableError(ClientError):

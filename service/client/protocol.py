@@ -17,7 +17,7 @@ from urllib.parse import unquote
 import httpx
 
 from service.client import archives, pictures
-from service.client.errors import BadAnswerError, ServiceError, UsageError
+from service.client.errors import BadAnswerError, StatusError, UsageError
 from service.client.files import read_photo
 from service.client.pictures import Size
 from service.client.plain import parse_json, sentence
@@ -233,7 +233,7 @@ def models(response: httpx.Response) -> tuple[Model, ...]:
         ) from error
 
 
-def refusal(response: httpx.Response) -> ServiceError:
+def refusal(response: httpx.Response) -> StatusError:
     """Convert an error answer to an exception; the body may be a proxy's and not problem+json."""
     try:
         problem = parse_json(response.content)
@@ -242,7 +242,7 @@ def refusal(response: httpx.Response) -> ServiceError:
     fields: dict[str, Any] = problem if isinstance(problem, dict) else {}
     page = response.content[:200].decode("utf-8", "replace").strip()
     detail = fields.get("detail") or fields.get("title") or page
-    return ServiceError(
+    return StatusError(
         response.status_code,
         sentence(fields.get("code") or f"http-{response.status_code}"),
         sentence(detail or response.reason_phrase),

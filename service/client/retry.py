@@ -62,7 +62,7 @@ class Retries:
         return delay if waited + delay <= self.policy.give_up_after_s else None
 
     def settle(self, outcome: Outcome) -> httpx.Response:
-        """Return the last outcome if it is good; raises ServiceError or UnreachableError."""
+        """Return the last outcome if it is good; raises StatusError or UnreachableError."""
         if isinstance(outcome, httpx.Response):
             if outcome.is_success:
                 return outcome

@@ -22,7 +22,7 @@ from typing import Any, Self, TypeVar
 import httpx
 
 from service.client import pictures, protocol
-from service.client.errors import BadAnswerError, ServiceError
+from service.client.errors import BadAnswerError, StatusError
 from service.client.plain import sentence
 from service.client.protocol import Model, Segmentation
 from service.client.retry import Outcome, Retries, RetryPolicy
@@ -74,7 +74,7 @@ def ask_segment(
 
 
 class AsyncClient:
-    """A client for asyncio. Raises ServiceError, UnreachableError, BadAnswerError, UsageError.
+    """A client for asyncio. Raises StatusError, UnreachableError, BadAnswerError, UsageError.
 
     `on_retry` hears of every outcome that is tried again.
     """
@@ -156,7 +156,7 @@ class AsyncClient:
             outcome = await self._attempt(ask)
         try:
             return retries.settle(outcome)
-        except ServiceError as error:
+        except StatusError as error:
             if error.code.startswith("http-"):  # no problem document: not the service's own words
                 raise error.at(self._route.via) from None
             raise

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from service.client import protocol
 from service.client.batch import class_pixels
-from service.client.errors import ClientError, ServiceError
+from service.client.errors import ClientError, StatusError
 from service.client.pictures import size_of
 from service.client.plain import cell, plain
 
@@ -127,7 +127,7 @@ def test_any_answer_is_a_result_or_a_client_error(
     raw = {name.encode(): value.encode("latin-1") for name, value in headers.items()}
     response = httpx.Response(status, headers=raw, content=body)
     refusal = protocol.refusal(response)
-    assert isinstance(refusal, ServiceError)
+    assert isinstance(refusal, StatusError)
     assert plain(refusal) == str(refusal)
     assert refusal.request_id is None or isinstance(refusal.request_id, str)
     waiting = protocol.retry_after_s(response)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from service.client.errors import ServiceError, UnreachableError
+from service.client.errors import StatusError, UnreachableError
 from service.client.retry import Outcome, Retries, RetryPolicy
 
 
@@ -60,5 +60,5 @@ def test_last_outcome_becomes_a_typed_error() -> None:
     cut: Outcome = httpx.RemoteProtocolError("cut")
     with pytest.raises(UnreachableError, match="cut"):
         retries().settle(cut)
-    with pytest.raises(ServiceError, match="503"):
+    with pytest.raises(StatusError, match="503"):
         retries().settle(answer(503))

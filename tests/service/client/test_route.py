@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.client import Client, RetryPolicy, ServiceError, UnreachableError
+from service.client import Client, RetryPolicy, StatusError, UnreachableError
 from service.client.cli import main
 from service.client.route import _covers, is_here, route
 
@@ -115,7 +115,7 @@ def test_a_proxy_that_refuses_is_named_and_asked_once(
     monkeypatch.setenv("ALL_PROXY", server.url)
     server.misbehave = lambda request, nth: Answer(407, b"<html>who are you?</html>", "text/html")
     client = Client(f"{scheme}://photos.invalid")
-    with client, pytest.raises((ServiceError, UnreachableError)) as caught:
+    with client, pytest.raises((StatusError, UnreachableError)) as caught:
         client.models()
     assert "407" in str(caught.value)
     assert f"through the proxy {server.url} (ALL_PROXY)" in str(caught.value)

@@ -13,7 +13,7 @@ from service.client import (
     BadAnswerError,
     Client,
     RetryPolicy,
-    ServiceError,
+    StatusError,
     UnreachableError,
     UsageError,
 )
@@ -85,7 +85,7 @@ def test_models_are_typed(server: FlakyServer) -> None:
 
 def test_refusal_is_a_typed_error(server: FlakyServer) -> None:
     server.misbehave = lambda request, nth: problem(413, "image-too-large", "at most 50 MP")
-    with Client(server.url) as client, pytest.raises(ServiceError) as caught:
+    with Client(server.url) as client, pytest.raises(StatusError) as caught:
         client.segment(b"photo")
     error = caught.value
     assert (error.status, error.code, error.detail) == (413, "image-too-large", "at most 50 MP")
@@ -94,7 +94,7 @@ def test_refusal_is_a_typed_error(server: FlakyServer) -> None:
 
 def test_refusal_by_a_proxy_is_an_error_too(server: FlakyServer) -> None:
     server.misbehave = lambda request, nth: Answer(403, b"<html>Forbidden</html>", "text/html")
-    with Client(server.url) as client, pytest.raises(ServiceError, match=r"403 http-403: <html>"):
+    with Client(server.url) as client, pytest.raises(StatusError, match=r"403 http-403: <html>"):
         client.segment(b"photo")
 
 
