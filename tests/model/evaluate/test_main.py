@@ -117,7 +117,7 @@ def test_large_photos_are_judged_as_served_unless_asked_otherwise(
     assert "2 photos larger than 65 x 65 (H x W) were shrunk to it" in capsys.readouterr().out
     result = run(saved, data, "--whole")
     assert result["miou"] == expected[label_map]
-    assert "judged whole; the service shrinks them" in capsys.readouterr().out
+    assert "evaluated whole; the service shrinks them" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
