@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -105,3 +106,14 @@ def test_the_wheel_has_every_file_of_the_packages(tracked: set[str], wheel: set[
     expected = {name for name in tracked if name.startswith(PACKAGES)}
     assert expected - wheel == set()
     assert {name.partition("/")[0] for name in wheel - expected} == {"deeplab-0.1.0.dist-info"}
+
+
+def test_every_folder_of_tests_takes_part_in_test_fast() -> None:
+    """`make test-fast` leaves out the files that its list names, and every file of it exists."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    names = re.findall(r"^\t(tests/\S+?)(?: \\)?$", makefile, re.MULTILINE)
+    left_out = {ROOT / name for name in names}
+    assert len(left_out) > 10
+    assert all(path.exists() for path in left_out)
+    for folder in {path.parent for path in (ROOT / "tests").rglob("test_*.py")}:
+        assert set(folder.glob("test_*.py")) - left_out, folder
