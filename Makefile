@@ -1,5 +1,5 @@
 PYTHON ?= python3
-# The engine of the serving environment: cpu, or gpu on a host with an NVIDIA driver.
+# The engine of the serving environment: cpu, openvino, or gpu on a host with an NVIDIA driver.
 ENGINE ?= cpu
 DEV := .venv
 SERVE := .venv-serve-$(ENGINE)
@@ -81,7 +81,7 @@ tables: $(DEV)/.installed ## docs/complexity.md and docs/network.svg from the co
 	$(DEV)/bin/python -m model.paper.diagram
 
 bench: $(DEV)/.installed $(SERVE)/.installed ## the bundled model and its service against PyTorch, as ratios
-	$(DEV)/bin/python -m export.bench
+	$(DEV)/bin/python -m export.bench $(if $(filter openvino,$(ENGINE)),--device openvino)
 
 bench-client: $(DEV)/.installed $(SERVE)/.installed ## the batch client against what the service can do, and its memory
 	$(DEV)/bin/python -m service.bench.client

@@ -19,6 +19,8 @@ image() { # NAME INPUT [OPTIONS]
 
 image cpu pyproject.toml --extra cpu "$@"
 image gpu pyproject.toml --extra gpu "$@"
+# The cpu image's versions, and OpenVINO beside them.
+image openvino pyproject.toml --extra openvino --constraint docker/requirements-cpu.txt "$@"
 image train pyproject.toml --extra train --extra gpu "$@"
 image sbom docker/requirements-sbom.in "$@"
 # The tests run the versions that the cpu image ships. Other platforms and Pythons are resolved

@@ -1,6 +1,7 @@
 # The image of the service, with two targets. Run in the root of the repository:
 #
 #   docker build -f docker/serve.Dockerfile --target cpu -t deeplab:cpu .
+#   docker build -f docker/serve.Dockerfile --target openvino -t deeplab:openvino .
 #   docker build -f docker/serve.Dockerfile --target gpu -t deeplab:gpu .
 #
 # The gpu target needs no CUDA base image: ONNX Runtime, CUDA and cuDNN are wheels,
@@ -16,6 +17,10 @@ COPY docker/build_venv.sh docker/build_app.sh /build/
 
 FROM builder AS venv-cpu
 COPY docker/requirements-cpu.txt /build/requirements.txt
+RUN --mount=type=cache,target=/root/.cache/pip sh /build/build_venv.sh /build/requirements.txt
+
+FROM builder AS venv-openvino
+COPY docker/requirements-openvino.txt /build/requirements.txt
 RUN --mount=type=cache,target=/root/.cache/pip sh /build/build_venv.sh /build/requirements.txt
 
 FROM builder AS venv-gpu
@@ -58,6 +63,11 @@ COPY --from=venv-cpu /rootfs /
 COPY --from=app /rootfs /
 WORKDIR /app
 
+FROM runtime AS openvino
+COPY --from=venv-openvino /rootfs /
+COPY --from=app /rootfs /
+WORKDIR /app
+
 FROM runtime AS gpu
 # NVIDIA's container runtime provides all GPUs, the driver's libcuda and nvidia-smi.
 ENV NVIDIA_VISIBLE_DEVICES=all \
@@ -77,12 +87,19 @@ FROM sbom-tools AS inventory-cpu
 COPY --from=venv-cpu /rootfs /
 RUN sh /build/inventory.sh cpu /inventory
 
+FROM sbom-tools AS inventory-openvino
+COPY --from=venv-openvino /rootfs /
+RUN sh /build/inventory.sh openvino /inventory
+
 FROM sbom-tools AS inventory-gpu
 COPY --from=venv-gpu /rootfs /
 RUN sh /build/inventory.sh gpu /inventory
 
 FROM scratch AS sbom-cpu
 COPY --from=inventory-cpu /inventory /
+
+FROM scratch AS sbom-openvino
+COPY --from=inventory-openvino /inventory /
 
 FROM scratch AS sbom-gpu
 COPY --from=inventory-gpu /inventory /

@@ -59,35 +59,39 @@ def contestants(
     torch.set_num_threads(threads)
     options = EngineOptions(device, threads=threads)
     engine = Engine(file, options)
+    torch_device = "cuda" if device == "cuda" else "cpu"
     contract = engine.contract
     graph = LabelGraph(
         checkpoint.load(source, contract.output_stride), scales=contract.scales, flip=contract.flip
     )
-    graph.to(device).eval()
+    graph.to(torch_device).eval()
 
     def eager(images: Images) -> Any:
         with torch.inference_mode():
-            return graph(torch.from_numpy(images).to(device))[0].cpu()
+            return graph(torch.from_numpy(images).to(torch_device))[0].cpu()
 
     found: dict[str, Runner] = {"engine": engine.run, "PyTorch eager": eager}
-    if device == "cpu" and find_spec("openvino") is not None:
-        found["OpenVINO"] = openvino_runner(file, threads)
+    if device != "cuda" and find_spec("openvino") is not None:
+        found["OpenVINO, its defaults"] = openvino_runner(file, threads)
+        exact = EngineOptions("openvino", threads=threads, precision="fp32")
+        found["OpenVINO, fp32"] = Engine(file, exact).run
     for path in others:
         found[path.name] = Engine(path, options).run
     return found
 
 
 def openvino_runner(file: Path, threads: int) -> Runner:
-    """A file in OpenVINO, with the same number of threads."""
+    """A file in OpenVINO, with the same number of threads and else its own defaults.
+
+    It computes in bfloat16 where the CPU has it.
+    """
     import openvino  # noqa: PLC0415 - optional: only this comparison needs it
 
-    # By default it computes in bfloat16 where the CPU can: another precision, other labels.
-    config = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
     core = openvino.Core()
     whole = core.read_model(file)
     # What our engine leaves out, it is to leave out too.
     model = openvino.Model([whole.output(LABELS)], whole.get_parameters())
-    compiled = core.compile_model(model, "CPU", config)
+    compiled = core.compile_model(model, "CPU", {"INFERENCE_NUM_THREADS": threads})
     return lambda images: compiled([images])[0]
 
 
@@ -134,7 +138,7 @@ def compared(args: argparse.Namespace, threads: int) -> tuple[Table, dict[str, A
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     seconds = medians(candidates, images, args.rounds)
     # A GPU's kernels run on after ONNX Runtime's profile has noted their time.
-    on_cpu = args.device == "cpu"
+    on_cpu = args.device != "cuda"
     share = tail_share(args.file, images, threads, args.rounds) if on_cpu else None
     rows = tuple(
         (name, f"{value / args.batch * 1000:.1f}", f"{value / seconds['engine']:.2f} x")
@@ -161,7 +165,7 @@ def served(args: argparse.Namespace) -> dict[str, Any]:
         args.megapixels,
         args.device,
     )
-    plain_options = ("--size", size, "--device", args.device)
+    plain_options = ("--size", size, "--device", "cuda" if args.device == "cuda" else "cpu")
     with launch.module("export.plain_handler", str(args.checkpoint), *plain_options) as plain:
         return measure.run(options, {PLAIN: plain})
 

@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("file", type=Path)
     add_evaluation_arguments(p)
     arguments.add_windows(p)
-    p.add_argument("--device", default="cpu", choices=("auto", "cpu", "cuda"))
+    p.add_argument("--device", default="cpu", choices=("auto", "cpu", "openvino", "cuda"))
     return p
 
 
@@ -82,6 +82,7 @@ def main(argv: list[str] | None = None) -> int:
             "flip": contract.flip,
             "sliding_overlap": overlap,
             "execution_provider": engine.provider,
+            "execution_precision": engine.execution_precision,
         }
         report(result, args)
     except (StartupError, DatasetError, OSError) as error:

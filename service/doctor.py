@@ -17,7 +17,7 @@ from pydantic_settings import SettingsError
 
 from service.errors import StartupError
 from service.http.telemetry import gpu_memory
-from service.inference import cpus, trt_engines
+from service.inference import cpus, openvino_cpu, trt_engines
 from service.inference.contract import ContractError
 from service.inference.cuda import cuda_problem, preload
 from service.inference.engine import CUDA, Engine
@@ -73,6 +73,7 @@ def examine(folder: Path | None) -> dict[str, Any]:
             "cuda": _cuda(),
             "tensorrt": trt_engines.problem() or "works",
         },
+        "openvino": openvino_cpu.problem() or version("openvino"),
         "gpus": _gpus(),
         "models": models,
         "problems": problems,
@@ -157,6 +158,7 @@ def _describe(path: Path, engine: Engine) -> dict[str, Any]:
         "megabytes": round(path.stat().st_size / 1e6, 1),
         "digest": engine.digest,
         "runs_on": engine.provider,
+        "computes_in": engine.execution_precision,
         "classes": len(engine.contract.classes),
         "input": f"{width} x {height}",
         "precision": engine.contract.precision,
@@ -175,6 +177,7 @@ def as_text(report: dict[str, Any]) -> str:
         ("cuda", runtime["cuda"]),
         *(("gpu", gpu) for gpu in report["gpus"] or ["none found by the NVIDIA driver"]),
         ("tensorrt", runtime["tensorrt"]),
+        ("openvino", report["openvino"]),
         ("models", f"{report['folder']}, on --device {report['device']}"),
         *(("model", ", ".join(f"{k} {v}" for k, v in model.items())) for model in report["models"]),
     ]

@@ -70,12 +70,19 @@ class Settings(BaseSettings):
         ),
     ] = ()
     device: Annotated[
-        Literal["auto", "cpu", "cuda", "tensorrt"],
+        Literal["auto", "cpu", "openvino", "cuda", "tensorrt"],
         Field(
-            description="cuda and tensorrt do not start without a GPU; auto uses CUDA and "
-            "falls back to the CPU"
+            description="cuda and tensorrt do not start without a GPU; cpu is ONNX Runtime; auto "
+            "uses CUDA, else OpenVINO if it is installed, else the CPU"
         ),
     ] = "auto"
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16"],
+        Field(description="what OpenVINO computes in; auto: bf16 where the CPU has it, else fp32"),
+    ] = "auto"
+    openvino_cache: Annotated[
+        Path | None, Field(description="folder where OpenVINO keeps compiled models")
+    ] = None
     gpus: Annotated[
         tuple[Annotated[int, Field(ge=0)], ...],
         NoDecode,
@@ -234,6 +241,12 @@ class Settings(BaseSettings):
                     "an origin is scheme, host and port, such as https://example.org:8443"
                 )
         return origins
+
+    @model_validator(mode="after")
+    def _check_precision(self) -> Self:
+        if self.precision == "bf16" and self.device not in {"auto", "openvino"}:
+            raise ValueError("--precision bf16 needs --device openvino (or auto)")
+        return self
 
     @model_validator(mode="after")
     def _tensorrt_needs_a_cache(self) -> Self:

@@ -34,7 +34,7 @@ from service.bench.generator import Load, LoadReport, measured
 from service.bench.tables import Table
 from service.images import imaging
 from service.inference import cpus
-from service.inference.engine import CPU, Device, Engine, EngineOptions
+from service.inference.engine import Device, Engine, EngineOptions
 from service.inference.models import MOST_LANES
 from service.settings import SAMPLES, Settings
 
@@ -81,6 +81,7 @@ def run(options: BenchOptions, others: Mapping[str, launch.Server] | None = None
     return {
         "model": options.file.name,
         "provider": engine.provider,
+        "execution_precision": engine.execution_precision,
         "python": launch.python(),  # of the service; the engine runs in this process
         "threads": threads,
         "lanes": engine.lanes,
@@ -95,7 +96,7 @@ def run(options: BenchOptions, others: Mapping[str, launch.Server] | None = None
 def _contestants(
     options: BenchOptions, engine: Engine, servers: Mapping[str, launch.Server], large: Path
 ) -> dict[str, Contestant]:
-    batches = (1, BATCH) if engine.provider == CPU else (1, BATCH, 4 * BATCH)
+    batches = (1, BATCH) if engine.on_cpu else (1, BATCH, 4 * BATCH)
     images = decoded(engine, options.photos, max(batches))
     found: dict[str, Contestant] = {
         f"engine, batch {n}": partial(bare, [engine.predict_alone], images, n, options.seconds)
@@ -298,7 +299,9 @@ def versus(contestants: Mapping[str, Figures], other: str) -> Table:
 
 def add_options(p: argparse.ArgumentParser) -> None:
     """Add the options that `export.bench` shares."""
-    p.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
+    p.add_argument(
+        "--device", choices=("cpu", "openvino", "cuda"), default="cpu", help="default: cpu"
+    )
     p.add_argument(
         "--photos", type=Path, nargs="+", default=sorted(SAMPLES.glob("*.jpg")), help="JPEG files"
     )

@@ -103,6 +103,7 @@ class ModelDescription(Contract):
     default: Annotated[bool, Field(description="whether it answers requests that name none")]
     digest: Annotated[str, Field(description="SHA-256 of its file")]
     execution_provider: Annotated[str, Field(description="what it really runs on")]
+    execution_precision: Annotated[str, Field(description="what it really computes in")]
     sessions: Annotated[int, Field(description="engine sessions that take work")]
 
 

@@ -65,7 +65,7 @@ ASKED_WITH = (
     *("traceparent", "tracestate"),
 )
 ANSWERED_WITH = (
-    *("X-Model", "X-Model-Digest", "X-Execution-Provider", "X-Request-ID"),
+    *("X-Model", "X-Model-Digest", "X-Execution-Provider", "X-Execution-Precision", "X-Request-ID"),
     *("Server-Timing", "Retry-After", LENGTH_HEADER),
 )
 

@@ -23,6 +23,7 @@ def headers(served: ServedModel) -> dict[str, str]:
         "X-Model": header_text.encoded(served.name),
         "X-Model-Digest": served.engine.digest,
         "X-Execution-Provider": served.engine.provider,
+        "X-Execution-Precision": served.engine.execution_precision,
     }
 
 
@@ -43,6 +44,7 @@ def add_routes(app: FastAPI, settings: Settings, models: Models, admission: Admi
             "default": served.name == models.default,
             "digest": served.engine.digest,
             "execution_provider": served.engine.provider,
+            "execution_precision": served.engine.execution_precision,
             "sessions": served.batcher.live_sessions,
             **served.engine.contract.model_dump(),
         }

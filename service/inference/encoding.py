@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 MODEL_GRAPH, MODEL_METADATA = 7, 14
 GRAPH_INPUT, VALUE_NAME = 11, 1
+ENTRY_KEY, ENTRY_VALUE = 1, 2
 VARINT, LENGTH_DELIMITED = 0, 2  # the wire types that these messages have
 
 
@@ -28,6 +29,18 @@ def without_input(model: bytes, name: str) -> bytes:
         ]
         parts.append(_message(MODEL_GRAPH, b"".join(kept)))
     return b"".join(parts)
+
+
+def metadata(model: bytes) -> dict[str, str]:
+    """The file's metadata: key -> value."""
+    found = {}
+    for number, start, end in fields(model):
+        if number == MODEL_METADATA:
+            entry = _content(model, start, end)
+            parts = {field: _content(entry, *where) for field, *where in fields(entry)}
+            key, value = parts.get(ENTRY_KEY, b""), parts.get(ENTRY_VALUE, b"")
+            found[key.decode("utf-8", "replace")] = value.decode("utf-8", "replace")
+    return found
 
 
 def _name(value: bytes) -> bytes | None:

@@ -17,7 +17,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from service.errors import StartupError
-from service.inference import trt_engines
+from service.inference import openvino_cpu, trt_engines
 from service.inference.contract import (
     CONFIDENCE,
     INPUT,
@@ -29,7 +29,8 @@ from service.inference.contract import (
 )
 from service.inference.cuda import cuda_options, cuda_problem, fall_back, preload
 from service.inference.digest import graph_digest
-from service.inference.encoding import without_input
+from service.inference.encoding import metadata, without_input
+from service.inference.openvino_cpu import OPENVINO, Lane, OpenVino, OpenVinoOptions, Precision
 from service.inference.trt_engines import TrtOptions
 
 log = logging.getLogger("service.engine")
@@ -42,7 +43,7 @@ CUDA = "CUDAExecutionProvider"
 EXTERNAL = b"\x0a\x08location"
 EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 _FLAGS = [np.array(False), np.array(True)]
-Device = Literal["auto", "cpu", "cuda", "tensorrt"]
+Device = Literal["auto", "cpu", "openvino", "cuda", "tensorrt"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class EngineOptions:
     lanes: int = 1  # concurrent runs that share the threads; on the CPU only
     gpu_mem_limit_mb: int = 0  # 0: no limit
     trt: TrtOptions | None = None  # required for the device tensorrt
+    precision: Precision = "auto"  # of OpenVINO
+    openvino_cache: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -85,14 +88,30 @@ class Engine:
         data = _read(path)  # read once: the digest must match the loaded model
         self.digest = _digest(data)
         self._gpu = options.gpu
+        self._chooses = False  # whether the file has the input `with_confidence`
+        self.provider: str
+        self.execution_precision: str  # what it really computes in
+        self._session: Any
+        self._lanes: list[Any]
+        openvino = _openvino(path, data, options)
+        if openvino is None:
+            self._open_onnx_runtime(path, data, options)
+        else:
+            self.provider, self.execution_precision = OPENVINO, openvino.precision
+            self.contract = _contract(path, metadata(data))
+            self._session, self._lanes = openvino.alone, openvino.lanes
+        self.lanes = len(self._lanes)
+
+    def _open_onnx_runtime(self, path: Path, data: bytes, options: EngineOptions) -> None:
         self._session = _session(path, data, options)
         # The provider in use: one that failed to load is not in this list.
-        self.provider: str = self._session.get_providers()[0]
-        self.lanes = options.lanes if self.provider == CPU else 1
+        self.provider = self._session.get_providers()[0]
+        lanes = options.lanes if self.provider == CPU else 1
         self._lanes = [self._session]
-        if self.lanes > 1:
-            self._lanes = _shares(path, data, self.lanes, max(1, options.threads // self.lanes))
+        if lanes > 1:
+            self._lanes = _shares(path, data, lanes, max(1, options.threads // lanes))
         self.contract = _contract(path, self._session.get_modelmeta().custom_metadata_map)
+        self.execution_precision = self.contract.precision
         # Older files always compute the confidence.
         optional = {each.name for each in self._session.get_overridable_initializers()}
         self._chooses = WITH_CONFIDENCE in optional
@@ -118,7 +137,12 @@ class Engine:
         One image keeps a CPU busy, and its activations fit the caches: with four, each
         image took 7 % longer.
         """
-        return 1 if self.provider == CPU else 4
+        return 1 if self.on_cpu else 4
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether no GPU takes part."""
+        return self.provider in {CPU, OPENVINO}
 
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """(N, H, W, 3) uint8 -> (N, H, W) uint8 class ids."""
@@ -149,7 +173,7 @@ class Engine:
         return self._predict_with(self._session, images, confidence)
 
     def _predict_with(
-        self, session: ort.InferenceSession, images: NDArray[np.uint8], confidence: bool
+        self, session: ort.InferenceSession | Lane, images: NDArray[np.uint8], confidence: bool
     ) -> list[Prediction]:
         if not (confidence and self.contract.confidence):
             (labels,) = self._run(session, images, [LABELS])
@@ -163,8 +187,10 @@ class Engine:
         return [LABELS, CONFIDENCE] if self.contract.confidence else [LABELS]
 
     def _run(
-        self, session: ort.InferenceSession, images: NDArray[np.uint8], outputs: list[str]
+        self, session: ort.InferenceSession | Lane, images: NDArray[np.uint8], outputs: list[str]
     ) -> list[NDArray[np.uint8]]:
+        if isinstance(session, Lane):
+            return session.run(outputs, images)
         wanted = {WITH_CONFIDENCE: _FLAGS[CONFIDENCE in outputs]} if self._chooses else {}
         if self.provider == CPU:
             return session.run(outputs, {INPUT: images, **wanted})  # type: ignore[no-any-return]
@@ -241,7 +267,30 @@ def _check_unaltered(path: Path, data: bytes, contract: Contract) -> None:
         )
 
 
+def _openvino(path: Path, data: bytes, options: EngineOptions) -> OpenVino | None:
+    """The model in OpenVINO: where asked for, or where installed and no GPU is used."""
+    automatic = options.device == "auto"
+    if automatic and (openvino_cpu.problem() or _providers(path, data, options) != [CPU]):
+        return None
+    if not automatic and options.device != "openvino":
+        return None
+    contract = _contract(path, metadata(data))
+    _check_unaltered(path, data, contract)
+    chosen = OpenVinoOptions(
+        options.threads, options.lanes, options.precision, options.openvino_cache
+    )
+    try:
+        return OpenVino(path, data, contract, chosen)
+    except StartupError as error:
+        if not automatic or options.precision == "bf16":
+            raise
+        log.warning("serving with ONNX Runtime: %s", error)
+        return None
+
+
 def _session(path: Path, data: bytes, options: EngineOptions) -> ort.InferenceSession:
+    if options.precision == "bf16":
+        raise StartupError(f"--precision bf16 needs OpenVINO: {openvino_cpu.problem()}")
     wanted = _providers(path, data, options)
     if options.device == "tensorrt":
         # An input that sizes others would need a profile; a GPU has the confidence for nothing.

@@ -14,7 +14,7 @@ from typing import Any
 from service.errors import ModelUnusable, StartupError, UnknownModel
 from service.inference import cpus, trt_engines
 from service.inference.batcher import Batcher
-from service.inference.engine import CPU, Engine, EngineOptions, Prediction
+from service.inference.engine import Engine, EngineOptions, Prediction
 from service.inference.trt_engines import TrtOptions
 from service.settings import Settings
 
@@ -59,7 +59,8 @@ class ServedModel:
         self.batcher.start()
         sessions = len(self.batcher.sessions)
         several = f", {sessions} sessions" if sessions > 1 else ""
-        log.info("serving %s on %s%s", self.name, self.engine.provider, several)
+        precision = self.engine.execution_precision
+        log.info("serving %s on %s in %s%s", self.name, self.engine.provider, precision, several)
 
     @contextmanager
     def used(self) -> Iterator[ServedModel]:
@@ -267,11 +268,11 @@ def load(settings: Settings) -> Models:
 def load_engines(path: Path, settings: Settings) -> list[Engine]:
     """Load a file: --sessions engines on every GPU, or on the CPU; raises StartupError."""
     _check_name(path)
-    gpus = () if settings.device == "cpu" else settings.gpus
+    gpus = () if settings.device in {"cpu", "openvino"} else settings.gpus
     sessions = settings.sessions or 1
     if gpus:
         first = Engine(path, _options(settings, gpus[0], len(gpus) * sessions))
-        if first.provider == CPU and len(gpus) * sessions > 1:
+        if first.on_cpu and len(gpus) * sessions > 1:
             gpus = ()  # `auto` fell back to the CPU, which all sessions share
     if not gpus:
         first = Engine(path, _options(settings, 0, sessions))
@@ -359,4 +360,6 @@ def _options(settings: Settings, gpu: int, sessions: int, *, build: bool = False
         lanes=1 if settings.sessions else min(threads, MOST_LANES),
         gpu_mem_limit_mb=settings.gpu_mem_limit_mb,
         trt=trt,
+        precision=settings.precision,
+        openvino_cache=settings.openvino_cache,
     )

@@ -51,7 +51,13 @@ def requirements(*extras: str) -> list[Requirement]:
 
 @pytest.mark.parametrize(
     ("name", "extras"),
-    [("cpu", ["cpu"]), ("gpu", ["gpu"]), ("train", ["train", "gpu"]), ("dev", ["dev"])],
+    [
+        ("cpu", ["cpu"]),
+        ("openvino", ["openvino"]),
+        ("gpu", ["gpu"]),
+        ("train", ["train", "gpu"]),
+        ("dev", ["dev"]),
+    ],
 )
 def test_a_lock_has_what_pyproject_asks_for(name: str, extras: list[str]) -> None:
     """If this fails, pyproject.toml has changed: run docker/lock.sh."""
@@ -61,7 +67,7 @@ def test_a_lock_has_what_pyproject_asks_for(name: str, extras: list[str]) -> Non
         assert requirement.specifier.contains(version), requirement
 
 
-@pytest.mark.parametrize("name", ["cpu", "gpu", "train", "sbom", "dev"])
+@pytest.mark.parametrize("name", ["cpu", "openvino", "gpu", "train", "sbom", "dev"])
 def test_every_line_is_a_pinned_package_with_hashes(name: str) -> None:
     text = lock_file(name).read_text(encoding="utf-8")
     starts = [line for line in text.splitlines() if line and line[0] not in "# "]
@@ -88,7 +94,7 @@ def test_each_image_has_one_engine_and_nothing_of_training(
     assert any(package.startswith("nvidia-") for package in packages) == (name == "gpu")
 
 
-@pytest.mark.parametrize("name", ["cpu", "gpu"])
+@pytest.mark.parametrize("name", ["cpu", "openvino", "gpu"])
 def test_the_licence_of_every_shipped_package_is_listed(name: str) -> None:
     """If this fails, the lock has changed: add what docker/sbom.sh lists."""
     text = (ROOT / "docker" / "licences.md").read_text(encoding="utf-8")

@@ -21,7 +21,6 @@ from prometheus_client.registry import Collector
 
 from service.errors import CLIENT_GONE, ServiceError
 from service.http.telemetry.gpu_memory import GpuMemory
-from service.inference.engine import CPU
 from service.inference.models import Models, ServedModel
 
 # Histogram buckets: from a tiny image on a GPU to a large one behind a full queue.
@@ -77,9 +76,7 @@ class Metrics:
         )
         self.pixels = Counter("deeplab_pixels", "Pixels of the photos accepted", registry=to)
         self.registry.register(_ModelCollector(models))
-        self.registry.register(
-            GpuMemory(lambda: any(model.engine.provider != CPU for model in models))
-        )
+        self.registry.register(GpuMemory(lambda: any(not model.engine.on_cpu for model in models)))
         self._start_at_zero()
         ProcessCollector(registry=to)
         PlatformCollector(registry=to)
@@ -119,7 +116,7 @@ class _ModelCollector(Collector):
         info = GaugeMetricFamily(
             "deeplab_model_info",
             "Served models and the execution provider in use; always 1",
-            labels=["model", "digest", "execution_provider", "precision"],
+            labels=["model", "digest", "execution_provider", "precision", "execution_precision"],
         )
         depth = GaugeMetricFamily(
             "deeplab_queue_depth", "Images waiting for the engine", labels=["model"]
@@ -132,8 +129,8 @@ class _ModelCollector(Collector):
         )
         for model in self._models:
             engine = model.engine
-            precision = engine.contract.precision
-            info.add_metric([model.name, engine.digest, engine.provider, precision], 1)
+            precisions = [engine.contract.precision, engine.execution_precision]
+            info.add_metric([model.name, engine.digest, engine.provider, *precisions], 1)
             depth.add_metric([model.name], model.batcher.depth)
             sessions.add_metric([model.name], model.batcher.live_sessions)
         yield from (info, depth, sessions, ready, self._batch_sizes())

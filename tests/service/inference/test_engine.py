@@ -149,14 +149,14 @@ def test_cuda_that_cannot_load_refuses_to_start(model: Path) -> None:
 @needs_no_gpu
 def test_auto_serves_on_the_cpu_and_says_why(model: Path, caplog: pytest.LogCaptureFixture) -> None:
     engine = Engine(model, EngineOptions("auto"))
-    assert engine.provider == CPU
+    assert engine.on_cpu
     assert "serving on the CPU" in caplog.text
 
 
 @pytest.mark.skipif(CUDA not in ort.get_available_providers(), reason="a build without CUDA")
 @needs_no_gpu
 def test_a_provider_that_is_compiled_in_is_not_taken_for_one_that_runs(model: Path) -> None:
-    assert Engine(model, EngineOptions("auto")).provider == CPU
+    assert Engine(model, EngineOptions("auto")).on_cpu
 
 
 def test_cuda_neither_searches_for_long_nor_keeps_what_it_took() -> None:

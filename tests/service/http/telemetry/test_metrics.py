@@ -72,7 +72,7 @@ def test_stages_pixels_and_batches_add_up(client: TestClient) -> None:
 def test_the_model_and_what_it_runs_on_are_named(client: TestClient) -> None:
     model = client.get("/models/tiny").json()
     sample = (
-        f"deeplab_model_info digest={model['digest']}"
+        f"deeplab_model_info digest={model['digest']} execution_precision=fp32"
         " execution_provider=CPUExecutionProvider model=tiny precision=fp32"
     )
     found = scrape(client)

@@ -1,0 +1,133 @@
+"""OpenVINO as the engine of one exported model on a CPU.
+
+Where the CPU multiplies bfloat16 (AMX, AVX512-BF16), OpenVINO computes in it by default and
+is about twice as fast as ONNX Runtime in float32. The `openvino` package is used rather
+than ONNX Runtime's OpenVINO provider: docs/performance.md says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.errors import StartupError
+from service.inference.contract import CONFIDENCE, INPUT, LABELS, Contract
+
+OPENVINO = "OpenVINO"  # as the name of what runs
+Precision = Literal["auto", "fp32", "bf16"]
+HINTS = {"fp32": "f32", "bf16": "bf16"}  # OpenVINO's names
+NAMES = {hint: name for name, hint in HINTS.items()}
+THREADS_PER_LANE = 2  # with two CPUs, two lanes of one thread were no faster than one of two
+
+
+@dataclass(frozen=True)
+class OpenVinoOptions:
+    """How models are compiled."""
+
+    threads: int
+    lanes: int  # at most
+    precision: Precision = "auto"
+    cache: Path | None = None  # folder of compiled models, for quick restarts
+
+
+def problem() -> str | None:
+    """Why OpenVINO cannot be used; None if it is installed."""
+    if find_spec("openvino") is None:
+        return "openvino is not installed; install the openvino extra"
+    return None
+
+
+class Lane:
+    """A model for one run at a time."""
+
+    def __init__(self, compiled: dict[tuple[str, ...], Any]) -> None:
+        """`compiled`: the model for each choice of outputs."""
+        self._requests = {names: each.create_infer_request() for names, each in compiled.items()}
+
+    def run(self, outputs: Sequence[str], images: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+        """(N, H, W, 3) uint8 -> each of the outputs, (N, H, W) uint8.
+
+        Images go one by one: a CPU is no faster with several, and one size is compiled.
+        """
+        request = self._requests[tuple(outputs)]
+        found = [request.infer([image[None]], share_inputs=True) for image in images]
+        return [np.concatenate([each[name] for each in found]) for name in outputs]
+
+
+class OpenVino:
+    """A model, compiled; raises StartupError if OpenVINO cannot read it or run it as asked."""
+
+    def __init__(
+        self, path: Path, data: bytes, contract: Contract, options: OpenVinoOptions
+    ) -> None:
+        if reason := problem():
+            raise StartupError(f"--device openvino: {reason}")
+        import openvino  # noqa: PLC0415 - an extra; loading it takes a quarter of a second
+
+        self._library = openvino
+        self._core = openvino.Core()
+        self._check_precision(options.precision)
+        if options.cache is not None:
+            self._core.set_property({"CACHE_DIR": str(options.cache)})
+        self._choices = [(LABELS,), (LABELS, CONFIDENCE)] if contract.confidence else [(LABELS,)]
+        self._path, self._data, self._contract, self._options = path, data, contract, options
+        alone = self._compiled(1)
+        self.alone = Lane(alone)
+        lanes = max(1, min(options.lanes, options.threads // THREADS_PER_LANE))
+        shared = alone if lanes == 1 else self._compiled(lanes)
+        self.lanes = [self.alone] if lanes == 1 else [Lane(shared) for _ in range(lanes)]
+        self.precision = self._running(alone[LABELS,])
+        self.from_cache = bool(alone[LABELS,].get_property("LOADED_FROM_CACHE"))
+
+    def _check_precision(self, precision: Precision) -> None:
+        able = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if precision == "bf16" and "BF16" not in able:
+            raise StartupError(
+                f"--precision bf16: this CPU has neither AMX nor AVX512-BF16 ({', '.join(able)}); "
+                "--precision auto takes what it has"
+            )
+
+    def _running(self, compiled: Any) -> str:
+        """The precision in use, as OpenVINO reports it; quantized layers stay in 8 bits."""
+        hint = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        name = NAMES.get(hint, hint)
+        return f"int8+{name}" if self._contract.precision == "int8" else name
+
+    def _compiled(self, streams: int) -> dict[tuple[str, ...], Any]:
+        """The model for each choice of outputs: OpenVINO computes all that a model has."""
+        config = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": streams,
+            "INFERENCE_NUM_THREADS": self._options.threads,
+            # Processes that share a quota of CPUs would all pin their threads to the first ones.
+            "ENABLE_CPU_PINNING": False,
+        }
+        if self._options.precision != "auto":
+            config["INFERENCE_PRECISION_HINT"] = HINTS[self._options.precision]
+        try:
+            return {
+                names: self._core.compile_model(self._model(names), "CPU", config)
+                for names in self._choices
+            }
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:300]
+            raise StartupError(
+                f"{self._path} is not a model that OpenVINO can load: {reason}; a file with "
+                "confidence from before December 2026 must be exported again"
+            ) from None
+
+    def _model(self, outputs: Sequence[str]) -> Any:
+        """The part of the file that some outputs need, for one image."""
+        whole = self._core.read_model(self._data)
+        results = [whole.output(name) for name in outputs]
+        model = self._library.Model(results, whole.get_parameters())
+        size = self._contract.input
+        fixed = size.policy == "fixed"
+        model.reshape({INPUT: [1, *((size.height, size.width) if fixed else (-1, -1)), 3]})
+        return model
