@@ -43,7 +43,7 @@ def test_the_page_works_with_the_network_blocked(address: str, tmp_path: Path) -
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)
         page.goto(f"{address}/docs")
-        block = page.locator("#operations-default-post_segment_segment_post")
+        block = page.locator("#operations-default-post_segment")
         block.locator(".opblock-summary-control").click()
         block.get_by_role("button", name="Try it out").click()
         block.locator("input[type=file]").set_input_files(tmp_path / "photo.png")
