@@ -35,6 +35,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="OUT",
         help="write every mask as class ids into OUT, translating known colours, and check those",
     )
+    c.add_argument(
+        "--crop",
+        type=int,
+        default=513,
+        metavar="N",
+        help="compare the photos' sizes with this crop (default: 513)",
+    )
     c.add_argument("--json", action="store_true", help="print the report as JSON")
     c.set_defaults(run=run_check)
     c = commands.add_parser(
@@ -76,8 +83,22 @@ def run_check(args: argparse.Namespace) -> int:
         report = check(find(kind, args.root, args.split))
         if args.convert:
             report = converted(report, args.convert)
+        report.crop = args.crop
     print(json.dumps(report.to_json(), indent=2) if args.json else report.to_text())
+    if isinstance(report, Report) and kind == "folder" and report.usable and not args.json:
+        print(f"to train: {training_line(report, args.root)}")
     return 0 if report.usable else 1
+
+
+def training_line(report: Report, root: Path) -> str:
+    """A command that trains on a set of one's own, as long as its photos are good for."""
+    batch = 16  # of the preset
+    iterations = max(100, round(50 * len(report.dataset.pairs) / batch))
+    return (
+        f"python -m model.train efficientnet-lite0-voc --data {root} --out runs/mine "
+        f"--set dataset=folder --set split={report.dataset.split} "
+        f"--set model.num_classes={len(report.dataset.classes)} --set iterations={iterations}"
+    )
 
 
 def run_prepare(args: argparse.Namespace) -> int:

@@ -56,6 +56,7 @@ class Report:
     shades: set[tuple[int, int]] = field(default_factory=set)
     problems: list[str] = field(default_factory=list)
     sizes: list[tuple[int, int]] = field(default_factory=list)  # (W, H) of the photos
+    crop: int = 513  # pixels that a network sees of a photo at once
 
     def __post_init__(self) -> None:
         self.pixels = np.zeros(len(self.dataset.classes), np.int64)
@@ -207,9 +208,23 @@ class Report:
     def warnings(self) -> list[str]:
         """What is odd, yet no reason not to train."""
         lines = [*self.dataset.notes, *self.absent()]
+        lines += self._on_sizes()
         if self.empty:
             lines.append(f"{self.empty} masks are void everywhere: nothing is learned from them")
         return lines
+
+    def _on_sizes(self) -> list[str]:
+        """A line where most photos are far larger than the crop."""
+        sides = sorted(map(max, self.sizes))
+        if not sides or (side := sides[len(sides) // 2]) <= 2 * self.crop:
+            return []
+        line = (
+            f"photos are large: half of them have a side of {side} pixels or more. With a crop of "
+            f"{self.crop} a network is trained on pieces of them and then served whole photos, "
+            f"shrunk {side / self.crop:.1f} times: shrink photos and masks first, or train with "
+            "a larger crop (--crop N compares with another)"
+        )
+        return [line]
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain values; shares are of all mask pixels."""

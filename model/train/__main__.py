@@ -83,6 +83,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.list:
         for name in recipe.presets():
             print(f"{name:34} {recipe.read(name, []).description}")
+        print(f"\nThey lie in {recipe.PRESETS}: copy one to change more than --set is good for.")
         return 0
     if args.recipe is None or args.data is None or (args.resume or args.out) is None:
         p.error("give a recipe, --data DIR and --out DIR (or --resume DIR)")
@@ -106,6 +107,7 @@ def train_from(args: argparse.Namespace, world: World) -> Path:
     directory: Path = args.resume or args.out
     preflight.check_folder(directory, resume=args.resume is not None)
     world.from_main(lambda: directory.mkdir(parents=True, exist_ok=True))
+    preflight.log_start(config, dataset, recipe.path_of(args.recipe))
     preflight.log_rate(config)
     preflight.check_norm_momentum(config)
     board = TensorBoard(directory) if args.tensorboard and world.is_main else None

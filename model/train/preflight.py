@@ -157,6 +157,39 @@ def check_norm_momentum(config: Recipe) -> None:
         )
 
 
+VIEWS = (10, 300)  # times that each photo is seen; fewer learn little, more know it by heart
+VIEWS_TO_START_WITH = 50
+
+
+def fitting_iterations(photos: int, batch_size: int) -> int:
+    """Iterations that show each photo some 50 times, at least 100: to start with."""
+    return max(100, round(VIEWS_TO_START_WITH * photos / batch_size))
+
+
+def log_start(config: Recipe, dataset: Dataset, source: Path) -> None:
+    """Say what is about to be trained on what, and warn where the length does not fit the data."""
+    photos = len(dataset.pairs)
+    views = config.iterations * config.batch_size / photos
+    log.info(
+        "recipe %s: %d photos of %s %s, %d iterations of %d crops of %d: %.3g views per photo",
+        source,
+        photos,
+        dataset.name,
+        dataset.split,
+        config.iterations,
+        config.batch_size,
+        config.augment.crop,
+        views,
+    )
+    if not VIEWS[0] <= views <= VIEWS[1]:
+        log.warning(
+            "each photo is seen %.3g times; some %d are a start: --set iterations=%d",
+            views,
+            VIEWS_TO_START_WITH,
+            fitting_iterations(photos, config.batch_size),
+        )
+
+
 def log_rate(config: Recipe) -> None:
     """Log the learning rate that follows from the batch size."""
     if config.reference_batch is None:

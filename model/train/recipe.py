@@ -165,16 +165,22 @@ def presets() -> dict[str, Path]:
     return {path.stem: path for path in sorted(PRESETS.glob("*.toml"))}
 
 
+def path_of(name: str) -> Path:
+    """The file of a preset by its name, or the path itself."""
+    return presets().get(name, Path(name))
+
+
 def read(name: str, overrides: list[str]) -> Recipe:
     """Read a preset by name or a TOML file by path, and apply `key=value` overrides.
 
     Keys are dotted (`model.output_stride=8`), values are TOML (a bare word is a
     string). Raises RecipeError naming the key, the value and what is valid.
     """
-    path = presets().get(name, Path(name))
+    path = path_of(name)
     if not path.is_file():
         raise RecipeError(
-            f"{name!r} is neither a file nor a preset; presets: {', '.join(presets())}"
+            f"{name!r} is neither a file nor a preset; presets: {', '.join(presets())} "
+            f"(in {PRESETS})"
         )
     try:
         table = tomllib.loads(read_text(path))

@@ -13,6 +13,7 @@ import pickle
 import re
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -37,6 +38,8 @@ log = logging.getLogger("model.train")
 STATE = "state.pt"
 LOG = "log.jsonl"
 LOG_EVERY = 20  # iterations
+FIRST_LINE_S = 8.0
+ENOUGH_TO_ESTIMATE = 5  # iterations
 OUT_OF_MEMORY = "can't allocate memory"  # in the RuntimeError of PyTorch's allocator for the host
 
 
@@ -343,7 +346,8 @@ def loop(
     shown = folder.world.is_main and sys.stderr.isatty()
     bar = tqdm(initial=run.iteration, total=pace.stop, disable=not shown)
     meter = Meter(pace.batch)
-    with StopSignals() as signals, bar:
+    first = FirstLine(run.iteration, pace.stop, shown=folder.world.is_main)
+    with StopSignals() as signals, bar, first:
         while run.iteration < pace.stop:
             meter.loading()
             batch, weight = fetch(run, batches, pace, folder, weigh=weigh, signals=signals)
@@ -351,6 +355,7 @@ def loop(
             with memory_advice(folder.path):
                 meter.add(step(batch, weight))
             bar.update()
+            first.tell(run.iteration)
             if run.iteration % pace.log_every == 0:
                 bar.set_postfix(loss=f"{meter.loss:.3f}")
                 rate = float(f"{run.optimizer.param_groups[0]['lr']:.4g}")
@@ -449,6 +454,58 @@ def note_skips(run: Run, lines: list[str], limit: int, folder: RunFolder) -> Non
             f"{lines[-1]}: repair them (python -m model.data check names all) or raise max_skips; "
             f"{kept(folder.path)}"
         )
+
+
+class FirstLine:
+    """Say within FIRST_LINE_S that the training runs, and how long it will take.
+
+    The first iteration is slow and not counted; where even it takes longer, that is said.
+    """
+
+    def __init__(self, start: int, stop: int, *, shown: bool) -> None:
+        self.start, self.stop = start, stop
+        self.told = not shown
+        self.began = self.first = time.monotonic()
+        self.timer = threading.Timer(FIRST_LINE_S, self._still)
+        self.timer.daemon = True
+
+    def __enter__(self) -> FirstLine:
+        if not self.told:
+            self.timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.timer.cancel()
+
+    def _still(self) -> None:
+        log.info("the first iterations take longer than %.0f s", FIRST_LINE_S)
+
+    def tell(self, iteration: int) -> None:
+        """An iteration is over."""
+        now = time.monotonic()
+        done = iteration - self.start
+        if done == 1:
+            self.first = now
+            log.debug("first iteration after %.1f s", now - self.began)
+        elif not self.told and (done > ENOUGH_TO_ESTIMATE or now - self.began > FIRST_LINE_S / 2):
+            seconds = (now - self.first) / (done - 1)
+            left = seconds * (self.stop - iteration)
+            log.info(
+                "iteration %d of %d: %.2g s each, about %s to go",
+                iteration,
+                self.stop,
+                seconds,
+                duration(left),
+            )
+            self.told = True
+            self.timer.cancel()
+
+
+def duration(seconds: float) -> str:
+    """Seconds for reading: `40 s`, `12 min`, `3.5 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 class Meter:

@@ -241,6 +241,18 @@ def test_a_network_is_judged_on_what_lies_there_or_what_it_was_trained_on(tmp_pa
     assert choose("voc", tmp_path, "coco") == "voc"
 
 
+def test_a_usable_set_of_ones_own_comes_with_the_command_that_trains_it(
+    own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Iterations by its photos; and large photos are compared with the crop."""
+    assert main(["check", str(own)]) == 0
+    out = capsys.readouterr().out
+    assert "--set model.num_classes=2 --set iterations=100" in out
+    assert "photos are large" not in out
+    assert main(["check", str(own), "--crop", "1"]) == 0
+    assert "a side of 4 pixels or more. With a crop of 1 a network" in capsys.readouterr().out
+
+
 def test_unknown_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(tmp_path)]) == 2
     assert "give --dataset" in capsys.readouterr().err

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from model.train import preflight, recipe
+from model.data import shapes
+from model.data.dataset import find
+from model.train import preflight, recipe, run
 from model.train.recipe import RecipeError
+from model.train.run import FirstLine, duration
 
 LIGHT = "efficientnet-lite0-voc"
 
@@ -90,3 +93,42 @@ def test_a_file_that_is_no_toml_is_refused(tmp_path: Path) -> None:
     path.write_text("iterations = ")
     with pytest.raises(RecipeError, match="not TOML"):
         recipe.read(str(path), [])
+
+
+def test_the_length_of_a_run_is_compared_with_its_photos(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where the recipe lies, views per photo, and iterations that fit the data."""
+    caplog.set_level("INFO")
+    shapes.make(tmp_path)
+    dataset = find("folder", tmp_path, "train")  # 24 photos
+    config = recipe.read(LIGHT, ["iterations=2600", "batch_size=16"])
+    preflight.log_start(config, dataset, recipe.path_of(LIGHT))
+    assert f"{recipe.PRESETS / LIGHT}.toml: 24 photos of folder train, 2600 iter" in caplog.text
+    assert "1.73e+03 views per photo" in caplog.text
+    assert "some 50 are a start: --set iterations=100" in caplog.text
+    assert preflight.fitting_iterations(1000, 10) == 5000
+
+
+def test_a_duration_is_read_at_a_glance() -> None:
+    assert [duration(s) for s in (40, 600, 9000)] == ["40 s", "10 min", "2.5 h"]
+
+
+def test_the_first_line_comes_with_an_estimate(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    with FirstLine(0, 1000, shown=True) as line:
+        for iteration in range(1, 10):
+            line.tell(iteration)
+    told = [text for text in caplog.messages if "to go" in text]
+    assert len(told) == 1
+    assert told[0].startswith("iteration 6 of 1000: ")
+
+
+def test_a_slow_first_iteration_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr(run, "FIRST_LINE_S", 0.05)
+    with FirstLine(0, 1000, shown=True) as line:
+        line.timer.join(5)
+    assert "the first iterations take longer than" in caplog.text
