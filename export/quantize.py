@@ -32,6 +32,8 @@ from service.inference.contract import INPUT, LABELS, InputSize
 
 log = logging.getLogger("export")
 
+REPORT_EVERY = 10  # convolutions; each takes a second or so
+
 ACTIVATIONS = ["Relu", "Clip"]
 OPERATORS = ["Conv", "Add", "Concat", *ACTIVATIONS]
 PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
@@ -55,6 +57,7 @@ class Quantization:
 def quantized(proto: onnx.ModelProto, target: InputSize, options: Quantization) -> onnx.ModelProto:
     """Quantize a float32 graph to 8 bits, except for its sensitive convolutions."""
     images = photos(options.calibration, options.calibration_images, target)
+    log.info("calibrating on %d photos", len(images))
     prepared = _prepared(proto)
     ranges = calibrate(prepared, images)
     floats = sensitive(prepared, ranges, images[:SENSITIVITY_IMAGES])
@@ -111,7 +114,10 @@ def sensitive(
     """Convolutions that, quantized alone, change too many labels."""
     truth = _labels(proto, images)
     found = []
-    for node in filter(learned, proto.graph.node):
+    nodes = list(filter(learned, proto.graph.node))
+    for number, node in enumerate(nodes):
+        if number % REPORT_EVERY == 0:
+            log.info("quantizing each convolution alone: %d of %d done", number, len(nodes))
         alone = [node.name, *_activations(proto, node)]
         labels = _labels(_quantize(proto, ranges, only=alone), images)
         changed = float((labels != truth).mean())

@@ -6,6 +6,7 @@ leaves nothing behind.
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ from service.inference.contract import (
     Parity,
 )
 from service.inference.digest import contract_digest, graph_digest
+
+log = logging.getLogger("export")
 
 OPSET = 18
 SCORES = "scores"  # compared during export, absent from the file
@@ -81,8 +84,10 @@ def export(source: Path, target: Path, options: ExportOptions) -> Contract:
     if options.quantization is not None:
         final = quantize.quantized(final, contract.input, options.quantization)
     final = on_request(final)
+    log.info("comparing the file with PyTorch")
     measured = parity.compare(truth, final, contract.input, options.dynamic)
     if options.validation is not None:
+        log.info("measuring mIoU of both on %d photos", len(options.validation.pairs))
         measured = parity.with_miou(measured, truth, final, contract.input, options.validation)
     parity.require(measured, options.precision)
     final = strip(final)

@@ -26,7 +26,10 @@ from tests.model import voc_folder
 
 
 @pytest.mark.slow
-def test_a_quantized_file_is_8_bit_and_says_what_it_lost(tmp_path: Path) -> None:
+def test_a_quantized_file_is_8_bit_and_says_what_it_lost(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The minutes that it takes are not silent: every step is reported as it begins."""
     torch.manual_seed(0)
     config = CONFIG.model_copy(update={"num_classes": 21})
     card = Card(model=config, classes=VOC_CLASSES, palette=voc_palette(21))
@@ -36,6 +39,10 @@ def test_a_quantized_file_is_8_bit_and_says_what_it_lost(tmp_path: Path) -> None
     target = tmp_path / "int8.onnx"
     arguments = [str(source), "-o", str(target), "--precision", "int8"]
     assert cli.main([*arguments, "--calibration", str(photos), "--data", str(data)]) == 0
+    steps = [record.message for record in caplog.records if record.name == "export"]
+    assert steps[0] == "calibrating on 6 photos"
+    assert sum("each convolution alone" in step for step in steps) > 3
+    assert steps[-2:] == ["comparing the file with PyTorch", "measuring mIoU of both on 6 photos"]
     model = onnx.load(target)
     weights = [tensor for tensor in model.graph.initializer if len(tensor.dims) == 4]
     eight_bit = [tensor for tensor in weights if tensor.data_type == onnx.TensorProto.INT8]

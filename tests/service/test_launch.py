@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -91,3 +92,18 @@ def test_event_loop_and_parser_are_chosen_and_not_found(tmp_path: Path) -> None:
         names = {path.name.partition(".")[0] for path in native_libraries(process.pid)}
     assert "onnxruntime_pybind11_state" in names
     assert names.isdisjoint({"loop", "parser", "url_parser"}), names
+
+
+@NAMED
+def test_the_serving_environment_has_the_versions_of_the_images_lock() -> None:
+    """What tests and measurements start is what the image of that engine holds."""
+    assert SERVING is not None
+    engine = Path(SERVING).parents[1].name.removeprefix(".venv-serve-")
+    lock = Path(__file__).parents[2] / "docker" / f"requirements-{engine}.txt"
+    text = lock.read_text(encoding="utf-8")
+    locked = {line.partition(" ")[0] for line in text.splitlines() if "==" in line}
+    names = [pin.partition("==")[0] for pin in locked]
+    code = "import sys; from importlib.metadata import version as v; "
+    code += "print(*(f'{name}=={v(name)}' for name in sys.argv[1:]))"
+    found = subprocess.check_output([SERVING, "-c", code, *names], text=True)
+    assert set(found.split()) == locked, "run make again: the lock has changed"
