@@ -28,7 +28,7 @@ def test_a_request_beyond_the_shutdown_timeout_is_answered_with_503(tmp_path: Pa
             connection.putheader("Content-Type", "image/png")
             connection.putheader("Content-Length", "1000")
             connection.endheaders(b"the rest never comes")
-            while "requests_in_flight 2.0" not in httpx.get(f"{url}/metrics").text:
+            while "requests_in_flight 1.0" not in httpx.get(f"{url}/metrics").text:
                 time.sleep(0.05)
             process.send_signal(signal.SIGTERM)
             with connection.getresponse() as answer:
