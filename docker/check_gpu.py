@@ -18,10 +18,11 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the application, beside this folder
+
+import onnxruntime as ort  # after `service`, which switches its telemetry off
 
 from service.errors import StartupError
 from service.images import imaging

@@ -46,6 +46,7 @@ LABEL org.opencontainers.image.title="deeplab" \
 ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin \
     PYTHONUNBUFFERED=1 \
     HOME=/tmp \
+    ORT_DISABLE_TELEMETRY=1 \
     DEEPLAB_HOST=0.0.0.0 \
     DEEPLAB_PORT=8000 \
     DEEPLAB_MODELS=/models

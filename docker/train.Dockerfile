@@ -31,6 +31,7 @@ LABEL org.opencontainers.image.title="deeplab-train" \
 ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin \
     PYTHONUNBUFFERED=1 \
     HOME=/tmp \
+    ORT_DISABLE_TELEMETRY=1 \
     LOGNAME=deeplab \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility

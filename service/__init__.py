@@ -1,1 +1,7 @@
 """The HTTP service, its inference engine and the batch client. Needs neither torch nor `model`."""
+
+import os
+
+# ONNX Runtime 1.32 and later sends usage data to its maker, and keeps a database in the home
+# directory for it. It reads this variable when it is loaded, which only modules below this do.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
