@@ -21,7 +21,7 @@ SOUND = {
     "status 400": 5.0,
     "status 499": 3.0,
     "problems": 5.0,
-    "deeplab_requests_in_flight": 1.0,
+    "deeplab_requests_in_flight": 0.0,
     "deeplab_queue_depth": 0.0,
     "deeplab_ready": 1.0,
 }
