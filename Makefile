@@ -17,46 +17,8 @@ serve: $(SERVE)/.installed ## run the service on port 8000
 image: ## the service as a container image, for ENGINE
 	docker build -f docker/serve.Dockerfile --target $(ENGINE) -t deeplab:$(ENGINE) .
 
-# Whole trainings, servers and their clients under load, clusters, containers.
-LONG := \
-	tests/docker/test_sbom.py \
-	tests/docker/test_serve_image.py \
-	tests/export/test_bench.py \
-	tests/export/test_tail.py \
-	tests/model/convert/test_libraries.py \
-	tests/model/evaluate/test_predict.py \
-	tests/model/evaluate/test_report.py \
-	tests/model/finish/test_recalibrate.py \
-	tests/model/network/test_deeplab.py \
-	tests/model/paper/test_complexity.py \
-	tests/model/paper/test_diagram.py \
-	tests/model/test_checkpoint.py \
-	tests/model/test_memory.py \
-	tests/model/test_pretrain.py \
-	tests/model/train/test_distillation.py \
-	tests/model/train/test_main.py \
-	tests/model/train/test_options.py \
-	tests/model/train/test_pretrained.py \
-	tests/model/train/test_run.py \
-	tests/service/bench/test_libraries.py \
-	tests/service/client/test_batch.py \
-	tests/service/client/test_fuzz.py \
-	tests/service/client/test_hostile.py \
-	tests/service/cluster/test_pipeline.py \
-	tests/service/cluster/test_scale.py \
-	tests/service/cluster/test_serve.py \
-	tests/service/http/middleware/test_protocol.py \
-	tests/service/http/middleware/test_timeouts.py \
-	tests/service/http/telemetry/test_tracing.py \
-	tests/service/http/test_api_docs.py \
-	tests/service/http/test_playground.py \
-	tests/service/http/test_schema.py \
-	tests/service/inference/test_models.py \
-	tests/service/test_main.py \
-	tests/test_same_mask.py
-
 test-fast: $(DEV)/.installed $(SERVE)/.installed ## a minute of tests from every room, while working
-	$(DEV)/bin/python -m pytest -n 2 --dist loadfile -m "not slow" $(LONG:%=--ignore=%)
+	$(DEV)/bin/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 # Coverage costs a third to a half more CPU time; COVERAGE=off runs the tests alone.
 test: $(DEV)/.installed $(SERVE)/.installed ## all tests, two files at a time, and the branches they take

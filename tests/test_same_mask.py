@@ -18,6 +18,8 @@ from service.http.app import create_app
 from service.inference import models
 from service.settings import BUNDLED, Settings
 
+pytestmark = pytest.mark.slow
+
 NAME = "efficientnet-lite0-voc"
 CHECKPOINT = Path(checkpoint.__file__).parent / "bundled" / NAME
 SAMPLES = sorted((BUNDLED.parent / "samples").glob("*.jpg"))

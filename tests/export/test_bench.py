@@ -14,6 +14,8 @@ from service.inference.engine import Engine, EngineOptions
 from tests.export.conftest import SIZE
 from tests.service.web import opened, photo, png
 
+pytestmark = pytest.mark.slow
+
 
 def test_contestants_take_turns_and_the_first_round_is_not_counted() -> None:
     turns: list[str] = []
@@ -59,7 +61,6 @@ def test_the_plain_handler_gives_the_masks_that_the_engine_gives(
     assert (opened(answer.content) == labels).mean() > 0.999
 
 
-@pytest.mark.slow
 def test_the_service_and_the_plain_handler_get_the_same_requests(
     exported: Path, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import onnx
+import pytest
 
 from export.tail import PHASE_WEIGHTS, learned, tail
+
+pytestmark = pytest.mark.slow
 
 
 def operators(file: Path) -> set[str]:

@@ -17,6 +17,8 @@ from model.checkpoint import Card, CheckpointError
 from model.data.dataset import voc_palette
 from tests.model.nets import tiny
 
+pytestmark = pytest.mark.slow
+
 CHILD = """
 import os, signal, sys
 from pathlib import Path

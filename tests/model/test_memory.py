@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 # Prints the pages that the kernel gives for the last ten of forty equal tensors of 64 MiB.
 PROGRAM = """
 import resource

@@ -20,6 +20,8 @@ from model.train.run import LOG
 from model.train.step import train_step
 from tests.model.train.test_main import TINY, make_recipe
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = ["depth_multiplier=0.25", "image_size=33", "batch_size=4", "epochs=2", "ema_decay=0.5"]
 
 

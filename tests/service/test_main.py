@@ -23,6 +23,8 @@ from tests.service import onnx_models
 from tests.service.processes import LOG, running
 from tests.service.web import photo, png
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:

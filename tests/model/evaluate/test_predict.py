@@ -27,6 +27,8 @@ from model.network.inference import (
 )
 from tests.model.nets import photo, tiny
 
+pytestmark = pytest.mark.slow
+
 Array = NDArray[np.float64]
 SCALES = (0.5, 0.75, 1.0, 1.75)
 

@@ -21,6 +21,8 @@ from model.evaluate import plots, report
 from tests.model import voc_folder
 from tests.model.nets import tiny
 
+pytestmark = pytest.mark.slow
+
 EVIL = '<script>alert("x")</script>'
 
 

@@ -17,6 +17,8 @@ from model.network.layers import batch_norms
 from tests.model import voc_folder
 from tests.model.nets import shake, tiny
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:

@@ -15,6 +15,8 @@ from model.network.deeplab import BACKBONES, ImagePooling
 from model.paper.complexity import build
 from tests.model.nets import batch, shake, tiny, worst
 
+pytestmark = pytest.mark.slow
+
 BACKBONE_NAMES = get_args(BackboneName)
 STRIDES = (8, 16, 32)
 

@@ -13,6 +13,8 @@ from model.paper.complexity import Row, build, main, measure, merged, shape_tabl
 from model.paper.tables import TABLE_3, TABLE_5, Setting, count
 from tests.shared import REFERENCE, needs_reference
 
+pytestmark = pytest.mark.slow
+
 # Names of the reference's options, where ours differ.
 OPTIONS = {"aspp_sep": "aspp_separable", "dec_sep": "decoder_separable",
            "image_level": "image_pooling"}  # fmt: skip
@@ -33,7 +35,6 @@ def configured(entry: dict[str, Any]) -> ModelConfig:
 
 
 @needs_reference
-@pytest.mark.slow
 @pytest.mark.parametrize("entry", counted())
 def test_counts_are_the_references_to_the_integer(entry: dict[str, Any]) -> None:
     """Backbone, ASPP, decoder and logits, with and without the rounding of atrous convolution."""

@@ -11,6 +11,8 @@ import pytest
 from model.network.config import PUBLISHED, BackboneName, ModelConfig
 from model.paper.diagram import BY, HEIGHT, WIDTH, draw, main
 
+pytestmark = pytest.mark.slow
+
 SVG = "{http://www.w3.org/2000/svg}"
 
 

@@ -30,6 +30,8 @@ from tests.model import voc_folder
 from tests.model.train.test_main import TINY, make_recipe, run
 from tests.model.train.test_options import example, step
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:

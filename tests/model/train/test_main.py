@@ -28,6 +28,8 @@ from model.train.run import LOG, STATE, Pace, RunFolder, TrainingError
 from model.train.step import train_step
 from tests.model import voc_folder
 
+pytestmark = pytest.mark.slow
+
 TINY = ModelConfig(
     backbone="mobilenet_v2",
     depth_multiplier=0.25,

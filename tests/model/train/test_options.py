@@ -30,6 +30,8 @@ from model.train.validation import describe
 from tests.model import voc_folder
 from tests.model.train.test_main import TINY, make_recipe, pace, run
 
+pytestmark = pytest.mark.slow
+
 TINY_HEAD = TINY.model_dump(include={"aspp_channels", "atrous_rates", "decoder_channels"})
 
 

@@ -19,6 +19,8 @@ from model.train.pretrained import initialise
 from model.train.recipe import Recipe, RecipeError
 from tests.model.nets import tiny
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def trained(tmp_path: Path) -> tuple[str, DeepLabV3Plus]:

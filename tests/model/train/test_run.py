@@ -47,6 +47,8 @@ from model.train.run import (
 from tests.model import voc_folder
 from tests.model.train.test_main import make_recipe, run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
@@ -458,7 +460,6 @@ def test_a_log_is_cut_back_to_the_state(tmp_path: Path) -> None:
     assert path.read_text() == '{"iteration": 1}\n{"iteration": 2}\n'
 
 
-@pytest.mark.slow
 def test_kill_9_at_any_moment_loses_nothing(data: Path, tmp_path: Path) -> None:
     """Killed twice while iterating, saving or validating; then it ends as if never."""
     recipe = tmp_path / "tiny.toml"

@@ -21,6 +21,8 @@ from service.http.query import SegmentQuery
 from . import flaky_server
 from .flaky_server import Answer, FlakyServer, Request, problem, result
 
+pytestmark = pytest.mark.slow
+
 QUICK = ("--give-up-after", "3")
 
 

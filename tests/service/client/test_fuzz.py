@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Callable
 
 import httpx
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +19,8 @@ from service.client.pictures import size_of
 from service.client.plain import cell, plain
 
 from .flaky_server import png, result
+
+pytestmark = pytest.mark.slow
 
 # Numbers beyond floats and 64 bits, NaN, Infinity, lone surrogates and control characters.
 SCALARS = st.one_of(

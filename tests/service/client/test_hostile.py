@@ -22,6 +22,8 @@ from service.client.transport import Client
 
 from .flaky_server import Answer, FlakyServer, png, problem, result
 
+pytestmark = pytest.mark.slow
+
 QUICK = ("--give-up-after", "2", "--timeout", "1")
 
 

@@ -36,6 +36,8 @@ from service.settings import BUNDLED
 from tests.service import onnx_models
 from tests.service.web import photo, png, serving
 
+pytestmark = pytest.mark.slow
+
 ALL = tuple(OUTPUTS)
 CPU = EngineOptions(device="cpu", threads=1)
 

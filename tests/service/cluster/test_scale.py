@@ -23,6 +23,8 @@ from service.cluster.scale import (
 from tests.service import onnx_models
 from tests.service.web import photo, png
 
+pytestmark = pytest.mark.slow
+
 PAGE = Path(scale.__file__).parents[2] / "docs" / "scale.md"
 
 LIGHT = Costs(decode_ms=2, engine_ms=100, encode_ms=1, bytes_in=60e3, bytes_out=6e3)

@@ -12,6 +12,8 @@ pytest.importorskip("ray", reason="needs the extra `ray`: pip install -e '.[ray]
 from service.settings import Settings
 from tests.test_architecture import loaded_by
 
+pytestmark = pytest.mark.slow
+
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray Serve's own models use what pydantic will drop
     from ray.serve.schema import LoggingConfig  # noqa: F401 - loads what `application` needs

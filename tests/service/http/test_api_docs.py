@@ -14,6 +14,8 @@ from tests.service.http.test_playground import CHROMIUM, FLAGS, needs_chromium
 from tests.service.processes import running
 from tests.service.web import photo, png, serving
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:

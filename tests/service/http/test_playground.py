@@ -20,6 +20,8 @@ from tests.service import onnx_models
 from tests.service.processes import running
 from tests.service.web import opened, photo, png, serving
 
+pytestmark = pytest.mark.slow
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync")
 PHOTO = photo(48, 60)

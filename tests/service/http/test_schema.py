@@ -22,6 +22,8 @@ from schemathesis.specs.openapi.checks import (
 from tests.service import onnx_models
 from tests.service.processes import running
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = 20  # of every operation
 
 CHECKS = [
@@ -40,7 +42,6 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
 
 
-@pytest.mark.slow
 def test_no_request_meets_a_5xx_or_an_undocumented_answer(address: str) -> None:
     tried: Counter[int] = Counter()
     for found in schemathesis.openapi.from_url(f"{address}/openapi.json").get_all_operations():

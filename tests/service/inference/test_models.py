@@ -28,6 +28,8 @@ from tests.service import onnx_models
 from tests.service.processes import running
 from tests.service.web import Held, loopback, opened, photo, png, post, serving
 
+pytestmark = pytest.mark.slow
+
 BODY = png(photo())
 JPEG = {"Content-Type": "image/jpeg"}
 
@@ -267,7 +269,6 @@ def test_a_model_is_freed_when_its_last_request_is_answered_and_not_before(folde
         assert until(lambda: live_sessions() == before + 1)
 
 
-@pytest.mark.slow
 def test_reloading_the_bundled_model_again_and_again_does_not_grow_the_process(
     tmp_path: Path,
 ) -> None:

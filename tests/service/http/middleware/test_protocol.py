@@ -20,6 +20,8 @@ from tests.service import onnx_models
 from tests.service.processes import LOG, running
 from tests.service.web import opened, photo, png
 
+pytestmark = pytest.mark.slow
+
 BODY = png(photo())
 ASK = Path(__file__).with_name("Ask.java")
 UPGRADE = (

@@ -23,6 +23,8 @@ from tests.service import onnx_models
 from tests.service.processes import LOG, running
 from tests.service.web import photo, png
 
+pytestmark = pytest.mark.slow
+
 NOISE = png(np.random.default_rng(0).integers(0, 256, (1800, 1800, 3), np.uint8))
 
 ASK = b"GET /livez HTTP/1.1\r\nHost: test\r\n\r\n"
