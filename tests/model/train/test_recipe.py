@@ -50,6 +50,17 @@ def test_no_preset_begins_with_random_weights_unless_told_to(name: str) -> None:
     assert recipe.read(name, ["init="]).init is None
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_larger_taught_networks_stay_as_small_and_cheap_as_their_presets_say(number: int) -> None:
+    """Below 20 MB of float32, and below the bundled network's multiply-adds."""
+    bundled = recipe.read("efficientnet-lite0-voc-taught", []).model
+    larger = recipe.read(f"efficientnet-lite{number}-voc-taught", []).model
+    parameters = sum(parameter.numel() for parameter in complexity.build(larger).parameters())
+    assert 4 * parameters < 20e6
+    costs = [complexity.measure(model, (513, 513)).multiply_adds for model in (larger, bundled)]
+    assert costs[0] < costs[1]
+
+
 def test_a_file_may_start_with_a_windows_mark(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_bytes(b"\xef\xbb\xbf" + recipe.presets()[LIGHT].read_bytes())
