@@ -8,6 +8,7 @@ import pytest
 
 from model.data import shapes
 from model.data.dataset import find
+from model.paper import complexity
 from model.train import preflight, recipe, run
 from model.train.recipe import RecipeError
 from model.train.run import FirstLine, duration
