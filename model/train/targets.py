@@ -5,7 +5,7 @@ a file's name depends on the photo's content, its folder's name on the teachers'
 options, so that another photo or another teacher needs another file.
 
 Answers are kept every 8 pixels, which is the spacing of logits at output stride 8, as the
-probabilities of the likeliest classes in half precision: 60 kB per photo.
+probabilities of the likeliest classes in half precision: some 45 kB per photo.
 """
 
 from __future__ import annotations
