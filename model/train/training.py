@@ -132,26 +132,13 @@ def train(
     run.photos = len(dataset.pairs)
     if resume:
         folder.resume(run)
-        if run.iteration >= config.iterations:
-            log.warning(
-                "iterations=%d, and %d are done: nothing is left to train; for a longer run set "
-                "more iterations",
-                config.iterations,
-                run.iteration,
-            )
+        _warn_of_nothing_left(run, config)
     teachers = distillation.load(config, world)
     kept = answers(config, dataset, extra, teachers, world)
     if teachers is not None and kept is not None:
         teachers = teachers.dismissed()
     crops, loss = samples(config, dataset, world, extra.photos, kept)
-    share = Batches(
-        run.iteration,
-        config.iterations,
-        config.batch_size,
-        rank=world.rank,
-        ranks=world.size,
-        parts=config.accumulate,
-    )
+    share = _share(run, config, world)
 
     def weigh(batch: Batch) -> float:
         return weight(loss, batch.labels)
@@ -182,6 +169,29 @@ def train(
         with loading(crops, share, workers) as batches:
             loop(run, batches, pace, folder, weigh=weigh, step=step, after=after)
     return keep(run, folder, NAME, describe(config, dataset))
+
+
+def _share(run: Run, config: Recipe, world: World) -> Batches:
+    """The batches that are left to this process."""
+    return Batches(
+        run.iteration,
+        config.iterations,
+        config.batch_size,
+        rank=world.rank,
+        ranks=world.size,
+        parts=config.accumulate,
+    )
+
+
+def _warn_of_nothing_left(run: Run, config: Recipe) -> None:
+    """Say so when a resumed run has all its iterations behind it."""
+    if run.iteration >= config.iterations:
+        log.warning(
+            "iterations=%d, and %d are done: nothing is left to train; for a longer run set "
+            "more iterations",
+            config.iterations,
+            run.iteration,
+        )
 
 
 def weight(loss: PixelLoss, labels: Tensor) -> float:

@@ -137,7 +137,16 @@ def create_app(settings: Settings, models: Models, tracing: Tracing | None = Non
         redoc_url=None,
         dependencies=[Depends(refuse_repeats)],
     )
-    # The middleware added last sees a request first.
+    _add_middleware(app, settings, models, measured, tracing)
+    problems.install(app)
+    _add_routes(app, settings, models, resources, measured)
+    return app
+
+
+def _add_middleware(
+    app: FastAPI, settings: Settings, models: Models, measured: Metrics, tracing: Tracing | None
+) -> None:
+    """Add what every request passes through. The middleware added last sees a request first."""
     app.add_middleware(
         BodyLimit, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s
     )
@@ -157,7 +166,12 @@ def create_app(settings: Settings, models: Models, tracing: Tracing | None = Non
     if tracing:
         app.add_middleware(tracing.middleware, tracing=tracing)
     app.add_middleware(AbsoluteForm)
-    problems.install(app)
+
+
+def _add_routes(
+    app: FastAPI, settings: Settings, models: Models, resources: Resources, measured: Metrics
+) -> None:
+    """Add every endpoint, then the schema of them all."""
     playground.add_routes(app)
     api_docs.add_routes(app)
     probes.add_routes(app, models)
@@ -171,7 +185,6 @@ def create_app(settings: Settings, models: Models, tracing: Tracing | None = Non
         needs_key=lambda path: bool(settings.api_keys) and not is_open(path),
     )
     _answer_head(app)
-    return app
 
 
 def _operation_id(route: APIRoute) -> str:
