@@ -51,6 +51,7 @@ def scrambled(config: ModelConfig) -> DeepLabV3Plus:
         {"decoder_features": "conv2+conv3"},
         {"aspp_refine": True, "align_corners": False},
         {"backbone": "efficientnet_lite0", "depth_multiplier": 1.0},
+        {"backbone": "efficientnet_lite2", "depth_multiplier": 1.0},
     ],
 )
 def test_a_rewritten_network_has_the_same_logits(changes: dict[str, Any]) -> None:
