@@ -36,7 +36,7 @@ def write(contents: dict[Path, bytes]) -> None:
     """Write files that belong together, renamed in order once all are on the disk.
 
     Stopped between two renames, the files `beside` the last targets stay, complete: a reader
-    can finish what was begun.
+    can finish what was begun. An OSError before the first rename leaves nothing behind.
     """
     partials = {target: beside(target) for target in contents}
     try:
@@ -48,10 +48,22 @@ def write(contents: dict[Path, bytes]) -> None:
         for partial in partials.values():
             partial.unlink(missing_ok=True)
         raise
-    for target, partial in partials.items():
-        partial.replace(target)
+    _rename(partials)
     for folder in {target.parent for target in contents}:
         _flush_folder(folder)
+
+
+def _rename(partials: dict[Path, Path]) -> None:
+    """Put every file in the place of its target, or none if the first one cannot be."""
+    first = True
+    for target, partial in partials.items():
+        try:
+            partial.replace(target)
+        except OSError:
+            for each in partials.values() if first else ():
+                each.unlink(missing_ok=True)
+            raise
+        first = False
 
 
 def flush(path: Path) -> None:

@@ -94,7 +94,8 @@ def test_a_cityscapes_submission_holds_label_ids(tmp_path: Path) -> None:
     Image.fromarray(pixels).save(tmp_path / f"{name}_leftImg8bit.png")
     out = tmp_path / "out"
     photos = [str(tmp_path / f"{name}_leftImg8bit.png")]
-    assert main([str(source), *photos, "--submission", "cityscapes", "-o", str(out)]) == 0
+    options = ["--whole", "--submission", "cityscapes", "-o", str(out)]
+    assert main([str(source), *photos, *options]) == 0
     with zipfile.ZipFile(out / "results.zip") as archive:
         assert archive.namelist() == [f"{name}_labelIds.png"]
         with archive.open(f"{name}_labelIds.png") as file, Image.open(file) as picture:
