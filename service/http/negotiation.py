@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
-from service.errors import NotAcceptable
+from service.errors import InvalidRequest, NotAcceptable
+
+MAX_ACCEPT = 4096  # characters; browsers send about 150. Each entry is compared several times
 
 # The output for each media type; the first is the default.
 BY_TYPE = {
@@ -44,7 +47,10 @@ def output_for(accept: str) -> str:
 
 
 def quality(accept: str, media_type: str) -> float:
-    """Return the q value of a media type, 0 to 1: the most specific entry counts."""
+    """Return the q value of a media type, 0 to 1: the most specific entry counts.
+
+    Raises InvalidRequest if the header is longer than MAX_ACCEPT.
+    """
     ranges = _ranges(accept)
     if not ranges:
         return 1.0
@@ -52,13 +58,16 @@ def quality(accept: str, media_type: str) -> float:
     return best.quality if best.precision(media_type) else 0.0
 
 
-def _ranges(accept: str) -> list[_Range]:
+@lru_cache(maxsize=64)  # one request asks for several media types; 64 headers are at most 256 KB
+def _ranges(accept: str) -> tuple[_Range, ...]:
+    if len(accept) > MAX_ACCEPT:
+        raise InvalidRequest(f"Accept has {len(accept)} characters, the limit is {MAX_ACCEPT}")
     ranges = []
     for part in filter(None, (part.strip() for part in accept.split(","))):
         kind, *parameters = (piece.strip().lower() for piece in part.split(";"))
         values = [value[2:] for value in parameters if value.startswith("q=")]
         ranges.append(_Range(kind, _number(values[0]) if values else 1.0))
-    return ranges
+    return tuple(ranges)
 
 
 def _number(text: str) -> float:

@@ -24,7 +24,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from pycocotools import mask as coco
 
 from service.errors import ImageTooLarge, InvalidImage
-from service.images import png
+from service.images import png, scans
 from service.images.chunks import readable
 from service.images.colors import to_srgb
 from service.images.png import Rows
@@ -113,6 +113,7 @@ def _opened(data: bytes) -> Opened:
         tiff = open_tiff(data)
         first = tiff.images[0]
         return Opened(data, first, first.info.get("icc_profile"), tiff)
+    scans.check(data)
     data, profile = readable(data)
     image = _read_header(data)
     return Opened(data, image, profile or image.info.get("icc_profile"))

@@ -74,7 +74,9 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 def _compressed(rows: Pixels, counts: NDArray[np.intp]) -> Iterator[bytes]:
     """Yield the zlib stream of all rows with their filter types."""
     stream, width = _deflater(), rows.shape[1]
-    blocks = {n: _flushed(_deflater(), (bytes([UP]) + bytes(width)) * n) for n in BLOCKS}
+    # No block has more rows than are repeated: a wide image of one row needs none.
+    sizes = [n for n in BLOCKS if n < counts.max()]
+    blocks = {n: _flushed(_deflater(), (bytes([UP]) + bytes(width)) * n) for n in sizes}
     adler = 1
     yield DEFLATE_FAST
     for lines, again in _pieces(rows, counts):

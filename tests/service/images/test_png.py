@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -82,3 +84,16 @@ def test_a_large_mask_takes_no_more_room_than_from_pillow() -> None:
     other = io.BytesIO()
     Image.fromarray(repeated(rows, counts)).save(other, "PNG", compress_level=1)
     assert len(png.encode(Rows(rows, np.array(counts)))) < len(other.getvalue())
+
+
+def test_image_of_one_wide_row_needs_no_memory_for_repeats() -> None:
+    """A row of 4,000,000 pixels is encoded within 16 MB: no block of 64 such rows is built."""
+    rows = Rows.of(np.zeros((1, 4_000_000), np.uint8))
+    tracemalloc.start()
+    try:
+        encoded = png.encode(rows)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 16_000_000
+    assert struct.unpack(">II", encoded[16:24]) == (4_000_000, 1)
