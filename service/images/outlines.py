@@ -15,6 +15,10 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from service.errors import ImageTooLarge
+
+MAX_CORNERS = 1_000_000  # of all classes of an answer; each is traced in Python
+
 Ring = list[tuple[int, int]]  # (x, y) corners, the first repeated at the end
 Polygon = list[Ring]  # the outer ring, then its holes
 
@@ -33,9 +37,12 @@ class _Corners:
     falls: Mask  # whether that edge goes down from this corner
 
 
-def polygons(mask: Mask) -> list[Polygon]:
-    """Return the polygons of a mask (H, W), each an outer ring and its holes."""
-    corners = _corners(mask)
+def polygons(mask: Mask, max_corners: int = MAX_CORNERS) -> list[Polygon]:
+    """Return the polygons of a mask (H, W), each an outer ring and its holes.
+
+    Raises ImageTooLarge, before tracing, if they would have more than `max_corners` corners.
+    """
+    corners = _corners(mask, max_corners)
     walk_of, walks = _walks(corners)
     outlines: dict[int, Polygon] = {}
     holes: dict[int, list[Ring]] = {}
@@ -56,12 +63,26 @@ def signed_area(ring: Ring) -> int:
     return sum(x0 * y1 - x1 * y0 for (x0, y0), (x1, y1) in pairwise(ring)) // 2
 
 
-def _corners(mask: Mask) -> _Corners:
+def count_corners(shapes: list[Polygon]) -> int:
+    """Return the number of corners, without the repeated end of each ring."""
+    return sum(len(ring) - 1 for rings in shapes for ring in rings)
+
+
+def _check(corners: int, limit: int) -> None:
+    if corners > limit:
+        raise ImageTooLarge(
+            f"the polygons of all classes would have more than {MAX_CORNERS} corners: "
+            "use output=mask or output=rle, request fewer classes, or send a smaller image"
+        )
+
+
+def _corners(mask: Mask, max_corners: int) -> _Corners:
     padded = np.pad(mask, 1)
     nw, ne, sw, se = padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]
     diagonal = (nw == se) & (ne == sw) & (nw != ne)
     y, x = np.nonzero((nw ^ ne ^ sw ^ se) | diagonal)
     twice = diagonal[y, x]
+    _check(len(x) + int(twice.sum()), max_corners)
     at = np.repeat(np.arange(len(x)), np.where(twice, 2, 1))  # in order of rows
     first = np.diff(at, prepend=-1) > 0  # of a diagonal pair: the one with the edge to the left
     y, x, twice = y[at], x[at], twice[at]

@@ -186,22 +186,33 @@ def _rle(result: Result, wish: Wish) -> bytes:
 
 
 def _polygons(result: Result, wish: Wish) -> bytes:
-    features = [_feature(result, entry) for entry in _found(result, wish)]
+    features, left = [], outlines.MAX_CORNERS
+    for entry in _found(result, wish):
+        shapes = _shapes(result, entry, left)
+        left -= outlines.count_corners(shapes)
+        features.append(_feature(result, entry, shapes))
     collection = {"type": "FeatureCollection", **_size(result), "features": features}
     return json.dumps(collection, separators=(",", ":")).encode()
 
 
-def _feature(result: Result, entry: dict[str, Any]) -> dict[str, Any]:
-    """Return a class as a GeoJSON MultiPolygon; only its bounding box is traced."""
+def _shapes(result: Result, entry: dict[str, Any], max_corners: int) -> list[outlines.Polygon]:
+    """Return the polygons of a class; only its bounding box is traced."""
     x0, y0, x1, y1 = entry["box"]
-    shapes = outlines.polygons(result.labels.image[y0:y1, x0:x1] == entry["id"])
-    moved = [[[(x + x0, y + y0) for x, y in ring] for ring in rings] for rings in shapes]
+    mask = result.labels.image[y0:y1, x0:x1] == entry["id"]
+    shapes = outlines.polygons(mask, max_corners)
+    return [[[(x + x0, y + y0) for x, y in ring] for ring in rings] for rings in shapes]
+
+
+def _feature(
+    result: Result, entry: dict[str, Any], shapes: list[outlines.Polygon]
+) -> dict[str, Any]:
+    """Return a class as a GeoJSON MultiPolygon."""
     return {
         "type": "Feature",
         "id": entry["id"],
         "bbox": entry["box"],
         "properties": {**entry, "color": result.contract.palette[entry["id"]]},
-        "geometry": {"type": "MultiPolygon", "coordinates": moved},
+        "geometry": {"type": "MultiPolygon", "coordinates": shapes},
     }
 
 

@@ -7,7 +7,8 @@ import pytest
 import shapely
 from numpy.typing import NDArray
 
-from service.images.outlines import polygons, signed_area
+from service.errors import ImageTooLarge
+from service.images.outlines import MAX_CORNERS, count_corners, polygons, signed_area
 
 Mask = NDArray[np.bool_]
 
@@ -59,3 +60,19 @@ def test_a_rectangle_has_four_corners() -> None:
     ((ring,),) = polygons(np.ones((300, 400), np.bool_))
     assert ring == [(0, 0), (400, 0), (400, 300), (0, 300), (0, 0)]
     assert signed_area(ring) == 120_000
+
+
+def test_corners_are_limited_before_tracing() -> None:
+    """A chessboard of 8 pixels has 32 corners: a limit of 32 allows it, 31 is a 413."""
+    board = np.indices((4, 4)).sum(axis=0) % 2 == 0
+    assert count_corners(polygons(board, 32)) == 32
+    with pytest.raises(ImageTooLarge, match="use output=mask or output=rle"):
+        polygons(board, 31)
+
+
+def test_noise_of_nine_megapixels_is_refused() -> None:
+    """By default a mask may have 1,000,000 corners; such noise has several millions."""
+    assert MAX_CORNERS == 1_000_000
+    noise = np.random.default_rng(0).random((3000, 3000)) < 0.5
+    with pytest.raises(ImageTooLarge):
+        polygons(noise)

@@ -13,6 +13,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from pycocotools import mask as coco
 
+from service.images import outlines
 from service.images.imaging import ORIENTATION
 from service.images.outputs import Wish, wants_confidence
 from service.images.selection import select
@@ -200,3 +201,18 @@ def test_a_model_without_confidence_says_so_before_the_photo_is_read(client: Tes
     answer = post(client, b"not a photo", output="confidence")
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid-request")
     assert "--confidence" in answer.json()["detail"]
+
+
+def test_corners_of_all_classes_together_are_limited(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit is for the sum of the classes: one corner less than the sum is a 413."""
+    features = post(client, png(PHOTO), output="polygons").json()["features"]
+    corners = [outlines.count_corners(each["geometry"]["coordinates"]) for each in features]
+    assert len(corners) > 1
+    monkeypatch.setattr(outlines, "MAX_CORNERS", sum(corners))
+    assert post(client, png(PHOTO), output="polygons").status_code == 200
+    monkeypatch.setattr(outlines, "MAX_CORNERS", sum(corners) - 1)
+    refused = post(client, png(PHOTO), output="polygons")
+    assert (refused.status_code, refused.json()["code"]) == (413, "image-too-large")
+    assert "output=rle" in refused.json()["detail"]
