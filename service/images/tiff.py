@@ -39,6 +39,8 @@ COPIED = (256, 257, 259, 266, 274, 278, 317, 322, 323)
 # Also copied if the data are unchanged.
 KEPT = (OFFSETS, COUNTS, TILE_OFFSETS, TILE_COUNTS, SAMPLES, PLANAR, FORMAT)
 SHORTS = {BITS, 259, PHOTOMETRIC, 266, 274, SAMPLES, PLANAR, 317, EXTRA, FORMAT}
+WIDTH, HEIGHT, TILE_WIDTH, TILE_HEIGHT = 256, 257, 322, 323
+MAX_TILE = 4096 * 4096  # pixels; GDAL's default is 256 x 256
 SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 CURE = "send 8 or 16 bits of grey or RGB: `gdal_translate -ot Byte -scale -b 1 -b 2 -b 3 IN OUT`"
 
@@ -75,6 +77,7 @@ class Tiff:
 def open_tiff(data: bytes) -> Tiff:
     """Read the header; raises InvalidImage for samples without a known range or meaning."""
     tags = _tags(data)
+    _check_tile(tags)
     bits, samples, meaning = _bits(tags), _samples(tags), _one(tags, PHOTOMETRIC, -1)
     if _one(tags, FORMAT, UNSIGNED) not in {UNSIGNED, UNDEFINED} or bits > 16:
         raise InvalidImage(f"{_described(tags)} has an unknown value range: {CURE}")
@@ -110,6 +113,20 @@ def _tags(data: bytes) -> Tags:
         return dict(directory)
     except Exception as error:  # parsers of hostile files fail in many ways
         raise InvalidImage(f"the image's header is broken: {error}") from None
+
+
+def _check_tile(tags: Tags) -> None:
+    """Raise InvalidImage for tiles far larger than the image: each is decoded as a whole.
+
+    Strips need no check: libtiff cuts their rows to the height of the image.
+    """
+    width, height = _one(tags, TILE_WIDTH, 0), _one(tags, TILE_HEIGHT, 0)
+    pixels = _one(tags, WIDTH, 0) * _one(tags, HEIGHT, 0)
+    if width * height > max(MAX_TILE, 4 * pixels):
+        raise InvalidImage(
+            f"the TIFF has tiles of {width} x {height} pixels for an image of {pixels} pixels: "
+            "use smaller tiles"
+        )
 
 
 def _one(tags: Tags, number: int, default: int) -> int:

@@ -132,3 +132,30 @@ def test_a_damaged_directory_is_refused_not_shown(cut: int) -> None:
     data[cut : cut + 3] = b"\xff\xff\xff"
     with contextlib.suppress(InvalidImage, ImageTooLarge):
         assert shown(bytes(data)).ndim == 3
+
+
+def tiled(side: int) -> bytes:
+    """A TIFF of 1 x 1 grey pixel that declares one tile of `side` x `side`."""
+    tags = {256: 1, 257: 1, BITS: 8, 259: 1, PHOTOMETRIC: 1, SAMPLES: 1}
+    return _with_directory(b"II*\0" + bytes(60), tags | {322: side, 323: side, 324: 8, 325: 16})
+
+
+def test_tile_much_larger_than_the_image_is_refused_before_decoding() -> None:
+    """A tile of 4096 x 4096 is allowed for any image, one of 40,000 x 40,000 is not for 1 x 1."""
+    assert imaging.open_checked(tiled(4096), 10**6).size == (1, 1)
+    for side in (4112, 40_000):
+        with pytest.raises(InvalidImage, match=f"tiles of {side} x {side}"):
+            imaging.open_checked(tiled(side), 10**6)
+
+
+def test_image_of_a_single_tile_is_read() -> None:
+    """An image that fills one tile of more than 4096 x 4096 pixels passes the check."""
+    image = tifffile_of_one_tile(4112)
+    assert imaging.open_checked(image, 10**8).size == (4112, 4112)
+
+
+def tifffile_of_one_tile(side: int) -> bytes:
+    file = io.BytesIO()
+    pixels = np.zeros((side, side), np.uint8)
+    tifffile.imwrite(file, pixels, tile=(side, side), compression="zlib")
+    return file.getvalue()
