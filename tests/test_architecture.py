@@ -70,6 +70,7 @@ SERVICE = {
     "images": {"inference", "settings"},
     "http": {"images", "inference", "settings"},
     "client": set(),
+    "scripts": set(),
     "launch": set(),
     "doctor": {"http", "inference", "settings"},
     "demo": {"launch", "settings"},

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from service import scripts
+
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 COMMANDS: dict[str, str] = PROJECT["project"]["scripts"]
@@ -56,13 +58,34 @@ def test_every_command_prints_its_help() -> None:
         assert "usage:" in output.lower(), name
 
 
-@pytest.mark.parametrize("target", COMMANDS.values())
-def test_every_command_names_a_function(target: str) -> None:
+@pytest.mark.parametrize(("name", "script"), scripts.SCRIPTS.items())
+def test_every_command_names_a_function(name: str, script: scripts.Script) -> None:
     """The same without loading it, so quickly enough for every run."""
-    module, _, function = target.partition(":")
-    source = ROOT.joinpath(*module.split(".")).with_suffix(".py").read_text(encoding="utf-8")
-    defined = {node.name for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)}
-    assert function in defined
+    path = ROOT.joinpath(*script.module.split(".")).with_suffix(".py")
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert script.function in {n.name for n in tree.body if isinstance(n, ast.FunctionDef)}
+    assert COMMANDS[f"deeplab-{name}"] == f"service.scripts:{name.replace('-', '_')}"
+
+
+def test_every_command_has_a_script() -> None:
+    assert {f"deeplab-{name}" for name in scripts.SCRIPTS} == set(COMMANDS)
+
+
+@pytest.mark.parametrize(("name", "extra"), [("serve", "cpu"), ("train", "train")])
+def test_a_command_without_its_extra_names_it(name: str, extra: str) -> None:
+    """Only the plain installation's libraries can be found."""
+    code = (
+        "import sys, service.scripts as s; "
+        "sys.modules.update(dict.fromkeys(('pydantic', 'torch', 'numpy', 'fastapi'))); "
+        f"sys.exit(s.{name}())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: deeplab-{name} needs ")
+    assert f"pip install '.[{extra}]'" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_commands_are_one_family() -> None:

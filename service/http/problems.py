@@ -104,7 +104,7 @@ def install(app: FastAPI) -> None:
             status=error.status_code,
             code=title.lower().replace(" ", "-"),
             title=title,
-            detail=_not_served(request) if has_no_detail else str(error.detail),
+            detail=_not_served(request, error) if has_no_detail else str(error.detail),
         )
         response.headers.update(error.headers or {})
         return response
@@ -122,7 +122,9 @@ def install(app: FastAPI) -> None:
         return response
 
 
-def _not_served(request: Request) -> str:
+def _not_served(request: Request, error: HTTPException) -> str:
+    if allowed := (error.headers or {}).get("Allow"):
+        return f"{request.url.path} does not take {request.method}: send {allowed}"
     return f"{request.method} {request.url.path} does not exist: see /docs"
 
 

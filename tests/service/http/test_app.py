@@ -274,6 +274,12 @@ def test_a_path_that_is_not_there_is_a_problem(client: TestClient) -> None:
     assert answer.json()["detail"] == "GET /nothing does not exist: see /docs"
 
 
+def test_another_method_is_told_which_one_to_send(client: TestClient) -> None:
+    answer = client.get("/segment")
+    assert (answer.status_code, answer.json()["code"]) == (405, "method-not-allowed")
+    assert answer.json()["detail"] == "/segment does not take GET: send POST"
+
+
 @pytest.mark.parametrize("path", ["/", "/livez", "/readyz", "/metrics", "/models", "/docs", "/v2"])
 def test_what_can_be_got_can_be_asked_about(client: TestClient, path: str) -> None:
     assert client.head(path).status_code == 200
