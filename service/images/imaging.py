@@ -44,6 +44,7 @@ JPEGS = ("JPEG", "MPO")
 END_OF_JPEG = b"\xff\xd9"
 FILLER = bytes([0xAA, 0x55, 0x33, 0xCC]) * 16  # contains no JPEG marker
 MEDIA_TYPES = ("image/jpeg", "image/png", "image/webp", "image/bmp", "image/tiff")
+MAX_RLE_BYTES = 2_000_000  # of a BMP: Pillow decodes run lengths in Python
 UNSCALED = ("I", "F")  # Pillow would clip them to 0 to 255, whatever their range is
 ORIENTATION = 0x0112  # the EXIF tag
 EPOCH = (1980, 1, 1, 0, 0, 0)  # date in ZIP files: the same outputs give the same bytes
@@ -116,6 +117,10 @@ def _opened(data: bytes) -> Opened:
     scans.check(data)
     data, profile = readable(data)
     image = _read_header(data)
+    if len(data) > MAX_RLE_BYTES and any(tile[0] == "bmp_rle" for tile in image.tile):
+        raise InvalidImage(
+            f"a BMP of run lengths may have {MAX_RLE_BYTES} bytes: send it uncompressed or as PNG"
+        )
     return Opened(data, image, profile or image.info.get("icc_profile"))
 
 

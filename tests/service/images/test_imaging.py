@@ -341,3 +341,16 @@ def test_what_the_model_sees_does_not_depend_on_what_else_is_asked_for(mode: str
     assert (np.asarray(alone.image) == np.asarray(both.image)).all()
     assert both.whole is not None
     assert (np.asarray(both.whole) == np.asarray(decoded(data).image)).all()
+
+
+def test_large_bmp_of_run_lengths_is_refused_before_decoding() -> None:
+    """Pillow decodes run lengths in Python: 2,000,000 bytes are allowed, one more is not."""
+    out = io.BytesIO()
+    Image.new("L", (4, 4)).save(out, "BMP")
+    plain = out.getvalue()
+    runs = plain[:30] + (1).to_bytes(4, "little") + plain[34:]  # BI_RLE8
+    allowed = runs + bytes(2_000_000 - len(runs))
+    assert imaging.open_checked(allowed, 100).size == (4, 4)
+    with pytest.raises(InvalidImage, match="BMP of run lengths"):
+        imaging.open_checked(allowed + b"\0", 100)
+    assert imaging.open_checked(plain + bytes(2_000_000), 100).size == (4, 4)
