@@ -11,7 +11,7 @@ from service.errors import InvalidImage
 from service.images.imaging import decode, open_checked
 from service.images.scans import MAX_SCANS
 
-AC_SCAN = bytes.fromhex("ffda0008010101010000")  # refines coefficient 1 of component 1 to bit 0
+AC_SCAN = bytes.fromhex("ffda0008010100010100")  # coefficient 1 of component 1, without data
 
 
 def _progressive() -> bytes:
