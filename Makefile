@@ -18,15 +18,16 @@ image: ## the service as a container image, for ENGINE
 	docker build -f docker/serve.Dockerfile --target $(ENGINE) -t deeplab:$(ENGINE) .
 
 test-fast: $(DEV)/.installed $(SERVE)/.installed ## a minute of tests from every room, while working
-	$(DEV)/bin/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(DEV)/bin/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 -m "not slow"
 
+# A process that crashes ends the run: pytest-xdist would wait for its tests for ever.
 # Coverage costs a third to a half more CPU time; COVERAGE=off runs the tests alone.
 test: $(DEV)/.installed $(SERVE)/.installed ## all tests, two files at a time, and the branches they take
 ifeq ($(COVERAGE),off)
-	$(DEV)/bin/python -m pytest -n 2 --dist loadfile
+	$(DEV)/bin/python -m pytest -n 2 --dist loadfile --max-worker-restart 0
 else
 	$(DEV)/bin/coverage erase
-	$(DEV)/bin/coverage run -m pytest -n 2 --dist loadfile
+	$(DEV)/bin/coverage run -m pytest -n 2 --dist loadfile --max-worker-restart 0
 	$(DEV)/bin/coverage combine --quiet
 	$(DEV)/bin/coverage report
 endif

@@ -32,10 +32,8 @@ from model.train import assembly, preflight, step, training, validation
 from model.train.distributed import World
 from model.train.run import (
     LOG,
-    SECOND_SIGNAL_S,
     STATE,
     RunFolder,
-    StoppedAtOnce,
     StopSignals,
     TrainingError,
     kept,
@@ -336,14 +334,22 @@ def hang(data: Path) -> None:
         os.mkfifo(photo)
 
 
+def interrupt() -> None:
+    """Send SIGINT once a run waits for it; before, it would end the tests."""
+    while not isinstance(getattr(signal.getsignal(signal.SIGINT), "__self__", None), StopSignals):
+        time.sleep(0.01)
+    time.sleep(0.5)
+    signal.raise_signal(signal.SIGINT)
+
+
 def test_a_signal_ends_a_run_whose_disk_does_not_answer(data: Path, tmp_path: Path) -> None:
     hang(data)
-    timer = threading.Timer(1.5, signal.raise_signal, [signal.SIGINT])
-    timer.start()
-    began = time.monotonic()
+    sender = threading.Thread(target=interrupt, daemon=True)
+    sender.start()
     with pytest.raises(TrainingError, match="stopped by a signal after iteration 0"):
         run(make_recipe(), data, tmp_path / "run", workers=1)
-    assert time.monotonic() - began < 15
+    sender.join(timeout=5)
+    assert not sender.is_alive()
     assert not multiprocessing.active_children()
 
 
@@ -357,15 +363,26 @@ def test_a_disk_that_never_answers_ends_the_run_with_advice(
     assert not multiprocessing.active_children()
 
 
+SIGNALS = """
+import signal
+from model.train.run import SECOND_SIGNAL_S, StoppedAtOnce, StopSignals
+with StopSignals() as signals:
+    signal.raise_signal(signal.SIGINT)
+    signal.raise_signal(signal.SIGTERM)
+    print("noted", signals.received)
+    signals.at -= SECOND_SIGNAL_S + 1
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except StoppedAtOnce:
+        print("stopped")
+"""
+
+
 def test_a_second_signal_stops_at_once() -> None:
     """What the first one waits for may never come; torchrun's echo of Ctrl-C is no second."""
-    with StopSignals() as signals:
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGTERM)
-        assert signals.received
-        signals.at -= SECOND_SIGNAL_S
-        with pytest.raises(StoppedAtOnce):
-            signal.raise_signal(signal.SIGINT)
+    command = [sys.executable, "-c", SIGNALS]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["noted", "True", "stopped"]
 
 
 def test_a_killed_loader_process_ends_the_run_with_advice(data: Path, tmp_path: Path) -> None:
