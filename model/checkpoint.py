@@ -27,6 +27,7 @@ from model.network.deeplab import DeepLabV3Plus
 from model.pydantic_errors import mistakes
 
 Color = tuple[int, int, int]
+BUNDLED = Path(__file__).parent / "bundled"
 LONGEST_CARD = 16_000_000  # bytes; ours have some thousand
 
 
@@ -99,7 +100,17 @@ def read_any_card(path: Path | str) -> Card | BackboneCard:
     try:
         return _parsed(card)
     except FileNotFoundError:
-        raise CheckpointError(f"{card} does not exist: a checkpoint is weights + JSON") from None
+        raise CheckpointError(_missing(card)) from None
+
+
+def _missing(card: Path) -> str:
+    """Say that a checkpoint is not there, where it was looked for, and which ones always are."""
+    where = "" if card.is_absolute() else f"; the path is relative to {Path.cwd()}"
+    bundled = ", ".join(str(path.with_suffix("")) for path in sorted(BUNDLED.glob("*.safetensors")))
+    return (
+        f"{card} does not exist: a checkpoint is weights + JSON{where}; "
+        f"the bundled checkpoints are {bundled}"
+    )
 
 
 def _parsed(card: Path) -> Card | BackboneCard:

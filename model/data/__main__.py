@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from model.data.guess import IMAGE_FOLDER, guess
 from model.data.imagefolder import FolderReport, check_images
 from model.data.prepare import SOURCES, prepare
 from model.data.report import Report
+from model.data.shapes import RECIPE_FILE
 
 
 def parser() -> argparse.ArgumentParser:
@@ -91,11 +93,17 @@ def run_check(args: argparse.Namespace) -> int:
 
 
 def training_line(report: Report, root: Path) -> str:
-    """A command that trains on a set of one's own, as long as its photos are good for."""
+    """A command that trains on a set of one's own, by its recipe.toml if there is one.
+
+    Otherwise a preset is trained for as many iterations as the photos are good for.
+    """
+    data = shlex.quote(str(root))
+    if (own := root / RECIPE_FILE).is_file():
+        return f"python -m model.train {shlex.quote(str(own))} --data {data} --out runs/mine"
     batch = 16  # of the preset
     iterations = max(100, round(50 * len(report.dataset.pairs) / batch))
     return (
-        f"python -m model.train efficientnet-lite0-voc --data {root} --out runs/mine "
+        f"python -m model.train efficientnet-lite0-voc --data {data} --out runs/mine "
         f"--set dataset=folder --set split={report.dataset.split} "
         f"--set model.num_classes={len(report.dataset.classes)} --set iterations={iterations}"
     )

@@ -179,9 +179,12 @@ def camvid_set(folder: Path | None, data: Path) -> list[str]:
 
 
 def shapes_set(_: Path | None, data: Path) -> list[str]:
-    """Write the generated set."""
-    shapes.make(data)
-    return [f"wrote {data}"]
+    """Write the generated set; edited TOML files are kept."""
+    kept = shapes.make(data)
+    return [f"wrote {data}"] + [
+        f"kept {path}: it is not the generated one; to get that, delete it and run this again"
+        for path in kept
+    ]
 
 
 SOURCES: dict[str, Source] = {

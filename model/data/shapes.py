@@ -13,6 +13,7 @@ from model.data.pairs import write_mask
 
 CLASSES = ("ground", "disc", "square", "triangle")
 PALETTE = ((0, 0, 0), (220, 60, 50), (60, 180, 75), (65, 105, 225))
+RECIPE_FILE = "recipe.toml"
 COUNTS = {"train": 24, "val": 8}
 SIZE = (96, 72)  # pixels, (W, H)
 TOML = """\
@@ -47,8 +48,12 @@ crop = 97
 """
 
 
-def make(root: Path, seed: int = 0) -> None:
-    """Write images/, masks/, dataset.toml and recipe.toml below `root`, the same for a seed."""
+def make(root: Path, seed: int = 0) -> list[Path]:
+    """Write images/, masks/, dataset.toml and recipe.toml below `root`, the same for a seed.
+
+    Returns the TOML files that were there with another content: somebody has edited them, so
+    they are kept.
+    """
     rng = np.random.default_rng(seed)
     for split, count in COUNTS.items():
         for kind in ("images", "masks"):
@@ -57,8 +62,16 @@ def make(root: Path, seed: int = 0) -> None:
             image, mask = draw(rng)
             Image.fromarray(image).save(root / "images" / split / f"{index:03}.jpg", quality=95)
             write_mask(root / "masks" / split / f"{index:03}.png", mask, PALETTE)
-    (root / DESCRIPTION).write_text(TOML, encoding="utf-8")
-    (root / "recipe.toml").write_text(RECIPE, encoding="utf-8")
+    texts = {root / DESCRIPTION: TOML, root / RECIPE_FILE: RECIPE}
+    edited = [path for path, text in texts.items() if _is_other(path, text)]
+    for path in texts.keys() - {*edited}:
+        path.write_text(texts[path], encoding="utf-8")
+    return edited
+
+
+def _is_other(path: Path, text: str) -> bool:
+    """Whether the file exists with a content other than `text`, however its lines end."""
+    return path.exists() and path.read_bytes().splitlines() != text.encode().splitlines()
 
 
 def draw(rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

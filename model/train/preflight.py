@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 
 from model.data.dataset import Dataset, DatasetError
 from model.data.photo import opened, upright_size
 from model.data.survey import TRAINING_MASKS, expect_classes, survey
+from model.train.assembly import FASTEST_NORM
 from model.train.distributed import World
 from model.train.recipe import BaseRecipe, Recipe, RecipeError
 from model.train.run import STATE, kept
@@ -148,13 +150,22 @@ def check_norm_momentum(config: Recipe) -> None:
     if left > REMEMBERED:
         log.warning(
             "batch_norm_momentum=%g: after %d iterations %.0f %% of batch norm's statistics are "
-            "still those of the start, and the network is judged by them: leave the key out, or "
-            "take %.2g",
+            "still those of the start, and the network is judged by them: %s",
             momentum,
             config.iterations,
             100 * left,
-            min(0.1, 9 / updates),
+            _norm_advice(momentum, updates, config.accumulate),
         )
+
+
+def _norm_advice(momentum: float, updates: int, accumulate: int) -> str:
+    """A momentum that fits the run's updates or, where none does, a longer run."""
+    faster = min(FASTEST_NORM, 9 / updates)  # 9: see assembly.norm_momentum
+    if (1 - faster) ** updates <= REMEMBERED:
+        return f"leave the key out, or take {faster:.2g}"
+    enough = math.log(REMEMBERED) / math.log(1 - max(momentum, faster))
+    longer = f"more iterations, at least {math.ceil(enough / accumulate)}"
+    return f"take {longer}" if momentum >= faster else f"take {faster:.2g} and {longer}"
 
 
 VIEWS = (10, 300)  # times that each photo is seen; fewer learn little, more know it by heart

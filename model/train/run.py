@@ -356,15 +356,22 @@ def loop(
                 meter.add(step(batch, weight))
             bar.update()
             first.tell(run.iteration)
-            if run.iteration % pace.log_every == 0:
-                bar.set_postfix(loss=f"{meter.loss:.3f}")
-                rate = float(f"{run.optimizer.param_groups[0]['lr']:.4g}")
-                folder.write(run.iteration, **meter.read(), learning_rate=rate)
+            if run.iteration % pace.log_every == 0 or run.iteration == pace.stop:
+                _log_losses(run, meter, folder, bar)
             if after():
+                if meter.losses:
+                    _log_losses(run, meter, folder, bar)
                 break
             if run.iteration % pace.save_every == 0:
                 folder.save(run)
     folder.save(run)
+
+
+def _log_losses(run: Run, meter: Meter, folder: RunFolder, bar: tqdm[Any]) -> None:
+    """Log the losses since the last such line."""
+    bar.set_postfix(loss=f"{meter.loss:.3f}")
+    rate = float(f"{run.optimizer.param_groups[0]['lr']:.4g}")
+    folder.write(run.iteration, **meter.read(), learning_rate=rate)
 
 
 SMALLER = (

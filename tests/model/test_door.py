@@ -68,6 +68,27 @@ def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
             function(tmp_path / "none")
 
 
+def test_a_missing_checkpoint_names_the_working_directory_and_the_bundled_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each path that the message offers can be loaded as it stands."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError) as caught:
+        model.load("typo")
+    message = str(caught.value)
+    assert message.startswith("typo.json does not exist: ")
+    assert f"relative to {tmp_path}; " in message
+    offered = message.partition("the bundled checkpoints are ")[2].split(", ")
+    assert [Path(name).name for name in offered] == [
+        "efficientnet-lite0-camvid",
+        "efficientnet-lite0-voc",
+    ]
+    assert model.read_card(offered[1]).classes[0] == "background"
+    with pytest.raises(CheckpointError) as caught:
+        model.load(tmp_path / "typo")
+    assert "relative" not in str(caught.value)
+
+
 def test_every_kind_of_photo_gives_the_labels_that_the_command_writes(
     path: Path, net: DeepLabV3Plus, tmp_path: Path
 ) -> None:

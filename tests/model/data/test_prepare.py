@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 import tarfile
 import zipfile
 from pathlib import Path
@@ -18,6 +19,8 @@ from model.data import archives, sbd
 from model.data.__main__ import main
 from model.data.dataset import DatasetError, find, read_mask
 from model.data.prepare import SOURCES
+from model.train import __main__ as training
+from model.train.recipe import read as read_recipe
 from tests.model import voc_folder
 
 BASE = "VOCdevkit/VOC2012"
@@ -302,3 +305,43 @@ def test_missing_archives_and_folders_are_reported(
     assert run(tmp_path, "imagenet") == 2
     assert main(["prepare", "voc", "--archives", str(tmp_path)]) == 2
     assert main(["prepare", "voc", "--archives", "nowhere", "--data", str(tmp_path)]) == 2
+
+
+def test_edited_descriptions_survive_a_second_preparation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An unedited file is written again in silence, a deleted one comes back."""
+    command = ["prepare", "shapes", "--data", str(tmp_path)]
+    assert main(command) == 0
+    recipe, description = tmp_path / "recipe.toml", tmp_path / "dataset.toml"
+    generated = recipe.read_text()
+    assert main(command) == 0
+    assert "kept" not in capsys.readouterr().out
+    recipe.write_text("# mine\n" + generated)
+    description.unlink()
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert f"kept {recipe}: " in out
+    assert f"kept {description}" not in out
+    assert recipe.read_text().startswith("# mine")
+    assert description.exists()
+
+
+def test_the_command_proposed_after_a_check_trains_on_the_set(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the folder's own recipe if it has one, else by a preset fitted to the set."""
+    root = tmp_path / "my shapes"
+    assert main(["prepare", "shapes", "--data", str(root)]) == 0
+    capsys.readouterr()
+    for own in (True, False):
+        if not own:
+            (root / "recipe.toml").unlink()
+        assert main(["check", str(root)]) == 0
+        line = capsys.readouterr().out.splitlines()[-1].removeprefix("to train: ")
+        args = training.parser().parse_args(shlex.split(line)[3:])
+        config = read_recipe(args.recipe, args.overrides)
+        assert (args.recipe == str(root / "recipe.toml")) == own
+        assert args.data == root
+        assert (config.dataset, config.split, config.model.num_classes) == ("folder", "train", 4)
+        assert config.iterations == (80 if own else 100)

@@ -57,25 +57,31 @@ def make_recipe(**changes: object) -> Recipe:
     return Recipe.model_validate(fields | changes)
 
 
-def pace(config: Recipe) -> Pace:
+def pace(config: Recipe, log_every: int = 1) -> Pace:
     return Pace(
         config.iterations,
         config.batch_size,
         save_every=2,
-        log_every=1,
+        log_every=log_every,
         max_skips=config.max_skips,
     )
 
 
 def run(
-    config: Recipe, data: Path, directory: Path, *, resume: bool = False, workers: int = 0
+    config: Recipe,
+    data: Path,
+    directory: Path,
+    *,
+    resume: bool = False,
+    workers: int = 0,
+    log_every: int = 1,
 ) -> Path:
     directory.mkdir(exist_ok=True)
     return training.train(
         config,
         find("voc", data, "train"),
         RunFolder(directory, World()),
-        pace(config),
+        pace(config, log_every),
         resume=resume,
         workers=workers,
         validated_on=find("voc", data, "train") if config.validation_split else None,
@@ -189,6 +195,28 @@ def test_a_small_set_is_learned(data: Path, tmp_path: Path) -> None:
     losses = [json.loads(line)["loss"] for line in lines]
     first, last = (sum(part) / 20 for part in (losses[:20], losses[-20:]))
     assert last < 0.5 * first < 0.5 * math.log(21)
+
+
+@pytest.mark.parametrize(("log_every", "logged"), [(20, [5]), (2, [2, 4, 5]), (5, [5])])
+def test_the_last_iteration_is_logged_once(
+    data: Path, tmp_path: Path, log_every: int, logged: list[int]
+) -> None:
+    """A run shorter than --log-every also leaves a log, with the loss."""
+    config = make_recipe(iterations=5)
+    run(config, data, tmp_path / "run", log_every=log_every)
+    lines = [json.loads(line) for line in (tmp_path / "run" / LOG).read_text().splitlines()]
+    assert [line["iteration"] for line in lines] == logged
+    assert all(line["loss"] > 0 for line in lines)
+
+
+def test_a_run_that_ends_early_logs_its_last_losses(data: Path, tmp_path: Path) -> None:
+    config = make_recipe(
+        iterations=19, learning_rate=1e-9, validation_split="train", validate_every=1, patience=1
+    )
+    run(config, data, tmp_path / "run", log_every=20)
+    lines = [json.loads(line) for line in (tmp_path / "run" / LOG).read_text().splitlines()]
+    validated = [line["iteration"] for line in lines if "miou" in line]
+    assert [line["iteration"] for line in lines if "loss" in line] == [validated[-1]]
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(data: Path, tmp_path: Path) -> None:

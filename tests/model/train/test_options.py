@@ -87,6 +87,30 @@ def test_a_momentum_too_slow_for_the_run_is_warned_of(caplog: pytest.LogCaptureF
     assert not caplog.text
 
 
+@pytest.mark.parametrize(
+    ("iterations", "momentum", "says"),
+    [
+        (5, 0.1, "by them: take more iterations, at least 29"),
+        (5, 0.3, "by them: take more iterations, at least 9"),
+        (5, 0.01, "by them: take 0.1 and more iterations, at least 29"),
+    ],
+)
+def test_the_advice_on_a_slow_momentum_removes_the_warning(
+    iterations: int, momentum: float, says: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A value that is set already is never proposed; the advice is the shortest run that fits."""
+    config = make_recipe(iterations=iterations, batch_norm_momentum=momentum)
+    preflight.check_norm_momentum(config)
+    assert caplog.text.rstrip().endswith(says)
+    caplog.clear()
+    enough = int(says.rpartition(" ")[2])
+    taken = max(momentum, 0.1)
+    for length, warned in ((enough, False), (enough - 1, True)):
+        caplog.clear()
+        preflight.check_norm_momentum(make_recipe(iterations=length, batch_norm_momentum=taken))
+        assert bool(caplog.text) == warned
+
+
 def example(size: int = 33) -> Batch:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (4, 3, size, size), generator=generator).to(torch.uint8)
