@@ -27,6 +27,9 @@ def read_text(path: Path) -> str:
     content = path.read_bytes()
     encoding = next((name for mark, name in MARKS if content.startswith(mark)), "utf-8")
     try:
-        return content.decode(encoding)
+        text = content.decode(encoding)
     except UnicodeDecodeError as error:
         raise TextError(f"{path} is not text in UTF-8 ({error}): save it as UTF-8") from None
+    if "\0" in text:
+        raise TextError(f"{path} holds zero bytes, as UTF-16 without a mark: save it as UTF-8")
+    return text

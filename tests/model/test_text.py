@@ -41,3 +41,11 @@ def test_other_text_is_refused_by_name_and_never_with_a_traceback(tmp_path: Path
     ):
         with pytest.raises(error, match=r"odd\.txt is not text in UTF-8 .*save it as UTF-8"):
             read(path)
+
+
+def test_text_of_two_bytes_a_letter_without_a_mark_is_refused_by_name(tmp_path: Path) -> None:
+    """Read as UTF-8 it is text with a zero byte after each letter."""
+    path = tmp_path / "classes.txt"
+    path.write_bytes("cat\ndog\n".encode("utf-16-le"))
+    with pytest.raises(TextError, match=r"classes\.txt holds zero bytes.*save it as UTF-8"):
+        read_text(path)
