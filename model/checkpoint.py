@@ -119,14 +119,15 @@ def _parsed(card: Path) -> Card | BackboneCard:
         raise CheckpointError(
             f"{card} has {card.stat().st_size / 1e6:.0f} MB and is no checkpoint description"
         )
+    kind: type[Card | BackboneCard] = Card
     try:
         table = json.loads(card.read_bytes())
         if isinstance(table, dict) and table.get("kind") == "backbone":
-            return BackboneCard.model_validate(table)
-        return Card.model_validate(table)
+            kind = BackboneCard
+        return kind.model_validate(table)
     except ValidationError as error:
         raise CheckpointError(
-            f"{card} is not a checkpoint description: {mistakes(error)}"
+            f"{card} is not a checkpoint description: {mistakes(error, kind)}"
         ) from None
     except RecursionError:
         raise CheckpointError(f"{card} is not a checkpoint description: nested too deep") from None

@@ -269,7 +269,7 @@ def read(backbone: str, overrides: list[str]) -> PretrainRecipe:
         config = PretrainRecipe.model_validate(table)
         _ = config.network
     except ValidationError as error:
-        raise RecipeError(mistakes(error)) from None
+        raise RecipeError(mistakes(error, PretrainRecipe)) from None
     return config
 
 
@@ -286,7 +286,15 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--out", type=Path, help="folder for state, log and the backbone's file")
     p.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run kept in DIR")
-    p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
+    p.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="change a key of the recipe, as in epochs=20; may be repeated. The keys "
+        "are the fields of PretrainRecipe in model/pretrain.py",
+    )
     p.add_argument(
         "--workers", type=arguments.count, default=4, help="loader processes (default: 4)"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from types import MappingProxyType
+from difflib import get_close_matches
 from typing import Any
 
 Location = tuple[int | str, ...]
@@ -17,17 +17,21 @@ def mistakes(
     name: Callable[[Location], str] = lambda where: ".".join(map(str, where)),
     whole: str = "",
     values: bool = True,
-    messages: Mapping[str, str] = MappingProxyType({}),
+    kind: str = "key",
+    known: Callable[[Location], Iterable[str]] = lambda _: (),
 ) -> str:
     """Each wrong part with its value and what is valid, from `error.errors()`.
 
     `name` turns a location into the name that the reader knows; `whole` names what
     an error without a location is about. `values=False` leaves the values out.
-    `messages` replaces pydantic's text for a type of error.
+    For a part that does not exist, `kind` says what it is, and `known` lists the valid
+    ones at its location: the nearest is named, or all where none is near.
     """
     found = []
     for item in errors:
-        message = messages.get(item["type"], item["msg"].removeprefix("Value error, "))
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            message = f"unknown {kind}{_hint(str(item['loc'][-1]), known(item['loc']))}"
         key = name(item["loc"]) if item["loc"] else whole
         if not key:  # a rule over several parts, which names them itself
             found.append(message)
@@ -36,6 +40,13 @@ def mistakes(
         else:
             found.append(f"{key}: {message}")
     return "; ".join(found)
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    listed = list(known)
+    if near := get_close_matches(name, listed, n=1):
+        return f"; did you mean {near[0]}?"
+    return f"; choose from {', '.join(listed)}" if listed else ""
 
 
 def _shortened(text: str) -> str:

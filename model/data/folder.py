@@ -164,6 +164,6 @@ def read_description(path: Path) -> FolderConfig:
     try:
         return FolderConfig.model_validate(tomllib.loads(read_text(path)))
     except ValidationError as error:
-        raise DatasetError(f"{path}: {mistakes(error)}") from error
+        raise DatasetError(f"{path}: {mistakes(error, FolderConfig)}") from error
     except ValueError as error:  # not TOML, not UTF-8
         raise DatasetError(f"{path}: {error}") from error

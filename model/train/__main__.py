@@ -53,7 +53,15 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--out", type=Path, help="folder for state, log and checkpoint")
     p.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run kept in DIR")
-    p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
+    p.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="change a key of the recipe, as in model.output_stride=8; may be repeated. The keys "
+        "are the fields of Recipe in model/train/recipe.py",
+    )
     p.add_argument(
         "--workers", type=arguments.count, default=1, help="loader processes (default: 1)"
     )

@@ -191,7 +191,7 @@ def read(name: str, overrides: list[str]) -> Recipe:
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{path} is not TOML: {error}") from None
     except ValidationError as error:
-        raise RecipeError(mistakes(error)) from None
+        raise RecipeError(mistakes(error, Recipe)) from None
 
 
 def apply(table: dict[str, Any], overrides: list[str]) -> None:

@@ -83,7 +83,10 @@ class Job:
         try:
             return SegmentQuery.model_validate(asked)
         except ValidationError as error:
-            raise InvalidRequest(mistakes(error.errors())) from None
+            found = mistakes(
+                error.errors(), kind="parameter", known=lambda _: SegmentQuery.model_fields
+            )
+            raise InvalidRequest(found) from None
 
     def sliding(self) -> Sliding | None:
         """Return the options for sliding windows, or None to shrink photos."""

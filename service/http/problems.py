@@ -21,7 +21,6 @@ log = logging.getLogger("service.http")
 
 MEDIA_TYPE = "application/problem+json"
 COMPONENTS = "#/components/schemas/"
-MESSAGES = {"extra_forbidden": "unknown parameter, see /docs"}  # by pydantic's type
 
 
 class Problem(BaseModel):
@@ -92,7 +91,12 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        found = mistakes(error.errors(), name=lambda where: str(where[-1]), messages=MESSAGES)
+        found = mistakes(
+            error.errors(),
+            name=lambda where: str(where[-1]),
+            kind="parameter",
+            known=lambda where: _parameters(request, str(where[0])),
+        )
         return answer(request.scope, InvalidRequest(found))
 
     @app.exception_handler(HTTPException)
@@ -120,6 +124,13 @@ def install(app: FastAPI) -> None:
         response = answer(request.scope, ServiceError(detail))
         response.headers["Connection"] = "close"  # the server closes it after an exception
         return response
+
+
+def _parameters(request: Request, place: str) -> list[str]:
+    """Return the documented parameters of the request's path in "query", "header" or "path"."""
+    route = getattr(request.scope.get("route"), "path_format", "")
+    operation = request.app.openapi()["paths"].get(route, {}).get(request.method.lower(), {})
+    return [each["name"] for each in operation.get("parameters", ()) if each["in"] == place]
 
 
 def _not_served(request: Request, error: HTTPException) -> str:

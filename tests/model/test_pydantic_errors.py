@@ -53,3 +53,21 @@ def test_a_long_value_is_cut() -> None:
     message = found(inner={"size": "9" * 1000 + "x"})
     assert message.startswith("inner.size='999")
     assert len(message) < 200
+
+
+def test_a_key_that_does_not_exist_is_answered_with_the_one_probably_meant() -> None:
+    """A slip of the pen, a key of another table, and nothing near."""
+
+    class Listed(Outer):
+        rows: list[Inner] | None = None
+
+    cases = {
+        "lwo": "lwo=1: no such key; did you mean low?",
+        "size": "size=1: no such key; did you mean inner.size or rows.size?",
+        "other": "other=1: no such key; the keys are inner, low, high, rows",
+    }
+    for key, says in cases.items():
+        with pytest.raises(ValidationError) as caught:
+            Listed.model_validate({"inner": {"size": 1}, key: 1})
+        assert mistakes(caught.value, Listed) == says
+        assert mistakes(caught.value) == f"{key}=1: no such key"

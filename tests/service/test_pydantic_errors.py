@@ -59,10 +59,20 @@ def test_a_long_value_is_cut() -> None:
     assert len(found) < 200
 
 
-def test_names_and_texts_can_be_the_readers_own() -> None:
+def test_names_and_kinds_can_be_the_readers_own() -> None:
     found = mistakes(
-        errors_of(inner={"size": 1}, extra=3),
-        name=lambda where: f"--{where[-1]}",
-        messages={"extra_forbidden": "there is no such flag"},
+        errors_of(inner={"size": 1}, extra=3), name=lambda where: f"--{where[-1]}", kind="flag"
     )
-    assert found == "--extra=3: there is no such flag"
+    assert found == "--extra=3: unknown flag"
+
+
+@pytest.mark.parametrize(
+    ("key", "says"),
+    [
+        ("lwo", "lwo=3: unknown key; did you mean low?"),
+        ("extra", "extra=3: unknown key; choose from inner, low, high"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest_or_all(key: str, says: str) -> None:
+    errors = errors_of(inner={"size": 1}, **{key: 3})
+    assert mistakes(errors, known=lambda _: Outer.model_fields) == says

@@ -40,7 +40,15 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, required=True, help="folder for runs and results")
     p.add_argument("--seeds", type=arguments.integers, default=(0, 1, 2), metavar="N,N,...")
     p.add_argument("--split", default="val", help="what is judged on")
-    p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
+    p.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="change a key of the recipe, as in model.output_stride=8; may be repeated. The keys "
+        "are the fields of Recipe in model/train/recipe.py",
+    )
     p.add_argument("--workers", type=int, default=0, help="loader processes (default: none)")
     p.add_argument("--docs", type=Path, default=Path("docs"), help="where `write` writes")
     p.add_argument("--dry-run", action="store_true", help="list the parts and their cost, and stop")

@@ -90,7 +90,7 @@ def test_list_chooses_the_pairs_and_their_order(tmp_path: Path) -> None:
     [
         ("classes = []", "classes"),
         ('classes = ["a"]', r'\["background", "a"\]'),
-        ('classes = ["a", "b"]\nclases = 1', "clases"),
+        ('classes = ["a", "b"]\nclases = 1', r"clases=1: no such key; did you mean classes\?$"),
         ('classes = ["a", "b"]\npalette = [[0, 0, 0]]', "1 colours for 2 classes"),
         ("classes = [", "dataset.toml"),
         ('classes = ["a", "b", "b"]', "a name of its own"),

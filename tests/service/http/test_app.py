@@ -175,7 +175,30 @@ def test_models_are_chosen_by_name(client: TestClient, photo: NDArray[np.uint8])
         (None, "image/png", {"model": "none"}, 404, "unknown-model", "tiny, twin"),
         (None, "image/png", {"alpha": "2"}, 400, "invalid-request", "alpha"),
         (None, "image/png", {"alpha": "half"}, 400, "invalid-request", "alpha"),
-        (None, "image/png", {"class": "dim"}, 400, "invalid-request", "class='dim': unknown"),
+        (
+            None,
+            "image/png",
+            {"class": "dim"},
+            400,
+            "invalid-request",
+            "class='dim': unknown parameter; did you mean classes?",
+        ),
+        (
+            None,
+            "image/png",
+            {"outptu": "json"},
+            400,
+            "invalid-request",
+            "outptu='json': unknown parameter; did you mean output?",
+        ),
+        (
+            None,
+            "image/png",
+            {"zzz": "1"},
+            400,
+            "invalid-request",
+            "zzz='1': unknown parameter; choose from output, model, classes, alpha, contour",
+        ),
         (b"x", "", {}, 415, "unsupported-media-type", "Content-Type is missing"),
     ],
 )
@@ -602,12 +625,20 @@ def test_a_repeated_deadline_is_refused(client: TestClient, photo: NDArray[np.ui
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid-request")
 
 
-@pytest.mark.parametrize("query", ["digest=a&digest=b", "digst=" + "0" * 64])
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [
+        ("digest=a&digest=b", "digest is repeated"),
+        ("digst=" + "0" * 64, "unknown parameter; did you mean digest?"),
+        ("output=json", "unknown parameter; choose from digest"),
+    ],
+)
 def test_a_reload_whose_digest_would_not_be_checked_is_refused(
-    client: TestClient, query: str
+    client: TestClient, query: str, says: str
 ) -> None:
     answer = client.post(f"/models/tiny/reload?{query}")
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid-request")
+    assert says in answer.json()["detail"]
 
 
 @pytest.mark.parametrize("name", ["модель", "été", "100% 'x'\n", "UTF-8''a"])
