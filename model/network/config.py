@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -97,11 +98,14 @@ class ModelConfig(BaseModel):
     def _mean_and_std_are_on_the_pixels_scale(self) -> ModelConfig:
         if min(self.std) <= 0:
             raise ValueError(f"std={self.std} divides the pixels: give numbers above 0")
-        if 0 < max(self.mean) <= 1 or max(self.std) < 1:
-            scaled = [tuple(round(255 * x, 3) for x in rgb) for rgb in (self.mean, self.std)]
+        small = {"mean": 0 < max(self.mean) <= 1, "std": max(self.std) < 1}
+        if any(small.values()):
+            given = {"mean": self.mean, "std": self.std}
+            wrong = {name: rgb for name, rgb in given.items() if small[name]}
+            right = {name: tuple(round(255 * x, 3) for x in rgb) for name, rgb in wrong.items()}
             raise ValueError(
-                f"mean={self.mean} and std={self.std} are on a scale of 0 to 1, pixels here on one "
-                f"of 0 to 255: give 255 times as much, mean={scaled[0]} and std={scaled[1]}"
+                f"{_listed(wrong)}: on a scale of 0 to 1, pixels here on one of 0 to 255; "
+                f"give 255 times as much, {_listed(right)}"
             )
         return self
 
@@ -136,3 +140,8 @@ class ModelConfig(BaseModel):
     def rates(self) -> tuple[int, ...]:
         """ASPP rates at this output stride: 6 at 16 becomes 12 at 8 and 3 at 32."""
         return tuple(max(1, rate * 16 // self.output_stride) for rate in self.atrous_rates)
+
+
+def _listed(values: Mapping[str, object]) -> str:
+    """As in `mean=(1, 2, 3) and std=(4, 5, 6)`."""
+    return " and ".join(f"{name}={value}" for name, value in values.items())
