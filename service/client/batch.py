@@ -19,8 +19,14 @@ from urllib.parse import parse_qsl
 
 import httpx
 
-from service.client import plan
-from service.client.errors import BadAnswerError, ClientError, StatusError, UnreachableError
+from service.client import flags, plan
+from service.client.errors import (
+    BadAnswerError,
+    ClientError,
+    StatusError,
+    UnreachableError,
+    UsageError,
+)
 from service.client.inputs import Inputs, Photo
 from service.client.manifest import Manifest, Row
 from service.client.outputs import OutsideError, remove_files, write_files
@@ -138,6 +144,8 @@ class Batch:
                 self.manifest.see(photo.name)
                 self._rejected_before += 1
                 self.counts.rejected += 1
+            case Decision.REPEAT:
+                self.counts.repeated += 1
             case Decision.CLASH:
                 photo = replace(photo, name=photo.source, read=_clash(photo), fleeting=False)
         if decision in {Decision.SEND, Decision.CLASH}:
@@ -168,6 +176,11 @@ class Batch:
         try:
             await self._send(work)
         except StatusError as error:
+            if error.code in CALLER_CODES and not self.counts.sent:
+                hint = flags.correction(self.wanted.options, error.detail)
+                raise UsageError(
+                    f"the service refuses the options: {error.detail}: {hint}"
+                ) from error
             if _is_about_the_caller(error) or await self._is_gone(error):
                 raise
             is_rejected = error.status in PHOTO_REFUSALS

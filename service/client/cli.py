@@ -19,19 +19,20 @@ import httpx
 
 from service.client import flags, records
 from service.client.batch import Batch, Limits, on_retry
-from service.client.errors import ClientError, ManifestError, UsageError
+from service.client.errors import ClientError, ManifestError, StatusError, UsageError
 from service.client.files import read_photo
 from service.client.flags import positive
 from service.client.inputs import Inputs, nothing_found
 from service.client.manifest import FILE_NAME, Manifest
 from service.client.pace import Pace
 from service.client.plain import plain
-from service.client.plan import Decision, Wanted, decide
+from service.client.plan import Decision, Wanted, decide, tally_text
 from service.client.progress import Counts, Progress
 from service.client.protocol import Model, parse_outputs
 from service.client.records import Results
 from service.client.report import write_report
 from service.client.retry import Outcome, RetryPolicy
+from service.client.route import shown
 from service.client.summary import Summary
 from service.client.transport import TIMEOUT_S, AsyncClient
 from service.client.uploads import require_pillow
@@ -160,7 +161,12 @@ async def _run(options: argparse.Namespace) -> int:
     pace = Pace() if options.concurrency is None else Pace.fixed(options.concurrency)
     progress = Progress(Counts(), sys.stderr)
     async with _client(options, pace, progress) as client:
-        model = await _choose(client, options.model)
+        try:
+            model = await _choose(client, options.model)
+        except StatusError as error:
+            if error.status != 404:
+                raise
+            raise _wrong_url(options.url) from error
         wanted = Wanted(
             outputs=outputs,
             pixels=options.report,
@@ -224,7 +230,8 @@ def _client(options: argparse.Namespace, pace: Pace, progress: Progress) -> Asyn
         if not told and not isinstance(outcome, httpx.Response):
             told = True
             reason = str(outcome) or type(outcome).__name__
-            progress.note(f"{options.url}: {reason}; trying for {options.give_up_after:g} s")
+            place, patience = shown(httpx.URL(options.url)), f"{options.give_up_after:g} s"
+            progress.note(f"{place}: {reason} (trying for {patience}: --give-up-after)")
 
     return AsyncClient(
         options.url,
@@ -246,6 +253,19 @@ async def _choose(client: AsyncClient, name: str | None) -> Model | None:
     raise UsageError(f"--model {name}: the service has {', '.join(model.name for model in models)}")
 
 
+def _wrong_url(text: str) -> UsageError:
+    """Return the error for a URL below which there is no `/models`."""
+    url = httpx.URL(text)
+    path = url.path.rstrip("/")
+    told = f"URL {shown(url)}: GET {path}/models does not exist there"
+    if not path:
+        return UsageError(f"{told}: is this the service's port, or another program's?")
+    return UsageError(
+        f"{told}: the URL has a path, {path}; write http://HOST:PORT, or with the prefix "
+        "under which a proxy serves it"
+    )
+
+
 def _dry_run(inputs: Inputs, wanted: Wanted, out: Path, *, as_json: bool) -> int:
     """Print the names of the photos to send, then the counts."""
     tally = dict.fromkeys(Decision, 0)
@@ -264,7 +284,7 @@ def _dry_run(inputs: Inputs, wanted: Wanted, out: Path, *, as_json: bool) -> int
     if as_json:
         print(json.dumps(counts))
     else:
-        print(", ".join(f"{count} to {what}" for what, count in counts.items()), file=sys.stderr)
+        print(tally_text(counts), file=sys.stderr)
         if inputs.others.counts:
             print(plain(inputs.others.text()), file=sys.stderr)
     return 0

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
-from urllib.parse import urlencode
+from urllib.parse import parse_qs, urlencode
 
 from service.client.protocol import FILES
 
@@ -58,6 +59,16 @@ def query(options: argparse.Namespace) -> str:
     """Return the given flags of `add_query` as a query string."""
     given = ((name, getattr(options, name)) for name in QUERY)
     return urlencode([(name, value) for name, value in given if value is not None])
+
+
+def correction(query: str, detail: str) -> str:
+    """Return `correct --classes`: the flags whose parameters the service's `detail` names."""
+    named = [
+        f"--{name.replace('_', '-')}"
+        for name in (*parse_qs(query), "output")
+        if re.search(rf"(?:^|; ){name}\b", detail)
+    ]
+    return f"correct {' and '.join(named) or 'the options'}"
 
 
 def add_limits(parser: argparse.ArgumentParser) -> None:

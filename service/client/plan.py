@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -28,6 +28,16 @@ class Decision(enum.Enum):
     REJECTED = "rejected"  # was refused before, and nothing has changed
     REPEAT = "repeat"  # named twice in this run
     CLASH = "clash"  # another photo of this run has the same name
+
+
+ALWAYS_TOLD = (Decision.SEND, Decision.SKIP, Decision.REJECTED)
+TALLY_WORDS = {
+    Decision.SEND: "to send",
+    Decision.SKIP: "complete already",
+    Decision.REJECTED: "rejected before",
+    Decision.REPEAT: "named twice",
+    Decision.CLASH: "with the name of another photo",
+}
 
 
 @dataclass(frozen=True)
@@ -58,6 +68,15 @@ def decide(photo: Photo, wanted: Wanted, manifest: Manifest, out: Path) -> Decis
     if valid and _same_content(row, photo, manifest):
         return Decision.SKIP if row.status == DONE else Decision.REJECTED
     return Decision.SEND
+
+
+def tally_text(tally: Mapping[str, int]) -> str:
+    """Format the counts of a dry run: `10 to send, 2 complete already, 0 rejected before`."""
+    return ", ".join(
+        f"{tally[decision.value]} {words}"
+        for decision, words in TALLY_WORDS.items()
+        if tally.get(decision.value) or (decision in ALWAYS_TOLD and decision.value in tally)
+    )
 
 
 def is_valid(result: Record, wanted: Wanted, size_of: Callable[[str], int | None]) -> bool:

@@ -26,6 +26,8 @@ class Counts:
     failed: int = 0  # no result for another reason
     unshrunk: int = 0  # sent larger than --max-side, because only the service can decode them
 
+    repeated: int = 0  # named again in this run; not counted above
+
     def settled(self) -> int:
         return self.sent + self.skipped + self.rejected + self.failed
 
@@ -62,7 +64,11 @@ class Progress:
         self._stream.flush()
 
     def close(self) -> None:
-        """Draw the final state."""
+        """Draw the final state, unless the run ended before its first photo."""
+        if not self.counts.settled():
+            self._stream.write("\r\x1b[K" if self._is_terminal else "")
+            self._stream.flush()
+            return
         self._mark(self._clock())
         self._draw()
         if self._is_terminal:
@@ -73,9 +79,10 @@ class Progress:
         """`120/1000  8.3/s  ETA 1:46  2 failures`."""
         counts = self.counts
         done, rate = counts.settled(), self.rate()
-        parts = [f"{done}/{self.total if self.total is not None else '?'}", f"{rate:.1f}/s"]
-        if self.total is not None and rate > 0:
-            parts.append(f"ETA {duration((self.total - done) / rate)}")
+        total = self._photos()
+        parts = [f"{done}/{total if total is not None else '?'}", f"{rate:.1f}/s"]
+        if total is not None and rate > 0:
+            parts.append(f"ETA {duration((total - done) / rate)}")
         if failures := counts.rejected + counts.failed:
             parts.append(f"{failures} failure{'s' if failures > 1 else ''}")
         return "  ".join(parts)
@@ -84,6 +91,10 @@ class Progress:
         """Return the recent photos per second, without skipped ones, which take no time."""
         (then, before), (now, worked) = self._marks[0], self._marks[-1]
         return (worked - before) / (now - then) if now > then else 0.0
+
+    def _photos(self) -> int | None:
+        """Return the total without repeats, which have no result of their own."""
+        return None if self.total is None else self.total - self.counts.repeated
 
     def _mark(self, now: float) -> None:
         self._marks.append((now, self.counts.settled() - self.counts.skipped))
@@ -94,7 +105,8 @@ class Progress:
         if not self._is_terminal:
             self._stream.write(f"{self.line()}\n")
         else:
-            share = min(1.0, self.counts.settled() / self.total) if self.total else 0.0
+            total = self._photos()
+            share = min(1.0, self.counts.settled() / total) if total else 0.0
             bar = ("█" * round(share * BAR_WIDTH)).ljust(BAR_WIDTH, "·")
             self._stream.write(f"\r\x1b[K{bar} {self.line()}")
         self._stream.flush()

@@ -10,6 +10,7 @@ import importlib.util
 import ipaddress
 import os
 import re
+import socket
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +25,16 @@ PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
 BAD_CERTIFICATE = "CERTIFICATE_VERIFY_FAILED"  # as OpenSSL words it
 
 
+REFUSED = "All connection attempts failed"  # as anyio words it
+UNKNOWN_NAMES = frozenset(
+    {getattr(socket, name) for name in ("EAI_NONAME", "EAI_NODATA") if hasattr(socket, name)}
+)  # not EAI_AGAIN, which is an outage of the name server
+
+
+class UnknownHostError(httpx.ConnectError):
+    """The name server knows no such host."""
+
+
 @dataclass(frozen=True)
 class Route:
     """The proxy and certificates for a service."""
@@ -36,6 +47,10 @@ class Route:
     def explained(self, error: httpx.RequestError) -> httpx.RequestError:
         """Return the same error with the proxy or the certificates that caused it."""
         reason = str(error) or type(error).__name__
+        if isinstance(error, httpx.ConnectError) and _is_unknown_host(error):
+            return UnknownHostError(f"unknown host{self.via} ({reason})", request=error.request)
+        if isinstance(error, httpx.ConnectError) and REFUSED in reason and not self.via:
+            reason = f"{reason}: is the service running there?"
         hint = f"; {self.authorities}" if BAD_CERTIFICATE in reason else ""
         return type(error)(f"{reason}{self.via}{hint}", request=error.request)
 
@@ -51,7 +66,7 @@ def route(url: str, environment: Mapping[str, str] = os.environ) -> Route:
         return Route(None, tls, "", authorities)
     context = tls if isinstance(tls, ssl.SSLContext) else None
     proxy = httpx.Proxy(address, ssl_context=context if address.scheme == "https" else None)
-    return Route(proxy, tls, f" through the proxy {_shown(address)} ({name})", authorities)
+    return Route(proxy, tls, f" through the proxy {shown(address)} ({name})", authorities)
 
 
 _UNSET = "set SSL_CERT_FILE to a PEM file with the certificate of the authority that signed it"
@@ -79,17 +94,26 @@ def _address(name: str, value: str, host: str) -> httpx.URL:
         raise UsageError(f"{name} is no address of a proxy ({error}): {instead}") from None
     if address.scheme not in PROXY_SCHEMES or not address.host:
         raise UsageError(
-            f"{name}={_shown(address)} is no {', '.join(PROXY_SCHEMES)} proxy: {instead}"
+            f"{name}={shown(address)} is no {', '.join(PROXY_SCHEMES)} proxy: {instead}"
         )
     if address.scheme.startswith("socks") and importlib.util.find_spec("socksio") is None:
         needs = "needs socksio: pip install 'httpx[socks]'"
-        raise UsageError(f"{name}={_shown(address)} {needs}; or {instead}")
+        raise UsageError(f"{name}={shown(address)} {needs}; or {instead}")
     return address
 
 
-def _shown(address: httpx.URL) -> str:
+def shown(address: httpx.URL) -> str:
     """Return the address without user name and password."""
     return str(address.copy_with(username=None, password=None)).rstrip("/")
+
+
+def _is_unknown_host(error: BaseException | None) -> bool:
+    """Return whether this error, or one that caused it, says that a host has no address."""
+    while error is not None:
+        if isinstance(error, socket.gaierror):
+            return error.errno in UNKNOWN_NAMES
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def is_here(host: str) -> bool:

@@ -22,11 +22,11 @@ from typing import Any, Self, TypeVar
 import httpx
 
 from service.client import pictures, protocol
-from service.client.errors import BadAnswerError, StatusError
+from service.client.errors import BadAnswerError, StatusError, UnreachableError, UsageError
 from service.client.plain import sentence
 from service.client.protocol import Model, Segmentation
 from service.client.retry import Outcome, Retries, RetryPolicy
-from service.client.route import route
+from service.client.route import UnknownHostError, route, shown
 
 # httpcore tries to import sniffio several times per request, and anyio no longer installs it. If
 # it is missing, each try searches the whole import path, which takes a third of the CPU time of a
@@ -94,6 +94,8 @@ class AsyncClient:
         self._timeout_s = timeout_s
         base_url = protocol.check_url(url)
         self._route = route(base_url)
+        self._place = shown(httpx.URL(base_url))
+        self._was_reached = False  # a host that answered once exists: its name may come back
         self._http = httpx.AsyncClient(
             base_url=base_url,
             headers=_credentials(api_key),
@@ -148,18 +150,27 @@ class AsyncClient:
 
     async def _send(self, ask: Ask) -> httpx.Response:
         retries = Retries(self._retry)
-        outcome = await self._attempt(ask)
+        outcome = await self._try(ask)
         while (delay_s := retries.delay_after(outcome)) is not None:
             if self._on_retry is not None:
                 self._on_retry(outcome)
             await asyncio.sleep(delay_s)
-            outcome = await self._attempt(ask)
+            outcome = await self._try(ask)
         try:
             return retries.settle(outcome)
         except StatusError as error:
             if error.code.startswith("http-"):  # no problem document: not the service's own words
                 raise error.at(self._route.via) from None
             raise
+        except UnreachableError as error:
+            raise UnreachableError(f"{self._place}: {error}") from error.__cause__
+
+    async def _try(self, ask: Ask) -> Outcome:
+        """Make one try; raises UsageError for a host that never existed, probably a typo."""
+        outcome = await self._attempt(ask)
+        if isinstance(outcome, UnknownHostError) and not self._was_reached:
+            raise UsageError(f"{self._place}: {outcome}: correct the host name")
+        return outcome
 
     async def _attempt(self, ask: Ask) -> Outcome:
         """Make one try with limits on time and bytes; raises BadAnswerError beyond them."""
@@ -182,6 +193,7 @@ class AsyncClient:
     ) -> httpx.Response:
         """Send the request and read the answer; extend `timer` as bytes arrive."""
         response = await self._http.send(request, stream=True)
+        self._was_reached = True
         try:
             limit = most_bytes if response.is_success else MOST_BYTES_OF_AN_ERROR
             body = bytearray()

@@ -34,7 +34,7 @@ from service.client.errors import ClientError, UsageError
 from service.client.flags import positive
 from service.client.inputs import Others, nothing_found
 from service.client.plain import plain
-from service.client.plan import Wanted
+from service.client.plan import Wanted, tally_text
 from service.client.progress import Counts, Progress
 from service.client.protocol import parse_outputs
 from service.client.records import DONE, FAILED, REJECTED, Collected, Record, totals
@@ -432,7 +432,7 @@ def dry_run(options: RayBatchOptions, *, as_json: bool) -> int:
         return 0
     for name in names:
         print(plain(name))
-    print(", ".join(f"{count} to {what}" for what, count in tally.items()), file=sys.stderr)
+    print(tally_text(tally), file=sys.stderr)
     if run.others.counts:
         print(plain(run.others.text()), file=sys.stderr)
     return 0

@@ -356,8 +356,8 @@ def test_answer_without_the_asked_output_is_a_failure(server: FlakyServer, photo
 
 @pytest.mark.parametrize(
     "refusal",
-    [problem(401, "unauthorized"), problem(404, "unknown-model"), problem(400, "invalid-request")],
-    ids=["key", "model", "option"],
+    [problem(401, "unauthorized"), problem(404, "unknown-model")],
+    ids=["key", "model"],
 )
 def test_refused_caller_ends_the_run_at_once_and_blames_no_photo(
     server: FlakyServer, tmp_path: Path, refusal: Answer, capsys: pytest.CaptureFixture[str]
@@ -368,6 +368,64 @@ def test_refused_caller_ends_the_run_at_once_and_blames_no_photo(
     assert str(refusal.status) in summary["stopped"]
     assert summary["failures"] == []
     assert len(server.segmented()) <= 2
+
+
+@pytest.mark.parametrize(
+    ("options", "detail", "hint"),
+    [
+        (["--classes", "person,cats"], "classes='person,cats': choose names", "correct --classes"),
+        (
+            ["--contour", "99", "--mask-format", "gray"],
+            "contour=99: 0 to 50; mask_format='gray': no",
+            "correct --contour and --mask-format",
+        ),
+        (["--alpha", "0.5"], "Accept: no", "correct the options"),
+    ],
+)
+def test_refused_option_is_a_usage_error_that_names_the_flag(
+    server: FlakyServer,
+    tmp_path: Path,
+    options: list[str],
+    detail: str,
+    hint: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The same command can never succeed; the corrected one sends every photo."""
+    refusal = problem(400, "invalid-request", detail)
+    server.misbehave = lambda request, nth: refusal if request.path == "/segment" else None
+    photos = many(tmp_path / "photos", 20)
+    assert run(server, photos, "--concurrency", "2", *options) == 2
+    said = capsys.readouterr()
+    assert said.err == f"deeplab-client: the service refuses the options: {detail}: {hint}\n"
+    assert said.out == ""
+    assert len(server.segmented()) <= 2
+    server.misbehave = lambda request, nth: None
+    assert run(server, photos) == 0
+    assert_complete(photos, tmp_path / "out")
+
+
+def test_option_refused_after_some_photos_ends_the_run_with_a_summary(
+    server: FlakyServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As when the service loads another model during the run."""
+    server.misbehave = lambda request, nth: (
+        problem(400, "invalid-request") if len(server.segmented()) > 3 else None
+    )
+    photos = many(tmp_path / "photos", 10)
+    assert run(server, photos, "--concurrency", "1", "--json") == 1
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["sent"], summary["failures"]) == (3, [])
+    assert "400 invalid-request" in summary["stopped"]
+
+
+def test_photo_named_twice_counts_once(
+    server: FlakyServer, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(photos.parent / "out")
+    assert main([server.url, str(photos), str(photos / "cat.jpg"), "-o", out]) == 0
+    said = capsys.readouterr()
+    assert said.err.splitlines()[-1].startswith("3/3 ")
+    assert said.out.startswith("3 done")
 
 
 def test_photo_that_breaks_the_service_fails_alone(server: FlakyServer, photos: Path) -> None:

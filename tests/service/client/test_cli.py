@@ -2,15 +2,17 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from service.client.cli import main
 
-from .flaky_server import FlakyServer, problem
+from .flaky_server import Answer, FlakyServer, problem
 
 
 def test_dry_run_names_what_would_be_sent_and_touches_nothing(
@@ -33,6 +35,8 @@ def test_dry_run_knows_what_is_done(
     main([*command, "--dry-run", "--json"])
     tally = json.loads(capsys.readouterr().out)
     assert (tally["send"], tally["skip"]) == (1, 2)
+    main([*command, "--dry-run"])
+    assert "1 to send, 2 complete already, 0 rejected before\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -71,8 +75,64 @@ def test_service_that_never_comes_exits_1(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["http://127.0.0.1:9", str(photos), "-o", str(tmp_path / "out")]
-    assert main([*command, "--give-up-after", "0.2"]) == 1
-    assert "no answer after" in capsys.readouterr().err
+    assert main([*command, "--give-up-after", "1"]) == 1
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == (
+        "http://127.0.0.1:9: All connection attempts failed: is the service running there? "
+        "(trying for 1 s: --give-up-after)"
+    )
+    assert told[-1].startswith("deeplab-client: http://127.0.0.1:9: no answer after ")
+    assert told[-1].endswith("is the service running there?")
+
+
+def test_unknown_host_exits_2_without_a_second_try(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """RFC 6761: names in .invalid never exist. Without a name server the question is open."""
+    try:
+        socket.getaddrinfo("photos.invalid", 80)
+    except socket.gaierror as error:
+        if error.errno == socket.EAI_AGAIN:
+            pytest.skip("no name server answers here")
+    began = time.monotonic()
+    command = ["http://me:secret@photos.invalid:8000", str(photos), "-o", str(tmp_path / "out")]
+    assert main(command) == 2
+    assert time.monotonic() - began < 30  # the default patience is 120 s
+    told = capsys.readouterr().err
+    assert told.startswith("deeplab-client: http://photos.invalid:8000: unknown host (")
+    assert told.endswith(": correct the host name\n")
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/foo", "GET /foo/models does not exist there: the URL has a path, /foo; write http://"),
+        ("/", "GET /models does not exist there: is this the service's port"),
+    ],
+)
+def test_url_without_the_service_exits_2(
+    server: FlakyServer,
+    photos: Path,
+    tmp_path: Path,
+    path: str,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    server.misbehave = lambda request, nth: problem(404, "not-found")
+    assert main([f"{server.url}{path}", str(photos), "-o", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+    assert len(server.requests) == 1
+
+
+def test_prefix_of_a_proxy_in_the_url_is_kept(
+    server: FlakyServer, photos: Path, tmp_path: Path
+) -> None:
+    """The proxy answers below the prefix alone; requests that lack it get its 404."""
+    command = [f"{server.url}/seg", str(photos), "-o", str(tmp_path / "out"), "--dry-run"]
+    server.misbehave = lambda request, nth: (
+        Answer(200, b'{"models": []}') if request.path == "/seg/models" else problem(404, "no")
+    )
+    assert main(command) == 0
 
 
 def test_client_waits_for_a_service_that_is_just_starting(
@@ -92,6 +152,7 @@ def test_inputs_without_a_photo_exit_2_and_say_what_lies_there(
     (tmp_path / "in" / "IMG_1.HEIC").write_bytes(b"x")
     assert main([server.url, str(tmp_path / "in"), "-o", str(tmp_path / "out"), *options]) == 2
     said = capsys.readouterr()
+    assert said.err.startswith("deeplab-client: no photo")  # and no progress of nothing
     assert f"no photo found in {tmp_path / 'in'}; 1 file left out: 1 .heic (IMG_1.HEIC)" in said.err
     assert "done" not in said.out
 

@@ -59,6 +59,22 @@ def test_log_gets_plain_lines_now_and_then() -> None:
     ]
 
 
+def test_repeats_are_not_part_of_the_total() -> None:
+    progress = Progress(Counts(sent=9, repeated=1), io.StringIO(), Clock())
+    progress.total = 11
+    assert progress.line() == "9/10  0.0/s"
+
+
+def test_run_that_ends_before_its_first_photo_leaves_no_progress() -> None:
+    log, screen = io.StringIO(), Terminal()
+    for stream in (log, screen):
+        progress = Progress(Counts(), stream, Clock())
+        progress.total = 10
+        progress.close()
+    assert log.getvalue() == ""
+    assert screen.getvalue() == "\r\x1b[K"
+
+
 def test_unknown_total_gives_no_eta() -> None:
     progress = Progress(Counts(sent=3), io.StringIO(), Clock())
     assert progress.line() == "3/?  0.0/s"

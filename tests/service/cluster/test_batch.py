@@ -92,7 +92,7 @@ def test_dry_run_names_what_would_be_done_and_touches_nothing(
     assert ray_batch.main(arguments) == 0
     said = capsys.readouterr()
     assert said.out.split() == ["a.png", "b.jpg"]
-    assert "2 to send, 0 to skip" in said.err
+    assert "2 to send, 0 complete already, 0 rejected before" in said.err
     assert "1 .heic" in said.err
     assert not out.exists()
 
