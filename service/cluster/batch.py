@@ -406,8 +406,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = _options(arguments)
         if arguments.dry_run:
             return dry_run(options, as_json=arguments.json)
-        if arguments.dry_run:
-            return dry_run(options, as_json=arguments.json)
         connect(arguments.address)
         summary = RayBatch(options, Progress(Counts(), sys.stderr)).work()
     except (UsageError, ServiceError) as error:
