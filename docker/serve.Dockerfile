@@ -30,6 +30,7 @@ RUN --mount=type=cache,target=/root/.cache/pip sh /build/build_venv.sh /build/re
 FROM builder AS app
 COPY LICENSE NOTICE /build/app/
 COPY docker/healthcheck.py docker/check_gpu.py /build/app/docker/
+COPY annotations /build/app/annotations
 COPY service /build/app/service
 RUN sh /build/build_app.sh /build/app
 

@@ -37,6 +37,7 @@ ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 COPY --from=venv /rootfs /
 COPY LICENSE NOTICE /app/
+COPY annotations /app/annotations
 COPY model /app/model
 COPY export /app/export
 COPY service /app/service

@@ -145,7 +145,7 @@ def test_nothing_imports_a_command() -> None:
     commands = {
         f"{package}.{name}" for package, names in COMMANDS.items() for name in names - {"__main__"}
     }
-    for package in ("model", "export", "service"):
+    for package in ("annotations", "model", "export", "service"):
         for path in (ROOT / package).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.ImportFrom) and node.module:
@@ -155,7 +155,7 @@ def test_nothing_imports_a_command() -> None:
 
 def test_library_code_is_not_kept_in_a_command() -> None:
     """Of a `__main__` only the command itself is imported: by scripts, and by studies."""
-    for package in ("model", "export", "service", "tests"):
+    for package in ("annotations", "model", "export", "service", "tests"):
         for path in (ROOT / package).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.ImportFrom) and (node.module or "").endswith("__main__"):
@@ -164,7 +164,11 @@ def test_library_code_is_not_kept_in_a_command() -> None:
 
 @pytest.mark.parametrize(
     ("package", "forbidden"),
-    [("model", {"service", "export"}), ("service", {"model", "export", "torch", "onnx"})],
+    [
+        ("annotations", {"model", "service", "export", "torch", "onnx"}),
+        ("model", {"service", "export"}),
+        ("service", {"model", "export", "torch", "onnx"}),
+    ],
 )
 def test_dependencies_run_one_way(package: str, forbidden: set[str]) -> None:
     for path in (ROOT / package).rglob("*.py"):
@@ -189,5 +193,5 @@ def test_the_batcher_does_not_know_the_engine() -> None:
 
 def test_no_file_is_named_after_a_library() -> None:
     libraries = {"onnx", "json", "torch", "fastapi", "httpx", "pydantic", "numpy", "PIL"}
-    for package in ("model", "export", "service"):
+    for package in ("annotations", "model", "export", "service"):
         assert libraries.isdisjoint(path.stem for path in (ROOT / package).rglob("*.py"))

@@ -1,4 +1,4 @@
-"""Get a data set and look at it before training: `python -m model.data {check,prepare}`."""
+"""Get a data set, import labels, look at them: `python -m model.data {check,prepare,import}`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from model.data.check import check, convert
 from model.data.dataset import DATASETS, DatasetError, find
+from model.data.exchange.command import IMPORT_EXAMPLES, add_import
 from model.data.folder import DESCRIPTION
 from model.data.guess import IMAGE_FOLDER, guess
 from model.data.imagefolder import FolderReport, check_images
@@ -57,6 +58,14 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--archives", type=Path, metavar="DIR", help="where the downloads lie")
     c.add_argument("--data", type=Path, metavar="DIR", help="where the set shall be")
     c.set_defaults(run=run_prepare)
+    add_import(
+        commands.add_parser(
+            "import",
+            help="make a data set of a label tool's files",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            epilog=IMPORT_EXAMPLES,
+        )
+    )
     return p
 
 

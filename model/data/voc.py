@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from model.data.pairs import Color, Dataset, Pair, home, read_names
+from annotations.colors import palette
+from model.data.pairs import Dataset, Pair, home, read_names
+
+__all__ = ["CLASSES", "VOID_COLOR", "find", "palette"]
 
 CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair",
@@ -22,16 +25,6 @@ MASKS = "SegmentationClass"
 # SBD's extra masks live in a folder of their own, where every converter of them puts them.
 AUGMENTED_MASKS = "SegmentationClassAug"
 VOID_COLOR = (224, 224, 192)
-
-
-def palette(colors: int) -> tuple[Color, ...]:
-    """The VOC colour map: the bits of a class id, spread over the channels' highest bits."""
-
-    def channel(index: int, first: int) -> int:
-        bits = (((index >> (3 * place + first)) & 1) << (7 - place) for place in range(8))
-        return sum(bits)
-
-    return tuple((channel(i, 0), channel(i, 1), channel(i, 2)) for i in range(colors))
 
 
 def find(root: Path, split: str) -> Dataset:

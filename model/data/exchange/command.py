@@ -1,0 +1,162 @@
+"""`python -m model.data import`: its options."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from annotations.draw import ORDERS
+from annotations.formats import READERS
+from model.data.exchange.classes import AS_VOID
+from model.data.exchange.importing import write
+from model.data.exchange.plan import Wish, make_plan
+from model.data.folder import DESCRIPTION
+from model.data.pairs import DatasetError
+
+SOURCE = "source"
+IMPORT_EXAMPLES = """\
+examples:
+  python -m model.data import coco instances.json --images photos -o DIR --dry-run
+  python -m model.data import labelme labels/ --images photos -o DIR --group-by folder
+  python -m model.data import cvat annotations.xml --images photos -o DIR --splits source
+  python -m model.data import labelstudio export.json --images photos -o DIR \\
+      --map car=vehicle,truck=vehicle --classes person,vehicle
+"""
+
+
+def names(text: str) -> tuple[str, ...]:
+    """`person, car` -> ("person", "car")."""
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def pairs(text: str) -> dict[str, str]:
+    """`car=vehicle,truck=vehicle` -> {"car": "vehicle", "truck": "vehicle"}."""
+    words = [word.partition("=") for word in names(text)]
+    if any(not key or not value for key, _, value in words):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of LABEL=CLASS")
+    return {key.strip(): value.strip() for key, _, value in words}
+
+
+def shares(text: str) -> dict[str, float] | None:
+    """`train=0.8,val=0.2` -> {"train": 0.8, "val": 0.2}; `source` -> None."""
+    if text == SOURCE:
+        return None
+    try:
+        found = {split: float(share) for split, share in pairs(text).items()}
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of SPLIT=SHARE") from None
+    if not all(share > 0 for share in found.values()) or abs(sum(found.values()) - 1) > 1e-6:
+        raise argparse.ArgumentTypeError(f"{text!r}: shares are above 0, and their sum is 1")
+    return found
+
+
+def add_import(p: argparse.ArgumentParser) -> None:
+    """Add the options of the import."""
+    p.add_argument("format", choices=list(READERS), metavar="FORMAT", help=", ".join(READERS))
+    p.add_argument("labels", type=Path, metavar="LABELS", help="the tool's file, or its folder")
+    p.add_argument("--images", type=Path, required=True, metavar="PHOTOS", help="their folder")
+    p.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="the set to write")
+    p.add_argument("--dry-run", action="store_true", help="only print what would be done")
+    p.add_argument("--json", action="store_true", help="print the report as JSON")
+    p.add_argument(
+        "--on-problem",
+        choices=("stop", "skip"),
+        default="stop",
+        help="photos that are missing or do not fit their labels: write nothing, or leave "
+        "them out (default: stop)",
+    )
+    p.add_argument("--link", action="store_true", help="link to the photos instead of copying")
+    _add_classes(p.add_argument_group("classes"))
+    _add_splits(p.add_argument_group("splits"))
+    _add_reading(p.add_argument_group("how the labels are meant"))
+    p.set_defaults(run=run_import)
+
+
+def _add_classes(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--classes", type=names, default=(), metavar="A,B", help="these alone, in this order")
+    add("--map", type=pairs, default={}, metavar="A=B,C=B", help="rename and merge labels")
+    void = ",".join(AS_VOID)
+    add("--void", type=names, default=AS_VOID, metavar="A,B", help=f"labels to ignore ({void})")
+    usual = "background; void for voc-colours and cityscapes-like"
+    rest = ("background", "void")
+    add("--unlabelled", choices=rest, help=f"what pixels without a label are ({usual})")
+    add(
+        "--others",
+        choices=("unlabelled", "void"),
+        default="unlabelled",
+        help="what labels become that --classes leaves out: as if not labelled, or void",
+    )
+
+
+def _add_splits(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add(
+        "--splits",
+        type=shares,
+        default="train=0.8,val=0.2",
+        metavar="A=SHARE,B=SHARE",
+        help="the splits and their shares, or `source`: as the labels name them (%(default)s)",
+    )
+    add(
+        "--group-by",
+        default="none",
+        metavar="HOW",
+        help="keep photos together: `folder`, or a regular expression on the path whose first "
+        "parentheses name the group",
+    )
+    add("--seed", type=int, default=0, metavar="N", help="of the random splits (0)")
+    empty = "photos without a region: leave them out, or make them all unlabelled (skip)"
+    add("--empty", choices=("skip", "keep"), default="skip", help=empty)
+
+
+def _add_reading(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    usual = "area for coco and yolo-seg, else file"
+    orders = "; ".join(f"{name}: {text}" for name, text in ORDERS.items())
+    add("--order", choices=list(ORDERS), help=f"where shapes overlap. {orders} ({usual})")
+    add("--names", type=names, default=(), metavar="A,B", help="of class numbers and colours")
+    first = "the number of the first class in yolo-seg and in label pictures (0)"
+    add("--first-class", type=int, choices=(0, 1), default=0, help=first)
+    pixel = "the coordinate of the first pixel's outer corner (0)"
+    add("--first-pixel", type=int, choices=(0, 1), default=0, help=pixel)
+    add("--boxes", action="store_true", help="take boxes where a shape has no outline")
+    add(
+        "--exif",
+        choices=("auto", "upright", "stored"),
+        default="auto",
+        help="how a photo lay that its EXIF data turns, when it was labelled (auto: by its size)",
+    )
+    add("--rescale", action="store_true", help="scale labels of a smaller or larger copy")
+
+
+def run_import(args: argparse.Namespace) -> int:
+    """Print the plan; write it if it is not a dry run. 1 where photos cannot be used."""
+    if (args.out / DESCRIPTION).exists():
+        raise DatasetError(f"{args.out / DESCRIPTION} exists: name another folder by -o")
+    fields = Wish.__dataclass_fields__
+    plan = make_plan(Wish(**{key: value for key, value in vars(args).items() if key in fields}))
+    stopped = bool(plan.problems) and args.on_problem == "stop"
+    lines = []
+    if not plan.items:
+        lines.append("nothing to write: no photo can be used")
+    elif args.dry_run:
+        lines.append(f"dry run: would write {len(plan.items)} photos and masks to {args.out}")
+    elif stopped:
+        lines.append(
+            f"nothing written: {len(plan.problems)} photos cannot be used; correct them, or leave "
+            "them out by --on-problem skip"
+        )
+    else:
+        known = len(plan.problems)
+        lines += write(plan)
+        lines += [f"problem: {problem}" for problem in plan.problems[known:]]
+        lines.append(f"next: python -m model.data check {args.out}")
+    if args.json:
+        print(json.dumps(plan.to_json(), indent=2))
+        print("\n".join(lines), file=sys.stderr)
+    else:
+        print("\n".join([plan.to_text(), *lines]))
+    return int(not plan.items or bool(plan.problems))
