@@ -16,6 +16,7 @@ from model.pydantic_errors import mistakes
 
 EXAMPLES = """examples:
   python -m model.convert tf deeplabv3_pascal_train_aug/model.ckpt weights/xception65-voc
+  python -m model.convert tf deeplabv3_mnv2_pascal_quant.tflite weights/mobilenetv2-voc
   python -m model.convert tf variables.npz weights/resnet101 --output-stride 8 --multi-grid 1,2,4
   python -m model.convert torchvision deeplabv3_resnet101.pth weights/torchvision-r101
   python -m model.convert timm xception65.safetensors weights/xception65-imagenet
@@ -35,7 +36,9 @@ def parser() -> argparse.ArgumentParser:
     )
     kinds = p.add_subparsers(dest="kind", required=True, metavar="{tf,timm,torchvision}")
     tf = kinds.add_parser("tf", help="research/deeplab of tensorflow/models")
-    tf.add_argument("src", type=Path, help="a checkpoint's prefix, or .npz of variables by name")
+    tf.add_argument(
+        "src", type=Path, help="a checkpoint's prefix, .pb, .tflite or .npz of variables"
+    )
     torchvision = kinds.add_parser("torchvision", help="ResNets and deeplabv3_resnet50/101")
     timm = kinds.add_parser("timm", help="xception65/71, resnet50/101, tf_efficientnet_lite0/1/2")
     for state_dict in (torchvision, timm):

@@ -8,15 +8,9 @@ TensorFlow's kernels are HWIO, depthwise ones HWC1; ours are OIHW and C1HW.
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
-import zipfile
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +20,7 @@ from torch import Tensor
 
 from model.convert.accounting import Converted, ConvertError, adopt, listed
 from model.convert.labels import Labels, backbone_card, card
+from model.convert.variables import Variables, read
 from model.network.backbones.mobilenet_v2 import STAGES, STEM, scaled
 from model.network.config import PUBLISHED, ModelConfig
 from model.network.deeplab import BACKBONES, DeepLabV3Plus
@@ -61,7 +56,6 @@ MIDDLE_MODULES = 16
 
 SOURCE = "TensorFlow"
 
-Variables = dict[str, np.ndarray[Any, Any]]
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -76,7 +70,7 @@ class ConversionOptions(NamedTuple):
 
 
 def convert(path: Path, options: ConversionOptions) -> Converted:
-    """Read an .npz of variables by name, or a TensorFlow checkpoint prefix.
+    """Read a checkpoint's prefix, a frozen graph, a TFLite file or an .npz of variables.
 
     Raises ConvertError for unknown backbones and for variables missing or left over.
     """
@@ -126,49 +120,6 @@ def _backbone_only(variables: Variables, path: Path) -> Converted:
     names = Names(config)
     state = adopt(net, lambda key: names.of(f"backbone.{key}"), _to_torch(variables))
     return Converted(state, backbone_card(config, path, SOURCE))
-
-
-def read(path: Path) -> Variables:
-    """All variables of the file, by TensorFlow name without `:0`."""
-    if path.suffix == ".npz":
-        return _read_npz(path)
-    if not path.is_file() and not path.with_name(f"{path.name}.index").is_file():
-        raise ConvertError(
-            f"{path} is neither an .npz of variables nor a checkpoint's prefix, the part of its "
-            "name before .index and .data-00000-of-00001"
-        )
-    if find_spec("tensorflow") is None:
-        raise ConvertError(
-            f"{path}: reading a TensorFlow checkpoint needs TensorFlow: pip install "
-            "tensorflow (the extra `tf`), "
-            f"or run model/convert/dump.py where it is installed and convert the .npz it writes"
-        )
-    with TemporaryDirectory() as folder:
-        dumped = Path(folder) / "variables.npz"
-        _dump(path, dumped)
-        return read(dumped)
-
-
-def _read_npz(path: Path) -> Variables:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name.removesuffix(":0"): file[name] for name in file.files}
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ConvertError(f"{path} is no .npz of numbers: {error}") from None
-
-
-def _dump(prefix: Path, out: Path) -> None:
-    """Read a TensorFlow checkpoint in a process of its own (see model.convert.dump)."""
-    done = subprocess.run(
-        [sys.executable, "-m", "model.convert.dump", str(prefix), str(out)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
-    )
-    if done.returncode != 0:
-        last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
-        raise ConvertError(f"{prefix} could not be read by TensorFlow: {last[0]}")
 
 
 def _backbone(variables: Variables) -> str:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +13,12 @@ import torch
 from model import checkpoint
 from model.convert.__main__ import main
 from model.convert.accounting import ConvertError
-from model.convert.from_tensorflow import ConversionOptions, Names, Variables, convert_variables
+from model.convert.from_tensorflow import ConversionOptions, Names, convert_variables
+from model.convert.variables import Variables
 from model.network.config import ModelConfig
 from model.network.deeplab import DeepLabV3Plus
 from model.paper.complexity import build
+from tests.model.convert import bundles
 from tests.model.nets import batch, tiny
 from tests.shared import REFERENCE, needs_reference
 
@@ -215,42 +214,24 @@ def test_imagenet_checkpoint_becomes_backbone_weights(tmp_path: Path) -> None:
     assert all(torch.equal(state[key], ours[key]) for key in ours if "num_batches" not in key)
 
 
-def test_missing_tensorflow_and_missing_files_are_told_apart(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("settings", "shards"), [({"decoder": False, "decoder_channels": 256}, 1), ({}, 2)]
+)
+def test_a_checkpoint_converts_like_its_variables(
+    settings: dict[str, Any], shards: int, tmp_path: Path
 ) -> None:
-    """A prefix that does not exist, against a checkpoint that needs the optional dependency."""
-    assert main(["tf", str(tmp_path / "model.ckpt"), str(tmp_path / "net")]) == 1
-    assert "neither an .npz" in capsys.readouterr().err
-    (tmp_path / "model.ckpt.index").write_bytes(b"")
-    assert main(["tf", str(tmp_path / "model.ckpt"), str(tmp_path / "net")]) == 1
-    word = "could not be read" if find_spec("tensorflow") else "pip install tensorflow"
-    assert word in capsys.readouterr().err
-
-
-WRITE = """
-import sys, numpy as np, tensorflow as tf
-tf = tf.compat.v1
-tf.disable_eager_execution()
-with np.load(sys.argv[1]) as file:
-    variables = [tf.get_variable(name, initializer=file[name]) for name in file.files]
-with tf.Session() as session:
-    session.run(tf.global_variables_initializer())
-    tf.train.Saver(variables).save(session, sys.argv[2], write_meta_graph=False)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(find_spec("tensorflow") is None, reason="tensorflow is not installed")
-def test_real_checkpoint_converts_like_its_variables(tmp_path: Path) -> None:
-    """A checkpoint written by TensorFlow itself, read back through the command."""
-    net = tiny(21)
-    write(tmp_path / "v.npz", {**variables_of(net), "global_step": np.int64(7)})
-    prefix = str(tmp_path / "model.ckpt")
-    subprocess.run([sys.executable, "-c", WRITE, str(tmp_path / "v.npz"), prefix], check=True)
-    assert main(["tf", prefix, str(tmp_path / "net")]) == 0
+    """Optimiser slots and counters beside the weights, as training leaves them."""
+    net = tiny(21, **settings)
+    variables = variables_of(net)
+    slots = {f"{name}/Momentum": np.zeros_like(value) for name, value in variables.items()}
+    bundles.write(
+        tmp_path / "model.ckpt", {**variables, **slots, "global_step": np.int64(7)}, shards=shards
+    )
+    assert main(["tf", str(tmp_path / "model.ckpt"), str(tmp_path / "net")]) == 0
     loaded = checkpoint.load(tmp_path / "net").state_dict()
     ours = net.state_dict()
     assert all(torch.equal(loaded[key], ours[key]) for key in ours if "num_batches" not in key)
+    assert checkpoint.read_card(tmp_path / "net").source == "converted from model.ckpt (TensorFlow)"
 
 
 def test_names_are_the_published_ones() -> None:
