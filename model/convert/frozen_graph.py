@@ -23,7 +23,7 @@ VARIABLE = re.compile(
     r"/(weights|depthwise_weights|biases|gamma|beta|moving_mean|moving_variance)$"
 )
 # Lists of numbers in a TensorProto, by field, which stand for the raw bytes.
-LISTS = {5: np.dtype("<f4"), 6: np.dtype("<f8")}
+LISTS: dict[int, np.dtype[Any]] = {5: np.dtype("<f4"), 6: np.dtype("<f8")}
 
 
 def read(path: Path) -> dict[str, Array]:
@@ -70,7 +70,8 @@ def _attribute(pair: memoryview) -> tuple[str, memoryview | None]:
 
 def _array(name: str, tensor: memoryview) -> Array:
     """The numbers of a TensorProto."""
-    kind, shape = tensor_proto.dtype(1), ()
+    kind = tensor_proto.dtype(1)
+    shape: tuple[int, ...] = ()
     raw: memoryview | bytes = b""
     listed: list[bytes] = []
     for number, field in wire.fields(tensor):
@@ -91,6 +92,6 @@ def _array(name: str, tensor: memoryview) -> Array:
     return np.frombuffer(bytearray(found), kind).reshape(shape)
 
 
-def _packed(field: int | memoryview, kind: np.dtype[np.generic]) -> bytes:
+def _packed(field: int | memoryview, kind: np.dtype[Any]) -> bytes:
     """Numbers of a repeated field: packed, or one alone."""
     return field.to_bytes(kind.itemsize, "little") if isinstance(field, int) else bytes(field)

@@ -35,7 +35,7 @@ LONGEST_INDEX = 64_000_000  # bytes; the largest published one has some 80,000
 class Entry(NamedTuple):
     """Where a variable lies."""
 
-    kind: np.dtype[np.generic]
+    kind: np.dtype[Any]
     shape: tuple[int, ...]
     shard: int
     offset: int
@@ -178,6 +178,6 @@ def _tensor(name: str, entry: Entry, files: list[Path]) -> Array:
 
 def _masked(content: memoryview) -> int:
     """CRC-32C as LevelDB stores it."""
-    checksum = google_crc32c.value(bytes(content))
+    checksum = int(google_crc32c.value(bytes(content)))
     rotated = (checksum >> 15 | checksum << 17) & 0xFFFFFFFF
     return (rotated + MASK_DELTA) & 0xFFFFFFFF

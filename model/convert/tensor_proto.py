@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
 from model.convert import wire
 from model.convert.wire import WireError
 
-DTYPES = {  # DataType of types.proto; little-endian, as the files are
+DTYPES: dict[int, np.dtype[Any]] = {  # DataType of types.proto; little-endian, as the files are
     1: np.dtype("<f4"),
     2: np.dtype("<f8"),
     3: np.dtype("<i4"),
@@ -24,7 +25,7 @@ STRING = 7
 LARGEST = 1 << 31  # bytes, Protocol Buffers' own limit; the largest published variable has 9 MB
 
 
-def dtype(number: int) -> np.dtype[np.generic]:
+def dtype(number: int) -> np.dtype[Any]:
     """The NumPy type of a DataType; raises WireError for one that weights do not have."""
     if number not in DTYPES:
         raise WireError(f"data type {number} is not supported")
@@ -48,7 +49,7 @@ def shape(message: memoryview) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def nbytes(kind: np.dtype[np.generic], sizes: tuple[int, ...]) -> int:
+def nbytes(kind: np.dtype[Any], sizes: tuple[int, ...]) -> int:
     """How many bytes a tensor takes; raises WireError for more than any file can hold."""
     size = kind.itemsize * math.prod(sizes)
     if size > LARGEST:

@@ -20,7 +20,7 @@ from model.convert.accounting import ConvertError
 
 Array = np.ndarray[Any, Any]
 
-TYPES = {  # TensorType of the schema
+TYPES: dict[int, np.dtype[Any]] = {  # TensorType of the schema
     tflite.TensorType.FLOAT32: np.dtype("<f4"),
     tflite.TensorType.FLOAT16: np.dtype("<f2"),
     tflite.TensorType.INT32: np.dtype("<i4"),
@@ -115,7 +115,7 @@ def _values(model: Any, tensor: Any) -> Array:
     if isinstance(raw, int):  # the generated code's way to say that there is none
         raise ConvertError(f"{name} has no numbers: it is computed, not a weight")
     shape = tensor.ShapeAsNumpy()
-    numbers = np.frombuffer(raw.tobytes(), TYPES[tensor.Type()]).reshape(shape)
+    numbers: Array = np.frombuffer(raw.tobytes(), TYPES[tensor.Type()]).reshape(shape)
     quantization = tensor.Quantization()
     if quantization is None or quantization.ScaleLength() == 0:
         return numbers.astype(np.float32)
@@ -126,6 +126,6 @@ def _dequantized(numbers: Array, quantization: Any) -> Array:
     """One scale for all, or one for each index of a dimension."""
     sides = [1] * numbers.ndim
     sides[quantization.QuantizedDimension()] = -1
-    scale = quantization.ScaleAsNumpy().astype(np.float32).reshape(sides)
-    zero = quantization.ZeroPointAsNumpy().reshape(sides)
+    scale: Array = quantization.ScaleAsNumpy().astype(np.float32).reshape(sides)
+    zero: Array = quantization.ZeroPointAsNumpy().reshape(sides)
     return (numbers.astype(np.int64) - zero).astype(np.float32) * scale

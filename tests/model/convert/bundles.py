@@ -50,7 +50,7 @@ def tag(number: int, value: int | bytes) -> bytes:
 
 
 def masked(content: bytes) -> bytes:
-    checksum = google_crc32c.value(content)
+    checksum = int(google_crc32c.value(content))
     rotated = ((checksum >> 15) | (checksum << 17)) % 2**32
     return ((rotated + 0xA282EAD8) % 2**32).to_bytes(4, "little")
 
