@@ -1,6 +1,9 @@
-"""Check the gpu image. Run it first on a new GPU host:
+"""Check a gpu image. Run it first on a new GPU host:
 
     docker run --rm --gpus all --entrypoint python deeplab:gpu docker/check_gpu.py
+
+With --all it then measures the service for up to ten minutes and writes one JSON file; see
+service/bench/gpu.py and docs/gpu.md. `--device cpu` tries that on a machine without a GPU.
 
 ONNX Runtime loads NVIDIA's libraries as in the service. Then `ldd` resolves the CUDA provider
 and all parts of CUDA and cuDNN against their folders. Only the driver's libcuda.so.1 may be
@@ -10,12 +13,17 @@ the GPU.
 
 from __future__ import annotations
 
-import ctypes
+import argparse
+import json
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator, Sequence
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,26 +32,53 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # the application, beside th
 
 import onnxruntime as ort  # after `service`, which switches its telemetry off
 
+from service.bench import gpu
 from service.errors import StartupError
 from service.images import imaging
-from service.inference.cuda import cuda_problem
+from service.inference import cuda, trt_engines
 from service.inference.engine import Engine, EngineOptions
 from service.inference.models import model_files
-from service.settings import Settings
+from service.settings import SAMPLES, Settings
 
+ROOT = Path(__file__).parents[1]
 DRIVER = "libcuda.so.1"
 MIN_AGREEMENT = 0.99  # share of equal labels: the GPU computes in TF32, the CPU does not
 # The provider opens cuDNN and cuFFT at run time, so `ldd` does not report them.
 WHEELS_BRING = {"libcublas", "libcublasLt", "libcudart", "libcudnn", "libcufft", "libcurand"}
-PHOTOS = sorted((Path(__file__).parents[1] / "service" / "samples").glob("*.jpg"))
+CHECKPOINT = "efficientnet-lite0-voc"
 PROVIDER = Path(ort.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"
 
 
-def main() -> int:
-    """Print versions and results. Return 0 if the image is complete."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print versions and results. Return 0 if the image is complete and nothing failed."""
+    args = parser().parse_args(argv)
     show_versions()
+    checked = 0 if args.device == "cpu" else check_image()
+    if checked or not args.all:
+        return checked
+    if args.device == "cuda" and cuda.found_cuda() is None:
+        print("--    --all needs a GPU; --device cpu tries the script without one")
+        return 1
+    return measure_all(args)
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description="Check a gpu image, and measure the service on a GPU.")
+    p.add_argument("--all", action="store_true", help="also measure the service")
+    p.add_argument("--json", type=Path, default=Path("gpu.json"), help="file for the figures")
+    p.add_argument("--model", type=Path, help="exported fp32 file; default: the first model")
+    p.add_argument("--fp16", type=Path, metavar="FILE", help="the model exported as fp16; default: "
+                   "export the bundled one, if torch is installed")  # fmt: skip
+    p.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    p.add_argument("--seconds", type=float, default=6.0, help="length of each load")
+    p.add_argument("--budget", type=float, default=540.0, help="seconds after which no case begins")
+    return p
+
+
+def check_image() -> int:
+    """Check the libraries, then the GPU. Return 0 if all is well."""
     if not PROVIDER.exists():
-        print("FAIL  this onnxruntime has no CUDA provider: this is not the gpu image")
+        print("FAIL  this onnxruntime has no CUDA provider: this is not a gpu image")
         return 1
     ort.preload_dlls()
     problems = library_problems(wheel_libraries())
@@ -52,10 +87,56 @@ def main() -> int:
     if problems:
         return 1
     print("ok    all libraries are present, except the driver's")
-    if not driver_version():
+    if cuda.found_cuda() is None:
         print(f"--    no {DRIVER}: start the container with --gpus all to check the GPU too")
         return 0
     return run_on_gpu()
+
+
+def measure_all(args: argparse.Namespace) -> int:
+    """Measure all cases and write their figures after each. Return 0 if nothing failed."""
+    with tempfile.TemporaryDirectory() as folder:
+        cases = tuple(all_cases(args, Path(folder)))
+        options = gpu.GpuOptions(cases, args.seconds, args.budget)
+        found = gpu.run(options, lambda figures: write(args.json, figures))
+    for problem in found["problems"]:
+        print(f"FAIL  {problem}")
+    print(f"{args.json}: {len(found['cases'])} cases in {found['seconds']:.0f} s")
+    return 1 if found["problems"] else 0
+
+
+def write(path: Path, figures: dict[str, Any]) -> None:
+    """Write the figures so far: whatever stops the script, they are kept."""
+    path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+def all_cases(args: argparse.Namespace, folder: Path) -> Iterator[gpu.Case]:
+    """The files and devices that can be measured here; says which cannot."""
+    fp32: Path = args.model or model_files(Settings().models)[0]
+    yield gpu.Case(f"{args.device} fp32", fp32, args.device, "fp32")
+    fp16 = args.fp16 or exported_fp16(folder)
+    if fp16 is None:
+        print("--    no fp16 file, and no torch to export one: give --fp16 FILE")
+    else:
+        yield gpu.Case(f"{args.device} fp16", fp16, args.device, "fp16")
+    if args.device == "cpu":
+        return
+    if reason := trt_engines.problem():
+        print(f"--    no TensorRT: {reason}")
+        return
+    yield gpu.Case("TensorRT fp32", fp32, "tensorrt", "fp32")
+    yield gpu.Case("TensorRT fp16", fp32, "tensorrt", "fp16", trt_fp16=True)
+
+
+def exported_fp16(folder: Path) -> Path | None:
+    """The bundled checkpoint as an fp16 file; None where its exporter is not installed."""
+    checkpoint = ROOT / "model" / "bundled" / CHECKPOINT
+    if find_spec("torch") is None or not checkpoint.with_suffix(".json").exists():
+        return None
+    target = folder / f"{CHECKPOINT}-fp16.onnx"
+    command = [sys.executable, "-m", "export", str(checkpoint), "-o", str(target)]
+    subprocess.run([*command, "--precision", "fp16"], cwd=ROOT, check=True)
+    return target
 
 
 def show_versions() -> None:
@@ -64,17 +145,8 @@ def show_versions() -> None:
     for wheel in sorted(metadata.distributions(), key=lambda wheel: wheel.name):
         if wheel.name.startswith("nvidia-"):
             print(f"{wheel.name} {wheel.version}")
-    print(f"driver: {driver_version() or 'none'}")
-
-
-def driver_version() -> str | None:
-    """Return the newest CUDA version that the driver supports, or None without a driver."""
-    version = ctypes.c_int()
-    try:
-        ctypes.CDLL(DRIVER).cuDriverGetVersion(ctypes.byref(version))
-    except OSError:
-        return None
-    return f"supports CUDA {version.value // 1000}.{version.value % 1000 // 10}"
+    found = cuda.found_cuda()
+    print(f"driver: {'none' if found is None else cuda.driver_advice(found)}")
 
 
 def wheel_libraries() -> set[Path]:
@@ -114,7 +186,7 @@ def unresolved(library: Path, folders: set[Path]) -> set[str]:
 
 def run_on_gpu() -> int:
     """Run the first model on CUDA and compare it with the CPU. Return 0 on success."""
-    if problem := cuda_problem():
+    if problem := cuda.cuda_problem():
         print(f"FAIL  {problem}")
         return 1
     try:
@@ -134,7 +206,10 @@ def run_on_gpu() -> int:
 
 def samples(engine: Engine) -> NDArray[np.uint8]:
     """Return the sample photos, fitted as in the service, (N, H, W, 3)."""
-    decoded = [imaging.decode(imaging.open_checked(path.read_bytes(), 10**8)) for path in PHOTOS]
+    decoded = [
+        imaging.decode(imaging.open_checked(path.read_bytes(), 10**8))
+        for path in sorted(SAMPLES.glob("*.jpg"))
+    ]
     return np.stack([imaging.fit(photo, engine.contract.input).pixels for photo in decoded])
 
 

@@ -19,6 +19,8 @@ image() { # NAME INPUT [OPTIONS]
 
 image cpu pyproject.toml --extra cpu "$@"
 image gpu pyproject.toml --extra gpu "$@"
+# CUDA 12, for older drivers; else the cpu image's versions.
+image gpu-cu12 pyproject.toml --extra gpu-cu12 --constraint docker/requirements-cpu.txt "$@"
 # The cpu image's versions, and OpenVINO beside them.
 image openvino pyproject.toml --extra openvino --constraint docker/requirements-cpu.txt "$@"
 image train pyproject.toml --extra train --extra gpu "$@"

@@ -1,11 +1,13 @@
-# The image of the service, with two targets. Run in the root of the repository:
+# The images of the service, one target each. Run in the root of the repository:
 #
 #   docker build -f docker/serve.Dockerfile --target cpu -t deeplab:cpu .
 #   docker build -f docker/serve.Dockerfile --target openvino -t deeplab:openvino .
 #   docker build -f docker/serve.Dockerfile --target gpu -t deeplab:gpu .
+#   docker build -f docker/serve.Dockerfile --target gpu-cu12 -t deeplab:gpu-cu12 .
 #
-# The gpu target needs no CUDA base image: ONNX Runtime, CUDA and cuDNN are wheels,
-# locked together in requirements-gpu.txt. docs/deploy.md says how to run the images.
+# gpu is for CUDA 13 and drivers from 580, gpu-cu12 for CUDA 12 and drivers from 525. They need no
+# CUDA base image: ONNX Runtime, CUDA and cuDNN are wheels, locked together in
+# requirements-gpu.txt and requirements-gpu-cu12.txt. docs/deploy.md says how to run the images.
 ARG BASE=python:3.11-slim-bookworm
 
 # The build stages assemble all files below /rootfs, world-readable and with one date, so that
@@ -27,6 +29,10 @@ FROM builder AS venv-gpu
 COPY docker/requirements-gpu.txt /build/requirements.txt
 RUN --mount=type=cache,target=/root/.cache/pip sh /build/build_venv.sh /build/requirements.txt
 
+FROM builder AS venv-gpu-cu12
+COPY docker/requirements-gpu-cu12.txt /build/requirements.txt
+RUN --mount=type=cache,target=/root/.cache/pip sh /build/build_venv.sh /build/requirements.txt
+
 FROM builder AS app
 COPY LICENSE NOTICE /build/app/
 COPY docker/healthcheck.py docker/check_gpu.py /build/app/docker/
@@ -34,7 +40,7 @@ COPY annotations /build/app/annotations
 COPY service /build/app/service
 RUN sh /build/build_app.sh /build/app
 
-# Settings of both targets; these instructions create no layers.
+# Settings of all targets; these instructions create no layers.
 FROM ${BASE} AS runtime
 ARG VERSION=0.1.0
 ARG REVISION=unknown
@@ -70,11 +76,18 @@ COPY --from=venv-openvino /rootfs /
 COPY --from=app /rootfs /
 WORKDIR /app
 
-FROM runtime AS gpu
+FROM runtime AS runtime-gpu
 # NVIDIA's container runtime provides all GPUs, the driver's libcuda and nvidia-smi.
 ENV NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
+
+FROM runtime-gpu AS gpu
 COPY --from=venv-gpu /rootfs /
+COPY --from=app /rootfs /
+WORKDIR /app
+
+FROM runtime-gpu AS gpu-cu12
+COPY --from=venv-gpu-cu12 /rootfs /
 COPY --from=app /rootfs /
 WORKDIR /app
 
@@ -97,6 +110,10 @@ FROM sbom-tools AS inventory-gpu
 COPY --from=venv-gpu /rootfs /
 RUN sh /build/inventory.sh gpu /inventory
 
+FROM sbom-tools AS inventory-gpu-cu12
+COPY --from=venv-gpu-cu12 /rootfs /
+RUN sh /build/inventory.sh gpu-cu12 /inventory
+
 FROM scratch AS sbom-cpu
 COPY --from=inventory-cpu /inventory /
 
@@ -105,3 +122,6 @@ COPY --from=inventory-openvino /inventory /
 
 FROM scratch AS sbom-gpu
 COPY --from=inventory-gpu /inventory /
+
+FROM scratch AS sbom-gpu-cu12
+COPY --from=inventory-gpu-cu12 /inventory /

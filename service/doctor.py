@@ -17,7 +17,7 @@ from pydantic_settings import SettingsError
 
 from service.errors import StartupError
 from service.http.telemetry import gpu_memory
-from service.inference import cpus, openvino_cpu, trt_engines
+from service.inference import cpus, cuda, openvino_cpu, trt_engines
 from service.inference.contract import ContractError
 from service.inference.cuda import cuda_problem, preload
 from service.inference.engine import CUDA, Engine
@@ -71,6 +71,7 @@ def examine(folder: Path | None) -> dict[str, Any]:
             "wheels": wheels,
             "compiled_in": ort.get_available_providers(),  # the models say which one is used
             "cuda": _cuda(),
+            "driver": _driver(),
             "tensorrt": trt_engines.problem() or "works",
         },
         "openvino": openvino_cpu.problem() or version("openvino"),
@@ -92,7 +93,7 @@ def wheel_problem(wheels: dict[str, str]) -> str | None:
         return None
     return (
         f"{' and '.join(wheels)} are both installed and overwrite each other: "
-        f"pip uninstall -y {' '.join(wheels)}, then install one extra, cpu or gpu"
+        f"pip uninstall -y {' '.join(wheels)}, then install one extra, cpu, gpu or gpu-cu12"
     )
 
 
@@ -105,9 +106,15 @@ def _version(name: str) -> str:
 
 def _cuda() -> str:
     if CUDA not in ort.get_available_providers():
-        return "not compiled in; install the gpu extra to use a GPU"
+        return "not compiled in; install the gpu or gpu-cu12 extra to use a GPU"
     preload()
     return cuda_problem() or "works"
+
+
+def _driver() -> str:
+    """The NVIDIA driver, and the image that fits it best."""
+    found = cuda.found_cuda()
+    return "none found" if found is None else cuda.driver_advice(found)
 
 
 def _gpus() -> list[str]:
@@ -175,6 +182,7 @@ def as_text(report: dict[str, Any]) -> str:
         ("onnxruntime", ", ".join(f"{name} {ver}" for name, ver in runtime["wheels"].items())),
         ("compiled in", ", ".join(runtime["compiled_in"])),
         ("cuda", runtime["cuda"]),
+        ("driver", runtime["driver"]),
         *(("gpu", gpu) for gpu in report["gpus"] or ["none found by the NVIDIA driver"]),
         ("tensorrt", runtime["tensorrt"]),
         ("openvino", report["openvino"]),

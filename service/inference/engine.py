@@ -27,7 +27,14 @@ from service.inference.contract import (
     ContractError,
     parse,
 )
-from service.inference.cuda import cuda_options, cuda_problem, fall_back, preload
+from service.inference.cuda import (
+    cuda_options,
+    cuda_problem,
+    fall_back,
+    found_cuda,
+    not_compiled_in,
+    preload,
+)
 from service.inference.digest import graph_digest
 from service.inference.encoding import metadata, without_input
 from service.inference.openvino_cpu import OPENVINO, Lane, OpenVino, OpenVinoOptions, Precision
@@ -335,8 +342,7 @@ def _providers(path: Path, data: bytes, options: EngineOptions) -> list[Any]:
     if options.device == "cpu":
         return [CPU]
     if CUDA not in ort.get_available_providers():
-        reason = "this onnxruntime has no CUDA support; install the gpu extra"
-        fall_back(options.device, reason, expected=True)
+        fall_back(options.device, not_compiled_in(), expected=found_cuda() is None)
         return [CPU]
     preload()
     if problem := cuda_problem():

@@ -68,7 +68,8 @@ def problem() -> str | None:
         ctypes.CDLL(LIBRARY, ctypes.RTLD_GLOBAL)
         ctypes.CDLL(str(provider))
     except OSError as error:
-        return f"TensorRT 10 does not load ({error}); pip install 'tensorrt>=10,<11'"
+        cuda = (ort.cuda_version or "13").partition(".")[0]
+        return f"TensorRT 10 does not load ({error}); pip install 'tensorrt-cu{cuda}>=10,<11'"
     return None
 
 

@@ -10,6 +10,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from service.inference.cuda import IMAGES, Image
+
 ROOT = Path(__file__).parents[2]
 TRAINING_ONLY = {"torch", "torchvision", "onnx", "onnxscript", "tensorflow", "pytest"}
 
@@ -55,6 +57,7 @@ def requirements(*extras: str) -> list[Requirement]:
         ("cpu", ["cpu"]),
         ("openvino", ["openvino"]),
         ("gpu", ["gpu"]),
+        ("gpu-cu12", ["gpu-cu12"]),
         ("train", ["train", "gpu"]),
         ("dev", ["dev"]),
     ],
@@ -67,7 +70,7 @@ def test_a_lock_has_what_pyproject_asks_for(name: str, extras: list[str]) -> Non
         assert requirement.specifier.contains(version), requirement
 
 
-@pytest.mark.parametrize("name", ["cpu", "openvino", "gpu", "train", "sbom", "dev"])
+@pytest.mark.parametrize("name", ["cpu", "openvino", "gpu", "gpu-cu12", "train", "sbom", "dev"])
 def test_every_line_is_a_pinned_package_with_hashes(name: str) -> None:
     text = lock_file(name).read_text(encoding="utf-8")
     starts = [line for line in text.splitlines() if line and line[0] not in "# "]
@@ -83,7 +86,11 @@ def test_tests_run_the_versions_that_the_cpu_image_ships() -> None:
 
 @pytest.mark.parametrize(
     ("name", "shipped", "excluded"),
-    [("cpu", "onnxruntime", "onnxruntime-gpu"), ("gpu", "onnxruntime-gpu", "onnxruntime")],
+    [
+        ("cpu", "onnxruntime", "onnxruntime-gpu"),
+        ("gpu", "onnxruntime-gpu", "onnxruntime"),
+        ("gpu-cu12", "onnxruntime-gpu", "onnxruntime"),
+    ],
 )
 def test_each_image_has_one_engine_and_nothing_of_training(
     name: str, shipped: str, excluded: str
@@ -91,16 +98,29 @@ def test_each_image_has_one_engine_and_nothing_of_training(
     packages = locked(name).keys()
     assert shipped in packages
     assert packages.isdisjoint({excluded, *TRAINING_ONLY})
-    assert any(package.startswith("nvidia-") for package in packages) == (name == "gpu")
+    assert any(package.startswith("nvidia-") for package in packages) == (name != "cpu")
 
 
-@pytest.mark.parametrize("name", ["cpu", "openvino", "gpu"])
+@pytest.mark.parametrize("image", IMAGES, ids=lambda image: image.name)
+def test_each_gpu_image_has_the_libraries_of_its_cuda_version(image: Image) -> None:
+    """cuDNN 9 for CUDA 12 or 13; no library of the other version can be loaded by mistake."""
+    lock = locked(image.name)
+    assert lock[f"nvidia-cudnn-cu{image.cuda}"].startswith("9.")
+    versions = {lock[name] for name in lock if "cuda-runtime" in name}
+    assert [version.split(".")[0] for version in versions] == [str(image.cuda)]
+    dockerfile = (ROOT / "docker" / "serve.Dockerfile").read_text(encoding="utf-8")
+    assert f" AS {image.name}\n" in dockerfile
+
+
+@pytest.mark.parametrize("name", ["cpu", "openvino", "gpu", "gpu-cu12"])
 def test_the_licence_of_every_shipped_package_is_listed(name: str) -> None:
     """If this fails, the lock has changed: add what docker/sbom.sh lists."""
     text = (ROOT / "docker" / "licences.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| ([\w.-]+) \| (.+) \| ([\w, ]+) \|$", text, re.MULTILINE)
+    rows = re.findall(r"^\| ([\w.-]+) \| (.+) \| ([\w, -]+) \|$", text, re.MULTILINE)
     listed = {
-        canonicalize_name(package): licence for package, licence, where in rows if name in where
+        canonicalize_name(package): licence
+        for package, licence, where in rows
+        if name in where.split(", ")
     }
     assert listed.keys() == locked(name).keys()
     assert not any("GPL" in licence for licence in listed.values())

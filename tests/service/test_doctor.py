@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from importlib.metadata import distributions
 from pathlib import Path
 
+import onnxruntime as ort
 import pytest
 
 from service import __main__ as cli
@@ -29,6 +34,30 @@ def test_a_sound_folder_has_nothing_wrong(
     said = capsys.readouterr().out
     assert "nothing is wrong" in said
     assert "CPUExecutionProvider" in said
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler for the stand-in")
+@pytest.mark.parametrize("driver", [12040, 13000])
+def test_the_doctor_names_the_image_that_fits_the_driver(tmp_path: Path, driver: int) -> None:
+    """The driver's library is a stand-in that is only asked which CUDA it supports."""
+    source = f"int cuDriverGetVersion(int *version) {{ *version = {driver}; return 0; }}"
+    (tmp_path / "driver.c").write_text(source)
+    library = tmp_path / "libcuda.so.1"
+    subprocess.run(["cc", "-shared", "-o", library, tmp_path / "driver.c"], check=True)
+    onnx_models.save(tmp_path / "tiny.onnx")
+    done = subprocess.run(
+        [sys.executable, "-m", "service", "doctor", "--models", tmp_path, "--json"],
+        env={**os.environ, "LD_LIBRARY_PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = json.loads(done.stdout)["onnxruntime"]
+    image = "gpu-cu12" if driver < 13000 else "gpu"
+    assert f"use the {image} image or extra" in found["driver"]
+    if driver < 13000 and (ort.cuda_version or "").startswith("13."):
+        assert "needs CUDA 13" in found["cuda"]
+        assert "use the gpu-cu12 image" in found["cuda"]
 
 
 def test_gpus_that_cannot_be_read_are_said_to_be_unreadable(

@@ -13,7 +13,7 @@ import pytest
 
 from service.errors import StartupError
 from service.inference.contract import METADATA_KEY
-from service.inference.cuda import cuda_options, cuda_problem, driver_problem
+from service.inference.cuda import cuda_options, cuda_problem, driver_advice, driver_problem
 from service.inference.digest import graph_digest
 from service.inference.engine import CPU, CUDA, Engine, EngineOptions
 from tests.service import onnx_models
@@ -192,6 +192,19 @@ def test_a_driver_that_is_too_old_is_named_with_what_is_needed(
     assert problem is not None
     assert "supports CUDA 12.4" in problem
     assert "needs CUDA 13" in problem
+
+
+@pytest.mark.parametrize(
+    ("version", "advice"),
+    [
+        (13020, "supports CUDA 13.2; use the gpu image or extra"),
+        (12020, "supports CUDA 12.2; use the gpu-cu12 image or extra, or update the driver to 580"),
+        (11040, "supports CUDA 11.4; update the driver to 525"),
+    ],
+)
+def test_the_image_that_fits_a_driver_is_named(version: int, advice: str) -> None:
+    """Drivers 535 to 570 support CUDA 12 only: they need no update, but another image."""
+    assert driver_advice(version).removesuffix(" or newer") == advice
 
 
 @pytest.mark.parametrize("version", [13000, 13020, 14000])
