@@ -21,7 +21,7 @@ PAGE = DOCS / "gpu.md"
 INTRODUCTION = """\
 # Measured on a GPU
 
-Written by `python -m service.bench.gpu_page` from `docs/gpu.json`. To measure your own GPU, in
+Written by `python -m service.bench.gpu_page gpu.json`. To measure your own GPU, in
 about ten minutes:
 
 ```
