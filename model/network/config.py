@@ -20,6 +20,7 @@ BackboneName = Literal[
     "efficientnet_lite2",
 ]
 OutputStride = Literal[8, 16, 32]
+AfterDepthwise = Literal["batch_norm", "batch_norm+relu", "nothing"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Rgb = tuple[Finite, Finite, Finite]
 # The published networks have 2048 channels at most. Without bounds a description from anywhere
@@ -66,6 +67,9 @@ class ModelConfig(BaseModel):
     # Encoder
     multi_grid: tuple[Rate, Rate, Rate] = (1, 1, 1)
     depth_multiplier: Annotated[float, Field(gt=0, le=16)] = 1.0  # MobileNetV2 only
+    # What follows each 3x3 depthwise convolution of Xception: batch norm as in the published
+    # networks, ReLU too as section 3.2 says, or nothing as in the original Xception.
+    after_depthwise: AfterDepthwise = "batch_norm"
     aspp_channels: Channels = 256
     # At output stride 16; see `rates` for others.
     atrous_rates: Annotated[tuple[Rate, ...], Field(max_length=16)] = (6, 12, 18)
@@ -128,6 +132,15 @@ class ModelConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _after_depthwise_is_xceptions(self) -> ModelConfig:
+        if self.after_depthwise != "batch_norm" and not self.backbone.startswith("xception"):
+            raise ValueError(
+                f"after_depthwise={self.after_depthwise!r} only applies to Xception, "
+                f"not to {self.backbone}; leave it at 'batch_norm'"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _multi_grid_is_resnets_and_xceptions(self) -> ModelConfig:
         if self.multi_grid != (1, 1, 1) and not self.backbone.startswith(("resnet", "xception")):
             raise ValueError(
@@ -135,6 +148,11 @@ class ModelConfig(BaseModel):
                 f"not to {self.backbone}; leave it at (1, 1, 1)"
             )
         return self
+
+    @property
+    def logits_stride(self) -> int:
+        """Pixels between two logits: 4 with the decoder, the output stride without."""
+        return 4 if self.decoder else self.output_stride
 
     @property
     def rates(self) -> tuple[int, ...]:

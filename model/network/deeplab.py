@@ -48,7 +48,12 @@ def _resnet(depth: int, beta: bool, config: ModelConfig) -> ResNet:
 
 
 def _xception(depth: int, config: ModelConfig) -> Xception:
-    return Xception(depth, output_stride=config.output_stride, multi_grid=config.multi_grid)
+    return Xception(
+        depth,
+        output_stride=config.output_stride,
+        multi_grid=config.multi_grid,
+        after_depthwise=config.after_depthwise,
+    )
 
 
 def conv_bn_relu(inputs: int, outputs: int, kernel: int = 1, *, rate: int = 1) -> ConvBN:

@@ -91,6 +91,9 @@ class Recipe(BaseRecipe):
     head_multiplier: Annotated[float, Field(gt=0)] = 1.0  # learning rate behind the backbone
     power: Annotated[float, Field(ge=0)] = 0.9  # of the poly policy
 
+    # Where the loss is taken: logits resized to the labels, or labels thinned to the logits.
+    # The paper resizes logits, so that fine labels count (Chen et al. 2017, DeepLabv3, 4.1).
+    loss_at: Literal["labels", "logits"] = "labels"
     # One weight per class, or "balanced": by median frequency, measured on the training masks.
     class_weights: list[Annotated[float, Field(ge=0)]] | Literal["balanced"] | None = None
     # Share of each image's labelled pixels that count: those with the largest loss.

@@ -101,8 +101,8 @@ def of(config: Recipe, root: Path) -> Targets:
     folder = root / hashlib.sha256(about.encode()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ABOUT).write_text(f"{about}\n", encoding="utf-8")
-    stride = 4 if config.model.decoder else config.model.output_stride
-    return Targets(folder, config.model.num_classes, (config.augment.crop - 1) // stride + 1)
+    side = (config.augment.crop - 1) // config.model.logits_stride + 1
+    return Targets(folder, config.model.num_classes, side)
 
 
 def _about(config: Recipe) -> dict[str, object]:

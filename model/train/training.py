@@ -141,12 +141,12 @@ def train(
     share = _share(run, config, world)
 
     def weigh(batch: Batch) -> float:
-        return weight(loss, batch.labels)
+        return weight(loss, judged(batch, config).labels)
 
     def step(batch: Batch, total: float) -> float:
         return train_step(
             run,
-            batch,
+            judged(batch, config),
             total,
             factor=poly(run.iteration, config),
             loss=loss,
@@ -192,6 +192,14 @@ def _warn_of_nothing_left(run: Run, config: Recipe) -> None:
             config.iterations,
             run.iteration,
         )
+
+
+def judged(batch: Batch, config: Recipe) -> Batch:
+    """The batch with the labels that the loss is taken at: all, or one for each logit."""
+    if config.loss_at == "labels":
+        return batch
+    stride = config.model.logits_stride
+    return batch._replace(labels=batch.labels[:, ::stride, ::stride].contiguous())
 
 
 def weight(loss: PixelLoss, labels: Tensor) -> float:

@@ -1,9 +1,13 @@
 """Modified aligned Xception (section 3.2 and figure 4 of the paper), 65 and 71 layers deep.
 
 Against the original Xception: deeper, max pooling replaced by strided depthwise
-convolutions, batch norm after every 3x3 depthwise convolution. In the published
-form an activation precedes the depthwise convolution and none follows it, except
-in the last module, where ReLU follows both halves.
+convolutions, and more after every 3x3 depthwise convolution (`after_depthwise`):
+
+- `batch_norm`: the published networks. An activation precedes the depthwise convolution
+  and none follows it, except in the last module, where ReLU follows both halves.
+- `batch_norm+relu`: the paper's words. ReLU follows both halves in every module, which the
+  reference calls `activation_fn_in_separable_conv`.
+- `nothing`: the original Xception's separable convolution, to see what the change is worth.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.network.backbones.features import Backbone, Channels, Features
+from model.network.config import AfterDepthwise
 from model.network.layers import AtrousSchedule, ConvBN, FixedPadConv, Norm
 
 NORM = Norm(eps=1e-3, momentum=0.0003)
@@ -43,16 +48,26 @@ CONV3_MODULE = {65: 2, 71: 4}
 
 
 class SeparableConv(nn.Module):
-    """Depthwise 3x3 + BN, pointwise 1x1 + BN; ReLU before the pair, or after both halves."""
+    """Depthwise 3x3 + BN, pointwise 1x1 + BN; ReLU before the pair, or after both halves.
+
+    Without `norm` nothing at all follows the depthwise half.
+    """
 
     def __init__(
-        self, inputs: int, outputs: int, *, stride: int, rate: int, activation_after: bool
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        stride: int,
+        rate: int,
+        activation_after: bool,
+        norm: bool = True,
     ) -> None:
         super().__init__()
         self.activation_before = not activation_after
         depthwise = FixedPadConv(inputs, inputs, 3, stride=stride, rate=rate, groups=inputs)
         after = nn.ReLU(inplace=True) if activation_after else None
-        self.depthwise = ConvBN(depthwise, NORM, after)
+        self.depthwise: nn.Module = ConvBN(depthwise, NORM, after) if norm else depthwise
         self.pointwise = ConvBN(FixedPadConv(inputs, outputs, 1), NORM, after)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -65,7 +80,15 @@ class SeparableConv(nn.Module):
 class XceptionModule(nn.Module):
     """Three separable convolutions beside a shortcut."""
 
-    def __init__(self, inputs: int, module: Module, *, rates: tuple[int, int, int], stride: int):
+    def __init__(
+        self,
+        inputs: int,
+        module: Module,
+        *,
+        rates: tuple[int, int, int],
+        stride: int,
+        after_depthwise: AfterDepthwise,
+    ) -> None:
         super().__init__()
         widths = (inputs, *module.widths)
         self.convs = nn.ModuleList(
@@ -74,7 +97,8 @@ class XceptionModule(nn.Module):
                 widths[index + 1],
                 stride=stride if index == 2 else 1,
                 rate=rates[index],
-                activation_after=module.shortcut == "none",
+                activation_after=module.shortcut == "none" or after_depthwise == "batch_norm+relu",
+                norm=after_depthwise != "nothing",
             )
             for index in range(3)
         )
@@ -100,7 +124,12 @@ class Xception(Backbone):
     """Aligned Xception of `depth` 65 or 71 without its classifier."""
 
     def __init__(
-        self, depth: int = 65, *, output_stride: int = 16, multi_grid: tuple[int, ...] = (1, 1, 1)
+        self,
+        depth: int = 65,
+        *,
+        output_stride: int = 16,
+        multi_grid: tuple[int, ...] = (1, 1, 1),
+        after_depthwise: AfterDepthwise = "batch_norm",
     ) -> None:
         super().__init__()
         schedule = AtrousSchedule(output_stride)
@@ -118,7 +147,11 @@ class Xception(Backbone):
             # Multi-grid touches the last module only (the reference's exit_flow/block2).
             grid = multi_grid if module.shortcut == "none" else (1, 1, 1)
             rates = (rate * grid[0], rate * grid[1], rate * grid[2])
-            self.stages.append(XceptionModule(inputs, module, rates=rates, stride=stride))
+            self.stages.append(
+                XceptionModule(
+                    inputs, module, rates=rates, stride=stride, after_depthwise=after_depthwise
+                )
+            )
             inputs = module.widths[-1]
         self.channels = Channels(conv2=256, conv3=728, high=inputs)
 

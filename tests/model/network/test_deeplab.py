@@ -7,10 +7,12 @@ from typing import get_args
 
 import pytest
 import torch
+import torch.nn.functional as F
 from pydantic import ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
-from model.network.config import BackboneName, ModelConfig
+from model.network.backbones.xception import SeparableConv, Xception
+from model.network.config import AfterDepthwise, BackboneName, ModelConfig
 from model.network.deeplab import BACKBONES, ImagePooling
 from model.paper.complexity import build
 from tests.model.nets import batch, shake, tiny, worst
@@ -93,6 +95,41 @@ def test_image_pooling_is_the_mean_over_the_map() -> None:
     assert torch.allclose(pooled, alone.expand(-1, -1, 5, 7))
 
 
+@pytest.mark.parametrize("kind", get_args(AfterDepthwise))
+@pytest.mark.parametrize("stage", [0, -1], ids=["first module", "last module"])
+def test_what_follows_xceptions_depthwise_convolutions(kind: AfterDepthwise, stage: int) -> None:
+    """Section 3.2 written out, on the middle convolution of a module.
+
+    The last module has ReLU after both halves in the published networks too.
+    """
+    with torch.device("meta"):
+        module = Xception(after_depthwise=kind).stages[stage]
+    conv = module.get_submodule("convs.1")
+    assert isinstance(conv, SeparableConv)
+    conv = shake(conv.to_empty(device="cpu"))
+    inside = stage == -1 or kind == "batch_norm+relu"
+    state = dict(conv.state_dict())
+    weight = state["depthwise.weight" if kind == "nothing" else "depthwise.conv.weight"]
+
+    def norm(x: Tensor, half: str) -> Tensor:
+        names = ("running_mean", "running_var", "weight", "bias")
+        mean, var, scale, shift = (state[f"{half}.bn.{name}"][:, None, None] for name in names)
+        normed: Tensor = (x - mean) / (var + 1e-3).sqrt() * scale + shift
+        return normed
+
+    x = torch.randn(1, len(weight), 9, 9, generator=torch.Generator().manual_seed(0))
+    depthwise = conv.get_submodule("depthwise" if kind == "nothing" else "depthwise.conv")
+    assert isinstance(depthwise, nn.Conv2d)
+    rate = int(depthwise.dilation[0])
+    y = x if inside else x.relu()
+    y = F.conv2d(y, weight, padding=rate, dilation=rate, groups=len(weight))
+    y = y if kind == "nothing" else norm(y, "depthwise")
+    y = y.relu() if inside and kind != "nothing" else y
+    y = norm(F.conv2d(y, state["pointwise.conv.weight"]), "pointwise")
+    with torch.inference_mode():
+        assert worst(conv(x), y.relu() if inside else y) < 1e-4
+
+
 @pytest.mark.parametrize("channels", [8, 16, 32, 48, 64])
 def test_table_1_channels_of_the_low_level_feature(channels: int) -> None:
     """Table 1 varies the 1x1 convolution of the decoder."""
@@ -135,6 +172,10 @@ def test_table_2_structures_of_the_decoder(
         ({"backbone": "vgg16"}, ["backbone", "vgg16", "xception_65", "mobilenet_v2"]),
         ({"depth_multiplier": 0.5}, ["depth_multiplier=0.5", "mobilenet_v2", "xception_65"]),
         ({"backbone": "mobilenet_v2", "multi_grid": (1, 2, 4)}, ["multi_grid=(1, 2, 4)"]),
+        (
+            {"backbone": "resnet101", "after_depthwise": "nothing"},
+            ["after_depthwise='nothing'", "only applies to Xception", "resnet101"],
+        ),
         ({"num_classes": 0}, ["num_classes", "0", "greater than or equal to 2"]),
         ({"num_classes": 1}, ["num_classes", "1", "add a background class"]),
         ({"decoder_kernel": 5}, ["decoder_kernel", "5", "1 or 3"]),

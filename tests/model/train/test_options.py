@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -144,6 +145,27 @@ def gradients(run: Run) -> dict[str, Tensor]:
 
 def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
+
+
+@pytest.mark.parametrize("decoder", [True, False], ids=["decoder", "no decoder"])
+def test_labels_thinned_to_the_logits_are_judged_without_resizing(decoder: bool) -> None:
+    """Against PyTorch's cross-entropy of the logits as they are, every 4 or 16 pixels."""
+    net = TINY.model_copy(update={"decoder": decoder, "aspp_dropout": 0.0})
+    config = make_recipe(model=net, freeze_batch_norm=True, loss_at="logits")
+    batch = example()
+    batch.labels[:, :8] = 255
+    _, loss = step(config, training.judged(batch, config))
+    with torch.no_grad():
+        logits = assembly.start(config, World()).net(batch.images.float())
+    stride = 4 if decoder else 16
+    thin = batch.labels[:, ::stride, ::stride].long()
+    assert logits.shape[2:] == thin.shape[1:]
+    assert loss == pytest.approx(float(F.cross_entropy(logits, thin, ignore_index=255)), rel=1e-5)
+
+
+def test_all_labels_are_judged_unless_the_recipe_says_otherwise() -> None:
+    batch = example()
+    assert training.judged(batch, make_recipe()) is batch
 
 
 def test_micro_batches_add_up_to_the_batch() -> None:
