@@ -6,23 +6,29 @@ SERVE := .venv-serve-$(ENGINE)
 # Tests and measurements start servers with the packages of the image, not with their own ones.
 export DEEPLAB_SERVE_PYTHON := $(CURDIR)/$(SERVE)/bin/python
 
-.PHONY: demo serve image test-fast test check format lock tables bench bench-client bench-train soak export-matrix clean
+.PHONY: help demo serve image test-fast test check format lock tables bench bench-client bench-train soak export-matrix clean
 
-demo: $(SERVE)/.installed ## photos -> masks through the service, then stop
+help: ## list what make can do (the default)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@echo '  ENGINE=cpu, openvino or gpu chooses the engine of the service: make serve ENGINE=openvino'
+
+demo: $(SERVE)/.installed ## segment the sample photos through the service, then stop it
 	$(SERVE)/bin/python -m service.demo
 
 serve: $(SERVE)/.installed ## run the service on port 8000
 	$(SERVE)/bin/python -m service
 
-image: ## the service as a container image, for ENGINE
+image: ## build the service's container image
 	docker build -f docker/serve.Dockerfile --target $(ENGINE) -t deeplab:$(ENGINE) .
 
-test-fast: $(DEV)/.installed $(SERVE)/.installed ## a minute of tests from every room, while working
-	$(DEV)/bin/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 -m "not slow"
+# Only the plugins that these tests use: loading the others takes each process two seconds.
+test-fast: $(DEV)/.installed $(SERVE)/.installed ## run the quick tests, about a minute, while working
+	PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(DEV)/bin/python -m pytest -p xdist.plugin -p pytest_timeout \
+		-n 2 --dist loadfile --max-worker-restart 0 -m "not slow"
 
 # A process that crashes ends the run: pytest-xdist would wait for its tests for ever.
 # Coverage costs a third to a half more CPU time; COVERAGE=off runs the tests alone.
-test: $(DEV)/.installed $(SERVE)/.installed ## all tests, two files at a time, and the branches they take
+test: $(DEV)/.installed $(SERVE)/.installed ## run all tests and report branch coverage
 ifeq ($(COVERAGE),off)
 	$(DEV)/bin/python -m pytest -n 2 --dist loadfile --max-worker-restart 0
 else
@@ -32,35 +38,35 @@ else
 	$(DEV)/bin/coverage report
 endif
 
-check: $(DEV)/.installed ## formatter, linter, types
+check: $(DEV)/.installed ## check formatting, lint and types
 	$(DEV)/bin/ruff format --check .
 	$(DEV)/bin/ruff check .
 	$(DEV)/bin/mypy
 
-lock: $(DEV)/.installed ## the lock files anew, after a change of pyproject.toml
+lock: $(DEV)/.installed ## renew the lock files after a change of pyproject.toml
 	PATH="$(CURDIR)/$(DEV)/bin:$$PATH" docker/lock.sh
 
-format: $(DEV)/.installed
+format: $(DEV)/.installed ## format the code and apply the linter's fixes
 	$(DEV)/bin/ruff format .
 	$(DEV)/bin/ruff check --fix .
 
-tables: $(DEV)/.installed ## docs/complexity.md and docs/network.svg from the code
+tables: $(DEV)/.installed ## write docs/complexity.md and docs/network.svg from the code
 	$(DEV)/bin/python -m model.paper.tables
 	$(DEV)/bin/python -m model.paper.diagram
 
-bench: $(DEV)/.installed $(SERVE)/.installed ## the bundled model and its service against PyTorch, as ratios
+bench: $(DEV)/.installed $(SERVE)/.installed ## compare the bundled model and its service with PyTorch
 	$(DEV)/bin/python -m export.bench $(if $(filter openvino,$(ENGINE)),--device openvino)
 
-bench-client: $(DEV)/.installed $(SERVE)/.installed ## the batch client against what the service can do, and its memory
+bench-client: $(DEV)/.installed $(SERVE)/.installed ## measure the batch client's speed and memory
 	$(DEV)/bin/python -m service.bench.client
 
-soak: $(DEV)/.installed $(SERVE)/.installed ## 10,000 requests, hostile ones among them, or MINUTES=N of them
+soak: $(DEV)/.installed $(SERVE)/.installed ## send 10,000 requests, hostile ones too (MINUTES=N: for N minutes)
 	$(DEV)/bin/python -m service.bench.soak $(if $(MINUTES),--minutes $(MINUTES))
 
-bench-train: $(DEV)/.installed ## crops per second against segmentation_models_pytorch, as ratios
+bench-train: $(DEV)/.installed ## compare training speed with segmentation_models_pytorch
 	$(DEV)/bin/python -m model.bench
 
-export-matrix: $(DEV)/.installed ## every inference strategy of tables 3 and 5 as a file
+export-matrix: $(DEV)/.installed ## export every inference strategy of the paper's tables 3 and 5
 	$(DEV)/bin/python -m export.matrix
 
 # Locked versions where the locks were tried; elsewhere what pyproject.toml allows.
@@ -84,5 +90,5 @@ $(DEV)/.installed: requirements-dev.txt pyproject.toml
 	$(DEV)/bin/pip install $(PIP_OPTIONS) --no-deps --no-build-isolation --editable .
 	touch $@
 
-clean:
+clean: ## remove the environments and caches
 	rm -rf .venv .venv-serve-* *.egg-info .mypy_cache .ruff_cache .pytest_cache

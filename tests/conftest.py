@@ -1,0 +1,27 @@
+"""What `make test-fast` does not even import: files that are slow as a whole.
+
+Importing Ray, schemathesis, torchvision and the rest takes each test process several seconds.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+WHOLLY_SLOW = re.compile(r"^pytestmark = (\[\s*)?pytest\.mark\.slow", re.MULTILINE)
+
+
+def is_wholly_slow(path: Path) -> bool:
+    return WHOLLY_SLOW.search(path.read_text(encoding="utf-8")) is not None
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Skip such a file where `-m "not slow"` would leave out all its tests anyway."""
+    left_out = (
+        config.option.markexpr == "not slow"
+        and collection_path.match("test_*.py")
+        and is_wholly_slow(collection_path)
+    )
+    return True if left_out else None  # None: other plugins decide
