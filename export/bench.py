@@ -177,18 +177,32 @@ def parser() -> argparse.ArgumentParser:
         "and the service on it with a plain PyTorch handler.",
         epilog="example: python -m export.bench --other models/light-int8.onnx --markdown",
     )
-    p.add_argument("file", type=Path, nargs="?", default=BUNDLED / f"{NAME}.onnx")
-    p.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help="what FILE came from")
+    p.add_argument(
+        "file",
+        type=Path,
+        nargs="?",
+        default=BUNDLED / f"{NAME}.onnx",
+        help="exported file (default: the bundled model)",
+    )
+    p.add_argument(
+        "--checkpoint",
+        type=Path,
+        default=CHECKPOINT,
+        metavar="NAME",
+        help="checkpoint that FILE was exported from (default: the bundled one)",
+    )
     p.add_argument("--other", type=Path, action="append", default=[], help="more files to compare")
-    p.add_argument("--batch", type=int, default=1)
-    p.add_argument("--rounds", type=int, default=20)
+    p.add_argument("--batch", type=int, default=1, help="images per run (default: 1)")
+    p.add_argument("--rounds", type=int, default=20, help="runs of each engine (default: 20)")
     p.add_argument(
         "--service",
         action=argparse.BooleanOptionalAction,
         default=True,
         help="also measure the running service",
     )
-    p.add_argument("--service-rounds", type=int, default=5)
+    p.add_argument(
+        "--service-rounds", type=int, default=5, help="rounds of each server (default: 5)"
+    )
     measure.add_options(p)
     return p
 

@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="example: python -m service.bench models/light.onnx --rounds 3 --json bench.json",
     )
     p.add_argument("file", type=Path, nargs="?", help="exported file (default: the bundled model)")
-    p.add_argument("--rounds", type=int, default=5)
+    p.add_argument("--rounds", type=int, default=5, help="rounds of each measurement (default: 5)")
     add_options(p)
     return p
 

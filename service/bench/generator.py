@@ -219,7 +219,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("url", help="URL including path and query")
     p.add_argument("photos", nargs="+", help="files to send in turn")
-    p.add_argument("--concurrency", type=int, default=1)
+    p.add_argument("--concurrency", type=int, default=1, help="requests at a time (default: 1)")
     p.add_argument("--seconds", type=float, default=5.0, help="length of the measured window")
     p.add_argument("--warm-up", type=float, default=1.0, help="seconds before the window")
     p.add_argument("--watch", type=int, help="process id of the server, to read its CPU time")

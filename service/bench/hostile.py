@@ -133,7 +133,7 @@ def small_photos(sources: Sequence[bytes]) -> list[bytes]:
     return found
 
 
-class Client:
+class HostileClient:
     """Sends requests to one address and reuses the connection when possible."""
 
     def __init__(self, host: str, port: int, chance: random.Random) -> None:

@@ -113,7 +113,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="example: python -m service.bench.libraries httpx "
         "'http://127.0.0.1:8000/segment?output=mask' service/samples/*.jpg",
     )
-    p.add_argument("name", choices=NAMES)
+    p.add_argument("name", choices=NAMES, help="client library")
     p.add_argument("url", help="URL including path and query")
     p.add_argument("photos", nargs="+", type=Path, help="files to send in turn")
     p.add_argument("--seconds", type=float, default=5.0, help="how long to send")

@@ -1,9 +1,10 @@
 """Compare the running service with its bare engine.
 
-Both get the same photos on the same host. The engine runs in this process on decoded
-photos, one at a time, and several at a time where the service does that. The service gets
-JPEG forms over HTTP from a load generator in a separate process. Because machines are
-noisy, all contestants take turns in every round, and ratios of medians are compared.
+Both get the same photos on the same host and run in the serving environment. The engine
+gets decoded photos, one at a time, and several at a time where the service does that. The
+service gets JPEG forms over HTTP from a load generator in a separate process. Because
+machines are noisy, all contestants take turns in every round, and ratios of medians are
+compared.
 `export.bench` adds a plain PyTorch handler as a contestant.
 """
 
@@ -14,36 +15,28 @@ import io
 import json
 import statistics
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from service import launch
 from service.bench import libraries
+from service.bench.bare import BareEngine, started
 from service.bench.generator import Load, LoadReport, measured
 from service.bench.tables import Table
-from service.images import imaging
-from service.inference import cpus
-from service.inference.engine import Device, Engine, EngineOptions
-from service.inference.models import MOST_LANES
-from service.settings import SAMPLES, Settings
+from service.inference.engine import Device
+from service.settings import SAMPLES
 
 CONCURRENCY = (1, 4, 16)
-BATCH = 4  # also run the engine on batches of this size, which is faster on some hosts
 LARGE_OUTPUTS = ("mask", "overlay")
 MOST_UNEXPLAINED_MS = 8.0
 GRAIN = 4.0  # standard deviation of sensor noise; photos without noise decode too fast
-Predict = Callable[[NDArray[np.uint8]], object]  # runs an engine on a batch
 Contestant = Callable[[], LoadReport]
 Figures = dict[str, Any]  # medians of one contestant
 
@@ -66,12 +59,10 @@ def run(options: BenchOptions, others: Mapping[str, launch.Server] | None = None
     Raises StartupError if the file cannot be loaded, RuntimeError if a server does not
     answer.
     """
-    threads = cpus.available()
-    lanes = min(threads, MOST_LANES)
-    engine = Engine(options.file, EngineOptions(options.device, threads=threads, lanes=lanes))
     device = ("--device", options.device)
     flags = (*device, "--default-model", options.file.stem, "--log-level", "warning")
     with (
+        started(options.file, options.device, options.photos) as engine,
         launch.service(options.file.parent, *flags) as server,
         tempfile.TemporaryDirectory() as folder,
     ):
@@ -80,11 +71,8 @@ def run(options: BenchOptions, others: Mapping[str, launch.Server] | None = None
         found = take_turns(_contestants(options, engine, servers, large), options.rounds)
     return {
         "model": options.file.name,
-        "provider": engine.provider,
-        "execution_precision": engine.execution_precision,
-        "python": launch.python(),  # of the service; the engine runs in this process
-        "threads": threads,
-        "lanes": engine.lanes,
+        "python": launch.python(),  # of the service and of the bare engine
+        **asdict(engine.facts),
         "rounds": options.rounds,
         "megapixels": options.megapixels,
         "seconds": options.seconds,
@@ -94,17 +82,14 @@ def run(options: BenchOptions, others: Mapping[str, launch.Server] | None = None
 
 
 def _contestants(
-    options: BenchOptions, engine: Engine, servers: Mapping[str, launch.Server], large: Path
+    options: BenchOptions, engine: BareEngine, servers: Mapping[str, launch.Server], large: Path
 ) -> dict[str, Contestant]:
-    batches = (1, BATCH) if engine.on_cpu else (1, BATCH, 4 * BATCH)
-    images = decoded(engine, options.photos, max(batches))
     found: dict[str, Contestant] = {
-        f"engine, batch {n}": partial(bare, [engine.predict_alone], images, n, options.seconds)
-        for n in batches
+        f"engine, batch {n}": partial(engine.run, n, options.seconds) for n in engine.facts.batches
     }
-    if engine.lanes > 1:
-        lanes = partial(bare, engine.runs, images, 1, options.seconds)
-        found[f"engine, {engine.lanes} at a time"] = lanes
+    if engine.facts.lanes > 1:
+        lanes = partial(engine.run, 1, options.seconds, every_lane=True)
+        found[f"engine, {engine.facts.lanes} at a time"] = lanes
     for name, server in servers.items():
         for n in CONCURRENCY:
             found[f"{name} at {n}"] = loaded(server, options.photos, n, options.seconds)
@@ -126,42 +111,6 @@ def take_turns(contestants: Mapping[str, Contestant], rounds: int) -> dict[str, 
         for name, contestant in contestants.items():
             found[name].append(contestant())
     return dict(found)
-
-
-def bare(
-    lanes: Sequence[Predict], images: NDArray[np.uint8], batch: int, seconds: float
-) -> LoadReport:
-    """Run the engine alone on decoded images (N, H, W, 3): a thread per lane, `batch` per run."""
-    batches = [np.roll(images, -i, axis=0)[:batch] for i in range(len(images))]
-    for run in lanes:
-        run(batches[0])  # the first run allocates memory
-
-    def work(run: Predict) -> list[float]:
-        took: list[float] = []
-        following = cycle(batches)
-        while sum(took) < seconds:
-            began = time.perf_counter()
-            run(next(following))
-            took.append(time.perf_counter() - began)
-        return took
-
-    with ThreadPoolExecutor(len(lanes)) as pool:
-        cpu_began = time.process_time()
-        took = [each for times in pool.map(work, lanes) for each in times]
-        cpu_s = time.process_time() - cpu_began
-    lasted = sum(took) / len(lanes)
-    return LoadReport(batch * len(took), 0, lasted, 1000 * statistics.median(took), {}, 0.0, cpu_s)
-
-
-def decoded(engine: Engine, photos: Sequence[Path], least: int) -> NDArray[np.uint8]:
-    """Decode photos as the service does, and repeat them to at least `least` images."""
-    limit: int = Settings.model_fields["max_pixels"].default
-    fitted = []
-    for path in photos:
-        opened = imaging.open_checked(path.read_bytes(), limit)
-        photo = imaging.decode(opened, reduce_to=max(engine.input_size))
-        fitted.append(imaging.fit(photo, engine.contract.input).pixels)
-    return np.stack([fitted[i % len(fitted)] for i in range(max(least, len(fitted)))])
 
 
 def loaded(

@@ -33,7 +33,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from service import launch
 from service.bench import vitals
-from service.bench.hostile import BUSY, Case, Client, good, hostile, leaving, small_photos
+from service.bench.hostile import BUSY, Case, HostileClient, good, hostile, leaving, small_photos
 from service.errors import CLIENT_GONE
 from service.settings import BUNDLED, SAMPLES
 
@@ -204,7 +204,7 @@ async def _clients(server: launch.Server, n: int, cases: Iterator[Case], seen: S
     host, port = str(address.hostname), int(address.port or 80)
 
     async def client(number: int) -> None:
-        sender = Client(host, port, random.Random(number))
+        sender = HostileClient(host, port, random.Random(number))
         for case in cases:
             seen.sent += 1
             seen.kinds[case.name] += 1
@@ -338,16 +338,22 @@ def parser() -> argparse.ArgumentParser:
         epilog="example: python -m service.bench.soak --minutes 10 --json soak.json",
     )
     p.add_argument("--model-dir", type=Path, default=BUNDLED, help="folder of .onnx files")
-    p.add_argument("--requests", type=int, default=10_000, help="number of requests (%(default)s)")
+    p.add_argument(
+        "--requests", type=int, default=10_000, help="number of requests (default: %(default)s)"
+    )
     p.add_argument("--minutes", type=float, help="duration, instead of --requests")
-    p.add_argument("--clients", type=int, default=16, help="concurrent clients (%(default)s)")
+    p.add_argument(
+        "--clients", type=int, default=16, help="concurrent clients (default: %(default)s)"
+    )
     p.add_argument(
         "--max-growth-mib",
         type=float,
         default=SoakOptions.max_growth_mib,
-        help="allowed growth of memory from the second to the last quarter (%(default)g)",
+        help="allowed growth of memory from the second to the last quarter (default: %(default)g)",
     )
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument(
+        "--seed", type=int, default=0, help="seed of the requests (default: %(default)s)"
+    )
     p.add_argument("--json", type=Path, metavar="F", help="write the figures to F")
     return p
 

@@ -76,7 +76,7 @@ async def _serve(port: int) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until a signal."""
     p = argparse.ArgumentParser(prog="python -m service.bench.stub", description=__doc__)
-    p.add_argument("--port", type=int, required=True)
+    p.add_argument("--port", type=int, required=True, help="port to listen on")
     asyncio.run(_serve(p.parse_args(argv).port))
     return 0
 

@@ -1,4 +1,4 @@
-"""The benchmark of the client measures the client."""
+"""The client's benchmark measures the client's speed and memory."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ def test_the_tree_has_as_many_photos_as_asked_and_takes_the_room_of_few(tmp_path
     assert len({path.stat().st_ino for path in files}) == 2 * len(PHOTOS)
 
 
+@pytest.mark.slow
 def test_the_client_run_is_counted_and_its_memory_seen(tmp_path: Path) -> None:
     folder = bench_client.plant(tmp_path / "in", PHOTOS, 30)
     with launch.module("service.bench.stub") as server:

@@ -42,6 +42,7 @@ def test_as_many_requests_as_asked_are_in_flight(server: FlakyServer, photo: str
     assert report.stages_ms == {"decode": 1.5, "infer": 20.0}
 
 
+@pytest.mark.slow
 def test_the_photo_arrives_as_a_form(server: FlakyServer, photo: str) -> None:
     asyncio.run(drive(load(server, photo, n=1)))
     first = server.requests[0]
@@ -74,6 +75,7 @@ def test_a_process_of_its_own_says_the_same(server: FlakyServer, photo: str) -> 
     assert report.server_cpu_s is not None
 
 
+@pytest.mark.slow
 def test_a_server_that_never_answers_well_is_an_error(server: FlakyServer, photo: str) -> None:
     server.misbehave = lambda request, nth: problem(500, "internal-error")
     with pytest.raises(RuntimeError, match="failures and no answer"):

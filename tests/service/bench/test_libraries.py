@@ -12,8 +12,6 @@ from service.bench.generator import LoadReport
 from tests.service.client.flaky_server import FlakyServer, problem
 from tests.service.client.flaky_server import running as flaky
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture
 def server() -> Iterator[FlakyServer]:
@@ -31,6 +29,7 @@ def send(name: str, server: FlakyServer, photo: Path) -> LoadReport:
     return libraries.measured(name, f"{server.url}/segment?output=mask", [photo], seconds=0.4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", libraries.available())
 def test_latency_is_split_into_what_the_server_says_and_the_rest(
     server: FlakyServer, photo: Path, name: str
@@ -45,6 +44,7 @@ def test_latency_is_split_into_what_the_server_says_and_the_rest(
     assert report.failures == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", libraries.available())
 def test_the_photo_arrives_as_a_form(server: FlakyServer, photo: Path, name: str) -> None:
     """Every library sends the field `file`, as the documentation shows it."""
@@ -54,7 +54,13 @@ def test_the_photo_arrives_as_a_form(server: FlakyServer, photo: Path, name: str
     assert photo.read_bytes() in first.body
 
 
-@pytest.mark.parametrize("name", libraries.available())
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name == "httpx" else pytest.param(name, marks=pytest.mark.slow)
+        for name in libraries.available()
+    ],
+)
 def test_answers_other_than_200_are_failures(server: FlakyServer, photo: Path, name: str) -> None:
     """A server that refuses everything has no latency."""
     server.misbehave = lambda request, nth: problem(503, "overloaded")

@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 import json
-import threading
-import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 from PIL import Image
 
 from service.bench import __main__ as bench
 from service.bench import measure
 from service.bench.generator import LoadReport
-from service.inference.engine import Engine, EngineOptions
 from service.settings import SAMPLES
 from tests.service import onnx_models
-
-Images = NDArray[np.uint8]
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Engine:
-    return Engine(onnx_models.save(tmp_path / "tiny.onnx"), EngineOptions("cpu", threads=1))
 
 
 def report(answers: int, stages: dict[str, float] | None = None) -> LoadReport:
@@ -52,34 +40,6 @@ def test_medians_are_taken_over_the_rounds() -> None:
     assert figures["cpu_ms"] == 25
     assert figures["client_cpu_ms"] == 5
     assert figures["stages_ms"] == {"infer": 20}
-
-
-def test_the_bare_engine_runs_whole_batches(engine: Engine) -> None:
-    images = np.zeros((4, *engine.input_size, 3), np.uint8)
-    found = measure.bare([engine.predict], images, 4, seconds=0.05)
-    assert found.answers % 4 == 0
-    assert found.seconds >= 0.05
-    assert found.server_cpu_s is not None
-
-
-def test_the_bare_engine_can_run_several_batches_at_a_time() -> None:
-    threads: list[int] = []
-
-    def run(_: Images) -> None:
-        threads.append(threading.get_ident())
-        time.sleep(0.001)
-
-    found = measure.bare([run, run], np.zeros((4, 2, 2, 3), np.uint8), 1, seconds=0.1)
-    assert len(set(threads) - {threading.get_ident()}) == 2
-    assert found.answers == len(threads) - 2  # each has warmed up
-
-
-def test_the_engine_gets_the_photos_as_the_service_decodes_them(engine: Engine) -> None:
-    photos = sorted(SAMPLES.glob("*.jpg"))
-    images = measure.decoded(engine, photos, least=5)
-    assert images.shape == (5, *engine.input_size, 3)
-    assert (images[0] == images[2]).all()
-    assert (images[0] != images[1]).any()
 
 
 def test_the_large_photo_is_as_hard_to_decode_as_a_real_one(tmp_path: Path) -> None:
