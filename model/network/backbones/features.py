@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -27,3 +28,17 @@ class Backbone(nn.Module):
     """An encoder whose `forward` maps (N, 3, H, W) normalised images to `Features`."""
 
     channels: Channels
+
+
+def residual_features(units: Iterable[nn.Module], x: Tensor, *, conv2: int, conv3: int) -> Features:
+    """Run residual units one after the other: (N, C, H/2, W/2) -> the maps for DeepLabv3+.
+
+    Each unit returns its output and an inner feature; units number `conv2` and `conv3`
+    give the low-level features.
+    """
+    low = {conv2: x, conv3: x}
+    for index, unit in enumerate(units):
+        x, inner = unit(x)
+        if index in low:
+            low[index] = inner
+    return Features(low[conv2], low[conv3], x)

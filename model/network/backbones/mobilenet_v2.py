@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from model.network.backbones.features import Backbone, Channels, Features
+from model.network.backbones.features import Backbone, Channels, Features, residual_features
 from model.network.backbones.inverted_residual import InvertedResidual
 from model.network.layers import AtrousSchedule, ConvBN, Norm, SamePadConv
 
@@ -83,11 +83,5 @@ class MobileNetV2(Backbone):
     def forward(self, x: Tensor) -> Features:
         """(N, 3, H, W) -> maps with 144, 192 and 320 channels (at multiplier 1)."""
         x = self.stem(x)  # (N, 32, H/2, W/2)
-        conv2 = conv3 = x
-        for index, block in enumerate(self.blocks):
-            x, filtered = block(x)
-            if index == CONV2_BLOCK:
-                conv2 = filtered  # (N, 144, H/4, W/4)
-            elif index == CONV3_BLOCK:
-                conv3 = filtered  # (N, 192, H/8, W/8)
-        return Features(conv2, conv3, x)  # high: (N, 320, H/os, W/os)
+        # conv2, conv3, high: (N, 144, H/4, W/4), (N, 192, H/8, W/8), (N, 320, H/os, W/os)
+        return residual_features(self.blocks, x, conv2=CONV2_BLOCK, conv3=CONV3_BLOCK)

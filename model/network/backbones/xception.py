@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.network.backbones.features import Backbone, Channels, Features
+from model.network.backbones.features import Backbone, Channels, Features, residual_features
 from model.network.config import AfterDepthwise
 from model.network.layers import AtrousSchedule, ConvBN, FixedPadConv, Norm
 
@@ -158,11 +158,5 @@ class Xception(Backbone):
     def forward(self, x: Tensor) -> Features:
         """(N, 3, H, W) -> maps with 256, 728 and 2048 channels."""
         x = self.root(x)  # (N, 64, H/2, W/2)
-        conv2 = conv3 = x
-        for index, module in enumerate(self.stages):
-            x, second = module(x)
-            if index == self.conv2_module:
-                conv2 = second  # (N, 256, H/4, W/4)
-            elif index == self.conv3_module:
-                conv3 = second  # (N, 728, H/8, W/8)
-        return Features(conv2, conv3, x)  # high: (N, 2048, H/os, W/os)
+        # conv2, conv3, high: (N, 256, H/4, W/4), (N, 728, H/8, W/8), (N, 2048, H/os, W/os)
+        return residual_features(self.stages, x, conv2=self.conv2_module, conv3=self.conv3_module)
