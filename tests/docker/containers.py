@@ -1,4 +1,4 @@
-"""The container engine of this machine, and containers that end with their test.
+"""Find this machine's container engine, and start containers that end with their test.
 
 First choice is the project's own `container.sh` in the shared folder, which
 also works where there is no registry; then docker, then podman.
@@ -32,7 +32,7 @@ BASE = "docker.io/library/python:3.11-slim-bookworm"  # what our Dockerfiles sta
 
 
 class EngineMissing(Exception):
-    """Images cannot be built, or containers not started, on this machine, with the reason."""
+    """This machine cannot build images or start containers, and why."""
 
 
 class Engine:
@@ -59,7 +59,8 @@ class Engine:
 
     def check_start(self, options: Sequence[str]) -> None:
         """Run `true` in the bare base image; raises EngineMissing with the engine's words."""
-        command = [*self._run, "--rm", *options, BASE, "true"]
+        publish = f"--publish=127.0.0.1:{free_port()}:8000"  # networks are what rootless ones lack
+        command = [*self._run, "--rm", publish, *options, BASE, "true"]
         tried(lambda: call(command, timeout_s=BUILD_TIMEOUT_S), "start")
 
     def start(self, name: str, image: str, *options: str) -> Container:
@@ -70,7 +71,7 @@ class Engine:
         return Container(self, name, f"http://127.0.0.1:{port}")
 
     def manage(self, *arguments: str, merge: bool = False) -> str:
-        """Any other command, as `inspect NAME`; its stdout, with stderr merged in if asked."""
+        """Run any other command, such as `inspect NAME`; return stdout, with stderr if `merge`."""
         return call([*self._manage, *arguments], merge=merge)
 
     def inspect(self, kind: str, name: str) -> dict[str, Any]:
@@ -138,10 +139,15 @@ def engine() -> Engine:
         except subprocess.CalledProcessError as error:
             raise EngineMissing(f"{SCRIPT.name} has no base image: {error.stderr}") from None
         return Engine([script, "build"], [script, "run"], [script, "podman"])
-    for name in ("docker", "podman"):
-        if shutil.which(name) and works(name):
+    refusals = []
+    for name in filter(shutil.which, ("docker", "podman")):
+        try:
+            call([name, "info"])
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+            refusals.append(f"{name} does not answer: {last_words(error)}")
+        else:
             return Engine([name, "build"], [name, "run"], [name])
-    raise EngineMissing(f"there is no {SCRIPT} and neither docker nor podman answers")
+    raise EngineMissing("; ".join(refusals) or f"no docker, no podman and no {SCRIPT}")
 
 
 @functools.cache
@@ -173,14 +179,14 @@ def tried(work: Callable[[], object], what: str) -> None:
     try:
         work()
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-        said = error.stderr.decode() if isinstance(error.stderr, bytes) else error.stderr
-        lines = (said or "").strip().splitlines() or [str(error)]
-        raise EngineMissing(f"the container engine cannot {what}: {lines[-1]}") from None
+        raise EngineMissing(f"the container engine cannot {what}: {last_words(error)}") from None
 
 
-def works(command: str) -> bool:
-    """Whether an engine's client reaches its server."""
-    return subprocess.run([command, "info"], capture_output=True, check=False).returncode == 0
+def last_words(error: subprocess.CalledProcessError | subprocess.TimeoutExpired) -> str:
+    """The last line that a failed command wrote to its stderr."""
+    said = error.stderr.decode() if isinstance(error.stderr, bytes) else error.stderr
+    lines = (said or "").strip().splitlines() or [str(error)]
+    return lines[-1]
 
 
 def call(command: list[str], *, timeout_s: float = 120, merge: bool = False) -> str:
