@@ -14,14 +14,14 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
-from pydantic_settings import CliApp, SettingsError
+from pydantic_settings import SettingsError
 
 from service import doctor, logs
 from service.errors import StartupError
 from service.http.app import create_app
 from service.http.server import listen, serve
 from service.inference import models
-from service.settings import Settings, wants_traces, wrong_settings
+from service.settings import Settings, from_command_line, wants_traces, wrong_settings
 
 if TYPE_CHECKING:
     from service.http.telemetry.tracing import Tracing
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     if building:
         arguments = ["--device", "tensorrt", *arguments[1:]]
     try:
-        settings = CliApp.run(Settings, cli_args=arguments)
+        settings = from_command_line(Settings, arguments)
     except (ValidationError, SettingsError) as error:
         print(f"error: {wrong_settings(error)}", file=sys.stderr)
         return 2

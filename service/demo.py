@@ -25,7 +25,11 @@ def main(argv: list[str] | None = None) -> int:
         epilog="example: python -m service.demo -o demo-output",
     )
     parser.add_argument(
-        "-o", "--out", type=Path, default="demo-output", help="folder for the results (%(default)s)"
+        "-o",
+        "--out",
+        type=Path,
+        default="demo-output",
+        help="folder for the results (default: %(default)s)",
     )
     out: Path = parser.parse_args(argv).out
     url = f"http://127.0.0.1:{free_port()}"

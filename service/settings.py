@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import re
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Mapping
+from inspect import cleandoc
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
+from pydantic_settings import (
+    BaseSettings,
+    CliApp,
+    CliSettingsSource,
+    NoDecode,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from service.logs import LogFormat
 from service.pydantic_errors import mistakes
@@ -30,10 +39,15 @@ def wants_traces(environment: Mapping[str, str]) -> bool:
 
 
 class Settings(BaseSettings):
-    """Serve the models in a folder over HTTP. Each flag can also be set by an environment
-    variable: --max-batch by DEEPLAB_MAX_BATCH. Flags take precedence. Example:
-    python -m service --models exported/ --host 0.0.0.0. `python -m service doctor` checks the
-    installation; `python -m service build-engines` builds the engines for --device tensorrt.
+    """Serve the models in a folder over HTTP.
+
+    Each flag can also be set by an environment variable: --max-batch by DEEPLAB_MAX_BATCH.
+    Flags take precedence.
+
+      python -m service                       serve the bundled models on port 8000
+      python -m service --models exported/ --host 0.0.0.0
+      python -m service doctor                check the installation
+      python -m service build-engines         build the engines for --device tensorrt
     """
 
     model_config = SettingsConfigDict(
@@ -45,166 +59,275 @@ class Settings(BaseSettings):
         cli_implicit_flags=True,
     )
 
-    models: Annotated[Path, Field(description="folder with exported .onnx files")] = BUNDLED
+    models: Annotated[
+        Path,
+        Field(
+            description="folder of the exported .onnx files to serve (default: the bundled models)"
+        ),
+    ] = BUNDLED
     default_model: Annotated[
         str | None,
-        Field(description="model for requests that do not name one (default: the first by name)"),
+        Field(description="model for requests that name none (default: the first by name)"),
     ] = None
-    host: Annotated[str, Field(description="address to listen on")] = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65535, description="port to listen on; 0 picks one")] = 8000
+    host: Annotated[
+        str,
+        Field(
+            description="address to listen on; 0.0.0.0 is every network (default: 127.0.0.1, this "
+            "machine only)"
+        ),
+    ] = "127.0.0.1"
+    port: Annotated[
+        int,
+        Field(ge=0, le=65535, description="port to listen on; 0 picks a free one (default: 8000)"),
+    ] = 8000
     metrics_port: Annotated[
         int | None,
         Field(
             ge=1,
             le=65535,
-            description="additional port for /metrics and the probes only, without a key; "
-            "default: none, they are on --port",
+            description="serve /metrics and the probes on this port too, without a key and nothing"
+            " else (default: only on --port)",
         ),
     ] = None
     trusted_proxies: Annotated[
         tuple[str, ...],
         NoDecode,
         Field(
-            description="comma-separated addresses or networks of proxies whose X-Forwarded-For "
-            "is trusted, such as 10.0.0.0/8; empty: none"
+            description="addresses or networks of proxies whose X-Forwarded-For header is "
+            "believed, separated by commas, such as 10.0.0.0/8 (default: none)"
         ),
     ] = ()
     device: Annotated[
         Literal["auto", "cpu", "openvino", "cuda", "tensorrt"],
         Field(
-            description="cuda and tensorrt do not start without a GPU; cpu is ONNX Runtime; auto "
-            "uses CUDA, else OpenVINO if it is installed, else the CPU"
+            description="where models run: cpu is ONNX Runtime on the CPU; cuda and tensorrt do "
+            "not start without a GPU; auto uses CUDA, else OpenVINO if it is installed, else the "
+            "CPU (default: auto)"
         ),
     ] = "auto"
     precision: Annotated[
         Literal["auto", "fp32", "bf16"],
-        Field(description="what OpenVINO computes in; auto: bf16 where the CPU has it, else fp32"),
+        Field(
+            description="number format in which OpenVINO computes; auto is bf16 on a CPU that has "
+            "it, else fp32 (default: auto)"
+        ),
     ] = "auto"
     openvino_cache: Annotated[
-        Path | None, Field(description="folder where OpenVINO keeps compiled models")
+        Path | None,
+        Field(
+            description="folder in which OpenVINO keeps compiled models, so that the next start is"
+            " faster (default: none)"
+        ),
     ] = None
     gpus: Annotated[
         tuple[Annotated[int, Field(ge=0)], ...],
         NoDecode,
         Field(
-            min_length=1, description="comma-separated numbers of the GPUs that serve every model"
+            min_length=1,
+            description="numbers of the GPUs to use, separated by commas; each of them serves "
+            "every model (default: 0)",
         ),
     ] = (0,)
     sessions: Annotated[
         int,
         Field(
             ge=0,
-            description="engine sessions per model, on each GPU or on the CPU; 0: one per GPU; on "
-            "the CPU one per thread, at most 4, and a single request still uses all threads",
+            description="engine sessions of each model, on each GPU or on the CPU (default: 0, "
+            "which is one per GPU, and on the CPU one per thread up to 4; a single request still "
+            "uses all threads)",
         ),
     ] = 0
     threads: Annotated[
         int,
         Field(
             ge=0,
-            description="engine threads per model, shared by its sessions; 0: one per CPU",
+            description="engine threads of each model, shared by its sessions (default: 0, which "
+            "is one per CPU)",
         ),
     ] = 0
     gpu_mem_limit_mb: Annotated[
-        int, Field(ge=0, description="limit of the GPU memory arena; 0: no limit")
+        int,
+        Field(ge=0, description="most GPU memory of a session, in MiB (default: 0, no limit)"),
     ] = 0
     trt_cache: Annotated[
         Path | None,
-        Field(description="folder of TensorRT engines, made by `python -m service build-engines`"),
+        Field(
+            description="folder of TensorRT engines, made by `python -m service build-engines`; "
+            "--device tensorrt needs it (default: none)"
+        ),
     ] = None
-    trt_fp16: Annotated[bool, Field(description="use half precision in TensorRT engines")] = False
+    trt_fp16: Annotated[
+        bool, Field(description="compute in half precision in TensorRT engines (default: no)")
+    ] = False
 
     max_batch: Annotated[
-        int, Field(ge=0, description="most images per engine run; 0: 4 on a GPU, 1 on a CPU")
+        int,
+        Field(
+            ge=0,
+            description="most images in one run of the engine (default: 0, which is 4 on a GPU and"
+            " 1 on a CPU)",
+        ),
     ] = 0
     max_wait_ms: Annotated[
-        float, Field(ge=0, description="how long the first image of a batch waits for more")
+        float,
+        Field(
+            ge=0,
+            description="milliseconds for which the first image of a batch waits for more images "
+            "(default: 2)",
+        ),
     ] = 2.0
     max_requests: Annotated[
-        int, Field(ge=1, description="most requests in progress; beyond it 503")
+        int,
+        Field(
+            ge=1, description="most requests in progress; more are answered with 503 (default: 64)"
+        ),
     ] = 64
     max_pending_pixels: Annotated[
         int,
         Field(
-            ge=1, description="most decoded pixels in progress, over all requests; beyond it 503"
+            ge=1,
+            description="most decoded pixels of all requests in progress; beyond that 503 "
+            "(default: 200000000)",
         ),
     ] = 200_000_000
     max_pixels: Annotated[
-        int, Field(ge=1, le=PILLOW_MAX_PIXELS, description="most pixels per image; beyond it 413")
+        int,
+        Field(
+            ge=1,
+            le=PILLOW_MAX_PIXELS,
+            description="most pixels of one photo; larger ones are answered with 413 (default: "
+            "50000000)",
+        ),
     ] = 50_000_000
     max_body_bytes: Annotated[
-        int, Field(ge=1, description="most bytes per body; beyond it 413")
+        int,
+        Field(
+            ge=1,
+            description="most bytes of a request's body; larger ones are answered with 413 "
+            "(default: 33554432, which is 32 MiB)",
+        ),
     ] = 32 * 1024 * 1024
-    max_files: Annotated[int, Field(ge=1, description="most photos per form; beyond it 400")] = 16
-    fit: Annotated[Fit, Field(description="default for photos larger than the model's input")] = (
-        "resize"
-    )
+    max_files: Annotated[
+        int,
+        Field(
+            ge=1, description="most photos in one form; more are answered with 400 (default: 16)"
+        ),
+    ] = 16
+    fit: Annotated[
+        Fit,
+        Field(
+            description="what happens to a photo larger than the model's input, unless the request"
+            " says: resize shrinks it, sliding cuts it into windows (default: resize)"
+        ),
+    ] = "resize"
     max_windows: Annotated[
-        int, Field(ge=1, description="most sliding windows per photo; beyond it 413")
+        int,
+        Field(ge=1, description="most sliding windows of one photo; beyond that 413 (default: 64)"),
     ] = 64
     request_timeout_ms: Annotated[
-        int, Field(ge=1, description="deadline for requests that set none; beyond it 504")
+        int,
+        Field(
+            ge=1,
+            description="milliseconds that a request may take unless it sets its own deadline; "
+            "beyond that 504 (default: 30000)",
+        ),
     ] = 30_000
     body_timeout_s: Annotated[
-        float, Field(gt=0, description="how long a request body may take to arrive; beyond it 408")
+        float,
+        Field(
+            gt=0,
+            description="seconds that a request's body may take to arrive; beyond that 408 "
+            "(default: 30)",
+        ),
     ] = 30.0
     header_timeout_s: Annotated[
         float,
-        Field(gt=0, description="how long the request headers may take to arrive; beyond it 408"),
+        Field(
+            gt=0,
+            description="seconds that a request's headers may take to arrive; beyond that 408 "
+            "(default: 10)",
+        ),
     ] = 10.0
     send_timeout_s: Annotated[
         float,
-        Field(gt=0, description="close a connection whose client reads nothing for this long"),
+        Field(
+            gt=0,
+            description="close a connection whose client reads nothing for this many seconds "
+            "(default: 60)",
+        ),
     ] = 60.0
     keep_alive_s: Annotated[
-        int, Field(ge=1, description="close a connection that is idle this long between requests")
+        int,
+        Field(
+            ge=1,
+            description="close a connection without a request for this many seconds (default: 5)",
+        ),
     ] = 5
     drain_delay_s: Annotated[
         float,
-        Field(ge=0, description="on SIGTERM, keep serving this long while /readyz answers 503"),
+        Field(
+            ge=0,
+            description="seconds after SIGTERM in which requests are still accepted while /readyz "
+            "answers 503 (default: 0)",
+        ),
     ] = 0.0
     shutdown_timeout_s: Annotated[
         float,
-        Field(ge=0, description="on SIGTERM, how long requests in progress may take to finish"),
+        Field(
+            ge=0,
+            description="seconds that requests in progress may take to finish after SIGTERM "
+            "(default: 20)",
+        ),
     ] = 20.0
     log_level: Annotated[
-        Literal["debug", "info", "warning", "error"], Field(description="lowest level to log")
+        Literal["debug", "info", "warning", "error"],
+        Field(description="least severe messages to log (default: info)"),
     ] = "info"
     log_format: Annotated[
-        LogFormat, Field(description="plain text, or one JSON object per line")
+        LogFormat,
+        Field(
+            description="log plain text (console) or one JSON object per line (json) (default: "
+            "console)"
+        ),
     ] = "console"
 
     api_keys: Annotated[
         tuple[str, ...],
         NoDecode,
         Field(
-            description="comma-separated SHA-256 digests of the API keys; none: no key is required"
+            description="SHA-256 digests of the API keys, separated by commas (default: none, "
+            "requests need no key)"
         ),
     ] = ()
     admin_keys: Annotated[
         tuple[str, ...],
         NoDecode,
         Field(
-            description="comma-separated SHA-256 digests of the keys that may reload models; "
-            "none: only requests sent from this host directly may"
+            description="SHA-256 digests of the keys that may reload models, separated by commas "
+            "(default: none, only requests sent directly from this machine may)"
         ),
     ] = ()
     rate_limit_per_minute: Annotated[
         int,
         Field(
-            ge=0, description="most POST requests per minute and key; beyond it 429; 0: no limit"
+            ge=0,
+            description="most POST requests per minute with one key; more are answered with 429 "
+            "(default: 0, no limit)",
         ),
     ] = 0
     cors_origins: Annotated[
         tuple[str, ...],
         NoDecode,
         Field(
-            description="comma-separated origins whose pages may call the API, such as "
-            "https://example.org; *: every origin; empty: only the service's own page"
+            description="origins whose pages may call the API, separated by commas, such as "
+            "https://example.org; * is every origin (default: only the service's own page)"
         ),
     ] = ()
     watch_models_s: Annotated[
-        float, Field(ge=0, description="check for new model files every so many seconds; 0: never")
+        float,
+        Field(
+            ge=0, description="look for new model files every so many seconds (default: 0, never)"
+        ),
     ] = 0.0
 
     @field_validator(
@@ -280,6 +403,32 @@ class Settings(BaseSettings):
             if not re.fullmatch(r"[0-9a-fA-F]{64}", key):
                 raise ValueError("not a SHA-256 digest; compute it with: printf %s KEY | sha256sum")
         return tuple(key.lower() for key in keys)
+
+
+S = TypeVar("S", bound=BaseSettings)
+
+# How --help names a value: by its type, or by the unit that ends the setting's name.
+METAVARS = {"Path": "DIR", "int": "N", "float": "N", "str": "NAME"}
+UNITS = {"ms": "MS", "s": "SECONDS", "mb": "MB", "bytes": "BYTES", "pixels": "PIXELS"}
+
+
+def from_command_line(kind: type[S], arguments: list[str]) -> S:
+    """Read settings from flags and environment; raises ValidationError or SettingsError.
+
+    --help shows each field's description, which says the default in words.
+    """
+    source: CliSettingsSource[ArgumentParser] = CliSettingsSource(kind)
+    parser = source.root_parser
+    parser.description = cleandoc(kind.__doc__ or "")
+    parser.formatter_class = RawDescriptionHelpFormatter
+    for action in parser._actions:
+        if action.dest not in kind.model_fields:
+            continue
+        action.help = kind.model_fields[action.dest].description
+        if action.metavar is not None and not str(action.metavar).startswith("{"):
+            unit = UNITS.get(action.dest.rpartition("_")[2])
+            action.metavar = unit or METAVARS.get(str(action.metavar), "LIST")
+    return CliApp.run(kind, cli_args=arguments, cli_settings_source=source)
 
 
 def wrong_settings(error: ValidationError | SettingsError) -> str:

@@ -11,7 +11,7 @@ from service.client.errors import (
     UnreachableError,
     UsageError,
 )
-from service.client.protocol import Model, Segmentation
+from service.client.protocol import ModelInfo, Segmentation
 from service.client.retry import RetryPolicy
 from service.client.transport import AsyncClient, Client
 
@@ -20,7 +20,7 @@ __all__ = [
     "BadAnswerError",
     "Client",
     "ClientError",
-    "Model",
+    "ModelInfo",
     "RetryPolicy",
     "Segmentation",
     "StatusError",

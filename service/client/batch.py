@@ -28,7 +28,7 @@ from service.client.errors import (
     UsageError,
 )
 from service.client.inputs import Inputs, Photo
-from service.client.manifest import Manifest, Row
+from service.client.manifest import Manifest, PhotoRow
 from service.client.outputs import OutsideError, remove_files, write_files
 from service.client.pace import Pace
 from service.client.plain import parse_json, sentence
@@ -72,7 +72,7 @@ class Work:
 
     photo: Photo
     stem: str
-    earlier: Row | None  # the manifest's row before this run
+    earlier: PhotoRow | None  # the manifest's row before this run
 
     def kept_outputs(self, origin: Origin) -> dict[str, int]:
         """Return the files of an earlier result that are still valid."""

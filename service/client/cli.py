@@ -28,7 +28,7 @@ from service.client.pace import Pace
 from service.client.plain import plain
 from service.client.plan import Decision, Wanted, decide, tally_text
 from service.client.progress import Counts, Progress
-from service.client.protocol import Model, parse_outputs
+from service.client.protocol import ModelInfo, parse_outputs
 from service.client.records import Results
 from service.client.report import write_report
 from service.client.retry import Outcome, RetryPolicy
@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("-o", "--out", metavar="OUT", type=Path, required=True, help="folder for the results")
-    add("--model", metavar="NAME", help="model (default: the service's default model)")
+    add("--model", metavar="NAME", help="name of the model (default: the service's default model)")
     flags.add_results(parser)
     flags.add_query(parser)
     flags.add_limits(parser)
@@ -100,17 +100,27 @@ def _add_connection(parser: argparse.ArgumentParser) -> None:
     """Add the flags for the connection to the service."""
     add = parser.add_argument_group("connection").add_argument
     patience, key = RetryPolicy.give_up_after_s, os.environ.get("DEEPLAB_API_KEY")
-    add("--concurrency", metavar="N", type=_concurrency, help="requests in flight, or auto (auto)")
+    add(
+        "--concurrency",
+        metavar="N",
+        type=_concurrency,
+        help="requests at a time, or auto (default: auto)",
+    )
     add(
         "--timeout",
-        metavar="S",
+        metavar="SECONDS",
         type=float,
         default=TIMEOUT_S,
-        help="timeout of one try (%(default)g)",
+        help="seconds that one try may take (default: %(default)g)",
     )
-    tries = "time for all tries of one photo (%(default)g)"
-    add("--give-up-after", metavar="S", type=float, default=patience, help=tries)
-    add("--api-key", metavar="KEY", default=key, help="API key; safer in $DEEPLAB_API_KEY")
+    tries = "seconds that all tries of one photo may take (default: %(default)g)"
+    add("--give-up-after", metavar="SECONDS", type=float, default=patience, help=tries)
+    add(
+        "--api-key",
+        metavar="KEY",
+        default=key,
+        help="API key; other users of this machine see flags, so set DEEPLAB_API_KEY instead",
+    )
 
 
 def _report_parser() -> argparse.ArgumentParser:
@@ -242,7 +252,7 @@ def _client(options: argparse.Namespace, pace: Pace, progress: Progress) -> Asyn
     )
 
 
-async def _choose(client: AsyncClient, name: str | None) -> Model | None:
+async def _choose(client: AsyncClient, name: str | None) -> ModelInfo | None:
     """Return the model to use; raises UsageError if the service does not have it."""
     models = await client.models()
     if name is None:

@@ -21,9 +21,11 @@ def add_results(parser: argparse.ArgumentParser) -> None:
         "--output",
         metavar="LIST",
         default="mask,overlay",
-        help=f"outputs, of {outputs} (mask,overlay)",
+        help=f"outputs, separated by commas, from {outputs} (default: mask,overlay)",
     )
-    side = "shrink larger photos before sending; the results have the reduced size"
+    side = (
+        "shrink photos with a longer side than PX pixels before sending; their results are as small"
+    )
     add("--max-side", metavar="PX", type=positive, help=side)
     add(
         "--base",
@@ -34,7 +36,7 @@ def add_results(parser: argparse.ArgumentParser) -> None:
     add(
         "--report",
         action="store_true",
-        help="count class pixels and write tables and contact sheets",
+        help="count the pixels of each class, and write tables and contact sheets",
     )
     add("--json", action="store_true", help="print the summary as JSON")
 
@@ -42,16 +44,36 @@ def add_results(parser: argparse.ArgumentParser) -> None:
 def add_query(parser: argparse.ArgumentParser) -> None:
     """Add the flags for the other parameters of the service's query."""
     add = parser.add_argument_group("options of the service").add_argument
-    sliding = "photos larger than the model: resize shrinks them, sliding cuts them into windows"
-    add("--fit", choices=("resize", "sliding"), help=f"{sliding} (default: the service's)")
-    add(
-        "--overlap", metavar="SHARE", type=float, help="overlap of sliding windows, 0 to 0.5 (0.25)"
+    sliding = (
+        "what to do with photos larger than the model's input: resize shrinks them, sliding cuts "
     )
-    add("--classes", metavar="LIST", help="only these classes, by name or id (all)")
-    add("--alpha", metavar="A", type=float, help="opacity of the overlay's colours, 0 to 1 (0.5)")
-    add("--contour", metavar="PX", type=int, help="width of outlines in the overlay (0: none)")
-    add("--overlay-format", choices=("jpeg", "png"), help="format of the overlay (jpeg)")
-    formats = "format of the mask: with class colours, or 8-bit grey for OpenCV (palette)"
+    sliding += "them into windows"
+    add("--fit", choices=("resize", "sliding"), help=f"{sliding} (default: the service's setting)")
+    add(
+        "--overlap",
+        metavar="SHARE",
+        type=float,
+        help="share of a window that the next one covers too, 0 to 0.5 (default: 0.25)",
+    )
+    add(
+        "--classes",
+        metavar="LIST",
+        help="only these classes, by name or id, separated by commas (default: all)",
+    )
+    add(
+        "--alpha",
+        metavar="A",
+        type=float,
+        help="opacity of the overlay's colours, 0 to 1 (default: 0.5)",
+    )
+    add(
+        "--contour",
+        metavar="PX",
+        type=int,
+        help="width of outlines in the overlay, in pixels (default: 0, none)",
+    )
+    add("--overlay-format", choices=("jpeg", "png"), help="format of the overlay (default: jpeg)")
+    formats = "format of the mask: with class colours, or 8-bit grey for OpenCV (default: palette)"
     add("--mask-format", choices=("palette", "gray"), help=formats)
 
 
@@ -74,7 +96,7 @@ def correction(query: str, detail: str) -> str:
 def add_limits(parser: argparse.ArgumentParser) -> None:
     """Add the flags that limit a run."""
     add = parser.add_argument_group("limits").add_argument
-    add("--dry-run", action="store_true", help="only print what would be done")
+    add("--dry-run", action="store_true", help="print what would be done, and exit")
     add("--retry-failed", action="store_true", help="also send photos that were rejected before")
     add("--fail-fast", action="store_true", help="stop at the first failure")
     add("--max-failures", metavar="N", type=positive, help="stop after N failures")

@@ -61,7 +61,7 @@ CREATE TABLE classes (class_id INTEGER PRIMARY KEY, class TEXT NOT NULL);
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row(Record):
+class PhotoRow(Record):
     """A photo's row."""
 
     run: int  # the last run with this photo
@@ -138,7 +138,7 @@ class Manifest:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def get(self, name: str) -> Row | None:
+    def get(self, name: str) -> PhotoRow | None:
         """Return the row of a photo, or None."""
         rows = self._select(f"SELECT {', '.join(COLUMNS)} FROM photos WHERE name = ?", name)
         return next(map(self._row, list(rows)), None)
@@ -294,11 +294,11 @@ class Manifest:
                 return
             yield row
 
-    def _row(self, found: tuple[Any, ...]) -> Row:
+    def _row(self, found: tuple[Any, ...]) -> PhotoRow:
         fields = dict(zip(COLUMNS, found, strict=True))
         fields["outputs"] = self._outputs(fields["name"], fields["outputs"])
         is_counted = fields.pop("is_counted")
-        return Row(**fields, classes=self._classes(fields["name"]) if is_counted else None)
+        return PhotoRow(**fields, classes=self._classes(fields["name"]) if is_counted else None)
 
     def _classes(self, name: str) -> tuple[ClassPixels, ...]:
         query = "SELECT class_id, class, pixels, confidence FROM pixels WHERE name = ?"

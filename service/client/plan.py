@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from service.client.inputs import Photo
-from service.client.manifest import Manifest, Row
+from service.client.manifest import Manifest, PhotoRow
 from service.client.protocol import FILES
 from service.client.records import DONE, REJECTED, Origin, Record
 
@@ -140,7 +140,7 @@ def _size(path: Path) -> int | None:
         return None
 
 
-def _same_content(row: Row, photo: Photo, manifest: Manifest) -> bool:
+def _same_content(row: PhotoRow, photo: Photo, manifest: Manifest) -> bool:
     unchanged = is_unchanged(row.origin, photo.size, photo.mtime_ns)
     if unchanged is not None:
         return unchanged

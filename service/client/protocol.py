@@ -88,7 +88,7 @@ class Segmentation:
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class ModelInfo:
     """A model of the service."""
 
     name: str
@@ -223,7 +223,7 @@ def _model_name(header: str | None) -> str | None:
     return unquote(header.removeprefix(ENCODED))
 
 
-def models(response: httpx.Response) -> tuple[Model, ...]:
+def models(response: httpx.Response) -> tuple[ModelInfo, ...]:
     """Parse the answer of `GET /models`."""
     try:
         return tuple(_model(entry) for entry in parse_json(response.content)["models"])
@@ -308,9 +308,9 @@ def _text(value: object) -> str | None:
     return sentence(value) if isinstance(value, str) and value else None
 
 
-def _model(entry: dict[str, Any]) -> Model:
+def _model(entry: dict[str, Any]) -> ModelInfo:
     max_side = entry.get("max_side")
-    return Model(
+    return ModelInfo(
         name=sentence(entry["name"]),
         digest=_text(entry.get("digest")),
         default=bool(entry.get("default", False)),

@@ -24,7 +24,7 @@ import httpx
 from service.client import pictures, protocol
 from service.client.errors import BadAnswerError, StatusError, UnreachableError, UsageError
 from service.client.plain import sentence
-from service.client.protocol import Model, Segmentation
+from service.client.protocol import ModelInfo, Segmentation
 from service.client.retry import Outcome, Retries, RetryPolicy
 from service.client.route import UnknownHostError, route, shown
 
@@ -127,7 +127,7 @@ class AsyncClient:
         size = pictures.size_of(image)
         return await asyncio.to_thread(protocol.segmentation, response, outputs, size)
 
-    async def models(self) -> tuple[Model, ...]:
+    async def models(self) -> tuple[ModelInfo, ...]:
         """The models that the service offers."""
         return protocol.models(await self._send(Ask("GET", "/models")))
 
@@ -243,7 +243,7 @@ class Client:
         """See `AsyncClient.segment`."""
         return self._wait(lambda client: client.segment(image, output, model, options))
 
-    def models(self) -> tuple[Model, ...]:
+    def models(self) -> tuple[ModelInfo, ...]:
         """The models that the service offers."""
         return self._wait(AsyncClient.models)
 

@@ -41,9 +41,9 @@ from service.client.records import DONE, FAILED, REJECTED, Collected, Record, to
 from service.client.report import write_report
 from service.client.summary import Summary
 from service.cluster import pipeline
-from service.cluster.pipeline import Job, OutputError, Pipeline
+from service.cluster.pipeline import BatchJob, OutputError, Pipeline
 from service.cluster.records import Parts, Plan, Todo, load
-from service.cluster.storage import Photo, Place, photos, place
+from service.cluster.storage import Place, StoredPhoto, photos, place
 from service.errors import ServiceError, StartupError
 from service.inference.engine import Device, Engine, EngineOptions
 from service.settings import BUNDLED, Settings
@@ -131,19 +131,19 @@ class Sealed:
     content: bytes = field(repr=False)
 
     @classmethod
-    def of(cls, job: Job) -> Sealed:
+    def of(cls, job: BatchJob) -> Sealed:
         """Serialise a job with those of CREDENTIALS that are set here."""
         given = {name: os.environ[name] for name in CREDENTIALS if os.environ.get(name)}
         return cls(given, cloudpickle.dumps(job))  # type: ignore[no-untyped-call]
 
-    def opened(self) -> Job:
+    def opened(self) -> BatchJob:
         """Return the job; the driver's variables replace those of the node for the same store."""
         for store in {name.partition("_")[0] for name in self.environment}:
             for name in CREDENTIALS:
                 if name.startswith(f"{store}_"):
                     os.environ.pop(name, None)
         os.environ.update(self.environment)
-        job: Job = cloudpickle.loads(self.content)
+        job: BatchJob = cloudpickle.loads(self.content)
         return job
 
 
@@ -176,7 +176,7 @@ class Found:
 
     model: ModelFile
     classes: tuple[str, ...]  # of the model, by id
-    job: Job
+    job: BatchJob
     todos: list[Todo]
 
 
@@ -228,9 +228,9 @@ class RayBatch:
             raise nothing_found(options.inputs, self.others)
         return Found(model, classes, job, todos)
 
-    def _job(self, source: fs.FileSystem, out: Place) -> Job:
+    def _job(self, source: fs.FileSystem, out: Place) -> BatchJob:
         options = self.options
-        return Job(
+        return BatchJob(
             source,
             out,
             options.outputs,
@@ -272,7 +272,7 @@ class RayBatch:
         told = (self.counts, seconds, model.stem, model.digest, failures, classes)
         return Summary(*told, stopped, self.others)
 
-    def _todos(self, plan: Plan, found: Iterable[Photo]) -> Iterator[Todo]:
+    def _todos(self, plan: Plan, found: Iterable[StoredPhoto]) -> Iterator[Todo]:
         """Yield the photos to process; count the others."""
         seen: dict[str, str] = {}
         for photo in found:
@@ -328,7 +328,7 @@ class RayBatch:
 
 
 def segmented(
-    todos: list[Todo], job: Job, model: ModelFile, options: RayBatchOptions
+    todos: list[Todo], job: BatchJob, model: ModelFile, options: RayBatchOptions
 ) -> Iterator[Record]:
     """Yield the records of all photos as actors finish them; raises OutputError to stop the run."""
     context = DataContext.get_current()
@@ -382,7 +382,7 @@ def read_model(where: str) -> ModelFile:
         raise StartupError(f"cannot read the model {where}: {error}") from None
 
 
-def check(model: ModelFile, job: Job) -> tuple[str, ...]:
+def check(model: ModelFile, job: BatchJob) -> tuple[str, ...]:
     """Check model and options here, before the cluster; raises StartupError or InvalidRequest.
 
     The names of the model's classes, by id.
@@ -465,7 +465,12 @@ def _parser() -> argparse.ArgumentParser:
     add("inputs", metavar="INPUT", nargs="+", help="file, folder, glob or URI (s3://, gs://, ...)")
     add("-o", "--out", metavar="OUT", required=True, help="folder or URI for the results")
     bundled = next(iter(sorted(BUNDLED.glob("*.onnx"))), None)
-    add("--model", metavar="FILE", default=str(bundled), help="path or URI (the bundled model)")
+    add(
+        "--model",
+        metavar="FILE",
+        default=str(bundled),
+        help="path or URI of the model (default: the bundled one)",
+    )
     flags.add_results(parser)
     flags.add_query(parser)
     flags.add_limits(parser)
@@ -474,17 +479,25 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_cluster(parser: argparse.ArgumentParser) -> None:
+    """Add the flags for the cluster and its actors; an actor is a process with an engine."""
     add = parser.add_argument_group("cluster").add_argument
-    add("--address", help="of the Ray cluster (RAY_ADDRESS, else one on this machine)")
+    address = "address of the Ray cluster (default: RAY_ADDRESS, else a cluster on this machine)"
+    add("--address", help=address)
     devices = ["auto", "cpu", "cuda"]
-    add("--device", choices=devices, default="auto", help="as for the service (%(default)s)")
-    add("--actors", metavar="N", type=positive, help="at most (as many as there is room for)")
-    add("--cpus-per-actor", metavar="N", type=positive, default=1, help="(%(default)s)")
-    add("--gpus-per-actor", metavar="N", type=float, default=0, help="1 on GPU hosts (0)")
-    batch = "photos in one run of the engine (4 on a GPU, 1 on a CPU)"
+    where = "where actors run the model, as for the service (default: %(default)s)"
+    add("--device", choices=devices, default="auto", help=where)
+    actors = "most actors (default: as many as the cluster has room for)"
+    add("--actors", metavar="N", type=positive, help=actors)
+    cpus = "CPUs of each actor (default: %(default)s)"
+    add("--cpus-per-actor", metavar="N", type=positive, default=1, help=cpus)
+    gpus = "GPUs of each actor: give 1 on hosts with GPUs (default: %(default)s)"
+    add("--gpus-per-actor", metavar="N", type=float, default=0, help=gpus)
+    batch = "most photos in one run of the engine (default: 4 on a GPU, 1 on a CPU)"
     add("--max-batch", metavar="N", type=positive, default=0, help=batch)
-    block = "photos of one task, done again together (%(default)s)"
+    block = "photos of one task; if it fails they are done again together (default: %(default)s)"
     add("--block", metavar="N", type=positive, default=PHOTOS_PER_BLOCK, help=block)
-    add("--max-pixels", metavar="N", type=positive, default=50_000_000, help="of one photo")
+    pixels = "most pixels of one photo; larger ones are rejected (default: %(default)s)"
+    add("--max-pixels", metavar="N", type=positive, default=50_000_000, help=pixels)
+    most = "most sliding windows of one photo (default: %(default)s)"
     windows = Settings.model_fields["max_windows"].default
-    add("--max-windows", metavar="N", type=positive, default=windows, help="of one photo")
+    add("--max-windows", metavar="N", type=positive, default=windows, help=most)

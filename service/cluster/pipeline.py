@@ -31,7 +31,7 @@ from service.client.protocol import FILES
 from service.client.records import DONE, FAILED, REJECTED, ClassPixels, Record
 from service.client.uploads import UnshrinkableError, shrink
 from service.cluster.records import Todo
-from service.cluster.storage import Photo, Place
+from service.cluster.storage import Place, StoredPhoto
 from service.errors import InvalidRequest, ServiceError
 from service.http.query import REPEATABLE, SegmentQuery
 from service.http.segment import Prepared
@@ -56,7 +56,7 @@ class OutputError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Job:
+class BatchJob:
     """The settings for all photos. It can be sent to other processes."""
 
     source: fs.FileSystem
@@ -106,7 +106,7 @@ class Ready:
 class Pipeline:
     """An engine and its threads. Call `run` from one thread at a time."""
 
-    def __init__(self, load: Callable[[], Engine], job: Job) -> None:
+    def __init__(self, load: Callable[[], Engine], job: BatchJob) -> None:
         """`load` creates the engine, and creates it again after it has failed."""
         self._load = load
         self._job = job
@@ -161,7 +161,7 @@ class Pipeline:
             return Prepared(photo, windows.cut(photo, target, sliding.overlap))
         return Prepared(photo, imaging.fit(photo, target))
 
-    def _read(self, photo: Photo) -> bytes:
+    def _read(self, photo: StoredPhoto) -> bytes:
         """As the batch client reads: regular files only, and no more than a photo has."""
         check_size(photo.size, photo.source)
         if self._job.source.type_name == "local":
@@ -289,7 +289,7 @@ class Pipeline:
         )
 
 
-def wish(job: Job, contract: Contract) -> Wish:
+def wish(job: BatchJob, contract: Contract) -> Wish:
     """What the service would be asked for; raises InvalidRequest if the model cannot give it."""
     return job.query().wish(contract, accept="")
 

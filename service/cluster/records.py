@@ -24,7 +24,7 @@ from service.client.records import (
     class_list,
     collected,
 )
-from service.cluster.storage import File, Photo, Place
+from service.cluster.storage import File, Place, StoredPhoto
 
 PART_RECORDS = 1000  # write a part when it has this many records,
 PART_S = 10.0  # or when its first record is this old
@@ -34,7 +34,7 @@ PART_S = 10.0  # or when its first record is this old
 class Todo:
     """A photo to process, with its earlier record."""
 
-    photo: Photo
+    photo: StoredPhoto
     stem: str
     earlier: Record | None  # from an earlier run
     unchanged_if: str | None = None  # keep the earlier record if the photo has this SHA-256
@@ -47,7 +47,7 @@ class Todo:
         fields = json.loads(text)
         earlier = fields["earlier"]
         return cls(
-            Photo(**fields["photo"]),
+            StoredPhoto(**fields["photo"]),
             fields["stem"],
             None if earlier is None else Record.parse(json.dumps(earlier)),
             fields["unchanged_if"],
@@ -66,7 +66,7 @@ class Plan:
         # Case does not tell stems apart, for disks on which it does not tell files apart.
         self._stems = {record.stem.casefold() for record in self.records.values()}
 
-    def todo(self, photo: Photo) -> Todo | Record:
+    def todo(self, photo: StoredPhoto) -> Todo | Record:
         """Return the work on a photo, or its earlier record if that is still valid."""
         record = self.records.get(photo.name)
         if record is None or not is_valid(record, self.wanted, self.sizes.get):
@@ -77,7 +77,7 @@ class Plan:
         digest = record.sha256 if unchanged is None else None
         return Todo(photo, record.stem, record, unchanged_if=digest)
 
-    def _stem(self, photo: Photo, record: Record | None) -> str:
+    def _stem(self, photo: StoredPhoto, record: Record | None) -> str:
         if record is not None:
             return record.stem
         stem = next(stem for stem in stems(photo.name) if stem.casefold() not in self._stems)

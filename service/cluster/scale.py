@@ -108,7 +108,7 @@ class Station:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class FleetEstimate:
     """The estimated performance of a fleet."""
 
     photos_per_s: float
@@ -147,17 +147,19 @@ def in_flight(fleet: Fleet, costs: Costs) -> int:
     return math.ceil(3 * limit * alone_s(fleet, costs))
 
 
-def model(fleet: Fleet, costs: Costs) -> Outcome:
+def model(fleet: Fleet, costs: Costs) -> FleetEstimate:
     """Estimate by the asymptotic bounds: X <= min(1 / D_max, N / (D + Z))."""
     way = stations(fleet, costs)
     slowest = min(way, key=lambda station: station.limit)
     by_flight = in_flight(fleet, costs) / alone_s(fleet, costs)
     rate = min(slowest.limit, by_flight)
     name = slowest.name if slowest.limit <= by_flight else IN_FLIGHT
-    return Outcome(rate, name, {station.name: rate / station.limit for station in way})
+    return FleetEstimate(rate, name, {station.name: rate / station.limit for station in way})
 
 
-def simulate(fleet: Fleet, costs: Costs, *, photos: int | None = None, seed: int = 0) -> Outcome:
+def simulate(
+    fleet: Fleet, costs: Costs, *, photos: int | None = None, seed: int = 0
+) -> FleetEstimate:
     """Simulate each photo at the same stations, with random service times."""
     import simpy  # noqa: PLC0415 - comes with the extra `dev`; nothing else here needs it
 
@@ -193,7 +195,7 @@ def random_s(chance: random.Random, mean_s: float) -> float:
     return chance.gammavariate(shape, mean_s / shape) if mean_s else 0.0
 
 
-def _outcome(way: list[Station], busy_s: list[float], ends: list[float]) -> Outcome:
+def _outcome(way: list[Station], busy_s: list[float], ends: list[float]) -> FleetEstimate:
     """Return the rate after the start-up phase, and the utilization of the stations."""
     start = len(ends) // 4
     rate = (len(ends) - start - 1) / (ends[-1] - ends[start])
@@ -202,7 +204,7 @@ def _outcome(way: list[Station], busy_s: list[float], ends: list[float]) -> Outc
         for station, seconds in zip(way, busy_s, strict=True)
     }
     busiest = max(utilization, key=lambda name: utilization[name])
-    return Outcome(rate, busiest if utilization[busiest] > 0.9 else IN_FLIGHT, utilization)
+    return FleetEstimate(rate, busiest if utilization[busiest] > 0.9 else IN_FLIGHT, utilization)
 
 
 # Measurement
@@ -289,8 +291,8 @@ class FleetRow:
 
     photos: str
     fleet: Fleet
-    model: Outcome
-    simulation: Outcome
+    model: FleetEstimate
+    simulation: FleetEstimate
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import ray
 from fastapi import FastAPI
 from pydantic import Field, ValidationError
-from pydantic_settings import CliApp, SettingsConfigDict, SettingsError
+from pydantic_settings import SettingsConfigDict, SettingsError
 from ray import serve
 from ray.serve.config import AutoscalingConfig, HTTPOptions
 from starlette.datastructures import MutableHeaders
@@ -31,7 +31,7 @@ from service.doctor import check_runtime
 from service.errors import StartupError
 from service.http.app import create_app
 from service.inference import models
-from service.settings import Settings, wrong_settings
+from service.settings import Settings, from_command_line, wrong_settings
 
 NAME = "deeplab"
 
@@ -39,22 +39,43 @@ log = logging.getLogger("service")
 
 
 class ClusterSettings(Settings):
-    """Settings of `python -m service.ray_serve`: those of each replica, and of the cluster."""
+    """Serve the models in a folder over HTTP, with replicas on a Ray cluster.
+
+    The settings of `python -m service` hold for each replica; those at the end are the
+    cluster's. Each flag can also be set by an environment variable: --max-replicas by
+    DEEPLAB_MAX_REPLICAS. Flags take precedence.
+
+      python -m service.ray_serve --max-replicas 8 --cpus-per-replica 4
+    """
 
     model_config = SettingsConfigDict(cli_prog_name="python -m service.ray_serve")
 
-    min_replicas: Annotated[int, Field(ge=1, description="replicas when there is no load")] = 1
-    max_replicas: Annotated[int, Field(ge=1, description="most replicas")] = 4
+    min_replicas: Annotated[
+        int, Field(ge=1, description="replicas when there is no load (default: 1)")
+    ] = 1
+    max_replicas: Annotated[
+        int, Field(ge=1, description="most replicas at full load (default: 4)")
+    ] = 4
     target_requests: Annotated[
-        int, Field(ge=1, description="intended requests in progress per replica")
+        int,
+        Field(
+            ge=1,
+            description="requests in progress per replica that Ray aims at: with more it adds "
+            "replicas, with fewer it removes them (default: 8)",
+        ),
     ] = 8
     cpus_per_replica: Annotated[
-        int, Field(ge=1, description="CPUs and engine threads per replica")
+        int, Field(ge=1, description="CPUs of each replica, and its engine threads (default: 1)")
     ] = 1
-    gpus_per_replica: Annotated[float, Field(ge=0, description="GPUs per replica")] = 0
+    gpus_per_replica: Annotated[
+        float, Field(ge=0, description="GPUs of each replica; 0.5 shares one (default: 0)")
+    ] = 0
     address: Annotated[
         str | None,
-        Field(description="address of the Ray cluster; default: RAY_ADDRESS, else a local cluster"),
+        Field(
+            description="address of the Ray cluster (default: RAY_ADDRESS, else a cluster on "
+            "this machine)"
+        ),
     ] = None
 
 
@@ -129,7 +150,7 @@ def app(arguments: dict[str, Any]) -> serve.Application:
 def main(argv: list[str] | None = None) -> int:
     """Serve until SIGTERM or SIGINT. Return 0 after a clean stop, 1 on failure, 2 for usage."""
     try:
-        settings = CliApp.run(ClusterSettings, cli_args=sys.argv[1:] if argv is None else argv)
+        settings = from_command_line(ClusterSettings, sys.argv[1:] if argv is None else argv)
     except (ValidationError, SettingsError) as error:
         print(f"error: {wrong_settings(error)}", file=sys.stderr)
         return 2

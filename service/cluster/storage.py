@@ -38,7 +38,7 @@ class File:
 
 
 @dataclass(frozen=True, slots=True)
-class Photo:
+class StoredPhoto:
     """An input; `name` is its path below the inputs' base, which the outputs mirror."""
 
     name: str
@@ -128,7 +128,7 @@ def _of_fsspec(where: str) -> tuple[fs.FileSystem, str]:
 
 def photos(
     arguments: list[str], out: Place, base: Path | None = None, others: Others | None = None
-) -> tuple[fs.FileSystem, Iterator[Photo]]:
+) -> tuple[fs.FileSystem, Iterator[StoredPhoto]]:
     """Find the photos in files, folders, globs or URIs; return their file system and the photos.
 
     `others` hears of the files left out. Raises UsageError for what is not there, and for inputs
@@ -162,25 +162,25 @@ def _there(arguments: list[str], places: list[Place]) -> list[tuple[Place, fs.Fi
 
 def _local_photos(
     arguments: list[str], out: Place, base: Path | None, others: Others
-) -> Iterator[Photo]:
+) -> Iterator[StoredPhoto]:
     here = Path(out.root) if out.is_local else Path("/dev/null")
     inputs = replace(Inputs.of(arguments, out=here, listing=sys.stdin, base=base), others=others)
     for photo in inputs:
         if photo.fleeting:
             raise UsageError(f"{photo.source}: unpack the tar, or use the batch client")
-        yield Photo(photo.name, photo.source, photo.size, photo.mtime_ns)
+        yield StoredPhoto(photo.name, photo.source, photo.size, photo.mtime_ns)
 
 
 def _remote_photos(
     places: list[tuple[Place, fs.FileInfo]], out: Place, others: Others
-) -> Iterator[Photo]:
+) -> Iterator[StoredPhoto]:
     roots = [
         str(PurePosixPath(each.root).parent) if info.is_file else each.root for each, info in places
     ]
     base = os.path.commonpath(roots)
     for each, info in places:
         if info.is_file:
-            yield Photo(_below(info.path, base), info.path, info.size, _mtime_ns(info))
+            yield StoredPhoto(_below(info.path, base), info.path, info.size, _mtime_ns(info))
             continue
         found = each.files()
         for file in found:
@@ -189,7 +189,7 @@ def _remote_photos(
             if is_result or _is_hidden(file.path):
                 continue
             if is_image(PurePosixPath(path).name):
-                yield Photo(_below(path, base), path, file.size, file.mtime_ns)
+                yield StoredPhoto(_below(path, base), path, file.size, file.mtime_ns)
             else:
                 others.add(file.path)
 

@@ -1,4 +1,4 @@
-"""A store whose photos take a while, and which notes the processes that read them.
+"""A store that is slow to read and records which processes read it.
 
 A module of its own, so that the processes of a cluster can import it.
 """
@@ -23,7 +23,7 @@ class SlowStore(LocalFileSystem):  # type: ignore[misc] # fsspec ships no types
     protocol = "slow"
 
     def open(self, path: str, mode: str = "rb", **options: Any) -> Any:
-        """Open a file, but not at once."""
+        """Open a file after a delay."""
         time.sleep(READ_S)
         with (Path(path).parent / READERS).open("a") as log:
             log.write(f"{os.getpid()}\n")

@@ -1,4 +1,4 @@
-"""The batch command without a cluster: what is wrong is said before one is joined or used."""
+"""The batch command reports mistakes before it joins or uses a cluster."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pyarrow import fs
 from service.client import cli
 from service.client.errors import UsageError
 from service.client.progress import Counts, Progress
-from service.cluster.pipeline import Job
+from service.cluster.pipeline import BatchJob
 from service.cluster.storage import place
 from service.errors import InvalidRequest, StartupError
 from service.inference.engine import Engine, EngineOptions
@@ -29,6 +29,8 @@ with warnings.catch_warnings():
     from ray import cloudpickle
 
     from service.cluster import batch as ray_batch
+
+pytestmark = pytest.mark.slow  # importing Ray alone takes a second
 
 
 @pytest.fixture
@@ -64,12 +66,14 @@ def test_an_output_that_the_model_lacks_is_refused_before_the_cluster_is_used(
         ray_batch.check(ray_batch.read_model(str(model)), job_of(tmp_path, ("confidence",)))
 
 
-def job_of(folder: Path, outputs: tuple[str, ...] = ("mask",)) -> Job:
-    return Job(fs.LocalFileSystem(), place(str(folder)), outputs, 1, max_pixels=10**6, threads=1)
+def job_of(folder: Path, outputs: tuple[str, ...] = ("mask",)) -> BatchJob:
+    return BatchJob(
+        fs.LocalFileSystem(), place(str(folder)), outputs, 1, max_pixels=10**6, threads=1
+    )
 
 
 def test_every_flag_of_the_client_is_one_of_the_batch() -> None:
-    """But those about the service: its address, connection and key."""
+    """Except the flags about the service: its address, connection and key."""
     client, batch = (
         {option for action in parser._actions for option in action.option_strings}
         for parser in (cli._parser(), ray_batch._parser())
@@ -111,7 +115,7 @@ print(job.outputs, [os.environ.get(name) for name in names])
 def test_credentials_of_the_driver_reach_the_actors_in_place_of_theirs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As one set: a node's own session token would not go with the driver's key."""
+    """All are replaced together: a node's session token does not fit the driver's key."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "drivers")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("HOME_OF_MINE", "no matter of theirs")

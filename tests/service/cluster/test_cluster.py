@@ -58,7 +58,7 @@ ALONE = {
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """Two nodes; the driver sits on the first, and it alone has the stores' credentials."""
+    """Two nodes. The driver runs on the first, and only the driver has the stores' credentials."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")  # the nodes' processes inherit it
         cluster = Cluster(initialize_head=True, head_node_args=NODE | ALONE)
@@ -102,7 +102,7 @@ def recorded(out: str) -> list[Record]:
 
 
 class Saboteur(Progress):
-    """Does something once so many photos are settled."""
+    """Call a function when a number of photos are done."""
 
     def __init__(self, deeds: dict[int, Callable[[], None]]) -> None:
         super().__init__(Counts(), io.StringIO())
@@ -156,7 +156,7 @@ def test_a_killed_actor_and_a_killed_node_lose_no_photo_and_double_none(
 def test_photos_of_a_bucket_become_the_services_masks_in_a_bucket(
     cluster: Cluster, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A broken photo is named and does not stop the rest; the second run does what is missing."""
+    """A broken photo is named and stops nothing; the second run does what is missing."""
     moto = pytest.importorskip("moto.server", reason="needs the extra `dev`")
     server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()

@@ -26,17 +26,15 @@ from pyarrow import fs
 
 from service.client.records import DONE, FAILED, REJECTED, Record
 from service.client.uploads import shrink
-from service.cluster.pipeline import Job, OutputError, Pipeline, ahead, batches, wish
+from service.cluster.pipeline import BatchJob, OutputError, Pipeline, ahead, batches, wish
 from service.cluster.records import Todo
-from service.cluster.storage import Photo, photos, place
+from service.cluster.storage import StoredPhoto, photos, place
 from service.errors import InvalidRequest
 from service.images.outputs import OUTPUTS
 from service.inference.engine import Engine, EngineOptions, Prediction
 from service.settings import BUNDLED
 from tests.service import onnx_models
 from tests.service.web import photo, png, serving
-
-pytestmark = pytest.mark.slow
 
 ALL = tuple(OUTPUTS)
 CPU = EngineOptions(device="cpu", threads=1)
@@ -69,9 +67,11 @@ def turned(pixels: NDArray[np.uint8]) -> bytes:
     return out.getvalue()
 
 
-def job_of(out: Path, outputs: tuple[str, ...] = ALL, max_batch: int = 2, **more: Any) -> Job:
+def job_of(out: Path, outputs: tuple[str, ...] = ALL, max_batch: int = 2, **more: Any) -> BatchJob:
     system = fs.LocalFileSystem()
-    return Job(system, place(str(out)), outputs, max_batch, max_pixels=1_000_000, threads=2, **more)
+    return BatchJob(
+        system, place(str(out)), outputs, max_batch, max_pixels=1_000_000, threads=2, **more
+    )
 
 
 def pipeline(
@@ -86,11 +86,12 @@ def todos(folder: Path, out: Path) -> list[Todo]:
     return [Todo(each, str(Path(each.name).with_suffix("")), None) for each in found]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", [ALL, ("mask",)], ids=["all", "mask"])
 def test_every_output_is_the_services_byte_for_byte(
     model: Path, folder: Path, tmp_path: Path, asked: tuple[str, ...]
 ) -> None:
-    """In one request, as one run: without an overlay, both decode JPEGs at a reduced scale."""
+    """One request and one run. Without an overlay, both decode JPEGs at a reduced scale."""
     out = tmp_path / "out"
     records = list(pipeline(model, out, asked).run(todos(folder, out)))
     done = [record for record in records if record.status == DONE]
@@ -126,6 +127,7 @@ OPTIONS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", OPTIONS)
 def test_every_option_does_what_it_does_in_the_service(
     model: Path, folder: Path, tmp_path: Path, options: str
@@ -146,6 +148,7 @@ def test_every_option_does_what_it_does_in_the_service(
             ]
 
 
+@pytest.mark.slow
 def test_pixels_are_counted_without_keeping_the_json(
     model: Path, folder: Path, tmp_path: Path
 ) -> None:
@@ -162,6 +165,7 @@ def test_pixels_are_counted_without_keeping_the_json(
     assert records["small.png"].classes == first["small.png"].classes  # they still hold
 
 
+@pytest.mark.slow
 def test_max_side_shrinks_as_the_batch_client_does(
     model: Path, folder: Path, tmp_path: Path
 ) -> None:
@@ -182,6 +186,7 @@ def test_photo_of_too_many_windows_is_rejected(model: Path, folder: Path, tmp_pa
     assert "413 image-too-large: the photo needs" in str(records["large.png"].error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", ["alpha=2", "overlap=x", "classes=cow", "no=such"])
 def test_an_option_that_the_service_would_refuse_is_refused(tmp_path: Path, options: str) -> None:
     engine = Engine(onnx_models.save(tmp_path / "plain.onnx"), CPU)
@@ -189,6 +194,7 @@ def test_an_option_that_the_service_would_refuse_is_refused(tmp_path: Path, opti
         wish(job_of(tmp_path, ("mask",), options=options), engine.contract)
 
 
+@pytest.mark.slow
 def test_the_bundled_models_mask_is_the_services_byte_for_byte(tmp_path: Path) -> None:
     samples, out = BUNDLED.parent / "samples", tmp_path / "out"
     (path,) = BUNDLED.glob("*.onnx")
@@ -205,7 +211,7 @@ def test_a_broken_photo_is_recorded_with_its_reason(
     model: Path, folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    missing = Todo(Photo("gone.jpg", str(folder / "gone.jpg"), 1, 1), "gone", None)
+    missing = Todo(StoredPhoto("gone.jpg", str(folder / "gone.jpg"), 1, 1), "gone", None)
     records = list(pipeline(model, out, ("mask",)).run([*todos(folder, out), missing]))
     by_name = {record.name: record for record in records}
     assert by_name["broken.jpg"].status == by_name["text.png"].status == REJECTED
@@ -220,6 +226,7 @@ def test_a_broken_photo_is_recorded_with_its_reason(
     ]
 
 
+@pytest.mark.slow
 def test_only_regular_files_of_a_size_that_photos_have_are_read(
     model: Path, folder: Path, tmp_path: Path
 ) -> None:
@@ -236,6 +243,7 @@ def test_only_regular_files_of_a_size_that_photos_have_are_read(
     assert records["small.png"].status == DONE
 
 
+@pytest.mark.slow
 def test_a_link_in_out_is_not_followed_out_of_it(model: Path, folder: Path, tmp_path: Path) -> None:
     out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
     out.mkdir()
@@ -247,6 +255,7 @@ def test_a_link_in_out_is_not_followed_out_of_it(model: Path, folder: Path, tmp_
     assert list(elsewhere.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_records_tell_sizes_and_digests(model: Path, folder: Path, tmp_path: Path) -> None:
     out, engine = tmp_path / "out", Engine(model, CPU)
     work = todos(folder, out) * 5
@@ -274,6 +283,7 @@ def test_an_unchanged_photo_needs_no_engine(model: Path, folder: Path, tmp_path:
     assert (out / "small.mask.png").stat() == before
 
 
+@pytest.mark.slow
 def test_a_new_model_takes_away_what_the_old_one_wrote_beyond(
     model: Path, folder: Path, tmp_path: Path
 ) -> None:
@@ -288,6 +298,7 @@ def test_a_new_model_takes_away_what_the_old_one_wrote_beyond(
     assert sorted(path.name for path in out.rglob("small.*")) == ["small.mask.png"]
 
 
+@pytest.mark.slow
 def test_the_same_model_adds_to_what_is_there(model: Path, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     first = {
@@ -298,6 +309,7 @@ def test_the_same_model_adds_to_what_is_there(model: Path, folder: Path, tmp_pat
     assert set(records["small.png"].outputs) == {"small.mask.png", "small.result.json"}
 
 
+@pytest.mark.slow
 def test_a_photo_that_broke_loses_its_old_result(model: Path, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     work = pipeline(model, out, ("mask",))
@@ -308,6 +320,7 @@ def test_a_photo_that_broke_loses_its_old_result(model: Path, folder: Path, tmp_
     assert not (out / "small.mask.png").exists()
 
 
+@pytest.mark.slow
 def test_an_out_that_cannot_be_written_ends_the_run(
     model: Path, folder: Path, tmp_path: Path
 ) -> None:
@@ -317,6 +330,7 @@ def test_an_out_that_cannot_be_written_ends_the_run(
         list(pipeline(model, out, ("mask",)).run(todos(folder, out)))
 
 
+@pytest.mark.slow
 def test_a_name_that_out_cannot_take_fails_alone(model: Path, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     work = [
@@ -328,7 +342,7 @@ def test_a_name_that_out_cannot_take_fails_alone(model: Path, folder: Path, tmp_
 
 
 class Failing(Engine):
-    """Runs out of memory on batches; until it is loaded again on everything."""
+    """An engine that runs out of memory on a batch, then on every photo until loaded again."""
 
     loads = 0
     is_new = False
@@ -345,6 +359,7 @@ class Failing(Engine):
         return super().predict(images, confidence)
 
 
+@pytest.mark.slow
 def test_a_failed_engine_is_made_anew_and_loses_no_photo(
     model: Path, folder: Path, tmp_path: Path
 ) -> None:
@@ -355,12 +370,14 @@ def test_a_failed_engine_is_made_anew_and_loses_no_photo(
     assert Failing.loads > 1
 
 
+@pytest.mark.slow
 def test_an_output_that_the_model_cannot_give_is_refused(tmp_path: Path) -> None:
     engine = Engine(onnx_models.save(tmp_path / "plain.onnx"), CPU)
     with pytest.raises(InvalidRequest, match="confidence"):
         wish(job_of(tmp_path, outputs=("mask", "confidence")), engine.contract)
 
 
+@pytest.mark.slow
 def test_no_more_than_the_limit_is_taken_ahead() -> None:
     taken = []
 
@@ -376,17 +393,20 @@ def test_no_more_than_the_limit_is_taken_ahead() -> None:
     assert len(taken) == 100
 
 
+@pytest.mark.slow
 def test_work_runs_beside_the_one_that_takes_it() -> None:
-    """Both steps meet at a barrier: they would wait for ever one after the other."""
+    """Both steps wait at a barrier, so the test hangs unless they run at the same time."""
     barrier = threading.Barrier(2, timeout=10)
     with ThreadPoolExecutor(2) as pool:
         assert len(list(ahead(pool, lambda _: barrier.wait(), range(2), 2))) == 2
 
 
+@pytest.mark.slow
 def test_batches_are_full_but_the_last() -> None:
     assert list(batches(range(5), 2)) == [[0, 1], [2, 3], [4]]
 
 
+@pytest.mark.slow
 def test_a_result_says_what_the_photo_holds(model: Path, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     list(pipeline(model, out, ("json",)).run(todos(folder, out)))

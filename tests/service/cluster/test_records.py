@@ -17,10 +17,10 @@ from service.client.manifest import Manifest
 from service.client.plan import UNKNOWN_TIME, Decision, Wanted, decide
 from service.client.records import DONE, FAILED, FOLDER, REJECTED, ClassPixels, Record
 from service.cluster.records import Parts, Plan, Todo, load
-from service.cluster.storage import Photo, Place, place
+from service.cluster.storage import Place, StoredPhoto, place
 from service.images.outputs import OUTPUTS as OUTPUTS_BY_NAME
 
-PHOTO = Photo("a/x.jpg", "/in/a/x.jpg", size=10, mtime_ns=5)
+PHOTO = StoredPhoto("a/x.jpg", "/in/a/x.jpg", size=10, mtime_ns=5)
 OUTPUTS = {"a/x.mask.png": 3, "a/x.overlay.jpg": 4}
 RECORD = Record(
     name="a/x.jpg",

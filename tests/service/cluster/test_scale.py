@@ -23,8 +23,6 @@ from service.cluster.scale import (
 from tests.service import onnx_models
 from tests.service.web import photo, png
 
-pytestmark = pytest.mark.slow
-
 PAGE = Path(scale.__file__).parents[2] / "docs" / "scale.md"
 
 LIGHT = Costs(decode_ms=2, engine_ms=100, encode_ms=1, bytes_in=60e3, bytes_out=6e3)
@@ -44,6 +42,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fleet", "costs", "limit"), CASES, ids=[case[2] for case in CASES])
 def test_the_simulation_meets_the_model_and_its_bottleneck(
     fleet: Fleet, costs: Costs, limit: str
@@ -55,12 +54,14 @@ def test_the_simulation_meets_the_model_and_its_bottleneck(
     assert simulated.photos_per_s == pytest.approx(predicted.photos_per_s, rel=0.04)
 
 
+@pytest.mark.slow
 def test_few_photos_in_flight_leave_the_hardware_idle() -> None:
     """By hand: 8 photos in 60 ms of waiting, 3 ms of cores, 2 ms of GPU and short transfers."""
     fleet = replace(GPU, in_flight=8, gbit_per_s=1000)
     assert model(fleet, LIGHT).photos_per_s == pytest.approx(8 / 0.0655, rel=0.005)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "gain"), [({"cores": 32}, 2.0), ({"gbit_per_s": 20.0}, 1.0), ({"hosts": 2}, 2.0)]
 )
@@ -74,6 +75,7 @@ def test_more_of_the_bottleneck_and_nothing_else_is_faster(
     )
 
 
+@pytest.mark.slow
 def test_measured_costs_are_those_of_the_photos_and_masks(tmp_path: Path) -> None:
     path = onnx_models.save(tmp_path / "tiny.onnx")
     images = [png(photo(300, 400)), png(photo(30, 40))]
@@ -83,6 +85,7 @@ def test_measured_costs_are_those_of_the_photos_and_masks(tmp_path: Path) -> Non
     assert costs.core_ms > 0
 
 
+@pytest.mark.slow
 def test_the_command_tells_everything_as_json_and_fills_the_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -112,6 +115,7 @@ def test_a_page_without_markers_is_refused(tmp_path: Path) -> None:
         scale.write(page, "text")
 
 
+@pytest.mark.slow
 def test_the_documentation_has_its_tables() -> None:
     page = PAGE.read_text(encoding="utf-8")
     tables = page.split(BEGIN)[1].split(END)[0]

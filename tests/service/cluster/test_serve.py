@@ -80,7 +80,7 @@ def test_what_cannot_start_says_why_before_it_joins_a_cluster(
 
 
 def test_a_dead_inference_loop_makes_a_replica_unhealthy(tmp_path: Path) -> None:
-    """As Serve asks, with the application where Serve puts it."""
+    """Call the health check as Serve does, with the application in its place."""
 
     class Models:
         healthy = True

@@ -1,4 +1,4 @@
-"""Places: what is written is whole, what is found is what a run would take for photos."""
+"""Files are written completely or not at all, and listings contain only photos."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ pytest.importorskip("pyarrow", reason="pyarrow comes with the extra `ray`")
 from service.client.errors import UsageError
 from service.client.inputs import Others
 from service.client.outputs import PART
-from service.cluster.storage import File, Photo, Place, photos, place
+from service.cluster.storage import File, Place, StoredPhoto, photos, place
 
 
 @pytest.fixture(params=["local", "memory"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    """A folder that is not there yet, on a disk and in a store of objects."""
+    """A folder that does not exist yet, on a disk and in an object store."""
     if request.param == "memory":
         pytest.importorskip("fsspec", reason="fsspec comes with the extra `ray`")
         return place(f"memory://{uuid.uuid4().hex}/out")
@@ -42,7 +42,7 @@ def test_what_is_removed_is_gone_and_may_be_gone_already(folder: Place) -> None:
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
-    """The rename fails: a folder has taken the file's name."""
+    """The rename fails, because a folder has the file's name."""
     (tmp_path / "a.png" / "in the way").mkdir(parents=True)
     with pytest.raises(OSError, match=r"a\.png"):
         place(str(tmp_path)).write("a.png", b"1")
@@ -77,7 +77,7 @@ def test_photos_of_a_disk_are_named_as_by_the_batch_client(tmp_path: Path) -> No
     assert sorted(named) == ["a/x.jpg", "b.PNG"]
     stat = (tmp_path / "in/a/x.jpg").stat()
     source = str(tmp_path / "in/a/x.jpg")
-    assert named["a/x.jpg"] == Photo("a/x.jpg", source, 3, stat.st_mtime_ns)
+    assert named["a/x.jpg"] == StoredPhoto("a/x.jpg", source, 3, stat.st_mtime_ns)
 
 
 def test_photos_of_a_store_are_named_below_their_common_folder() -> None:
