@@ -34,27 +34,53 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=EXAMPLES,
     )
-    p.add_argument("checkpoint", type=Path, help="NAME.safetensors with NAME.json beside it")
-    p.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.onnx")
-    arguments.add_passes(p)
-    p.add_argument("--precision", choices=("fp32", "fp16", "int8"), default="fp32")
     p.add_argument(
-        "--size", type=size, metavar="H,W|dynamic", help="default: the checkpoint's crop size"
+        "checkpoint", type=Path, help="checkpoint: NAME of NAME.safetensors and NAME.json"
     )
-    p.add_argument("--confidence", action="store_true", help="also return the label's probability")
-    quantization = p.add_argument_group("for --precision int8, and fp16 where it says so")
+    p.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="FILE.onnx", help="file to write"
+    )
+    arguments.add_passes(p)
+    p.add_argument(
+        "--precision",
+        choices=("fp32", "fp16", "int8"),
+        default="fp32",
+        help="number format that the file computes in (default: fp32)",
+    )
+    p.add_argument(
+        "--size",
+        type=size,
+        metavar="H,W|dynamic",
+        help="size of the input in pixels, or any size (default: the checkpoint's crop size)",
+    )
+    p.add_argument(
+        "--confidence",
+        action="store_true",
+        help="also return the probability of each pixel's label",
+    )
+    quantization = p.add_argument_group("for --precision int8 and fp16")
     quantization.add_argument(
-        "--calibration", type=Path, help="folder of photos; default: the data set's train split"
+        "--calibration",
+        type=Path,
+        metavar="DIR",
+        help="photos that int8 ranges are measured on (default: the data set's train split)",
     )
     quantization.add_argument(
         "--dataset",
         choices=sorted(DATASETS),
-        help="default: what lies in --data, else what was trained on",
+        help=arguments.DATASET_HELP,
     )
     quantization.add_argument(
-        "--data", type=Path, help="data set to measure mIoU on; optional for fp16"
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="data set that mIoU is measured on; required for int8",
     )
-    quantization.add_argument("--split", default="val")
+    quantization.add_argument(
+        "--split",
+        default="val",
+        help="part of the data set that mIoU is measured on (default: val)",
+    )
     return p
 
 

@@ -135,8 +135,8 @@ def main(argv: list[str] | None = None) -> int:
         description="Show contract, certificate, operators, multiply-adds and size of a file.",
         epilog="example: python -m export.describe service/models/efficientnet-lite0-voc.onnx",
     )
-    p.add_argument("file", type=Path)
-    p.add_argument("--json", action="store_true")
+    p.add_argument("file", type=Path, help="exported .onnx file")
+    p.add_argument("--json", action="store_true", help="print JSON")
     args = p.parse_args(argv)
     try:
         found = describe(args.file)

@@ -17,11 +17,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model import arguments
-from model.data.dataset import DatasetError, find
-from model.data.guess import choose
+from model.data.dataset import DatasetError
 from model.data.survey import expect_classes, survey
-from model.evaluate.evaluation import check_classes, evaluate
-from model.evaluate.options import add_evaluation_arguments, check_plot, report
+from model.evaluate.evaluation import evaluate
+from model.evaluate.options import (
+    add_evaluation_arguments,
+    evaluation_arguments,
+    open_dataset,
+    report,
+)
 from service.errors import StartupError
 from service.images import windows
 from service.images.imaging import DecodedPhoto, fit, restore
@@ -57,22 +61,23 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example: python -m export.evaluate models/light.onnx --data DATA --split val",
     )
-    p.add_argument("file", type=Path)
+    p.add_argument("file", type=Path, help="exported .onnx file")
     add_evaluation_arguments(p)
-    arguments.add_windows(p)
-    p.add_argument("--device", default="cpu", choices=("auto", "cpu", "openvino", "cuda"))
+    arguments.add_windows(p, whole=False)
+    p.add_argument(
+        "--device",
+        default="cpu",
+        choices=("auto", "cpu", "openvino", "cuda"),
+        help="engine that runs the file, as for the service (default: cpu)",
+    )
     return p
 
 
 def main(argv: list[str] | None = None) -> int:
-    p = parser()
-    args = p.parse_args(argv)
-    check_plot(p, args)
-    overlap = arguments.overlap(p, args)
+    args, overlap = evaluation_arguments(parser(), argv)
     try:
         engine = Engine(args.file, EngineOptions(args.device, threads=cpus.available()))
-        dataset = find(choose(args.dataset, args.data), args.data, args.split)
-        check_classes(engine.contract.classes, dataset)
+        dataset = open_dataset(args, engine.contract.classes)
         expect_classes(survey(dataset))
         contract = engine.contract
         judge = partial(predict, engine.run, contract.input, overlap=overlap)

@@ -102,7 +102,13 @@ def line(
 
 def main(argv: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(prog="python -m export.matrix", description=__doc__)
-    p.add_argument("--size", type=size, default=(129, 129), metavar="H,W", help="of the exports")
+    p.add_argument(
+        "--size",
+        type=size,
+        default=(129, 129),
+        metavar="H,W",
+        help="size of the exported inputs in pixels (default: 129,129)",
+    )
     p.add_argument("--keep", type=Path, metavar="DIR", help="keep the files in this folder")
     args = p.parse_args(argv)
     print(HEADER, flush=True)

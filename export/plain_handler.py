@@ -54,10 +54,12 @@ def create_app(source: Path, size: tuple[int, int], device: str = "cpu") -> Fast
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until a signal ends it."""
     p = argparse.ArgumentParser(prog="python -m export.plain_handler", description=__doc__)
-    p.add_argument("checkpoint", type=Path)
-    p.add_argument("--port", type=int, required=True)
-    p.add_argument("--size", metavar="H,W", default="513,513")
-    p.add_argument("--device", default="cpu")
+    p.add_argument(
+        "checkpoint", type=Path, help="checkpoint: NAME of NAME.safetensors and NAME.json"
+    )
+    p.add_argument("--port", type=int, required=True, help="port to listen on")
+    p.add_argument("--size", metavar="H,W", default="513,513", help="input size in pixels")
+    p.add_argument("--device", default="cpu", help="torch device (default: cpu)")
     args = p.parse_args(argv)
     height, width = map(int, args.size.split(","))
     torch.set_num_threads(cpus.available())

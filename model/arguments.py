@@ -10,63 +10,87 @@ import torch
 
 from model.data.dataset import DATASETS
 
+# Of --dataset, wherever a checkpoint or a file is compared with one.
+DATASET_HELP = "kind of data set (default: found in --data, else the one trained on)"
+
 OVERLAP = 1 / 3  # of sliding windows
 
 
 def add_passes(p: ArgumentParser) -> None:
     """Add output stride, scales and flip: for model.evaluate, model.predict and export."""
-    p.add_argument("--output-stride", type=int, choices=(8, 16, 32), help="default: as trained")
+    p.add_argument(
+        "--output-stride",
+        type=int,
+        choices=(8, 16, 32),
+        help="pixels of the photo per pixel of the encoder's last map; 8 is slower and more exact "
+        "(default: as trained)",
+    )
     p.add_argument(
         "--scales",
         type=scales,
         default=(1.0,),
         metavar="S,S,...",
-        help="average probabilities over these sizes of the photo",
+        help="average the probabilities over these sizes of the photo, such as 0.5,1,1.5 "
+        "(default: 1)",
     )
-    p.add_argument("--flip", action="store_true", help="average with the mirrored photo")
+    p.add_argument("--flip", action="store_true", help="also average with the mirrored photo")
 
 
 def add_device(p: ArgumentParser) -> None:
     """Add --device, for every command that runs a network on photos."""
     default = "cuda" if torch.cuda.is_available() else "cpu"
-    p.add_argument("--device", type=device, default=default, help=f"default here: {default}")
+    p.add_argument(
+        "--device",
+        type=device,
+        default=default,
+        help=f"cpu, cuda, or one GPU such as cuda:1 (default on this machine: {default})",
+    )
 
 
 def add_remade(p: ArgumentParser) -> None:
     """Add the checkpoint to read, the one to write, and the data set it was trained on."""
-    p.add_argument("checkpoint", type=Path)
-    p.add_argument("-o", "--out", type=Path, required=True, help="the checkpoint to write")
+    p.add_argument(
+        "checkpoint", type=Path, help="checkpoint: NAME of NAME.safetensors and NAME.json"
+    )
+    p.add_argument(
+        "-o", "--out", type=Path, required=True, help="checkpoint to write, another NAME"
+    )
     p.add_argument(
         "--dataset",
         choices=sorted(DATASETS),
-        help="default: what lies in --data, else what was trained on",
+        help=DATASET_HELP,
     )
-    p.add_argument("--data", type=Path, required=True, help="folder of the training's data set")
-    p.add_argument("--split", help="default: the one that it was trained on")
+    p.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of the data set")
+    p.add_argument("--split", help="part of the data set (default: the one trained on)")
     p.add_argument(
-        "--sampling", default="balanced", choices=("uniform", "balanced"), help="default: balanced"
+        "--sampling",
+        default="balanced",
+        choices=("uniform", "balanced"),
+        help="draw every photo equally often, or rare classes more often, as in training "
+        "(default: balanced)",
     )
 
 
-def add_windows(p: ArgumentParser) -> None:
-    """Add --sliding, --whole and --overlap, for model.evaluate and model.predict."""
+def add_windows(p: ArgumentParser, *, whole: bool = True) -> None:
+    """Add --sliding, --overlap and, for networks that take any size, --whole."""
     larger = p.add_mutually_exclusive_group()
     larger.add_argument(
         "--sliding",
         action="store_true",
         help="cut photos larger than the crop size into windows of that size (default: shrink "
-        "them to it, as the service does)",
+        "them to the crop size, as the service does)",
     )
-    larger.add_argument(
-        "--whole",
-        action="store_true",
-        help="predict larger photos whole, as the paper does; memory grows with the photo",
-    )
+    if whole:
+        larger.add_argument(
+            "--whole",
+            action="store_true",
+            help="predict larger photos whole, as the paper does; memory grows with the photo",
+        )
     p.add_argument(
         "--overlap",
         type=share,
         metavar="SHARE",
-        help="share of a window that its neighbour covers too, with --sliding (default: 1/3)",
+        help="with --sliding: share of a window that the next one covers too (default: 1/3)",
     )
 
 

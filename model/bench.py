@@ -224,13 +224,27 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example: python -m model.bench --nets light --precision fp32 --compile",
     )
-    p.add_argument("--nets", default=",".join(NETS), help=f"of {', '.join(NETS)}")
-    p.add_argument("--crop", type=int, default=256, help="a multiple of 16, as theirs asks for")
-    p.add_argument("--batch", type=int, default=8)
-    p.add_argument("--iterations", type=int, default=7, help="of each, after a first one")
-    p.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
-    p.add_argument("--compile", action="store_true", help="ours with torch.compile")
-    p.add_argument("--workers", type=int, default=1, help="loader processes (default: 1)")
+    p.add_argument(
+        "--nets", default=",".join(NETS), help=f"networks, from {', '.join(NETS)} (default: all)"
+    )
+    p.add_argument(
+        "--crop", type=int, default=256, help="crop size in pixels, a multiple of 16 (default: 256)"
+    )
+    p.add_argument("--batch", type=int, default=8, help="crops per iteration (default: 8)")
+    p.add_argument(
+        "--iterations",
+        type=int,
+        default=7,
+        help="iterations of each, after a first one (default: 7)",
+    )
+    p.add_argument(
+        "--precision",
+        choices=("fp32", "bf16", "fp16"),
+        default="fp32",
+        help="number format of both (default: fp32)",
+    )
+    p.add_argument("--compile", action="store_true", help="run our network with torch.compile")
+    p.add_argument("--workers", type=int, default=1, help="processes that read photos (default: 1)")
     p.add_argument("--json", action="store_true", help="print the figures as JSON")
     return p
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from model import arguments, checkpoint, memory
+from model import checkpoint, memory
 from model.checkpoint import BackboneCard
 from model.data.dataset import DatasetError
 from model.data.loader import Batch, Batches, Order, Sample, first_readable, loading
@@ -31,11 +31,11 @@ from model.network.deeplab import BACKBONES
 from model.pydantic_errors import mistakes
 from model.train import distributed, recipe
 from model.train.assembly import first_run
-from model.train.command import command
+from model.train.command import add_overrides, add_run, command, run_folder
 from model.train.distributed import World
 from model.train.preflight import check_folder, check_shares
 from model.train.recipe import BaseRecipe, RecipeError
-from model.train.run import LOG_EVERY, Pace, Run, RunFolder, loop
+from model.train.run import Pace, Run, RunFolder, loop
 from model.train.step import train_step
 
 log = logging.getLogger("model.train")
@@ -282,49 +282,29 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("backbone", help="such as xception_65 or resnet_v1_101_beta")
     p.add_argument(
-        "--data", type=Path, required=True, help="folder with train/CLASS/* and val/CLASS/*"
+        "--data",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder with photos in train/CLASS/ and val/CLASS/",
     )
-    p.add_argument("--out", type=Path, help="folder for state, log and the backbone's file")
-    p.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run kept in DIR")
-    p.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="overrides",
-        help="change a key of the recipe, as in epochs=20; may be repeated. The keys "
-        "are the fields of PretrainRecipe in model/pretrain.py",
-    )
-    p.add_argument(
-        "--workers", type=arguments.count, default=4, help="loader processes (default: 4)"
-    )
-    p.add_argument(
-        "--save-every",
-        type=arguments.positive,
-        default=1000,
-        metavar="N",
-        help="iterations per save",
-    )
-    p.add_argument("--log-every", type=arguments.positive, default=LOG_EVERY, metavar="N")
+    add_run(p, "the backbone's file", workers=4, save_every=1000)
+    add_overrides(p, "epochs=20", "PretrainRecipe in model/pretrain.py")
     return p
 
 
 def main(argv: list[str] | None = None) -> int:
     p = parser()
     args = p.parse_args(argv)
-    if (args.resume or args.out) is None:
-        p.error("give --out DIR (or --resume DIR)")
-    if args.resume and args.out:
-        p.error("--resume goes on in the folder it names: leave --out out")
-    return command(lambda world: pretrain_from(args, world))
+    folder = run_folder(p, args)
+    return command(lambda world: pretrain_from(args, folder, world))
 
 
-def pretrain_from(args: argparse.Namespace, world: World) -> Path:
+def pretrain_from(args: argparse.Namespace, directory: Path, world: World) -> Path:
     """Read recipe and data, then train."""
     config = read(args.backbone, args.overrides)
     check_shares(config, world)
     iterations = Schedule(config, len(splits(args.data)[0])).iterations
-    directory: Path = args.resume or args.out
     check_folder(directory, resume=args.resume is not None)
     world.from_main(lambda: directory.mkdir(parents=True, exist_ok=True))
     pace = Pace(iterations, config.batch_size, args.save_every, args.log_every, config.max_skips)

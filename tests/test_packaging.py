@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from service import scripts
+from tests.conftest import is_wholly_slow
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -56,6 +56,21 @@ def test_every_command_prints_its_help() -> None:
     for name, (code, output) in results.items():
         assert not code, name
         assert "usage:" in output.lower(), name
+
+
+def test_every_argument_has_a_help_text() -> None:
+    """Of each command, also of those without a script."""
+    silent = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in {"add_argument", "add_parser"}
+        and "help" not in {each.arg for each in node.keywords}
+    ]
+    assert silent == []
 
 
 @pytest.mark.parametrize(("name", "script"), scripts.SCRIPTS.items())
@@ -124,6 +139,7 @@ def wheel(tracked: set[str], tmp_path_factory: pytest.TempPathFactory) -> set[st
         return set(archive.namelist())
 
 
+@pytest.mark.slow
 def test_the_wheel_has_every_file_of_the_packages(tracked: set[str], wheel: set[str]) -> None:
     """Code, presets, the page, sample photos, bundled models; and no stranger's file."""
     expected = {name for name in tracked if name.startswith(PACKAGES)}
@@ -133,9 +149,8 @@ def test_the_wheel_has_every_file_of_the_packages(tracked: set[str], wheel: set[
 
 def test_every_folder_of_tests_takes_part_in_test_fast() -> None:
     """`make test-fast` leaves out what is marked slow, a test or a whole file."""
-    whole = re.compile(r"^pytestmark = .*pytest\.mark\.slow", re.MULTILINE)
     files = list((ROOT / "tests").rglob("test_*.py"))
-    left_out = {path for path in files if whole.search(path.read_text(encoding="utf-8"))}
+    left_out = {path for path in files if is_wholly_slow(path)}
     assert left_out
     for folder in {path.parent for path in files}:
         assert set(folder.glob("test_*.py")) - left_out, folder

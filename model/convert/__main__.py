@@ -35,36 +35,49 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     kinds = p.add_subparsers(dest="kind", required=True, metavar="{tf,timm,torchvision}")
-    tf = kinds.add_parser("tf", help="research/deeplab of tensorflow/models")
+    tf = kinds.add_parser("tf", help="models of tensorflow/models, research/deeplab")
     tf.add_argument(
-        "src", type=Path, help="a checkpoint's prefix, .pb, .tflite or .npz of variables"
+        "src", type=Path, help="prefix of a checkpoint, .pb, .tflite, or .npz of variables"
     )
     torchvision = kinds.add_parser("torchvision", help="ResNets and deeplabv3_resnet50/101")
     timm = kinds.add_parser("timm", help="xception65/71, resnet50/101, tf_efficientnet_lite0/1/2")
     for state_dict in (torchvision, timm):
-        state_dict.add_argument("src", type=Path, help="a state dict, .pth or .safetensors")
+        state_dict.add_argument("src", type=Path, help="state dict: .pth or .safetensors")
     for kind in (tf, torchvision, timm):
-        kind.add_argument("dst", type=Path, help="NAME of NAME.safetensors + NAME.json")
+        kind.add_argument("dst", type=Path, help="result: NAME of NAME.safetensors and NAME.json")
     for kind, stride in ((tf, 16), (torchvision, 8)):
-        kind.add_argument("--output-stride", type=int, choices=(8, 16, 32), default=stride)
-        kind.add_argument("--crop-size", type=arguments.size, default=(513, 513), metavar="H,W")
+        kind.add_argument(
+            "--output-stride",
+            type=int,
+            choices=(8, 16, 32),
+            default=stride,
+            help=f"default: {stride}",
+        )
+        kind.add_argument(
+            "--crop-size",
+            type=arguments.size,
+            default=(513, 513),
+            metavar="H,W",
+            help="crop size of the training (default: 513,513)",
+        )
         kind.add_argument(
             "--classes",
             metavar="SET",
-            help="voc, cityscapes or a file with a line `name [R G B]` per class "
-            "(default: by their number)",
+            help="class names: voc, cityscapes or a file with a line `name [R G B]` per class "
+            "(default: guessed from the number of classes)",
         )
     tf.add_argument(
         "--multi-grid",
         type=arguments.integers,
         metavar="A,B,C",
-        help="default: 1,2,4 for ResNet, else 1,1,1",
+        help="factors of the last block's rates (default: 1,2,4 for ResNet, else 1,1,1)",
     )
     tf.add_argument(
         "--atrous-rates",
         type=arguments.integers,
         metavar="R,...",
-        help="at output stride 16 (default: 6,12,18, or none where there are no such branches)",
+        help="rates of the ASPP at output stride 16 (default: 6,12,18, or none in a network "
+        "without atrous branches)",
     )
     return p
 

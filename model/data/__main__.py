@@ -29,9 +29,11 @@ def parser() -> argparse.ArgumentParser:
         epilog="examples: python -m model.data check DATA --dataset voc --split trainaug\n"
         "          python -m model.data check photos --convert photos/ids/train",
     )
-    c.add_argument("root", type=Path, metavar="DIR", help="the folder that --data names")
-    c.add_argument("--dataset", choices=[*DATASETS, IMAGE_FOLDER], help="guessed where left out")
-    c.add_argument("--split", default="train")
+    c.add_argument("root", type=Path, metavar="DIR", help="folder of the data set")
+    c.add_argument(
+        "--dataset", choices=[*DATASETS, IMAGE_FOLDER], help="kind of data set (default: guessed)"
+    )
+    c.add_argument("--split", default="train", help="part of the data set (default: train)")
     c.add_argument(
         "--convert",
         type=Path,
@@ -43,20 +45,22 @@ def parser() -> argparse.ArgumentParser:
         type=int,
         default=513,
         metavar="N",
-        help="compare the photos' sizes with this crop (default: 513)",
+        help="crop size in pixels to compare the photos' sizes with (default: 513)",
     )
     c.add_argument("--json", action="store_true", help="print the report as JSON")
     c.set_defaults(run=run_check)
     c = commands.add_parser(
         "prepare",
-        help="how to get each set; with --data, do what can be done",
+        help="say how to get a data set; with --data, unpack or generate it",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="examples: python -m model.data prepare voc\n"
         "          python -m model.data prepare voc --archives Downloads --data DATA",
     )
-    c.add_argument("set", nargs="?", choices=list(SOURCES), help="a list of them where left out")
-    c.add_argument("--archives", type=Path, metavar="DIR", help="where the downloads lie")
-    c.add_argument("--data", type=Path, metavar="DIR", help="where the set shall be")
+    c.add_argument(
+        "set", nargs="?", choices=list(SOURCES), help="data set to prepare (default: list them)"
+    )
+    c.add_argument("--archives", type=Path, metavar="DIR", help="folder of the downloaded archives")
+    c.add_argument("--data", type=Path, metavar="DIR", help="folder to write the data set to")
     c.set_defaults(run=run_prepare)
     add_import(
         commands.add_parser(

@@ -14,11 +14,15 @@ import sys
 from pathlib import Path
 
 from model import arguments, checkpoint, memory
-from model.data.dataset import DatasetError, find
-from model.data.guess import choose
+from model.data.dataset import DatasetError
 from model.data.survey import expect_classes, survey
-from model.evaluate.evaluation import check_classes, evaluate, larger
-from model.evaluate.options import add_evaluation_arguments, check_plot, report
+from model.evaluate.evaluation import evaluate, larger
+from model.evaluate.options import (
+    add_evaluation_arguments,
+    evaluation_arguments,
+    open_dataset,
+    report,
+)
 from model.evaluate.predict import predictor
 
 
@@ -29,25 +33,22 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example: python -m model.evaluate runs/light/model --data DATA --output-stride 8",
     )
-    p.add_argument("checkpoint", type=Path)
+    p.add_argument(
+        "checkpoint", type=Path, help="checkpoint: NAME of NAME.safetensors and NAME.json"
+    )
     add_evaluation_arguments(p)
     arguments.add_passes(p)
     arguments.add_windows(p)
-    p.add_argument("--record", action="store_true", help="keep the figures in the JSON")
+    p.add_argument("--record", action="store_true", help="store the figures in NAME.json")
     arguments.add_device(p)
     return p
 
 
 def main(argv: list[str] | None = None) -> int:
-    p = parser()
-    args = p.parse_args(argv)
-    check_plot(p, args)
-    overlap = arguments.overlap(p, args)
+    args, overlap = evaluation_arguments(parser(), argv)
     try:
         card = checkpoint.read_card(args.checkpoint)
-        kind = choose(args.dataset, args.data, card.training.get("dataset"))
-        dataset = find(kind, args.data, args.split)
-        check_classes(card.classes, dataset)
+        dataset = open_dataset(args, card.classes, card.training.get("dataset"))
         expect_classes(survey(dataset))
         net = checkpoint.load_on(args.device, args.checkpoint, args.output_stride)
         predict = predictor(net, args, overlap)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from model import arguments
-from model.data.dataset import DATASETS
-from model.evaluate.evaluation import show
+from model.data.dataset import DATASETS, Dataset, find
+from model.data.guess import choose
+from model.evaluate.evaluation import check_classes, show
 
 PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 
@@ -20,19 +22,49 @@ def add_evaluation_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--dataset",
         choices=sorted(DATASETS),
-        help="default: what lies in --data, else what was trained on",
+        help=arguments.DATASET_HELP,
     )
-    p.add_argument("--data", type=Path, required=True, help="folder that holds the data set")
-    p.add_argument("--split", default="val")
+    p.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of the data set")
+    p.add_argument("--split", default="val", help="part of the data set (default: val)")
     p.add_argument(
         "--trimap",
         type=arguments.widths,
         metavar="W,W,...",
-        help="also mIoU within W pixels of the void label, for example 1,5,10,20,40",
+        help="also measure mIoU within W pixels of the void label, for example 1,5,10,20,40",
     )
-    p.add_argument("--plot", type=Path, metavar="FILE", help="draw the trimap curve: PNG, SVG, PDF")
-    p.add_argument("--boundary", action="store_true", help="also boundary IoU (Cheng et al. 2021)")
-    p.add_argument("--json", type=Path, metavar="FILE", help="also write the figures; - is stdout")
+    p.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw the --trimap curve: .png, .svg or .pdf"
+    )
+    p.add_argument(
+        "--boundary", action="store_true", help="also measure boundary IoU (Cheng et al. 2021)"
+    )
+    p.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="also write all figures as JSON; - writes them to stdout instead of the table",
+    )
+
+
+def evaluation_arguments(
+    p: argparse.ArgumentParser, argv: list[str] | None
+) -> tuple[argparse.Namespace, float | None]:
+    """Parse the command line: (arguments, overlap of windows); exits on a usage error."""
+    args = p.parse_args(argv)
+    check_plot(p, args)
+    return args, arguments.overlap(p, args)
+
+
+def open_dataset(
+    args: argparse.Namespace, classes: Sequence[str], trained_on: str | None = None
+) -> Dataset:
+    """Open the data set that --dataset, --data and --split name.
+
+    Raises DatasetError if it is not there or its classes are others than the model's.
+    """
+    dataset = find(choose(args.dataset, args.data, trained_on), args.data, args.split)
+    check_classes(classes, dataset)
+    return dataset
 
 
 def check_plot(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:

@@ -57,21 +57,27 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=EXAMPLES,
     )
-    p.add_argument("checkpoint", help="NAME of NAME.safetensors + NAME.json")
-    p.add_argument("images", nargs="*", type=Path)
-    p.add_argument("-o", "--out", type=Path, required=True, metavar="DIR")
+    p.add_argument("checkpoint", help="checkpoint: NAME of NAME.safetensors and NAME.json")
+    p.add_argument("images", nargs="*", type=Path, metavar="PHOTO", help="photos to segment")
+    p.add_argument(
+        "-o", "--out", type=Path, required=True, metavar="DIR", help="folder for the masks"
+    )
     arguments.add_passes(p)
     arguments.add_windows(p)
-    p.add_argument("--overlay", action="store_true", help="also write NAME_overlay.jpg")
+    p.add_argument("--overlay", action="store_true", help="also write PHOTO_overlay.jpg")
     arguments.add_device(p)
     server = p.add_argument_group("for a test server")
     server.add_argument(
         "--submission",
         choices=sorted(submission.CLASSES),
-        help="write DIR/results as this server takes them, and the archive to upload",
+        help="write DIR/results in the layout of this test server, and the archive to upload",
     )
-    server.add_argument("--data", type=Path, help="take the photos of this data set, not IMAGES")
-    server.add_argument("--split", default="test", help="of --data, and named in the submission")
+    server.add_argument(
+        "--data", type=Path, metavar="DIR", help="segment this data set instead of PHOTOs"
+    )
+    server.add_argument(
+        "--split", default="test", help="part of --data, also named in the archive (default: test)"
+    )
     return p
 
 
@@ -82,7 +88,7 @@ def photos(args: argparse.Namespace) -> list[Path]:
     if args.data is not None and args.submission and not args.images:
         return [pair.image for pair in find(args.submission, args.data, args.split).pairs]
     if args.data is not None or not args.images:
-        raise ValueError("give IMAGES, or --submission with --data DIR")
+        raise ValueError("give photos, or --submission with --data DIR")
     return list(args.images)
 
 

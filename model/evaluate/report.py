@@ -25,11 +25,11 @@ from tqdm import tqdm
 
 from model import arguments, checkpoint
 from model.checkpoint import Card, CheckpointError
-from model.data.dataset import DATASETS, Dataset, DatasetError, Pair, find, read_pair
-from model.data.guess import choose
+from model.data.dataset import DATASETS, Dataset, DatasetError, Pair, read_pair
 from model.data.survey import expect_classes, survey
 from model.evaluate import plots
-from model.evaluate.evaluation import Predictor, check_classes, figures, score
+from model.evaluate.evaluation import Predictor, figures, score
+from model.evaluate.options import open_dataset
 from model.evaluate.pictures import overlaid
 from model.network.inference import served_map
 
@@ -232,9 +232,7 @@ def build(args: argparse.Namespace) -> str:
     card = checkpoint.read_card(source)
     if args.data is not None:
         net = checkpoint.load_on(args.device, source)
-        kind = choose(args.dataset, args.data, card.training.get("dataset"))
-        dataset = find(kind, args.data, args.split)
-        check_classes(card.classes, dataset)
+        dataset = open_dataset(args, card.classes, card.training.get("dataset"))
         expect_classes(survey(dataset))
         sections += judged_sections(dataset, partial(served_map, net), card, args.samples)
     elif "miou" in card.metrics:
@@ -258,13 +256,25 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example: python -m model.report runs/light --data DATA --samples 8",
     )
-    p.add_argument("run", type=Path, metavar="RUN_DIR", help="what --out of model.train named")
-    p.add_argument("--checkpoint", type=Path, help="another than RUN_DIR/model")
-    p.add_argument("--dataset", choices=sorted(DATASETS), help="default: the one trained on")
-    p.add_argument("--data", type=Path, help="folder that holds the data set to evaluate on")
-    p.add_argument("--split", default="val")
-    p.add_argument("--samples", type=arguments.count, default=6, help="photos shown (default: 6)")
-    p.add_argument("-o", "--out", type=Path, help="default: RUN_DIR/report.html")
+    p.add_argument(
+        "run", type=Path, metavar="RUN_DIR", help="folder of the run: --out of model.train"
+    )
+    p.add_argument(
+        "--checkpoint", type=Path, metavar="NAME", help="checkpoint (default: RUN_DIR/model)"
+    )
+    p.add_argument("--dataset", choices=sorted(DATASETS), help=arguments.DATASET_HELP)
+    p.add_argument("--data", type=Path, metavar="DIR", help="folder of the data set")
+    p.add_argument("--split", default="val", help="part of the data set (default: val)")
+    p.add_argument(
+        "--samples",
+        type=arguments.count,
+        default=6,
+        metavar="N",
+        help="photos to show (default: 6)",
+    )
+    p.add_argument(
+        "-o", "--out", type=Path, metavar="FILE", help="page (default: RUN_DIR/report.html)"
+    )
     arguments.add_device(p)
     return p
 

@@ -82,9 +82,16 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example: python -m model.average runs/a/model runs/b/model -o runs/mean/model",
     )
-    p.add_argument("checkpoints", nargs="+", metavar="CKPT")
-    p.add_argument("-o", "--out", type=Path, required=True, help="the checkpoint to write")
-    p.add_argument("--half", action="store_true", help="keep kernels as float16")
+    p.add_argument(
+        "checkpoints",
+        nargs="+",
+        metavar="CKPT",
+        help="checkpoints to average: NAME of NAME.safetensors and NAME.json",
+    )
+    p.add_argument(
+        "-o", "--out", type=Path, required=True, metavar="CKPT", help="checkpoint to write"
+    )
+    p.add_argument("--half", action="store_true", help="store convolution kernels as float16")
     return p
 
 

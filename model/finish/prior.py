@@ -28,10 +28,9 @@ from numpy.typing import NDArray
 
 from model import arguments, checkpoint
 from model.checkpoint import Card, CheckpointError
-from model.data.dataset import DatasetError, find
-from model.data.guess import choose
+from model.data.dataset import DatasetError
 from model.data.loader import balanced_weights, pixel_counts
-from model.evaluate.evaluation import check_classes
+from model.evaluate.options import open_dataset
 from model.text import TextError, read_text
 
 BIAS = "logits.bias"
@@ -98,8 +97,16 @@ def parser() -> argparse.ArgumentParser:
         "--data DATA --shares shares.toml",
     )
     arguments.add_remade(p)
-    p.add_argument("--shares", type=Path, required=True, metavar="FILE", help="TOML: class = share")
-    p.add_argument("--margin", type=float, default=0.0, help="taken off the background (default 0)")
+    p.add_argument(
+        "--shares",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="TOML file with lines `class = share`",
+    )
+    p.add_argument(
+        "--margin", type=float, default=0.0, help="logits to take off the background (default: 0)"
+    )
     return p
 
 
@@ -110,9 +117,7 @@ def main(argv: list[str] | None = None) -> int:
         classes = card.classes
         shares = read_shares(args.shares, classes)
         args.split = args.split or card.training.get("split", "trainaug")
-        kind = choose(args.dataset, args.data, card.training.get("dataset"))
-        dataset = find(kind, args.data, args.split)
-        check_classes(classes, dataset)
+        dataset = open_dataset(args, classes, card.training.get("dataset"))
         found = shifts(classes, seen(pixel_counts(dataset), args.sampling), shares, args.margin)
         state = checkpoint.load(args.checkpoint).state_dict()
         state[BIAS] = state[BIAS] + torch.from_numpy(found).to(state[BIAS])

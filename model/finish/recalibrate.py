@@ -119,9 +119,21 @@ def parser() -> argparse.ArgumentParser:
         "--data DATA --photos 1600",
     )
     arguments.add_remade(p)
-    p.add_argument("--photos", type=arguments.positive, default=1600, help="default: 1600")
-    p.add_argument("--batch", type=arguments.positive, default=32, help="photos per batch (32)")
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument(
+        "--photos",
+        type=arguments.positive,
+        default=1600,
+        metavar="N",
+        help="photos to measure on (default: 1600)",
+    )
+    p.add_argument(
+        "--batch",
+        type=arguments.positive,
+        default=32,
+        metavar="N",
+        help="photos in a batch, a divisor of --photos (default: 32)",
+    )
+    p.add_argument("--seed", type=int, default=0, help="seed of the drawn photos (default: 0)")
     arguments.add_device(p)
     return p
 

@@ -126,7 +126,7 @@ def measure(
     return result
 
 
-class Row(NamedTuple):
+class BlockRow(NamedTuple):
     """A line of the shape table: the convolutions of one block."""
 
     name: str
@@ -137,7 +137,7 @@ class Row(NamedTuple):
     multiply_adds: int
 
 
-def shape_table(net: DeepLabV3Plus, size: tuple[int, int]) -> list[Row]:
+def shape_table(net: DeepLabV3Plus, size: tuple[int, int]) -> list[BlockRow]:
     """Output shape, strides, rates and cost, block by block, of a meta network."""
     parameters: dict[str, int] = {}
     for name, parameter in net.named_parameters():
@@ -146,7 +146,7 @@ def shape_table(net: DeepLabV3Plus, size: tuple[int, int]) -> list[Row]:
     for conv in trace(net, size):
         groups.setdefault(_row(conv.name), []).append(conv)
     return [
-        Row(
+        BlockRow(
             name,
             convs[-1].shape,
             max(conv.stride for conv in convs),
@@ -163,9 +163,9 @@ def _row(name: str) -> str:
     return match.group() if match else name
 
 
-def merged(rows: Sequence[Row]) -> Iterator[Row]:
+def merged(rows: Sequence[BlockRow]) -> Iterator[BlockRow]:
     """Join rows that differ only in their number into one: `stages.3-18`."""
-    group: list[Row] = []
+    group: list[BlockRow] = []
     for row in [*rows, None]:
         if group and (row is None or row[1:] != group[0][1:] or _stem(row) != _stem(group[0])):
             yield _merge(group)
@@ -174,11 +174,11 @@ def merged(rows: Sequence[Row]) -> Iterator[Row]:
             group.append(row)
 
 
-def _stem(row: Row) -> str:
+def _stem(row: BlockRow) -> str:
     return row.name.rstrip("0123456789")
 
 
-def _merge(group: list[Row]) -> Row:
+def _merge(group: list[BlockRow]) -> BlockRow:
     if len(group) == 1:
         return group[0]
     return group[0]._replace(
@@ -229,24 +229,61 @@ def parser() -> argparse.ArgumentParser:
         "  python -m model.complexity --backbone mobilenet_v2 --no-decoder --summary",
     )
     p.add_argument("--backbone", required=True, choices=get_args(BackboneName), metavar="B",
-                   help=", ".join(get_args(BackboneName)))  # fmt: skip
-    p.add_argument("--output-stride", type=int, default=16, choices=(8, 16, 32))
-    p.add_argument("--num-classes", type=int, default=21)
-    p.add_argument("--no-decoder", dest="decoder", action="store_false")
-    p.add_argument("--no-image-pooling", dest="image_pooling", action="store_false")
-    p.add_argument("--separable", action="store_true", help="in the ASPP and the decoder")
-    p.add_argument("--depth-multiplier", type=float, default=1.0, help="of MobileNetV2")
+                   help=f"one of {', '.join(get_args(BackboneName))}")  # fmt: skip
+    p.add_argument("--output-stride", type=int, default=16, choices=(8, 16, 32), help="default: 16")
+    p.add_argument("--num-classes", type=int, default=21, metavar="N", help="default: 21")
     p.add_argument(
-        "--multi-grid", type=arguments.integers, metavar="A,B,C", help="default: as published"
+        "--no-decoder", dest="decoder", action="store_false", help="DeepLabv3, without the decoder"
     )
     p.add_argument(
-        "--atrous-rates", type=arguments.integers, metavar="R,...", help="at output stride 16"
+        "--no-image-pooling",
+        dest="image_pooling",
+        action="store_false",
+        help="without the ASPP's image-level feature",
     )
-    p.add_argument("--size", type=arguments.size, default=PAPER_SIZE, metavar="H,W")
-    p.add_argument("--scales", type=arguments.scales, default=(1.0,), metavar="S,...")
-    p.add_argument("--flip", action="store_true")
-    p.add_argument("--json", action="store_true")
-    p.add_argument("--summary", action="store_true", help="the shape table, layer by layer")
+    p.add_argument(
+        "--separable",
+        action="store_true",
+        help="depthwise separable convolutions in the ASPP and the decoder",
+    )
+    p.add_argument(
+        "--depth-multiplier",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="width of MobileNetV2 (default: 1)",
+    )
+    p.add_argument(
+        "--multi-grid",
+        type=arguments.integers,
+        metavar="A,B,C",
+        help="factors of the last block's rates (default: as published)",
+    )
+    p.add_argument(
+        "--atrous-rates",
+        type=arguments.integers,
+        metavar="R,...",
+        help="rates of the ASPP at output stride 16 (default: 6,12,18)",
+    )
+    p.add_argument(
+        "--size",
+        type=arguments.size,
+        default=PAPER_SIZE,
+        metavar="H,W",
+        help="photo in pixels (default: 513,513)",
+    )
+    p.add_argument(
+        "--scales",
+        type=arguments.scales,
+        default=(1.0,),
+        metavar="S,...",
+        help="sizes of the photo to predict (default: 1)",
+    )
+    p.add_argument("--flip", action="store_true", help="also predict the mirrored photo")
+    p.add_argument("--json", action="store_true", help="print JSON")
+    p.add_argument(
+        "--summary", action="store_true", help="print output shapes and costs block by block"
+    )
     return p
 
 

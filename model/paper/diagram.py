@@ -10,7 +10,7 @@ from typing import NamedTuple, get_args
 
 from model import arguments
 from model.network.config import PUBLISHED, BackboneName, ModelConfig
-from model.paper.complexity import PAPER_SIZE, Row, build, shape_table
+from model.paper.complexity import PAPER_SIZE, BlockRow, build, shape_table
 
 WIDTH, HEIGHT = 1180, 640
 BY = "\N{MULTIPLICATION SIGN}"
@@ -105,7 +105,7 @@ class Encoder(NamedTuple):
     end: tuple[float, float]  # right of the last stage
 
 
-def stages(rows: Sequence[Row]) -> list[tuple[Row, int]]:
+def stages(rows: Sequence[BlockRow]) -> list[tuple[BlockRow, int]]:
     """The backbone's last row at each size, with how many blocks run at that size."""
     backbone = [row for row in rows if row.name.startswith("backbone.")]
     groups = [list(group) for _, group in groupby(backbone, key=lambda row: row.shape[1:])]
@@ -113,7 +113,7 @@ def stages(rows: Sequence[Row]) -> list[tuple[Row, int]]:
 
 
 def draw_encoder(
-    rows: Sequence[Row], size: tuple[int, int], low_height: int, centre: float
+    rows: Sequence[BlockRow], size: tuple[int, int], low_height: int, centre: float
 ) -> Encoder:
     """Image and backbone: a bar per resolution, as high as the map, as wide as its channels."""
     image = Box(82, centre, 84, 84, "plain", ("image",), size_text((3, *size)))
@@ -134,7 +134,7 @@ def draw_encoder(
 
 
 def draw_aspp(
-    rows: dict[str, Row], config: ModelConfig, start: tuple[float, float], centre: float
+    rows: dict[str, BlockRow], config: ModelConfig, start: tuple[float, float], centre: float
 ) -> tuple[list[str], Box]:
     """The parallel branches, their concatenation and the projection; returns the last box."""
     kernel = f"3{BY}3 separable" if config.aspp_separable else f"3{BY}3"
@@ -159,7 +159,7 @@ def draw_aspp(
 
 
 def draw_decoder(
-    rows: dict[str, Row], config: ModelConfig, size: tuple[int, int], low: tuple[float, float]
+    rows: dict[str, BlockRow], config: ModelConfig, size: tuple[int, int], low: tuple[float, float]
 ) -> tuple[list[str], Box]:
     """Decoder, from low-level feature to label map; returns the box of the encoder's output."""
     centre = 520.0
@@ -188,7 +188,7 @@ def draw_decoder(
     return drawn, upsample
 
 
-def _refinement(rows: dict[str, Row], config: ModelConfig) -> list[Box]:
+def _refinement(rows: dict[str, BlockRow], config: ModelConfig) -> list[Box]:
     kernel = f"{config.decoder_kernel}{BY}{config.decoder_kernel}"
     words = (kernel, "separable") if config.decoder_separable else (kernel,)
     return [
@@ -231,10 +231,28 @@ def draw(config: ModelConfig, size: tuple[int, int] = PAPER_SIZE) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     p = argparse.ArgumentParser(prog="python -m model.paper.diagram", description=__doc__)
-    p.add_argument("--backbone", choices=get_args(BackboneName), default="xception_65")
-    p.add_argument("--output-stride", type=int, choices=(8, 16, 32), default=16)
-    p.add_argument("--size", type=arguments.size, default=PAPER_SIZE, metavar="H,W")
-    p.add_argument("-o", "--out", type=Path, default=Path("docs/network.svg"), metavar="FILE.svg")
+    p.add_argument(
+        "--backbone",
+        choices=get_args(BackboneName),
+        default="xception_65",
+        help="default: xception_65",
+    )
+    p.add_argument("--output-stride", type=int, choices=(8, 16, 32), default=16, help="default: 16")
+    p.add_argument(
+        "--size",
+        type=arguments.size,
+        default=PAPER_SIZE,
+        metavar="H,W",
+        help="photo in pixels (default: 513,513)",
+    )
+    p.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        default=Path("docs/network.svg"),
+        metavar="FILE.svg",
+        help="picture to write (default: docs/network.svg)",
+    )
     args = p.parse_args(argv)
     config = ModelConfig.model_validate(
         {

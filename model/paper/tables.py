@@ -151,7 +151,14 @@ def document() -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     p = argparse.ArgumentParser(prog="python -m model.paper.tables", description=__doc__)
-    p.add_argument("-o", "--out", type=Path, default=Path("docs/complexity.md"), metavar="FILE.md")
+    p.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        default=Path("docs/complexity.md"),
+        metavar="FILE.md",
+        help="page to write (default: docs/complexity.md)",
+    )
     out = p.parse_args(argv).out
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(document(), encoding="utf-8")

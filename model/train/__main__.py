@@ -13,14 +13,14 @@ import logging
 from contextlib import closing, nullcontext
 from pathlib import Path
 
-from model import arguments, memory
+from model import memory
 from model.data.dataset import find
 from model.data.photo_list import find_photos
 from model.train import preflight, recipe
 from model.train.board import TensorBoard
-from model.train.command import command
+from model.train.command import add_overrides, add_run, command, run_folder
 from model.train.distributed import World
-from model.train.run import LOG_EVERY, Pace, RunFolder
+from model.train.run import Pace, RunFolder
 from model.train.training import Taught, train
 
 log = logging.getLogger("model.train")
@@ -36,49 +36,24 @@ def parser() -> argparse.ArgumentParser:
         "  python -m model.train efficientnet-lite0-voc --data DATA --resume runs/light\n"
         "  torchrun --nproc-per-node 8 -m model.train xception65-voc --data DATA --out runs/voc",
     )
-    p.add_argument("recipe", nargs="?", help="a preset's name or a TOML file")
-    p.add_argument("--list", action="store_true", help="list the presets and stop")
-    p.add_argument("--data", type=Path, help="folder that holds the data set")
+    p.add_argument("recipe", nargs="?", help="name of a preset (see --list) or a TOML file")
+    p.add_argument("--list", action="store_true", help="list the presets and exit")
+    p.add_argument("--data", type=Path, metavar="DIR", help="folder of the data set")
     p.add_argument(
         "--photos",
         type=Path,
         metavar="DIR",
-        help="photos without labels, where the recipe wants some: a folder, or a list",
+        help="photos without labels, for recipes with `unlabelled`: a folder, or a text file "
+        "that lists them",
     )
     p.add_argument(
         "--targets",
         type=Path,
         metavar="DIR",
-        help="ask the teachers about whole photos, once, and keep their answers in DIR",
+        help="let the recipe's teachers predict every photo once, and keep their answers in DIR",
     )
-    p.add_argument("--out", type=Path, help="folder for state, log and checkpoint")
-    p.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run kept in DIR")
-    p.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="overrides",
-        help="change a key of the recipe, as in model.output_stride=8; may be repeated. The keys "
-        "are the fields of Recipe in model/train/recipe.py",
-    )
-    p.add_argument(
-        "--workers", type=arguments.count, default=1, help="loader processes (default: 1)"
-    )
-    p.add_argument(
-        "--save-every",
-        type=arguments.positive,
-        default=100,
-        metavar="N",
-        help="iterations per save (default: 100)",
-    )
-    p.add_argument(
-        "--log-every",
-        type=arguments.positive,
-        default=LOG_EVERY,
-        metavar="N",
-        help=f"iterations per line (default: {LOG_EVERY})",
-    )
+    add_run(p, "checkpoint", workers=1, save_every=100)
+    add_overrides(p, "model.output_stride=8", "Recipe in model/train/recipe.py")
     p.add_argument(
         "--tensorboard", action="store_true", help="also draw curves and overlays for TensorBoard"
     )
@@ -91,16 +66,15 @@ def main(argv: list[str] | None = None) -> int:
     if args.list:
         for name in recipe.presets():
             print(f"{name:34} {recipe.read(name, []).description}")
-        print(f"\nThey lie in {recipe.PRESETS}: copy one to change more than --set is good for.")
+        print(f"\nThey lie in {recipe.PRESETS}. To change much, copy one instead of using --set.")
         return 0
-    if args.recipe is None or args.data is None or (args.resume or args.out) is None:
+    if args.recipe is None or args.data is None:
         p.error("give a recipe, --data DIR and --out DIR (or --resume DIR)")
-    if args.resume and args.out:
-        p.error("--resume goes on in the folder it names: leave --out out")
-    return command(lambda world: train_from(args, world))
+    folder = run_folder(p, args)
+    return command(lambda world: train_from(args, folder, world))
 
 
-def train_from(args: argparse.Namespace, world: World) -> Path:
+def train_from(args: argparse.Namespace, directory: Path, world: World) -> Path:
     """Read recipe and data, then train."""
     config = recipe.read(args.recipe, args.overrides)
     preflight.check(config, world)
@@ -112,7 +86,6 @@ def train_from(args: argparse.Namespace, world: World) -> Path:
     if config.validation_split is not None:
         validated_on = find(config.dataset, args.data, config.validation_split)
     world.from_main(lambda: preflight.check_masks(dataset, validated_on))
-    directory: Path = args.resume or args.out
     preflight.check_folder(directory, resume=args.resume is not None)
     world.from_main(lambda: directory.mkdir(parents=True, exist_ok=True))
     preflight.log_start(config, dataset, recipe.path_of(args.recipe))

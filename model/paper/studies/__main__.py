@@ -25,6 +25,7 @@ from model.paper.studies import pages
 from model.paper.studies.plan import BUNDLED, MULTI_SCALE, PRESET, STUDIES, Point
 from model.paper.studies.run import StudyError, StudySettings, run
 from model.train import recipe
+from model.train.command import add_overrides
 from model.train.recipe import RecipeError
 
 
@@ -35,22 +36,34 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example: python -m model.studies all --data DATA --out runs/studies",
     )
-    p.add_argument("study", choices=[*STUDIES, "write"])
-    p.add_argument("--data", type=Path, help="folder that holds VOC (all studies)")
-    p.add_argument("--out", type=Path, required=True, help="folder for runs and results")
-    p.add_argument("--seeds", type=arguments.integers, default=(0, 1, 2), metavar="N,N,...")
-    p.add_argument("--split", default="val", help="what is judged on")
+    p.add_argument("study", choices=[*STUDIES, "write"], help="what to do, see above")
+    p.add_argument("--data", type=Path, metavar="DIR", help="folder that holds VOCdevkit")
     p.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="overrides",
-        help="change a key of the recipe, as in model.output_stride=8; may be repeated. The keys "
-        "are the fields of Recipe in model/train/recipe.py",
+        "--out", type=Path, required=True, metavar="DIR", help="folder for runs and results"
     )
-    p.add_argument("--workers", type=int, default=0, help="loader processes (default: none)")
-    p.add_argument("--docs", type=Path, default=Path("docs"), help="where `write` writes")
+    p.add_argument(
+        "--seeds",
+        type=arguments.integers,
+        default=(0, 1, 2),
+        metavar="N,N,...",
+        help="train once with each of these seeds (default: 0,1,2)",
+    )
+    p.add_argument("--split", default="val", help="part of VOC to evaluate on (default: val)")
+    add_overrides(p, "model.output_stride=8", "Recipe in model/train/recipe.py")
+    p.add_argument(
+        "--workers",
+        type=arguments.count,
+        default=0,
+        metavar="N",
+        help="processes that read photos (default: 0, the command itself reads them)",
+    )
+    p.add_argument(
+        "--docs",
+        type=Path,
+        default=Path("docs"),
+        metavar="DIR",
+        help="folder that `write` writes to (default: docs)",
+    )
     p.add_argument("--dry-run", action="store_true", help="list the parts and their cost, and stop")
     return p
 
