@@ -5,27 +5,37 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
+SERVICE_ITSELF = "import service.http.app, service.__main__"
 
 
-def loaded_by(statement: str) -> set[str]:
-    """Top-level names of the modules that a statement loads in a new interpreter."""
-    code = f"{statement}\nimport sys; print(*{{name.partition('.')[0] for name in sys.modules}})"
+@cache
+def loaded_by(statement: str) -> frozenset[str]:
+    """Return the names of all modules, and their packages, that a statement loads."""
+    code = f"{statement}\nimport sys; print(*sys.modules)"
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    return set(result.stdout.split())
+    return frozenset(result.stdout.split())
+
+
+@cache
+def imports(path: Path) -> list[ast.Import | ast.ImportFrom]:
+    """The import statements anywhere in a file."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
 
 
 def imports_of(path: Path) -> set[str]:
     """Top-level names imported anywhere in a file."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in imports(path):
         if isinstance(node, ast.Import):
             found |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -34,16 +44,12 @@ def imports_of(path: Path) -> set[str]:
 
 
 def test_the_service_loads_neither_torch_nor_the_other_packages() -> None:
-    assert loaded_by("import service.http.app, service.__main__").isdisjoint(
-        {"torch", "model", "export"}
-    )
+    assert loaded_by(SERVICE_ITSELF).isdisjoint({"torch", "model", "export"})
 
 
 def test_nothing_of_tracing_is_loaded_unless_asked_for() -> None:
     """FastAPI itself may load OpenTelemetry's bare interface."""
-    code = "import sys, service.http.app, service.__main__; print(*sys.modules)"
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True)
-    loaded = set(result.stdout.decode().split())
+    loaded = loaded_by(SERVICE_ITSELF)
     assert "service.http.app" in loaded
     assert loaded.isdisjoint(
         {"opentelemetry.sdk", "opentelemetry.exporter", "service.http.telemetry.tracing"}
@@ -108,7 +114,7 @@ COMMANDS = {
 def rooms_imported(package: str, path: Path) -> set[str]:
     """Rooms of its own package that a file imports from."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in imports(path):
         if not isinstance(node, ast.ImportFrom) or node.module is None:
             continue
         if node.module == package:
@@ -147,7 +153,7 @@ def test_nothing_imports_a_command() -> None:
     }
     for package in ("annotations", "model", "export", "service"):
         for path in (ROOT / package).rglob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            for node in imports(path):
                 if isinstance(node, ast.ImportFrom) and node.module:
                     names = {node.module, *(f"{node.module}.{each.name}" for each in node.names)}
                     assert commands.isdisjoint(names), path
@@ -157,7 +163,9 @@ def test_library_code_is_not_kept_in_a_command() -> None:
     """Of a `__main__` only the command itself is imported: by scripts, and by studies."""
     for package in ("annotations", "model", "export", "service", "tests"):
         for path in (ROOT / package).rglob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if "__main__" not in path.read_text(encoding="utf-8"):
+                continue
+            for node in imports(path):
                 if isinstance(node, ast.ImportFrom) and (node.module or "").endswith("__main__"):
                     assert {each.name for each in node.names} <= {"main", "script"}, path
 

@@ -18,8 +18,6 @@ from service.http.app import create_app
 from service.inference import models
 from service.settings import BUNDLED, Settings
 
-pytestmark = pytest.mark.slow
-
 NAME = "efficientnet-lite0-voc"
 CHECKPOINT = Path(checkpoint.__file__).parent / "bundled" / NAME
 SAMPLES = sorted((BUNDLED.parent / "samples").glob("*.jpg"))
@@ -53,6 +51,7 @@ def test_the_bundled_file_comes_from_the_bundled_checkpoint(served: models.Model
     assert contract.classes == checkpoint.read_card(CHECKPOINT).classes
 
 
+@pytest.mark.slow
 def test_http_gives_the_exported_files_mask_pixel_for_pixel(
     served: models.Models, over_http: Masks
 ) -> None:
@@ -63,6 +62,7 @@ def test_http_gives_the_exported_files_mask_pixel_for_pixel(
         ).all(), path.name
 
 
+@pytest.mark.slow
 def test_http_gives_pytorchs_mask(over_http: Masks) -> None:
     net = checkpoint.load(CHECKPOINT)
     for path in SAMPLES:
@@ -70,6 +70,7 @@ def test_http_gives_pytorchs_mask(over_http: Masks) -> None:
         assert agreement >= 0.999, path.name
 
 
+@pytest.mark.slow
 def test_the_samples_show_what_they_are_named_for(over_http: Masks) -> None:
     """A bundled model that finds no cat in the cat is not one to ship."""
     classes = checkpoint.read_card(CHECKPOINT).classes

@@ -1,4 +1,4 @@
-"""compose.yaml and what Prometheus and Grafana read: consistent with each other and the service."""
+"""compose.yaml agrees with the service and with the files of Prometheus and Grafana."""
 
 from __future__ import annotations
 

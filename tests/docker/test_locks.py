@@ -35,12 +35,12 @@ def entries(name: str) -> list[tuple[str, str, int]]:
 
 
 def locked(name: str) -> dict[str, str]:
-    """Version by package of a lock file; of several for several Pythons, the last."""
+    """The version of each package in a lock file; if it has several, the last."""
     return {package: version for package, version, _ in entries(name)}
 
 
 def requirements(*extras: str) -> list[Requirement]:
-    """What pyproject.toml asks for with these extras, and with the extras that they name."""
+    """The requirements in pyproject.toml of these extras, and of the extras that they name."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     found = [Requirement(text) for text in project["dependencies"]]
     for extra in extras:

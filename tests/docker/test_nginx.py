@@ -1,4 +1,4 @@
-"""The documented nginx block, started as it stands in front of two services, and overloaded."""
+"""The documented nginx block, running in front of two services, under overload."""
 
 from __future__ import annotations
 
@@ -27,10 +27,13 @@ PHOTO = png(np.random.default_rng(0).integers(0, 256, (700, 700, 3), np.uint8))
 HEADERS = {"Content-Type": "image/png"}
 FLAGS = ("--max-requests", "1", "--trusted-proxies", "127.0.0.1", "--log-format", "json")
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("nginx") is None or shutil.which("openssl") is None,
-    reason="nginx and openssl are not installed (Debian packages of these names)",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        shutil.which("nginx") is None or shutil.which("openssl") is None,
+        reason="nginx and openssl are not installed (Debian packages of these names)",
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ def wait_for(front: Front, nginx: subprocess.Popen[bytes]) -> None:
 
 
 def test_overload_is_503_with_retry_after_and_never_502(front: Front) -> None:
-    """With the default max_fails=1 full replicas were left out, and 584 of 600 got 502."""
+    """With nginx's default max_fails=1, busy replicas are left out: 584 of 600 requests got 502."""
     with front.client() as client, ThreadPoolExecutor(16) as pool:
 
         def ask(_: int) -> httpx.Response:

@@ -34,7 +34,7 @@ def test_the_health_command_fails_where_nothing_listens() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the CUDA provider and ldd are Linux's")
 def test_the_gpu_check_sees_a_missing_library() -> None:
-    """With nothing of NVIDIA's wheels loaded, it names what `ldd` finds missing and what not."""
+    """Without NVIDIA's wheels it names exactly the libraries that `ldd` finds missing."""
     code = "import check_gpu; print(*check_gpu.library_problems(set()), sep='\\n')"
     done = subprocess.run(
         [sys.executable, "-c", code],

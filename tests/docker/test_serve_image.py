@@ -77,7 +77,7 @@ def segment(url: str, photo: bytes) -> httpx.Response:
 
 
 def test_a_photo_gets_the_mask_that_the_engine_gives(container: Container) -> None:
-    """Another build of ONNX Runtime may round a border pixel differently; no more than that."""
+    """Another build of ONNX Runtime may round single border pixels differently."""
     answer = segment(container.url, CAT.read_bytes())
     assert answer.status_code == 200, answer.text
     mask = np.asarray(Image.open(io.BytesIO(answer.content)))

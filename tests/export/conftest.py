@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -45,16 +48,26 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_random(tmp_path_factory.mktemp("checkpoint") / "tiny", seed=0)
 
 
+def once(name: str, factory: pytest.TempPathFactory, make: Callable[[Path], object]) -> Path:
+    """Make a file in the first test process that asks; the other processes wait and take it."""
+    base = factory.getbasetemp()
+    folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    path = folder / name
+    with (folder / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            make(path)
+    return path
+
+
 @pytest.fixture(scope="session")
 def exported(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("exported") / "tiny.onnx"
-    export(tiny, path, ExportOptions())
-    return path
+    """Its exported file."""
+    return once("exported.onnx", tmp_path_factory, lambda path: export(tiny, path, ExportOptions()))
 
 
 @pytest.fixture(scope="session")
 def phased(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its file for a size of which labels are computed in phases, with confidence."""
-    path = tmp_path_factory.mktemp("phased") / "tiny.onnx"
-    export(tiny, path, ExportOptions(size=PHASED_SIZE, confidence=True))
-    return path
+    options = ExportOptions(size=PHASED_SIZE, confidence=True)
+    return once("phased.onnx", tmp_path_factory, lambda path: export(tiny, path, options))

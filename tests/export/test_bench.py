@@ -1,4 +1,4 @@
-"""The benchmark compares what it says it compares."""
+"""The benchmark runs the contestants that it names, in turn and on the same images."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from service.inference.engine import Engine, EngineOptions
 from tests.export.conftest import SIZE
 from tests.service.web import opened, photo, png
 
-pytestmark = pytest.mark.slow
-
 
 def test_contestants_take_turns_and_the_first_round_is_not_counted() -> None:
     turns: list[str] = []
@@ -29,6 +27,7 @@ def test_contestants_take_turns_and_the_first_round_is_not_counted() -> None:
     assert set(seconds) == {"a", "b"}
 
 
+@pytest.mark.slow
 def test_ratios_are_printed_for_every_contestant(
     exported: Path, tiny: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -37,11 +36,12 @@ def test_ratios_are_printed_for_every_contestant(
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     assert any(line.startswith("engine") and line.endswith("1.00 x") for line in lines)
     assert any(line.startswith("PyTorch eager") for line in lines)
-    assert any(line.startswith("tiny.onnx ") for line in lines)
+    assert any(line.startswith("exported.onnx ") for line in lines)
     share = float(lines[-1].split(": ")[1].split("%")[0])
     assert 0 < share < 100
 
 
+@pytest.mark.slow
 def test_engine_pytorch_and_openvino_give_the_same_labels(exported: Path, tiny: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (2, *SIZE, 3), np.uint8)
     found = bench.contestants(exported, tiny, [], threads=1)
@@ -50,6 +50,7 @@ def test_engine_pytorch_and_openvino_give_the_same_labels(exported: Path, tiny: 
         assert (other == labels["engine"]).mean() > 0.999, name
 
 
+@pytest.mark.slow
 def test_the_plain_handler_gives_the_masks_that_the_engine_gives(
     exported: Path, tiny: Path
 ) -> None:
@@ -61,6 +62,7 @@ def test_the_plain_handler_gives_the_masks_that_the_engine_gives(
     assert (opened(answer.content) == labels).mean() > 0.999
 
 
+@pytest.mark.slow
 def test_the_service_and_the_plain_handler_get_the_same_requests(
     exported: Path, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -110,7 +110,7 @@ def test_an_altered_contract_is_one_clear_error(
 def test_a_broken_name_is_one_clear_error(
     exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: bytes
 ) -> None:
-    """Of a node: the checker quotes it. Of the contract: it is no text any more."""
+    """In a node's name the checker quotes it; in the contract the text cannot be decoded."""
     data = exported.read_bytes()
     assert text in data
     path = tmp_path / "broken.onnx"

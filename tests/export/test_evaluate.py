@@ -59,7 +59,7 @@ def test_checkpoint_and_file_have_the_same_miou(tmp_path: Path) -> None:
 
 
 def test_large_photos_are_shrunk_or_cut_into_windows() -> None:
-    """A fake model that tells odd from even pixels does so in windows only."""
+    """A fake model that tells odd from even pixels only works if the photo is not shrunk."""
     target = InputSize(policy="fixed", height=33, width=40, pad=(0, 0, 0))
     image = np.zeros((70, 100, 3), np.uint8)
     image[::2, 1::2] = image[1::2, ::2] = 200

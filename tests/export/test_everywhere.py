@@ -105,7 +105,7 @@ def images(path: Path, count: int = 2) -> NDArray[np.uint8]:
 
 
 def expected(path: Path, pixels: NDArray[np.uint8]) -> Arrays:
-    """What ONNX Runtime gives to a caller who only knows the image."""
+    """Run ONNX Runtime with the image as the only input."""
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(None, {INPUT: pixels}), strict=True))
@@ -150,14 +150,14 @@ def test_onnx_reference_reads_it(file: Path) -> None:
 
 @pytest.mark.slow
 def test_openvino_reads_the_bundled_file() -> None:
-    """The file that the service brings along, with its confidence."""
+    """The bundled file, with its confidence."""
     (path,) = BUNDLED.glob("efficientnet-lite0-voc.onnx")
     pixels = images(path, count=1)
     assert_alike(in_openvino(path, pixels), expected(path, pixels))
 
 
 def install_web() -> None:
-    """onnxruntime-web in node_modules of the checkout; skips where it cannot be had."""
+    """onnxruntime-web in node_modules of the checkout; skips if it cannot be installed."""
     if CHROMIUM is None or shutil.which("npm") is None:
         pytest.skip("needs chromium and npm; on Debian: apt-get install chromium npm")
     package = WEB / "package.json"
@@ -171,7 +171,7 @@ def install_web() -> None:
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder and says nothing."""
+    """Serve a folder without logging."""
 
     extensions_map = http.server.SimpleHTTPRequestHandler.extensions_map | {
         ".mjs": "text/javascript",
@@ -210,7 +210,7 @@ def page(site: tuple[Path, str]) -> Iterator[Page]:
 
 @pytest.mark.slow
 def test_onnx_runtime_web_reads_it(file: Path, site: tuple[Path, str], page: Page) -> None:
-    """A page in Chromium loads the file and gives it an image, and nothing else."""
+    """A page in Chromium loads the file and runs it with the image as the only input."""
     shutil.copy(file, site[0] / "model.onnx")
     pixels = images(file)
     asked = ["model.onnx", pixels.ravel().tolist(), list(pixels.shape)]

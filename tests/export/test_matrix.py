@@ -1,12 +1,15 @@
-"""The networks behind the rows of tables 3 and 5."""
+"""The networks of the rows of tables 3 and 5 behave like trained ones."""
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from export import matrix
 from model.network.deeplab import DeepLabV3Plus
 from tests.model.train.test_main import TINY
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_settled_random_network_tells_classes_apart() -> None:

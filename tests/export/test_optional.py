@@ -1,4 +1,4 @@
-"""The confidence is computed where it is asked for, and costs nothing where it is not."""
+"""The confidence is only computed when the caller asks for it."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def beside_the_labels(model: onnx.ModelProto) -> set[str]:
 
 @pytest.mark.slow
 def test_a_refused_confidence_costs_nothing(sure: onnx.ModelProto, tmp_path: Path) -> None:
-    """By ONNX Runtime's profile, nodes that the labels do not need give no bytes."""
+    """ONNX Runtime's profile shows that nodes which the labels do not need output no bytes."""
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.enable_profiling = True
@@ -88,7 +88,7 @@ def test_a_refused_confidence_costs_nothing(sure: onnx.ModelProto, tmp_path: Pat
 
 @pytest.mark.slow
 def test_it_takes_no_operator_that_other_engines_lack(sure: onnx.ModelProto) -> None:
-    """OpenVINO reads no file with an If; what is beside the labels is all behind the network."""
+    """OpenVINO cannot read an If: there is none, and optional nodes come after the network."""
     operators = {node.op_type for node in sure.graph.node}
     assert operators.isdisjoint({"If", "Loop", "Scan"})
     assert beside_the_labels(sure) <= tail(sure)
@@ -101,7 +101,7 @@ def test_a_file_without_confidence_stays_as_it_is(tmp_path: Path) -> None:
 
 
 def test_what_the_confidence_shares_with_the_labels_is_sliced_once(tmp_path: Path) -> None:
-    """The tiny model's value is read by both; no other tensor is."""
+    """Both readers find the tiny model's value, and no other tensor."""
     path = onnx_models.save(tmp_path / "tiny.onnx", confidence=True, on_request=True)
     slices = [node for node in onnx.load(path).graph.node if node.op_type == "Slice"]
     assert [node.input[0] for node in slices] == ["value"]

@@ -1,4 +1,4 @@
-"""The gates: what disagrees, overflows or loses mIoU does not pass."""
+"""A file that disagrees, overflows or loses mIoU is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Int8: integer kernels where they do no harm, judged by mIoU."""
+"""Int8 files have integer kernels where these do not lower the mIoU."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.model import voc_folder
 def test_a_quantized_file_is_8_bit_and_says_what_it_lost(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The minutes that it takes are not silent: every step is reported as it begins."""
+    """It takes minutes, so every step is reported as it begins."""
     torch.manual_seed(0)
     config = CONFIG.model_copy(update={"num_classes": 21})
     card = Card(model=config, classes=VOC_CLASSES, palette=voc_palette(21))

@@ -1,4 +1,4 @@
-"""Constant factors lead to the very sizes that the tracer computed."""
+"""Constant factors give exactly the sizes that the tracer computed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rewritten networks compute the same."""
+"""A rewritten network has the same output."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def scrambled(config: ModelConfig) -> DeepLabV3Plus:
-    """A network whose batch norms do something."""
+    """A network whose batch norms change their input."""
     torch.manual_seed(3)
     net = DeepLabV3Plus(config)
     for module in net.modules():

@@ -1,4 +1,4 @@
-"""Softmax in parts is softmax."""
+"""Softmax computed in parts equals softmax."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tail of a file is what lies behind the network, however logits are enlarged."""
+"""The tail of a file is everything after the network, however logits are enlarged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An exported file does what the checkpoint does, or does not exist."""
+"""An exported file agrees with its checkpoint, or is not written."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.model import voc_folder
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5])
-@pytest.mark.parametrize("kind", ["exported", "phased"])
+@pytest.mark.parametrize("kind", ["exported", pytest.param("phased", marks=pytest.mark.slow)])
 def test_labels_are_pytorchs_at_batch_sizes_unseen_at_export(
     tiny: Path, kind: str, batch: int, request: pytest.FixtureRequest
 ) -> None:
@@ -90,7 +90,7 @@ def test_the_output_stride_can_be_chosen_at_export(tiny: Path, tmp_path: Path) -
 
 @pytest.mark.slow
 def test_scales_flip_and_confidence_are_in_the_graph(tiny: Path, tmp_path: Path) -> None:
-    """The label is model.predict's with the same options; the weights are stored once."""
+    """Labels are those of model.predict with the same options; weights are stored once."""
     path = tmp_path / "ms.onnx"
     options = ExportOptions(scales=(0.5, 1.0), flip=True, confidence=True)
     contract = export(tiny, path, options)

@@ -12,7 +12,7 @@ from model.network.deeplab import DeepLabV3Plus
 
 
 def shake(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Random weights and batch-norm statistics, in eval mode; activations stay of order one."""
+    """Set random weights and batch-norm statistics that keep activations near one, in eval mode."""
     generator = torch.Generator().manual_seed(seed)
     for part in module.modules():
         if isinstance(part, nn.Conv2d):
@@ -33,7 +33,7 @@ def shake(module: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def tiny(num_classes: int = 5, **settings: object) -> DeepLabV3Plus:
-    """The smallest network that has every part: a thin MobileNetV2, seeded."""
+    """The smallest network that has every part: a thin MobileNetV2 with seeded weights."""
     config = ModelConfig.model_validate(
         {
             "backbone": "mobilenet_v2",
@@ -69,7 +69,7 @@ def batch(height: int, width: int, seed: int = 0) -> Tensor:
 
 
 def worst(a: Tensor, b: Tensor) -> float:
-    """Largest difference in units of b's standard deviation; infinite for other shapes."""
+    """The largest difference in units of b's standard deviation; inf if the shapes differ."""
     if a.shape != b.shape:
         return float("inf")
     return float((a - b).abs().max() / b.std())

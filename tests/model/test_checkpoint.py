@@ -17,8 +17,6 @@ from model.checkpoint import Card, CheckpointError
 from model.data.dataset import voc_palette
 from tests.model.nets import tiny
 
-pytestmark = pytest.mark.slow
-
 CHILD = """
 import os, signal, sys
 from pathlib import Path
@@ -45,6 +43,7 @@ def saved(tmp_path: Path) -> Path:
     return checkpoint.save(tmp_path / "net", net.state_dict(), card)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("renames", [0, 1, 2])
 def test_kill_9_between_renames_leaves_the_old_pair_or_the_new_one(
     saved: Path, renames: int
@@ -78,6 +77,7 @@ def test_a_checkpoint_of_an_earlier_version_has_no_digest(saved: Path) -> None:
     checkpoint.load(saved)
 
 
+@pytest.mark.slow
 def test_figures_are_recorded_without_touching_the_weights(saved: Path) -> None:
     checkpoint.record_metrics(saved, {"miou": 0.5})
     assert checkpoint.read_card(saved).metrics == {"miou": 0.5}

@@ -27,7 +27,7 @@ OPTIONS = ["depth_multiplier=0.25", "image_size=33", "batch_size=4", "epochs=2",
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six red and six blue photos in ImageNet's layout, two of each for judging."""
+    """Six red and six blue photos in ImageNet's layout; two of each are the val split."""
     root = tmp_path_factory.mktemp("photos")
     rng = np.random.default_rng(0)
     for split, count in (("train", 6), ("val", 2)):
@@ -106,7 +106,7 @@ def test_a_picture_depends_on_its_position_alone(photos: Path) -> None:
 def test_splits_of_different_classes_are_refused_before_training(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As many classes, but the numbers would mean others."""
+    """Both splits have as many classes, but the same number would mean different ones."""
     for split, names in (("train", ("n01", "n02")), ("val", ("n01", "n03"))):
         for name in names:
             (tmp_path / split / name).mkdir(parents=True)

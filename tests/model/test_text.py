@@ -1,4 +1,4 @@
-"""Text as people's editors save it."""
+"""Text files are read in the encodings that editors save."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tiny .onnx models for the service's tests, built with onnx alone.
+"""Tiny .onnx models for the service's tests, built with the onnx package.
 
 The "network" looks at the red channel: 0-84 is class 0, 85-169 class 1,
 170-255 class 2. Any mistake in channel order, padding or cropping shows.
@@ -61,7 +61,7 @@ def save(
     """Write the tiny model; by default with its contract in the metadata.
 
     `confidence`: give the red channel itself as the confidence; `on_request`: as new
-    exports do, only where it is asked for; `earlier`: as exports of November 2026 did.
+    exports do, only if the caller asks for it; `earlier`: as exports of November 2026 did.
     `brightest`: the highest class it gives, to tell two files apart.
     """
     shape: list[str | int | None] = ["batch", *SIZE]

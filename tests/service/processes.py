@@ -1,4 +1,4 @@
-"""The service as a process of its own, in the serving environment where the Makefile names it.
+"""Run the service as a process of its own, in the serving environment that the Makefile names.
 
 Without DEEPLAB_SERVE_PYTHON it runs in the environment of the tests.
 """

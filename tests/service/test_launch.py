@@ -72,6 +72,7 @@ def test_what_the_tests_start_is_the_serving_environment(tmp_path: Path) -> None
         assert_serving_environment(process.pid)
 
 
+@pytest.mark.slow
 @LINUX
 @NAMED
 def test_what_is_measured_is_the_serving_environment(tmp_path: Path) -> None:
@@ -81,9 +82,10 @@ def test_what_is_measured_is_the_serving_environment(tmp_path: Path) -> None:
         assert_serving_environment(server.pid)
 
 
+@pytest.mark.slow
 @LINUX
 def test_event_loop_and_parser_are_chosen_and_not_found(tmp_path: Path) -> None:
-    """Where uvloop and httptools are installed, as here by Ray, the service takes neither."""
+    """Ray installs uvloop and httptools here; the service uses neither."""
     pytest.importorskip("uvloop")
     pytest.importorskip("httptools")
     onnx_models.save(tmp_path / "tiny.onnx")
@@ -96,7 +98,7 @@ def test_event_loop_and_parser_are_chosen_and_not_found(tmp_path: Path) -> None:
 
 @NAMED
 def test_the_serving_environment_has_the_versions_of_the_images_lock() -> None:
-    """What tests and measurements start is what the image of that engine holds."""
+    """Tests and measurements run with the versions of that engine's image."""
     assert SERVING is not None
     engine = Path(SERVING).parents[1].name.removeprefix(".venv-serve-")
     lock = Path(__file__).parents[2] / "docker" / f"requirements-{engine}.txt"

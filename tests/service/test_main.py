@@ -23,8 +23,6 @@ from tests.service import onnx_models
 from tests.service.processes import LOG, running
 from tests.service.web import photo, png
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
@@ -38,6 +36,7 @@ def server(folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
         yield url, process
 
 
+@pytest.mark.slow
 def test_sigterm_ends_a_serving_process_with_0(
     server: tuple[str, subprocess.Popen[bytes]],
 ) -> None:
@@ -47,6 +46,7 @@ def test_sigterm_ends_a_serving_process_with_0(
     assert process.wait(20) == 0
 
 
+@pytest.mark.slow
 def test_sigterm_under_load_loses_no_request(folder: Path) -> None:
     """Clients that stop sending once /readyz answers 503 see no error."""
     statuses: list[int] = []
@@ -87,6 +87,7 @@ def wait_for(claim: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_the_drain_at_once(folder: Path) -> None:
     with running(folder, "--drain-delay-s", "60") as (url, process):
         process.send_signal(signal.SIGTERM)
@@ -96,6 +97,7 @@ def test_a_second_signal_ends_the_drain_at_once(folder: Path) -> None:
         assert process.wait(10) == 0
 
 
+@pytest.mark.slow
 def test_a_dripping_body_is_cut_off(folder: Path) -> None:
     with running(folder, "--body-timeout-s", "0.5") as (url, _):
         status, body = drip(url, {"Content-Length": "100000"})
@@ -103,6 +105,7 @@ def test_a_dripping_body_is_cut_off(folder: Path) -> None:
         assert httpx.get(f"{url}/readyz").status_code == 200
 
 
+@pytest.mark.slow
 def test_a_deadline_covers_the_body(folder: Path) -> None:
     with running(folder) as (url, _):
         began = time.monotonic()
@@ -127,6 +130,7 @@ def drip(url: str, headers: dict[str, str]) -> tuple[int, dict[str, str]]:
             return answer.status, json.loads(answer.read())
 
 
+@pytest.mark.slow
 def test_a_client_that_leaves_in_the_middle_of_its_body_is_counted_as_gone(folder: Path) -> None:
     with running(folder) as (url, process):
         host, port = url.removeprefix("http://").split(":")
@@ -145,6 +149,7 @@ def test_a_client_that_leaves_in_the_middle_of_its_body_is_counted_as_gone(folde
     assert "Traceback" not in (folder / LOG).read_text()
 
 
+@pytest.mark.slow
 def test_json_log_lines_carry_the_request_id(folder: Path) -> None:
     with running(folder, "--log-format", "json") as (url, process):
         headers = {"X-Request-ID": "mine-1", "Content-Type": "image/png"}
@@ -159,6 +164,7 @@ def test_json_log_lines_carry_the_request_id(folder: Path) -> None:
     assert access["ms"] > 0
 
 
+@pytest.mark.slow
 def test_a_port_that_is_taken_ends_the_process_with_1(
     server: tuple[str, subprocess.Popen[bytes]], folder: Path
 ) -> None:
@@ -186,6 +192,7 @@ def test_what_cannot_start_says_why(
     assert says in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_environment_variable_sets_what_no_flag_sets(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,4 +1,4 @@
-"""ONNX Runtime sends nothing to its maker when the service, the export or an actor loads it."""
+"""ONNX Runtime sends nothing to Microsoft when the service, the export or an actor loads it."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Watched:
 
 @pytest.mark.slow
 def test_no_name_is_looked_up_and_no_file_written(tmp_path: Path, spy: Path) -> None:
-    """While ONNX Runtime left alone does both, which shows that the test would see it."""
+    """By default ONNX Runtime does both, so the tests above would notice."""
     serving = launch.python()
     quiet = [
         Watched(tmp_path / "service", spy, serving, ""),

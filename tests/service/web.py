@@ -52,7 +52,7 @@ def png(image: NDArray[np.uint8]) -> bytes:
 
 
 def opened(body: bytes) -> NDArray[np.uint8]:
-    """The pixels of an encoded image; class ids if it has a palette."""
+    """The pixels of an encoded image, or the class ids if it has a palette."""
     return np.asarray(Image.open(io.BytesIO(body)))
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints of other projects: converted, or named and told what to do."""
+"""Checkpoints of other projects are converted, or the error names the project and what to do."""
 
 from __future__ import annotations
 
@@ -50,8 +50,9 @@ def test_networks_of_other_projects_are_named(tmp_path: Path, keys: list[str], s
         state_dict.read(saved(tmp_path / "other.pth", {"state_dict": state, "meta": {}}))
 
 
+@pytest.mark.slow
 def test_the_advice_for_an_encoder_of_smp_works(tmp_path: Path) -> None:
-    """The line that the error gives, evaluated as it stands, leaves a file that is converted."""
+    """The line of code in the error, run as it stands, makes a file that can be converted."""
     smp = pytest.importorskip("segmentation_models_pytorch")
     with torch.device("meta"):
         shapes = smp.DeepLabV3Plus("resnet50", encoder_weights=None).state_dict()

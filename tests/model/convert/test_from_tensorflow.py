@@ -1,4 +1,4 @@
-"""Reading the official implementation's checkpoints: every variable accounted for."""
+"""The official implementation's checkpoints are read, and every variable is accounted for."""
 
 from __future__ import annotations
 
@@ -83,15 +83,15 @@ def test_network_is_read_off_the_references_variables(
     "settings",
     [
         {},
-        {"atrous_rates": ()},
-        {"image_pooling": False},
+        pytest.param({"atrous_rates": ()}, marks=pytest.mark.slow),
+        pytest.param({"image_pooling": False}, marks=pytest.mark.slow),
         {"decoder": False, "decoder_channels": 256, "low_level_channels": 48},
-        {"aspp_separable": True, "decoder_separable": True},
+        pytest.param({"aspp_separable": True, "decoder_separable": True}, marks=pytest.mark.slow),
         {"decoder_separable": True, "decoder_convs": 3, "low_level_channels": 32},
-        {"decoder_convs": 1, "decoder_kernel": 1},
-        {"depth_multiplier": 0.5},
-        {"depth_multiplier": 1.4},
-        {"depth_multiplier": 0.35},
+        pytest.param({"decoder_convs": 1, "decoder_kernel": 1}, marks=pytest.mark.slow),
+        pytest.param({"depth_multiplier": 0.5}, marks=pytest.mark.slow),
+        pytest.param({"depth_multiplier": 1.4}, marks=pytest.mark.slow),
+        pytest.param({"depth_multiplier": 0.35}, marks=pytest.mark.slow),
     ],
 )
 def test_configuration_and_weights_are_recovered_from_the_variables(
@@ -138,7 +138,7 @@ def test_leftover_and_missing_variables_are_named() -> None:
 
 
 def test_unknown_backbone_is_told_with_the_known_ones() -> None:
-    """The scopes that were found, and what is supported."""
+    """The error names the scopes that were found and those that are supported."""
     with pytest.raises(ConvertError, match="MobilenetV3") as error:
         convert_variables(
             {"MobilenetV3/Conv/weights": np.zeros(1), "logits/semantic/weights": np.zeros(1)},
@@ -182,7 +182,7 @@ def test_wrong_options_are_usage_errors(
 
 
 def test_atrous_rates_must_be_as_many_as_the_branches() -> None:
-    """Rates leave no trace in the variables, their number does."""
+    """The variables show how many rates there are, not their values."""
     with pytest.raises(ConvertError, match="has 2 rates, the variables have 3"):
         convert_variables(variables_of(tiny()), ConversionOptions(atrous_rates=(6, 12)), SOURCE)
 
@@ -198,7 +198,7 @@ def test_damaged_npz_is_a_clear_error(
 
 
 def test_imagenet_checkpoint_becomes_backbone_weights(tmp_path: Path) -> None:
-    """Without a segmentation head; the ImageNet classifier is left out."""
+    """The network has no segmentation head; the ImageNet classifier is left out."""
     net = tiny()
     variables = {k: v for k, v in variables_of(net).items() if k.startswith("MobilenetV2/")}
     variables["MobilenetV2/Conv_1/weights"] = np.zeros((1, 1, 80, 1280), np.float32)

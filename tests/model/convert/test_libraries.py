@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 
 def features(path: Path, image: Tensor, output_stride: int) -> Features:
-    """What a converted backbone makes of an image in [0, 255]."""
+    """Run a converted backbone on an image in [0, 255]."""
     card = checkpoint.read_any_card(path)
     assert isinstance(card, BackboneCard)
     config = ModelConfig(backbone=card.backbone, output_stride=output_stride)
@@ -46,7 +46,7 @@ def convert(kind: str, net: nn.Module, folder: Path) -> Path:
 
 @pytest.mark.parametrize("depth", [50, 101])
 def test_torchvision_deeplab_has_the_same_logits(depth: int, tmp_path: Path) -> None:
-    """Its ASPP order, its additional 3x3, output stride 8, no aligned corners; aux left out."""
+    """Its ASPP's order, its additional 3x3, output stride 8 and unaligned corners are kept."""
     from torchvision.models import segmentation
 
     build = getattr(segmentation, f"deeplabv3_resnet{depth}")
@@ -111,7 +111,7 @@ def test_timm_backbone_has_the_same_features(name: str, output_stride: int, tmp_
 
 
 def test_safetensors_and_wrapped_state_dicts_are_read(tmp_path: Path) -> None:
-    """As the hub and training scripts store them."""
+    """The hub and training scripts store them like this."""
     import timm
 
     net = timm.create_model("tf_efficientnet_lite0", pretrained=False)
@@ -135,7 +135,7 @@ def test_safetensors_and_wrapped_state_dicts_are_read(tmp_path: Path) -> None:
 def test_other_networks_are_refused_by_name(
     state: dict[str, Tensor], words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What was found and what is supported."""
+    """The error names what was found and what is supported."""
     torch.save(state, tmp_path / "x.pth")
     for kind in ("timm", "torchvision"):
         assert main([kind, str(tmp_path / "x.pth"), str(tmp_path / "net")]) == 1
@@ -145,7 +145,7 @@ def test_other_networks_are_refused_by_name(
 
 
 class Harmful:
-    """Unpickling this would call a function."""
+    """Unpickling an object of this class would call a function."""
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return print, ("ran",)

@@ -184,7 +184,7 @@ def test_smoothed_masks_and_jpeg_masks_are_told_apart_from_wrong_ids(
 def test_a_mask_drawn_on_the_photo_as_stored_is_found_at_every_orientation(
     tmp_path: Path, orientation: int, square: bool
 ) -> None:
-    """Upside down or mirrored, the sizes agree: only the picture tells."""
+    """A mask that is upside down or mirrored has the right size; only its content is wrong."""
     rng = np.random.default_rng(0)
     mask = np.zeros((40, 40 if square else 56), np.uint8)
     mask[3:15, 5:21] = 1
@@ -227,7 +227,7 @@ def test_every_kind_of_set_is_recognised_by_its_folders(tmp_path: Path) -> None:
 
 
 def test_a_network_is_judged_on_what_lies_there_or_what_it_was_trained_on(tmp_path: Path) -> None:
-    """No command takes VOC where the folder or the checkpoint says otherwise."""
+    """No command assumes VOC if the folder or the checkpoint says otherwise."""
     assert choose(None, tmp_path, "coco") == "coco"
     assert choose(None, tmp_path, None) == "voc"
     assert choose(None, tmp_path, ["odd"]) == "voc"
@@ -244,7 +244,7 @@ def test_a_network_is_judged_on_what_lies_there_or_what_it_was_trained_on(tmp_pa
 def test_a_usable_set_of_ones_own_comes_with_the_command_that_trains_it(
     own: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Iterations by its photos; and large photos are compared with the crop."""
+    """Iterations follow from the number of photos; large photos are compared with the crop."""
     assert main(["check", str(own)]) == 0
     out = capsys.readouterr().out
     assert "--set model.num_classes=2 --set iterations=100" in out

@@ -57,7 +57,7 @@ def test_names_and_splits_may_not_leave_the_folder_but_a_link_may(tmp_path: Path
 
 
 def test_photos_and_masks_may_lie_in_one_folder(tmp_path: Path) -> None:
-    """What ends with mask_suffix is a mask there, and no photo."""
+    """In a folder of photos and masks, what ends with mask_suffix is a mask."""
     toml = 'classes = ["a", "b"]\nimages = "all"\nmasks = "all"\n'
     folder = tmp_path / "all"
     folder.mkdir()

@@ -1,4 +1,4 @@
-"""Masks of colours: recognised, named where unknown, and translated into class ids."""
+"""Masks of colours are recognised and translated into class ids; unknown colours are named."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_values_in_three_equal_channels_are_the_values(tmp_path: Path) -> None:
 
 
 def test_black_and_white_palettes_are_not_taken_for_renumbered(tmp_path: Path) -> None:
-    """Values 0 and 1, shown as black and white: white is not void here."""
+    """The values 0 and 1 are shown as black and white, and white is not void here."""
     mask = Image.fromarray(np.array([[0, 1]], np.uint8))
     mask.putpalette([0, 0, 0, 255, 255, 255])
     toml = 'classes = ["ground", "roof"]\npalette = [[0, 0, 0], [200, 0, 0]]\n'
@@ -126,7 +126,7 @@ def test_the_coloured_masks_of_some_copies_of_voc_become_ids(tmp_path: Path) -> 
 def test_a_renumbered_palette_is_noticed_and_undone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Saving colours as a palette PNG numbers them anew: cat becomes class 1 or 2."""
+    """Saving colours as a palette PNG renumbers them: cat becomes class 1 or 2."""
     root = voc_folder.make(tmp_path, count=2)
     assert main(["check", str(root)]) == 0
     masks = [Path(str(pair.mask)) for pair in find("voc", root, "train").pairs]

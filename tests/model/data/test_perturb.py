@@ -1,4 +1,4 @@
-"""Strong augmentation: the mask follows the photo, and only where the photo is bent."""
+"""Under strong augmentation the mask changes with the photo, and only if the geometry changes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ SEEDS = range(12)
 
 
 def disc(width: int = 160, height: int = 120) -> tuple[Image.Image, np.ndarray]:
-    """A white disc in the middle of black, whose class is 7."""
+    """A black picture with a white disc in the middle, of class 7."""
     y, x = np.mgrid[:height, :width]
     ids = np.where((x - width / 2) ** 2 + (y - height / 2) ** 2 < 30**2, 7, 0).astype(np.uint8)
     return Image.fromarray(np.repeat((ids > 0)[..., None] * np.uint8(255), 3, axis=2)), ids
 
 
 def warped(image: Image.Image, ids: np.ndarray, seed: int) -> tuple[Image.Image, np.ndarray]:
-    """The two bent at random."""
+    """The picture and its mask, warped at random."""
     source = perturb.draw_warp(image.size, np.random.default_rng(seed))
     return perturb.warp(image, ids, source, PAD)
 

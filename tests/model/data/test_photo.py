@@ -24,7 +24,7 @@ def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
 @pytest.mark.parametrize("depth", ["u1", "<u2", ">u2"])
 @pytest.mark.parametrize("colors", ["grey", "palette", "transparent", "grey transparent"])
 def test_the_service_sees_the_same_pixels(tmp_path: Path, depth: str, colors: str) -> None:
-    """One policy for what has no one meaning: transparency, and more than 8 bits."""
+    """Transparency and more than 8 bits, which can be read in several ways, are read in one way."""
     from service.images import imaging
 
     grey = np.arange(0, 240, dtype=depth).reshape(12, 20)

@@ -1,4 +1,4 @@
-"""Data sets are made of their publishers' archives, which are tiny here."""
+"""Data sets are made from their publishers' archives, which are tiny here."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def zipped(path: Path, files: dict[str, bytes]) -> Path:
 
 
 def voc_archive(tmp_path: Path) -> Path:
-    """VOC of two photos in train and one in val, and the photos that SBD has masks for."""
+    """VOC with two photos in train and one in val, and the photos that SBD has masks for."""
     made = voc_folder.make(tmp_path / "made", count=2) / BASE
     for extra in ("2007_000007", "2007_000008", "2007_000009"):
         Image.new("RGB", (4, 3)).save(made / "JPEGImages" / f"{extra}.jpg")
@@ -310,7 +310,7 @@ def test_missing_archives_and_folders_are_reported(
 def test_edited_descriptions_survive_a_second_preparation(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An unedited file is written again in silence, a deleted one comes back."""
+    """An unedited file is written again without a message, and a deleted one comes back."""
     command = ["prepare", "shapes", "--data", str(tmp_path)]
     assert main(command) == 0
     recipe, description = tmp_path / "recipe.toml", tmp_path / "dataset.toml"

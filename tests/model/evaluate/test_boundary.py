@@ -31,7 +31,7 @@ def pictures() -> Masks:
 
 
 def edge(mask: NDArray[np.bool_], width: int) -> NDArray[np.bool_]:
-    """A mask without its erosion, one pixel at a time; beyond the picture is outside."""
+    """A mask minus its erosion, one pixel at a time; pixels beyond the picture count as outside."""
     return np.asarray(mask & ~ndimage.binary_erosion(mask, np.ones((3, 3)), iterations=width))
 
 
@@ -62,7 +62,7 @@ def test_boundary_iou_equals_iterated_erosion() -> None:
 
 
 def test_a_perfect_prediction_scores_one_despite_void() -> None:
-    """What is predicted on void pixels does not move the edge."""
+    """Predictions on void pixels do not change the edge."""
     truth, _ = pictures()[0]
     metric = BoundaryIoU(4)
     metric.add(truth, np.where(truth == 255, 1, truth).astype(np.uint8))
@@ -70,7 +70,7 @@ def test_a_perfect_prediction_scores_one_despite_void() -> None:
 
 
 def test_a_small_shift_costs_more_at_the_edge_than_inside() -> None:
-    """What the measure is for: mIoU barely notices."""
+    """The measure exists for this case, which mIoU barely notices."""
     truth = np.zeros((200, 200), np.uint8)
     truth[20:180, 20:180] = 1
     metric, whole = BoundaryIoU(2), Confusion(2)

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from sklearn.metrics import confusion_matrix, jaccard_score
 
 from model import checkpoint
 from model.checkpoint import Card
@@ -41,8 +40,11 @@ def run(saved: Path, data: Path, *options: str) -> dict[str, object]:
     return dict(json.loads(target.read_text(encoding="utf-8")))
 
 
+@pytest.mark.slow
 def test_the_figures_are_scikit_learns(saved: Path, data: Path) -> None:
     """Mean and classes, over all pixels of all pictures that are not void."""
+    from sklearn.metrics import confusion_matrix, jaccard_score
+
     options = ("--output-stride", "8", "--scales", "0.5,1", "--flip")
     result = run(saved, data, *options)
     net = checkpoint.load(saved, output_stride=8)
@@ -134,7 +136,7 @@ def test_large_photos_are_judged_as_served_unless_asked_otherwise(
 def test_wrong_options_are_usage_errors(
     options: list[str], says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Found before anything is loaded."""
+    """The mistake is found before anything is loaded."""
     with pytest.raises(SystemExit) as error:
         evaluate.main(["net", "--data", "data", *options])
     assert error.value.code == 2
@@ -144,7 +146,7 @@ def test_wrong_options_are_usage_errors(
 def test_figures_are_printed_even_where_they_cannot_be_written(
     saved: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An evaluation may have taken hours."""
+    """The evaluation may have taken hours, so its figures are kept."""
     (tmp_path / "file").touch()
     command = [str(saved), "--data", str(data), "--json", str(tmp_path / "file" / "out.json")]
     assert evaluate.main(command) == 1
@@ -174,7 +176,7 @@ def test_a_mask_of_another_size_than_its_photo_is_named(
 
 
 def test_the_same_classes_in_another_order_are_refused(data: Path) -> None:
-    """As after an edit of dataset.toml; the mIoU would be a number that means nothing."""
+    """This happens after an edit of dataset.toml. The mIoU would mean nothing."""
     dataset = find("voc", data, "val")
     evaluation.check_classes(VOC_CLASSES, dataset)
     evaluation.check_classes((*VOC_CLASSES[:-1], "tv/monitor"), dataset)  # another spelling
@@ -199,7 +201,7 @@ def test_a_set_of_void_alone_has_no_figure(
 def test_masks_that_leave_nothing_to_tell_apart_have_no_figure(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Masks of 0 and 255 without `values`: all that is judged is background, at mIoU 1."""
+    """With masks of 0 and 255 and no `values`, everything evaluated is background, at mIoU 1."""
     for kind in ("images", "masks"):
         (tmp_path / kind / "val").mkdir(parents=True)
     Image.new("RGB", (40, 40)).save(tmp_path / "images/val/a.jpg")
@@ -226,7 +228,7 @@ def test_masks_that_leave_nothing_to_tell_apart_have_no_figure(
 
 
 def test_both_evaluators_have_the_same_options() -> None:
-    """model.evaluate and export.evaluate: same names, same help, same defaults."""
+    """model.evaluate and export.evaluate share names, help texts and defaults."""
     from export import evaluate as exported
 
     def described(parser: object) -> dict[str, object]:

@@ -27,8 +27,6 @@ from model.network.inference import (
 )
 from tests.model.nets import photo, tiny
 
-pytestmark = pytest.mark.slow
-
 Array = NDArray[np.float64]
 SCALES = (0.5, 0.75, 1.0, 1.75)
 
@@ -74,6 +72,7 @@ def oracle(
     return (total / len(scales) / len(flips))[: image.shape[0], : image.shape[1]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "decoder"),
     [((49, 60), True), ((80, 97), True), ((65, 65), False), ((66, 40), False)],
@@ -94,8 +93,9 @@ def test_multi_scale_and_flip_is_the_references_procedure(
     assert len(np.unique(labels)) > 1
 
 
+@pytest.mark.slow
 def test_single_scale_label_map_is_the_argmax_of_the_probabilities() -> None:
-    """One pass skips the softmax, which changes no order."""
+    """A single pass skips the softmax, which does not change the order of the classes."""
     net = tiny()
     image = photo(50, 70)
     labels = label_map(net, image)
@@ -103,6 +103,7 @@ def test_single_scale_label_map_is_the_argmax_of_the_probabilities() -> None:
     assert (labels == probabilities(net, image).argmax(0)).all()
 
 
+@pytest.mark.slow
 def test_crop_size_pads_smaller_photos_and_leaves_larger_ones() -> None:
     """The padding is the mean pixel at the bottom and right, and can be turned off."""
     net = tiny()
@@ -115,6 +116,7 @@ def test_crop_size_pads_smaller_photos_and_leaves_larger_ones() -> None:
     assert np.abs(inside - bare).max() > 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stride", [8, 16, 32])
 def test_any_output_stride_with_all_scales_is_the_references_procedure(stride: int) -> None:
     """The paper's six scales and flip, the same weights at every output stride."""
@@ -141,6 +143,7 @@ def test_windows_cover_every_pixel_and_overlap_enough(
     assert all(a + window - b >= int(overlap * window) for a, b in pairwise(starts))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "overlap"), [((150, 100), 1 / 3), ((40, 140), 0.5)])
 def test_sliding_windows_average_probabilities(size: tuple[int, int], overlap: float) -> None:
     """Each window is judged like a photo of its own; a loop over pixels puts them together."""
@@ -168,6 +171,7 @@ def test_sliding_windows_average_probabilities(size: tuple[int, int], overlap: f
     assert np.abs(ours - whole).max() > 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(65, 65), (30, 65), (20, 20)])
 def test_sliding_changes_nothing_where_one_window_holds_the_photo(size: tuple[int, int]) -> None:
     net = tiny()
@@ -176,9 +180,11 @@ def test_sliding_changes_nothing_where_one_window_holds_the_photo(size: tuple[in
     assert (label_map(net, image, overlap=0.5) == label_map(net, image)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(200, 131), (66, 40), (40, 300), (65, 65), (30, 20)])
 def test_a_photo_is_judged_as_the_service_fits_it(size: tuple[int, int]) -> None:
-    """Shrunk and enlarged again exactly as service.images does; smaller ones are as ever."""
+    """Larger photos are shrunk and their labels enlarged exactly as in service.images; smaller ones
+    are predicted as they are."""
     from PIL import Image
 
     from service.images.imaging import DecodedPhoto, fit, restore
@@ -217,7 +223,7 @@ def test_an_overlap_out_of_range_is_refused(overlap: float) -> None:
 def test_wrong_images_and_scales_are_named(
     image: NDArray[np.uint8], scales: tuple[float, ...], word: str
 ) -> None:
-    """The error says what was given."""
+    """The error names the given value."""
     with pytest.raises(ValueError, match="give") as error:
         label_map(tiny(), image, scales)
     assert word in str(error.value)
@@ -241,6 +247,7 @@ def test_saved_mask_keeps_every_class_id(tmp_path: Path) -> None:
             assert (np.asarray(mask) == ids).all()
 
 
+@pytest.mark.slow
 def test_photo_is_turned_as_its_exif_says(tmp_path: Path) -> None:
     """Orientation 6 is a quarter turn; a broken EXIF block is ignored."""
     pixels = photo(24, 40)
@@ -261,6 +268,7 @@ def saved(tmp_path: Path) -> Path:
     return checkpoint.save(tmp_path / "net", net.state_dict(), card)
 
 
+@pytest.mark.slow
 def test_command_writes_the_mask_and_overlay_of_each_photo(saved: Path, tmp_path: Path) -> None:
     """Masks have the photo's size and are the library's label maps."""
     pixels = photo(50, 70)
@@ -275,6 +283,7 @@ def test_command_writes_the_mask_and_overlay_of_each_photo(saved: Path, tmp_path
         assert overlay.size == (70, 50)
 
 
+@pytest.mark.slow
 def test_command_slides_over_large_photos(saved: Path, tmp_path: Path) -> None:
     pixels = photo(120, 70)
     Image.fromarray(pixels).save(tmp_path / "one.png")
@@ -287,6 +296,7 @@ def test_command_slides_over_large_photos(saved: Path, tmp_path: Path) -> None:
     assert (found != label_map(net, pixels)).any()
 
 
+@pytest.mark.slow
 def test_command_goes_on_after_a_file_that_is_no_picture(
     saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -299,6 +309,7 @@ def test_command_goes_on_after_a_file_that_is_no_picture(
     assert "bad.jpg" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_made_is_one_line(
     saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -316,7 +327,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(
         (["x.png", "--scales", "1,0"], "above 0"),
         (["x.png", "--scales", "1;2"], "list of scales"),
         (["x.png", "--overlap", "1"], "from 0 to below 1"),
-        ([], "give IMAGES"),
+        ([], "give photos"),
         (["x.png", "--overlap", "0.5"], "give --sliding"),
         (["x.png", "--device", "gpu"], "'gpu': Expected one of cpu, cuda"),
         (["out/x.png"], "replaced by its mask"),

@@ -21,8 +21,6 @@ from model.evaluate import plots, report
 from tests.model import voc_folder
 from tests.model.nets import tiny
 
-pytestmark = pytest.mark.slow
-
 EVIL = '<script>alert("x")</script>'
 
 
@@ -82,6 +80,7 @@ def made(run: Path, *options: str) -> Page:
     return Page((run / "report.html").read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_the_page_holds_curves_figures_matrix_and_samples(run: Path, tmp_path: Path) -> None:
     data = voc_folder.make(tmp_path, count=3, split="val")
     page = made(run, "--data", str(data), "--samples", "2")
@@ -108,6 +107,7 @@ def test_the_page_holds_curves_figures_matrix_and_samples(run: Path, tmp_path: P
     assert np.abs(bare - truth).max() > 64  # the object is coloured
 
 
+@pytest.mark.slow
 def test_the_default_data_set_is_the_one_trained_on(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -120,12 +120,14 @@ def test_the_default_data_set_is_the_one_trained_on(
     made(run, "--data", str(data), "--dataset", "voc", "--samples", "0")
 
 
+@pytest.mark.slow
 def test_curves_are_drawn_from_zero_on() -> None:
-    """Else a percent of noise in crops per second looks like a trend."""
+    """Otherwise a percent of noise in crops per second would look like a trend."""
     figure = plots.series({"crops/s": {20: 24.0, 40: 24.5}, "odd": {20: -1.0, 40: 2.0}, "none": {}})
     assert [axes.get_ylim()[0] for axes in figure.axes[:2]] == [0, pytest.approx(-1.15)]
 
 
+@pytest.mark.slow
 def test_the_page_loads_nothing_and_runs_nothing(run: Path) -> None:
     page = made(run)
     assert {tag for tag, _ in page.tags}.isdisjoint({"script", "link", "iframe", "object", "base"})
@@ -137,6 +139,7 @@ def test_the_page_loads_nothing_and_runs_nothing(run: Path) -> None:
     assert "url(" not in (run / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_names_and_texts_are_shown_and_never_run(run: Path) -> None:
     """A run's name, its description and its source could hold HTML."""
     page = made(run)
@@ -146,13 +149,14 @@ def test_names_and_texts_are_shown_and_never_run(run: Path) -> None:
 
 
 def test_the_log_survives_a_kill_and_a_resume(run: Path) -> None:
-    """Later lines replace earlier ones, a torn one is left out, and so is what is no number."""
+    """Later lines replace earlier ones. Lines that are cut off or hold no number are left out."""
     curves = report.read_log(run / "log.jsonl")
     assert curves["loss"] == {20: 2.8, 40: 9.0, 60: 2.4}
     assert curves["miou"] == {40: 0.3}
     assert set(curves) == {"loss", "crops_per_second", "miou"}
 
 
+@pytest.mark.slow
 def test_a_run_in_progress_has_its_curves(run: Path) -> None:
     (run / "model.json").unlink()
     page = made(run)
@@ -160,6 +164,7 @@ def test_a_run_in_progress_has_its_curves(run: Path) -> None:
     assert len(page.images()) == 1
 
 
+@pytest.mark.slow
 def test_figures_kept_in_the_checkpoint_are_shown_without_data(run: Path) -> None:
     checkpoint.record_metrics(run / "model", {"miou": 0.5123, "iou": {"cat": 0.4, "dog": None}})
     page = made(run)
@@ -175,7 +180,8 @@ def test_a_folder_that_is_no_run_is_refused(
     assert not (tmp_path / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_class_names_with_dollars_are_no_formulas(run: Path) -> None:
-    """matplotlib would fail to parse one."""
+    """matplotlib would try to parse a formula and fail."""
     checkpoint.record_metrics(run / "model", {"miou": 0.1, "iou": {r"a $\frac$ b$": 0.4}})
     assert "IoU by class" in made(run).images()

@@ -1,4 +1,4 @@
-"""Submissions hold what was judged, in the servers' form, and can be read back."""
+"""Submissions contain the evaluated labels in the test servers' format, and can be read back."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def part_of(data: Path, root: Path, count: int) -> Path:
     ]
 )
 def data(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A VOC val set of three photos: made up, and the first of the real one."""
+    """A VOC val set of three photos: a generated one, and the first three of the real one."""
     if request.param == "made":
         return voc_folder.make(tmp_path / "data", count=3, split="val")
     return part_of(SHARED / "data", tmp_path / "data", 3)
@@ -108,7 +108,7 @@ def test_a_cityscapes_submission_holds_label_ids(tmp_path: Path) -> None:
 
 
 def test_a_photo_that_cannot_be_read_leaves_no_archive(tmp_path: Path) -> None:
-    """An incomplete one would be scored with holes; that of an earlier run would mislead."""
+    """An incomplete archive would be scored as it is, and one of an earlier run would mislead."""
     (tmp_path / "bad.jpg").write_bytes(b"no picture")
     Image.fromarray(photo(20, 20)).save(tmp_path / "good.png")
     photos = [str(tmp_path / "bad.jpg"), str(tmp_path / "good.png")]

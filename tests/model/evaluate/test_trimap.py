@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
-from sklearn.metrics import jaccard_score
 
 from model.data.dataset import DatasetError
 from model.evaluate.trimap import Trimap
@@ -33,6 +32,8 @@ def pictures(count: int = 3) -> Masks:
 
 def oracle(masks: Masks, width: int) -> float:
     """mIoU over all judged pixels that SciPy's dilation of void reaches."""
+    from sklearn.metrics import jaccard_score
+
     square = np.ones((2 * width + 1, 2 * width + 1), bool)
     truths, predictions = [], []
     for truth, prediction in masks:

@@ -49,6 +49,7 @@ def test_half_the_file_predicts_alike(tmp_path: Path) -> None:
     assert (expected - logits).abs().max() < 0.02 * expected.std()
 
 
+@pytest.mark.slow
 def test_kernels_beyond_float16_are_refused(tmp_path: Path) -> None:
     net = write(tmp_path / "a", 0)
     state = net.state_dict()

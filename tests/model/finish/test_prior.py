@@ -1,4 +1,4 @@
-"""Classes as common as where the network is used: biases, and nothing else, change."""
+"""Fitting a network to other class shares changes its biases and nothing else."""
 
 from __future__ import annotations
 

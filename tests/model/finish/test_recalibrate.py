@@ -1,4 +1,4 @@
-"""Batch norm's statistics become those of whole photos; weights stay."""
+"""Batch norm's statistics become those of whole photos; the weights do not change."""
 
 from __future__ import annotations
 
@@ -17,8 +17,6 @@ from model.network.layers import batch_norms
 from tests.model import voc_folder
 from tests.model.nets import shake, tiny
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
@@ -36,6 +34,7 @@ def run(source: Path, out: Path, *more: str) -> int:
     return recalibrate.main([str(source), "-o", str(out), *data, *more])
 
 
+@pytest.mark.slow
 def test_statistics_are_those_of_all_photos(source: Path, tmp_path: Path) -> None:
     net = checkpoint.load(source).double()  # in float32 torch's own sums differ by 1e-5
     dataset = find("voc", tmp_path / "data", "train")
@@ -56,6 +55,7 @@ def test_statistics_are_those_of_all_photos(source: Path, tmp_path: Path) -> Non
         torch.testing.assert_close(found.running_var, variance)
 
 
+@pytest.mark.slow
 def test_only_statistics_change(source: Path, tmp_path: Path) -> None:
     assert run(source, tmp_path / "out", "--photos", "2", "--batch", "2") == 0
     before = checkpoint.load(source).state_dict()
@@ -64,6 +64,7 @@ def test_only_statistics_change(source: Path, tmp_path: Path) -> None:
     assert changed == {"running_mean", "running_var", "num_batches_tracked"}
 
 
+@pytest.mark.slow
 def test_uniformly_each_photo_comes_once_before_any_again(source: Path, tmp_path: Path) -> None:
     dataset = find("voc", tmp_path / "data", "train")
     total = len(dataset.pairs)
@@ -72,6 +73,7 @@ def test_uniformly_each_photo_comes_once_before_any_again(source: Path, tmp_path
     assert len(order) == total + 1
 
 
+@pytest.mark.slow
 def test_the_card_says_what_was_done(source: Path, tmp_path: Path) -> None:
     assert run(source, tmp_path / "out", "--photos", "2", "--batch", "2") == 0
     card = checkpoint.read_card(tmp_path / "out")
@@ -79,6 +81,7 @@ def test_the_card_says_what_was_done(source: Path, tmp_path: Path) -> None:
     assert card.metrics == {}  # those of other statistics
 
 
+@pytest.mark.slow
 def test_photos_are_laid_out_as_evaluation_does(source: Path, tmp_path: Path) -> None:
     net = checkpoint.load(source)
     dataset = find("voc", tmp_path / "data", "train")

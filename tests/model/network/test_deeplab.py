@@ -17,8 +17,6 @@ from model.network.deeplab import BACKBONES, ImagePooling
 from model.paper.complexity import build
 from tests.model.nets import batch, shake, tiny, worst
 
-pytestmark = pytest.mark.slow
-
 BACKBONE_NAMES = get_args(BackboneName)
 STRIDES = (8, 16, 32)
 
@@ -29,6 +27,7 @@ def shape_of(size: tuple[int, int], **settings: object) -> tuple[int, ...]:
         return tuple(net(torch.empty(2, 3, *size, device="meta")).shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", BACKBONE_NAMES)
 @pytest.mark.parametrize("stride", STRIDES)
 def test_logits_come_at_stride_four_with_the_decoder_and_at_the_output_stride_without(
@@ -42,6 +41,7 @@ def test_logits_come_at_stride_four_with_the_decoder_and_at_the_output_stride_wi
     assert shape_of((height, width), **common, decoder=False) == without
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", BACKBONE_NAMES)
 def test_one_set_of_weights_serves_every_output_stride(backbone: str) -> None:
     """A denser map holds the coarser one: every second pixel of OS 8 is OS 16, and so on.
@@ -130,6 +130,7 @@ def test_what_follows_xceptions_depthwise_convolutions(kind: AfterDepthwise, sta
         assert worst(conv(x), y.relu() if inside else y) < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [8, 16, 32, 48, 64])
 def test_table_1_channels_of_the_low_level_feature(channels: int) -> None:
     """Table 1 varies the 1x1 convolution of the decoder."""
@@ -138,6 +139,7 @@ def test_table_1_channels_of_the_low_level_feature(channels: int) -> None:
     assert first.shape == (256, 256 + channels, 3, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "weights"),
     [

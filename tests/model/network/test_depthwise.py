@@ -11,7 +11,7 @@ from tests.model.nets import tiny
 
 
 def gradients(conv: nn.Conv2d, x: Tensor) -> tuple[Tensor, ...]:
-    """Of a sum that weighs every output differently, by input and kernel."""
+    """The gradients, by input and kernel, of a sum that weighs every output differently."""
     y = conv(x)
     weighed = (y * torch.linspace(-1, 2, y.numel()).view_as(y).to(y)).sum()
     return torch.autograd.grad(weighed, [x, conv.weight])
@@ -22,7 +22,7 @@ def gradients(conv: nn.Conv2d, x: Tensor) -> tuple[Tensor, ...]:
 def test_gradients_are_those_of_the_ordinary_convolution(
     size: tuple[int, int], kernel: int, rate: int
 ) -> None:
-    """In float64, where the phases pay and where they are too small."""
+    """The sizes include some for which the phases are too small to be worth it. In float64."""
     torch.manual_seed(0)
     padding = rate * (kernel // 2)
     conv = nn.Conv2d(6, 6, kernel, padding=padding, dilation=rate, groups=6, bias=False).double()
@@ -36,7 +36,7 @@ def test_gradients_are_those_of_the_ordinary_convolution(
 
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16], ids=str)
 def test_gradients_under_autocast_are_those_of_the_parameters_kind(kind: torch.dtype) -> None:
-    """As in training: the backward pass runs when autocast has ended."""
+    """In training, too, the backward pass runs after autocast has ended."""
     torch.manual_seed(0)
     conv = nn.Conv2d(6, 6, 3, padding=2, dilation=2, groups=6, bias=False)
     x = torch.randn(2, 6, 13, 20, requires_grad=True)
@@ -93,7 +93,7 @@ def test_other_convolutions_are_left_alone(conv: nn.Conv2d) -> None:
 
 
 def test_a_network_trains_to_the_same_gradients() -> None:
-    """The whole net in float64: every parameter's gradient, names unchanged."""
+    """Every parameter of the whole network keeps its name and has the same gradient, in float64."""
     torch.manual_seed(1)
     net = tiny(aspp_separable=True, decoder_separable=True).double().train()
     for norm in batch_norms(net):

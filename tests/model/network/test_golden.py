@@ -32,7 +32,7 @@ from model.network.inference import label_map
 from model.network.layers import ConvBN
 from tests.shared import REFERENCE, needs_reference
 
-pytestmark = [needs_reference, pytest.mark.slow]
+pytestmark = [pytest.mark.slow, needs_reference]
 
 # max |difference| / std of the logits; ResNet's error doubles every few units in float32.
 TOLERANCE = {"xception": 1e-4, "mobilenet": 1e-3, "resnet": 1e-2}
@@ -45,7 +45,7 @@ NOT_LAYERS = {"logits/semantic/BiasAdd", "resnet_v1_101/pool1/MaxPool"}
 
 
 class Run(NamedTuple):
-    """One network at one output stride, and what the reference computed with it."""
+    """One network at one output stride, and the results that the reference computed with it."""
 
     net: DeepLabV3Plus
     golden: dict[str, NDArray[Any]]
@@ -105,7 +105,7 @@ def image(key: str) -> NDArray[np.uint8]:
 
 
 class Taps:
-    """Logits, and 64 values of each layer that the reference looked into."""
+    """Logits, and 64 values of each layer that the reference recorded."""
 
     def __init__(self, run: Run) -> None:
         self.logits = torch.empty(0)
@@ -166,7 +166,7 @@ def test_network_is_the_reference(name: str, key: str) -> None:
 
 
 def logit_error(ours: NDArray[Any], golden: dict[str, NDArray[Any]], key: str) -> float:
-    """Largest difference; with the decoder the files keep every fourth logit and five rows."""
+    """The largest difference. With the decoder the files hold every fourth logit, and five rows."""
     if f"{key}_logits" in golden:
         return float(np.abs(ours - golden[f"{key}_logits"]).max())
     height = ours.shape[0]

@@ -22,7 +22,7 @@ def test_same_padding_puts_the_odd_pixel_at_the_end(size: int, kernel: int) -> N
 
 @pytest.mark.parametrize(("height", "width"), [(6, 7), (7, 6), (8, 8)])
 def test_strided_same_convolution_samples_where_tensorflow_does(height: int, width: int) -> None:
-    """A kernel that copies one tap shows which pixels it is laid over: on even sizes 1, 3, 5."""
+    """A kernel that copies one tap shows which pixels it covers: on even sizes 1, 3, 5."""
     conv = SamePadConv(1, 1, 3, stride=2)
     with torch.no_grad():
         conv.weight.zero_()
@@ -33,7 +33,7 @@ def test_strided_same_convolution_samples_where_tensorflow_does(height: int, wid
 
 
 def test_schedule_turns_strides_into_rates_once_the_target_is_reached() -> None:
-    """The layer that no longer strides keeps the current rate; those behind it see the new one."""
+    """The layer that loses its stride keeps the current rate; later layers get the new one."""
     schedule = AtrousSchedule(8)
     taken = [schedule.take(stride) for stride in (2, 2, 1, 2, 1, 2, 1, 2, 1)]
     assert taken == [(2, 1), (2, 1), (1, 1), (2, 1), (1, 1), (1, 1), (1, 2), (1, 2), (1, 4)]

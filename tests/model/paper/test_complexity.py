@@ -9,11 +9,9 @@ import pytest
 from torch import nn
 
 from model.network.config import PUBLISHED, ModelConfig
-from model.paper.complexity import Row, build, main, measure, merged, shape_table
+from model.paper.complexity import BlockRow, build, main, measure, merged, shape_table
 from model.paper.tables import TABLE_3, TABLE_5, Setting, count
 from tests.shared import REFERENCE, needs_reference
-
-pytestmark = pytest.mark.slow
 
 # Names of the reference's options, where ours differ.
 OPTIONS = {"aspp_sep": "aspp_separable", "dec_sep": "decoder_separable",
@@ -34,6 +32,7 @@ def configured(entry: dict[str, Any]) -> ModelConfig:
     return ModelConfig.model_validate({**published, "backbone": entry["variant"], **options})
 
 
+@pytest.mark.slow
 @needs_reference
 @pytest.mark.parametrize("entry", counted())
 def test_counts_are_the_references_to_the_integer(entry: dict[str, Any]) -> None:
@@ -53,16 +52,17 @@ SINGLE_SCALE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("backbone", "setting"), SINGLE_SCALE)
 def test_papers_columns_reproduce_within_half_a_percent(backbone: str, setting: Setting) -> None:
-    """All but one cell, which the paper contradicts itself (docs/complexity.md)."""
+    """Except one cell, in which the paper contradicts itself (docs/complexity.md)."""
     difference = count(backbone, setting).multiply_adds / 1e9 / setting.published - 1
     is_slip = setting.published == 101.28
     assert (abs(difference) < 0.005) != is_slip
 
 
 def test_convolutions_are_counted_by_hand() -> None:
-    """The classifier and a rounded atrous branch, from their sizes."""
+    """The classifier and an atrous branch with rounding, computed from their sizes."""
     result = measure(ModelConfig(backbone="mobilenet_v2", decoder=False), (65, 65))
     assert result.logical["logits"] == 5 * 5 * 256 * 21
     rows = {row.name: row for row in shape_table(
@@ -72,9 +72,10 @@ def test_convolutions_are_counted_by_hand() -> None:
     assert rows["logits"].shape == (21, 5, 5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "millions"), [(0, 4.7), (1, 5.4), (2, 6.1)])
 def test_light_backbones_have_the_published_parameters(number: int, millions: float) -> None:
-    """Of lite/README.md in the TensorFlow TPU repository, which counts the classifier in.
+    """From lite/README.md in the TensorFlow TPU repository, which includes the classifier.
 
     That is a 1x1 to 1280 channels with batch norm, then 1000 classes.
     """
@@ -84,14 +85,16 @@ def test_light_backbones_have_the_published_parameters(number: int, millions: fl
     assert round(total / 1e6, 1) == millions
 
 
+@pytest.mark.slow
 def test_flipping_doubles_and_scales_add_up() -> None:
-    """A pass per scale and mirror image."""
+    """There is one pass for each scale and mirror image."""
     config = ModelConfig(backbone="efficientnet_lite0")
     parts = [measure(config, size).multiply_adds for size in ((33, 49), (65, 97))]
     both = measure(config, (65, 97), (0.5, 1.0), flip=True)
     assert both.multiply_adds == 2 * sum(parts)
 
 
+@pytest.mark.slow
 def test_nothing_is_allocated() -> None:
     """Every parameter and buffer is on the meta device."""
     net = build(ModelConfig(backbone="xception_71"))
@@ -101,7 +104,7 @@ def test_nothing_is_allocated() -> None:
 
 def test_equal_rows_are_merged() -> None:
     """Xception's middle flow is sixteen times the same."""
-    row = Row("backbone.stages.3", (8, 4, 4), 1, (2,), 10, 100)
+    row = BlockRow("backbone.stages.3", (8, 4, 4), 1, (2,), 10, 100)
     rows = [row._replace(name=f"backbone.stages.{index}") for index in range(3, 6)]
     other = row._replace(name="logits", parameters=1)
     assert list(merged([*rows, other])) == [
@@ -110,6 +113,7 @@ def test_equal_rows_are_merged() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_json_has_the_counts_and_the_parameters(capsys: pytest.CaptureFixture[str]) -> None:
     """MobileNetV2 without decoder: 2.75 B published, 2.11 M trainable parameters."""
     assert main(["--backbone", "mobilenet_v2", "--no-decoder", "--json"]) == 0
@@ -119,8 +123,9 @@ def test_json_has_the_counts_and_the_parameters(capsys: pytest.CaptureFixture[st
     assert figures["parameters"] == 2_113_557
 
 
+@pytest.mark.slow
 def test_summary_lists_every_block(capsys: pytest.CaptureFixture[str]) -> None:
-    """Names, shapes and rates."""
+    """Each line has the block's name, shape and rates."""
     assert main(["--backbone", "xception_65", "--separable", "--summary"]) == 0
     out = capsys.readouterr().out
     for words in (
@@ -143,7 +148,7 @@ def test_summary_lists_every_block(capsys: pytest.CaptureFixture[str]) -> None:
 def test_wrong_options_are_usage_errors(
     arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Exit code 2, the option's value and the valid ones."""
+    """The exit code is 2, and the message has the option's value and the valid ones."""
     with pytest.raises(SystemExit) as error:
         main(arguments)
     assert error.value.code == 2
@@ -152,6 +157,6 @@ def test_wrong_options_are_usage_errors(
 
 
 def test_option_that_does_not_fit_the_backbone_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    """The depth multiplier is MobileNetV2's."""
+    """Only MobileNetV2 has a depth multiplier."""
     assert main(["--backbone", "xception_65", "--depth-multiplier", "0.5"]) == 2
     assert "depth_multiplier=0.5" in capsys.readouterr().err

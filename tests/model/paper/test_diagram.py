@@ -1,4 +1,4 @@
-"""The picture of the network is drawn from the network."""
+"""The diagram shows the network's own sizes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Learning from other networks: the loss by hand, and a whole training with teachers."""
+"""Distillation: the loss computed by hand, and a whole training with teachers."""
 
 from __future__ import annotations
 
@@ -30,8 +30,6 @@ from tests.model import voc_folder
 from tests.model.train.test_main import TINY, make_recipe, run
 from tests.model.train.test_options import example, step
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -57,7 +55,7 @@ def teacher(folder: Path, data: Path, seed: int, classes: int = 21) -> str:
 
 
 def test_the_divergence_is_that_of_the_formula() -> None:
-    """In numpy, pixel by pixel; half of the loss, void left out, each pixel as its labels."""
+    """Computed in NumPy, pixel by pixel: half of the loss, without void."""
     rng = np.random.default_rng(0)
     logits, soft = rng.normal(size=(2, 5, 3, 3)), rng.dirichlet(np.ones(5), (2, 3, 3))
     labels = rng.integers(0, 5, (2, 9, 9)).astype(np.uint8)
@@ -79,6 +77,7 @@ def test_the_divergence_is_that_of_the_formula() -> None:
     assert float(mixed) == pytest.approx(0.5 * 7 + 0.5 * expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_several_teachers_count_alike(tmp_path: Path, data: Path) -> None:
     paths = [teacher(tmp_path, data, seed) for seed in (1, 2)]
     images = example().images.float()
@@ -92,6 +91,7 @@ def test_several_teachers_count_alike(tmp_path: Path, data: Path) -> None:
     assert torch.allclose(found.sum(1), torch.ones(4, 9, 9), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_agreeing_with_the_teacher_gives_no_gradient() -> None:
     """Its own logits as soft labels: the divergence is 0, and so is the gradient."""
     logits = torch.randn(2, 21, 9, 9, requires_grad=True)
@@ -104,6 +104,7 @@ def test_agreeing_with_the_teacher_gives_no_gradient() -> None:
     assert float(logits.grad.abs().max()) < 1e-4
 
 
+@pytest.mark.slow
 def test_micro_batches_learn_the_same_from_a_teacher(tmp_path: Path, data: Path) -> None:
     no_dropout = TINY.model_copy(update={"aspp_dropout": 0.0})
     path = teacher(tmp_path, data, 1)
@@ -116,10 +117,11 @@ def test_micro_batches_learn_the_same_from_a_teacher(tmp_path: Path, data: Path)
     assert abs(without - loss) > 0.1
 
 
+@pytest.mark.slow
 def test_a_taught_run_is_taught_and_resumes_to_the_same_weights(
     tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The teachers are read anew, and the card names them."""
+    """A resumed run reads the teachers again, and the card names them."""
     path = teacher(tmp_path, data, 1)
     config = make_recipe(teachers=[path], distillation=1.0)
     whole = checkpoint.read_weights(run(config, data, tmp_path / "whole"))
@@ -141,6 +143,7 @@ def test_a_taught_run_is_taught_and_resumes_to_the_same_weights(
     assert not torch.equal(plain["logits.weight"], whole["logits.weight"])
 
 
+@pytest.mark.slow
 def test_a_teacher_of_other_classes_is_refused(tmp_path: Path, data: Path) -> None:
     with pytest.raises(RecipeError, match=r"22 classes, model\.num_classes is 21"):
         distillation.load(make_recipe(teachers=[teacher(tmp_path, data, 3, 22)]), World())
@@ -158,10 +161,11 @@ def test_a_teacher_that_is_not_there_is_named(
     assert "nowhere" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_teachers_count_by_weight_at_their_output_stride_and_mirrored(
     tmp_path: Path, data: Path
 ) -> None:
-    """By hand from the checkpoints: three parts of one at stride 8, one of another's mean."""
+    """Three parts of one teacher at stride 8, one part of the other averaged with its mirror."""
     first, second = (teacher(tmp_path, data, seed) for seed in (1, 2))
     config = make_recipe(
         teachers=[
@@ -187,6 +191,7 @@ def test_teachers_count_by_weight_at_their_output_stride_and_mirrored(
     assert not torch.allclose(found, (3 * coarse + both) / 4, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_whole_photo_is_asked_about_as_evaluation_lays_it_out(tmp_path: Path, data: Path) -> None:
     """Padded to the crop size: the answers are `probabilities` at every eighth pixel."""
     path = teacher(tmp_path, data, 1)
@@ -204,8 +209,9 @@ def test_photos_without_labels_need_teachers() -> None:
         make_recipe(unlabelled=0.5)
 
 
+@pytest.mark.slow
 def test_a_pixel_without_label_weighs_like_one_with(tmp_path: Path, data: Path) -> None:
-    """Half of the batch has no labels: its loss is the teachers' share alone, over all pixels."""
+    """Half of the batch has no labels. Its loss is only the teachers' share, over all pixels."""
     no_dropout = TINY.model_copy(update={"aspp_dropout": 0.0})
     path = teacher(tmp_path, data, 1)
     config = make_recipe(

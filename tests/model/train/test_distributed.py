@@ -1,4 +1,4 @@
-"""Two processes train as one does: the same loss curve, the same stops, nothing left hanging."""
+"""Two processes train like one: they have the same loss curve and stop together."""
 
 from __future__ import annotations
 
@@ -23,8 +23,6 @@ from tests.model import voc_folder
 from tests.model.train.test_main import make_recipe, pace
 from tests.model.train.two_processes import CHANGES, in_float64
 
-pytestmark = pytest.mark.slow
-
 
 def torchrun(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Two Gloo processes on this machine."""
@@ -46,7 +44,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def two(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that `two_processes` leaves."""
+    """Run `two_processes` under torchrun; return its output folder."""
     out = tmp_path_factory.mktemp("two")
     done = torchrun("-m", "tests.model.train.two_processes", data, out)
     assert done.returncode == 0, done.stderr
@@ -57,6 +55,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_loss_curve_of_one(
     data: Path, two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,6 +84,7 @@ def test_two_processes_have_the_loss_curve_of_one(
     assert apart.norm() < 1e-3 * moved.norm()
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_both_and_the_run_goes_on_bit_for_bit(two: Path) -> None:
     reasons = [(two / "cut" / f"stopped{rank}.txt").read_text() for rank in (0, 1)]
     assert reasons[0] == reasons[1]
@@ -94,6 +94,7 @@ def test_a_signal_to_one_process_stops_both_and_the_run_goes_on_bit_for_bit(two:
         assert whole.read_bytes() == cut.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_process_that_cannot_load_ends_both_with_its_reason(two: Path) -> None:
     reasons = [(two / "failed" / f"failed{rank}.txt").read_text() for rank in (0, 1)]
     assert reasons[0] == reasons[1]
@@ -101,12 +102,14 @@ def test_a_process_that_cannot_load_ends_both_with_its_reason(two: Path) -> None
     assert not (two / "failed" / STATE).exists()
 
 
+@pytest.mark.slow
 def test_a_process_that_cannot_validate_its_share_ends_both_with_its_reason(two: Path) -> None:
     reasons = [(two / "unjudged" / f"failed{rank}.txt").read_text() for rank in (0, 1)]
     assert reasons[0] == reasons[1]
     assert "lost.jpg" in reasons[0]
 
 
+@pytest.mark.slow
 def test_batch_norm_in_slices_is_that_of_the_whole(two: Path) -> None:
     torch.manual_seed(0)
     x = (torch.randn(4, 3, 5, 5) * 3 + 100).requires_grad_()
@@ -124,6 +127,7 @@ def test_batch_norm_in_slices_is_that_of_the_whole(two: Path) -> None:
             assert torch.allclose(half[f"0.{name}"], value, rtol=1e-5), name
 
 
+@pytest.mark.slow
 def test_the_command_line_runs_under_torchrun(data: Path, tmp_path: Path) -> None:
     recipe = Path(tmp_path, "tiny.toml")
     recipe.write_text(

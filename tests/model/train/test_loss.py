@@ -91,7 +91,7 @@ def test_median_frequency_weights_follow_the_definition() -> None:
 
 
 def test_lovasz_of_hard_predictions_is_one_minus_the_mean_iou() -> None:
-    """At 0 and 1 the extension is the set function itself: an oracle by counting."""
+    """At 0 and 1 the extension equals the set function, which can be counted."""
     generator = torch.Generator().manual_seed(1)
     labels = torch.randint(0, 3, (400,), generator=generator)
     predicted = torch.randint(0, 4, (400,), generator=generator)  # class 3 never occurs

@@ -28,8 +28,6 @@ from model.train.run import LOG, STATE, Pace, RunFolder, TrainingError
 from model.train.step import train_step
 from tests.model import voc_folder
 
-pytestmark = pytest.mark.slow
-
 TINY = ModelConfig(
     backbone="mobilenet_v2",
     depth_multiplier=0.25,
@@ -105,7 +103,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_masks_that_leave_nothing_to_learn_are_refused_before_the_start(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Masks of 0 and 255 without `values`: such a training would end at loss 0."""
+    """A training on masks of 0 and 255 without `values` would end at loss 0."""
     for kind in ("images", "masks"):
         (tmp_path / kind / "train").mkdir(parents=True)
     Image.new("RGB", (40, 40)).save(tmp_path / "images/train/a.jpg")
@@ -160,11 +158,13 @@ def test_frozen_parts_keep_weights_and_statistics(data: Path, tmp_path: Path) ->
     assert {"backbone.blocks.1.expand.conv.weight", "logits.weight"} <= changed
 
 
+@pytest.mark.slow
 def test_freezing_what_is_not_there_names_the_parts() -> None:
     with pytest.raises(RecipeError, match=r"'backbone\.blok'; it has .*backbone\.blocks"):
         assembly.freeze(assembly.build(make_recipe()), ["backbone.blok"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
@@ -177,17 +177,20 @@ def test_recipes_that_cannot_work_are_refused(changes: dict[str, object], says: 
         preflight.check(make_recipe(**changes))
 
 
+@pytest.mark.slow
 def test_a_batch_of_one_trains_with_frozen_batch_norm(data: Path, tmp_path: Path) -> None:
     config = make_recipe(batch_size=1, freeze_batch_norm=True, iterations=1)
     preflight.check(config)
     run(config, data, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_batch_small_for_batch_norm_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     preflight.check(make_recipe(batch_size=4))
     assert "freeze_batch_norm" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_small_set_is_learned(data: Path, tmp_path: Path) -> None:
     config = make_recipe(iterations=60, learning_rate=0.05, ema_decay=0.0)
     run(config, data, tmp_path / "run")
@@ -197,6 +200,7 @@ def test_a_small_set_is_learned(data: Path, tmp_path: Path) -> None:
     assert last < 0.5 * first < 0.5 * math.log(21)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("log_every", "logged"), [(20, [5]), (2, [2, 4, 5]), (5, [5])])
 def test_the_last_iteration_is_logged_once(
     data: Path, tmp_path: Path, log_every: int, logged: list[int]
@@ -209,6 +213,7 @@ def test_the_last_iteration_is_logged_once(
     assert all(line["loss"] > 0 for line in lines)
 
 
+@pytest.mark.slow
 def test_a_run_that_ends_early_logs_its_last_losses(data: Path, tmp_path: Path) -> None:
     config = make_recipe(
         iterations=19, learning_rate=1e-9, validation_split="train", validate_every=1, patience=1
@@ -219,6 +224,7 @@ def test_a_run_that_ends_early_logs_its_last_losses(data: Path, tmp_path: Path) 
     assert [line["iteration"] for line in lines if "loss" in line] == [validated[-1]]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(data: Path, tmp_path: Path) -> None:
     config = make_recipe()
     whole = run(config, data, tmp_path / "whole")
@@ -239,8 +245,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(data: Path, tmp_p
     assert whole.read_bytes() == resumed.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_state_of_an_earlier_version_goes_on(data: Path, tmp_path: Path) -> None:
-    """Before scaler, skips and validations were kept."""
+    """Earlier versions did not store the scaler, the skips and the validations."""
     whole = run(make_recipe(), data, tmp_path / "whole")
     run(make_recipe(iterations=6), data, tmp_path / "cut")
     state = torch.load(tmp_path / "cut" / STATE, weights_only=True)
@@ -251,11 +258,13 @@ def test_a_state_of_an_earlier_version_goes_on(data: Path, tmp_path: Path) -> No
     assert whole.read_bytes() == resumed.read_bytes()
 
 
+@pytest.mark.slow
 def test_weights_that_are_not_there_yet_are_explained() -> None:
     with pytest.raises(checkpoint.CheckpointError, match=r"runs/none/model.*--set init="):
         assembly.build(make_recipe(init="runs/none/model"))
 
 
+@pytest.mark.slow
 def test_a_signal_saves_the_iteration_at_hand(data: Path, tmp_path: Path) -> None:
     config = make_recipe()
     whole = run(config, data, tmp_path / "whole")
@@ -274,6 +283,7 @@ def test_a_signal_saves_the_iteration_at_hand(data: Path, tmp_path: Path) -> Non
     assert whole.read_bytes() == resumed.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_signal_to_the_whole_group_leaves_the_loaders_workers_alive(
     data: Path, tmp_path: Path
 ) -> None:
@@ -293,6 +303,7 @@ def test_a_signal_to_the_whole_group_leaves_the_loaders_workers_alive(
             run(make_recipe(), data, tmp_path, workers=1)
 
 
+@pytest.mark.slow
 def test_a_run_ends_in_a_checkpoint_that_rebuilds_the_network(data: Path, tmp_path: Path) -> None:
     path = run(make_recipe(iterations=2), data, tmp_path / "run")
     net = checkpoint.load(path)
@@ -303,6 +314,7 @@ def test_a_run_ends_in_a_checkpoint_that_rebuilds_the_network(data: Path, tmp_pa
     assert card.training["iterations"] == 2
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_and_leaves_the_checkpoint(
     data: Path, tmp_path: Path
 ) -> None:
@@ -314,6 +326,7 @@ def test_a_loss_that_is_not_finite_stops_and_leaves_the_checkpoint(
     assert all(value.isfinite().all() for value in state["net"].values())
 
 
+@pytest.mark.slow
 def test_bf16_keeps_depthwise_gradients_in_fp32(data: Path, tmp_path: Path) -> None:
     path = run(make_recipe(iterations=2, precision="bf16"), data, tmp_path / "run")
     assert checkpoint.load(path)(torch.zeros(1, 3, 33, 33)).isfinite().all()
@@ -336,7 +349,7 @@ def test_mistakes_on_the_command_line_exit_with_2(
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--out", "run", "--resume", "run"], "leave --out out"),
+        (["--out", "run", "--resume", "run"], "leave out --out"),
         (["--out", "run", "--save-every", "0"], "'0' is no number above 0"),
         (["--out", "run", "--log-every", "-5"], "'-5' is no number above 0"),
         (["--out", "run", "--workers", "-1"], "'-1' is no number"),
@@ -351,6 +364,7 @@ def test_wrong_options_are_usage_errors(
     assert says in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_misspelt_folder_is_not_resumed(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -31,8 +31,6 @@ from model.train.validation import describe
 from tests.model import voc_folder
 from tests.model.train.test_main import TINY, make_recipe, pace, run
 
-pytestmark = pytest.mark.slow
-
 TINY_HEAD = TINY.model_dump(include={"aspp_channels", "atrous_rates", "decoder_channels"})
 
 
@@ -41,6 +39,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return voc_folder.make(tmp_path_factory.mktemp("data"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("iterations", [30, 150, 1000, 10_000, 29_999])
 def test_batch_norm_forgets_its_start_within_a_run_of_any_length(iterations: int) -> None:
     """At the reference's 0.0003, 150 iterations would leave 96 % of the first statistics."""
@@ -60,10 +59,11 @@ def test_the_papers_runs_keep_the_references_momentum() -> None:
     assert assembly.norm_momentum(make_recipe(batch_norm_momentum=0.01), 0.0003) == 0.01
 
 
+@pytest.mark.slow
 def test_a_short_run_is_judged_by_the_statistics_of_its_own_photos(
     data: Path, tmp_path: Path
 ) -> None:
-    """The means that the first batch norm keeps are those that it sees, not zeros of the start."""
+    """The first batch norm keeps the means of its photos and not the zeros it began with."""
     config = make_recipe(iterations=30, batch_norm_momentum=None, ema_decay=0.0, learning_rate=1e-6)
     net = checkpoint.load(run(config, data, tmp_path / "run"))
     seen: list[Tensor] = []
@@ -78,6 +78,7 @@ def test_a_short_run_is_judged_by_the_statistics_of_its_own_photos(
     assert 0.7 < float(kept.norm() / seen[0].norm()) < 1.3
 
 
+@pytest.mark.slow
 def test_a_momentum_too_slow_for_the_run_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     preflight.check_norm_momentum(make_recipe(iterations=150, batch_norm_momentum=0.0003))
     assert "96 % of batch norm's statistics are still those of the start" in caplog.text
@@ -99,7 +100,7 @@ def test_a_momentum_too_slow_for_the_run_is_warned_of(caplog: pytest.LogCaptureF
 def test_the_advice_on_a_slow_momentum_removes_the_warning(
     iterations: int, momentum: float, says: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A value that is set already is never proposed; the advice is the shortest run that fits."""
+    """The advice never proposes the value that is set, and names the shortest run that fits."""
     config = make_recipe(iterations=iterations, batch_norm_momentum=momentum)
     preflight.check_norm_momentum(config)
     assert caplog.text.rstrip().endswith(says)
@@ -169,7 +170,7 @@ def test_all_labels_are_judged_unless_the_recipe_says_otherwise() -> None:
 
 
 def test_micro_batches_add_up_to_the_batch() -> None:
-    """With frozen batch norm, which sees nothing of a batch."""
+    """Batch norm is frozen, so it does not depend on the batch."""
     no_dropout = TINY.model_copy(update={"aspp_dropout": 0.0})
     config = make_recipe(model=no_dropout, freeze_batch_norm=True)
     whole, loss = step(config)
@@ -179,6 +180,7 @@ def test_micro_batches_add_up_to_the_batch() -> None:
         assert torch.allclose(gradients(parts)[name], gradient, rtol=1e-3, atol=1e-6), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "net",
     [TINY, TINY_HEAD | {"backbone": "resnet50"}, TINY_HEAD | {"backbone": "xception_65"}],
@@ -195,6 +197,7 @@ def test_recomputed_units_give_the_same_gradients_and_statistics(net: object) ->
         assert torch.equal(less.net.state_dict()[name], value), name
 
 
+@pytest.mark.slow
 def test_a_recomputed_unit_keeps_only_its_input() -> None:
     """Bytes saved for the backward pass, counted by autograd's own hooks."""
 
@@ -214,6 +217,7 @@ def test_a_recomputed_unit_keeps_only_its_input() -> None:
     assert saved(make_recipe(checkpointing=True)) < 0.5 * saved(make_recipe())
 
 
+@pytest.mark.slow
 def test_a_clipped_gradient_has_the_norm_asked_for() -> None:
     free, _ = step(make_recipe())
     clipped, _ = step(make_recipe(grad_clip=0.01))
@@ -225,6 +229,7 @@ def test_a_clipped_gradient_has_the_norm_asked_for() -> None:
     assert norms[1] == pytest.approx(0.01, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_contiguous_maps_train_like_channels_last() -> None:
     _, loss = step(make_recipe())
     run, contiguous = step(make_recipe(channels_last=False))
@@ -232,6 +237,7 @@ def test_contiguous_maps_train_like_channels_last() -> None:
     assert run.net.get_parameter("backbone.blocks.1.expand.conv.weight").is_contiguous()
 
 
+@pytest.mark.slow
 def test_a_compiled_network_trains_the_same_and_keeps_its_names(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -242,13 +248,15 @@ def test_a_compiled_network_trains_the_same_and_keeps_its_names(
     assert compiled.net.state_dict().keys() == eager.net.state_dict().keys()
 
 
+@pytest.mark.slow
 def test_fp16_is_refused_on_the_cpu() -> None:
     with pytest.raises(RecipeError, match=r"needs a CUDA device; .* precision=bf16"):
         preflight.check(make_recipe(precision="fp16"), World(CPU))
 
 
+@pytest.mark.slow
 def test_fp16_scales_the_loss_and_keeps_the_scale_in_the_state(data: Path, tmp_path: Path) -> None:
-    """The scaler works on the CPU too; only speed is missing there."""
+    """The scaler works on the CPU too, only slowly."""
     config = make_recipe(precision="fp16", iterations=2)
     whole = run(config, data, tmp_path / "whole")
     state = torch.load(tmp_path / "whole" / STATE, weights_only=True)
@@ -267,6 +275,7 @@ def test_the_rate_follows_the_batch_where_a_reference_is_named(
     assert "learning rate 0.002 = 0.008 * batch 4 / 16" in caplog.text
 
 
+@pytest.mark.slow
 def test_balanced_class_weights_are_measured_on_the_masks(data: Path) -> None:
     config = make_recipe(class_weights="balanced", sampling="balanced")
     crops, loss = training.samples(config, find("voc", data, "train"), World())
@@ -291,18 +300,21 @@ def test_options_that_do_not_fit_are_refused(changes: dict[str, object], says: s
         make_recipe(**changes)
 
 
+@pytest.mark.slow
 def test_rules_over_several_keys_do_not_print_the_whole_recipe() -> None:
     with pytest.raises(RecipeError) as caught:
         recipe.read("efficientnet-lite0-voc", ["patience=3"])
     assert len(str(caught.value)) < 200
 
 
+@pytest.mark.slow
 def test_classes_that_do_not_fit_are_refused_before_training(data: Path) -> None:
     config = make_recipe(model=TINY.model_copy(update={"num_classes": 5}))
     with pytest.raises(RecipeError, match=r"set model\.num_classes=21"):
         preflight.check_classes(config, find("voc", data, "train"))
 
 
+@pytest.mark.slow
 def test_the_best_weights_are_kept_and_a_run_without_gains_ends(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -324,6 +336,7 @@ def test_the_best_weights_are_kept_and_a_run_without_gains_ends(
     assert lines(tmp_path / "run")[-1]["iteration"] == 8
 
 
+@pytest.mark.slow
 def test_mIoU_in_training_is_that_of_the_evaluator(data: Path, tmp_path: Path) -> None:  # noqa: N802
     from functools import partial
 
@@ -338,6 +351,7 @@ def test_mIoU_in_training_is_that_of_the_evaluator(data: Path, tmp_path: Path) -
     assert lines(tmp_path)[-1]["miou"] == pytest.approx(confusion.miou(), abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "value", "says"),
     [((9, 7), 0, r"\.png is 9 x 7: make them equal"), ((48, 40), 255, "no pixel was judged")],
@@ -362,6 +376,7 @@ def test_a_failing_validation_says_why(
         )
 
 
+@pytest.mark.slow
 def test_a_damaged_photo_is_no_overlay_and_ends_no_training(tmp_path: Path) -> None:
     data = voc_folder.make(tmp_path / "data")
     dataset = find("voc", data, "train")
@@ -377,6 +392,7 @@ def test_a_damaged_photo_is_no_overlay_and_ends_no_training(tmp_path: Path) -> N
     assert sorted(events.Tags()["images"]) == ["2007_000000", "2007_000002", "2007_000003"]
 
 
+@pytest.mark.slow
 def test_the_board_shows_curves_and_overlays(data: Path, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

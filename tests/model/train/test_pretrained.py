@@ -1,4 +1,4 @@
-"""What a training starts from, and what is said when it does not fit."""
+"""Trainings start from the weights that the recipe names, and say why weights do not fit."""
 
 from __future__ import annotations
 
@@ -19,8 +19,6 @@ from model.train.pretrained import initialise
 from model.train.recipe import Recipe, RecipeError
 from tests.model.nets import tiny
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture
 def trained(tmp_path: Path) -> tuple[str, DeepLabV3Plus]:
@@ -31,7 +29,7 @@ def trained(tmp_path: Path) -> tuple[str, DeepLabV3Plus]:
 
 
 def fresh(net: DeepLabV3Plus, **changes: object) -> DeepLabV3Plus:
-    """The same network, initialised anew."""
+    """The same network with new random weights."""
     return DeepLabV3Plus(ModelConfig.model_validate({**net.config.model_dump(), **changes}))
 
 
@@ -41,18 +39,20 @@ def same(a: DeepLabV3Plus, b: DeepLabV3Plus, prefix: str) -> bool:
     return all(torch.equal(ours[k], theirs[k]) for k in ours if k.startswith(prefix))
 
 
+@pytest.mark.slow
 def test_checkpoint_initialises_the_whole_network(trained: tuple[str, DeepLabV3Plus]) -> None:
-    """At any output stride, because that changes no weight."""
+    """The output stride may differ, because it changes no weight."""
     path, net = trained
     start = fresh(net, output_stride=8)
     initialise(start, path)
     assert same(start, net, "")
 
 
+@pytest.mark.slow
 def test_features_leave_the_classifier_for_other_classes(
     trained: tuple[str, DeepLabV3Plus],
 ) -> None:
-    """Fine-tuning on another data set."""
+    """This is for fine-tuning on another data set."""
     path, net = trained
     start = fresh(net, num_classes=11)
     before = start.logits.weight.clone()
@@ -63,13 +63,14 @@ def test_features_leave_the_classifier_for_other_classes(
 
 
 def test_backbone_part_leaves_the_head(trained: tuple[str, DeepLabV3Plus]) -> None:
-    """Another head on the same encoder."""
+    """This is for another head on the same encoder."""
     path, net = trained
     start = fresh(net, aspp_separable=True, num_classes=3)
     initialise(start, path, "backbone")
     assert same(start, net, "backbone.")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -83,7 +84,7 @@ def test_backbone_part_leaves_the_head(trained: tuple[str, DeepLabV3Plus]) -> No
 def test_weights_that_do_not_fit_are_told_by_option(
     changes: dict[str, object], words: list[str], trained: tuple[str, DeepLabV3Plus]
 ) -> None:
-    """Option, value and the value of the weights."""
+    """The message has the option, its value, and the value in the weights."""
     path, net = trained
     with pytest.raises(RecipeError) as error:
         initialise(fresh(net, **changes), path)
@@ -91,8 +92,9 @@ def test_weights_that_do_not_fit_are_told_by_option(
         assert word in str(error.value)
 
 
+@pytest.mark.slow
 def test_backbones_file_initialises_the_backbone_and_is_no_checkpoint(tmp_path: Path) -> None:
-    """What model.convert makes of ImageNet weights."""
+    """A backbone's file, as model.convert makes it from ImageNet weights."""
     net = tiny()
     state: dict[str, Tensor] = net.backbone.state_dict()
     card = BackboneCard(
@@ -106,6 +108,7 @@ def test_backbones_file_initialises_the_backbone_and_is_no_checkpoint(tmp_path: 
         checkpoint.load(path)
 
 
+@pytest.mark.slow
 def test_recipe_starts_from_the_weights_it_names(trained: tuple[str, DeepLabV3Plus]) -> None:
     """`init` and `init_part` reach the network that is trained."""
     path, net = trained
@@ -115,6 +118,7 @@ def test_recipe_starts_from_the_weights_it_names(trained: tuple[str, DeepLabV3Pl
     assert not same(start, net, "aspp.")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_imagenet_weights_are_those_of_the_package(number: int) -> None:
     """timm's network with the package's numbers in their order sees the same in a picture."""
@@ -140,11 +144,13 @@ def test_imagenet_weights_are_those_of_the_package(number: int) -> None:
     assert float((found - wanted).abs().max()) < 1e-4 * float(wanted.abs().max())
 
 
+@pytest.mark.slow
 def test_imagenet_is_for_backbones_with_a_package() -> None:
     with pytest.raises(RecipeError, match=r"model\.backbone=xception_65.*efficientnet_lite2"):
         initialise(DeepLabV3Plus(ModelConfig(backbone="xception_65")), "imagenet")
 
 
+@pytest.mark.slow
 def test_imagenet_weights_want_the_normalisation_they_were_made_with() -> None:
     net = DeepLabV3Plus(ModelConfig(backbone="efficientnet_lite1"))
     with pytest.raises(RecipeError, match=r"model\.mean=.*127\.0"):
@@ -152,6 +158,6 @@ def test_imagenet_weights_want_the_normalisation_they_were_made_with() -> None:
 
 
 def test_missing_file_is_a_checkpoint_error(tmp_path: Path) -> None:
-    """Not a traceback from a library."""
+    """The user does not see a traceback of a library."""
     with pytest.raises(CheckpointError, match="does not exist"):
         initialise(tiny(), str(tmp_path / "nowhere"))

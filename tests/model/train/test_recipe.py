@@ -1,4 +1,4 @@
-"""Recipes: presets are sound, overrides apply, mistakes name key, value and choices."""
+"""Presets can be read, overrides apply, and errors name key, value and choices."""
 
 from __future__ import annotations
 
@@ -51,9 +51,10 @@ def test_no_preset_begins_with_random_weights_unless_told_to(name: str) -> None:
     assert recipe.read(name, ["init="]).init is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [1, 2])
 def test_larger_taught_networks_stay_as_small_and_cheap_as_their_presets_say(number: int) -> None:
-    """Below 20 MB of float32, and below the bundled network's multiply-adds."""
+    """Each is below 20 MB of float32 and below the bundled network's multiply-adds."""
     bundled = recipe.read("efficientnet-lite0-voc-taught", []).model
     larger = recipe.read(f"efficientnet-lite{number}-voc-taught", []).model
     parameters = sum(parameter.numel() for parameter in complexity.build(larger).parameters())

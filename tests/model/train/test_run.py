@@ -45,8 +45,6 @@ from model.train.run import (
 from tests.model import voc_folder
 from tests.model.train.test_main import make_recipe, run
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
@@ -77,6 +75,7 @@ def files_at_most(size: int) -> Iterator[None]:
         signal.signal(signal.SIGXFSZ, previous)
 
 
+@pytest.mark.slow
 def test_a_file_that_cannot_grow_leaves_the_state_before(data: Path, tmp_path: Path) -> None:
     config = make_recipe()
     run(config.model_copy(update={"iterations": 2}), data, tmp_path / "run")
@@ -92,6 +91,7 @@ def test_a_file_that_cannot_grow_leaves_the_state_before(data: Path, tmp_path: P
     assert not list((tmp_path / "run").glob(".*partial"))
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_when_flushing_leaves_the_state_before(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,10 +112,11 @@ def test_a_disk_that_is_full_when_flushing_leaves_the_state_before(
     assert run(config, data, tmp_path / "full", resume=True).read_bytes() == whole.read_bytes()
 
 
+@pytest.mark.slow
 def test_weights_that_are_not_finite_are_never_saved(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The loss before the step was finite: only the weights tell."""
+    """The loss before the step was finite, so only the weights show it."""
     run(make_recipe(iterations=2), data, tmp_path / "run")
     before = (tmp_path / "run" / STATE).read_bytes()
     update = step.update
@@ -131,10 +132,11 @@ def test_weights_that_are_not_finite_are_never_saved(
     assert (tmp_path / "run" / STATE).read_bytes() == before
 
 
+@pytest.mark.slow
 def test_the_first_validation_keeps_no_weights_that_are_not_finite(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its mIoU would be a number: of not-a-number the first class wins."""
+    """The mIoU would be finite, because argmax picks the first class if logits are not a number."""
     update = step.update
 
     def overflowing(run: Any, loss: float, config: Any) -> None:
@@ -148,6 +150,7 @@ def test_the_first_validation_keeps_no_weights_that_are_not_finite(
     assert not list((tmp_path / "run").glob("best.*"))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_room_for_its_description_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,6 +173,7 @@ def test_a_checkpoint_without_room_for_its_description_leaves_nothing(
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_a_log_that_cannot_be_written_is_named(data: Path, tmp_path: Path) -> None:
     run(make_recipe(iterations=2), data, tmp_path / "run")
     room = (tmp_path / "run" / LOG).stat().st_size
@@ -181,7 +185,7 @@ def test_a_log_that_cannot_be_written_is_named(data: Path, tmp_path: Path) -> No
 
 
 def test_a_run_that_begins_again_begins_its_log_again(data: Path, tmp_path: Path) -> None:
-    """Killed before its first state: begun again by --out and by --resume alike."""
+    """A run that was killed before its first state begins again with --out and with --resume."""
     for folder, resume in ((tmp_path / "out", False), (tmp_path / "resumed", True)):
         folder.mkdir()
         (folder / LOG).write_text('{"iteration": 1, "loss": 9.0}\n{"itera')
@@ -189,6 +193,7 @@ def test_a_run_that_begins_again_begins_its_log_again(data: Path, tmp_path: Path
         assert [line["iteration"] for line in lines(folder)] == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_finds_no_room_is_named_and_leaves_nothing(tmp_path: Path) -> None:
     config = make_recipe()
     net = assembly.build(config)
@@ -209,6 +214,7 @@ def test_a_damaged_state_is_refused_in_one_line(data: Path, tmp_path: Path) -> N
         kept(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_resuming_by_another_recipe_is_told(
     data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -220,6 +226,7 @@ def test_resuming_by_another_recipe_is_told(
     assert "batch_size=2 (before: 4)" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -237,6 +244,7 @@ def test_a_state_of_another_network_is_refused_and_kept(
     assert (tmp_path / "run" / STATE).read_bytes() == before
 
 
+@pytest.mark.slow
 def test_averaging_that_begins_on_resuming_begins_with_the_weights_so_far(
     data: Path, tmp_path: Path
 ) -> None:
@@ -249,6 +257,7 @@ def test_averaging_that_begins_on_resuming_begins_with_the_weights_so_far(
     assert all(torch.equal(later.average[key], value) for key, value in weights.items())
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_validations_and_skips_above_the_bar(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -261,6 +270,7 @@ def test_a_terminal_shows_validations_and_skips_above_the_bar(
     assert shown == "iteration 4  miou 0.25\niteration 5  skipped a.jpg cannot be read\n"
 
 
+@pytest.mark.slow
 def test_a_damaged_photo_is_replaced_by_the_next_position(data: Path) -> None:
     damage(data, 3)
     crops = CropDataset(
@@ -275,6 +285,7 @@ def test_a_damaged_photo_is_replaced_by_the_next_position(data: Path) -> None:
     assert not torch.equal(sample.image, crops[position + 1].image)  # another crop of that pair
 
 
+@pytest.mark.slow
 def test_a_set_of_damaged_photos_is_an_error(data: Path) -> None:
     damage(data, *range(6))
     crops = CropDataset(
@@ -284,6 +295,7 @@ def test_a_set_of_damaged_photos_is_an_error(data: Path) -> None:
         crops[0]
 
 
+@pytest.mark.slow
 def test_a_missing_photo_is_no_damage(data: Path) -> None:
     dataset = find("voc", data, "train")
     dataset.pairs[0].image.unlink()
@@ -292,6 +304,7 @@ def test_a_missing_photo_is_no_damage(data: Path) -> None:
         crops[next(i for i in range(6) if crops.order[i] == 0)]
 
 
+@pytest.mark.slow
 def test_skips_are_logged_counted_and_the_same_when_resumed(data: Path, tmp_path: Path) -> None:
     damage(data, 3)
     whole = run(make_recipe(), data, tmp_path / "whole", workers=1)
@@ -306,6 +319,7 @@ def test_skips_are_logged_counted_and_the_same_when_resumed(data: Path, tmp_path
     assert [line["skipped"] for line in lines(tmp_path / "cut") if "skipped" in line] == skipped
 
 
+@pytest.mark.slow
 def test_a_set_that_cannot_be_read_stops_the_run_with_one_line(data: Path, tmp_path: Path) -> None:
     find("voc", data, "train").pairs[0].image.unlink()
     with pytest.raises(TrainingError, match=r"No such file.*2007_000000\.jpg") as caught:
@@ -315,8 +329,9 @@ def test_a_set_that_cannot_be_read_stops_the_run_with_one_line(data: Path, tmp_p
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.slow
 def test_a_full_shared_memory_ends_the_run_with_advice(data: Path, tmp_path: Path) -> None:
-    """The batch cannot be handed over: PyTorch alone loses it and waits for ever.
+    """The loader cannot hand the batch over. PyTorch alone loses it and waits for ever.
 
     A limit on the size of files stands for a small /dev/shm: shared memory is a file too.
     """
@@ -342,6 +357,7 @@ def interrupt() -> None:
     signal.raise_signal(signal.SIGINT)
 
 
+@pytest.mark.slow
 def test_a_signal_ends_a_run_whose_disk_does_not_answer(data: Path, tmp_path: Path) -> None:
     hang(data)
     sender = threading.Thread(target=interrupt, daemon=True)
@@ -353,6 +369,7 @@ def test_a_signal_ends_a_run_whose_disk_does_not_answer(data: Path, tmp_path: Pa
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.slow
 def test_a_disk_that_never_answers_ends_the_run_with_advice(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -378,15 +395,17 @@ with StopSignals() as signals:
 """
 
 
+@pytest.mark.slow
 def test_a_second_signal_stops_at_once() -> None:
-    """What the first one waits for may never come; torchrun's echo of Ctrl-C is no second."""
+    """The first signal may wait for ever. torchrun's copy of Ctrl-C does not count as a second."""
     command = [sys.executable, "-c", SIGNALS]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["noted", "True", "stopped"]
 
 
+@pytest.mark.slow
 def test_a_killed_loader_process_ends_the_run_with_advice(data: Path, tmp_path: Path) -> None:
-    """And not with PyTorch's error out of the middle of a convolution."""
+    """The message is not PyTorch's error from inside a convolution."""
     take = step.train_step
 
     def killing(*args: Any, **options: Any) -> float:
@@ -402,17 +421,19 @@ def test_a_killed_loader_process_ends_the_run_with_advice(data: Path, tmp_path: 
             run(make_recipe(iterations=30), data, tmp_path / "run", workers=1)
 
 
+@pytest.mark.slow
 def test_an_error_of_a_loader_process_is_told_without_its_class() -> None:
     raised = RuntimeError("Caught\n  File\nmodel.data.pairs.DatasetError: a.jpg is missing")
     assert reason(raised) == "a.jpg is missing"
     assert reason(OSError("[Errno 2] No such file: 'a'")) == "[Errno 2] No such file: 'a'"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["judging", "judged"])
 def test_a_run_killed_while_validating_goes_on_there(
     data: Path, tmp_path: Path, moment: str
 ) -> None:
-    """The state is saved before, and what was not judged to the end is judged once."""
+    """The state is saved before validating, and a validation that was cut off runs once more."""
     config = make_recipe(iterations=4, validation_split="train", validate_every=3)
     whole = run(config, data, tmp_path / "whole")
     keep, judge = validation.keep, validation.judge
@@ -438,6 +459,7 @@ def test_a_run_killed_while_validating_goes_on_there(
     assert len(judged[0]) == 1
 
 
+@pytest.mark.slow
 def test_a_pair_that_would_end_the_first_validation_is_refused_at_the_start(data: Path) -> None:
     dataset = find("voc", data, "train")
     preflight.check_validation_pairs(dataset)
@@ -449,6 +471,7 @@ def test_a_pair_that_would_end_the_first_validation_is_refused_at_the_start(data
         preflight.check_validation_pairs(dataset)
 
 
+@pytest.mark.slow
 def test_resuming_with_other_photos_or_fewer_iterations_is_told(
     data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -459,6 +482,7 @@ def test_resuming_with_other_photos_or_fewer_iterations_is_told(
     assert "iterations=2, and 3 are done: nothing is left to train" in caplog.text
 
 
+@pytest.mark.slow
 def test_running_out_of_memory_names_what_takes_less(tmp_path: Path) -> None:
     for failing in (lambda: torch.empty(10**15), lambda: bytearray(10**15)):
         with (
@@ -477,8 +501,9 @@ def test_a_log_is_cut_back_to_the_state(tmp_path: Path) -> None:
     assert path.read_text() == '{"iteration": 1}\n{"iteration": 2}\n'
 
 
+@pytest.mark.slow
 def test_kill_9_at_any_moment_loses_nothing(data: Path, tmp_path: Path) -> None:
-    """Killed twice while iterating, saving or validating; then it ends as if never."""
+    """Killing it twice while iterating, saving or validating does not change its result."""
     recipe = tmp_path / "tiny.toml"
     recipe.write_text(
         'split = "train"\niterations = 12\nbatch_size = 4\nema_decay = 0.9\n'

@@ -1,4 +1,4 @@
-"""The teachers' answers on disk: what is kept, when it is computed anew, and a run on them."""
+"""The teachers' answers on disk: what is stored, when it is computed again, and a run with them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def config(tmp_path: Path, data: Path) -> Recipe:
-    """Two teachers, and half of the samples without labels."""
+    """A recipe with two teachers in which half of the samples have no labels."""
     paths = [teacher(tmp_path, data, seed) for seed in (1, 2)]
     return make_recipe(teachers=paths, unlabelled=0.5, temperature=1.0, precision="fp32")
 
@@ -51,7 +51,7 @@ def prepare(config: Recipe, data: Path, root: Path) -> Targets:
 
 
 def test_what_is_kept_is_what_the_teachers_say(config: Recipe, data: Path, tmp_path: Path) -> None:
-    """But for the classes beyond the likeliest five, whose share the others get."""
+    """Except that only the five likeliest classes are kept, and share the rest."""
     kept = prepare(config, data, tmp_path / "targets")
     teachers = distillation.load(config, World())
     assert teachers is not None
@@ -66,6 +66,7 @@ def test_what_is_kept_is_what_the_teachers_say(config: Recipe, data: Path, tmp_p
     assert np.abs(found.sum(0) - 1).max() < 1e-5
 
 
+@pytest.mark.slow
 def test_answers_are_computed_once(config: Recipe, data: Path, tmp_path: Path) -> None:
     kept = prepare(config, data, tmp_path / "targets")
     before = {path: path.stat().st_mtime_ns for path in kept.folder.glob("*.npz")}
@@ -77,7 +78,7 @@ def test_answers_are_computed_once(config: Recipe, data: Path, tmp_path: Path) -
 def test_other_teachers_and_other_photos_have_other_answers(
     config: Recipe, data: Path, tmp_path: Path
 ) -> None:
-    """Weights, the way they are asked, and the content of a photo; not its name."""
+    """They depend on the weights, the options and the photo's content, but not on its name."""
     first = targets.of(config, tmp_path)
     asked = [item.model_copy(update={"flip": True}) for item in config.teachers]
     changes = {"temperature": 2.0}, {"teachers": asked}, {"teachers": config.teachers[:1]}
@@ -125,7 +126,7 @@ MIXED = AugmentConfig(crop=65, min_scale=0.7, max_scale=1.5, strong=0.5, cutmix=
 
 @pytest.mark.parametrize("augment", [AugmentConfig(crop=65, min_scale=1.0, max_scale=1.0), MIXED])
 def test_soft_labels_follow_their_photo(augment: AugmentConfig, tmp_path: Path) -> None:
-    """Answers made from the masks agree with the masks after every augmentation, edges apart."""
+    """Except at edges, answers made from masks agree with the masks after every augmentation."""
     data = voc_folder.make(tmp_path, size=(64, 56))
     dataset = find("voc", data, "train")
     kept = Targets(tmp_path / "targets", 21, 17, spacing=1)
@@ -170,10 +171,11 @@ def run(config: Recipe, data: Path, folder: Path, extra: Taught, *, resume: bool
     )
 
 
+@pytest.mark.slow
 def test_a_run_on_kept_answers_resumes_to_the_same_weights(
     config: Recipe, data: Path, tmp_path: Path
 ) -> None:
-    """Photos without labels beside labelled ones, AdamW, and the teachers' answers from disk."""
+    """The run has photos with and without labels, AdamW, and the teachers' answers from disk."""
     extra = Taught(pictures(data), tmp_path / "targets")
     config = config.model_copy(update={"optimizer": "adamw", "learning_rate": 1e-3})
     whole = checkpoint.read_weights(run(config, data, tmp_path / "whole", extra))
@@ -192,10 +194,11 @@ def test_a_run_does_not_go_on_with_another_optimizer(data: Path, tmp_path: Path)
         run(make_recipe(optimizer="adamw"), data, tmp_path / "run", Taught(), resume=True)
 
 
+@pytest.mark.slow
 def test_kept_answers_are_what_asking_the_crop_would_give(
     config: Recipe, data: Path, tmp_path: Path
 ) -> None:
-    """Of uncut photos, at the pixels that both know: every second logit lies on an answer."""
+    """Photos are not cropped. Every second logit lies on a stored answer; those are compared."""
     whole = AugmentConfig(crop=65, min_scale=1.0, max_scale=1.0, flip=0.0)
     config = config.model_copy(update={"augment": whole})
     kept = prepare(config, data, tmp_path / "targets")

@@ -1,4 +1,4 @@
-"""What test_distributed runs in two processes, by `torchrun -m`, with DATA and OUT."""
+"""The program that test_distributed runs in two processes, by `torchrun -m`, with DATA and OUT."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def run(data: Path, out: Path, world: World, *, resume: bool = False) -> None:
 
 
 def stop_by_a_signal_to_one(data: Path, out: Path, world: World) -> None:
-    """The second process is told to stop in its third iteration; both save and end."""
+    """Signal the second process in its third iteration; both save and end."""
     step, calls = train_step, 0
 
     def signalled(*args: object, **options: object) -> float:
@@ -82,7 +82,7 @@ def _without_photos(data: Path, out: Path) -> Path:
 
 
 def fail_to_judge_in_one(data: Path, out: Path, world: World) -> None:
-    """The second process's share of the photos to validate on holds one that is not there."""
+    """One of the second process's photos for validation does not exist."""
     config = make_recipe(**{**CHANGES, "iterations": 2})
     dataset = find("voc", data, "train")
     lost = replace(dataset.pairs[1], image=data / "lost.jpg")
@@ -97,7 +97,7 @@ def fail_to_judge_in_one(data: Path, out: Path, world: World) -> None:
 
 
 def normalise_in_slices(out: Path, world: World) -> None:
-    """Batch norm of this process's half of a batch, with gradients and statistics."""
+    """Run batch norm on this process's half of a batch; return gradients and statistics."""
     torch.manual_seed(0)
     x = torch.randn(4, 3, 5, 5) * 3 + 100  # far from zero, where sums of squares cancel
     factor = torch.randn(4, 3, 5, 5)

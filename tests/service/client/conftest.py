@@ -12,14 +12,14 @@ from .flaky_server import FlakyServer, running
 
 @pytest.fixture
 def server() -> Iterator[FlakyServer]:
-    """Answers well until a test sets `misbehave`."""
+    """A server that answers correctly until a test sets `misbehave`."""
     with running() as server:
         yield server
 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Three photos in two folders; their content is their name, so results tell them apart."""
+    """Three photos in two folders. Each one's content is its name, so their results differ."""
     folder = tmp_path / "photos"
     for name in ("cat.jpg", "trip/dog.png", "trip/far/bus.webp"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -159,7 +159,7 @@ class FlakyServer:
 
 
 def result(output: str, photo: bytes, digest: str = "d1") -> bytes:
-    """What the server makes of a photo: different for each photo, output and model."""
+    """The result for a photo. It differs by photo, output and model."""
     if output == "json":
         return json.dumps({"classes": CLASSES}).encode()
     text = f"{output} of {hashlib.sha256(photo).hexdigest()} by {digest}".encode()
@@ -176,7 +176,7 @@ def result(output: str, photo: bytes, digest: str = "d1") -> bytes:
 
 
 def size_of(photo: bytes) -> tuple[int, int]:
-    """(W, H) of a real photo; some size for what only stands for one."""
+    """The size (W, H) of a real photo; for other bytes any size."""
     try:
         with Image.open(io.BytesIO(photo)) as image:
             return image.size
@@ -185,7 +185,7 @@ def size_of(photo: bytes) -> tuple[int, int]:
 
 
 def png(width: int, height: int, text: bytes = b"") -> bytes:
-    """A grey PNG by hand, a text inside."""
+    """Write a grey PNG that contains a text."""
     chunks = {
         b"IHDR": struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0),
         b"tEXt": b"Comment\0" + text,
@@ -241,7 +241,7 @@ async def _write(writer: asyncio.StreamWriter, answer: Answer) -> None:
 
 
 def main() -> None:
-    """A process to kill: `flaky_server.py PORT` (0: any free one) prints its port and serves."""
+    """Run as `flaky_server.py PORT` (0: any free port): print the port and serve until killed."""
     server = FlakyServer()
     server.port = int(sys.argv[1])
     server.delay_s = 0.2  # the run outlasts its killer, however busy the machine

@@ -21,8 +21,6 @@ from service.http.query import SegmentQuery
 from . import flaky_server
 from .flaky_server import Answer, FlakyServer, Request, problem, result
 
-pytestmark = pytest.mark.slow
-
 QUICK = ("--give-up-after", "3")
 
 
@@ -70,12 +68,14 @@ def test_folder_becomes_a_mirrored_folder_of_masks_and_overlays(
     assert mask == result("mask", b"trip/dog.png")
 
 
+@pytest.mark.slow
 def test_one_output_comes_as_it_is(server: FlakyServer, photos: Path, tmp_path: Path) -> None:
     assert run(server, photos / "cat.jpg", "--output", "mask", "-o", str(tmp_path / "out")) == 0
     assert files(tmp_path / "out") == ["cat.mask.png"]
     assert (tmp_path / "out" / "cat.mask.png").read_bytes() == result("mask", b"cat.jpg")
 
 
+@pytest.mark.slow
 def test_photos_that_differ_in_their_suffix_alone_keep_apart(
     server: FlakyServer, tmp_path: Path
 ) -> None:
@@ -101,6 +101,7 @@ def test_second_run_sends_nothing(server: FlakyServer, photos: Path) -> None:
     assert len(server.segmented()) == 3
 
 
+@pytest.mark.slow
 def test_changed_photo_is_done_again(server: FlakyServer, photos: Path, tmp_path: Path) -> None:
     run(server, photos)
     (photos / "cat.jpg").write_bytes(b"other cat")
@@ -109,6 +110,7 @@ def test_changed_photo_is_done_again(server: FlakyServer, photos: Path, tmp_path
     assert (tmp_path / "out" / "cat.mask.png").read_bytes() == result("mask", b"other cat")
 
 
+@pytest.mark.slow
 def test_changed_photo_of_the_same_size_is_noticed(server: FlakyServer, photos: Path) -> None:
     run(server, photos)
     (photos / "cat.jpg").write_bytes(b"CAT.jpg")
@@ -117,6 +119,7 @@ def test_changed_photo_of_the_same_size_is_noticed(server: FlakyServer, photos: 
     assert server.segmented()[3:] == [b"CAT.jpg"]
 
 
+@pytest.mark.slow
 def test_photo_that_was_only_touched_is_not_sent(server: FlakyServer, photos: Path) -> None:
     run(server, photos)
     os.utime(photos / "cat.jpg", ns=(1, 1))
@@ -133,6 +136,7 @@ def test_new_model_redoes_everything(server: FlakyServer, photos: Path, tmp_path
     assert mask == result("mask", b"cat.jpg", "d2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["gone", "short"])
 def test_lost_or_short_output_file_is_made_again(
     server: FlakyServer, photos: Path, tmp_path: Path, damage: str
@@ -145,6 +149,7 @@ def test_lost_or_short_output_file_is_made_again(
     assert len(server.segmented()) == 4
 
 
+@pytest.mark.slow
 def test_more_outputs_than_before_are_fetched(server: FlakyServer, photos: Path) -> None:
     run(server, photos, "--output", "mask")
     run(server, photos, "--output", "mask,npz")
@@ -153,6 +158,7 @@ def test_more_outputs_than_before_are_fetched(server: FlakyServer, photos: Path)
     assert len(server.segmented()) == 6
 
 
+@pytest.mark.slow
 def test_outputs_asked_for_in_turn_add_up(
     server: FlakyServer, photos: Path, tmp_path: Path
 ) -> None:
@@ -165,6 +171,7 @@ def test_outputs_asked_for_in_turn_add_up(
         assert [(each.class_id, each.pixels) for each in row.classes or ()] == [(0, 30), (8, 10)]
 
 
+@pytest.mark.slow
 def test_output_of_another_model_does_not_stay_beside_the_new_one(
     server: FlakyServer, photos: Path, tmp_path: Path
 ) -> None:
@@ -174,12 +181,14 @@ def test_output_of_another_model_does_not_stay_beside_the_new_one(
     assert files(tmp_path / "out") == ["cat.labels.npz"]
 
 
+@pytest.mark.slow
 def test_other_max_side_redoes_everything(server: FlakyServer, photos: Path) -> None:
     run(server, photos)
     run(server, photos, "--max-side", "100")
     assert len(server.segmented()) == 6
 
 
+@pytest.mark.slow
 def test_what_cannot_be_shrunk_is_sent_whole_and_told(
     server: FlakyServer, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -193,6 +202,7 @@ def test_what_cannot_be_shrunk_is_sent_whole_and_told(
         assert mask.size == (200, 100)
 
 
+@pytest.mark.slow
 def test_options_for_the_service_are_sent_and_other_ones_redo_everything(
     server: FlakyServer, photos: Path
 ) -> None:
@@ -218,12 +228,14 @@ def test_options_for_the_service_are_sent_and_other_ones_redo_everything(
     assert len(server.segmented()) == 6
 
 
+@pytest.mark.slow
 def test_every_option_of_the_service_can_be_given() -> None:
-    """All but `include`: images inside the JSON are files of their own here."""
+    """Except `include`: the client asks for those images as files."""
     given = {action.dest for action in _parser()._actions}
     assert set(SegmentQuery.model_fields) - {"include"} <= given
 
 
+@pytest.mark.slow
 def test_bursts_of_503_lose_nothing(server: FlakyServer, tmp_path: Path) -> None:
     """Ten photos in the middle are refused twice, while eight are in flight."""
     photos = many(tmp_path / "photos", 40)
@@ -238,6 +250,7 @@ def test_bursts_of_503_lose_nothing(server: FlakyServer, tmp_path: Path) -> None
     assert_complete(photos, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_service_that_stays_overloaded_and_unready_ends_the_run(
     server: FlakyServer, tmp_path: Path
 ) -> None:
@@ -248,6 +261,7 @@ def test_service_that_stays_overloaded_and_unready_ends_the_run(
     assert len(server.seen) <= 6  # /models, /readyz and the first few photos
 
 
+@pytest.mark.slow
 def test_retry_after_is_honoured(server: FlakyServer, photos: Path) -> None:
     asked: list[float] = []
 
@@ -262,6 +276,7 @@ def test_retry_after_is_honoured(server: FlakyServer, photos: Path) -> None:
     assert asked[1] - asked[0] >= 0.7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "failure",
     [
@@ -302,6 +317,7 @@ def test_broken_photo_is_named_and_stops_nothing(
     assert server.seen[b"cat.jpg"] == 1  # a 4xx is not retried
 
 
+@pytest.mark.slow
 def test_rejected_photo_is_reported_again_but_not_sent_again(
     server: FlakyServer, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -313,6 +329,7 @@ def test_rejected_photo_is_reported_again_but_not_sent_again(
     assert server.seen[b"cat.jpg"] == 1
 
 
+@pytest.mark.slow
 def test_rejected_photo_is_sent_again_on_demand_or_when_it_changes(
     server: FlakyServer, photos: Path
 ) -> None:
@@ -324,10 +341,11 @@ def test_rejected_photo_is_sent_again_on_demand_or_when_it_changes(
     assert run(server, photos) == 0
 
 
+@pytest.mark.slow
 def test_photo_that_turns_bad_loses_its_old_result(
     server: FlakyServer, photos: Path, tmp_path: Path
 ) -> None:
-    """A result must not belong to other bytes than the photo's."""
+    """A result must come from the bytes that the photo has now."""
     (photos / "cat.jpg").write_bytes(b"good cat")
     run(server, photos)
     server.misbehave = broken_cat
@@ -336,6 +354,7 @@ def test_photo_that_turns_bad_loses_its_old_result(
     assert not (tmp_path / "out" / "cat.mask.png").exists()
 
 
+@pytest.mark.slow
 def test_internal_error_is_not_retried_now_but_by_the_next_run(
     server: FlakyServer, photos: Path
 ) -> None:
@@ -347,6 +366,7 @@ def test_internal_error_is_not_retried_now_but_by_the_next_run(
     assert run(server, photos) == 0
 
 
+@pytest.mark.slow
 def test_answer_without_the_asked_output_is_a_failure(server: FlakyServer, photos: Path) -> None:
     server.misbehave = lambda request, nth: (
         Answer(200, b"no ZIP", "application/zip") if request.body == b"cat.jpg" else None
@@ -354,6 +374,7 @@ def test_answer_without_the_asked_output_is_a_failure(server: FlakyServer, photo
     assert run(server, photos) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "refusal",
     [problem(401, "unauthorized"), problem(404, "unknown-model")],
@@ -390,7 +411,7 @@ def test_refused_option_is_a_usage_error_that_names_the_flag(
     hint: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The same command can never succeed; the corrected one sends every photo."""
+    """The command has to be corrected. The corrected one sends every photo."""
     refusal = problem(400, "invalid-request", detail)
     server.misbehave = lambda request, nth: refusal if request.path == "/segment" else None
     photos = many(tmp_path / "photos", 20)
@@ -404,10 +425,11 @@ def test_refused_option_is_a_usage_error_that_names_the_flag(
     assert_complete(photos, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_option_refused_after_some_photos_ends_the_run_with_a_summary(
     server: FlakyServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As when the service loads another model during the run."""
+    """This happens when the service loads another model during the run."""
     server.misbehave = lambda request, nth: (
         problem(400, "invalid-request") if len(server.segmented()) > 3 else None
     )
@@ -418,6 +440,7 @@ def test_option_refused_after_some_photos_ends_the_run_with_a_summary(
     assert "400 invalid-request" in summary["stopped"]
 
 
+@pytest.mark.slow
 def test_photo_named_twice_counts_once(
     server: FlakyServer, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -428,8 +451,9 @@ def test_photo_named_twice_counts_once(
     assert said.out.startswith("3 done")
 
 
+@pytest.mark.slow
 def test_photo_that_breaks_the_service_fails_alone(server: FlakyServer, photos: Path) -> None:
-    """It never gets an answer, but the service is ready: the other photos go on."""
+    """The photo never gets an answer, but the service is ready, so the other photos are sent."""
     server.misbehave = lambda request, nth: (
         Answer(200, b"xx", is_cut=True) if request.body == b"cat.jpg" else None
     )
@@ -442,6 +466,7 @@ def test_photo_that_breaks_the_service_fails_alone(server: FlakyServer, photos: 
         assert manifest.counts() == {"done": 2, "failed": 1}
 
 
+@pytest.mark.slow
 def test_service_that_is_gone_ends_the_run_and_the_next_one_goes_on(
     server: FlakyServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -458,6 +483,7 @@ def test_service_that_is_gone_ends_the_run_and_the_next_one_goes_on(
     assert_complete(photos, tmp_path / "out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("option", "failures"), [(("--fail-fast",), 1), (("--max-failures", "3"), 3)]
 )
@@ -472,6 +498,7 @@ def test_run_stops_after_so_many_failures(
     assert len(server.segmented()) == failures
 
 
+@pytest.mark.slow
 def test_unreadable_photo_is_a_failure_like_any_other(
     server: FlakyServer, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -481,24 +508,28 @@ def test_unreadable_photo_is_a_failure_like_any_other(
     assert len(server.segmented()) == 3
 
 
+@pytest.mark.slow
 def test_photo_named_twice_is_sent_once(server: FlakyServer, photos: Path) -> None:
     arguments = [str(photos), str(photos / "trip"), str(photos / "cat.jpg")]
     assert main([server.url, *arguments, "-o", str(photos.parent / "out")]) == 0
     assert len(server.segmented()) == 3
 
 
+@pytest.mark.slow
 def test_fixed_concurrency_is_kept(server: FlakyServer, tmp_path: Path) -> None:
     server.delay_s = 0.3  # long enough for all five to be on their way, however busy the machine
     assert run(server, many(tmp_path / "photos", 15), "--concurrency", "5") == 0
     assert server.most_in_flight == 5
 
 
+@pytest.mark.slow
 def test_concurrency_grows_by_itself(server: FlakyServer, tmp_path: Path) -> None:
     server.delay_s = 0.02
     assert run(server, many(tmp_path / "photos", 100)) == 0
     assert server.most_in_flight >= 4
 
 
+@pytest.mark.slow
 def test_two_clients_cannot_write_one_folder(
     server: FlakyServer, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -508,6 +539,7 @@ def test_two_clients_cannot_write_one_folder(
     assert "another client" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_full_disk_stops_the_run_and_says_so(
     server: FlakyServer, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -517,6 +549,7 @@ def test_full_disk_stops_the_run_and_says_so(
     assert "cannot write below" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_moved_folders_are_still_known(server: FlakyServer, photos: Path, tmp_path: Path) -> None:
     run(server, photos)
     (tmp_path / "elsewhere").mkdir()
@@ -546,6 +579,7 @@ def wait_for(count: int, out: Path) -> None:
         time.sleep(0.005)
 
 
+@pytest.mark.slow
 def test_client_killed_at_any_moment_loses_and_doubles_nothing(
     server: FlakyServer, tmp_path: Path
 ) -> None:
@@ -562,6 +596,7 @@ def test_client_killed_at_any_moment_loses_and_doubles_nothing(
     assert len(server.segmented()) - sent < 60  # what was complete was not sent again
 
 
+@pytest.mark.slow
 def test_interrupt_ends_at_once_and_says_how_to_go_on(server: FlakyServer, tmp_path: Path) -> None:
     server.delay_s = 0.3  # the run outlasts this process's pauses on a busy machine
     photos, out = many(tmp_path / "photos", 80), tmp_path / "out"
@@ -574,6 +609,7 @@ def test_interrupt_ends_at_once_and_says_how_to_go_on(server: FlakyServer, tmp_p
     assert_complete(photos, out)
 
 
+@pytest.mark.slow
 def test_server_killed_and_started_again_costs_no_photo(tmp_path: Path) -> None:
     photos, out = many(tmp_path / "photos", 80), tmp_path / "out"
     command = [sys.executable, flaky_server.__file__]

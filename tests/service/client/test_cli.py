@@ -88,7 +88,7 @@ def test_service_that_never_comes_exits_1(
 def test_unknown_host_exits_2_without_a_second_try(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """RFC 6761: names in .invalid never exist. Without a name server the question is open."""
+    """Names in .invalid never exist (RFC 6761), but without a name server nobody can say so."""
     try:
         socket.getaddrinfo("photos.invalid", 80)
     except socket.gaierror as error:
@@ -201,7 +201,7 @@ def test_help_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_client_needs_httpx_alone() -> None:
-    """In a fresh interpreter that can import none of the service's other libraries."""
+    """A fresh interpreter, which cannot import the service's other libraries, runs the client."""
     program = """
 import sys
 for name in ("numpy", "PIL", "pydantic", "fastapi", "uvicorn", "onnxruntime", "torch", "pyarrow"):

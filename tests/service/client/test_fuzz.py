@@ -1,4 +1,4 @@
-"""Any answer at all gives a result or an error of this package, never anything else."""
+"""Every possible answer gives a result or one of the package's own errors."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ GOOD = [png(4, 3), result("npz", b""), result("json", b"")] + [
 
 @st.composite
 def damaged(draw: st.DrawFn) -> bytes:
-    """A good answer with some bytes replaced, cut or put in."""
+    """A valid answer with some bytes replaced, removed or inserted."""
     content = bytearray(draw(st.sampled_from(GOOD)))
     for _ in range(draw(st.integers(0, 3))):
         at = draw(st.integers(0, len(content)))
@@ -101,7 +101,7 @@ BODIES = st.one_of(
 
 
 def gives_or_refuses(read: Callable[[], object]) -> None:
-    """Nothing but a ClientError may come out, and its text must be fit for a terminal."""
+    """The only error may be a ClientError, and its text must be safe for a terminal."""
     said = ""
     try:
         read()

@@ -51,7 +51,7 @@ def test_every_suffix_of_what_the_service_takes_is_found(tmp_path: Path, suffix:
 
 
 def test_files_of_other_kinds_are_counted_and_named(tmp_path: Path) -> None:
-    """Not hidden ones, not results and the manifest in OUT, and once however often counted."""
+    """Hidden files, results and the manifest in OUT are left out, however often it is counted."""
     for name in ("a.jpg", "b.HEIC", "d/c.heic", "notes", ".hidden.heic", "out/manifest.sqlite"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
@@ -189,7 +189,7 @@ def test_name_that_is_no_utf8_is_spelled_out(tmp_path: Path) -> None:
 
 
 def test_enumeration_asks_for_no_more_than_is_taken() -> None:
-    """An endless list is no problem: nothing is collected ahead."""
+    """Inputs are not collected ahead, so even an endless list works."""
 
     class Endless(io.StringIO):
         served = 0
@@ -219,7 +219,7 @@ print(tracemalloc.get_traced_memory()[1])
 
 
 def peak_bytes(source: str, count: int) -> int:
-    """Most memory held while the `count` inputs of a source are found.
+    """Return the peak memory while the `count` inputs of a source are found.
 
     Measured in a process of its own: what other tests leave behind, such as a
     string table about to double, would be measured too.
@@ -228,11 +228,13 @@ def peak_bytes(source: str, count: int) -> int:
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
+@pytest.mark.slow
 def test_memory_stays_flat_over_a_long_list() -> None:
     """10,000 photos held at once take over 5 MB; the interpreter's own string table some 1 MB."""
     assert peak_bytes("-", 10_000) < 2_500_000
 
 
+@pytest.mark.slow
 def test_memory_stays_flat_over_a_long_tar(tmp_path: Path) -> None:
     """tarfile keeps every header by itself: 4,000 of them take over 4 MB; strings some 1 MB."""
     archive = write_tar(tmp_path / "photos.tar", {f"{n}.jpg": b"x" for n in range(4000)})

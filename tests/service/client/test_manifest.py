@@ -92,7 +92,7 @@ UNDO = {  # from a version back to the one before
 def test_manifest_of_an_earlier_version_is_read_and_taken_over(
     tmp_path: Path, version: int
 ) -> None:
-    """Reading leaves the file as it is; the next run brings it to this version."""
+    """Reading does not change the file; the next run converts it to this version."""
     path = tmp_path / "m"
     with Manifest(path) as manifest:
         for name in ("a.jpg", "b.jpg"):

@@ -13,7 +13,7 @@ from service.client.outputs import replacing, write_files
 
 @pytest.fixture
 def flushed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The kinds of what is flushed to the disk, in order: file or folder."""
+    """Record what is flushed to the disk, in order: file or folder."""
     seen: list[str] = []
     fsync = os.fsync
 

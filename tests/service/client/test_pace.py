@@ -4,14 +4,14 @@ from service.client.pace import Pace
 
 
 class Simulated:
-    """A service of `slots` servers, each a photo per second; time is a number."""
+    """A simulated service of `slots` servers, each of which takes a second per photo."""
 
     def __init__(self, slots: int, refuses_above: int | None = None) -> None:
         self.slots, self.refuses_above = slots, refuses_above
         self.now = 0.0
 
     def drive(self, pace: Pace, photos: int) -> list[int]:
-        """Answers so many photos; returns the limit after each."""
+        """Answer `count` photos; return the limit after each."""
         limits = []
         for _ in range(photos):
             if self.refuses_above is not None and pace.limit > self.refuses_above:

@@ -42,7 +42,7 @@ def red(size: tuple[int, int]) -> bytes:
 
 
 def filled(out: Path, photos: dict[str, list[ClassPixels]]) -> Manifest:
-    """An OUT whose photos have red overlays."""
+    """A folder of results in which every overlay is red."""
     manifest = Manifest(out / FILE_NAME)
     for name, pixels in photos.items():
         stem = name.removesuffix(".jpg")
@@ -61,7 +61,7 @@ def rows(out: Path) -> list[dict[str, str]]:
 
 
 def test_table_has_a_row_per_photo_and_a_column_per_class_of_the_model(tmp_path: Path) -> None:
-    """A class that no photo has is 0, what was not counted is empty."""
+    """A class that a photo lacks has 0 pixels. A photo that was not counted has empty cells."""
     photos = {"a/1.jpg": [BACKGROUND, CAT], "2.jpg": [DOG, BACKGROUND]}
     with filled(tmp_path, photos) as manifest:
         manifest.set_classes(CLASSES)

@@ -158,7 +158,7 @@ def test_no_proxy_goes_before_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A key and a certificate for 127.0.0.1 that nobody but itself has signed."""
+    """A key and a self-signed certificate for 127.0.0.1."""
     if shutil.which("openssl") is None:
         pytest.skip("needs the openssl command")
     path = tmp_path_factory.mktemp("tls") / "both.pem"
@@ -189,7 +189,7 @@ def test_a_certificate_of_ones_own_is_trusted_where_the_variable_says_so(
 def test_a_certificate_that_is_not_trusted_is_no_matter_of_patience(
     secure: str, variable: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The error comes at once, and names what decides."""
+    """The error comes at once and names the variable that caused it."""
     import certifi
 
     if variable is not None:

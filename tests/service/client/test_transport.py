@@ -22,7 +22,7 @@ from .flaky_server import Answer, FlakyServer, problem, result
 
 
 class Searches:
-    """Notes for which modules the path is searched; finds none."""
+    """Record which modules are looked for, and find none of them."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
@@ -118,7 +118,7 @@ def test_blocking_client_retries_too(server: FlakyServer) -> None:
 
 
 def test_blocking_client_works_in_threads_and_inside_of_a_running_loop(server: FlakyServer) -> None:
-    """As in a notebook, whose cells run in a loop."""
+    """Notebooks run their cells inside an event loop."""
     server.delay_s = 0.05
     with Client(server.url) as client, ThreadPoolExecutor(4) as threads:
         images = [str(number).encode() for number in range(8)]
@@ -148,7 +148,7 @@ sys.exit(os.waitstatus_to_exitcode(status))
 
 
 def test_blocking_client_works_in_a_forked_process(server: FlakyServer) -> None:
-    """Such as a data loader's worker: it has the client's memory, but not its thread."""
+    """A forked process, such as a loader's worker, has the client's memory but not its thread."""
     command = [sys.executable, "-c", FORK, server.url]
     assert subprocess.run(command, timeout=30, check=False).returncode == 0
 
@@ -175,7 +175,7 @@ def test_async_client_answers_many_at_once(server: FlakyServer, photos: Path) ->
 
 
 def test_requests_search_no_modules(server: FlakyServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """httpcore tries to import sniffio again and again, whether it is there or not."""
+    """httpcore tries to import sniffio for every request, even where it is not installed."""
     searches = Searches()
 
     async def run() -> None:

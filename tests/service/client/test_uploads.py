@@ -63,7 +63,7 @@ def test_broken_photo_goes_out_untouched_for_the_service_to_judge() -> None:
 
 
 def noise(height: int, width: int, channels: int, seed: int = 3) -> NDArray[np.uint8]:
-    """Smooth enough that the order of shrinking and converting hardly shows."""
+    """The picture is smooth, so it hardly matters whether it is shrunk or converted first."""
     small = np.random.default_rng(seed).integers(0, 256, (6, 8, channels), np.uint8)
     bands = [
         np.asarray(
@@ -88,7 +88,7 @@ def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 
 def wide_profile() -> bytes:
-    """A profile of another space than sRGB, by which the service converts."""
+    """A profile of a space other than sRGB, from which the service converts."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     red, green = profile.find(b"rXYZ"), profile.find(b"gXYZ")
     swapped = bytearray(profile)  # red and green change places: nobody can overlook that
@@ -116,7 +116,7 @@ LIKE_THE_SERVICE = {
 
 @pytest.mark.parametrize("name", LIKE_THE_SERVICE)
 def test_service_sees_in_the_shrunk_photo_what_it_sees_in_the_photo(name: str) -> None:
-    """The service's own decoder on both; shrinking its picture of the original is the oracle."""
+    """The oracle decodes the original with the service's own decoder and then shrinks it."""
     content, kind = LIKE_THE_SERVICE[name]
     shrunk = shrink(content, 100)
     assert (opened(shrunk).size, opened(shrunk).format) == ((100, 75), kind)
@@ -149,9 +149,10 @@ def test_what_only_the_service_can_decode_goes_out_as_it_is_and_says_so(name: st
     assert "left to the service" in str(upload.unshrunk)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 def test_more_than_179_megapixels_are_shrunk_too(kind: str) -> None:
-    """Where `Image.open` refuses, and without a change to Pillow's limit for other code."""
+    """`Image.open` would refuse these. Pillow's limit stays as it is for other code."""
     limit = Image.MAX_IMAGE_PIXELS
     image = Image.new("L", (18_000, 10_000))
     with opened(shrink(saved(image, kind), 100)) as small:

@@ -19,6 +19,8 @@ from tests.service import onnx_models
 from tests.service.processes import running
 from tests.service.web import opened, photo, png
 
+pytestmark = pytest.mark.slow
+
 NAME = "generated_deeplab"
 
 
@@ -63,7 +65,7 @@ def models(package: str) -> Any:
 
 @pytest.fixture
 def client(package: str, address: str) -> Iterator[Any]:
-    """The generated client, its connections closed in the end."""
+    """The generated client; its connections are closed at the end."""
     with importlib.import_module(f"{package}.client").Client(base_url=address) as client:
         yield client
 
@@ -107,7 +109,7 @@ def test_the_json_answer_fits_its_named_type(package: str, client: Any) -> None:
 def test_every_error_is_the_same_type(
     package: str, client: Any, data: bytes, query: dict[str, Any], status: int, code: str
 ) -> None:
-    """Inlined into each response, all error types but the first were dropped."""
+    """The generator drops all error types but the first if each response has its own definition."""
     answer = segment(package, client, data, **query)
     assert answer.status_code == status
     assert isinstance(answer.parsed, models(package).Problem)

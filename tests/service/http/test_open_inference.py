@@ -145,7 +145,7 @@ def test_a_header_length_that_cannot_be_is_refused(address: str, length: str) ->
 
 
 def test_extensions_that_are_not_offered_are_named(client: Any, address: str) -> None:
-    """`/v2/models/stats` was taken for a model of that name."""
+    """`stats` is not the name of a model in `/v2/models/stats`."""
     for name, version in (("", ""), ("plain", ""), ("plain", "1")):
         with pytest.raises(InferenceServerException, match="'statistics' is not offered"):
             client.get_inference_statistics(name, version)

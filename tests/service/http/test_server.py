@@ -33,6 +33,7 @@ def test_accepted_connections_send_without_delay(host: str) -> None:
         assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
+@pytest.mark.slow
 def test_an_answer_on_a_kept_alive_connection_waits_for_no_ack(tmp_path: Path) -> None:
     """Headers and body are written one after the other: the body must not wait for an ACK."""
     onnx_models.save(tmp_path / "tiny.onnx")

@@ -56,7 +56,11 @@ def test_what_is_no_whole_image_is_refused_by_name(data: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "options"), [("PNG", {}), ("TIFF", {"compression": "group4"})], ids=["png", "tiff"]
+    ("kind", "options"),
+    [
+        pytest.param("PNG", {}, id="png"),
+        pytest.param("TIFF", {"compression": "group4"}, id="tiff", marks=pytest.mark.slow),
+    ],
 )
 def test_too_many_pixels_are_refused_from_the_header_alone(
     kind: str, options: dict[str, str]

@@ -20,7 +20,7 @@ def item(value: int, side: int = 2) -> Array:
 
 
 class Doubler:
-    """Doubles every item; can be held, and fails on any batch with a 13 in it."""
+    """A function that doubles every item, can be held, and fails on a batch that contains 13."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
@@ -45,7 +45,7 @@ Scenario = Callable[[Batcher[Array], Doubler], Awaitable[None]]
 
 
 class Run(Protocol):
-    """Run a scenario on a started batcher, and check that closing it strands nothing."""
+    """Run a scenario on a batcher, then close it and check that every request got an answer."""
 
     def __call__(
         self, scenario: Scenario, *, max_batch: int = 4, max_wait_ms: float = 2.0
@@ -92,7 +92,7 @@ def ask(batcher: Batcher[Array], value: int, side: int = 2) -> asyncio.Task[tupl
 async def hold(
     batcher: Batcher[Array], doubler: Doubler
 ) -> list[asyncio.Task[tuple[Array, Timing]]]:
-    """Occupy every worker with a first batch, so that what follows waits."""
+    """Give every worker a batch, so that what follows has to wait."""
     doubler.gate.clear()
     first = []
     for _ in batcher.sessions:
@@ -165,7 +165,7 @@ def test_shapes_are_never_mixed_and_keep_their_order(run: Run) -> None:
 
 
 def test_options_reach_the_function_and_are_never_mixed() -> None:
-    """A batch runs in one way, and others wait for their turn in order."""
+    """A batch holds one kind of request; other kinds wait for their turn in order."""
     ran: list[tuple[list[int], tuple[object, ...]]] = []
     entered, gate = threading.Event(), threading.Event()
 
@@ -270,7 +270,7 @@ def test_a_dead_loop_fails_what_waits_and_refuses_what_comes() -> None:
 
 
 def kill(batcher: Batcher[Array], session: int) -> None:
-    """End one dispatcher, as an error of its own would."""
+    """End one dispatcher, as an internal error would."""
     task = batcher.sessions[session].loop_task
     assert task is not None
     task.cancel()

@@ -14,7 +14,7 @@ from tests.service import onnx_models
 
 
 def without_metadata(path: Path) -> str:
-    """The digest as onnx itself makes it."""
+    """The digest, computed with the onnx package."""
     model = onnx.load(path)
     del model.metadata_props[:]
     return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()

@@ -14,7 +14,7 @@ from tests.service import onnx_models
 
 
 def test_an_input_with_a_default_becomes_a_constant(tmp_path: Path) -> None:
-    """Only the input's declaration goes; all else is what onnx itself reads from the file."""
+    """The result lacks the input's declaration. Everything else is what the onnx package reads."""
     path = onnx_models.save(tmp_path / "tiny.onnx", confidence=True, on_request=True)
     expected = onnx.load(path)
     (declared,) = (each for each in expected.graph.input if each.name == WITH_CONFIDENCE)

@@ -174,7 +174,7 @@ def test_the_memory_limit_is_given_in_bytes() -> None:
 
 
 class Driver:
-    """Stands for libcuda: knows the newest CUDA that it supports."""
+    """A stand-in for libcuda that reports the newest CUDA version it supports."""
 
     def __init__(self, version: int) -> None:
         self.version = version

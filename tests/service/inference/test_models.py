@@ -28,8 +28,6 @@ from tests.service import onnx_models
 from tests.service.processes import running
 from tests.service.web import Held, loopback, opened, photo, png, post, serving
 
-pytestmark = pytest.mark.slow
-
 BODY = png(photo())
 JPEG = {"Content-Type": "image/jpeg"}
 
@@ -68,11 +66,12 @@ def test_a_new_file_takes_over(client: TestClient, folder: Path) -> None:
     assert brightest(client) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("setting", "batches"), [({}, 3), ({"max_batch": 3}, 1)])
 def test_a_cpu_runs_photos_one_by_one_unless_a_batch_size_is_set(
     folder: Path, setting: dict[str, int], batches: int
 ) -> None:
-    """A batch that is not full would wait for a minute."""
+    """With another batch size each photo would wait a minute for a full batch."""
     with serving(folder, max_wait_ms=60_000, **setting) as client:
         with ThreadPoolExecutor(3) as pool:
             answers = list(pool.map(lambda _: post(client, BODY), range(3)))
@@ -93,6 +92,7 @@ def test_a_bad_file_leaves_the_old_model_serving(
     assert client.get("/readyz").status_code == 200
 
 
+@pytest.mark.slow
 def test_a_file_that_loads_but_does_not_run_leaves_the_old_model_serving(
     client: TestClient, folder: Path
 ) -> None:
@@ -116,6 +116,7 @@ def test_only_files_of_the_folder_can_be_loaded(client: TestClient, name: str) -
     assert client.post(f"/models/{name}/reload").status_code in {404, 405}
 
 
+@pytest.mark.slow
 def test_reloading_under_load_fails_no_request(client: TestClient, folder: Path) -> None:
     statuses: list[int] = []
     stop = threading.Event()
@@ -137,6 +138,7 @@ def test_reloading_under_load_fails_no_request(client: TestClient, folder: Path)
     assert set(statuses) == {200}
 
 
+@pytest.mark.slow
 def test_a_watched_folder_needs_no_call(folder: Path) -> None:
     with serving(folder, watch_models_s=0.05) as client:
         assert brightest(client) == 2
@@ -161,6 +163,7 @@ def test_several_sessions_share_the_threads_and_give_the_same_masks(folder: Path
     assert len({answer.content for answer in answers}) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("threads", "sessions", "each"), [(1, 3, 1), (8, 2, 4), (7, 3, 2)])
 def test_every_session_has_a_thread(folder: Path, threads: int, sessions: int, each: int) -> None:
     settings = Settings(models=folder, device="cpu", threads=threads, sessions=sessions)
@@ -168,6 +171,7 @@ def test_every_session_has_a_thread(folder: Path, threads: int, sessions: int, e
     assert [engine.threads for engine in loaded] == [each] * sessions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("threads", "lanes"), [(1, 1), (2, 2), (3, 3), (16, 4)])
 def test_on_a_cpu_as_many_runs_at_a_time_as_there_are_threads(
     folder: Path, threads: int, lanes: int
@@ -184,6 +188,7 @@ def test_on_a_cpu_as_many_runs_at_a_time_as_there_are_threads(
     assert {answer.content for answer in answers} == {alone.content}
 
 
+@pytest.mark.slow
 def test_gpus_that_are_not_there_leave_all_threads_to_the_cpu(folder: Path) -> None:
     settings = Settings(models=folder, device="auto", gpus=(0, 1), threads=8)
     loaded = models.load_engines(folder / "tiny.onnx", settings)
@@ -192,6 +197,7 @@ def test_gpus_that_are_not_there_leave_all_threads_to_the_cpu(folder: Path) -> N
     assert [engine.threads for engine in loaded] == [8]
 
 
+@pytest.mark.slow
 def test_a_session_that_is_missing_is_replaced_by_a_reload(folder: Path) -> None:
     settings = Settings(models=folder, device="cpu", threads=1, sessions=2)
     loaded = models.load(settings)
@@ -206,6 +212,7 @@ def test_a_session_that_is_missing_is_replaced_by_a_reload(folder: Path) -> None
         assert client.post("/models/tiny/reload").json()["changed"] is False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gpus", ["0,0", "-1", "", "one"])
 def test_a_list_of_gpus_that_makes_no_sense_is_refused(gpus: str) -> None:
     with pytest.raises(ValidationError, match="gpus"):
@@ -213,20 +220,21 @@ def test_a_list_of_gpus_that_makes_no_sense_is_refused(gpus: str) -> None:
 
 
 def live_sessions() -> int:
-    """Sessions that hold memory; nothing is collected meanwhile."""
+    """Sessions that hold memory, with Python's cycle collector switched off."""
     # By type: `isinstance` asks objects of other libraries for their class, and some of them warn.
     return sum(issubclass(type(each), ort.InferenceSession) for each in gc.get_objects())
 
 
 @pytest.fixture
 def uncollected() -> Iterator[None]:
-    """Python's collector of cycles does not run: on a real service it may not for minutes."""
+    """Python's cycle collector is off: in a real service it may not run for minutes."""
     gc.collect()
     gc.disable()
     yield
     gc.enable()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("uncollected")
 def test_a_model_that_was_replaced_gives_its_memory_back(folder: Path) -> None:
     before = live_sessions()
@@ -237,9 +245,10 @@ def test_a_model_that_was_replaced_gives_its_memory_back(folder: Path) -> None:
         assert until(lambda: live_sessions() == before + 1)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("uncollected")
 def test_a_model_that_does_not_take_over_gives_its_memory_back(folder: Path) -> None:
-    """The same file again, one of another digest, and one that does not run."""
+    """The same file again, a file with another digest, and a file that does not run."""
     before = live_sessions()
     with serving(folder) as client:
         assert client.post("/models/tiny/reload").json()["changed"] is False
@@ -251,6 +260,7 @@ def test_a_model_that_does_not_take_over_gives_its_memory_back(folder: Path) -> 
         assert live_sessions() == before + 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("uncollected")
 def test_a_model_is_freed_when_its_last_request_is_answered_and_not_before(folder: Path) -> None:
     before = live_sessions()
@@ -269,10 +279,11 @@ def test_a_model_is_freed_when_its_last_request_is_answered_and_not_before(folde
         assert until(lambda: live_sessions() == before + 1)
 
 
+@pytest.mark.slow
 def test_reloading_the_bundled_model_again_and_again_does_not_grow_the_process(
     tmp_path: Path,
 ) -> None:
-    """Two files in turn under a client; 300 MB a reload stayed before they were released."""
+    """Two files are loaded in turn under a client; a leak once kept 300 MB of each."""
     (source,) = BUNDLED.glob("*.onnx")
     files = [tmp_path / "first", tmp_path / "second"]
     shutil.copy(source, files[0])
@@ -295,6 +306,7 @@ def test_reloading_the_bundled_model_again_and_again_does_not_grow_the_process(
     assert min(grown[-3:]) - min(grown[:3]) < 100
 
 
+@pytest.mark.slow
 def test_a_link_that_leads_nowhere_does_not_stop_the_watch(folder: Path) -> None:
     with serving(folder, watch_models_s=0.05) as client:
         (folder / "lost.onnx").symlink_to(folder / "nowhere")
@@ -305,8 +317,9 @@ def test_a_link_that_leads_nowhere_does_not_stop_the_watch(folder: Path) -> None
         assert until(lambda: client.get("/models/lost").status_code == 200)
 
 
+@pytest.mark.slow
 def test_a_fifo_is_refused_and_holds_nothing_up(folder: Path) -> None:
-    """Reading it would wait for ever, and SIGTERM with it."""
+    """Reading a FIFO would never end, and SIGTERM would have to wait too."""
     with running(folder, "--watch-models-s", "0.05") as (url, process):
         os.mkfifo(folder / "pipe.onnx")
         answer = httpx.post(f"{url}/models/pipe/reload", timeout=20)
@@ -318,11 +331,12 @@ def test_a_fifo_is_refused_and_holds_nothing_up(folder: Path) -> None:
         assert process.wait(20) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["initializer", "constant"])
 def test_weights_in_another_file_are_refused(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    """ONNX Runtime would take them from the working directory, outside of any digest."""
+    """ONNX Runtime would read them from the working directory, and no digest covers them."""
     monkeypatch.chdir(tmp_path)
     model = onnx.load(folder / "tiny.onnx")
     (red,) = [each for each in model.graph.initializer if each.name == "red"]
@@ -343,6 +357,7 @@ def test_weights_in_another_file_are_refused(
         assert client.post("/models/tiny/reload").status_code == 409
 
 
+@pytest.mark.slow
 def test_one_reload_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entered, gate = threading.Event(), threading.Event()
     load = models.load_engines

@@ -39,7 +39,7 @@ def options(**changes: object) -> EngineOptions:
 
 
 def with_determinant(path: Path) -> Path:
-    """Compute the tiny model's lowest class, 0, as a determinant, which OpenVINO does not know."""
+    """Compute the tiny model's lowest class, 0, as a determinant, which OpenVINO cannot do."""
     model = onnx.load(path)
     graph = model.graph
     graph.initializer.append(helper.make_tensor("zeros", TensorProto.FLOAT, [2, 2], [0.0] * 4))
@@ -57,7 +57,7 @@ def with_determinant(path: Path) -> Path:
 
 @pytest.mark.parametrize(("threads", "lanes"), [(1, 1), (2, 2), (4, 2)])
 def test_every_lane_gives_labels_and_confidence(model: Path, threads: int, lanes: int) -> None:
-    """Batches too: their images go one by one and come back in order."""
+    """The images of a batch run one by one and come back in order."""
     engine = Engine(model, options(threads=threads, lanes=lanes))
     assert engine.provider == OPENVINO
     assert engine.lanes == max(1, threads // 2)
@@ -79,7 +79,7 @@ def test_the_precision_in_use_is_openvinos_own_choice_unless_told(model: Path) -
 def test_bf16_is_never_replaced_by_another_precision(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Demanded on a CPU that lacks it, it is an error; so it is without OpenVINO."""
+    """Asking for bf16 is an error on a CPU that lacks it, and without OpenVINO."""
     if HAS_BF16:
         assert Engine(model, options(precision="bf16")).execution_precision == "bf16"
     else:
@@ -104,7 +104,7 @@ def test_auto_takes_it_where_it_is_installed(model: Path, monkeypatch: pytest.Mo
 def test_files_that_it_cannot_read_are_refused_or_run_elsewhere(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Such as files with an operator that it lacks: auto serves them with ONNX Runtime."""
+    """If OpenVINO lacks an operator of the file, auto serves the file with ONNX Runtime."""
     path = with_determinant(onnx_models.save(tmp_path / "old.onnx"))
     with pytest.raises(StartupError, match=r"old\.onnx is not a model that OpenVINO can load"):
         Engine(path, options())
@@ -136,7 +136,7 @@ def test_a_second_start_takes_compiled_models_from_the_cache(model: Path, tmp_pa
 
 
 def test_the_service_says_what_really_runs(model: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """In the log, /models, the answer's headers and the metric."""
+    """The log, /models, the answer's headers and the metric all name it."""
     caplog.set_level(logging.INFO)
     settings = Settings(models=model.parent, device="openvino", threads=1)
     with TestClient(create_app(settings, models.load(settings))) as client:

@@ -1,6 +1,6 @@
 """TensorRT: options and refusals, on a stand-in for ONNX Runtime's session; no GPU is needed.
 
-What TensorRT itself makes of the options has never been seen by these tests.
+These tests do not show what TensorRT itself does with the options.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ RealSession = ort.InferenceSession
 
 
 class Binding:
-    """Stands for OrtIOBinding."""
+    """A stand-in for OrtIOBinding."""
 
     def __init__(self) -> None:
         self.image: NDArray[np.uint8] = np.zeros(0, np.uint8)
@@ -50,7 +50,7 @@ class Binding:
 
 
 class Session:
-    """Stands for an InferenceSession whose GPU providers work; keeps what it was asked for."""
+    """A stand-in for an InferenceSession with working GPU providers. It records its arguments."""
 
     asked: ClassVar[list[list[Any]]] = []
     builds: ClassVar[bool] = True  # whether TensorRT takes a part of the graph
@@ -93,7 +93,7 @@ class Session:
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> type[Session]:
-    """A host where CUDA and TensorRT work, or seem to."""
+    """A host on which CUDA and TensorRT seem to work."""
     Session.asked, Session.batches = [], []
     monkeypatch.setattr(Session, "builds", True)
     monkeypatch.setattr(ort, "InferenceSession", Session)
@@ -220,7 +220,7 @@ def test_a_graph_that_tensorrt_takes_no_part_of_is_an_error(
 def test_a_session_without_tensorrt_is_refused(
     gpu: type[Session], model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """ONNX Runtime leaves out a provider that fails, and says nothing but a log line."""
+    """When a provider fails, ONNX Runtime only logs a line and continues without it."""
     models.build_engines(settings(model))
     monkeypatch.setattr(Session, "get_providers", lambda _: [CUDA, CPU])
     with pytest.raises(StartupError, match=f"created without {TENSORRT}"):

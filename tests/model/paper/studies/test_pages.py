@@ -1,4 +1,4 @@
-"""The page says what the figures say."""
+"""The text of the page agrees with its figures."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_claim_held_only_where_it_held_every_time(gains: list[float], word: st
 
 
 def test_the_decoder_is_compared_seed_by_seed(tmp_path: Path) -> None:
-    """Better near edges with both seeds, better everywhere with one."""
+    """The decoder is better near edges with both seeds, and better everywhere with one."""
     text = page(
         tmp_path,
         *[(p, figures(p, 0.40, 0.20)) for p in (Point(UPSAMPLING, 0), Point(UPSAMPLING, 1))],

@@ -1,4 +1,4 @@
-"""Studies change one thing at a time, and run nothing twice."""
+"""A study changes one thing at a time and runs nothing twice."""
 
 from __future__ import annotations
 

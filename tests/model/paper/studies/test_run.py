@@ -1,4 +1,4 @@
-"""A study from training to page, cut off and gone on with, on a handful of pixels."""
+"""A study runs from training to page on a few pixels, and continues after an interruption."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_study_is_run_once_and_written(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both networks are trained and judged; the second call does nothing; the page has plots."""
+    """Both networks are trained and evaluated; the second call does nothing; the page has plots."""
     out = tmp_path / "runs"
     command = ["decoder", "--data", str(data), "--out", str(out), "--seeds", "5", *SETS]
     assert main(command) == 0
@@ -82,7 +82,7 @@ def test_the_evaluation_command_contains_all_that_distinguishes_a_point(tmp_path
 
 
 def test_a_failing_part_stops_the_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Nothing is judged that was not trained."""
+    """Only trained networks are evaluated."""
     out = tmp_path / "runs"
     command = ["decoder", "--data", str(tmp_path), "--out", str(out), *SETS]
     assert main(command) == 1

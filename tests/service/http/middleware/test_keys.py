@@ -37,6 +37,15 @@ def client(tmp_path: Path) -> Iterator[TestClient]:
         yield client
 
 
+@pytest.fixture(scope="module")
+def unasked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    """One service for all tests that use up no quota."""
+    folder = tmp_path_factory.mktemp("models")
+    onnx_models.save(folder / "tiny.onnx")
+    with serving(folder, api_keys=DIGESTS, rate_limit_per_minute=3) as client:
+        yield client
+
+
 def test_a_known_key_is_let_in(client: TestClient) -> None:
     assert post(client, png(photo()), headers=bearer("first")).status_code == 200
     assert post(client, png(photo()), headers=bearer("second")).status_code == 200
@@ -47,19 +56,19 @@ def test_a_known_key_is_let_in(client: TestClient) -> None:
 )
 @pytest.mark.parametrize("path", ["/models", "/metrics", "/v2", "/nothing"])
 def test_without_a_known_key_nothing_is_told(
-    client: TestClient, headers: dict[str, str], path: str
+    unasked: TestClient, headers: dict[str, str], path: str
 ) -> None:
-    answer = client.get(path, headers=headers)
+    answer = unasked.get(path, headers=headers)
     assert (answer.status_code, answer.json()["code"]) == (401, "unauthorized")
     assert answer.headers["www-authenticate"] == "Bearer"
 
 
-def test_probes_need_no_key(client: TestClient) -> None:
-    assert client.get("/livez").status_code == client.get("/readyz").status_code == 200
+def test_probes_need_no_key(unasked: TestClient) -> None:
+    assert unasked.get("/livez").status_code == unasked.get("/readyz").status_code == 200
 
 
-def test_the_schema_says_where_a_key_is_needed(client: TestClient) -> None:
-    paths = client.get("/openapi.json", headers=bearer("first")).json()["paths"]
+def test_the_schema_says_where_a_key_is_needed(unasked: TestClient) -> None:
+    paths = unasked.get("/openapi.json", headers=bearer("first")).json()["paths"]
     assert {"401", "429"} <= paths["/segment"]["post"]["responses"].keys()
     assert paths["/segment"]["post"]["security"] == [{"key": []}]
     assert "401" not in paths["/livez"]["get"]["responses"]
@@ -91,6 +100,7 @@ def test_keys_that_are_set_but_empty_are_an_error(
         Settings(models=tmp_path)
 
 
+@pytest.mark.slow
 def test_a_service_whose_keys_are_missing_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEEPLAB_API_KEYS", " , ")
     command = [sys.executable, "-m", "service", "--port", "0"]
@@ -141,7 +151,7 @@ def test_admin_keys_alone_leave_photos_open(tmp_path: Path) -> None:
 def test_without_admin_keys_only_a_program_on_the_host_itself_may_reload(
     tmp_path: Path, address: str, headers: dict[str, str], status: int
 ) -> None:
-    """No page in a browser there, and no proxy on behalf of somebody elsewhere."""
+    """Requests of a web page in a browser, and those that a proxy forwards, are refused."""
     onnx_models.save(tmp_path / "tiny.onnx")
     settings = Settings(models=tmp_path, device="cpu", threads=1)
     app = create_app(settings, models.load(settings))
@@ -149,7 +159,9 @@ def test_without_admin_keys_only_a_program_on_the_host_itself_may_reload(
         assert client.post(RELOAD, headers=headers).status_code == status
 
 
-@pytest.mark.parametrize("trusted", [(), ("--trusted-proxies", "127.0.0.1")])
+@pytest.mark.parametrize(
+    "trusted", [pytest.param((), marks=pytest.mark.slow), ("--trusted-proxies", "127.0.0.1")]
+)
 def test_forwarded_addresses_are_believed_of_named_proxies_only(
     tmp_path: Path, trusted: tuple[str, ...]
 ) -> None:
@@ -163,10 +175,10 @@ def test_forwarded_addresses_are_believed_of_named_proxies_only(
     assert client == ("203.0.113.9" if trusted else "127.0.0.1")
 
 
-def test_a_path_with_a_slash_too_many_is_no_redirect(client: TestClient) -> None:
-    """It would lead wherever the Host header says."""
+def test_a_path_with_a_slash_too_many_is_no_redirect(unasked: TestClient) -> None:
+    """A redirect would lead to whatever the Host header names."""
     headers = bearer("first") | {"Host": "evil.example"}
-    answer = client.get("/models/", headers=headers, follow_redirects=False)
+    answer = unasked.get("/models/", headers=headers, follow_redirects=False)
     assert answer.status_code == 404
 
 

@@ -89,7 +89,7 @@ def is_mask(body: bytes) -> bool:
 
 
 def test_an_offer_to_upgrade_to_http2_is_answered_over_http1(service: Service) -> None:
-    """httptools stops reading at the offer, so the body seemed to be empty."""
+    """httptools stops reading at the offer, and then the body is empty."""
     with closing(connected(service)) as connection:
         for more in (UPGRADE, b"", UPGRADE):  # and the connection can be used again
             connection.sendall(request(more=more))
@@ -132,7 +132,7 @@ def test_a_target_in_absolute_form_is_the_same_path(service: Service, origin: st
 
 
 def test_a_sender_that_closes_its_own_direction_is_answered(service: Service) -> None:
-    """As `nc -N` does. uvicorn mistook it for a disconnect."""
+    """`nc -N` does this. uvicorn alone takes it for a disconnect."""
     for _ in range(5):
         with closing(connected(service)) as connection:
             connection.sendall(request())
@@ -162,7 +162,7 @@ def test_half_a_request_is_not_waited_for(service: Service) -> None:
 
 
 def test_a_client_that_leaves_altogether_is_noticed(service: Service) -> None:
-    """Its work is dropped, and counted as 499."""
+    """Its request is dropped and counted as 499."""
     large = png(np.random.default_rng(0).integers(0, 256, (2500, 2500, 3), np.uint8))
     with closing(connected(service)) as connection:
         connection.sendall(request("/segment?output=overlay,npz,polygons", body=large))

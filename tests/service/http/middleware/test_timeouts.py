@@ -23,10 +23,6 @@ from tests.service import onnx_models
 from tests.service.processes import LOG, running
 from tests.service.web import photo, png
 
-pytestmark = pytest.mark.slow
-
-NOISE = png(np.random.default_rng(0).integers(0, 256, (1800, 1800, 3), np.uint8))
-
 ASK = b"GET /livez HTTP/1.1\r\nHost: test\r\n\r\n"
 
 
@@ -87,6 +83,7 @@ def problem(answer: bytes) -> tuple[int, str]:
     return fields["status"], fields["code"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beginning", [b"", b"GET /livez HTT", ASK[:-2] + b"X-Slow: "])
 @pytest.mark.parametrize("dripping", [b"", b"x"])
 def test_headers_that_never_end_are_answered_with_408(
@@ -110,12 +107,14 @@ def test_the_second_request_of_a_connection_is_timed_too(service: Service) -> No
         assert problem(rest(connection, b"x")) == (408, "header-timeout")
 
 
+@pytest.mark.slow
 def test_an_idle_connection_is_closed_without_a_word(service: Service) -> None:
     with closing(socket.create_connection(service.address)) as connection:
         connection.sendall(ASK)
         assert rest(connection).endswith(b'{"status":"alive"}')
 
 
+@pytest.mark.slow
 def test_a_body_may_take_longer_than_headers(service: Service) -> None:
     body = png(photo())
     with closing(socket.create_connection(service.address)) as connection:
@@ -129,6 +128,7 @@ def test_a_body_may_take_longer_than_headers(service: Service) -> None:
         assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
 
 
+@pytest.mark.slow
 def test_a_body_that_was_refused_cannot_drip_in_for_ever(service: Service) -> None:
     with closing(socket.create_connection(service.address)) as connection:
         connection.sendall(
@@ -138,6 +138,7 @@ def test_a_body_that_was_refused_cannot_drip_in_for_ever(service: Service) -> No
         assert rest(connection, b"x").startswith(b"HTTP/1.1 413 ")
 
 
+@pytest.mark.slow
 def test_everybody_else_is_served_meanwhile(service: Service) -> None:
     slow = [socket.create_connection(service.address) for _ in range(50)]
     try:
@@ -151,14 +152,15 @@ def test_everybody_else_is_served_meanwhile(service: Service) -> None:
 
 @contextmanager
 def owed(service: Service) -> Iterator[tuple[socket.socket, int]]:
-    """A connection with an answer of some megabytes, and its length."""
+    """Ask for an answer of some megabytes without reading it: the connection, and the length."""
     with closing(socket.socket()) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         connection.connect(service.address)
         connection.settimeout(60)
+        noise = png(np.random.default_rng(0).integers(0, 256, (1800, 1800, 3), np.uint8))
         connection.sendall(
             b"POST /segment?output=overlay&overlay_format=png HTTP/1.1\r\nHost: test\r\n"
-            b"Content-Type: image/png\r\nContent-Length: %d\r\n\r\n" % len(NOISE) + NOISE
+            b"Content-Type: image/png\r\nContent-Length: %d\r\n\r\n" % len(noise) + noise
         )
         head = b""
         while not head.endswith(b"\r\n\r\n"):
@@ -171,6 +173,7 @@ def owed(service: Service) -> Iterator[tuple[socket.socket, int]]:
         yield connection, int(length)
 
 
+@pytest.mark.slow
 def test_a_client_that_takes_nothing_is_cut_off(service: Service) -> None:
     with owed(service) as (connection, length):
         deadline = time.monotonic() + 60
@@ -181,7 +184,7 @@ def test_a_client_that_takes_nothing_is_cut_off(service: Service) -> None:
 
 
 class Transport(asyncio.Transport):
-    """To a client that reads a little for a while and then stops."""
+    """The client reads slowly for a while and then stops."""
 
     def __init__(self, unsent: list[int]) -> None:
         super().__init__()
@@ -205,6 +208,7 @@ async def nothing(scope: object, receive: object, send: object) -> None:
     """An application that is never called."""
 
 
+@pytest.mark.slow
 def test_a_client_that_takes_its_time_is_waited_for() -> None:
     async def scenario() -> None:
         made = protocol_with_timeouts(header_timeout_s=60, send_timeout_s=0.01)

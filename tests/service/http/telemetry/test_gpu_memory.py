@@ -22,7 +22,7 @@ class Memory:
 
 
 class Driver:
-    """Stands for pynvml on a host with two GPUs; the last one fails where told to."""
+    """A stand-in for pynvml on a host with two GPUs. The last one can be made to fail."""
 
     class NVMLError(Exception):
         pass

@@ -89,7 +89,7 @@ def test_two_services_in_one_process_count_apart(folder: Path) -> None:
 
 
 def test_what_alerts_read_is_zero_before_the_first_error(client: TestClient) -> None:
-    """A rate needs two values: the first errors of a series that begins with them are lost."""
+    """A rate needs two values. A series that begins with its first error would hide that error."""
     found = scrape(client)
     for status in (200, 499, 500, 503, 504):
         assert found[f"deeplab_requests_total method=POST route=/segment status={status}"] == 0

@@ -31,8 +31,6 @@ from tests.service import onnx_models
 from tests.service.processes import LOG, running
 from tests.service.web import photo, png, post
 
-pytestmark = pytest.mark.slow
-
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 CALLER = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
 STAGES = ["decode", "queue", "infer", "encode"]
@@ -53,6 +51,7 @@ def by_name(spans: tuple[ReadableSpan, ...]) -> dict[str, ReadableSpan]:
     return {span.name: span for span in spans}
 
 
+@pytest.mark.slow
 def test_a_request_is_a_span_of_its_callers_trace_with_its_stages_inside(tmp_path: Path) -> None:
     with traced(tmp_path) as (client, exporter):
         answer = post(client, png(photo()), headers={**CALLER, "X-Request-ID": "mine-1"})
@@ -86,6 +85,7 @@ def test_a_request_is_a_span_of_its_callers_trace_with_its_stages_inside(tmp_pat
     assert end <= (request.end_time or 0)
 
 
+@pytest.mark.slow
 def test_a_failure_is_marked_with_its_code(tmp_path: Path) -> None:
     with traced(tmp_path) as (client, exporter):
         post(client, b"junk")
@@ -110,6 +110,7 @@ def test_probes_leave_no_spans_and_a_broken_header_no_trace(tmp_path: Path) -> N
         assert span.parent is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("environment", "wanted"),
     [
@@ -125,6 +126,7 @@ def test_opentelemetrys_own_variables_decide(environment: dict[str, str], wanted
     assert wants_traces(environment) is wanted
 
 
+@pytest.mark.slow
 def test_without_the_libraries_the_service_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -148,6 +150,7 @@ class Stuck(SpanProcessor):
         assert self.release.wait(20)
 
 
+@pytest.mark.slow
 def test_a_collector_that_is_down_does_not_hold_up_a_stop() -> None:
     stuck = Stuck()
     Tracing(stuck).close(timeout_s=0.05)
@@ -186,6 +189,7 @@ class CollectorHandler(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
+@pytest.mark.slow
 def test_a_collector_gets_the_spans_before_the_process_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,6 +212,7 @@ def test_a_collector_gets_the_spans_before_the_process_ends(
     assert collector.service == "deeplab"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", [CALLER, {}, {"traceparent": "00-" + "0" * 32 + "-1-01"}])
 def test_every_log_line_of_a_traced_request_has_its_trace_id(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, given: dict[str, str]
@@ -229,6 +234,7 @@ def test_every_log_line_of_a_traced_request_has_its_trace_id(
         assert line["trace_id"] == TRACE
 
 
+@pytest.mark.slow
 def test_a_callers_trace_is_logged_without_tracing_too(tmp_path: Path) -> None:
     onnx_models.save(tmp_path / "tiny.onnx")
     with running(tmp_path, "--log-format", "json") as (url, process):
