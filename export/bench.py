@@ -81,7 +81,7 @@ def contestants(
 
 
 def openvino_runner(file: Path, threads: int) -> Runner:
-    """A file in OpenVINO, with the same number of threads and else its own defaults.
+    """Load a file in OpenVINO with the given number of threads; everything else is its default.
 
     It computes in bfloat16 where the CPU has it.
     """

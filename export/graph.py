@@ -1,4 +1,4 @@
-"""The exported computation: uint8 photos in, uint8 label maps out.
+"""The exported computation, from uint8 photos to uint8 label maps.
 
 This is a separate module around the network, so that the network itself stays
 free of what only an exported file needs. Scales and flips are the functions

@@ -74,7 +74,7 @@ def _shared(
 
 
 def _slices(names: Iterable[str]) -> list[onnx.NodeProto]:
-    """Nodes that keep all images of each tensor, or none if `with_confidence` is false."""
+    """Nodes that keep all images of each tensor, or no image if `with_confidence` is false."""
     choice = helper.make_node("Where", [WITH_CONFIDENCE, ALL, NONE], [LAST], name=LAST)
     slices = [
         helper.make_node("Slice", [name, NONE, LAST, NONE], [f"{name}_asked"], name=f"{name}_asked")

@@ -57,6 +57,6 @@ def calibration(args: argparse.Namespace) -> list[Path]:
 
 
 def _kind(args: argparse.Namespace) -> str:
-    """The data set to judge on, named or found."""
+    """The data set to measure mIoU on: named, or found in --data."""
     trained_on = read_card(args.checkpoint).training.get("dataset")
     return choose(args.dataset, args.data, trained_on)

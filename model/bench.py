@@ -52,12 +52,12 @@ Step = Callable[[], object]
 
 
 def this_machine() -> World:
-    """The GPU where there is one."""
+    """The GPU, or the CPU of a machine without one."""
     return World(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def recipe_of(backbone: str, args: argparse.Namespace) -> Recipe:
-    """A training of ours."""
+    """A training with our network."""
     return Recipe.model_validate(
         {
             "model": {"backbone": backbone, "aspp_separable": True, "decoder_separable": True},
@@ -72,7 +72,7 @@ def recipe_of(backbone: str, args: argparse.Namespace) -> Recipe:
 
 
 def random_batch(args: argparse.Namespace) -> Batch:
-    """Noise, and labels of which a tenth is void."""
+    """Noise, and labels with a tenth of void."""
     generator = torch.Generator().manual_seed(0)
     shape = (args.batch, args.crop, args.crop)
     images = torch.randint(0, 256, (args.batch, 3, *shape[1:]), generator=generator)

@@ -213,7 +213,7 @@ def load_on(
 
 
 def save(path: Path | str, state: dict[str, torch.Tensor], card: Card | BackboneCard) -> Path:
-    """Write weights and description, both or neither; returns the path of the weights.
+    """Write both weights and description, or neither; returns the path of the weights.
 
     Raises OSError naming the file where the disk is full; what was there is kept.
     """

@@ -54,7 +54,7 @@ def write(contents: dict[Path, bytes]) -> None:
 
 
 def _rename(partials: dict[Path, Path]) -> None:
-    """Put every file in the place of its target, or none if the first one cannot be."""
+    """Rename every file to its target, or none if the first rename fails."""
     first = True
     for target, partial in partials.items():
         try:

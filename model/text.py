@@ -20,9 +20,9 @@ class TextError(ValueError):
 
 
 def read_text(path: Path) -> str:
-    """The text of a file in UTF-8, or in what its first bytes say.
+    """The text of a file in UTF-8, or in the encoding of its byte order mark.
 
-    Raises TextError naming the file where it is neither.
+    Raises TextError, with the file's name, for any other encoding.
     """
     content = path.read_bytes()
     encoding = next((name for mark, name in MARKS if content.startswith(mark)), "utf-8")

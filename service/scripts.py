@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 
 class Script(NamedTuple):
-    """What a script runs, and the extras that bring its libraries."""
+    """The function that a script runs, and the extras that install its libraries."""
 
     module: str
     function: str = "main"

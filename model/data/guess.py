@@ -25,9 +25,9 @@ def kinds(root: Path) -> list[str]:
 
 
 def choose(given: str | None, root: Path, trained_on: object = None) -> str:
-    """The data set to judge on: as given, else what lies in `root`, else what was trained on.
+    """The data set to evaluate on: the given one, else the one in `root`, else the one trained on.
 
-    Where several sets lie in `root`, the one that the network was trained on is meant.
+    If `root` holds several, it is the one that the network was trained on.
     """
     if given is not None:
         return given

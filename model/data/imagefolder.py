@@ -73,9 +73,9 @@ class FolderReport:
 
 
 def check_images(root: Path, split: str) -> FolderReport:
-    """Read every photo below `root/split/CLASS`; problems are reported, never raised.
+    """Read every photo below `root/split/CLASS` and report problems.
 
-    Raises DatasetError where there is no such folder or no class in it.
+    Raises DatasetError if the folder does not exist or contains no class.
     """
     classes = class_folders(root / split)
     report = FolderReport(root, split)
@@ -130,7 +130,7 @@ def _read_all(report: FolderReport) -> None:
 
 
 def _read(path: Path) -> tuple[str, int] | str:
-    """Mode and shorter side of a photo, or what is wrong with it."""
+    """The mode and shorter side of a photo, or the problem with it."""
     try:
         with opened(path) as picture:
             mode, side = picture.mode, min(picture.size)

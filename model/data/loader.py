@@ -55,7 +55,7 @@ class LoaderError(RuntimeError):
 
 
 class StillLoading(Exception):
-    """No batch yet: look at what else has happened, then ask again."""
+    """No batch has come yet: check the processes and signals, then wait again."""
 
 
 def pixel_counts(dataset: Dataset) -> NDArray[np.int64]:
@@ -283,7 +283,7 @@ class CropDataset(TorchDataset[Sample]):
         return Example(augment.paste(example.crop, other.crop, place), answers, skipped)
 
     def _example(self, position: int, rng: np.random.Generator) -> Example:
-        """The augmented crop of one position, and what was skipped before it."""
+        """The augmented crop of one position, and the files skipped before it."""
         config = self.config
         (index, (image, mask)), skipped = first_readable(position, self._read)
         size = image.size
@@ -361,9 +361,9 @@ def _leave_signals_to_the_parent(_: int) -> None:
 
 
 def affordable_prefetch(batch_bytes: int, workers: int) -> int:
-    """How many batches each process may make ahead, so that all fit into shared memory.
+    """The number of batches that each process may prepare so that all fit into shared memory.
 
-    Raises LoaderError where there is no room for one.
+    Raises LoaderError if not even one fits.
     """
     if not workers or not SHARED_MEMORY.is_dir():
         return PREFETCH
@@ -424,7 +424,7 @@ class Waiting:
         return batch
 
     def _explain(self, error: RuntimeError, waited: float) -> None:
-        """Raise what PyTorch's RuntimeError means here, if it is about the processes."""
+        """Turn a RuntimeError of PyTorch about the processes into a LoaderError with advice."""
         says = str(error)
         if says.startswith("DataLoader timed out"):
             if waited > LOST_AFTER_S:

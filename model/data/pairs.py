@@ -103,7 +103,7 @@ def meanings(dataset: Dataset, mask: Mask) -> dict[int, int]:
 
 
 def home(root: Path, places: Sequence[str], mark: str) -> Path:
-    """The first of `places` below `root` that contains `mark`, or the first one if none does."""
+    """The first of `places` below `root` that contains `mark`, else the first place."""
     below = [root / place for place in places]
     return next((folder for folder in below if (folder / mark).exists()), below[0])
 

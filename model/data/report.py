@@ -27,7 +27,7 @@ COLOR_MODES = ("RGB", "RGBA")
 
 @dataclass(frozen=True)
 class Look:
-    """What one pair shows: its mask's values counted, (256,), or its colours."""
+    """The counts of a mask's values, (256,), or of its colours."""
 
     mode: str = ""
     values: NDArray[np.int64] | None = None
@@ -101,13 +101,13 @@ class Report:
         self.empty += not classes.any()
 
     def palette(self) -> Palette:
-        """Return the palette by which masks of colours are read."""
+        """Return the palette for masks of colours."""
         return palettes.choose(self.dataset, self.colors)
 
     def renumbered(self) -> bool:
         """Whether the colours in palette masks belong to other classes than their values do.
 
-        That is what is left when a program stores a picture of the colours as a palette PNG:
+        A program that saves a picture of colours as a palette PNG leaves such a mask:
         the right colours at values in any order.
         """
         used = Counter(color for _, color in self.shades)
@@ -149,7 +149,7 @@ class Report:
         )
 
     def strays(self) -> list[str]:
-        """What values there are that stand for no class, and what they probably mean."""
+        """The values that are no class, and what they probably mean."""
         if not self.stray:
             return []
         shown = sorted(self.stray)[:VALUES_SHOWN]
@@ -190,7 +190,7 @@ class Report:
         return [line]
 
     def nothing_to_tell(self) -> str:
-        """Why a network has nothing to learn or to be judged by here; empty when it has."""
+        """Why a network cannot learn or be evaluated with these masks; empty if it can."""
         if self.colored:
             return "" if self.pixels.any() else self._on_colors()
         if not self.values:  # no mask could be read: whoever reads the pairs tells why
@@ -206,7 +206,7 @@ class Report:
         return ""
 
     def warnings(self) -> list[str]:
-        """What is odd, yet no reason not to train."""
+        """Oddities that do not prevent a training."""
         lines = [*self.dataset.notes, *self.absent()]
         lines += self._on_sizes()
         if self.empty:

@@ -1,4 +1,4 @@
-"""Look at a set's masks before a training or an evaluation spends hours on them.
+"""Check a set's masks before a training or an evaluation spends hours on them.
 
 Masks of 0 and 255 without `values`, ids off by one or all void are read without an error:
 what stands for no class is void. So a training would end at loss 0 and an evaluation at

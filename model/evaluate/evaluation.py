@@ -54,7 +54,7 @@ def figures(confusion: Confusion, dataset: Dataset) -> dict[str, Any]:
 def larger(
     dataset: Dataset, crop_size: tuple[int, int], args: argparse.Namespace
 ) -> dict[str, Any]:
-    """How many photos exceed the crop size (H, W), and what was done with them; as JSON."""
+    """The number of photos above the crop size (H, W) and how they were predicted, for JSON."""
     count = sum(
         height > crop_size[0] or width > crop_size[1]
         for width, height in (upright_size(pair.image) for pair in dataset.pairs)

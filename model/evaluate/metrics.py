@@ -46,7 +46,7 @@ class Confusion:
             return np.asarray(hits / union)
 
     def miou(self) -> float:
-        """Mean over the classes that occur; raises DatasetError where no pixel was judged."""
+        """The mean over the classes that occur; raises DatasetError if no pixel was evaluated."""
         if not self.pixels:
             raise DatasetError("no pixel was judged: every mask is void; see model.data check")
         return float(np.nanmean(self.iou()))

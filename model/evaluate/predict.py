@@ -93,7 +93,7 @@ def photos(args: argparse.Namespace) -> list[Path]:
 
 
 def write(labels: Labels, image: Photo, card: Card, target: Path, *, overlay: bool) -> None:
-    """Write the mask of a photo, and the overlay if wanted, under the stem `target`."""
+    """Write the mask of a photo, and with `overlay` the overlay, under the stem `target`."""
     colored(labels, card.palette).save(target.with_name(f"{target.name}.png"))
     if overlay:
         overlaid(image, labels, card).save(target.with_name(f"{target.name}_overlay.jpg"))

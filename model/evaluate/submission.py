@@ -71,7 +71,7 @@ def picture(server: str, labels: NDArray[np.uint8]) -> Image.Image:
 
 
 def archive(server: str, out: Path) -> Path:
-    """Where `pack` puts what is uploaded."""
+    """The path of the archive that `pack` writes."""
     return out / ("results.tgz" if server == VOC else "results.zip")
 
 

@@ -47,7 +47,7 @@ class Trimap:
     def miou(self) -> dict[int, float]:
         """Mean IoU by band width in pixels.
 
-        Raises DatasetError when no judged pixel touches a void one: then there is no band.
+        Raises DatasetError if no labelled pixel touches a void one: then there is no band.
         """
         bands = self.confusions()
         if not bands[self.widths[0]].pixels:

@@ -71,7 +71,7 @@ def seen(counts: NDArray[np.int64], sampling: str) -> NDArray[np.float64]:
 def shifts(
     classes: Sequence[str], trained: NDArray[np.float64], shares: Mapping[str, float], margin: float
 ) -> NDArray[np.float64]:
-    """What to add to each class's logit, (K,); the first class is the background.
+    """The amounts to add to the classes' logits, (K,); the first class is the background.
 
     Raises SharesError for a class that was never seen in training.
     """

@@ -1,1 +1,1 @@
-"""The network of the paper, and what turns a photo into its label map."""
+"""The network of the paper, and the functions from a photo to its label map."""

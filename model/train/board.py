@@ -57,12 +57,12 @@ class TensorBoard:
             self._at(iteration).add_image(pair.name, both, iteration, dataformats="HWC")
 
     def close(self) -> None:
-        """Write what is still in memory."""
+        """Write the events that are still in memory."""
         if self._writer is not None:
             self._writer.close()
 
     def _at(self, iteration: int) -> SummaryWriter:
-        """The writer, made at the first line: a resumed run hides what came after its state."""
+        """The writer, opened at the first line: a resumed run hides events after its state."""
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415
 

@@ -33,7 +33,7 @@ class PixelLoss:
     lovasz: float = 0.0  # times the Lovász-Softmax loss of each image, added to the image's mean
 
     def weight(self, labels: Tensor) -> float:
-        """The weight by which to divide the sum over labels (N, H, W) uint8."""
+        """The divisor of the sum over labels (N, H, W) uint8."""
         judged = labels != VOID
         if self.hard_share < 1:
             return float(sum(self._hard(int(count)) for count in judged.sum((1, 2))))

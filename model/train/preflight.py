@@ -86,7 +86,7 @@ def check_classes(config: Recipe, dataset: Dataset) -> None:
 
 
 def check_masks(dataset: Dataset, validated_on: Dataset | None) -> None:
-    """Warn of mask values that mean nothing; raises DatasetError where nothing can be learnt."""
+    """Warn of mask values that are no class; raises DatasetError if nothing can be learnt."""
     for split in filter(None, (dataset, validated_on)):
         expect_classes(survey(split, TRAINING_MASKS))
     if validated_on is not None:
@@ -178,7 +178,7 @@ def fitting_iterations(photos: int, batch_size: int) -> int:
 
 
 def log_start(config: Recipe, dataset: Dataset, source: Path) -> None:
-    """Say what is about to be trained on what, and warn where the length does not fit the data."""
+    """Log the network and the data set, and warn if the length does not fit the data."""
     photos = len(dataset.pairs)
     views = config.iterations * config.batch_size / photos
     log.info(

@@ -83,7 +83,7 @@ class Run:
 
 
 def save_state(run: Run, directory: Path) -> None:
-    """Write what --resume needs, atomically.
+    """Write the state for --resume, atomically.
 
     Raises TrainingError, and keeps the previous state, if the disk is full or a
     weight is not finite.
@@ -286,7 +286,7 @@ class StoppedAtOnce(KeyboardInterrupt):
 class StopSignals:
     """Context: SIGTERM and SIGINT let the current iteration finish and be saved.
 
-    A second one, seconds later, raises StoppedAtOnce: what is waited for may never come.
+    A second one, seconds later, raises StoppedAtOnce, because the iteration may hang.
     """
 
     def __init__(self) -> None:
@@ -382,7 +382,7 @@ SMALLER = (
 
 @contextmanager
 def memory_advice(directory: Path) -> Iterator[None]:
-    """Raise TrainingError with what to change where memory runs out, on a GPU or on the host."""
+    """If memory runs out on a GPU or the host, raise TrainingError with advice."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:

@@ -39,9 +39,9 @@ def train_step(
     world: World,
     teachers: Teachers | None = None,
 ) -> float:
-    """One iteration; returns the loss of the global batch, whose weight is `weight`.
+    """Run one iteration; returns the loss of the global batch, which has the weight `weight`.
 
-    `factor` is what the initial learning rates are multiplied with.
+    The initial learning rates are multiplied by `factor`.
     """
     set_rates(run, factor)
     # Dropout: other noise in every process, the first one's as without the others.
@@ -113,7 +113,7 @@ def backward(
 
 
 def labelled(labels: Tensor) -> Tensor:
-    """The labels with void where a photo has none."""
+    """The labels, with void for photos without labels."""
     return labels.masked_fill(labels == UNLABELLED, VOID)
 
 

@@ -56,7 +56,7 @@ class Targets:
         return self.folder / f"{hashlib.sha256(photo.read_bytes()).hexdigest()[:32]}.npz"
 
     def read(self, photo: Path) -> Floats:
-        """Probabilities of a photo, (K, h, w); raises DatasetError where none are kept."""
+        """The stored probabilities of a photo, (K, h, w); raises DatasetError if there are none."""
         path = self.path(photo)
         try:
             # Opened here: NumPy leaves the file of a damaged archive open.

@@ -54,7 +54,7 @@ def poly(iteration: int, config: Recipe) -> float:
 
 @dataclass(frozen=True)
 class Taught:
-    """What a training with teachers takes beside the data set."""
+    """The inputs of a training with teachers, besides the data set."""
 
     photos: tuple[Path, ...] = ()  # without labels
     targets: Path | None = None  # where the teachers' answers for whole photos are kept
@@ -90,7 +90,7 @@ def taught(
 ) -> CropDataset:
     """The stream of photos without labels.
 
-    Where sampling is balanced and the teachers' answers are kept, it is by what they see.
+    If sampling is balanced and the teachers' answers are stored, their classes balance it.
     """
     chances = None
     if config.sampling == "balanced" and kept is not None:
@@ -203,7 +203,7 @@ def judged(batch: Batch, config: Recipe) -> Batch:
 
 
 def weight(loss: PixelLoss, labels: Tensor) -> float:
-    """What a batch's loss is divided by: a pixel that only teachers teach counts like any other."""
+    """The divisor of a batch's loss. Pixels that only teachers label count like any other."""
     return loss.weight(labelled(labels)) + float((labels == UNLABELLED).sum())
 
 

@@ -289,7 +289,7 @@ def problems(result: SoakResult, options: SoakOptions) -> Iterator[str]:
 
 
 def miscounted(seen: Seen, metrics: dict[str, float]) -> Iterator[str]:
-    """Yield the differences between the metrics and what the clients saw.
+    """Yield the differences between the metrics and the clients' counts.
 
     A request whose client disconnected may count as anything, or not at all if it did not
     arrive completely.

@@ -1,4 +1,4 @@
-"""Write result files: each is complete, or not there.
+"""Write result files atomically: each is complete or absent.
 
 A file is written beside its target under a temporary name and renamed, which a
 killed client cannot interrupt halfway. A photo's files are not flushed to the

@@ -42,7 +42,7 @@ TALLY_WORDS = {
 
 @dataclass(frozen=True)
 class Wanted:
-    """What this run requires for every photo."""
+    """The requirements of this run for every photo."""
 
     outputs: tuple[str, ...]
     model: str | None

@@ -45,7 +45,7 @@ figcaption { overflow-wrap: anywhere } small { color: #999 }
 def write_report(
     out: Path, results: Results, read: Callable[[str], bytes] | None = None
 ) -> tuple[list[Path], list[str]]:
-    """Write what the installed libraries allow; return the files, and reasons for missing ones.
+    """Write the reports that installed libraries allow; return files, and reasons for missing ones.
 
     `read` reads a result file; by default it is below `out`.
     """

@@ -437,7 +437,7 @@ def dry_run(options: RayBatchOptions, *, as_json: bool) -> int:
 
 
 def connect(address: str | None) -> None:
-    """Join the cluster at `address` or RAY_ADDRESS, else one on this machine, else start one."""
+    """Join the cluster at `address`, at RAY_ADDRESS or on this machine; if none runs, start one."""
     if not ray.is_initialized():
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # send no usage statistics
         ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)

@@ -151,7 +151,7 @@ class Pipeline:
             return data
 
     def _decoded(self, data: bytes) -> Prepared:
-        """What the service makes of a photo before inference; raises ServiceError."""
+        """Prepare a photo for inference as the service does; raises ServiceError."""
         target, sliding = self._engine.contract.input, self._sliding
         opened = imaging.open_checked(data, self._job.max_pixels)
         reduce_to = None if sliding else self._reduce_to
@@ -197,7 +197,7 @@ class Pipeline:
             return self._without_result(each.todo, FAILED, reason, each.sha256)
 
     def _predict(self, ready: list[Ready]) -> list[list[Prediction]]:
-        """For each photo the predictions of its inputs, of which windows make several."""
+        """For each photo the predictions of its inputs; a photo cut into windows has several."""
         inputs = [pixels for each in ready for pixels in each.prepared.pixels]
         sure = wants_confidence(self._wish, self._engine.contract)
         answers = (
@@ -208,7 +208,7 @@ class Pipeline:
         return [list(itertools.islice(answers, len(each.prepared.pixels))) for each in ready]
 
     def _finish(self, predicted: tuple[Ready, list[Prediction]] | Record) -> Record:
-        """Encode and write; what an earlier result has beyond this one is taken away."""
+        """Encode and write the outputs; remove files of an earlier result that this one lacks."""
         if isinstance(predicted, Record):
             return predicted
         each, predictions = predicted
@@ -290,7 +290,7 @@ class Pipeline:
 
 
 def wish(job: BatchJob, contract: Contract) -> Wish:
-    """What the service would be asked for; raises InvalidRequest if the model cannot give it."""
+    """Return the request as the service would get it; raises InvalidRequest if the model cannot."""
     return job.query().wish(contract, accept="")
 
 

@@ -41,7 +41,7 @@ class Picture(BaseModel):
 
 
 class Sized(BaseModel):
-    """What all JSON answers have: the photo's size and the EXIF orientation that was applied."""
+    """The fields of all JSON answers: the photo's size and the applied EXIF orientation."""
 
     width: int
     height: int

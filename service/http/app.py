@@ -146,7 +146,7 @@ def create_app(settings: Settings, models: Models, tracing: Tracing | None = Non
 def _add_middleware(
     app: FastAPI, settings: Settings, models: Models, measured: Metrics, tracing: Tracing | None
 ) -> None:
-    """Add what every request passes through. The middleware added last sees a request first."""
+    """Add the middleware. A request passes the one added last first."""
     app.add_middleware(
         BodyLimit, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s
     )
@@ -188,7 +188,7 @@ def _add_routes(
 
 
 def _operation_id(route: APIRoute) -> str:
-    """Name an operation as generated clients shall call it: `post_segment`, `list_models`."""
+    """Name an operation for generated clients: `post_segment`, `list_models`."""
     return route.name + ("_of_version" if open_inference.VERSION in route.path else "")
 
 

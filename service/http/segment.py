@@ -91,7 +91,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Job:
-    """What all photos of a request share."""
+    """The settings and resources that all photos of a request share."""
 
     model: ServedModel
     wish: Wish

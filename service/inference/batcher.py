@@ -252,7 +252,7 @@ class Batcher(Generic[Result]):
             raise RuntimeError(f"{session.failures} batches in a row have failed")
 
     def _is_busy(self, session: Session[Result]) -> bool:
-        """Whether anything runs or waits besides the batch of this session."""
+        """Whether anything other than this session's batch runs or waits."""
         return self.depth > 0 or any(each.batch for each in self.sessions if each is not session)
 
     def _loop_ended(self, session: Session[Result], task: asyncio.Task[None]) -> None:

@@ -51,7 +51,7 @@ def _name(value: bytes) -> bytes | None:
 
 
 def _content(message: bytes, start: int, end: int) -> bytes:
-    """What a length-delimited field holds."""
+    """The content of a length-delimited field."""
     _, at = _varint(message, start)  # the tag
     _, at = _varint(message, at)  # the length
     return message[at:end]
@@ -72,7 +72,7 @@ def _encoded(value: int) -> bytes:
 
 
 def fields(message: bytes) -> Iterator[tuple[int, int, int]]:
-    """Number, begin and end of every field of a message; stops at what is no field."""
+    """Number, begin and end of every field of a message; stops at bytes that are no field."""
     start = 0
     while start < len(message):
         tag, at = _varint(message, start)

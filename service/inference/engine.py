@@ -275,7 +275,7 @@ def _check_unaltered(path: Path, data: bytes, contract: Contract) -> None:
 
 
 def _openvino(path: Path, data: bytes, options: EngineOptions) -> OpenVino | None:
-    """The model in OpenVINO: where asked for, or where installed and no GPU is used."""
+    """Load the model in OpenVINO, if the device is openvino or it is auto and finds no GPU."""
     automatic = options.device == "auto"
     if automatic and (openvino_cpu.problem() or _providers(path, data, options) != [CPU]):
         return None

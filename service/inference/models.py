@@ -343,7 +343,7 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 
 def _trim_heap() -> None:
-    """Hand freed memory back to the system: glibc keeps what its threads have freed."""
+    """Return freed memory to the system, because glibc keeps it for its threads."""
     with suppress(OSError, AttributeError):  # other C libraries have no such function
         ctypes.CDLL(None).malloc_trim(0)
 

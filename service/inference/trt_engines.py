@@ -90,7 +90,7 @@ def folder(model: str, digest: str, host: Host, options: TrtOptions) -> Path:
 def provider_options(
     contract: Contract, where: Path, gpu: int, options: TrtOptions
 ) -> dict[str, str]:
-    """Return options with explicit shape profiles: else each new shape would build an engine."""
+    """Return options with explicit shape profiles, so that a new shape builds no new engine."""
     height, width = contract.input.height, contract.input.width
     shape = f"{height}x{width}x3"
     return {

@@ -78,7 +78,7 @@ class SeparableConv(nn.Module):
 
 
 class XceptionModule(nn.Module):
-    """Three separable convolutions beside a shortcut."""
+    """Three separable convolutions with a shortcut."""
 
     def __init__(
         self,

@@ -151,7 +151,7 @@ def write(out: Path, docs: Path) -> Path:
 
 
 def introduction(results: Results) -> str:
-    """The page's head: what was trained and evaluated, and by which commands."""
+    """The top of the page: the trainings, the evaluations and their commands."""
     nets = [r for r in results.values() if r["seed"] is not None]
     trained = next((r for r in nets if r["network"] not in WIDTHS), nets[0])
     training = trained["training"]
@@ -181,7 +181,7 @@ def of_seeds(results: Results, net: Net, seeds: Sequence[int]) -> list[Figures]:
 
 
 def percent(values: Sequence[float]) -> str:
-    """Mean of values in 0..1 as percent, and their range where there are several."""
+    """The mean of values in 0..1 as percent, and the range of several."""
     shown = f"{100 * mean(values):.2f}"
     if len(values) == 1:
         return shown

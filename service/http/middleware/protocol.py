@@ -64,7 +64,7 @@ class Protocol(H11Protocol):
             self._probe_later(min(2 * waited_s, LAST_PROBE_S))
 
     def _unsupported_upgrade_warning(self) -> None:
-        """Log nothing: an offer to upgrade is not an error, and is answered over HTTP/1.1."""
+        """Log nothing: an offer to upgrade is not an error. It is answered over HTTP/1.1."""
 
 
 class AbsoluteForm:
