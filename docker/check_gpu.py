@@ -69,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--model", type=Path, help="exported fp32 file; default: the first model")
     p.add_argument("--fp16", type=Path, metavar="FILE", help="the model exported as fp16; default: "
                    "export the bundled one, if torch is installed")  # fmt: skip
-    p.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    p.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="default: cuda")
     p.add_argument("--seconds", type=float, default=6.0, help="length of each load")
     p.add_argument("--budget", type=float, default=540.0, help="seconds after which no case begins")
     return p

@@ -144,8 +144,15 @@ def load(source: Path) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the page. Return 1 if the figures cannot be used."""
     p = argparse.ArgumentParser(prog="python -m service.bench.gpu_page", description=__doc__)
-    p.add_argument("figures", type=Path, nargs="?", help="default: docs/gpu.json, if there is one")
-    p.add_argument("-o", "--output", type=Path, default=PAGE)
+    p.add_argument(
+        "figures",
+        type=Path,
+        nargs="?",
+        help="JSON of a run on a GPU (default: docs/gpu.json, if it exists)",
+    )
+    p.add_argument(
+        "-o", "--output", type=Path, default=PAGE, help="page to write (default: docs/gpu.md)"
+    )
     args = p.parse_args(argv)
     source = args.figures or (FIGURES if FIGURES.exists() else None)
     try:
