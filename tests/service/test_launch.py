@@ -63,6 +63,7 @@ def assert_serving_environment(pid: int) -> None:
     assert all(path.is_relative_to(environment) for path in packages), packages
 
 
+@pytest.mark.slow
 @LINUX
 @NAMED
 def test_what_the_tests_start_is_the_serving_environment(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ def oracle(masks: Masks, width: int) -> float:
     return float(jaccard_score(true, predicted, average="macro"))
 
 
+@pytest.mark.slow
 def test_miou_in_each_band_equals_scipy_and_scikit_learn() -> None:
     masks = pictures()
     trimap = Trimap(5, WIDTHS)

@@ -87,6 +87,7 @@ def test_one_run_measures_loads_a_reload_and_a_kill(tmp_path: Path) -> None:
     assert json.loads(json.dumps(result)) == result
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(cuda_problem() is None, reason="a working GPU is present")
 def test_what_cannot_run_is_a_problem_and_the_rest_goes_on(tmp_path: Path) -> None:
     options = gpu.GpuOptions((case(tmp_path, "cuda"),), seconds=0.1)

@@ -159,9 +159,8 @@ def test_without_admin_keys_only_a_program_on_the_host_itself_may_reload(
         assert client.post(RELOAD, headers=headers).status_code == status
 
 
-@pytest.mark.parametrize(
-    "trusted", [pytest.param((), marks=pytest.mark.slow), ("--trusted-proxies", "127.0.0.1")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("trusted", [(), ("--trusted-proxies", "127.0.0.1")])
 def test_forwarded_addresses_are_believed_of_named_proxies_only(
     tmp_path: Path, trusted: tuple[str, ...]
 ) -> None:

@@ -19,6 +19,7 @@ from tests.service import onnx_models
 from tests.service.processes import LOG, running
 
 
+@pytest.mark.slow
 def test_a_request_beyond_the_shutdown_timeout_is_answered_with_503(tmp_path: Path) -> None:
     onnx_models.save(tmp_path / "tiny.onnx")
     with running(tmp_path, "--shutdown-timeout-s", "1") as (url, process):
