@@ -41,7 +41,7 @@ class Outer(BaseModel):
         return self
 
 
-def error_of(model: type[BaseModel] = Outer, **fields: Any) -> ValidationError:
+def error_of(model: type[BaseModel] = Outer, /, **fields: Any) -> ValidationError:
     with pytest.raises(ValidationError) as caught:
         model.model_validate(fields)
     return caught.value
