@@ -91,3 +91,12 @@ def test_a_file_that_is_no_model_is_refused(
     path.write_bytes(np.zeros(99, np.uint8).tobytes())
     assert export_evaluate.main([str(path), "--data", str(tmp_path)]) == 1
     assert "x.onnx" in capsys.readouterr().err
+
+
+def test_an_option_that_a_file_cannot_obey_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file has one input size, so it cannot take larger photos whole as a checkpoint can."""
+    with pytest.raises(SystemExit, match="2"):
+        export_evaluate.main(["x.onnx", "--data", str(tmp_path), "--whole"])
+    assert "--whole" in capsys.readouterr().err
