@@ -39,6 +39,7 @@ SCRIPTS = {
     "recalibrate": Script("model.finish.recalibrate", "script"),
     "complexity": Script("model.paper.complexity"),
     "studies": Script("model.paper.studies.__main__"),
+    "reproduce": Script("model.paper.reproduce.__main__"),
     "export": Script("export.__main__", extras="train,cpu"),
     "export-evaluate": Script("export.evaluate", extras="train,cpu"),
     "export-matrix": Script("export.matrix", extras="train,cpu"),

@@ -106,6 +106,7 @@ COMMANDS = {
         "prior",
         "recalibrate",
         "report",
+        "reproduce",
         "studies",
     },
 }

@@ -1,0 +1,1 @@
+"""The paper's whole sequence of trainings and evaluations as one command."""

@@ -1,0 +1,227 @@
+"""Run a sequence stage by stage, each as a command of its own; what is done is not done again."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from model import checkpoint, files
+from model.data.dataset import DatasetError, find
+from model.evaluate import submission
+from model.paper.reproduce.plan import IMAGENET, Evaluation, Sequence, Stage, Submission, Training
+from model.train import recipe, training
+from model.train.recipe import Recipe
+from model.train.run import STATE
+
+log = logging.getLogger("model.reproduce")
+
+BACKBONE = "backbone"  # what model.pretrain names its result
+STOPS = (signal.SIGINT, signal.SIGTERM)
+
+
+class ReproduceError(RuntimeError):
+    """The sequence cannot begin, or a stage failed."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where a sequence reads and writes, and on what it runs."""
+
+    sequence: Sequence
+    data: Path
+    out: Path
+    weights: Path  # of the backbone, trained on ImageNet
+    imagenet: Path | None = None  # train these weights first, on this folder
+    processes: int = 1  # of each training
+    workers: int = 1  # of each process
+    overrides: tuple[str, ...] = ()  # of every recipe
+
+    def result(self, name: str) -> Path:
+        """Where a training's checkpoint lies."""
+        if name != IMAGENET:
+            return self.out / name / training.NAME
+        return self.weights if self.imagenet is None else self.out / IMAGENET / BACKBONE
+
+    def recipe(self, stage: Training) -> Recipe:
+        """A training's recipe; raises RecipeError."""
+        return recipe.read(stage.preset, self.changes(stage))
+
+    def changes(self, stage: Training) -> list[str]:
+        """What differs from the preset."""
+        return [f"init={self.result(stage.begins_with)}", *self.overrides]
+
+    def figures(self, stage: Evaluation) -> Path:
+        """Where an evaluation's figures lie."""
+        return self.out / f"{stage.name}.json"
+
+    def archive(self, stage: Submission) -> Path:
+        """Where what is sent to the test server lies."""
+        return submission.archive(self.sequence.dataset, self.out / stage.name)
+
+
+def is_done(stage: Stage, settings: Settings) -> bool:
+    """Whether a stage's result is there."""
+    match stage:
+        case Training():
+            return all(path.exists() for path in checkpoint.paths(settings.result(stage.name)))
+        case Evaluation():
+            return settings.figures(stage).exists()
+        case Submission():
+            return settings.archive(stage).exists()
+
+
+def check(settings: Settings) -> list[Submission]:
+    """Look for all weights and data before anything is run; raises ReproduceError.
+
+    Returns the submissions for which there are no photos: a test split may come later.
+    """
+    sequence = settings.sequence
+    weights = settings.result(IMAGENET)
+    if settings.imagenet is None and not all(path.exists() for path in checkpoint.paths(weights)):
+        raise ReproduceError(
+            f"{weights}.safetensors: no such file. These are the weights of {sequence.backbone}, "
+            "trained on ImageNet: convert published ones (docs/published-weights.md), name them "
+            "with --weights, or train them first with --imagenet DIR"
+        )
+    missing = []
+    for stage in sequence.stages:
+        try:
+            match stage:
+                case Training():
+                    wanted = settings.recipe(stage)
+                    find(wanted.dataset, settings.data, wanted.split)
+                case Evaluation():
+                    find(sequence.dataset, settings.data, "val")
+                case Submission():
+                    find(sequence.dataset, settings.data, "test")
+        except DatasetError as error:
+            if not isinstance(stage, Submission):
+                raise ReproduceError(f"{stage.name}: {error}") from None
+            missing.append(stage)
+    return missing
+
+
+def commands(stage: Stage, settings: Settings) -> list[list[str]]:
+    """The command lines of a stage, after `python`."""
+    match stage:
+        case Training():
+            return [*_pretraining(stage, settings), _training(stage, settings)]
+        case Evaluation():
+            return [_evaluation(stage, settings)]
+        case Submission():
+            return [_submission(stage, settings)]
+
+
+def _pretraining(stage: Training, settings: Settings) -> list[list[str]]:
+    weights = settings.result(IMAGENET)
+    if stage.begins_with != IMAGENET or settings.imagenet is None:
+        return []
+    if all(path.exists() for path in checkpoint.paths(weights)):
+        return []
+    folder = weights.parent
+    words = ["model.pretrain", settings.sequence.backbone, "--data", str(settings.imagenet)]
+    return [_on_all(settings, [*words, *_place(folder), "--workers", str(settings.workers)])]
+
+
+def _training(stage: Training, settings: Settings) -> list[str]:
+    sets = [word for change in settings.changes(stage) for word in ("--set", change)]
+    words = ["model.train", stage.preset, "--data", str(settings.data)]
+    words += [*_place(settings.out / stage.name), "--workers", str(settings.workers), *sets]
+    return _on_all(settings, words)
+
+
+def _place(folder: Path) -> list[str]:
+    """Go on with what was begun."""
+    return ["--resume" if (folder / STATE).exists() else "--out", str(folder)]
+
+
+def _on_all(settings: Settings, words: list[str]) -> list[str]:
+    if settings.processes == 1:
+        return ["-m", *words]
+    count = str(settings.processes)
+    return ["-m", "torch.distributed.run", "--nproc-per-node", count, "-m", *words]
+
+
+def _evaluation(stage: Evaluation, settings: Settings) -> list[str]:
+    words = ["-m", "model.evaluate", str(settings.result(stage.of)), "--data", str(settings.data)]
+    words += ["--dataset", settings.sequence.dataset, "--split", "val", "--whole"]
+    return [*words, *_passes(stage.output_stride, stage.scales), "--json"]
+
+
+def _submission(stage: Submission, settings: Settings) -> list[str]:
+    words = ["-m", "model.predict", str(settings.result(stage.of)), "--data", str(settings.data)]
+    words += ["--submission", settings.sequence.dataset, "--split", "test", "--whole"]
+    scales = Evaluation(stage.of, stage.output_stride, multi_scale=True).scales
+    passes = _passes(stage.output_stride, scales)
+    return [*words, *passes, "-o", str(settings.out / stage.name)]
+
+
+def _passes(output_stride: int, scales: tuple[float, ...]) -> list[str]:
+    words = ["--output-stride", str(output_stride)]
+    if len(scales) > 1:
+        words += ["--scales", ",".join(f"{scale:g}" for scale in scales), "--flip"]
+    return words
+
+
+def run(stage: Stage, settings: Settings) -> None:
+    """Run a stage, unless its result is there; raises ReproduceError."""
+    if is_done(stage, settings):
+        log.info("%s: done before", stage.name)
+        return
+    for words in commands(stage, settings):
+        if isinstance(stage, Evaluation):
+            # Under its own name only when it is complete: that is how a stage counts as done.
+            with files.replacing(settings.figures(stage)) as partial:
+                call(stage.name, [*words, str(partial)])
+        else:
+            call(stage.name, words)
+
+
+def call(name: str, words: list[str]) -> None:
+    """Run `python WORDS`; raises ReproduceError when it fails or is stopped.
+
+    A signal goes on to the command, which saves its state; only then does this process end.
+    """
+    log.info("%s: python %s", name, shlex.join(words))
+    with subprocess.Popen([sys.executable, *words]) as process, _handing_on(process) as signals:
+        code = process.wait()
+    if signals:
+        raise ReproduceError(f"{name} was stopped; the same command goes on with it")
+    if code != 0:
+        raise ReproduceError(
+            f"{name} failed, see above (exit code {code}); the same command tries it again"
+        )
+
+
+@contextmanager
+def _handing_on(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
+    """Pass signals on to a process; gives the list of those that came."""
+    came: list[int] = []
+
+    def hand_on(number: int, _frame: FrameType | None) -> None:
+        came.append(number)
+        # A terminal sends Ctrl-C to the whole group, so the process has it already.
+        if number == signal.SIGTERM:
+            process.send_signal(number)
+
+    before = {number: signal.signal(number, hand_on) for number in STOPS}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def miou(stage: Evaluation, settings: Settings) -> float:
+    """The mIoU that an evaluation found, in percent."""
+    figures = json.loads(settings.figures(stage).read_text(encoding="utf-8"))
+    return 100 * float(figures["miou"])

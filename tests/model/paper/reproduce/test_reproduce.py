@@ -1,0 +1,198 @@
+"""The paper's sequences: their plan, and a run of each stage on a handful of pixels."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from model import checkpoint
+from model.checkpoint import Card
+from model.data.dataset import VOC_CLASSES, voc_palette
+from model.paper.reproduce.__main__ import main
+from model.paper.reproduce.plan import (
+    IMAGENET,
+    SEQUENCES,
+    VOC,
+    Evaluation,
+    Sequence,
+    Submission,
+    Training,
+)
+from model.paper.reproduce.run import Settings, commands
+from model.train import recipe
+from tests.model import voc_folder
+from tests.model.nets import tiny
+
+NET = {"backbone": "mobilenet_v2", "depth_multiplier": 0.25, "crop_size": [65, 65]} | dict.fromkeys(
+    ("aspp_channels", "decoder_channels", "low_level_channels"), 8
+)
+QUICK = [
+    *("iterations=1", "batch_size=2", "augment.crop=33", "model.aspp_separable=false"),
+    *("model.decoder_separable=false", "model.output_stride=16"),
+    *(f"model.{key}={json.dumps(value)}" for key, value in NET.items()),
+]
+SETS = [word for override in QUICK for word in ("--set", override)]
+
+
+def data(root: Path, *, splits: tuple[str, ...] = ("trainaug", "val", "trainval", "test")) -> Path:
+    """VOC and COCO in their layouts, two photos in each split."""
+    for split in splits:
+        voc_folder.make(root, count=2, split=split)
+    base = root / "VOCdevkit" / "VOC2012"
+    shutil.copytree(base / "SegmentationClass", base / "SegmentationClassAug")
+    coco = root / "coco"
+    shutil.copytree(base / "JPEGImages", coco / "train2017")
+    shutil.copytree(base / "SegmentationClass", coco / "masks_voc" / "train2017")
+    names = base / "ImageSets" / "Segmentation" / "val.txt"
+    shutil.copy(names, coco / "masks_voc" / "train.txt")
+    return root
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """A network to begin with."""
+    net = tiny(21, **NET)
+    card = Card(model=net.config, classes=VOC_CLASSES, palette=voc_palette(21))
+    return checkpoint.save(tmp_path / "weights", net.state_dict(), card).with_suffix("")
+
+
+@pytest.mark.parametrize("sequence", SEQUENCES.values(), ids=SEQUENCES.keys())
+def test_each_training_begins_with_one_before_it(sequence: Sequence) -> None:
+    """And judges or submits only what is trained by then, on the backbone that is looked for."""
+    done = {IMAGENET}
+    for stage in sequence.stages:
+        if isinstance(stage, Training):
+            assert stage.begins_with in done
+            assert recipe.read(stage.preset, []).model.backbone == sequence.backbone
+            done.add(stage.name)
+        else:
+            assert stage.of in done - {IMAGENET}
+    names = [stage.name for stage in sequence.stages]
+    assert len(set(names)) == len(names)
+
+
+def test_what_has_seen_val_is_never_judged_on_it() -> None:
+    trained_on_val = {
+        stage.name for stage in VOC.trainings if recipe.read(stage.preset, []).split == "trainval"
+    }
+    assert trained_on_val == {"trainval"}
+    assert all(
+        stage.of not in trained_on_val for stage in VOC.stages if isinstance(stage, Evaluation)
+    )
+
+
+@pytest.mark.slow
+def test_the_whole_sequence_runs_once(
+    tmp_path: Path, weights: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Each stage leaves its result, the report has both figures; a second call adds nothing."""
+    out = tmp_path / "out"
+    command = ["voc", "--data", str(data(tmp_path / "data")), "--out", str(out)]
+    command += ["--weights", str(weights), "--processes", "1", "--workers", "0", *SETS]
+    assert main(command) == 0
+    assert checkpoint.read_card(out / "trainval" / "model").training["split"] == "trainval"
+    report = (out / "report.md").read_text()
+    for stage in VOC.stages:
+        if isinstance(stage, Evaluation):
+            figures = json.loads((out / f"{stage.name}.json").read_text())
+            assert figures["output_stride"] == stage.output_stride
+            assert tuple(figures["scales"]) == stage.scales
+            assert figures["flip"] == stage.multi_scale
+            assert f"| {stage.published:.2f} | {100 * figures['miou']:.2f} |" in report
+    assert "iterations=1" in report
+    with tarfile.open(out / "trainval-test" / "results.tgz") as archive:
+        masks = [name for name in archive.getnames() if name.endswith(".png")]
+        with archive.extractfile(masks[0]) as file:  # type: ignore[union-attr]
+            assert Image.open(file).size == (48, 40)
+    assert len(masks) == 2
+    assert report in capfd.readouterr().out
+
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name != "report.md"}
+    assert main(command) == 0
+    assert {
+        path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name != "report.md"
+    } == before
+    assert main([*command, "--plan"]) == 0
+    assert len(re.findall(r" done$", capfd.readouterr().out, re.MULTILINE)) == len(VOC.stages)
+
+
+@pytest.mark.slow
+def test_a_stopped_training_is_saved_and_gone_on_with(tmp_path: Path, weights: Path) -> None:
+    """SIGTERM to the command reaches the training below it."""
+    out = tmp_path / "out"
+    command = ["voc", "--data", str(data(tmp_path / "data")), "--out", str(out)]
+    command += ["--weights", str(weights), "--processes", "1", "--workers", "0", *SETS]
+    command += ["--set", "iterations=1000000"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "model.reproduce", *command],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    ) as process:
+        log = out / "coco" / "log.jsonl"
+        while not (log.exists() and log.stat().st_size) and process.poll() is None:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "coco was stopped; the same command goes on with it" in said
+    settings = Settings(VOC, tmp_path / "data", out, weights)
+    (words,) = commands(VOC.trainings[0], settings)
+    assert words[words.index("--resume") + 1] == str(out / "coco")
+
+
+def test_several_gpus_train_with_torchrun(tmp_path: Path) -> None:
+    settings = Settings(VOC, tmp_path, tmp_path / "out", tmp_path / "weights", processes=8)
+    (words,) = commands(VOC.trainings[1], settings)
+    assert words[:5] == ["-m", "torch.distributed.run", "--nproc-per-node", "8", "-m"]
+    assert words[5:7] == ["model.train", "xception65-voc-from-coco"]
+    assert f"init={tmp_path}/out/coco/model" in words
+
+
+def test_imagenet_is_trained_first_where_it_is_given(tmp_path: Path) -> None:
+    settings = Settings(VOC, tmp_path, tmp_path / "out", tmp_path, imagenet=tmp_path / "imagenet")
+    first, second = commands(VOC.trainings[0], settings)
+    assert first[1:3] == ["model.pretrain", "xception_65"]
+    assert f"init={tmp_path}/out/imagenet/backbone" in second
+
+
+def test_what_is_missing_is_said_before_anything_runs(
+    tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without ImageNet weights, and without the data of the last training."""
+    folder = data(tmp_path / "data", splits=("trainaug", "val"))
+    command = ["voc", "--data", str(folder), "--out", str(tmp_path / "out"), *SETS]
+    assert main([*command, "--weights", str(tmp_path / "nowhere")]) == 1
+    said = capsys.readouterr().err
+    assert "nowhere.safetensors" in said
+    assert "--imagenet DIR" in said
+    assert main([*command, "--weights", str(weights)]) == 1
+    assert "trainval" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_photos_for_the_server_the_rest_can_run(
+    tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The plan says so, and how long the rest will take."""
+    folder = data(tmp_path / "data", splits=("trainaug", "val", "trainval"))
+    command = ["voc", "--data", str(folder), "--out", str(tmp_path / "out"), *SETS]
+    command += ["--weights", str(weights), "--processes", "1"]
+    assert main([*command, "--estimate"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    stages = dict(zip((stage.name for stage in VOC.stages), lines, strict=False))
+    assert stages["trainval-test"].endswith("no photos")
+    assert re.search(r"1 iterations of 2, train +about \d+\.\d h$", stages["coco"])
+    assert re.match(r"about \d+ hours in all on 1 x ", lines[-1])
+    assert isinstance(VOC.stages[-1], Submission)
