@@ -7,8 +7,8 @@ cityscapes  ImageNet weights -> fine masks -> mIoU on val -> coarse masks -> fin
 
 Prepare the data sets first (`python -m model.data prepare voc` says how). All of it takes days
 on several GPUs. Stages that are done are skipped and an interrupted training is resumed, so
-give the same command again to go on. --plan shows the stages and what is left, --estimate times a few
-iterations here and says how long each stage will take.
+give the same command again to go on. --plan shows the stages and what is left, --estimate
+times a few iterations here and says how long each stage will take.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
         "  python -m model.reproduce voc --data DATA --out runs/paper --estimate\n"
         "  python -m model.reproduce voc --data DATA --out runs/paper --processes 8 --workers 4",
     )
-    p.add_argument("sequence", choices=sorted(SEQUENCES))
+    p.add_argument("sequence", choices=sorted(SEQUENCES), help="which of the two")
     p.add_argument("--data", type=Path, required=True, help="folder that holds the data sets")
     p.add_argument("--out", type=Path, required=True, help="folder for all results")
     p.add_argument(
