@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import accumulate
+from collections.abc import Iterable, Iterator
+from itertools import accumulate, product
+from typing import Any
 
 from fastapi import FastAPI, Response
+from fastapi.routing import APIRoute
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
@@ -18,6 +20,7 @@ from prometheus_client import (
 )
 from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+from starlette.routing import BaseRoute
 
 from service.errors import CLIENT_GONE, ServiceError
 from service.http.telemetry.gpu_memory import GpuMemory
@@ -39,6 +42,7 @@ def _all_errors(base: type[ServiceError]) -> Iterator[type[ServiceError]]:
 
 
 STATUSES = sorted({200, CLIENT_GONE, *(error.status for error in _all_errors(ServiceError))})
+ALERTED = (500, 503, 504)  # alerts read these of every route
 
 
 class Metrics:
@@ -95,6 +99,13 @@ class Metrics:
             self.rejected.labels(error.code)
         for stage in STAGES:
             self.stages.labels(stage)
+
+    def know(self, routes: Iterable[BaseRoute]) -> None:
+        """Also start at 0 what alerts read of the application's other routes."""
+        for route in routes:
+            if isinstance(route, APIRoute) and route.path not in WORK:
+                for method, status in product(sorted(route.methods or ()), ALERTED):
+                    self.requests.labels(method, route.path, status)
 
     def stage(self, name: str, seconds: float) -> None:
         """Record the duration of a stage."""
@@ -155,10 +166,15 @@ def _buckets(model: ServedModel) -> list[tuple[str, float]]:
     return [*named, ("+Inf", sizes.total())]
 
 
+TEXT: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/plain": {"schema": {"type": "string"}}}}
+}
+
+
 def add_route(app: FastAPI, metrics: Metrics) -> None:
     """Serve /metrics."""
 
-    @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    @app.get("/metrics", response_class=Response, responses=TEXT)
     async def get_metrics() -> Response:
         """Prometheus metrics."""
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)

@@ -6,10 +6,11 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 from starlette.datastructures import MutableHeaders
+from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import logs
@@ -111,5 +112,17 @@ def known_method(scope: Scope) -> str:
 
 
 def route_of(scope: Scope) -> str:
-    """Return the route's template: labels must not grow with the number of paths."""
-    return getattr(scope.get("route"), "path", "none")
+    """Return the route's template: labels must not grow with the number of paths.
+
+    A middleware that refuses a request answers before the router has seen it.
+    """
+    route = scope.get("route") or next(_matching(scope), None)
+    return getattr(route, "path", "none")
+
+
+def _matching(scope: Scope) -> Iterator[BaseRoute]:
+    """Yield the application's routes that have this path, those that take the method first."""
+    routes = getattr(scope.get("app"), "routes", ())
+    found = [(route.matches(scope)[0], route) for route in routes]
+    for wanted in (Match.FULL, Match.PARTIAL):
+        yield from (route for match, route in found if match is wanted)

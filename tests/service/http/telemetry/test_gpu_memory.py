@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import gc
+import re
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import onnxruntime as ort
 import pytest
+from fastapi.testclient import TestClient
 from prometheus_client import CollectorRegistry, generate_latest
 
-from service.http.telemetry import gpu_memory
+from service.http.telemetry import gpu_memory, metrics
 from service.http.telemetry.gpu_memory import GpuMemory
 from tests.service import onnx_models
-from tests.service.web import serving
+from tests.service.web import photo, png, post, serving
 
 
 @dataclass
@@ -69,6 +74,46 @@ def test_every_gpu_is_listed_with_its_memory() -> None:
     assert 'deeplab_gpu_memory_used_bytes{gpu="0",uuid="GPU-0"} 1024.0' in text
     assert 'deeplab_gpu_memory_used_bytes{gpu="1",uuid="GPU-1"} 2048.0' in text
     assert 'deeplab_gpu_memory_total_bytes{gpu="1",uuid="GPU-1"} 1.073741824e+09' in text
+
+
+class Card(Driver):
+    """A GPU on which every live session of ONNX Runtime takes 300 MB."""
+
+    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
+        return 1
+
+    def nvmlDeviceGetMemoryInfo(self, handle: int) -> Memory:  # noqa: N802
+        sessions = sum(issubclass(type(each), ort.InferenceSession) for each in gc.get_objects())
+        return Memory(used=sessions * 300_000_000, total=2**36)
+
+
+def test_a_cards_memory_does_not_grow_over_reloads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten reloads under a client; the collector of cycles, which may not come, does not run."""
+    monkeypatch.setattr(metrics, "GpuMemory", lambda _: GpuMemory(lambda: True, Card))
+    onnx_models.save(tmp_path / "tiny.onnx")
+
+    def used(client: TestClient) -> float:
+        found = re.search(r"gpu_memory_used_bytes\S+ (\S+)", client.get("/metrics").text)
+        assert found is not None
+        return float(found[1])
+
+    gc.collect()
+    gc.disable()
+    try:
+        with serving(tmp_path) as client:
+            before = used(client)
+            for turn in range(10):
+                onnx_models.save(tmp_path / "tiny.onnx", brightest=1 + turn % 2)
+                assert client.post("/models/tiny/reload").json()["changed"] is True
+                assert post(client, png(photo())).status_code == 200
+            ends = time.monotonic() + 10
+            while used(client) > before and time.monotonic() < ends:
+                time.sleep(0.02)  # the last one is retired in the background
+            assert used(client) == before > 0
+    finally:
+        gc.enable()
 
 
 def test_a_gpu_that_is_lost_leaves_the_others_in(caplog: pytest.LogCaptureFixture) -> None:

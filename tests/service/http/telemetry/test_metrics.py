@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,9 +26,9 @@ def client(folder: Path) -> Iterator[TestClient]:
         yield client
 
 
-def scrape(client: TestClient) -> dict[str, float]:
+def scrape(client: TestClient, headers: dict[str, str] | None = None) -> dict[str, float]:
     """Sample -> value; labels in the order of their names."""
-    text = client.get("/metrics").text
+    text = client.get("/metrics", headers=headers).text
     return {
         sample.name + "".join(f" {key}={value}" for key, value in sorted(sample.labels.items())): (
             sample.value
@@ -97,3 +98,32 @@ def test_what_alerts_read_is_zero_before_the_first_error(client: TestClient) -> 
         assert found[f"deeplab_rejected_total reason={code}"] == 0
     assert found["deeplab_request_duration_seconds_count route=/segment"] == 0
     assert found["deeplab_stage_duration_seconds_count stage=infer"] == 0
+    # Alerts on failures sum over all routes.
+    for status in (500, 503, 504):
+        assert found[f"deeplab_requests_total method=GET route=/models status={status}"] == 0
+        sample = f"deeplab_requests_total method=POST route=/models/{{name}}/reload status={status}"
+        assert found[sample] == 0
+
+
+def test_what_a_middleware_refuses_counts_for_the_route_that_was_asked_for(folder: Path) -> None:
+    """Nobody has routed these requests yet; a series of their own would begin with them."""
+    key = {"Authorization": "Bearer first"}
+    digest = hashlib.sha256(b"first").hexdigest()
+    with serving(folder, api_keys=digest, rate_limit_per_minute=1, max_body_bytes=2000) as client:
+        before = scrape(client, key)
+        statuses = [
+            post(client, b"x").status_code,
+            post(client, b"x" * 3000, headers=key).status_code,
+            post(client, b"x", headers=key).status_code,
+            client.get("/models/tiny").status_code,
+            client.put("/segment").status_code,
+            client.get("/nowhere").status_code,
+        ]
+        found = scrape(client, key)
+    assert statuses == [401, 413, 429, 401, 401, 401]
+    for status in (401, 413, 429):
+        sample = f"deeplab_requests_total method=POST route=/segment status={status}"
+        assert (before[sample], found[sample]) == (0, 1)
+    assert found["deeplab_requests_total method=GET route=/models/{name} status=401"] == 1
+    assert found["deeplab_requests_total method=PUT route=/segment status=401"] == 1
+    assert found["deeplab_requests_total method=GET route=none status=401"] == 1
