@@ -49,7 +49,7 @@ from service.http.segment import Job, Resources, segment
 from service.http.telemetry import metrics
 from service.http.telemetry.metrics import Metrics
 from service.http.telemetry.observation import Observation
-from service.http.tensors import LENGTH_HEADER, InferRequest
+from service.http.tensors import LENGTH_HEADER, InferAnswer, InferRequest
 from service.http.upload import REQUEST_BODY, unless_gone, uploads
 from service.images import outputs
 from service.inference import cpus
@@ -62,7 +62,7 @@ if TYPE_CHECKING:  # else loaded only where traces are asked for
 # Headers that pages of allowed other origins may send and read (CORS).
 ASKED_WITH = (
     *("Authorization", "Content-Type", "X-Request-ID", deadlines.HEADER, LENGTH_HEADER),
-    *("traceparent", "tracestate"),
+    *("traceparent", "tracestate", "baggage"),
 )
 ANSWERED_WITH = (
     *("X-Model", "X-Model-Digest", "X-Execution-Provider", "X-Execution-Precision", "X-Request-ID"),
@@ -181,9 +181,10 @@ def _add_routes(
     open_inference.add_routes(app, settings, models, resources)
     problems.describe(
         app,
-        (*answers.RESULTS, InferRequest),
+        (*answers.RESULTS, InferRequest, InferAnswer),
         needs_key=lambda path: bool(settings.api_keys) and not is_open(path),
     )
+    measured.know(app.routes)
     _answer_head(app)
 
 

@@ -28,10 +28,19 @@ from service.errors import (
     UnknownModel,
     UnsupportedMedia,
 )
-from service.http import catalogue, deadlines, tensors
+from service.http import answers, catalogue, deadlines, tensors
 from service.http.problems import component, documented
 from service.http.segment import Resources
-from service.http.tensors import DATATYPE, LENGTH_HEADER, InferRequest
+from service.http.tensors import (
+    DATATYPE,
+    LENGTH_HEADER,
+    InferAnswer,
+    InferRequest,
+    ModelMetadata,
+    ModelReady,
+    ServerMetadata,
+    TensorMetadata,
+)
 from service.http.upload import refuse_encoding, unless_gone
 from service.inference.contract import CONFIDENCE, INPUT, LABELS
 from service.inference.models import Models, ServedModel
@@ -42,6 +51,7 @@ INFER_ERRORS = documented(
     *(InferenceFailed, Overloaded, ShuttingDown, EngineUnavailable, DeadlineExceeded),
 )
 BINARY = "application/octet-stream"
+ANSWERS = {"application/json": {"schema": component(InferAnswer)}, BINARY: answers.BINARY}
 MODEL = "/v2/models/{name}"
 VERSION = "/versions/1"  # the only version of a model; optional in the path
 
@@ -56,7 +66,7 @@ def add_routes(app: FastAPI, settings: Settings, models: Models, resources: Reso
     serve = partial(
         app.post,
         response_class=Response,
-        responses={200: {"content": {"application/json": {}, BINARY: {}}}, **INFER_ERRORS},
+        responses={200: {"content": ANSWERS}, **INFER_ERRORS},
         openapi_extra={"requestBody": _body_schema()},
     )
 
@@ -135,9 +145,9 @@ def _body_schema() -> dict[str, Any]:
 
 def _add_metadata(app: FastAPI, models: Models) -> None:
     @app.get("/v2")
-    async def server_metadata() -> dict[str, Any]:
+    async def server_metadata() -> ServerMetadata:
         """Describe the server."""
-        return {"name": "deeplab", "version": _version(), "extensions": ["binary_tensor_data"]}
+        return ServerMetadata(name="deeplab", version=_version(), extensions=["binary_tensor_data"])
 
     @app.get("/v2/health/live")
     async def live() -> dict[str, bool]:
@@ -152,7 +162,7 @@ def _add_metadata(app: FastAPI, models: Models) -> None:
 
     @app.get(MODEL, responses=documented(UnknownModel))
     @app.get(MODEL + VERSION, responses=documented(UnknownModel))
-    async def model_metadata(name: str) -> dict[str, Any]:
+    async def model_metadata(name: str) -> ModelMetadata:
         """Describe a model's inputs and outputs."""
         if name == "stats" and name not in {model.name for model in models}:
             raise _not_offered(name)  # Triton's path for the statistics of all models
@@ -160,18 +170,23 @@ def _add_metadata(app: FastAPI, models: Models) -> None:
         height, width = engine.input_size
         outputs = [_tensor(output, [-1, height, width]) for output in engine.outputs]
         inputs = [_tensor(INPUT, [-1, height, width, 3])]
-        about = {"name": name, "versions": ["1"], "platform": "onnxruntime_onnx"}
-        return {**about, "inputs": inputs, "outputs": outputs}
+        return ModelMetadata(
+            name=name,
+            versions=["1"],
+            platform="onnxruntime_onnx",
+            inputs=inputs,
+            outputs=outputs,
+        )
 
-    answers = {503: {"description": "not ready"}, **documented(UnknownModel)}
+    unready = {503: {"description": "not ready"}, **documented(UnknownModel)}
 
-    @app.get(MODEL + "/ready", responses=answers)
-    @app.get(MODEL + VERSION + "/ready", responses=answers)
-    async def model_ready(name: str, response: Response) -> dict[str, Any]:
+    @app.get(MODEL + "/ready", responses=unready)
+    @app.get(MODEL + VERSION + "/ready", responses=unready)
+    async def model_ready(name: str, response: Response) -> ModelReady:
         """Answer 200 while this model takes requests."""
         is_ready = models.get(name).batcher.alive and models.healthy
         response.status_code = 200 if is_ready else 503
-        return {"name": name, "ready": is_ready}
+        return ModelReady(name=name, ready=is_ready)
 
 
 def _add_extensions(app: FastAPI, models: Models) -> None:
@@ -196,8 +211,8 @@ def _not_offered(extension: str) -> HTTPException:
     )
 
 
-def _tensor(name: str, shape: list[int]) -> dict[str, Any]:
-    return {"name": name, "datatype": DATATYPE, "shape": shape}
+def _tensor(name: str, shape: list[int]) -> TensorMetadata:
+    return TensorMetadata(name=name, datatype=DATATYPE, shape=shape)
 
 
 def _version() -> str:

@@ -70,6 +70,58 @@ class InferRequest(BaseModel):
     parameters: RequestParameters = RequestParameters()
 
 
+class OutputTensor(BaseModel):
+    """One output, with its data in the JSON, or as bytes after it where it was asked for so."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+    parameters: InputParameters | None = None
+    data: list[int] | None = None
+
+
+class InferAnswer(BaseModel):
+    """The JSON of an inference answer."""
+
+    model_name: str
+    model_version: str
+    outputs: list[OutputTensor]
+    id: str | None = None
+
+
+class TensorMetadata(BaseModel):
+    """An input or output of a model; -1 in a shape is the number of images."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+
+
+class ModelMetadata(BaseModel):
+    """A model as the protocol describes it."""
+
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]
+
+
+class ServerMetadata(BaseModel):
+    """The server as the protocol describes it."""
+
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class ModelReady(BaseModel):
+    """Whether a model takes requests."""
+
+    name: str
+    ready: bool
+
+
 @dataclass(frozen=True)
 class Call:
     """A parsed inference request."""

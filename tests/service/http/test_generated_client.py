@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from tests.service import onnx_models
@@ -123,6 +124,32 @@ def test_models_are_typed(package: str, client: Any) -> None:
     assert (model.name, model.default, model.input_.width) == ("tiny", True, 64)
     asked = operation(package, "reload_model").sync
     assert asked("tiny", client=client).changed is False
+
+
+def test_every_good_answer_has_a_type(address: str) -> None:
+    """Without a schema a generated client returns None for an answer of 200."""
+    paths = httpx.get(f"{address}/openapi.json").json()["paths"]
+    for path, operations in paths.items():
+        for operation in operations.values():
+            for kind, content in operation["responses"]["200"]["content"].items():
+                assert content.get("schema"), (path, kind)
+
+
+def test_tensors_are_typed(package: str, client: Any) -> None:
+    image = photo(48, 64)
+    tensor = {"name": "image", "datatype": "UINT8", "shape": [1, *image.shape]}
+    request = {"id": "7", "inputs": [tensor | {"data": image.ravel().tolist()}]}
+    body = models(package).InferRequest.from_dict(request)
+    answer = operation(package, "infer").sync("tiny", client=client, body=body)
+    assert isinstance(answer, models(package).InferAnswer)
+    found = {output.name: output for output in answer.outputs}["labels"]
+    labels = np.array(found.data).reshape(found.shape)
+    assert (answer.id, answer.model_name) == ("7", "tiny")
+    assert (labels[0] == onnx_models.expected(image)).all()
+    about = operation(package, "model_metadata").sync("tiny", client=client)
+    assert [(each.name, each.shape) for each in about.inputs] == [("image", [-1, 48, 64, 3])]
+    assert operation(package, "model_ready").sync("tiny", client=client).ready is True
+    assert "# HELP" in operation(package, "get_metrics").sync(client=client)
 
 
 def test_problem_is_defined_once(address: str) -> None:
