@@ -42,7 +42,6 @@ SHORTS = {BITS, 259, PHOTOMETRIC, 266, 274, SAMPLES, PLANAR, 317, EXTRA, FORMAT}
 WIDTH, HEIGHT, TILE_WIDTH, TILE_HEIGHT = 256, 257, 322, 323
 MAX_TILE = 4096 * 4096  # pixels; GDAL's default is 256 x 256
 SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-CURE = "send 8 or 16 bits of grey or RGB: `gdal_translate -ot Byte -scale -b 1 -b 2 -b 3 IN OUT`"
 
 Tags = Mapping[int, Any]
 
@@ -79,20 +78,21 @@ def open_tiff(data: bytes) -> Tiff:
     tags = _tags(data)
     _check_tile(tags)
     bits, samples, meaning = _bits(tags), _samples(tags), _one(tags, PHOTOMETRIC, -1)
+    _check_alike(tags)
     if _one(tags, FORMAT, UNSIGNED) not in {UNSIGNED, UNDEFINED} or bits > 16:
-        raise InvalidImage(f"{_described(tags)} has an unknown value range: {CURE}")
+        raise InvalidImage(f"{_described(tags)} has an unknown value range: {_cure(tags)}")
     bands = meaning == BLACK_IS_ZERO and samples > 1
     planes = _one(tags, PLANAR, 1) == 2 and (bits > 8 or bands)
     if planes or bits == 12 or (bits == 16 and meaning == WHITE_IS_ZERO):
         shown = _shown(tags) if planes or samples == 1 else []
         images = tuple(_opened(_plane(data, tags, number), tags) for number in shown)
         if not images:
-            raise InvalidImage(f"{_described(tags)} cannot be read: {CURE}")
+            raise InvalidImage(f"{_described(tags)} cannot be read: {_cure(tags)}")
         return Tiff(images, negative=meaning == WHITE_IS_ZERO)
     if bands and 3 <= samples <= MOST_SAMPLES[bits > 8]:
         data = _said_to_be_rgb(data, tags)
     elif samples > MOST_SAMPLES[bits > 8]:
-        raise InvalidImage(f"{_described(tags)} cannot be read: {CURE}")
+        raise InvalidImage(f"{_described(tags)} cannot be read: {_cure(tags)}")
     return Tiff((_opened(data, tags),))
 
 
@@ -129,6 +129,18 @@ def _check_tile(tags: Tags) -> None:
         )
 
 
+def _check_alike(tags: Tags) -> None:
+    """Raise InvalidImage if the samples have different sizes or formats."""
+    for number, what in ((BITS, "bits"), (FORMAT, "sample formats")):
+        values = tags.get(number)
+        if isinstance(values, tuple) and len(set(values)) > 1:
+            shown = ", ".join(map(str, values))
+            raise InvalidImage(
+                f"a TIFF of {_samples(tags)} samples with different {what}, {shown}, cannot be "
+                "read: save every sample as 8 bits, unsigned"
+            )
+
+
 def _one(tags: Tags, number: int, default: int) -> int:
     value = tags.get(number, default)
     try:
@@ -161,11 +173,17 @@ def _described(tags: Tags) -> str:
     )
 
 
+def _cure(tags: Tags) -> str:
+    """Return what to send instead; only bands that the file has can be chosen."""
+    bands = {1: "", 2: "-b 1 ", 3: ""}.get(_samples(tags), "-b 1 -b 2 -b 3 ")
+    return f"send 8 or 16 bits of grey or RGB: `gdal_translate -ot Byte -scale {bands}IN OUT`"
+
+
 def _opened(data: bytes, tags: Tags) -> Image.Image:
     try:
         return TiffImageFile(io.BytesIO(data))  # `Image.open` has a pixel limit, see imaging.py
     except (SyntaxError, IndexError, TypeError, struct.error):
-        raise InvalidImage(f"{_described(tags)} cannot be read: {CURE}") from None
+        raise InvalidImage(f"{_described(tags)} cannot be read: {_cure(tags)}") from None
     except Exception as error:  # as above
         raise InvalidImage(f"the image's header is broken: {error}") from None
 
@@ -176,7 +194,7 @@ def _shown(tags: Tags) -> list[int]:
     # Three or more bands that are declared as grey: the first three are red, green and blue.
     colors = 3 if meaning == RGB or (meaning == BLACK_IS_ZERO and samples >= 3) else 1
     if samples < colors or meaning not in {WHITE_IS_ZERO, BLACK_IS_ZERO, RGB}:
-        raise InvalidImage(f"{_described(tags)} in planes cannot be read: {CURE}")
+        raise InvalidImage(f"{_described(tags)} in planes cannot be read: {_cure(tags)}")
     first_extra = samples - len(extras)
     alphas = [
         first_extra + at

@@ -318,6 +318,50 @@ def test_a_png_is_not_refused_for_what_nobody_sees(kind: bytes, body: bytes) -> 
     assert (np.asarray(photo.image) == turned).all()
 
 
+@pytest.mark.parametrize(
+    ("kind", "each", "times"),
+    [
+        (b"tEXt", b"Comment\0" + b"x" * 10_000_000, 9),
+        (b"iTXt", b"Comment\0\0\0\0\0" + b"x" * 10_000_000, 9),
+        (b"zTXt", b"Comment\0\0" + zlib.compress(bytes(900_000), 9), 100),
+        (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + b"x" * 7_000_000, 11),
+        (b"iTXt", b"XML:com.adobe.xmp\0\x01\0\0\0" + LONG, 1),
+    ],
+)
+def test_a_png_with_ninety_megabytes_of_text_is_read(kind: bytes, each: bytes, times: int) -> None:
+    """Pillow refuses more than 64 MB, counted over all texts of a file."""
+    data = png_with(b"teSt", b"", orientation=6)
+    data = data[:33] + png_chunk(kind, each) * times + data[33:]
+    photo = decoded(data)
+    assert photo.size == (30, 40)
+    assert (np.asarray(photo.image) == np.rot90(np.asarray(picture(40, 30)), -1)).all()
+
+
+XMP = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+NOISE = np.random.default_rng(0).bytes(3000).hex().encode()  # about as long when compressed
+EXIF = (
+    b"\nexif\n 32\n"
+    + (b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0").hex().encode()
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        (b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(EXIF + NOISE)),
+        (b"tEXt", b"Raw profile type exif\0" + EXIF + NOISE),
+        (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP + NOISE),
+        (b"iTXt", b"XML:com.adobe.xmp\0\x01\0\0\0" + zlib.compress(XMP + NOISE)),
+    ],
+)
+def test_a_long_text_with_the_orientation_is_kept(kind: bytes, body: bytes) -> None:
+    """ImageMagick writes EXIF data as text, image editors write XMP."""
+    plain = encoded(picture(40, 30))
+    other = png_chunk(b"zTXt", b"Comment\0\0" + LONG)  # to be removed
+    photo = decoded(plain[:33] + other + png_chunk(kind, body) + plain[33:])
+    assert (photo.orientation, photo.size) == (6, (30, 40))
+
+
 def test_a_large_profile_of_a_png_is_applied() -> None:
     """Profiles of some scanners are larger than the megabyte that Pillow accepts."""
     profile = wide_profile()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from service.errors import ImageTooLarge, InvalidImage
 from service.images import imaging
-from service.images.tiff import BITS, PHOTOMETRIC, SAMPLES, _with_directory
+from service.images.tiff import BITS, FORMAT, PHOTOMETRIC, SAMPLES, _with_directory
 
 HEIGHT, WIDTH = 40, 50
 
@@ -122,7 +122,27 @@ def test_samples_of_no_known_range_are_named_and_told_what_to_do(
     data = written(image, "contig", photometric=photometric)
     with pytest.raises(InvalidImage, match=says) as refused:
         imaging.open_checked(data, 10**6)
-    assert "gdal_translate" in str(refused.value)
+    bands = {1: "", 2: "-b 1 ", 3: ""}.get(image.shape[2], "-b 1 -b 2 -b 3 ")
+    assert f"`gdal_translate -ot Byte -scale {bands}IN OUT`" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("tag", "values", "says"),
+    [
+        (BITS, (8, 8, 16), "3 samples with different bits, 8, 8, 16, cannot be read"),
+        (BITS, (5, 6, 5), "3 samples with different bits, 5, 6, 5, cannot be read"),
+        (FORMAT, (1, 1, 3), "3 samples with different sample formats, 1, 1, 3, cannot be read"),
+    ],
+)
+def test_samples_of_different_kinds_are_refused_as_such(
+    tag: int, values: tuple[int, ...], says: str
+) -> None:
+    tags = {256: 4, 257: 4, BITS: (8, 8, 8), 259: 1, PHOTOMETRIC: 2, SAMPLES: 3, FORMAT: (1, 1, 1)}
+    data = _with_directory(b"II*\0" + bytes(80), tags | {273: 8, 278: 4, 279: 64, tag: values})
+    with pytest.raises(InvalidImage, match=says) as refused:
+        imaging.open_checked(data, 10**6)
+    assert "save every sample as 8 bits, unsigned" in str(refused.value)
+    assert "-b 1" not in str(refused.value)
 
 
 @pytest.mark.parametrize("cut", range(4, 400, 7))
