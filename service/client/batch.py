@@ -139,6 +139,7 @@ class Batch:
         decision = plan.decide(photo, self.wanted, self.manifest, self.out)
         match decision:
             case Decision.SKIP:
+                self.manifest.see(photo.name)
                 self.counts.skipped += 1
             case Decision.REJECTED:
                 self.manifest.see(photo.name)

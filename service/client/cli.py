@@ -280,11 +280,18 @@ def _dry_run(inputs: Inputs, wanted: Wanted, out: Path, *, as_json: bool) -> int
     """Print the names of the photos to send, then the counts."""
     tally = dict.fromkeys(Decision, 0)
     path = out / FILE_NAME
+    seen: dict[str, str] = {}  # name -> source, as a run would record them in the manifest
     with (
         Manifest(path, read_only=True) if path.is_file() else Manifest(Path(":memory:")) as manifest
     ):
         for photo in inputs:
-            decision = decide(photo, wanted, manifest, out)
+            if photo.name not in seen:
+                decision = decide(photo, wanted, manifest, out)
+            elif seen[photo.name] == photo.source:
+                decision = Decision.REPEAT
+            else:
+                decision = Decision.CLASH
+            seen.setdefault(photo.name, photo.source)
             tally[decision] += 1
             if decision is Decision.SEND and not as_json:
                 print(plain(photo.name))

@@ -96,6 +96,11 @@ def _address(name: str, value: str, host: str) -> httpx.URL:
         raise UsageError(
             f"{name}={shown(address)} is no {', '.join(PROXY_SCHEMES)} proxy: {instead}"
         )
+    if address.raw_path != b"/":  # as in `http:/proxy:3128`, and the address of a PAC file
+        raise UsageError(
+            f"{name}={_without_password(value)} is no address of a proxy, which is "
+            f"http://HOST:PORT without a path: {instead}"
+        )
     if address.scheme.startswith("socks") and importlib.util.find_spec("socksio") is None:
         needs = "needs socksio: pip install 'httpx[socks]'"
         raise UsageError(f"{name}={shown(address)} {needs}; or {instead}")
@@ -105,6 +110,10 @@ def _address(name: str, value: str, host: str) -> httpx.URL:
 def shown(address: httpx.URL) -> str:
     """Return the address without user name and password."""
     return str(address.copy_with(username=None, password=None)).rstrip("/")
+
+
+def _without_password(value: str) -> str:
+    return re.sub(r"^([\w+.-]+:/+)?.*@", r"\1", value)
 
 
 def _is_unknown_host(error: BaseException | None) -> bool:

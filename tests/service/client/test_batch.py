@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -449,6 +451,39 @@ def test_photo_named_twice_counts_once(
     said = capsys.readouterr()
     assert said.err.splitlines()[-1].startswith("3/3 ")
     assert said.out.startswith("3 done")
+
+
+@pytest.mark.slow
+def test_photo_named_twice_counts_once_in_the_next_run_too(
+    server: FlakyServer, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [server.url, str(photos), str(photos / "cat.jpg"), "-o", str(photos.parent / "out")]
+    assert main(arguments) == 0
+    capsys.readouterr()
+    assert main([*arguments, "--dry-run", "--json"]) == 0
+    counts = json.loads(capsys.readouterr().out)
+    assert (counts["send"], counts["skip"], counts["repeat"]) == (0, 3, 1)
+    assert main([*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["skipped"] == 3
+
+
+@pytest.mark.slow
+def test_another_photo_of_the_same_name_does_not_replace_a_result_in_the_next_run(
+    server: FlakyServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two members of a tar have one name once `..` is removed: the second fails in every run."""
+    with tarfile.open(tmp_path / "photos.tar", "w") as archive:
+        for name, content in (("a.jpg", b"first"), ("../a.jpg", b"the other")):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    arguments = [server.url, str(tmp_path / "photos.tar"), "-o", str(tmp_path / "out"), "--json"]
+    for sent in (1, 0):
+        assert main(arguments) == 1
+        summary = json.loads(capsys.readouterr().out)
+        assert (summary["sent"], summary["failed"]) == (sent, 1)
+        assert "another photo of this run is named a.jpg" in summary["failures"][0]["reason"]
+    assert server.segmented() == [b"first"]
 
 
 @pytest.mark.slow

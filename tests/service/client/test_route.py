@@ -75,6 +75,12 @@ def test_other_machines_are_reached_through_the_proxy(
         ("ALL_PROXY=socks5://u:pass@h:1", "ALL_PROXY=socks5://h:1 needs socksio: pip install"),
         ("HTTPS_PROXY=::bad", "HTTPS_PROXY is no address of a proxy"),
         ("https_proxy=ftp://h", "https_proxy=ftp://h is no http, https, socks5, socks5h proxy"),
+        (
+            "https_proxy=htp:/bad",
+            "https_proxy=htp:/bad is no address of a proxy, which is http://H",
+        ),
+        ("ALL_PROXY=http:/u:pass@proxy:3128", "ALL_PROXY=http:/"),
+        ("HTTPS_PROXY=http://u:pass@h/proxy.pac", "HTTPS_PROXY=http://h/proxy.pac is no address"),
         ("SSL_CERT_FILE=/nowhere", "SSL_CERT_FILE=/nowhere: No such file"),
         (f"SSL_CERT_FILE={__file__}", f"SSL_CERT_FILE={__file__}: "),
         ("SSL_CERT_DIR=/nowhere", "SSL_CERT_DIR=/nowhere: no such folder"),
