@@ -100,7 +100,19 @@ def read_any_card(path: Path | str) -> Card | BackboneCard:
     try:
         return _parsed(card)
     except FileNotFoundError:
-        raise CheckpointError(_missing(card)) from None
+        raise CheckpointError(_foreign(Path(path)) or _missing(card)) from None
+
+
+def _foreign(path: Path) -> str:
+    """Say what to do with a file of weights that has no description, as other projects' have."""
+    weights, card = paths(path)
+    found = next((file for file in (path, weights) if file.is_file()), None)
+    if found is None:
+        return ""
+    return (
+        f"{found} is there and its description {card} is not: copy both files of a checkpoint; "
+        "weights of other projects are converted first, see `python -m model.convert --help`"
+    )
 
 
 def _missing(card: Path) -> str:

@@ -25,6 +25,8 @@ def mistakes(error: ValidationError, model: type[BaseModel] | None = None) -> st
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             message = f"no such key{_hint(item['loc'], model)}"
+        if item["type"] in {"tuple_type", "list_type"}:
+            message = "a single value; give a list in brackets, as in [1, 2, 3]"
         if not key:
             found.append(message)
         elif item["type"] == "missing":  # its input is the table around it

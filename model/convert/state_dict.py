@@ -24,13 +24,21 @@ NO_BACKBONE = "there is no such backbone here; `python -m model.train --list` sh
 ENCODER = BACKBONE.replace("backbone", "encoder")
 # How training scripts nest one; model_state: VainF/DeepLabV3Plus-Pytorch.
 WRAPPERS = ("state_dict_ema", "state_dict", "model_state", "model")
+# What frameworks put before every name: DataParallel, Lightning, torch.compile.
+PREFIXES = ("module.", "model.", "net.", "_orig_mod.")
+ELSEWHERE = (
+    "it is built otherwise; docs/published-weights.md lists weights that can be converted, and "
+    "`python -m model.train --list` presets that start from them"
+)
+TORCH_FILES = (b"PK\3\4", b"\x80")  # a zip archive, or a pickle of PyTorch before 1.6
 # Networks of other projects, by a key that only they have, and what can be taken of them.
 SMP = "a network of segmentation_models_pytorch"
 FOREIGN = (
-    (r"decode_head\.", "a network of mmsegmentation", "it is built otherwise"),
+    (r"decode_head\.", "a network of mmsegmentation", ELSEWHERE),
     (r"encoder\.(layer\d|conv1)\.", SMP, ENCODER),
-    (r"encoder\.", SMP, "it is built otherwise"),
+    (r"encoder\.", SMP, ELSEWHERE),
     (r"classifier\.(aspp|classifier)\.", "a network of VainF/DeepLabV3Plus-Pytorch", BACKBONE),
+    (r"aspp\.aspp\d\.", "a network of jfzhang95/pytorch-deeplab-xception", BACKBONE),
     (r"(backbone\.\d+|features\.\d+\.block)\.", "a network on MobileNetV3", NO_BACKBONE),
 )
 
@@ -51,19 +59,36 @@ def read(path: Path) -> dict[str, Tensor]:
             found = found[wrapper]
     if not isinstance(found, dict) or not all(torch.is_tensor(v) for v in found.values()):
         raise ConvertError(f"{path} is not a state dict: save net.state_dict(), not the network")
-    state = {
-        key.removeprefix("module."): value
-        for key, value in found.items()
-        if not key.endswith("num_batches_tracked")
-    }
+    state = {key: value for key, value in found.items() if not key.endswith("num_batches_tracked")}
+    prefix = _prefix(state)
+    state = {key.removeprefix(prefix): value for key, value in state.items()}
     for pattern, project, advice in FOREIGN:
         if any(re.match(pattern, key) for key in state):
-            raise ConvertError(f"{path} holds {project}, which is not converted: {advice}")
+            exact = re.sub(r"'(backbone|encoder)\.'", rf"'{prefix}\1.'", advice)
+            raise ConvertError(f"{path} holds {project}, which is not converted: {exact}")
     return state
+
+
+def _prefix(keys: Iterable[str]) -> str:
+    """What frameworks put before all of these names, as `module.` or `model.module.`."""
+    names, prefix = set(keys), ""
+    while names and (
+        found := next((p for p in PREFIXES if all(name.startswith(p) for name in names)), "")
+    ):
+        prefix += found
+        names = {name.removeprefix(found) for name in names}
+    return prefix
 
 
 def _load(path: Path) -> object:
     """Unpickle nothing but tensors, plain values and a script's options, which do no harm."""
+    with path.open("rb") as file:
+        start = file.read(40)
+    if not start.startswith(TORCH_FILES):
+        raise ConvertError(
+            f"{path} is no file of PyTorch's: it begins with {start!r}; a web page, or a pointer "
+            "of Git LFS, may have been saved in its place: download it again"
+        )
     with torch.serialization.safe_globals([argparse.Namespace]):
         return torch.load(path, weights_only=True, map_location="cpu")
 
@@ -86,6 +111,11 @@ def resnet_depth(keys: Iterable[str], prefix: str = "") -> int:
         if (match := re.match(rf"{re.escape(prefix)}layer3\.(\d+)\.", key))
     }
     depths = {6: 50, 23: 101}
+    if not units:
+        raise ConvertError(
+            "the file holds no ResNet as torchvision and timm name it; its tensors begin with "
+            f"{listed({key.split('.')[0] for key in keys})}"
+        )
     if len(units) not in depths:
         raise ConvertError(
             f"a ResNet with {len(units)} units in layer3 is not supported: resnet50 has 6, "

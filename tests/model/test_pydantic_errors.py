@@ -25,3 +25,8 @@ def test_an_unknown_key_names_the_one_that_was_probably_meant(key: str, says: st
     error = error_of(Listed, inner={"size": 1}, **{key: 1})
     assert mistakes(error, Listed) == says
     assert mistakes(error) == f"{key}=1: no such key"
+
+
+def test_a_single_value_in_place_of_a_list_is_told_so() -> None:
+    error = error_of(Listed, inner={"size": 1}, rows=0.485)
+    assert mistakes(error) == "rows=0.485: a single value; give a list in brackets, as in [1, 2, 3]"

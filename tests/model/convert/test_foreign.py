@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from model import checkpoint
 from model.convert import from_tensorflow, from_torchvision, state_dict
 from model.convert.accounting import ConvertError
 
@@ -41,13 +42,41 @@ def test_a_whole_network_is_not_unpickled_and_told_of(tmp_path: Path) -> None:
         (["backbone.conv1.weight", "classifier.aspp.convs.0.0.weight"], "VainF.*ResNet"),
         (["backbone.0.0.weight", "classifier.0.project.0.weight"], "MobileNetV3.*no such"),
         (["features.4.block.0.0.weight"], "MobileNetV3"),
-        (["encoder._conv_stem.weight"], "segmentation_models_pytorch"),
+        (["encoder._conv_stem.weight"], "segmentation_models_pytorch.*published-weights"),
+        (["backbone.conv1.weight", "aspp.aspp1.bn.weight"], "jfzhang95.*ResNet"),
+        (["model.encoder.conv1.weight"], r"segmentation_models.*startswith\('model.encoder.'\)"),
     ],
 )
 def test_networks_of_other_projects_are_named(tmp_path: Path, keys: list[str], says: str) -> None:
     state = {key: torch.ones(1) for key in keys}
     with pytest.raises(ConvertError, match=says):
         state_dict.read(saved(tmp_path / "other.pth", {"state_dict": state, "meta": {}}))
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.", "model.net.", ""])
+def test_what_frameworks_put_before_every_name_is_removed(tmp_path: Path, prefix: str) -> None:
+    path = saved(tmp_path / "a.pth", {f"{prefix}layer1.w": torch.ones(1)})
+    assert list(state_dict.read(path)) == ["layer1.w"]
+
+
+@pytest.mark.parametrize("content", [b"<!DOCTYPE html>", b"version https://git-lfs", b""])
+def test_a_page_or_a_pointer_in_place_of_the_file_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.pth").write_bytes(content)
+    with pytest.raises(ConvertError, match="no file of PyTorch's: it begins with"):
+        state_dict.read(tmp_path / "a.pth")
+
+
+def test_a_file_without_a_resnet_says_what_it_holds(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.pth", {"stem.w": torch.ones(1)})
+    with pytest.raises(ConvertError, match=r"holds no ResNet .* begin with stem"):
+        from_torchvision.convert(path)
+
+
+def test_a_foreign_file_in_place_of_a_checkpoint_leads_to_the_converter(tmp_path: Path) -> None:
+    for name in ("a.pth", "b.safetensors"):
+        (tmp_path / name).touch()
+        with pytest.raises(checkpoint.CheckpointError, match=r"converted first.*model\.convert"):
+            checkpoint.read_any_card(tmp_path / name)
 
 
 @pytest.mark.slow
