@@ -1,8 +1,9 @@
 """Read photos from disk, the same way for training, evaluation and prediction.
 
-Photos become RGB, rotated as their EXIF orientation says; broken EXIF data is ignored.
-Transparent pixels become white, and 16-bit grey is scaled to 8 bits. The service does
-the same with clients' photos.
+Photos become sRGB, rotated as their EXIF orientation says; broken EXIF data is ignored.
+Colour profiles are applied, transparent pixels become white, and 16-bit grey is scaled to
+8 bits. The service does the same with clients' photos. What Pillow would read wrongly is
+refused: a few kinds of TIFF, and samples whose range is unknown.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import TiffImageFile
+
+from model.data.colors import to_srgb
 
 EXIF_ORIENTATION = 0x0112
 EXIF_ERRORS = (ValueError, TypeError, KeyError, SyntaxError, struct.error)
@@ -42,7 +46,32 @@ def opened(path: Path) -> Iterator[Image.Image]:
 def open_photo(path: Path) -> Image.Image:
     """Decode a photo as RGB; raises OSError for files that are no picture or too large."""
     with opened(path) as image:
+        if problem := _misread(image):
+            raise ValueError(problem)
         return rgb(upright(image))
+
+
+UNSCALED = ("I", "F")  # modes that `convert` clips to 0 to 255, whatever their range is
+BITS, PHOTOMETRIC, PLANAR = 258, 262, 284  # TIFF's tags
+WHITE_IS_ZERO, IN_PLANES = 0, 2
+CURE = "convert it: gdal_translate -ot Byte -scale -co INTERLEAVE=PIXEL IN OUT"
+
+
+def _misread(image: Image.Image) -> str:
+    """Why Pillow would decode this image to other pixels than it shows; empty if it would not."""
+    if image.mode in UNSCALED:
+        return f"its samples of 32 bits have an unknown range; {CURE}"
+    if not isinstance(image, TiffImageFile):
+        return ""
+    bits = image.tag_v2.get(BITS, (1,))
+    most = max(bits) if isinstance(bits, tuple) else bits
+    if most <= 8:
+        return ""
+    if image.tag_v2.get(PLANAR) == IN_PLANES:
+        return f"a TIFF of {most} bits in planes is read scrambled; {CURE}"
+    if most < 16 or image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO:
+        return f"a TIFF of {most} bits of this kind is read too dark or as a negative; {CURE}"
+    return ""
 
 
 def upright_size(path: Path) -> tuple[int, int]:
@@ -78,13 +107,17 @@ def as_photo(source: Path | str | Image.Image | NDArray[np.uint8]) -> NDArray[np
 
 
 def rgb(image: Image.Image) -> Image.Image:
-    """The image as RGB: 16-bit grey scaled to 8, transparent pixels white."""
+    """The image as sRGB: 16-bit grey scaled to 8, transparent pixels white."""
+    profile = image.info.get("icc_profile")
     if image.mode.startswith("I;16"):  # `convert` would clip it
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.has_transparency_data:  # what is transparent holds arbitrary colours
         rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")
+        opaque = image.getchannel("L") if image.mode == "LA" else rgba.convert("RGB")
+        shown = Image.new("RGB", rgba.size, "white")
+        shown.paste(to_srgb(opaque, profile), mask=rgba.getchannel("A"))
+        return shown
+    return to_srgb(image, profile)
 
 
 def upright(image: Image.Image) -> Image.Image:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from model.data.photo import open_photo, read_photo
+from tests.service.images.profiles import cmyk_profile, wide_profile
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1"])
@@ -45,6 +48,74 @@ def test_the_service_sees_the_same_pixels(tmp_path: Path, depth: str, colors: st
     assert (pixels == np.asarray(served)).all()
     if colors == "grey":
         assert (pixels[..., 0] == grey).all()
+
+
+def colourful(mode: str) -> Image.Image:
+    """A picture of all kinds of colours, (40, 50)."""
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (8, 10, 3), np.uint8)).resize((50, 40))
+    if mode == "RGBA":
+        image.putalpha(Image.fromarray(rng.integers(0, 256, (40, 50), np.uint8)))
+        return image
+    return image.convert(mode)
+
+
+@pytest.mark.parametrize(
+    ("mode", "name"),
+    [
+        ("RGB", "photo.jpg"),
+        ("RGB", "photo.png"),
+        ("RGBA", "photo.png"),
+        ("P", "photo.png"),
+        ("CMYK", "photo.jpg"),
+        ("CMYK", "photo.tif"),
+        ("LAB", "photo.tif"),
+    ],
+)
+def test_a_colour_profile_is_applied_as_the_service_does(
+    tmp_path: Path, mode: str, name: str
+) -> None:
+    """A network that is trained on other colours than it is served does worse."""
+    from service.images import imaging
+
+    path = tmp_path / name
+    source = colourful("RGB").convert("LAB") if mode == "LAB" else colourful(mode)
+    profile = cmyk_profile() if mode == "CMYK" else wide_profile()
+    source.save(path, icc_profile=None if mode == "LAB" else profile)
+    served = imaging.decode(imaging.open_checked(path.read_bytes(), 10**6)).image
+    pixels = read_photo(path)
+    assert (pixels == np.asarray(served)).all()
+    with Image.open(path) as plain:
+        if mode in {"RGB", "CMYK"}:
+            assert (pixels != np.asarray(plain.convert("RGB"))).any()
+
+
+@pytest.mark.parametrize("profile", [b"broken", cmyk_profile()])
+def test_a_profile_that_does_not_fit_changes_nothing(tmp_path: Path, profile: bytes) -> None:
+    colourful("RGB").save(tmp_path / "photo.png", icc_profile=profile)
+    assert (read_photo(tmp_path / "photo.png") == np.asarray(colourful("RGB"))).all()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "options", "says"),
+    [
+        ("u2", {"planarconfig": "separate", "photometric": "rgb"}, "16 bits in planes"),
+        ("u2", {"photometric": "miniswhite"}, "too dark or as a negative"),
+        ("f4", {"photometric": "minisblack"}, "32 bits have an unknown range"),
+        ("u4", {"photometric": "minisblack"}, "cannot be read"),
+        ("i4", {"photometric": "minisblack"}, "32 bits have an unknown range"),
+    ],
+)
+def test_what_pillow_reads_wrongly_is_refused_by_name(
+    tmp_path: Path, dtype: str, options: dict[str, Any], says: str
+) -> None:
+    """Scrambled, dark or white photos would be trained on without a word."""
+    shape = (3, 8, 9) if options["photometric"] == "rgb" else (8, 9)
+    path = tmp_path / "photo.tif"
+    tifffile.imwrite(path, np.ones(shape, dtype), metadata=None, **options)
+    with pytest.raises(OSError, match=rf"photo\.tif cannot be read: .*{says}|{says}") as refused:
+        open_photo(path)
+    assert refused.value.errno is None  # damage, not a missing file
 
 
 def test_exif_orientation_is_applied(tmp_path: Path) -> None:
