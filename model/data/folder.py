@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -22,7 +22,7 @@ from model.data.pairs import (
     read_names,
 )
 from model.pydantic_errors import mistakes
-from model.text import read_text
+from model.text import TextError, read_text
 
 DESCRIPTION = "dataset.toml"
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")  # as the service takes
@@ -38,7 +38,8 @@ class FolderConfig(BaseModel):
     classes: tuple[str, ...] = Field(min_length=1, max_length=VOID)
     palette: tuple[Color, ...] = ()  # VOC's colours where left out
     values: tuple[int, ...] = ()  # mask value of each class; 0, 1, 2, ... where left out
-    void: int | None = Field(None, ge=0, le=255)  # 255 where left out, unless that is a class
+    # 255 where left out, unless that is a class; "rest": every value that is no class
+    void: Channel | Literal["rest"] | None = None
     void_colors: tuple[Color, ...] = ()  # colours of void, in masks that hold colours
     images: str = "images/{split}"
     masks: str = "masks/{split}"
@@ -69,14 +70,17 @@ class FolderConfig(BaseModel):
         return self
 
     def coding(self) -> Coding | None:
-        """How masks are read where `values` is given."""
-        if not self.values:
+        """How masks are read where `values` is given, or `void = "rest"`."""
+        if not self.values and self.void != "rest":
             return None
-        void = VOID if self.void is None else self.void
-        return Coding.of(
-            {value: index for index, value in enumerate(self.values)},
-            frozenset({void}) - {*self.values},
-        )
+        values = self.values or tuple(range(len(self.classes)))
+        rest = frozenset(range(256)) if self.void == "rest" else frozenset({self.void_value})
+        return Coding.of({value: index for index, value in enumerate(values)}, rest - {*values})
+
+    @property
+    def void_value(self) -> int:
+        """The single value that means void."""
+        return self.void if isinstance(self.void, int) else VOID
 
 
 def find(root: Path, split: str) -> Dataset:
@@ -98,7 +102,7 @@ def find(root: Path, split: str) -> Dataset:
         return CodedMask(path, coding) if coding else path
 
     pairs = tuple(Pair(name, found.get(name, images / f"{name}.jpg"), mask(name)) for name in names)
-    void = VOID if config.void is None or coding else config.void
+    void = VOID if coding else config.void_value
     colors = config.palette or voc.palette(len(config.classes))
     void_colors = config.void_colors or (() if config.palette else (voc.VOID_COLOR,))
     return Dataset(
@@ -165,5 +169,7 @@ def read_description(path: Path) -> FolderConfig:
         return FolderConfig.model_validate(tomllib.loads(read_text(path)))
     except ValidationError as error:
         raise DatasetError(f"{path}: {mistakes(error, FolderConfig)}") from error
-    except ValueError as error:  # not TOML, not UTF-8
+    except TextError as error:
+        raise DatasetError(str(error)) from error  # it names the file
+    except ValueError as error:  # not TOML
         raise DatasetError(f"{path}: {error}") from error

@@ -172,12 +172,21 @@ class Report:
         """Which line of dataset.toml the values of the masks ask for."""
         if self.dataset.name != "folder":
             return ""
-        used = sorted(self.values)
-        if used == [*range(len(self.dataset.classes))]:
-            return ""
-        if len(used) == len(self.dataset.classes):
-            return f"; as many values as classes: then give `values = {used}` in dataset.toml"
-        return "; say which values mean classes by `values` in dataset.toml"
+        used, classes = sorted(self.values), [*range(len(self.dataset.classes))]
+        for values in (used, [value for value in used if value not in self._void_values()]):
+            if values == classes:
+                return ""
+            if len(values) == len(classes):
+                return f"; as many values as classes: then give `values = {values}` in dataset.toml"
+        return (
+            "; say which values mean classes by `values` in dataset.toml, or give "
+            '`void = "rest"` if all others mean void'
+        )
+
+    def _void_values(self) -> set[int]:
+        """The values that the description of the set declares void."""
+        meaning = meanings(self.dataset, self.dataset.pairs[0].mask)
+        return {value for value, index in meaning.items() if index == VOID}
 
     def absent(self) -> list[str]:
         """Which classes have no pixel."""

@@ -43,13 +43,14 @@ def _look(dataset: Dataset, pairs: Sequence[Pair]) -> Report:
 
 
 def expect_classes(report: Report) -> None:
-    """Warn of ids that are no class and of classes without a pixel.
+    """Warn of classes without a pixel.
 
-    Raises DatasetError if no pixel has a class, or if all of them have the same one.
+    Raises DatasetError if no pixel has a class, if all of them have the same one, and for ids
+    that are no class: with ids that are off by one, every class is learned as another.
     """
     dataset = report.dataset
     where = f"{dataset.name} {dataset.split}"
-    if fatal := report.nothing_to_tell():
-        raise DatasetError(f"{where}: {fatal}; see python -m model.data check")
-    for warning in (*report.strays(), *report.absent()):
+    if fatal := [*filter(None, [report.nothing_to_tell()]), *report.strays()]:
+        raise DatasetError(f"{where}: {fatal[0]}; see python -m model.data check")
+    for warning in report.absent():
         log.warning("%s: %s", where, warning)

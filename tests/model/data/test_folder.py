@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from model.data.check import check
 from model.data.dataset import DatasetError, find, read_mask
 
 
@@ -30,6 +31,19 @@ def test_folder_pairs_every_image_with_its_mask(tmp_path: Path) -> None:
     assert dataset.palette == ((0, 0, 0), (128, 0, 0))
     ids = read_mask(dataset.pairs[1].mask, classes=2, void=dataset.void)
     assert ids[0].tolist() == [0, 1, 255, 255]
+
+
+@pytest.mark.parametrize(
+    ("toml", "ids"),
+    [('void = "rest"', [0, 1, 255, 255]), ('values = [1, 7]\nvoid = "rest"', [255, 0, 255, 1])],
+)
+def test_all_other_values_can_be_said_to_mean_void(
+    tmp_path: Path, toml: str, ids: list[int]
+) -> None:
+    dataset = find("folder", own(tmp_path, f'classes = ["ground", "tree"]\n{toml}\n'), "train")
+    mask = dataset.pairs[0].mask
+    assert read_mask(mask, classes=2, void=dataset.void)[0].tolist() == ids
+    assert not check(dataset).stray
 
 
 @pytest.mark.parametrize(
@@ -96,7 +110,7 @@ def test_list_chooses_the_pairs_and_their_order(tmp_path: Path) -> None:
         ('classes = ["a", "b", "b"]', "a name of its own"),
         ('classes = ["a", "b"]\nimages = "photos"', "photos does not exist"),
         ('classes = ["a", "b"]\npalette = [[0, 0, 300]]', r"palette\.0\.2=300: .*255"),
-        ('classes = ["a", "b"]\npalette = ["#f00"]', r"palette\.0='#f00': .*tuple"),
+        ('classes = ["a", "b"]\npalette = ["#f00"]', r"palette\.0='#f00': .*list in brackets"),
         ("void = 7", r"toml: classes: Field required"),
     ],
 )
