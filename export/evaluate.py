@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from model import arguments
+from model import arguments, memory
 from model.data.dataset import DatasetError
 from model.data.survey import expect_classes, survey
 from model.evaluate.evaluation import evaluate
@@ -81,7 +81,9 @@ def main(argv: list[str] | None = None) -> int:
         expect_classes(survey(dataset))
         contract = engine.contract
         judge = partial(predict, engine.run, contract.input, overlap=overlap)
-        result = evaluate(dataset, judge, args) | {
+        with memory.advising("export with a smaller --size, or fewer or smaller --scales"):
+            result = evaluate(dataset, judge, args)
+        result |= {
             "output_stride": contract.output_stride,
             "scales": list(contract.scales),
             "flip": contract.flip,
@@ -90,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
             "execution_precision": engine.execution_precision,
         }
         report(result, args)
-    except (StartupError, DatasetError, OSError) as error:
+    except (StartupError, DatasetError, memory.ShortageError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

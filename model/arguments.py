@@ -5,10 +5,12 @@ from __future__ import annotations
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from fractions import Fraction
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from model.data.dataset import DATASETS
+
+if TYPE_CHECKING:
+    import torch
 
 # Of --dataset, wherever a checkpoint or a file is compared with one.
 DATASET_HELP = "kind of data set (default: found in --data, else the one trained on)"
@@ -38,6 +40,8 @@ def add_passes(p: ArgumentParser) -> None:
 
 def add_device(p: ArgumentParser) -> None:
     """Add --device, for every command that runs a network on photos."""
+    import torch  # noqa: PLC0415 - takes seconds to load, and few options need it
+
     default = "cuda" if torch.cuda.is_available() else "cpu"
     p.add_argument(
         "--device",
@@ -94,6 +98,12 @@ def add_windows(p: ArgumentParser, *, whole: bool = True) -> None:
     )
 
 
+LESS_MEMORY = (
+    "take fewer or smaller --scales, a larger --output-stride, or --sliding; leave out --whole "
+    "and --flip"
+)
+
+
 def overlap(p: ArgumentParser, args: Namespace) -> float | None:
     """The overlap that the options ask for, None without windows; exits on a usage error."""
     if args.overlap is not None and not args.sliding:
@@ -138,6 +148,8 @@ def positive(text: str) -> int:
 
 def device(text: str) -> torch.device:
     """`cpu`, `cuda` or `cuda:1`, if that device exists."""
+    import torch  # noqa: PLC0415 - as in add_device
+
     try:
         chosen = torch.device(text)
         torch.empty(0, device=chosen)

@@ -5,16 +5,43 @@ from its heap. So each would be mapped, zeroed page by page by the kernel, and u
 again, only for the next iteration to ask for the same sizes. This module makes the heap
 serve them all and keep them. The process never shrinks, and fragmentation makes it
 somewhat larger than what is in use.
+
+It also tells when memory has run out, and lets a command say what to change.
 """
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
 # mallopt(3)
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+
+
+# In the RuntimeErrors of PyTorch's allocator for the host, and of ONNX Runtime's.
+SHORTAGES = ("can't allocate memory", "Failed to allocate memory", "bad_alloc")
+
+
+class ShortageError(RuntimeError):
+    """Memory ran out; the message says what to change."""
+
+
+@contextmanager
+def advising(advice: str) -> Iterator[None]:
+    """Raise ShortageError with `advice` where memory runs out, on a GPU or on the host."""
+    try:
+        yield
+    except Exception as error:  # ONNX Runtime raises its own classes, not all of one root
+        says = str(error)
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not any(
+            words in says for words in SHORTAGES
+        ):
+            raise
+        first = says.strip().splitlines()[0] if says.strip() else "no memory"
+        raise ShortageError(f"out of memory: {advice} ({first[:200]})") from error
 
 
 def keep_freed() -> bool:

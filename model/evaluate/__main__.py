@@ -52,7 +52,9 @@ def main(argv: list[str] | None = None) -> int:
         expect_classes(survey(dataset))
         net = checkpoint.load_on(args.device, args.checkpoint, args.output_stride)
         predict = predictor(net, args, overlap)
-        result = evaluate(dataset, predict, args) | {
+        with memory.advising(arguments.LESS_MEMORY):
+            result = evaluate(dataset, predict, args)
+        result |= {
             "output_stride": net.config.output_stride,
             "scales": list(args.scales),
             "flip": args.flip,
@@ -62,7 +64,12 @@ def main(argv: list[str] | None = None) -> int:
         report(result, args)
         if args.record:
             checkpoint.record_metrics(args.checkpoint, result)
-    except (checkpoint.CheckpointError, DatasetError, OSError) as error:
+    except (
+        checkpoint.CheckpointError,
+        DatasetError,
+        memory.ShortageError,
+        OSError,
+    ) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

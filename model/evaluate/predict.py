@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from model import arguments, checkpoint
+from model import arguments, checkpoint, memory
 from model.checkpoint import Card, CheckpointError
 from model.data.dataset import find
 from model.data.photo import read_photo
@@ -153,11 +153,12 @@ def main(argv: list[str] | None = None) -> int:
         args.out.mkdir(parents=True, exist_ok=True)
         if server:
             submission.archive(server, args.out).unlink(missing_ok=True)  # of an earlier run
-        if run(net, card, pairs, args, overlap):
-            return 1
+        with memory.advising(arguments.LESS_MEMORY):
+            if run(net, card, pairs, args, overlap):
+                return 1
         if server:
             print(f"wrote {submission.pack(server, args.out, places)}: {len(places)} results")
-    except (CheckpointError, SubmissionError, OSError) as error:
+    except (CheckpointError, SubmissionError, memory.ShortageError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

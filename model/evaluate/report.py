@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from model import arguments, checkpoint
+from model import arguments, checkpoint, memory
 from model.checkpoint import Card, CheckpointError
 from model.data.dataset import DATASETS, Dataset, DatasetError, Pair, read_pair
 from model.data.survey import expect_classes, survey
@@ -282,10 +282,11 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
-        text = build(args)
+        with memory.advising("take --device cpu, or a checkpoint of a smaller model.crop_size"):
+            text = build(args)
         out = args.out or args.run / "report.html"
         out.write_text(text, encoding="utf-8")
-    except (ReportError, CheckpointError, DatasetError, OSError) as error:
+    except (ReportError, CheckpointError, DatasetError, memory.ShortageError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"wrote {out} ({out.stat().st_size / 1e6:.1f} MB)")

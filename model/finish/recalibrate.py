@@ -150,12 +150,13 @@ def main(argv: list[str] | None = None) -> int:
         kind = choose(args.dataset, args.data, card.training.get("dataset"))
         dataset = find(kind, args.data, args.split)
         order = drawn(dataset, args.sampling, args.photos, args.seed)
-        recalibrate(net, whole(dataset, order, net), args.photos, args.batch)
+        with memory.advising(f"--batch {args.batch}: take fewer photos at once"):
+            recalibrate(net, whole(dataset, order, net), args.photos, args.batch)
         note = {key: getattr(args, key) for key in ("split", "sampling", "photos", "batch", "seed")}
         training = card.training | {"recalibrated": note}
         card = card.model_copy(update={"training": training, "metrics": {}})
         path = checkpoint.save(args.out, net.state_dict(), card)
-    except (CheckpointError, DatasetError, OSError) as error:
+    except (CheckpointError, DatasetError, memory.ShortageError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"wrote {path}")

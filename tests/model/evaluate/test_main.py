@@ -15,7 +15,7 @@ from model.data import survey
 from model.data.dataset import VOC_CLASSES, DatasetError, find, read_mask, voc_palette
 from model.data.photo import read_photo
 from model.evaluate import __main__ as evaluate
-from model.evaluate import evaluation
+from model.evaluate import evaluation, predict
 from model.evaluate.metrics import Confusion
 from model.network.inference import label_map, served_map
 from tests.model import voc_folder
@@ -220,11 +220,50 @@ def test_masks_that_leave_nothing_to_tell_apart_have_no_figure(
     mask[10:20, 10:20] = 1
     mask[30:, 30:] = 7
     Image.fromarray(mask).save(tmp_path / "masks/val/a.png")
-    with pytest.MonkeyPatch.context() as patch:
-        records: list[str] = []
-        patch.setattr(survey.log, "warning", lambda line, *args: records.append(line % args))
-        assert evaluate.main(command) == 0
-    assert "folder val: masks hold ids that are no class: [7] (7 in 100 pixels)" in records[0]
+    assert evaluate.main(command) == 1
+    error = capsys.readouterr().err
+    assert "folder val: masks hold ids that are no class: [7] (7 in 100 pixels)" in error
+    assert 'give `void = "rest"` if all others mean void' in error
+    said = 'classes = ["background", "thing"]\nvoid = "rest"\n'
+    (tmp_path / "dataset.toml").write_text(said)
+    assert evaluate.main(command) == 0
+
+
+@pytest.mark.parametrize("first", [1, 5])
+def test_ids_that_are_off_by_one_are_refused_with_the_line_that_cures_them(
+    saved: Path, tmp_path: Path, first: int
+) -> None:
+    """21 classes at 1 to 21, and void at 255: every class would be taken for the next one."""
+    for kind in ("images", "masks"):
+        (tmp_path / kind / "val").mkdir(parents=True)
+    ids = np.arange(400).reshape(20, 20) % 21 + first
+    ids[0, 0] = 255
+    Image.fromarray(ids.astype(np.uint8)).save(tmp_path / "masks/val/a.png")
+    Image.new("RGB", (20, 20)).save(tmp_path / "images/val/a.jpg")
+    (tmp_path / "dataset.toml").write_text(f"classes = {list(VOC_CLASSES)}\n")
+    dataset = find("folder", tmp_path, "val")
+    values = list(range(first, first + 21))
+    with pytest.raises(DatasetError) as refused:
+        survey.expect_classes(survey.survey(dataset))
+    assert f"as many values as classes: then give `values = {values}`" in str(refused.value)
+
+
+def test_an_evaluation_that_runs_out_of_memory_says_what_takes_less(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    voc_folder.make(tmp_path, count=1, split="val")
+    (pair,) = find("voc", tmp_path, "val").pairs
+    side = 2000  # at 99 times this size the photo alone takes 470 GB
+    Image.new("RGB", (side, side)).save(pair.image)
+    ids = np.arange(side * side, dtype=np.uint32).reshape(side, side) % 2
+    Image.fromarray(ids.astype(np.uint8)).save(str(pair.mask))
+    options = ["--data", str(tmp_path), "--whole", "--scales", "99"]
+    assert evaluate.main([str(saved), *options]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: out of memory: take fewer or smaller --scales")
+    photos = [str(pair.image), "-o", str(tmp_path / "masks")]
+    assert predict.main([str(saved), *photos, *options[2:]]) == 1
+    assert "error: out of memory: take fewer or smaller --scales" in capsys.readouterr().err
 
 
 def test_both_evaluators_have_the_same_options() -> None:
