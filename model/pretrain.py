@@ -31,8 +31,9 @@ from model.network.deeplab import BACKBONES
 from model.pydantic_errors import mistakes
 from model.train import distributed, recipe
 from model.train.assembly import first_run
-from model.train.command import add_overrides, add_run, command, run_folder
+from model.train.command import command
 from model.train.distributed import World
+from model.train.options import add_overrides, add_run, run_folder
 from model.train.preflight import check_folder, check_shares
 from model.train.recipe import BaseRecipe, RecipeError
 from model.train.run import Pace, Run, RunFolder, loop

@@ -53,6 +53,7 @@ def run(name: str) -> int:
     script = SCRIPTS[name]
     try:
         command = getattr(import_module(script.module), script.function)
+        return int(command())  # loads more, once the command line is read
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing in PACKAGES:
@@ -63,7 +64,6 @@ def run(name: str) -> int:
             file=sys.stderr,
         )
         return 2
-    return int(command())
 
 
 def __getattr__(attribute: str) -> Callable[[], int]:

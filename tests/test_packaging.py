@@ -103,6 +103,21 @@ def test_a_command_without_its_extra_names_it(name: str, extra: str) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_a_library_that_is_loaded_after_the_command_line_is_named_too() -> None:
+    """`model.train` reads its options before it loads PyTorch."""
+    code = (
+        "import sys, service.scripts as s; sys.modules['torch'] = None; "
+        "sys.argv[1:] = ['efficientnet-lite0-voc', '--data', '.', '--out', 'x']; "
+        "sys.exit(s.train())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "error: deeplab-train needs torch" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_commands_are_one_family() -> None:
     """A bare `service` would hide a system program of Debian."""
     assert all(name.startswith("deeplab-") for name in COMMANDS)

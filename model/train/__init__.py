@@ -1,1 +1,5 @@
 """Training: recipes, the training loop, losses, distributed runs."""
+
+import time
+
+STARTED = time.monotonic()  # about when the process did: nothing heavy is loaded before

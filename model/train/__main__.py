@@ -9,21 +9,12 @@ run continued with --resume gives the result of an uninterrupted one.
 from __future__ import annotations
 
 import argparse
-import logging
-from contextlib import closing, nullcontext
+import os
+import sys
 from pathlib import Path
 
-from model import memory
-from model.data.dataset import find
-from model.data.photo_list import find_photos
-from model.train import preflight, recipe
-from model.train.board import TensorBoard
-from model.train.command import add_overrides, add_run, command, run_folder
-from model.train.distributed import World
-from model.train.run import Pace, RunFolder
-from model.train.training import Taught, train
-
-log = logging.getLogger("model.train")
+from model.train import recipe
+from model.train.options import add_overrides, add_run, run_folder
 
 
 def parser() -> argparse.ArgumentParser:
@@ -60,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, *, keep_memory: bool = False) -> int:
     p = parser()
     args = p.parse_args(argv)
     if args.list:
@@ -71,50 +62,19 @@ def main(argv: list[str] | None = None) -> int:
     if args.recipe is None or args.data is None:
         p.error("give a recipe, --data DIR and --out DIR (or --resume DIR)")
     folder = run_folder(p, args)
-    return command(lambda world: train_from(args, folder, world))
+    if os.environ.get("RANK", "0") == "0":  # torchrun's, for its first process and none
+        print("loading PyTorch", file=sys.stderr, flush=True)
+    from model import memory  # noqa: PLC0415 - takes seconds, in silence if it were above
+    from model.train import session  # noqa: PLC0415 - as above
 
-
-def train_from(args: argparse.Namespace, directory: Path, world: World) -> Path:
-    """Read recipe and data, then train."""
-    config = recipe.read(args.recipe, args.overrides)
-    preflight.check(config, world)
-    dataset = find(config.dataset, args.data, config.split)
-    preflight.check_classes(config, dataset)
-    preflight.check_taught(config, photos=args.photos, targets=args.targets)
-    extra = Taught(find_photos(args.photos) if args.photos else (), args.targets)
-    validated_on = None
-    if config.validation_split is not None:
-        validated_on = find(config.dataset, args.data, config.validation_split)
-    world.from_main(lambda: preflight.check_masks(dataset, validated_on))
-    preflight.check_folder(directory, resume=args.resume is not None)
-    world.from_main(lambda: directory.mkdir(parents=True, exist_ok=True))
-    preflight.log_start(config, dataset, recipe.path_of(args.recipe))
-    preflight.log_rate(config)
-    preflight.check_norm_momentum(config)
-    board = TensorBoard(directory) if args.tensorboard and world.is_main else None
-    with closing(board) if board else nullcontext():
-        return train(
-            config,
-            dataset,
-            RunFolder(directory, world, board),
-            Pace(
-                config.iterations,
-                config.batch_size,
-                args.save_every,
-                args.log_every,
-                config.max_skips,
-            ),
-            resume=args.resume is not None,
-            workers=args.workers,
-            validated_on=validated_on,
-            extra=extra,
-        )
+    if keep_memory:
+        memory.keep_freed_on_a_cpu()
+    return session.command_line(args, folder)
 
 
 def script() -> int:
     """The console script: `main` in a process that keeps freed memory."""
-    memory.keep_freed_on_a_cpu()
-    return main()
+    return main(keep_memory=True)
 
 
 if __name__ == "__main__":

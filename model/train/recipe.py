@@ -16,6 +16,7 @@ from model.text import TextError, read_text
 
 PRESETS = Path(__file__).parents[1] / "presets"
 Precision = Literal["fp32", "bf16", "fp16"]
+LOG_EVERY = 20  # iterations, unless a command line says otherwise
 InitPart = Literal["all", "features", "backbone"]  # features: all but the classifier
 
 

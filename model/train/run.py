@@ -25,10 +25,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from model import files
+from model import files, memory
 from model.data.dataset import DatasetError
 from model.data.loader import Batch, StillLoading
+from model.train import STARTED
 from model.train.distributed import World
+from model.train.recipe import LOG_EVERY
 
 if TYPE_CHECKING:
     from model.train.board import TensorBoard
@@ -37,10 +39,8 @@ log = logging.getLogger("model.train")
 
 STATE = "state.pt"
 LOG = "log.jsonl"
-LOG_EVERY = 20  # iterations
-FIRST_LINE_S = 8.0
+FIRST_LINE_S = 8.0  # after the start of the process, its imports included
 ENOUGH_TO_ESTIMATE = 5  # iterations
-OUT_OF_MEMORY = "can't allocate memory"  # in the RuntimeError of PyTorch's allocator for the host
 
 
 class TrainingError(RuntimeError):
@@ -358,7 +358,9 @@ def loop(
             first.tell(run.iteration)
             if run.iteration % pace.log_every == 0 or run.iteration == pace.stop:
                 _log_losses(run, meter, folder, bar)
-            if after():
+            with memory_advice(folder.path, WHILE_JUDGING):
+                is_over = after()
+            if is_over:
                 if meter.losses:
                     _log_losses(run, meter, folder, bar)
                 break
@@ -378,21 +380,20 @@ SMALLER = (
     "raise accumulate (the same batch in parts), set checkpointing=true, or lower batch_size or "
     "augment.crop"
 )
+WHILE_JUDGING = (
+    "while validating, which takes photos one by one, shrunk to model.crop_size: lower that, or "
+    "set validate_every=0 and evaluate the result on another machine"
+)
 
 
 @contextmanager
-def memory_advice(directory: Path) -> Iterator[None]:
+def memory_advice(directory: Path, advice: str = SMALLER) -> Iterator[None]:
     """If memory runs out on a GPU or the host, raise TrainingError with advice."""
     try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        says = str(error)
-        if not (isinstance(error, MemoryError | torch.OutOfMemoryError) or OUT_OF_MEMORY in says):
-            raise
-        first = says.strip().splitlines()[0] if says.strip() else "no memory"
-        raise TrainingError(
-            f"out of memory: {SMALLER}; {kept(directory)} ({first[:200]})"
-        ) from error
+        with memory.advising(advice):
+            yield
+    except memory.ShortageError as error:
+        raise TrainingError(f"{error}; {kept(directory)}") from error
 
 
 def fetch(
@@ -469,11 +470,13 @@ class FirstLine:
     The first iteration is slow and not counted; where even it takes longer, that is said.
     """
 
-    def __init__(self, start: int, stop: int, *, shown: bool) -> None:
+    def __init__(self, start: int, stop: int, *, shown: bool, since: float = STARTED) -> None:
+        """`since`: when the process started, by time.monotonic()."""
         self.start, self.stop = start, stop
         self.told = not shown
         self.began = self.first = time.monotonic()
-        self.timer = threading.Timer(FIRST_LINE_S, self._still)
+        self.due = since + FIRST_LINE_S
+        self.timer = threading.Timer(max(0.0, self.due - self.began), self._still)
         self.timer.daemon = True
 
     def __enter__(self) -> FirstLine:
@@ -485,7 +488,7 @@ class FirstLine:
         self.timer.cancel()
 
     def _still(self) -> None:
-        log.info("the first iterations take longer than %.0f s", FIRST_LINE_S)
+        log.info("iteration %d runs; the first ones are the slowest", self.start + 1)
 
     def tell(self, iteration: int) -> None:
         """An iteration is over."""
@@ -494,7 +497,7 @@ class FirstLine:
         if done == 1:
             self.first = now
             log.debug("first iteration after %.1f s", now - self.began)
-        elif not self.told and (done > ENOUGH_TO_ESTIMATE or now - self.began > FIRST_LINE_S / 2):
+        elif not self.told and (done > ENOUGH_TO_ESTIMATE or now > self.due - FIRST_LINE_S / 2):
             seconds = (now - self.first) / (done - 1)
             left = seconds * (self.stop - iteration)
             log.info(

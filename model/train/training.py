@@ -128,6 +128,7 @@ def train(
     `validated_on` is the split that the recipe's validation_split names.
     """
     world = folder.world
+    log.info("building the network")
     run = start(config, world)
     run.photos = len(dataset.pairs)
     if resume:
@@ -166,6 +167,7 @@ def train(
         validation.after(run)
         folder.save(run)
     if validation is None or not validation.is_over(run):
+        log.info("reading the first batch")
         with loading(crops, share, workers) as batches:
             loop(run, batches, pace, folder, weigh=weigh, step=step, after=after)
     return keep(run, folder, NAME, describe(config, dataset))

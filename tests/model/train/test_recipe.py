@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -134,7 +135,7 @@ def test_a_duration_is_read_at_a_glance() -> None:
 
 def test_the_first_line_comes_with_an_estimate(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
-    with FirstLine(0, 1000, shown=True) as line:
+    with FirstLine(0, 1000, shown=True, since=time.monotonic()) as line:
         for iteration in range(1, 10):
             line.tell(iteration)
     told = [text for text in caplog.messages if "to go" in text]
@@ -147,6 +148,17 @@ def test_a_slow_first_iteration_is_told(
 ) -> None:
     caplog.set_level("INFO")
     monkeypatch.setattr(run, "FIRST_LINE_S", 0.05)
-    with FirstLine(0, 1000, shown=True) as line:
+    with FirstLine(40, 1000, shown=True, since=time.monotonic()) as line:
         line.timer.join(5)
-    assert "the first iterations take longer than" in caplog.text
+    assert "iteration 41 runs; the first ones are the slowest" in caplog.text
+
+
+def test_a_late_loop_tells_at_once_that_it_runs(caplog: pytest.LogCaptureFixture) -> None:
+    """The seconds before it, of imports and reading masks, count too."""
+    caplog.set_level("INFO")
+    with FirstLine(0, 1000, shown=True, since=time.monotonic() - 60) as line:
+        line.timer.join(5)
+        assert "iteration 1 runs" in caplog.text
+        line.tell(1)
+        line.tell(2)
+    assert "iteration 2 of 1000: " in caplog.text

@@ -1,0 +1,63 @@
+"""Do what the command line of `model.train` asks for: read recipe and data, check, train."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from contextlib import closing, nullcontext
+from pathlib import Path
+
+from model.data.dataset import find
+from model.data.photo_list import find_photos
+from model.train import preflight, recipe
+from model.train.board import TensorBoard
+from model.train.command import command
+from model.train.distributed import World
+from model.train.run import Pace, RunFolder
+from model.train.training import Taught, train
+
+log = logging.getLogger("model.train")
+
+
+def command_line(args: argparse.Namespace, directory: Path) -> int:
+    """Train as one of torchrun's processes or as the only one; returns the exit code."""
+    return command(lambda world: train_from(args, directory, world))
+
+
+def train_from(args: argparse.Namespace, directory: Path, world: World) -> Path:
+    """Read recipe and data, then train."""
+    config = recipe.read(args.recipe, args.overrides)
+    log.info("reading the data set below %s", args.data)
+    preflight.check(config, world)
+    dataset = find(config.dataset, args.data, config.split)
+    preflight.check_classes(config, dataset)
+    preflight.check_taught(config, photos=args.photos, targets=args.targets)
+    extra = Taught(find_photos(args.photos) if args.photos else (), args.targets)
+    validated_on = None
+    if config.validation_split is not None:
+        validated_on = find(config.dataset, args.data, config.validation_split)
+    log.info("looking at the masks of %d pairs", len(dataset.pairs))
+    world.from_main(lambda: preflight.check_masks(dataset, validated_on))
+    preflight.check_folder(directory, resume=args.resume is not None)
+    world.from_main(lambda: directory.mkdir(parents=True, exist_ok=True))
+    preflight.log_start(config, dataset, recipe.path_of(args.recipe))
+    preflight.log_rate(config)
+    preflight.check_norm_momentum(config)
+    board = TensorBoard(directory) if args.tensorboard and world.is_main else None
+    with closing(board) if board else nullcontext():
+        return train(
+            config,
+            dataset,
+            RunFolder(directory, world, board),
+            Pace(
+                config.iterations,
+                config.batch_size,
+                args.save_every,
+                args.log_every,
+                config.max_skips,
+            ),
+            resume=args.resume is not None,
+            workers=args.workers,
+            validated_on=validated_on,
+            extra=extra,
+        )
