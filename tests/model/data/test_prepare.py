@@ -20,6 +20,7 @@ from model.data.__main__ import main
 from model.data.dataset import DatasetError, find, read_mask
 from model.data.prepare import SOURCES
 from model.train import __main__ as training
+from model.train import preflight
 from model.train.recipe import read as read_recipe
 from tests.model import voc_folder
 
@@ -328,7 +329,7 @@ def test_edited_descriptions_survive_a_second_preparation(
 
 
 def test_the_command_proposed_after_a_check_trains_on_the_set(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     """By the folder's own recipe if it has one, else by a preset fitted to the set."""
     root = tmp_path / "my shapes"
@@ -345,3 +346,6 @@ def test_the_command_proposed_after_a_check_trains_on_the_set(
         assert args.data == root
         assert (config.dataset, config.split, config.model.num_classes) == ("folder", "train", 4)
         assert config.iterations == (80 if own else 100)
+        caplog.clear()
+        preflight.check_norm_momentum(config)
+        assert not caplog.messages  # the proposal is not one that is warned of
