@@ -25,7 +25,7 @@ from model.paper.studies import pages
 from model.paper.studies.plan import BUNDLED, MULTI_SCALE, PRESET, STUDIES, Point
 from model.paper.studies.run import StudyError, StudySettings, run
 from model.train import recipe
-from model.train.command import add_overrides
+from model.train.options import add_overrides
 from model.train.recipe import RecipeError
 
 
