@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import StartupError
+from service.inference import openvino_tail
 from service.inference.contract import CONFIDENCE, INPUT, LABELS, Contract
 
 OPENVINO = "OpenVINO"  # as the name of what runs
@@ -130,4 +131,5 @@ class OpenVino:
         size = self._contract.input
         fixed = size.policy == "fixed"
         model.reshape({INPUT: [1, *((size.height, size.width) if fixed else (-1, -1)), 3]})
+        openvino_tail.rewrite(model)
         return model
