@@ -52,7 +52,6 @@ LONGEST_JPEG_SIDE = 65_500  # libjpeg's own limit, JPEG_MAX_DIMENSION
 # A reduced JPEG needs this share of the wanted pixels per side. An eighth of 4000 is 500 pixels;
 # if 513 are wanted, decoding a quarter instead would take 1.5 times as long.
 ENOUGH = 0.95
-PNG_LEVEL = 1  # of zlib: the fastest level already compresses masks to a few kilobytes
 
 
 @dataclass(frozen=True)
@@ -337,8 +336,8 @@ def _widened(mask: NDArray[np.bool_], by: int) -> NDArray[np.bool_]:
 
 
 def lossless(image: Image.Image) -> bytes:
-    """Encode as PNG."""
-    return _encoded(image, "PNG", compress_level=PNG_LEVEL)
+    """Encode an RGB or grey picture as PNG."""
+    return png.encode_picture(np.asarray(image))
 
 
 def jpeg(image: Image.Image) -> bytes:

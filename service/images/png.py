@@ -1,4 +1,4 @@
-"""Encode PNG files of images with repeated rows quickly, such as enlarged masks.
+"""Encode PNG files quickly: images with repeated rows, such as enlarged masks, and pictures.
 
 A mask of 12 megapixels from a model of 513 x 513 has a few hundred different rows, each
 repeated several times. PNG can store a row as the difference to the row above (filter
@@ -23,7 +23,7 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 GREY, RGB, INDEXED = 0, 2, 3  # colour types
 NONE, UP = 0, 2  # filter types: the byte in front of each row
 DEFLATE_FAST = b"\x78\x01"  # header of a zlib stream
-LEVEL = 1
+LEVEL = 1  # of zlib: the fastest one already compresses masks to a few kilobytes
 MEM_LEVEL = 6  # size of zlib's hash table, which every full flush clears
 BLOCKS = (64, 16, 4, 1)  # repeats in one precompressed block: large ones make smaller files
 AT_ONCE = 256  # rows per call of zlib: few calls, little memory
@@ -54,6 +54,20 @@ class Rows:
         """The decoded image."""
         return self.different.repeat(self.counts, axis=0)
 
+    def resized(self, size: tuple[int, int]) -> Rows:
+        """Return the image at another size (W, H): each pixel is the nearest one of this image."""
+        width, height = size
+        starts = self.counts.cumsum()  # of the following rows
+        wanted = nearest(int(starts[-1]), height)
+        used, counts = np.unique(starts.searchsorted(wanted, "right"), return_counts=True)
+        columns = nearest(self.different.shape[1], width)
+        return Rows(self.different[used].take(columns, axis=1), counts)
+
+
+def nearest(have: int, want: int) -> NDArray[np.intp]:
+    """For each of `want` pixels return the index of the nearest of `have`, by their centres."""
+    return ((np.arange(want) + 0.5) * (have / want)).astype(np.intp)
+
 
 def encode(image: Rows, palette: Pixels | None = None) -> bytes:
     """Encode as a PNG: grey, RGB or, with a palette (256, 3), indexed."""
@@ -65,6 +79,35 @@ def encode(image: Rows, palette: Pixels | None = None) -> bytes:
         chunks.append(_chunk(b"PLTE", palette.tobytes()))
     data = b"".join(_compressed(rows.reshape(len(rows), -1), counts))
     return b"".join([SIGNATURE, *chunks, _chunk(b"IDAT", data), _chunk(b"IEND", b"")])
+
+
+def encode_picture(pixels: Pixels) -> bytes:
+    """Encode a picture (H, W, 3) RGB or (H, W) grey whose rows all differ, such as an overlay.
+
+    Every row is stored as the difference to the row above: libpng tries five filters on
+    each row, which takes twice the time and makes the file no smaller.
+    """
+    height, width = pixels.shape[:2]
+    kind = RGB if pixels.ndim == 3 else GREY
+    header = struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, 0)
+    data = b"".join(_differences(pixels.reshape(height, -1)))
+    parts = (_chunk(b"IHDR", header), _chunk(b"IDAT", data), _chunk(b"IEND", b""))
+    return b"".join([SIGNATURE, *parts])
+
+
+def _differences(rows: Pixels) -> Iterator[bytes]:
+    """Yield the zlib stream of rows with filter "Up", some rows at a time."""
+    stream = zlib.compressobj(LEVEL)
+    above = np.zeros((1, rows.shape[1]), np.uint8)
+    for first in range(0, len(rows), AT_ONCE):
+        some = rows[first : first + AT_ONCE]
+        lines = np.empty((len(some), some.shape[1] + 1), np.uint8)
+        lines[:, 0] = UP
+        np.subtract(some[:1], above, out=lines[:1, 1:])
+        np.subtract(some[1:], some[:-1], out=lines[1:, 1:])
+        above = some[-1:]
+        yield stream.compress(lines.data)
+    yield stream.flush()
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:

@@ -7,6 +7,7 @@ import logging
 import os
 import stat
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -224,16 +225,24 @@ class Engine:
     def warm_up(self, max_batch: int) -> None:
         """Run every batch size once, with and without confidence.
 
-        Requests then do not wait for memory allocation and algorithm search.
+        Requests then do not wait for memory allocation and algorithm search. Lanes run at
+        the same time, as they do in service: one session that they share allocates for all.
         """
         height, width = self.input_size
         for batch in range(1, max_batch + 1):
             images = np.zeros((batch, height, width, 3), np.uint8)
             for confidence in (False, True) if self.contract.confidence else (False,):
-                for run in self.runs:
-                    run(images, confidence)
+                self._run_all_lanes(images, confidence)
                 if self.lanes > 1:
                     self.predict_alone(images, confidence)
+
+    def _run_all_lanes(self, images: NDArray[np.uint8], confidence: bool) -> None:
+        first, *others = self.runs
+        with ThreadPoolExecutor(max(1, len(others))) as pool:
+            running = [pool.submit(run, images, confidence) for run in others]
+            first(images, confidence)
+            for each in running:
+                each.result()
 
 
 def _read(path: Path) -> bytes:
