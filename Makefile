@@ -3,6 +3,7 @@ PYTHON ?= python3
 ENGINE ?= cpu
 DEV := .venv
 SERVE := .venv-serve-$(ENGINE)
+RIVALS := $(patsubst %,build/rivals/%/.installed,litserve fastapi litert)
 # Tests and measurements start servers with the packages of the image, not with their own ones.
 export DEEPLAB_SERVE_PYTHON := $(CURDIR)/$(SERVE)/bin/python
 
@@ -54,7 +55,7 @@ tables: $(DEV)/.installed ## write docs/complexity.md and docs/network.svg from 
 	$(DEV)/bin/python -m model.paper.tables
 	$(DEV)/bin/python -m model.paper.diagram
 
-bench: $(DEV)/.installed $(SERVE)/.installed ## compare the bundled model and its service with PyTorch
+bench: $(DEV)/.installed $(SERVE)/.installed $(RIVALS) ## compare the bundled model and its service with PyTorch and rivals
 	$(DEV)/bin/python -m export.bench $(if $(filter openvino,$(ENGINE)),--device openvino)
 
 bench-client: $(DEV)/.installed $(SERVE)/.installed ## measure the batch client's speed and memory
@@ -90,5 +91,10 @@ $(DEV)/.installed: requirements-dev.txt pyproject.toml
 	$(DEV)/bin/pip install $(PIP_OPTIONS) --no-deps --no-build-isolation --editable .
 	touch $@
 
+build/rivals/%/.installed: service/bench/rivals/%.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install $(PIP_OPTIONS) --require-hashes --only-binary :all: --requirement $<
+	touch $@
+
 clean: ## remove the environments and caches
-	rm -rf .venv .venv-serve-* *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-serve-* build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -25,6 +25,11 @@ image gpu-cu12 pyproject.toml --extra gpu-cu12 --constraint docker/requirements-
 image openvino pyproject.toml --extra openvino --constraint docker/requirements-cpu.txt "$@"
 image train pyproject.toml --extra train --extra gpu "$@"
 image sbom docker/requirements-sbom.in "$@"
+# What `make bench` compares with, each in an environment of its own.
+for rival in service/bench/rivals/*.in; do
+  lock "${rival%.in}.txt" "$rival" --constraint docker/requirements-cpu.txt \
+    --python-platform x86_64-manylinux_2_28 "$@"
+done
 # The tests run the versions that the cpu image ships. Other platforms and Pythons are resolved
 # too, but only Linux on x86-64 with Python 3.11 is tried.
 lock requirements-dev.txt pyproject.toml --extra dev --universal \

@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -32,6 +35,8 @@ from export.tail import tail
 from model import checkpoint
 from service import launch
 from service.bench import measure
+from service.bench.rivals import environments
+from service.bench.rivals.environments import LiteRt
 from service.bench.tables import Table
 from service.errors import StartupError
 from service.inference import cpus
@@ -42,6 +47,10 @@ from service.settings import BUNDLED
 NAME = "efficientnet-lite0-voc"
 CHECKPOINT = Path(checkpoint.__file__).parent / "bundled" / NAME
 PLAIN = "plain PyTorch handler"
+
+# Not part of the repository; see docs/performance.md for where it is published.
+SHARED = Path(os.environ.get("DEEPLAB_SHARED", Path(__file__).parents[2] / "shared"))
+PUBLISHED = SHARED / "teachers" / "deeplabv3_mnv2_pascal_quant.tflite"
 
 REST_S = 0.05  # between runs: idle threads of the one before first spin for a while
 
@@ -95,17 +104,47 @@ def openvino_runner(file: Path, threads: int) -> Runner:
     return lambda images: compiled([images])[0]
 
 
-def medians(candidates: dict[str, Runner], images: Images, rounds: int) -> dict[str, float]:
-    """Median seconds of each candidate over rounds in which all run in turn."""
-    seconds = defaultdict(list)
+@dataclass(frozen=True)
+class Timing:
+    """What one run of a candidate takes."""
+
+    seconds: float  # median
+    cpu_s: float  # mean processor time, of all threads
+
+
+def timings(candidates: dict[str, Runner], images: Images, rounds: int) -> dict[str, Timing]:
+    """The times of each candidate over rounds in which all run in turn."""
+    seconds: dict[str, list[float]] = defaultdict(list)
+    used: dict[str, float] = defaultdict(float)
     for turn in range(rounds + 1):
         for name, run in candidates.items():
             time.sleep(REST_S)
-            began = time.perf_counter()
+            clock = run.cpu_s if isinstance(run, LiteRt) else time.process_time
+            began, cpu = time.perf_counter(), clock()
             run(images)
             if turn:  # the first round warms up
                 seconds[name].append(time.perf_counter() - began)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+                used[name] += clock() - cpu
+    return {
+        name: Timing(statistics.median(values), used[name] / rounds)
+        for name, values in seconds.items()
+    }
+
+
+@contextmanager
+def published(file: Path | None, images: Images, threads: int) -> Iterator[dict[str, Runner]]:
+    """The published 8-bit MobileNetV2 in LiteRT as a candidate, where both are there."""
+    if file is None or not file.exists() or environments.program("litert") is None:
+        yield {}
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        image = Path(folder) / "image.npy"
+        np.save(image, images[:1])
+        interpreter = LiteRt(file, image, threads)
+        try:
+            yield {f"{file.stem}, LiteRT": interpreter}
+        finally:
+            interpreter.close()
 
 
 def tail_share(file: Path, images: Images, threads: int, rounds: int) -> float:
@@ -136,22 +175,31 @@ def compared(args: argparse.Namespace, threads: int) -> tuple[Table, dict[str, A
     height, width = Engine(args.file, EngineOptions("cpu")).input_size
     shape = (args.batch, height, width, 3)
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    seconds = medians(candidates, images, args.rounds)
+    with published(args.tflite, images, threads) as more:
+        found = timings({**candidates, **more}, images, args.rounds)
     # A GPU's kernels run on after ONNX Runtime's profile has noted their time.
     on_cpu = args.device != "cuda"
     share = tail_share(args.file, images, threads, args.rounds) if on_cpu else None
+    engine = found["engine"]
     rows = tuple(
-        (name, f"{value / args.batch * 1000:.1f}", f"{value / seconds['engine']:.2f} x")
-        for name, value in seconds.items()
+        (
+            name,
+            f"{1000 * each.seconds / args.batch:.1f}",
+            f"{each.seconds / engine.seconds:.2f} x",
+            f"{1000 * each.cpu_s / args.batch:.1f}",
+            f"{each.cpu_s / engine.cpu_s:.2f} x",
+        )
+        for name, each in found.items()
     )
     table = Table(
         f"{args.file.name}, batch {args.batch}, "
         f"{f'{threads} threads' if on_cpu else args.device}, {args.rounds} rounds",
-        ("", "ms an image", "to engine"),
+        ("", "ms an image", "to engine", "CPU ms", "to engine"),
         rows,
         "" if share is None else f"behind the last convolution: {share:.1%} of the time in kernels",
     )
-    return table, {"seconds": seconds, "tail_share": share, "batch": args.batch}
+    times = {name: asdict(each) for name, each in found.items()}
+    return table, {"times": times, "tail_share": share, "batch": args.batch}
 
 
 def served(args: argparse.Namespace) -> dict[str, Any]:
@@ -164,6 +212,7 @@ def served(args: argparse.Namespace) -> dict[str, Any]:
         args.seconds,
         args.megapixels,
         args.device,
+        args.rivals,
     )
     plain_options = ("--size", size, "--device", "cuda" if args.device == "cuda" else "cpu")
     with launch.module("export.plain_handler", str(args.checkpoint), *plain_options) as plain:
@@ -192,6 +241,13 @@ def parser() -> argparse.ArgumentParser:
         help="checkpoint that FILE was exported from (default: the bundled one)",
     )
     p.add_argument("--other", type=Path, action="append", default=[], help="more files to compare")
+    p.add_argument(
+        "--tflite",
+        type=Path,
+        default=PUBLISHED,
+        metavar="FILE",
+        help="8-bit TFLite file to run in LiteRT, where it is there (default: %(default)s)",
+    )
     p.add_argument("--batch", type=int, default=1, help="images per run (default: 1)")
     p.add_argument("--rounds", type=int, default=20, help="runs of each engine (default: 20)")
     p.add_argument(

@@ -36,7 +36,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     file = args.file or min(BUNDLED.glob("*.onnx"))
     options = BenchOptions(
-        file, tuple(args.photos), args.rounds, args.seconds, args.megapixels, args.device
+        file,
+        tuple(args.photos),
+        args.rounds,
+        args.seconds,
+        args.megapixels,
+        args.device,
+        args.rivals,
     )
     try:
         result = run(options)

@@ -184,8 +184,8 @@ async def _exchange(
 
 
 def used(watch: int | None) -> tuple[float, float, float | None]:
-    """Read the clock, and the CPU times of this process and of the server."""
-    server = None if watch is None else vitals.read(watch).cpu_s
+    """Read the clock, and the CPU times of this process and of the server with its workers."""
+    server = None if watch is None else vitals.tree_cpu_s(watch)
     return time.perf_counter(), time.process_time(), server
 
 

@@ -14,9 +14,11 @@ import argparse
 import io
 import json
 import statistics
+import subprocess
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -29,11 +31,18 @@ from service import launch
 from service.bench import libraries
 from service.bench.bare import BareEngine, started
 from service.bench.generator import Load, LoadReport, measured
+from service.bench.rivals import environments
 from service.bench.tables import Table
 from service.inference.engine import Device
 from service.settings import SAMPLES
 
 CONCURRENCY = (1, 4, 16)
+SERVICE = "service"
+# The other engine of the same service, by --device: it is measured beside the first one.
+SECOND: dict[Device, tuple[Device, str]] = {
+    "cpu": ("openvino", "service with OpenVINO"),
+    "openvino": ("cpu", "service with ONNX Runtime"),
+}
 LARGE_OUTPUTS = ("mask", "overlay")
 MOST_UNEXPLAINED_MS = 8.0
 GRAIN = 4.0  # standard deviation of sensor noise; photos without noise decode too fast
@@ -51,6 +60,7 @@ class BenchOptions:
     seconds: float  # per contestant and round
     megapixels: float = 12.0  # of the large photo, as phones take them
     device: Device = "cpu"
+    rivals: bool = False  # also measure the servers in build/rivals
 
 
 def run(options: BenchOptions, others: Mapping[str, launch.Server] | None = None) -> dict[str, Any]:
@@ -59,15 +69,18 @@ def run(options: BenchOptions, others: Mapping[str, launch.Server] | None = None
     Raises StartupError if the file cannot be loaded, RuntimeError if a server does not
     answer.
     """
-    device = ("--device", options.device)
-    flags = (*device, "--default-model", options.file.stem, "--log-level", "warning")
-    with (
-        started(options.file, options.device, options.photos) as engine,
-        launch.service(options.file.parent, *flags) as server,
-        tempfile.TemporaryDirectory() as folder,
-    ):
+    with ExitStack() as stack:
+        engine = stack.enter_context(started(options.file, options.device, options.photos))
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
         large = large_photo(options.photos[0], Path(folder) / "large.jpg", options.megapixels)
-        servers = {"service": server, **(others or {})}
+        servers = {SERVICE: stack.enter_context(_service(options.file, options.device))}
+        compared: dict[str, launch.Server] = {}
+        if options.rivals:
+            if options.device in SECOND and openvino_installed():
+                device, name = SECOND[options.device]
+                servers[name] = stack.enter_context(_service(options.file, device))
+            compared = stack.enter_context(environments.servers(options.file, engine.facts.threads))
+        servers |= {**compared, **(others or {})}
         found = take_turns(_contestants(options, engine, servers, large), options.rounds)
     return {
         "model": options.file.name,
@@ -77,8 +90,20 @@ def run(options: BenchOptions, others: Mapping[str, launch.Server] | None = None
         "megapixels": options.megapixels,
         "seconds": options.seconds,
         "others": sorted(others or {}),
+        "rivals": sorted(compared),
         "contestants": {name: medians(reports) for name, reports in found.items()},
     }
+
+
+def _service(file: Path, device: Device) -> AbstractContextManager[launch.Server]:
+    flags = ("--device", device, "--default-model", file.stem, "--log-level", "warning")
+    return launch.service(file.parent, *flags)
+
+
+def openvino_installed() -> bool:
+    """Whether the serving environment has OpenVINO."""
+    command = [launch.python(), "-c", "import openvino"]
+    return subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode == 0
 
 
 def _contestants(
@@ -94,12 +119,12 @@ def _contestants(
         for n in CONCURRENCY:
             found[f"{name} at {n}"] = loaded(server, options.photos, n, options.seconds)
     for name in libraries.available():
-        url = f"{servers['service'].url}/segment?output=mask"
+        url = f"{servers[SERVICE].url}/segment?output=mask"
         found[f"from {name}"] = partial(
             libraries.measured, name, url, options.photos, options.seconds
         )
     for output in LARGE_OUTPUTS:
-        sent = loaded(servers["service"], [large], 1, options.seconds, output)
+        sent = loaded(servers[SERVICE], [large], 1, options.seconds, output)
         found[f"large, {output}"] = sent
     return found
 
@@ -163,6 +188,8 @@ def tables(result: dict[str, Any]) -> list[Table]:
     contestants: dict[str, Figures] = result["contestants"]
     found = [throughput(contestants), added_latency(contestants), from_libraries(contestants)]
     found.append(large_photos(result))
+    if result["rivals"]:
+        found.append(against_rivals(contestants, result["rivals"]))
     return [*found, *(versus(contestants, name) for name in result["others"])]
 
 
@@ -246,6 +273,24 @@ def versus(contestants: Mapping[str, Figures], other: str) -> Table:
     return Table(f"Against a {other}", header, tuple(rows), "goal: 2 x")
 
 
+def against_rivals(contestants: Mapping[str, Figures], names: Sequence[str]) -> Table:
+    """Compare each engine of the service with its rivals; the last column names who is ahead."""
+    candidates = [SERVICE, *(name for _, name in SECOND.values())]
+    ours = [name for name in candidates if f"{name} at 1" in contestants]
+    rows = []
+    for n in CONCURRENCY:
+        best = max(names, key=lambda name: contestants[f"{name} at {n}"]["rate"])
+        rate = contestants[f"{best} at {n}"]["rate"]
+        ratios = [contestants[f"{name} at {n}"]["rate"] / rate for name in ours]
+        ahead = max(zip(ratios, ours, strict=True), default=(0.0, ""))
+        winner = ahead[1] if ahead[0] >= 1 else f"**{best}**"
+        shown = (f"{ratio:.2f} x" for ratio in ratios)
+        rows.append((str(n), best, f"{rate:.2f}", *shown, winner))
+    header = ("requests in flight", "best rival", "photos/s", *ours, "fastest")
+    goal = "goals at 16 and at 1: ONNX Runtime 1.15 x and 1.05 x, OpenVINO in bf16 1.8 x and 1.2 x"
+    return Table("Against the best rival on the same file", header, tuple(rows), goal)
+
+
 def add_options(p: argparse.ArgumentParser) -> None:
     """Add the options that `export.bench` shares."""
     p.add_argument(
@@ -256,6 +301,12 @@ def add_options(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument("--seconds", type=float, default=5.0, help="seconds per contestant and round")
     p.add_argument("--megapixels", type=float, default=12.0, help="size of the large photo")
+    p.add_argument(
+        "--rivals",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="also measure LitServe and a FastAPI handler, where `make bench` has installed them",
+    )
     p.add_argument("--json", type=Path, metavar="F", help="write all figures to F")
     p.add_argument("--markdown", action="store_true", help="print tables as in docs/performance.md")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,3 +40,22 @@ def read(pid: int) -> Vitals:
         threads=int(status["Threads"]),
         open_files=len(list((folder / "fd").iterdir())),
     )
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the processes that a process has started, and theirs, as long as they run."""
+    found = []
+    with suppress(OSError):  # it has ended
+        for thread in (Path("/proc") / str(pid) / "task").iterdir():
+            for child in map(int, (thread / "children").read_text(encoding="ascii").split()):
+                found += [child, *descendants(child)]
+    return found
+
+
+def tree_cpu_s(pid: int) -> float:
+    """Return the processor time of a process and its descendants; OSError if it has ended."""
+    total = read(pid).cpu_s
+    for child in descendants(pid):
+        with suppress(OSError):
+            total += read(child).cpu_s
+    return total

@@ -16,8 +16,16 @@ ROOT = Path(__file__).parents[2]
 TRAINING_ONLY = {"torch", "torchvision", "onnx", "onnxscript", "tensorflow", "pytest"}
 
 
+RIVALS = ROOT / "service" / "bench" / "rivals"
+
+
+OF_RIVALS = sorted(path.stem for path in RIVALS.glob("*.in"))
+
+
 def lock_file(name: str) -> Path:
-    """The lock of an image, or of the development environment."""
+    """The lock of an image, of the development environment, or of a rival of `make bench`."""
+    if (RIVALS / f"{name}.in").exists():
+        return RIVALS / f"{name}.txt"
     return ROOT / ("" if name == "dev" else "docker") / f"requirements-{name}.txt"
 
 
@@ -70,13 +78,23 @@ def test_a_lock_has_what_pyproject_asks_for(name: str, extras: list[str]) -> Non
         assert requirement.specifier.contains(version), requirement
 
 
-@pytest.mark.parametrize("name", ["cpu", "openvino", "gpu", "gpu-cu12", "train", "sbom", "dev"])
+@pytest.mark.parametrize(
+    "name", ["cpu", "openvino", "gpu", "gpu-cu12", "train", "sbom", "dev", *OF_RIVALS]
+)
 def test_every_line_is_a_pinned_package_with_hashes(name: str) -> None:
     text = lock_file(name).read_text(encoding="utf-8")
     starts = [line for line in text.splitlines() if line and line[0] not in "# "]
     assert len(starts) == len(entries(name))
     assert all(hashes for _, _, hashes in entries(name))
     assert "://" not in text
+
+
+@pytest.mark.parametrize("name", OF_RIVALS)
+def test_rivals_run_the_versions_that_the_cpu_image_ships(name: str) -> None:
+    """Else a comparison would be one of libraries' versions."""
+    shipped, theirs = locked("cpu"), locked(name)
+    assert {"numpy", "pillow"} <= theirs.keys() & shipped.keys()
+    assert all(shipped[each] == theirs[each] for each in theirs.keys() & shipped.keys())
 
 
 def test_tests_run_the_versions_that_the_cpu_image_ships() -> None:

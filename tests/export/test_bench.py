@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +24,23 @@ def test_contestants_take_turns_and_the_first_round_is_not_counted() -> None:
         return lambda _: turns.append(name)
 
     candidates = {name: contestant(name) for name in ("a", "b")}
-    seconds = bench.medians(candidates, np.zeros((1, 2, 2, 3), np.uint8), rounds=3)
+    found = bench.timings(candidates, np.zeros((1, 2, 2, 3), np.uint8), rounds=3)
     assert turns == ["a", "b"] * 4
-    assert set(seconds) == {"a", "b"}
+    assert set(found) == {"a", "b"}
+
+
+def test_processor_time_is_that_of_all_threads() -> None:
+    def work(_: bench.Images) -> None:
+        threads = [threading.Thread(target=sum, args=(range(1_000_000),)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    found = bench.timings({"two": work, "none": time.sleep}, 0.02, rounds=2)  # type: ignore[arg-type]
+    assert found["two"].cpu_s > 0.005
+    assert found["none"].cpu_s < found["two"].cpu_s / 2
+    assert found["none"].seconds >= 0.02
 
 
 @pytest.mark.slow
@@ -34,7 +50,7 @@ def test_ratios_are_printed_for_every_contestant(
     arguments = [str(exported), "--checkpoint", str(tiny), "--other", str(exported)]
     assert bench.main([*arguments, "--rounds", "1", "--no-service"]) == 0
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
-    assert any(line.startswith("engine") and line.endswith("1.00 x") for line in lines)
+    assert any(line.startswith("engine") and line.count("1.00 x") == 2 for line in lines)
     assert any(line.startswith("PyTorch eager") for line in lines)
     assert any(line.startswith("exported.onnx ") for line in lines)
     share = float(lines[-1].split(": ")[1].split("%")[0])
@@ -69,7 +85,7 @@ def test_the_service_and_the_plain_handler_get_the_same_requests(
     figures = tmp_path / "figures.json"
     arguments = [str(exported), "--checkpoint", str(tiny), "--rounds", "1", "--seconds", "0.1"]
     arguments += ["--service-rounds", "1", "--megapixels", "0.1"]
-    arguments += ["--json", str(figures), "--markdown"]
+    arguments += ["--json", str(figures), "--markdown", "--no-rivals"]
     assert bench.main(arguments) == 0
     assert f"**Against a {bench.PLAIN}**" in capsys.readouterr().out
     contestants = json.loads(figures.read_text())["service"]["contestants"]

@@ -1,0 +1,1 @@
+"""Other servers and runtimes that `make bench` compares with, each in its own environment."""
