@@ -152,7 +152,7 @@ def test_nothing_imports_a_command() -> None:
     commands = {
         f"{package}.{name}" for package, names in COMMANDS.items() for name in names - {"__main__"}
     }
-    for package in ("annotations", "model", "export", "service"):
+    for package in ("annotations", "postprocess", "model", "export", "service"):
         for path in (ROOT / package).rglob("*.py"):
             for node in imports(path):
                 if isinstance(node, ast.ImportFrom) and node.module:
@@ -162,7 +162,7 @@ def test_nothing_imports_a_command() -> None:
 
 def test_library_code_is_not_kept_in_a_command() -> None:
     """Of a `__main__` only the command itself is imported: by scripts, and by studies."""
-    for package in ("annotations", "model", "export", "service", "tests"):
+    for package in ("annotations", "postprocess", "model", "export", "service", "tests"):
         for path in (ROOT / package).rglob("*.py"):
             if "__main__" not in path.read_text(encoding="utf-8"):
                 continue
@@ -175,6 +175,7 @@ def test_library_code_is_not_kept_in_a_command() -> None:
     ("package", "forbidden"),
     [
         ("annotations", {"model", "service", "export", "torch", "onnx"}),
+        ("postprocess", {"model", "service", "export", "torch", "onnx", "PIL", "pydantic"}),
         ("model", {"service", "export"}),
         ("service", {"model", "export", "torch", "onnx"}),
     ],
@@ -202,5 +203,5 @@ def test_the_batcher_does_not_know_the_engine() -> None:
 
 def test_no_file_is_named_after_a_library() -> None:
     libraries = {"onnx", "json", "torch", "fastapi", "httpx", "pydantic", "numpy", "PIL"}
-    for package in ("annotations", "model", "export", "service"):
+    for package in ("annotations", "postprocess", "model", "export", "service"):
         assert libraries.isdisjoint(path.stem for path in (ROOT / package).rglob("*.py"))

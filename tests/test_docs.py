@@ -29,7 +29,9 @@ FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 MODULE = re.compile(r"python\s+-m\s+((?:model|export|service)[\w.]*)")
-PATH = re.compile(r"`((?:annotations|model|export|service|docker|docs|tests)/[\w./-]+)`")
+PATH = re.compile(
+    r"`((?:annotations|postprocess|model|export|service|docker|docs|tests)/[\w./-]+)`"
+)
 
 
 def prose(page: Path) -> str:
@@ -109,7 +111,7 @@ def test_constants_named_in_contributing_exist() -> None:
     """The guides to common changes name the tables to extend, such as `BACKBONES`."""
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`([A-Z][A-Z_]{4,})`", text))
-    folders = ("annotations", "model", "export", "service")
+    folders = ("annotations", "postprocess", "model", "export", "service")
     sources = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
     defined = {
         name

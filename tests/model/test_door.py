@@ -157,7 +157,7 @@ def test_the_examples_run_and_find_the_cat(code: str, tmp_path: Path) -> None:
     names = {node.id for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name)}
     assert {"net", "labels"} <= names
     check = "import numpy as np\nassert labels.shape == (300, 451)\nassert 8 in np.unique(labels)\n"
-    links = {name: tmp_path / name for name in ("annotations", "model", "service")}
+    links = {name: tmp_path / name for name in ("annotations", "postprocess", "model", "service")}
     for name, link in links.items():
         link.symlink_to(ROOT / name)
     subprocess.run([sys.executable, "-c", f"{code}\n{check}"], cwd=tmp_path, check=True)
