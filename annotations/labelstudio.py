@@ -39,7 +39,7 @@ def read(where: Path, reading: Reading, notes: Notes) -> Labels:
     """Read the file, or all JSON files of a folder.
 
     Of a task's annotations the one marked as ground truth counts, else the latest; skipped
-    ones and predictions do not.
+    ones do not, and predictions only where they are asked for and nobody has labelled.
     """
     files = label_files(where, ".json")
     labels = Labels([])
@@ -64,6 +64,8 @@ def _photo(task: dict[str, Any], path: Path, reading: Reading, notes: Notes) -> 
             notes.add("task without a photo", where)
             return None
         annotation = _chosen(task, notes, where)
+        if annotation is None and reading.predictions and task.get("predictions"):
+            annotation = task["predictions"][-1]
         if annotation is None:
             notes.add("task that nobody has labelled", where)
             return None

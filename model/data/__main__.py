@@ -1,4 +1,4 @@
-"""Get a data set, import labels, look at them: `python -m model.data {check,prepare,import}`."""
+"""Get, check, import and export data sets: `python -m model.data --help`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from model.data.check import check, convert
 from model.data.dataset import DATASETS, DatasetError, find
-from model.data.exchange.command import IMPORT_EXAMPLES, add_import
+from model.data.exchange.command import EXPORT_EXAMPLES, IMPORT_EXAMPLES, add_export, add_import
 from model.data.folder import DESCRIPTION
 from model.data.guess import IMAGE_FOLDER, guess
 from model.data.imagefolder import FolderReport, check_images
@@ -68,6 +68,14 @@ def parser() -> argparse.ArgumentParser:
             help="make a data set of a label tool's files",
             formatter_class=argparse.RawDescriptionHelpFormatter,
             epilog=IMPORT_EXAMPLES,
+        )
+    )
+    add_export(
+        commands.add_parser(
+            "export",
+            help="write a data set as a label tool's file",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            epilog=EXPORT_EXAMPLES,
         )
     )
     return p

@@ -1,4 +1,4 @@
-"""The command line: `deeplab-client URL INPUTS... -o OUT` and `deeplab-client report OUT`."""
+"""The command line: `deeplab-client URL INPUTS... -o OUT`, `... report OUT`, `... export OUT`."""
 
 from __future__ import annotations
 
@@ -45,6 +45,7 @@ examples:
   deeplab-client http://localhost:8000 photos.tar -o out/ --report
   deeplab-client http://localhost:8000 scans/ -o out/ --fit sliding --classes person,car
   deeplab-client report out/
+  deeplab-client export out/ --format coco -o predictions.json
 
 Run the same command again to continue after an interruption: complete photos are
 skipped; changed photos and photos of another model are done again. See docs/client.md.
@@ -58,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments[:1] == ["report"]:
             return _report(_report_parser().parse_args(arguments[1:]))
+        if arguments[:1] == ["export"]:
+            return _export(arguments[1:])
         return asyncio.run(_run(_parser().parse_args(arguments)))
     except UsageError as error:
         print(plain(f"deeplab-client: {error}"), file=sys.stderr)
@@ -147,6 +150,26 @@ def _report(options: argparse.Namespace) -> int:
         else "\n".join(map(plain, files))
     )
     return 0
+
+
+def _export(arguments: Sequence[str]) -> int:
+    """Run `export`, whose libraries the client otherwise does without."""
+    try:
+        from service.client import export  # noqa: PLC0415 - needs the extra `labels`
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"export needs {error.name}, which is not installed: pip install '.[labels]'"
+        ) from None
+    options = export.parser().parse_args(arguments)
+    with _results(options.results) as results:
+        exported = export.run(options, results)
+    if options.json:
+        print(json.dumps(exported.json()))
+    else:
+        for line in exported.lines():
+            print(plain(line), file=sys.stderr)
+        print(plain(f"wrote {options.out}: {exported.photos} photos, {exported.shapes} shapes"))
+    return int(bool(exported.problems))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""`python -m model.data import`: its options."""
+"""`python -m model.data import` and `export`: their options."""
 
 from __future__ import annotations
 
@@ -8,11 +8,17 @@ import sys
 from pathlib import Path
 
 from annotations.draw import ORDERS
+from annotations.errors import AnnotationError, Notes
 from annotations.formats import READERS
+from annotations.options import add_writing, writing
+from annotations.writers import WRITERS
+from model.data.dataset import DATASETS, find
 from model.data.exchange.classes import AS_VOID
+from model.data.exchange.exporting import class_list, export
 from model.data.exchange.importing import write
 from model.data.exchange.plan import Wish, make_plan
 from model.data.folder import DESCRIPTION
+from model.data.guess import guess
 from model.data.pairs import DatasetError
 
 SOURCE = "source"
@@ -23,6 +29,13 @@ examples:
   python -m model.data import cvat annotations.xml --images photos -o DIR --splits source
   python -m model.data import labelstudio export.json --images photos -o DIR \\
       --map car=vehicle,truck=vehicle --classes person,vehicle
+"""
+EXPORT_EXAMPLES = """\
+examples:
+  python -m model.data export coco DIR -o instances.json
+  python -m model.data export labelstudio DIR --split train,val --shapes masks -o tasks.json \\
+      --prefix '/data/local-files/?d=photos/'
+  python -m model.data export cvat DIR --tolerance 1 --min-area 20 -o annotations.xml
 """
 
 
@@ -123,6 +136,8 @@ def _add_reading(group: argparse._ArgumentGroup) -> None:
     pixel = "the coordinate of the first pixel's outer corner (0)"
     add("--first-pixel", type=int, choices=(0, 1), default=0, help=pixel)
     add("--boxes", action="store_true", help="take boxes where a shape has no outline")
+    drafts = "take Label Studio's predictions of tasks that nobody has labelled"
+    add("--predictions", action="store_true", help=drafts)
     add(
         "--exif",
         choices=("auto", "upright", "stored"),
@@ -160,3 +175,40 @@ def run_import(args: argparse.Namespace) -> int:
     else:
         print("\n".join([plan.to_text(), *lines]))
     return int(not plan.items or bool(plan.problems))
+
+
+def add_export(p: argparse.ArgumentParser) -> None:
+    """Add the options of the export."""
+    p.add_argument("format", choices=list(WRITERS), metavar="FORMAT", help=", ".join(WRITERS))
+    p.add_argument("root", type=Path, metavar="DIR", help="the data set, as --data names it")
+    p.add_argument(
+        "-o", "--out", type=Path, required=True, metavar="OUT", help="the file or folder to write"
+    )
+    p.add_argument("--dataset", choices=list(DATASETS), help="guessed where left out")
+    p.add_argument("--split", default="train", metavar="A,B", help="one or several (train)")
+    p.add_argument("--no-void", action="store_true", help="leave out pixels without a class")
+    p.add_argument("--json", action="store_true", help="print the summary as JSON")
+    add_writing(p)
+    p.set_defaults(run=run_export)
+
+
+def run_export(args: argparse.Namespace) -> int:
+    """Write the file and print what it holds. 1 where a mask cannot be read."""
+    splits = names(args.split)
+    kind = args.dataset or guess(args.root, splits[0])
+    sets = [find(kind, args.root, split) for split in splits]
+    notes = Notes()
+    try:
+        classes = class_list(sets[0], void=not args.no_void)
+        wanted = writing(args, args.format, classes, person=True)
+        photos, shapes, problems = export(sets, args.format, wanted, args.out, notes)
+    except AnnotationError as error:
+        raise DatasetError(str(error)) from None
+    left_out = list(notes.lines())
+    if args.json:
+        summary = {"photos": photos, "shapes": shapes, "notes": left_out, "problems": problems}
+        print(json.dumps(summary, indent=2))
+    else:
+        lines = [f"note: {line}" for line in left_out] + [f"problem: {line}" for line in problems]
+        print("\n".join([*lines, f"wrote {args.out}: {photos} photos, {shapes} shapes"]))
+    return int(bool(problems))

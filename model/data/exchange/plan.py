@@ -53,6 +53,7 @@ class Wish:
     first_pixel: int = 0
     first_class: int = 0
     boxes: bool = False
+    predictions: bool = False
     empty: Literal["skip", "keep"] = "skip"
     exif: Exif = "auto"
     rescale: bool = False
@@ -200,7 +201,14 @@ def _read(wish: Wish, notes: Notes) -> Labels:
     if wish.format == "voc-colours":
         named = names or voc.CLASSES
         colors = dict(zip(named, voc.palette(len(named)), strict=True)) | {"void": voc.VOID_COLOR}
-    reading = Reading(wish.first_pixel, wish.first_class, names, colors, wish.boxes)
+    reading = Reading(
+        first_pixel=wish.first_pixel,
+        first_class=wish.first_class,
+        names=names,
+        colors=colors,
+        boxes=wish.boxes,
+        predictions=wish.predictions,
+    )
     try:
         return READERS[wish.format](wish.labels, reading, notes)
     except AnnotationError as error:
