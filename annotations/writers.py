@@ -172,8 +172,13 @@ def label_studio_task(photo: Finished, pieces: list[Piece], writing: Writing) ->
     return {"data": data, "predictions": [prediction]}
 
 
-def label_studio_results(photo: Finished, pieces: list[Piece]) -> list[dict[str, Any]]:
-    """The regions of a photo as Label Studio's results; polygons in percent of the sides."""
+def label_studio_results(
+    photo: Finished, pieces: list[Piece], from_name: str = "label", to_name: str = "image"
+) -> list[dict[str, Any]]:
+    """The regions of a photo as Label Studio's results; polygons in percent of the sides.
+
+    The names are those of the tags in the project's labelling interface.
+    """
     width, height = photo.size
     results = []
     for index, piece in enumerate(pieces):
@@ -188,8 +193,8 @@ def label_studio_results(photo: Finished, pieces: list[Piece]) -> list[dict[str,
             {
                 "id": f"r{index}",
                 "type": kind,
-                "from_name": "label",
-                "to_name": "image",
+                "from_name": from_name,
+                "to_name": to_name,
                 "original_width": width,
                 "original_height": height,
                 "image_rotation": 0,

@@ -24,6 +24,7 @@ class Script(NamedTuple):
 SCRIPTS = {
     "client": Script("service.client.cli", extras="pictures"),
     "serve": Script("service.__main__", extras="cpu"),
+    "label-studio": Script("service.label_tools.label_studio", extras="cpu"),
     "demo": Script("service.demo", extras="cpu"),
     "ray-batch": Script("service.cluster.batch", extras="ray,cpu"),
     "ray-serve": Script("service.cluster.serve", extras="ray,cpu"),

@@ -76,6 +76,7 @@ SERVICE = {
     "images": {"inference", "settings"},
     "http": {"images", "inference", "settings"},
     "client": set(),
+    "label_tools": {"client"},
     "scripts": set(),
     "launch": set(),
     "doctor": {"http", "inference", "settings"},
@@ -98,7 +99,7 @@ MODEL = {
     "bench": {"data", "memory", "train"},
 }
 COMMANDS = {
-    "service": {"__main__", "ray_batch", "ray_serve"},
+    "service": {"__main__", "label_studio", "ray_batch", "ray_serve"},
     "model": {
         "average",
         "complexity",
