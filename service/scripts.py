@@ -35,6 +35,8 @@ SCRIPTS = {
     "report": Script("model.evaluate.report"),
     "data": Script("model.data.__main__"),
     "convert": Script("model.convert.__main__"),
+    "audit": Script("model.curate.audit"),
+    "rank": Script("model.curate.rank"),
     "average": Script("model.finish.average"),
     "prior": Script("model.finish.prior"),
     "recalibrate": Script("model.finish.recalibrate", "script"),

@@ -93,6 +93,7 @@ MODEL = {
     "convert": {"arguments", "checkpoint", "data", "network"},
     "evaluate": {"arguments", "checkpoint", "data", "memory", "network"},
     "train": {"arguments", "checkpoint", "data", "evaluate", "memory", "network"},
+    "curate": {"arguments", "checkpoint", "data", "evaluate", "network"},
     "finish": {"arguments", "checkpoint", "data", "evaluate", "memory", "network"},
     "paper": {"arguments", "checkpoint", "data", "evaluate", "network", "train"},
     "pretrain": {"arguments", "checkpoint", "data", "memory", "network", "train"},
@@ -101,10 +102,12 @@ MODEL = {
 COMMANDS = {
     "service": {"__main__", "label_studio", "ray_batch", "ray_serve"},
     "model": {
+        "audit",
         "average",
         "complexity",
         "predict",
         "prior",
+        "rank",
         "recalibrate",
         "report",
         "reproduce",

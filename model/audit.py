@@ -1,0 +1,6 @@
+"""The command `python -m model.audit`: see model/curate/audit.py."""
+
+from model.curate.audit import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

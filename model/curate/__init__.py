@@ -1,0 +1,1 @@
+"""Which photos to label next, and which labels are probably wrong."""

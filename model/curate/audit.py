@@ -1,0 +1,185 @@
+"""Find wrong labels in a data set: `python -m model.audit CHECKPOINT --data DIR`.
+
+A network looks at every labelled photo. Regions in which it confidently disagrees with the
+label come first in a page, a table and a list of photos for the label tool. A network that
+was trained on the very labels has learned their mistakes too: judge each split by a network that
+did not see it, or a training split early in its training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import heapq
+import html
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+from tqdm import tqdm
+
+from model import arguments, checkpoint
+from model.checkpoint import Card, CheckpointError
+from model.curate.suspects import Suspect, suspects
+from model.data.dataset import DATASETS, Dataset, DatasetError, Pair, find, read_pair
+from model.data.guess import choose
+from model.evaluate.evaluation import check_classes
+from model.evaluate.pictures import overlaid
+from model.evaluate.report import jpeg, legend, picture
+from model.network.deeplab import DeepLabV3Plus
+from model.network.inference import nearest, probabilities, shrunk
+
+KEPT = 1000  # suspects in the table
+PAGE = """\
+<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>Suspect labels</title><style>
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto }}
+.row {{ display: grid; grid-template-columns: repeat(3, 1fr); gap: .4rem; margin: 1.2rem 0 }}
+.row p {{ grid-column: 1 / -1; margin: 0 }} img {{ max-width: 100%; height: auto; display: block }}
+.legend span {{ display: inline-block; margin-right: .9rem }}
+.legend i {{ display: inline-block; width: .9em; height: .9em; margin-right: .3em }}
+</style></head><body><h1>Suspect labels</h1>
+<p>{subtitle}: photo, label (void is dark) and prediction, the most suspicious first.</p>
+{rows}</body></html>
+"""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A network, its description, and the photos that it judges."""
+
+    net: DeepLabV3Plus
+    card: Card
+    dataset: Dataset
+
+
+def full_probabilities(
+    net: DeepLabV3Plus, photo: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
+) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    """Class probabilities at the photo's own size, computed as the service sees the photo."""
+    found = probabilities(net, shrunk(photo, net.config.crop_size))
+    rows = nearest(found.shape[1], photo.shape[0])
+    return found[:, rows][:, :, nearest(found.shape[2], photo.shape[1])]
+
+
+def audit(judge: Judge, kept: int = KEPT) -> tuple[list[Suspect], list[str]]:
+    """The worst `kept` regions of a split, worst first, and photos that cannot be read."""
+    heap: list[Suspect] = []
+    problems = []
+    dataset = judge.dataset
+    for pair in tqdm(dataset.pairs, unit="photo", disable=not sys.stderr.isatty()):
+        try:
+            photo, truth = read_pair(dataset, pair)
+        except (DatasetError, OSError) as error:
+            problems.append(str(error))
+            continue
+        found = full_probabilities(judge.net, np.asarray(photo))
+        for suspect in suspects(pair.name, truth, found):
+            heapq.heappush(heap, suspect)
+            if len(heap) > kept:
+                heapq.heappop(heap)
+    return sorted(heap, reverse=True), problems
+
+
+def write(found: Sequence[Suspect], judge: Judge, out: Path, shown: int) -> list[Path]:
+    """Write audit.csv, photos.txt (the worst first) and audit.html."""
+    dataset = judge.dataset
+    out.mkdir(parents=True, exist_ok=True)
+    table, names, sheet = out / "audit.csv", out / "photos.txt", out / "audit.html"
+    with table.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["photo", "score", "label", "predicted", "pixels", "margin", "box"])
+        for each in found:
+            label, predicted = dataset.classes[each.label], dataset.classes[each.predicted]
+            box = " ".join(map(str, each.box))
+            figures = [each.pixels, f"{each.margin:.3f}", box]
+            writer.writerow([each.photo, f"{each.score:.4f}", label, predicted, *figures])
+    listed = dict.fromkeys(each.photo for each in found)
+    names.write_text("".join(f"{name}\n" for name in listed), encoding="utf-8")
+    rows = "".join(_rows(found[:shown], judge))
+    subtitle = f"{dataset.name} {dataset.split}, {len(found)} regions"
+    sheet.write_text(PAGE.format(subtitle=html.escape(subtitle), rows=rows), encoding="utf-8")
+    return [table, names, sheet]
+
+
+def _rows(found: Sequence[Suspect], judge: Judge) -> Iterator[str]:
+    pairs = {pair.name: pair for pair in judge.dataset.pairs}
+    for rank, each in enumerate(found, start=1):
+        yield _row(rank, each, pairs[each.photo], judge)
+
+
+def _row(rank: int, each: Suspect, pair: Pair, judge: Judge) -> str:
+    dataset, card = judge.dataset, judge.card
+    photo, truth = read_pair(dataset, pair)
+    pixels = np.asarray(photo)
+    predicted = full_probabilities(judge.net, pixels).argmax(axis=0).astype(np.uint8)
+    drawn = [photo.copy(), overlaid(pixels, truth, card), overlaid(pixels, predicted, card)]
+    images = "".join(
+        picture(jpeg(_framed(image, each)), "jpeg", kind)
+        for image, kind in zip(drawn, ("photo", "label", "prediction"), strict=True)
+    )
+    label, other = dataset.classes[each.label], dataset.classes[each.predicted]
+    text = (
+        f"{rank}. {html.escape(pair.name)}: labelled <b>{html.escape(label)}</b>, predicted "
+        f"<b>{html.escape(other)}</b> ({each.pixels} pixels, margin {each.margin:.2f})"
+    )
+    colors = legend(card, {each.label, each.predicted})
+    return f'<div class="row"><p>{text}</p>{images}{colors}</div>\n'
+
+
+def _framed(image: Image.Image, suspect: Suspect) -> Image.Image:
+    """The picture with a frame around the region."""
+    pen = ImageDraw.Draw(image)
+    x0, y0, x1, y1 = suspect.box
+    width = max(2, image.width // 150)
+    pen.rectangle((x0, y0, x1 - 1, y1 - 1), outline=(255, 0, 255), width=width)
+    return image
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m model.audit",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="example: python -m model.audit runs/mine/model --data DIR --split train -o audit",
+    )
+    p.add_argument("checkpoint", help="NAME of NAME.safetensors + NAME.json")
+    p.add_argument("--data", type=Path, required=True, help="folder that holds the data set")
+    p.add_argument("--dataset", choices=sorted(DATASETS), help="default: the one trained on")
+    p.add_argument("--split", default="train", help="default: train")
+    p.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="for the results")
+    p.add_argument("--shown", type=arguments.count, default=50, help="on the page (default: 50)")
+    p.add_argument("--json", action="store_true", help="print the suspects as JSON")
+    arguments.add_device(p)
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write the results; 0 if every photo could be read, 1 if not, 2 for wrong usage."""
+    args = parser().parse_args(argv)
+    try:
+        card = checkpoint.read_card(args.checkpoint)
+        net = checkpoint.load_on(args.device, args.checkpoint)
+        kind = choose(args.dataset, args.data, card.training.get("dataset"))
+        dataset = find(kind, args.data, args.split)
+        check_classes(card.classes, dataset)
+        judge = Judge(net, card, dataset)
+        found, problems = audit(judge)
+        written = write(found, judge, args.out, args.shown)
+    except (CheckpointError, DatasetError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if args.json:
+        print(json.dumps([vars(each) for each in found]))
+    for problem in problems:
+        print(f"problem: {problem}", file=sys.stderr)
+    if not args.json:
+        print(f"{len(found)} suspect regions: {', '.join(map(str, written))}")
+    return int(bool(problems))

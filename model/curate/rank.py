@@ -1,0 +1,149 @@
+"""Choose the photos to label next: `python -m model.rank CHECKPOINT PHOTOS`.
+
+`margin`, `entropy` and `disagreement` put the photos first that the network is unsure of;
+`diverse` those that are least like each other. `uncertainty` is `margin`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import html
+import io
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from model import arguments, checkpoint
+from model.checkpoint import CheckpointError
+from model.curate.uncertainty import feature, measured, spread
+from model.data.pairs import DatasetError
+from model.data.photo import open_photo, read_photo
+from model.data.photo_list import find_photos
+from model.evaluate.report import picture
+from model.network.deeplab import DeepLabV3Plus
+
+BY = ("uncertainty", "margin", "entropy", "disagreement", "diverse")
+THUMBNAIL = 200  # pixels
+PAGE = """\
+<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>{title}</title><style>
+body {{ font: 14px/1.4 system-ui, sans-serif; margin: 1rem }}
+main {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(200px, 1fr)); gap: .8rem }}
+figure {{ margin: 0 }} figcaption {{ overflow-wrap: anywhere }}
+</style></head><body><h1>{title}</h1><main>
+{figures}</main></body></html>
+"""
+
+Ranked = list[tuple[Path, float]]  # photos and their figures, the first to label first
+
+
+def rank(
+    net: DeepLabV3Plus, photos: Sequence[Path], by: str, count: int | None = None
+) -> tuple[Ranked, list[str]]:
+    """The photos to label first, and those that cannot be read.
+
+    The figure of `diverse` is the place in the order, from 1.
+    """
+    kind = "margin" if by == "uncertainty" else by
+    figures, read, problems = [], [], []
+    for path in tqdm(photos, unit="photo", disable=not sys.stderr.isatty()):
+        try:
+            photo = read_photo(path)
+        except OSError as error:
+            problems.append(str(error))
+            continue
+        figures.append(feature(net, photo) if kind == "diverse" else measured(net, photo, kind))
+        read.append(path)
+    if not read:
+        return [], problems
+    if kind == "diverse":
+        order = spread(np.stack(figures).astype(np.float32), count or len(read))
+        return [(read[at], float(place)) for place, at in enumerate(order, start=1)], problems
+    found = sorted(
+        zip(read, map(float, figures), strict=True), key=lambda each: (-each[1], each[0])
+    )
+    return found[:count], problems
+
+
+def write(ranked: Ranked, by: str, base: Path, out: Path, shown: int) -> list[Path]:
+    """Write rank.csv, photos.txt (paths, the first to label first) and rank.html."""
+    out.mkdir(parents=True, exist_ok=True)
+    table, names, sheet = out / "rank.csv", out / "photos.txt", out / "rank.html"
+    with table.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["rank", "photo", by])
+        writer.writerows(
+            [n, str(path), f"{figure:.5f}"] for n, (path, figure) in enumerate(ranked, 1)
+        )
+    names.write_text("".join(f"{path}\n" for path, _ in ranked), encoding="utf-8")
+    figures = "".join(
+        _figure(number, path, figure, base)
+        for number, (path, figure) in enumerate(ranked[:shown], start=1)
+    )
+    title = html.escape(f"{len(ranked)} photos by {by}")
+    sheet.write_text(PAGE.format(title=title, figures=figures), encoding="utf-8")
+    return [table, names, sheet]
+
+
+def _figure(number: int, path: Path, figure: float, base: Path) -> str:
+    image = open_photo(path)
+    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR, reducing_gap=2.0)
+    name = path.relative_to(base) if path.is_relative_to(base) else path
+    caption = f"{number}. {html.escape(str(name))}<br>{figure:.3f}"
+    return (
+        f"<figure>{picture(_jpeg(image), 'jpeg', '')}<figcaption>{caption}</figcaption></figure>\n"
+    )
+
+
+def _jpeg(image: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=85)
+    return stream.getvalue()
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m model.rank",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="example: python -m model.rank runs/mine/model photos -o next --by diverse -n 100",
+    )
+    p.add_argument("checkpoint", help="NAME of NAME.safetensors + NAME.json")
+    p.add_argument("photos", type=Path, metavar="PHOTOS", help="folder, or a text file of paths")
+    p.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="for the results")
+    p.add_argument("--by", choices=BY, default="uncertainty", help="default: uncertainty")
+    p.add_argument("-n", "--count", type=arguments.positive, help="how many (default: all)")
+    p.add_argument("--shown", type=arguments.count, default=200, help="on the page (default: 200)")
+    p.add_argument("--json", action="store_true", help="print the order as JSON")
+    arguments.add_device(p)
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write the results; 0 if every photo could be read, 1 if not, 2 for wrong usage."""
+    args = parser().parse_args(argv)
+    try:
+        photos = find_photos(args.photos)
+        net = checkpoint.load_on(args.device, args.checkpoint)
+        ranked, problems = rank(net, photos, args.by, args.count)
+        base = args.photos if args.photos.is_dir() else args.photos.parent
+        written = write(ranked, args.by, base, args.out, args.shown)
+    except (CheckpointError, DatasetError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for problem in problems:
+        print(f"problem: {problem}", file=sys.stderr)
+    if args.json:
+        print(json.dumps([{"photo": str(path), args.by: figure} for path, figure in ranked]))
+    else:
+        print(f"{len(ranked)} photos: {', '.join(map(str, written))}")
+    return int(bool(problems))
