@@ -37,6 +37,7 @@ SCRIPTS = {
     "convert": Script("model.convert.__main__"),
     "audit": Script("model.curate.audit"),
     "rank": Script("model.curate.rank"),
+    "start": Script("model.start.command", extras="train,cpu"),
     "average": Script("model.finish.average"),
     "prior": Script("model.finish.prior"),
     "recalibrate": Script("model.finish.recalibrate", "script"),

@@ -1,0 +1,87 @@
+"""Recognise what somebody's labels are: a data set, or a label tool's files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from model.data.guess import kinds
+from model.data.pairs import DatasetError
+from model.data.photo import opened
+
+KNOWN = (
+    "a data set with dataset.toml, VOC, CamVid, Cityscapes or COCO as published, or the files of "
+    "COCO, CVAT, Label Studio, LabelMe or YOLO, or masks of colours"
+)
+PHOTO_FOLDERS = ("images", "photos", "JPEGImages", "imgs", "leftImg8bit")
+
+
+def known_set(source: Path) -> str | None:
+    """The kind of data set in a folder; None if it is none that can be read as it is."""
+    if not source.is_dir() or (source / "labelmap.txt").is_file():  # CVAT's, laid out like VOC
+        return None
+    found = kinds(source)
+    return found[0] if len(found) == 1 else None
+
+
+def tool(source: Path) -> str:
+    """The format of a label tool's file or folder; raises DatasetError if it is none."""
+    if source.suffix.lower() == ".xml":
+        return "cvat"
+    if source.suffix.lower() in (".yaml", ".yml"):
+        return "yolo-seg"
+    if source.suffix.lower() == ".json":
+        return _of_json(source)
+    if source.is_dir():
+        return _of_folder(source)
+    raise DatasetError(f"{source} is not known; what can be read is {KNOWN}")
+
+
+def _of_folder(folder: Path) -> str:
+    if any(folder.rglob("*_polygons.json")) or any(folder.rglob("*_labelIds.png")):
+        return "cityscapes-like"
+    if (folder / "data.yaml").is_file() or (folder / "classes.txt").is_file():
+        return "yolo-seg"
+    if (folder / "labelmap.txt").is_file() or (folder / "SegmentationClass").is_dir():
+        return "voc-colours"
+    if any(folder.rglob("*.xml")):
+        return "cvat"
+    first = next(iter(sorted(folder.rglob("*.json"))), None)
+    if first is not None:
+        return _of_json(first)
+    if any(_is_colored(path) for path in sorted(folder.glob("masks/*.png"))[:3]):
+        return "voc-colours"
+    raise DatasetError(f"{folder} holds no labels that are known; what can be read is {KNOWN}")
+
+
+def _of_json(path: Path) -> str:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, OSError) as error:
+        raise DatasetError(f"{path} is no JSON: {error}") from None
+    if isinstance(document, dict) and "images" in document and "annotations" in document:
+        return "coco"
+    if isinstance(document, dict) and "shapes" in document:
+        return "labelme"
+    first = document[0] if isinstance(document, list) and document else document
+    if isinstance(first, dict) and "data" in first:
+        return "labelstudio"
+    raise DatasetError(f"{path} is the JSON of no known tool; what can be read is {KNOWN}")
+
+
+def _is_colored(path: Path) -> bool:
+    with opened(path) as picture:
+        return picture.mode in ("RGB", "RGBA")
+
+
+def photos_of(source: Path) -> Path:
+    """Where the photos of a tool's files probably are; raises DatasetError if it is unclear."""
+    base = source if source.is_dir() else source.parent
+    places = [base / name for name in PHOTO_FOLDERS]
+    places += [base.parent / name for name in PHOTO_FOLDERS]
+    for place in places:
+        if place.is_dir():
+            return place
+    if any(base.rglob("*.jpg")) or any(base.rglob("*.jpeg")):
+        return base
+    raise DatasetError(f"--images DIR: say where the photos of {source} are")

@@ -1,0 +1,118 @@
+"""One command from a tool's file to an exported model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from model.data import shapes
+from model.data.__main__ import main as data_main
+from model.data.check import check
+from model.data.dataset import find
+from model.start.command import main
+from model.start.proposal import BATCH, LEAST, VIEWS, grid, propose
+from model.train import recipe
+
+
+@pytest.fixture
+def labels(tmp_path: Path) -> Path:
+    """The shapes as COCO's JSON; their photos are in `photos` beside it."""
+    root = tmp_path / "shapes"
+    shapes.make(root)
+    out = tmp_path / "instances.json"
+    assert (
+        data_main(
+            ["export", "coco", str(root), "--classes", "disc,square,triangle", "-o", str(out)]
+        )
+        == 0
+    )
+    (root / "images" / "train").rename(tmp_path / "photos")
+    return out
+
+
+def a_second(classes: int, crop: int) -> float:
+    """A machine that needs a second for an iteration."""
+    return 1.0
+
+
+@pytest.mark.parametrize(
+    ("side", "step", "expected"),
+    [(375, 16, 369), (360, 4, 357), (4000, 16, 513), (40, 16, 129), (513, 16, 513), (130, 4, 129)],
+)
+def test_crops_lie_on_the_networks_grid(side: int, step: int, expected: int) -> None:
+    assert grid(side, step) == expected
+    assert (grid(side, step) - 1) % step == 0
+
+
+def test_the_time_bounds_the_iterations(tmp_path: Path) -> None:
+    """24 photos want 150 iterations of 8; half a minute at a second each allows 25."""
+    shapes.make(tmp_path)
+    report = check(find("folder", tmp_path, "train"))
+    assert propose(report, 60, a_second).iterations == max(LEAST, round(VIEWS * 24 / BATCH))
+    assert propose(report, 0.5, a_second).iterations == 25
+
+
+def test_rare_classes_change_the_sampling(tmp_path: Path) -> None:
+    shapes.make(tmp_path)
+    for path in (tmp_path / "masks" / "train").iterdir():
+        with Image.open(path) as picture:
+            ids, colors = np.asarray(picture).copy(), picture.getpalette()
+        rows, columns = np.nonzero(ids == 3)
+        ids[rows[5:], columns[5:]] = 0
+        changed = Image.fromarray(ids)
+        changed.putpalette(colors or [])
+        changed.save(path)
+    found = propose(check(find("folder", tmp_path, "train")), 60, a_second)
+    assert found.rare == ("triangle",)
+    (tmp_path / "r.toml").write_text(found.recipe())
+    assert recipe.read(str(tmp_path / "r.toml"), []).sampling == "balanced"
+
+
+def test_a_proposal_trains_nothing_and_tells_the_next_commands(
+    labels: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "mine"
+    assert main([str(labels), "-o", str(out)]) == 0
+    told = capsys.readouterr().out
+    assert "holds labels of coco" in told
+    assert "verdict: usable" in told
+    assert "python -m model.train" in told
+    assert "python -m export" in told
+    assert not (out / "run").exists()
+    made = recipe.read(str(out / "recipe.toml"), [])
+    assert (made.dataset, made.split, made.model.num_classes) == ("folder", "train", 4)
+    assert find("folder", out / "data", "val").pairs
+
+
+def test_labels_that_cannot_be_used_stop_before_a_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shapes.make(tmp_path / "shapes")
+    for path in (tmp_path / "shapes" / "masks" / "train").iterdir():
+        path.write_bytes(b"broken")
+    assert main([str(tmp_path / "shapes"), "-o", str(tmp_path / "mine"), "--go"]) == 2
+    assert "pairs are broken" in capsys.readouterr().out
+    assert not (tmp_path / "mine").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_go_ends_with_a_model_to_serve(
+    labels: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A few iterations: the steps fit each other; how good it gets is not the claim."""
+    out = tmp_path / "mine"
+    assert main([str(labels), "-o", str(out), "--go", "--minutes", "0.1"]) == 0
+    assert (out / "models" / "mine.onnx").is_file()
+    assert (out / "run" / "report.html").is_file()
+    summary = json.loads((out / "start.json").read_text())
+    assert summary["judged_on"] == "val"
+    assert 0 <= summary["miou"] <= 1
+    assert "to serve it: python -m service --models" in capfd.readouterr().out
