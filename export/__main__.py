@@ -58,6 +58,11 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="also return the probability of each pixel's label",
     )
+    p.add_argument(
+        "--probabilities",
+        action="store_true",
+        help="also return the probabilities of all classes, at the network's own resolution",
+    )
     quantization = p.add_argument_group("for --precision int8 and fp16")
     quantization.add_argument(
         "--calibration",

@@ -40,7 +40,7 @@ from service.bench.rivals.environments import LiteRt
 from service.bench.tables import Table
 from service.errors import StartupError
 from service.inference import cpus
-from service.inference.contract import INPUT, LABELS, WITH_CONFIDENCE
+from service.inference.contract import INPUT, LABELS, OPTIONAL
 from service.inference.engine import Device, Engine, EngineOptions
 from service.settings import BUNDLED
 
@@ -157,7 +157,7 @@ def tail_share(file: Path, images: Images, threads: int, rounds: int) -> float:
         options.profile_file_prefix = str(Path(folder) / "profile")
         session = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         optional = {each.name for each in session.get_overridable_initializers()}
-        refused = dict.fromkeys(optional & {WITH_CONFIDENCE}, np.array(False))
+        refused = dict.fromkeys(optional & set(OPTIONAL.values()), np.array(False))
         for _ in range(rounds):
             session.run([LABELS], {INPUT: images, **refused})
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))

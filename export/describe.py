@@ -118,6 +118,7 @@ def show(found: dict[str, Any]) -> str:
         "inference": f"scales {scales}{', flip' if contract['flip'] else ''}",
         "precision": contract["precision"],
         "confidence": "yes" if contract["confidence"] else "no",
+        "probabilities": "yes" if contract["probability_grid"] else "no",
         "parity": f"{parity['agreement']:.4%} of {parity['pixels']} labels as PyTorch, "
         f"largest logit error {parity['max_logit_error']:.2g}{change}",
         "mIoU": contract["metrics"].get("miou", "not measured"),

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from export.tail import PHASE_WEIGHTS
 from model.network.deeplab import DeepLabV3Plus
-from model.network.inference import average_probabilities, full_logits
+from model.network.inference import average_probabilities
+from model.network.layers import resize
 
 
 class HalfPrecision(DeepLabV3Plus):
@@ -42,39 +43,53 @@ class LabelGraph(nn.Module):
         scales: Sequence[float] = (1.0,),
         flip: bool = False,
         confidence: bool = False,
+        probabilities: bool = False,
     ) -> None:
         super().__init__()
         self.net = net
         self.scales = tuple(scales)
         self.flip = flip
         self.confidence = confidence
+        self.probabilities = probabilities
 
     @property
     def single_pass(self) -> bool:
         """Whether softmax can be left out, because argmax gives the same labels without it."""
         return self.scales == (1.0,) and not self.flip
 
-    def scores(self, image: Tensor) -> Tensor:
-        """(N, H, W, 3) uint8 -> (N, K, H, W): logits of one pass, or mean probabilities."""
-        x = image.permute(0, 3, 1, 2).float()
-        if self.single_pass:
-            return full_logits(self.net, x, 1.0)
-        return average_probabilities(self.net, x, self.scales, flip=self.flip)
-
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """(N, H, W, 3) uint8, RGB -> labels (N, H, W) uint8, scores [, confidence].
+        """(N, H, W, 3) uint8, RGB -> labels (N, H, W) uint8, scores, then what is asked for.
 
-        Confidence is the probability of the label times 255, (N, H, W) uint8.
+        Confidence is the probability of the label times 255, (N, H, W) uint8. Probabilities are
+        those of all classes times 255, at the resolution of the logits, (N, K, h, w) uint8.
         The scores are for the comparison at export; the finished file does
         not return them.
         """
-        scores = self.scores(image)
+        x = image.permute(0, 3, 1, 2).float()
+        if self.single_pass:
+            logits = self.net(x)
+            scores = self.spread(logits, x)
+        else:
+            scores = average_probabilities(self.net, x, self.scales, flip=self.flip)
         labels = scores.argmax(dim=1).to(torch.uint8)
-        if not self.confidence:
-            return self.laid_out(labels), self.laid_out(scores)
-        best = largest_probability(scores) if self.single_pass else scores.amax(dim=1)
-        confidence = (best * 255.0 + 0.5).to(torch.uint8)
-        return self.laid_out(labels), self.laid_out(scores), self.laid_out(confidence)
+        found = [self.laid_out(labels), self.laid_out(scores)]
+        if self.confidence:
+            best = largest_probability(scores) if self.single_pass else scores.amax(dim=1)
+            found.append(self.laid_out(in_bytes(best)))
+        if self.probabilities:
+            coarse = F.softmax(logits, dim=1) if self.single_pass else self.thinned(scores)
+            found.append(in_bytes(coarse))
+        return tuple(found)
+
+    def spread(self, logits: Tensor, x: Tensor) -> Tensor:
+        """Logits of one pass over the image x, at its size: (N, K, h, w) -> (N, K, H, W)."""
+        height, width = x.shape[2:]
+        return resize(logits, (height, width), align_corners=self.net.config.align_corners)
+
+    def thinned(self, scores: Tensor) -> Tensor:
+        """(N, K, H, W) -> (N, K, h, w), as many as there are logits."""
+        height, width = (-(-side // self.net.stride) for side in scores.shape[2:])
+        return resize(scores, (height, width), align_corners=self.net.config.align_corners)
 
     def laid_out(self, values: Tensor) -> Tensor:
         """Values in the order in which they are computed -> (..., H, W)."""
@@ -93,10 +108,15 @@ class PhasedGraph(LabelGraph):
     phase_weights: Tensor
 
     def __init__(
-        self, net: DeepLabV3Plus, size: tuple[int, int], *, confidence: bool = False
+        self,
+        net: DeepLabV3Plus,
+        size: tuple[int, int],
+        *,
+        confidence: bool = False,
+        probabilities: bool = False,
     ) -> None:
         """Raises ValueError if logits of this size (H, W) are not whole pixels apart."""
-        super().__init__(net, confidence=confidence)
+        super().__init__(net, confidence=confidence, probabilities=probabilities)
         spacing = logit_spacing(net, size)
         if spacing is None:
             raise ValueError(f"logits of {size} are not a whole number of pixels apart")
@@ -104,9 +124,8 @@ class PhasedGraph(LabelGraph):
         weights = phase_weights(*spacing).repeat(net.config.num_classes, 1, 1, 1)
         self.register_buffer(PHASE_WEIGHTS, weights)
 
-    def scores(self, image: Tensor) -> Tensor:
-        """(N, H, W, 3) uint8 -> logits (N, K, r * r, h + 1, w + 1)."""
-        logits = self.net(image.permute(0, 3, 1, 2).float())
+    def spread(self, logits: Tensor, _: Tensor) -> Tensor:
+        """(N, K, h, w) -> (N, K, r * r, h + 1, w + 1)."""
         classes = self.net.config.num_classes
         phases = F.conv2d(logits, self.phase_weights, padding=1, groups=classes)
         return torch.unflatten(phases, 1, (classes, -1))
@@ -134,6 +153,11 @@ def phase_weights(down: int, right: int) -> Tensor:
     vertical, horizontal = (torch.arange(count) / count for count in (down, right))
     rows, columns = (torch.stack([1 - part, part], 1) for part in (vertical, horizontal))
     return torch.einsum("ai,bj->abij", rows, columns).reshape(-1, 1, 2, 2)
+
+
+def in_bytes(probabilities: Tensor) -> Tensor:
+    """Probabilities times 255, rounded, as uint8."""
+    return (probabilities * 255.0 + 0.5).to(torch.uint8)
 
 
 def largest_probability(logits: Tensor) -> Tensor:

@@ -40,6 +40,7 @@ def options(args: argparse.Namespace) -> ExportOptions:
         scales=args.scales,
         flip=args.flip,
         confidence=args.confidence,
+        probabilities=args.probabilities,
         precision=args.precision,
         quantization=Quantization(calibration(args)) if args.precision == "int8" else None,
         validation=validation,

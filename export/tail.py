@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx
 
-from service.inference.contract import CONFIDENCE, LABELS
+from service.inference.contract import LABELS, OPTIONAL
 
 PHASE_WEIGHTS = "phase_weights"  # an initializer: of the convolution that enlarges logits
 
@@ -18,7 +18,7 @@ def tail(model: onnx.ModelProto) -> set[str]:
     """Names of the nodes between the network's last convolution and the outputs."""
     producers = {name: node for node in model.graph.node for name in node.output}
     found: set[str] = set()
-    waiting = [LABELS, CONFIDENCE]
+    waiting = [LABELS, *OPTIONAL]
     while waiting:
         node = producers.get(waiting.pop())
         if node is not None and not learned(node) and node.name not in found:

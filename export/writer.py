@@ -34,6 +34,7 @@ from service.inference.contract import (
     INPUT,
     LABELS,
     METADATA_KEY,
+    PROBABILITIES,
     Contract,
     InputSize,
     Parity,
@@ -60,6 +61,7 @@ class ExportOptions:
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
     confidence: bool = False
+    probabilities: bool = False
     precision: Precision = "fp32"
     quantization: Quantization | None = None  # required for int8
     validation: Dataset | None = None  # where the change of mIoU is measured
@@ -114,7 +116,12 @@ def build(graph: LabelGraph, size: Size, *, dynamic: bool = False) -> onnx.Model
             dynamo=True,
             opset_version=OPSET,
             input_names=[INPUT],
-            output_names=[LABELS, SCORES, *([CONFIDENCE] if graph.confidence else [])],
+            output_names=[
+                LABELS,
+                SCORES,
+                *([CONFIDENCE] if graph.confidence else []),
+                *([PROBABILITIES] if graph.probabilities else []),
+            ],
             dynamic_shapes=(shapes,),
             verbose=False,
         )
@@ -170,7 +177,11 @@ def pad_color(net: DeepLabV3Plus) -> tuple[int, int, int]:
 
 def _graph(net: DeepLabV3Plus, options: ExportOptions) -> LabelGraph:
     return LabelGraph(
-        net, scales=options.scales, flip=options.flip, confidence=options.confidence
+        net,
+        scales=options.scales,
+        flip=options.flip,
+        confidence=options.confidence,
+        probabilities=options.probabilities,
     ).eval()
 
 
@@ -182,8 +193,13 @@ def _fast_graph(net: DeepLabV3Plus, size: Size, options: ExportOptions) -> Label
         return _graph(HalfPrecision(fast), options)
     graph = _graph(fast, options)
     if graph.single_pass and not options.dynamic and logit_spacing(net, size):
-        return PhasedGraph(fast, size, confidence=options.confidence).eval()
+        asked = {"confidence": options.confidence, "probabilities": options.probabilities}
+        return PhasedGraph(fast, size, **asked).eval()
     return graph
+
+
+def _grid(net: DeepLabV3Plus) -> Literal["corners", "centres"]:
+    return "corners" if net.config.align_corners else "centres"
 
 
 def _contract(
@@ -205,6 +221,7 @@ def _contract(
         flip=options.flip,
         precision=options.precision,
         confidence=options.confidence,
+        probability_grid=_grid(net) if options.probabilities else None,
         checkpoint_sha256=digest,
         metrics=card.metrics,
         parity=Parity(images=1, pixels=1, agreement=0, max_logit_error=0, logit_std=0),

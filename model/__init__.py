@@ -13,7 +13,7 @@ Segment a photo with a checkpoint:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from model.checkpoint import Card
     from model.network.deeplab import DeepLabV3Plus
+    from postprocess.refine import Below
 
 __all__ = ["load", "predict", "read_card"]
 
@@ -62,8 +63,13 @@ def predict(
     flip: bool = False,
     overlap: float | None = None,
     whole: bool = False,
+    min_confidence: float | str | Mapping[str, float] = 0,
+    below: Below = "background",
+    min_area: float | str = 0,
+    fill_holes: float | str = 0,
+    smooth: bool = False,
 ) -> NDArray[np.uint8]:
-    """Segment a photo of any size: (H, W) uint8, the class id of each pixel.
+    """Segment a photo of any size: (H, W) uint8, the class id of each pixel, 255 for none.
 
     `photo` is a file, a Pillow image, or (H, W, 3) uint8 in RGB. Files and Pillow images
     are turned upright as their EXIF orientation says, so H and W are those of the upright
@@ -75,13 +81,23 @@ def predict(
     than the network's crop size is shrunk to it, as the service does. `overlap`, a share from 0
     to below 1, cuts it into windows that overlap by that much instead; `whole` takes it whole.
 
+    `min_confidence` (0.6, or {"person": 0.8}), `below`, `min_area` (64 pixels, or 0.001 of the
+    photo), `fill_holes` and `smooth` are the service's options, with the same result: docs/api.md.
+
     Raises OSError for a file that is missing or no picture; ValueError for an array of another
     form, options out of range and a network in training mode; TypeError for any other photo.
     """
     from model.data.photo import as_photo  # noqa: PLC0415 - loads NumPy and Pillow
-    from model.network.inference import label_map, served_map  # noqa: PLC0415 - loads torch
+    from model.network.refined import refined_map, refinement  # noqa: PLC0415 - loads torch
 
-    pixels = as_photo(photo)
-    if overlap is None and not whole:
-        return served_map(net, pixels, scales, flip)
-    return label_map(net, pixels, scales, flip, overlap=overlap)
+    names = net.classes or [""] * net.config.num_classes
+    refine = refinement(
+        names,
+        min_confidence=min_confidence,
+        below=below,
+        min_area=min_area,
+        fill_holes=fill_holes,
+    )
+    return refined_map(
+        net, as_photo(photo), refine, scales, flip, overlap=overlap, whole=whole, smooth=smooth
+    )

@@ -183,13 +183,15 @@ def load(path: Path | str, output_stride: int | None = None) -> DeepLabV3Plus:
     Raises CheckpointError for a missing or damaged file and for weights that do
     not fit the description; ValueError for an output stride other than 8, 16, 32.
     """
-    config = read_card(path).model
+    card = read_card(path)
+    config = card.model
     if output_stride is not None:
         config = ModelConfig.model_validate(config.model_dump() | {"output_stride": output_stride})
     state = read_weights(path)
     _expect_shapes(path, config, state)
     net = DeepLabV3Plus(config)
     net.load_state_dict(state, strict=True)
+    net.classes = card.classes
     return net.eval()
 
 

@@ -45,11 +45,12 @@ SCRIPTS = {
     "studies": Script("model.paper.studies.__main__"),
     "reproduce": Script("model.paper.reproduce.__main__"),
     "export": Script("export.__main__", extras="train,cpu"),
+    "calibrate": Script("export.calibrate", extras="train,cpu"),
     "export-evaluate": Script("export.evaluate", extras="train,cpu"),
     "export-matrix": Script("export.matrix", extras="train,cpu"),
     "describe": Script("export.describe", extras="train,cpu"),
 }
-PACKAGES = {"model", "export", "service"}
+PACKAGES = {"postprocess", "model", "export", "service"}
 
 
 def run(name: str) -> int:

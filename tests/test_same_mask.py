@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from fastapi.testclient import TestClient
 from numpy.typing import NDArray
 from PIL import Image
 
+import model
 from export.evaluate import predict
 from model import checkpoint
 from model.network.inference import label_map
@@ -31,14 +33,22 @@ def served() -> models.Models:
 
 
 @pytest.fixture(scope="module")
-def over_http(served: models.Models) -> Masks:
-    masks = {}
+def client(served: models.Models) -> Iterator[TestClient]:
     with TestClient(create_app(Settings(device="cpu", max_batch=1), served)) as client:
-        for path in SAMPLES:
-            files = {"file": path.read_bytes()}
-            answer = client.post("/segment", params={"model": NAME}, files=files)
-            masks[path.stem] = np.asarray(Image.open(io.BytesIO(answer.content)))
-    return masks
+        yield client
+
+
+def mask_of(client: TestClient, path: Path, **options: str) -> NDArray[np.uint8]:
+    answer = client.post(
+        "/segment", params={"model": NAME, **options}, files={"file": path.read_bytes()}
+    )
+    assert answer.status_code == 200, answer.text
+    return np.asarray(Image.open(io.BytesIO(answer.content)))
+
+
+@pytest.fixture(scope="module")
+def over_http(client: TestClient) -> Masks:
+    return {path.stem: mask_of(client, path) for path in SAMPLES}
 
 
 def read(path: Path) -> NDArray[np.uint8]:
@@ -77,3 +87,15 @@ def test_the_samples_show_what_they_are_named_for(over_http: Masks) -> None:
     for name, label in (("cat", "cat"), ("astronaut", "person")):
         share = (over_http[name] == classes.index(label)).mean()
         assert share > 0.2, (name, share)
+
+
+def test_refined_masks_are_the_same_over_http_and_from_python(
+    client: TestClient, over_http: Masks
+) -> None:
+    options = {"min_area": "0.2%", "fill_holes": "5%", "min_confidence": "0.5,person:0.8"}
+    net = checkpoint.load(CHECKPOINT)
+    for path in SAMPLES:
+        mask = mask_of(client, path, **options)
+        from_python = model.predict(net, path, **options)  # type: ignore[arg-type] # all are text
+        assert (mask == from_python).mean() >= 0.999, path.name
+        assert (mask != over_http[path.stem]).any(), path.name

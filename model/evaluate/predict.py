@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -25,7 +24,10 @@ from model.evaluate import submission
 from model.evaluate.pictures import colored, overlaid
 from model.evaluate.submission import SubmissionError
 from model.network.deeplab import DeepLabV3Plus
-from model.network.inference import Labels, Photo, label_map, served_map
+from model.network.inference import Labels, Photo
+from model.network.refined import refined_map, refinement
+from postprocess.errors import InvalidOption, TooComplex
+from postprocess.refine import Refinement
 
 Target = tuple[Path, Path]  # a photo and its output
 EXAMPLES = """\
@@ -65,6 +67,7 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_passes(p)
     arguments.add_windows(p)
     p.add_argument("--overlay", action="store_true", help="also write PHOTO_overlay.jpg")
+    add_refinement(p)
     arguments.add_device(p)
     server = p.add_argument_group("for a test server")
     server.add_argument(
@@ -79,6 +82,21 @@ def parser() -> argparse.ArgumentParser:
         "--split", default="test", help="part of --data, also named in the archive (default: test)"
     )
     return p
+
+
+def add_refinement(p: argparse.ArgumentParser) -> None:
+    """Add the options that the service has by the same names."""
+    add = p.add_argument_group("clean masks, as in the service").add_argument
+    sure = "pixels of a lower confidence get no class: 0.6, or person:0.8,car:0.5 (0)"
+    add("--min-confidence", metavar="P", default="0", help=sure)
+    what = "what they become: the class background if there is one, or void (%(default)s)"
+    add("--below", choices=("background", "void"), default="background", help=what)
+    edges = "labels that follow the edges of the photo at its own size"
+    add("--smooth", action="store_true", help=edges)
+    small = "smaller regions take the class around them: pixels, or a share such as 0.1%% (0)"
+    add("--min-area", metavar="AREA", default="0", help=small)
+    holes = "background of up to this area that one class surrounds becomes that class (0)"
+    add("--fill-holes", metavar="AREA", default="0", help=holes)
 
 
 def photos(args: argparse.Namespace) -> list[Path]:
@@ -99,13 +117,32 @@ def write(labels: Labels, image: Photo, card: Card, target: Path, *, overlay: bo
         overlaid(image, labels, card).save(target.with_name(f"{target.name}_overlay.jpg"))
 
 
+def chosen(args: argparse.Namespace, classes: Sequence[str]) -> Refinement:
+    """What the command line asks to do to the masks; raises InvalidOption."""
+    return refinement(
+        classes,
+        min_confidence=args.min_confidence,
+        below=args.below,
+        min_area=args.min_area,
+        fill_holes=args.fill_holes,
+    )
+
+
 def predictor(
     net: DeepLabV3Plus, args: argparse.Namespace, overlap: float | None
 ) -> Callable[[Photo], Labels]:
     """A function that predicts a photo as the options of the command line say."""
-    if overlap is None and not args.whole:
-        return partial(served_map, net, scales=args.scales, flip=args.flip)
-    return partial(label_map, net, scales=args.scales, flip=args.flip, overlap=overlap)
+    refine = chosen(args, net.classes)
+    return lambda photo: refined_map(
+        net,
+        photo,
+        refine,
+        args.scales,
+        args.flip,
+        overlap=overlap,
+        whole=args.whole,
+        smooth=args.smooth,
+    )
 
 
 def run(
@@ -149,6 +186,7 @@ def main(argv: list[str] | None = None) -> int:
         card = checkpoint.read_card(args.checkpoint)
         if server:
             submission.check(server, card.classes)
+        chosen(args, card.classes)  # wrong options are named before the weights are read
         net = checkpoint.load_on(args.device, args.checkpoint, args.output_stride)
         args.out.mkdir(parents=True, exist_ok=True)
         if server:
@@ -158,7 +196,14 @@ def main(argv: list[str] | None = None) -> int:
                 return 1
         if server:
             print(f"wrote {submission.pack(server, args.out, places)}: {len(places)} results")
-    except (CheckpointError, SubmissionError, memory.ShortageError, OSError) as error:
+    except (
+        CheckpointError,
+        SubmissionError,
+        InvalidOption,
+        TooComplex,
+        memory.ShortageError,
+        OSError,
+    ) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -165,6 +165,7 @@ class DeepLabV3Plus(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.classes: tuple[str, ...] = ()  # their names; empty if unknown
         self.register_buffer("mean", torch.tensor(config.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1), persistent=False)
         self.backbone = BACKBONES[config.backbone](config)

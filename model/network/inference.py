@@ -47,7 +47,7 @@ def label_map(
     for scales that are empty or not positive, and for an overlap out of range.
     """
     crop_size = crop_size or net.config.crop_size
-    padded, (height, width) = _prepare(net, image, scales, crop_size, overlap)
+    padded, (height, width) = prepare(net, image, scales, crop_size, overlap)
     window = _window(padded, crop_size, overlap)
     with torch.inference_mode():
         if tuple(scales) == (1.0,) and not flip and window == padded.shape[2:]:
@@ -104,7 +104,7 @@ def probabilities(
     Options and errors as for `label_map`.
     """
     crop_size = crop_size or net.config.crop_size
-    padded, (height, width) = _prepare(net, image, scales, crop_size, overlap)
+    padded, (height, width) = prepare(net, image, scales, crop_size, overlap)
     window = _window(padded, crop_size, overlap)
     with torch.inference_mode():
         average = sliding_probabilities(
@@ -113,7 +113,7 @@ def probabilities(
     return average[0, :, :height, :width].float().cpu().numpy()
 
 
-def _prepare(
+def prepare(
     net: DeepLabV3Plus,
     image: Photo,
     scales: Sequence[float],

@@ -4,13 +4,32 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import parse_qs, urlencode
 
 from service.client.protocol import FILES
 
 # Flags that are parameters of the service's query, with the same names.
-QUERY = ("fit", "overlap", "classes", "alpha", "contour", "overlay_format", "mask_format")
+QUERY = (
+    "fit",
+    "overlap",
+    "classes",
+    "min_confidence",
+    "below",
+    "threshold",
+    "smooth",
+    "min_area",
+    "fill_holes",
+    "instances",
+    "simplify",
+    "top",
+    "coverage",
+    "alpha",
+    "contour",
+    "overlay_format",
+    "mask_format",
+)
 
 
 def add_results(parser: argparse.ArgumentParser) -> None:
@@ -60,6 +79,7 @@ def add_query(parser: argparse.ArgumentParser) -> None:
         metavar="LIST",
         help="only these classes, by name or id, separated by commas (default: all)",
     )
+    _add_refinement(add)
     add(
         "--alpha",
         metavar="A",
@@ -75,6 +95,30 @@ def add_query(parser: argparse.ArgumentParser) -> None:
     add("--overlay-format", choices=("jpeg", "png"), help="format of the overlay (default: jpeg)")
     formats = "format of the mask: with class colours, or 8-bit grey for OpenCV (default: palette)"
     add("--mask-format", choices=("palette", "gray"), help=formats)
+
+
+def _add_refinement(add: Callable[..., object]) -> None:
+    """Add the flags for clean masks, instances, polygons and probabilities."""
+    sure = "least confidence of a pixel: 0.6, or person:0.8,car:0.5 (default: 0)"
+    add("--min-confidence", metavar="P", help=sure)
+    best = "take the model's calibrated confidence for classes that --min-confidence does not name"
+    add("--threshold", choices=("best",), help=best)
+    below = "class of less sure pixels: background if there is one, or void (default: background)"
+    add("--below", choices=("background", "void"), help=below)
+    edges = "make labels follow the edges of the photo, at its own size"
+    add("--smooth", action="store_const", const="true", help=edges)
+    small = "remove regions smaller than this: pixels, or a share such as 0.1%% (default: 0)"
+    add("--min-area", metavar="AREA", help=small)
+    holes = "fill holes up to this area that one class surrounds (default: 0)"
+    add("--fill-holes", metavar="AREA", help=holes)
+    split = "list the connected regions of each class in json, rle, polygons and npz"
+    add("--instances", action="store_const", const="true", help=split)
+    simple = "simplify polygons by up to so many pixels, 0 to 100 (default: 0)"
+    add("--simplify", metavar="PX", type=float, help=simple)
+    most = "in probabilities, give only so many classes of each point (default: 0, all)"
+    add("--top", metavar="K", type=int, help=most)
+    share = "in probabilities, give sets of classes with the truth in this share of pixels"
+    add("--coverage", metavar="SHARE", type=float, help=share)
 
 
 def query(options: argparse.Namespace) -> str:

@@ -32,6 +32,7 @@ FILES = {
     "polygons": "polygons.json",
     "npz": "labels.npz",
     "confidence": "confidence.png",
+    "probabilities": "probabilities.npz",
 }
 JPEG_OVERLAY = "overlay.jpg"
 ENCODED = "UTF-8''"  # in front of a header's value with percent signs (RFC 8187)
@@ -47,8 +48,9 @@ BYTES_PER_PIXEL = {
     "json": 0,
     "rle": 8,
     "polygons": 128,
-    "npz": 3,
+    "npz": 5,  # with the numbers of instances, two bytes each
     "confidence": 2,
+    "probabilities": 40,  # at a quarter of the photo's sides, of up to 256 classes
 }
 SMALLEST_LIMIT = 4 << 20  # for answers without pixels, such as lists of models
 UNKNOWN_PIXELS = 50_000_000  # the service's own default limit
@@ -193,6 +195,9 @@ def _check_file(output: str, name: str, content: bytes, size: Size | None, limit
     elif output == "npz":
         height, width = archives.label_shape(content, limit)
         found = (width, height)
+    elif output == "probabilities":
+        archives.unpack(content, {"transform.npy"}, limit)
+        return
     else:
         found = _json_size(content)
     if size is None or (found is None and output not in PICTURES):
@@ -290,7 +295,7 @@ def _check_type(outputs: tuple[str, ...], content_type: str) -> None:
         is_fitting = content_type == ZIP
     elif outputs[0] in {"mask", "color", "overlay", "confidence"}:
         is_fitting = content_type.startswith("image/")
-    elif outputs[0] == "npz":
+    elif outputs[0] in {"npz", "probabilities"}:
         is_fitting = content_type.startswith("application/")
     else:
         is_fitting = content_type.endswith("json")

@@ -36,7 +36,7 @@ from service.errors import InvalidRequest, ServiceError
 from service.http.query import REPEATABLE, SegmentQuery
 from service.http.segment import Prepared
 from service.images import imaging, outputs, windows
-from service.images.outputs import NEEDS_PHOTO, Result, Wish, wants_confidence
+from service.images.outputs import NEEDS_PHOTO, Wish
 from service.images.windows import Sliding
 from service.inference.contract import Contract
 from service.inference.engine import Engine, Prediction
@@ -137,8 +137,7 @@ class Pipeline:
         try:
             prepared = self._decoded(self._shrunk(data))
         except ServiceError as error:
-            reason = f"{error.status} {error.code}: {error}"  # the same text as in the batch client
-            return self._without_result(todo, REJECTED, reason, digest)
+            return self._without_result(todo, REJECTED, _reason(error), digest)
         return Ready(todo, digest, prepared)
 
     def _shrunk(self, data: bytes) -> bytes:
@@ -199,11 +198,11 @@ class Pipeline:
     def _predict(self, ready: list[Ready]) -> list[list[Prediction]]:
         """For each photo the predictions of its inputs; a photo cut into windows has several."""
         inputs = [pixels for each in ready for pixels in each.prepared.pixels]
-        sure = wants_confidence(self._wish, self._engine.contract)
+        extras = outputs.extras(self._wish, self._engine.contract)
         answers = (
             answer
             for group in batches(inputs, self._max_batch)
-            for answer in self._engine.predict(np.stack(group), sure)
+            for answer in self._engine.predict(np.stack(group), extras)
         )
         return [list(itertools.islice(answers, len(each.prepared.pixels))) for each in ready]
 
@@ -212,7 +211,10 @@ class Pipeline:
         if isinstance(predicted, Record):
             return predicted
         each, predictions = predicted
-        files = self._encoded(each, predictions)
+        try:
+            files = self._encoded(each, predictions)
+        except ServiceError as error:
+            return self._without_result(each.todo, REJECTED, _reason(error), each.sha256)
         counted = class_pixels(files[FILES["json"]]) if self._job.counts else None
         if "json" not in self._job.outputs:
             files.pop(FILES["json"], None)
@@ -230,10 +232,7 @@ class Pipeline:
         return self._record(each.todo, DONE, each.sha256, outputs=kept, classes=counted)
 
     def _encoded(self, each: Ready, predictions: list[Prediction]) -> dict[str, bytes]:
-        labels = each.prepared.restore([one.labels for one in predictions])
-        sure = [one.confidence for one in predictions if one.confidence is not None]
-        confidence = each.prepared.restore(sure) if sure else None
-        result = Result(each.prepared.photo, labels, confidence, self._engine.contract)
+        result = each.prepared.result(predictions, self._engine.contract)
         encoded = outputs.encode_each(result, self._wish)
         return {self._wish.kind(name)[1]: body for name, body in encoded.items()}
 
@@ -289,9 +288,16 @@ class Pipeline:
         )
 
 
+def _reason(error: ServiceError) -> str:
+    """The same text as in the batch client."""
+    return f"{error.status} {error.code}: {error}"
+
+
 def wish(job: BatchJob, contract: Contract) -> Wish:
     """Return the request as the service would get it; raises InvalidRequest if the model cannot."""
-    return job.query().wish(contract, accept="")
+    found = job.query().wish(contract, accept="")
+    outputs.check_fit(found, windows=job.sliding() is not None)
+    return found
 
 
 def ahead(

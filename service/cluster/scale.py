@@ -33,8 +33,9 @@ import numpy as np
 from PIL import Image
 
 from service.client.inputs import is_image
+from service.http.segment import Prepared
 from service.images import imaging, outputs
-from service.images.outputs import Result, Wish
+from service.images.outputs import Wish
 from service.images.selection import select
 from service.inference import cpus
 from service.inference.engine import Engine, EngineOptions
@@ -229,8 +230,8 @@ def _measured(engine: Engine, wish: Wish, data: bytes) -> tuple[float, float, fl
         return photo, imaging.fit(photo, contract.input)
 
     def encode() -> bytes:
-        labels = imaging.restore(prediction.labels, fitted, photo.size)
-        return outputs.encode(Result(photo, labels, None, contract), wish)[0]
+        result = Prepared(photo, fitted).result([prediction], contract)
+        return outputs.encode(result, wish)[0]
 
     decode_ms, (photo, fitted) = _median_ms(decode)
     engine_ms, (prediction,) = _median_ms(lambda: engine.predict(fitted.pixels[None]))

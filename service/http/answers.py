@@ -20,6 +20,13 @@ class FoundClass(BaseModel):
     confidence: Annotated[float | None, Field(description="mean, if the model has it")] = None
 
 
+class FoundInstance(FoundClass):
+    """One connected region of a class."""
+
+    id: Annotated[int, Field(description="from 1 on, by class, the largest first")]
+    class_id: int
+
+
 class RunLengths(BaseModel):
     """COCO's compressed run lengths, for `pycocotools.mask.decode`."""
 
@@ -29,6 +36,12 @@ class RunLengths(BaseModel):
 
 class ClassWithRuns(FoundClass):
     """One class of `output=rle`."""
+
+    segmentation: RunLengths
+
+
+class InstanceWithRuns(FoundInstance):
+    """One instance of `output=rle`."""
 
     segmentation: RunLengths
 
@@ -52,6 +65,9 @@ class JsonResult(Sized):
     """The answer to `output=json`."""
 
     classes: list[FoundClass]
+    instances: Annotated[list[FoundInstance] | None, Field(description="with `instances=true`")] = (
+        None
+    )
     mask: Picture | None = None
     color: Picture | None = None
     overlay: Picture | None = None
@@ -62,23 +78,27 @@ class RleResult(Sized):
     """The answer to `output=rle`."""
 
     classes: list[ClassWithRuns]
+    instances: Annotated[
+        list[InstanceWithRuns] | None, Field(description="with `instances=true`")
+    ] = None
 
 
 class Outline(BaseModel):
-    """The outlines of one class, in pixel coordinates."""
+    """The outlines of one class or instance, in pixel coordinates."""
 
     type: Literal["MultiPolygon"]
     coordinates: list[list[list[list[int]]]]
 
 
 class Properties(FoundClass):
-    """A class and its colour."""
+    """A class, or with `instances=true` an instance of one, and its colour."""
 
+    class_id: Annotated[int | None, Field(description="of an instance")] = None
     color: Color
 
 
 class Feature(BaseModel):
-    """One class of `output=polygons`."""
+    """One class of `output=polygons`, or one instance."""
 
     type: Literal["Feature"]
     id: int

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import numpy as np
 from fastapi import FastAPI, Header, Request, Response
+from numpy.typing import NDArray
 from starlette.exceptions import HTTPException
 
 from service.errors import (
@@ -117,9 +118,13 @@ async def _infer(
         _check_size(pixels, resources.max_pixels)
         resources.on_pixels(pixels)
         sure = CONFIDENCE in call.outputs
-        submitted = [served.batcher.submit(image, sure, deadline=deadline) for image in call.images]
+        extras = CONFIDENCE if sure else LABELS
+        submitted = [
+            served.batcher.submit(image, extras, deadline=deadline) for image in call.images
+        ]
         predictions = [prediction for prediction, _ in await asyncio.gather(*submitted)]
-        results = {LABELS: np.stack([each.labels for each in predictions])}
+        labels = np.stack([each.labels for each in predictions])
+        results: dict[str, NDArray[np.uint8]] = {LABELS: labels}
         if sure:
             results[CONFIDENCE] = np.stack([each.confidence for each in predictions])  # type: ignore[misc]
         return await claim.work(resources.pool, partial(tensors.write, served.name, call, results))

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field
 
+from postprocess import areas
+from postprocess.areas import area
+from postprocess.errors import InvalidOption
+from postprocess.refine import Below, Refinement, below_label
+from postprocess.sureness import min_confidences
 from service.errors import InvalidRequest, NotAcceptable
 from service.http import deadlines, packing
 from service.http.negotiation import output_for, quality
@@ -14,6 +19,7 @@ from service.http.tensors import LENGTH_HEADER
 from service.images.outputs import (
     INCLUDABLE,
     OUTPUTS,
+    UNCALIBRATED,
     MaskFormat,
     OverlayFormat,
     Wish,
@@ -74,6 +80,55 @@ class SegmentQuery(BaseModel):
         Field(description=f"images to include in the JSON: {', '.join(INCLUDABLE)}"),
     ] = None
 
+    min_confidence: Annotated[
+        str | None,
+        Field(
+            description="pixels of a lower confidence get no class: 0.6, or person:0.8,car:0.5; "
+            "default: 0"
+        ),
+    ] = None
+    below: Annotated[
+        Below, Field(description="what they become: the class background if there is one, or void")
+    ] = "background"
+    threshold: Annotated[
+        Literal["best"] | None,
+        Field(description="best: for classes that min_confidence does not name, the model's own"),
+    ] = None
+    smooth: Annotated[
+        bool,
+        Field(description="labels that follow the edges of the photo at its own size"),
+    ] = False
+    min_area: Annotated[
+        str,
+        Field(
+            json_schema_extra={"pattern": areas.PATTERN},
+            description="smaller regions take the class around them: pixels (64), or a share of "
+            "the photo (0.001 or 0.1%)",
+        ),
+    ] = "0"
+    fill_holes: Annotated[
+        str,
+        Field(
+            json_schema_extra={"pattern": areas.PATTERN},
+            description="background of up to this area that one class surrounds becomes that class",
+        ),
+    ] = "0"
+    instances: Annotated[
+        bool, Field(description="list the connected regions of each class in json, rle, polygons")
+    ] = False
+    simplify: Annotated[
+        float,
+        Field(ge=0, le=100, description="tolerance in pixels by which polygons are simplified"),
+    ] = 0.0
+
+    top: Annotated[
+        int, Field(ge=0, le=256, description="in probabilities: only so many classes of each point")
+    ] = 0
+    coverage: Annotated[
+        float | None,
+        Field(gt=0, lt=1, description="in probabilities: sets with the truth in this share"),
+    ] = None
+
     fit: Annotated[
         Fit | None,
         Field(
@@ -90,6 +145,23 @@ class SegmentQuery(BaseModel):
         wanted = (self.fit or settings.fit) == "sliding"
         return Sliding(self.overlap, settings.max_windows) if wanted else None
 
+    def refinement(self, contract: Contract) -> Refinement:
+        """Return what to do to the labels; raises InvalidRequest."""
+        best: tuple[float, ...] = ()
+        if self.threshold == "best":
+            if contract.calibration is None:
+                raise InvalidRequest(f"threshold=best: {UNCALIBRATED}")
+            best = contract.calibration.best_f1
+        try:
+            return Refinement(
+                min_confidences(self.min_confidence or "", contract.classes, best),
+                below_label(self.below, contract.background),
+                area("min_area", self.min_area),
+                area("fill_holes", self.fill_holes),
+            )
+        except InvalidOption as error:
+            raise InvalidRequest(str(error)) from None
+
     def wish(self, contract: Contract, accept: str) -> Wish:
         """Return the requested outputs; raises InvalidRequest or NotAcceptable."""
         wish = Wish(
@@ -102,6 +174,12 @@ class SegmentQuery(BaseModel):
             self.overlay_format or _preferred_format(accept),
             self.mask_format,
             _included(self.include),
+            self.refinement(contract),
+            self.instances,
+            self.simplify,
+            self.smooth,
+            self.top,
+            self.coverage,
         )
         check(wish, contract)
         return wish

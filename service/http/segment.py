@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from postprocess.grid import Grid
+from postprocess.runs import Spread
 from service.errors import (
     ImageTooLarge,
     InferenceFailed,
@@ -27,8 +29,7 @@ from service.http.packing import Outcome, Packing
 from service.http.upload import Upload
 from service.images import imaging, outputs, windows
 from service.images.imaging import DecodedPhoto, Fitted, Opened
-from service.images.outputs import NEEDS_PHOTO, Result, Wish, wants_confidence
-from service.images.png import Rows
+from service.images.outputs import NEEDS_PHOTO, Result, Wish
 from service.images.windows import Sliding, Window
 from service.inference.contract import Contract
 from service.inference.engine import Prediction
@@ -125,15 +126,35 @@ class Prepared:
             return [self.inputs.pixels]
         return [window.pixels for window in self.inputs]
 
-    def restore(self, maps: list[NDArray[np.uint8]]) -> Rows:
-        """Join the model's outputs (H, W) to a map of the photo's own size."""
+    def result(self, predictions: Sequence[Prediction], contract: Contract) -> Result:
+        """Join what the model gave for the inputs to the result of the photo."""
+        labels = self._joined([each.labels for each in predictions])
+        sure = [each.confidence for each in predictions if each.confidence is not None]
+        confidence = self._joined(sure) if sure else None
+        if not isinstance(self.inputs, Fitted):
+            return Result(self.photo, labels, confidence, Spread.none(labels.shape), contract)
+        spread = imaging.spread(self.inputs, self.photo.size)
+        grid = self._grid(self.inputs, predictions[0], contract)
+        return Result(self.photo, labels, confidence, spread, contract, grid)
+
+    def _grid(self, fitted: Fitted, prediction: Prediction, contract: Contract) -> Grid | None:
+        values, placing = prediction.probabilities, contract.probability_grid
+        if values is None or placing is None:
+            return None
+        size = contract.input.height, contract.input.width
+        return Grid.of(values, placing, size, fitted.valid, self.photo.size)
+
+    def _joined(self, maps: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+        """Join maps (H, W) of the model to a map of the photo."""
         if isinstance(self.inputs, Fitted):
-            return imaging.restore(maps[0], self.inputs, self.photo.size)
-        return Rows.of(windows.merge(maps, self.inputs, self.photo.size))
+            h, w = self.inputs.valid
+            return maps[0][:h, :w]
+        return windows.merge(maps, self.inputs, self.photo.size)
 
 
 async def segment(uploads: Sequence[Upload], job: Job) -> Answer:
     """Segment the encoded images of a request; raises ServiceError subclasses."""
+    outputs.check_fit(job.wish, windows=job.sliding is not None)
     if len(uploads) > 1:
         job = replace(job, wish=packing.wish_for_each(job.wish))
         return await _segment_several(uploads, job, packing.packing_for(job.accept))
@@ -272,8 +293,8 @@ async def _infer(prepared: Prepared, job: Job) -> list[Prediction]:
     """Run the model on all inputs of a photo; if one fails, the others are cancelled."""
     began = time.monotonic()
     batcher = job.model.batcher
-    sure = wants_confidence(job.wish, job.contract)
-    submitted = [batcher.submit(each, sure, deadline=job.deadline) for each in prepared.pixels]
+    extras = outputs.extras(job.wish, job.contract)
+    submitted = [batcher.submit(each, extras, deadline=job.deadline) for each in prepared.pixels]
     answers = await _all(submitted)
     timings = [timing for _, timing in answers]
     queued = min(timing.queued_s for timing in timings)
@@ -289,7 +310,4 @@ def _finish(
     job: Job,
     encode: Callable[[Result, Wish], Encoded],
 ) -> Encoded:
-    labels = prepared.restore([each.labels for each in predictions])
-    sure = [each.confidence for each in predictions if each.confidence is not None]
-    confidence = prepared.restore(sure) if sure else None
-    return encode(Result(prepared.photo, labels, confidence, job.contract), job.wish)
+    return encode(prepared.result(predictions, job.contract), job.wish)

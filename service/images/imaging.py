@@ -23,6 +23,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 from pycocotools import mask as coco
 
+from postprocess.runs import Spread
 from service.errors import ImageTooLarge, InvalidImage
 from service.images import png, scans
 from service.images.chunks import readable
@@ -236,12 +237,26 @@ def fit(photo: DecodedPhoto, target: InputSize) -> Fitted:
 def restore(labels: NDArray[np.uint8], fitted: Fitted, size: tuple[int, int]) -> Rows:
     """Cut the photo's part out of a label map and resize it to the photo's `size` (W, H)."""
     h, w = fitted.valid
-    labels = labels[:h, :w]
-    if (w, h) == size:
-        return Rows.of(labels)
-    used, counts = np.unique(_nearest(h, size[1]), return_counts=True)
-    rows = Rows.of(labels[used], counts)
-    return replace(rows, different=rows.different.take(_nearest(w, size[0]), axis=1))
+    return enlarged(labels[:h, :w], spread(fitted, size))
+
+
+def spread(fitted: Fitted, size: tuple[int, int]) -> Spread:
+    """Return how many pixels of a photo of `size` (W, H) each row and column of its part gets.
+
+    A pixel takes the label that is nearest to its centre. The photo was never enlarged, so that
+    each label gets at least one pixel.
+    """
+    h, w = fitted.valid
+    rows, columns = _nearest(h, size[1]), _nearest(w, size[0])
+    return Spread(np.bincount(rows, minlength=h), np.bincount(columns, minlength=w))
+
+
+def enlarged(values: NDArray[np.uint8], spread: Spread) -> Rows:
+    """Repeat the rows and columns of a map (R, C) as `spread` says."""
+    rows = Rows.of(values, spread.heights)
+    if (spread.widths == 1).all():
+        return rows
+    return replace(rows, different=rows.different.repeat(spread.widths, axis=1))
 
 
 def _nearest(have: int, want: int) -> NDArray[np.intp]:
@@ -356,12 +371,9 @@ def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
     return out.getvalue()
 
 
-def npz(labels: NDArray[np.uint8], confidence: NDArray[np.uint8] | None = None) -> bytes:
-    """Save the arrays as `labels` and, if present, `confidence` in a compressed .npz file."""
+def npz(arrays: dict[str, NDArray[Any]]) -> bytes:
+    """Save arrays by name in a compressed .npz file."""
     out = io.BytesIO()
-    arrays = {"labels": labels}
-    if confidence is not None:
-        arrays["confidence"] = confidence
     np.savez_compressed(out, **arrays)  # type: ignore[arg-type] # NumPy's stub misreads **
     return out.getvalue()
 
@@ -404,6 +416,13 @@ def rle(labels: NDArray[np.uint8], label: int) -> dict[str, Any]:
     """
     runs = coco.encode(np.asfortranarray(labels == label))
     return {"size": [int(side) for side in runs["size"]], "counts": runs["counts"].decode("ascii")}
+
+
+def compressed(run_lengths: list[int], size: tuple[int, int]) -> dict[str, Any]:
+    """Compress COCO's run lengths of a mask of `size` (W, H), as `rle` gives them."""
+    sides = [size[1], size[0]]
+    runs = coco.frPyObjects({"size": sides, "counts": run_lengths}, *sides)
+    return {"size": sides, "counts": runs["counts"].decode("ascii")}
 
 
 def archive(files: dict[str, bytes]) -> bytes:

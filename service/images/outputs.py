@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
-from service.errors import InvalidRequest
-from service.images import imaging, outlines
+from postprocess import outlines
+from postprocess.errors import TooComplex
+from postprocess.grid import Grid, least_for, sets, top
+from postprocess.instances import Instances
+from postprocess.refine import Refinement
+from postprocess.runs import Spread
+from postprocess.simplify import simplified
+from postprocess.smooth import smooth_labels
+from service.errors import ImageTooLarge, InvalidRequest
+from service.images import imaging
 from service.images.imaging import DecodedPhoto
 from service.images.png import Rows
 from service.images.selection import Selection
-from service.inference.contract import Contract
+from service.inference.contract import Contract, Extras
 
 # Outputs by name: media type, and file name in a ZIP.
 OUTPUTS = {
@@ -26,11 +38,14 @@ OUTPUTS = {
     "polygons": ("application/geo+json", "polygons.json"),
     "npz": ("application/octet-stream", "labels.npz"),
     "confidence": ("image/png", "confidence.png"),
+    "probabilities": ("application/octet-stream", "probabilities.npz"),
 }
 INCLUDABLE = ("mask", "color", "overlay", "confidence")
+UNCALIBRATED = "this model has not been calibrated; use `python -m export.calibrate`"
 PNG_OVERLAY = ("image/png", "overlay.png")
 ZIP = "application/zip"
 NEEDS_PHOTO = {"overlay"}  # needs the photo at full resolution
+NEEDS_PROBABILITIES = {"probabilities"}
 # Outputs that contain the confidence; it is not computed for the others.
 HAS_CONFIDENCE = {"confidence", "json", "npz", "polygons", "rle"}
 
@@ -49,6 +64,12 @@ class Wish:
     overlay_format: OverlayFormat = "jpeg"
     mask_format: MaskFormat = "palette"
     include: tuple[str, ...] = ()  # images to include in the JSON, as base64
+    refinement: Refinement = field(default_factory=Refinement)
+    instances: bool = False
+    simplify: float = 0.0  # tolerance in pixels of the polygons
+    smooth: bool = False  # labels along the edges of the photo, at its own size
+    top: int = 0  # give the probabilities of so many classes; 0: of all
+    coverage: float | None = None
 
     @property
     def all_outputs(self) -> set[str]:
@@ -64,17 +85,49 @@ class Wish:
 
 @dataclass(frozen=True)
 class Result:
-    """The labels of a photo, at the photo's own size."""
+    """The labels of a photo: those of the model, and how to enlarge them to the photo's size."""
 
     photo: DecodedPhoto
-    labels: Rows  # of (H, W)
-    confidence: Rows | None  # of (H, W)
+    cells: NDArray[np.uint8]  # (R, C) class ids, 255 for none
+    sure: NDArray[np.uint8] | None  # (R, C) confidence
+    spread: Spread
     contract: Contract
+    grid: Grid | None = None
+
+    @cached_property
+    def labels(self) -> Rows:
+        """The labels at the photo's own size (H, W)."""
+        return imaging.enlarged(self.cells, self.spread)
+
+    @cached_property
+    def confidence(self) -> Rows | None:
+        """The confidence at the photo's own size (H, W)."""
+        return None if self.sure is None else imaging.enlarged(self.sure, self.spread)
 
 
-def wants_confidence(wish: Wish, contract: Contract) -> bool:
-    """Compute the confidence only if an output contains it and the model has it."""
-    return contract.confidence and not HAS_CONFIDENCE.isdisjoint(wish.all_outputs)
+def extras(wish: Wish, contract: Contract) -> Extras:
+    """Return what to compute besides the labels: what an output or an option needs."""
+    if needs_probabilities(wish):
+        return "probabilities"
+    needed = not HAS_CONFIDENCE.isdisjoint(wish.all_outputs) or wish.refinement.needs_confidence
+    return "confidence" if contract.confidence and needed else "labels"
+
+
+def needs_probabilities(wish: Wish) -> bool:
+    """Return whether an output or an option needs the probabilities of all classes."""
+    return bool(_in_need(wish))
+
+
+def _in_need(wish: Wish) -> str:
+    """Name what needs the probabilities, as in the query; empty if nothing does."""
+    named = ", ".join(sorted(NEEDS_PROBABILITIES & wish.all_outputs))
+    return f"output={named}" if named else "smooth=true" if wish.smooth else ""
+
+
+def check_fit(wish: Wish, *, windows: bool) -> None:
+    """Raise InvalidRequest if photos may be cut into windows and an output cannot join them."""
+    if windows and needs_probabilities(wish):
+        raise InvalidRequest(f"{_in_need(wish)} is of the whole photo: use fit=resize")
 
 
 def parse_outputs(text: str, what: str, valid: Iterable[str]) -> tuple[str, ...]:
@@ -96,6 +149,33 @@ def check(wish: Wish, contract: Contract) -> None:
         raise InvalidRequest(
             "output=confidence: this model has no confidence; export it with --confidence"
         )
+    if needs_probabilities(wish) and contract.probability_grid is None:
+        raise InvalidRequest(
+            f"{_in_need(wish)}: this model has no probabilities; export it with --probabilities"
+        )
+    if "probabilities" not in wish.outputs and (wish.top or wish.coverage is not None):
+        raise InvalidRequest("top and coverage need output=probabilities, which they change")
+    if wish.coverage is not None:
+        _least(wish.coverage, contract)
+    if wish.refinement.needs_confidence and not contract.confidence:
+        raise InvalidRequest(
+            "min_confidence: this model has no confidence; export it with --confidence"
+        )
+
+
+def _least(coverage: float, contract: Contract) -> int:
+    """Return the threshold of the sets; raises InvalidRequest if the model has none."""
+    calibration = contract.calibration
+    if calibration is None or calibration.missed is None:
+        raise InvalidRequest(f"coverage={coverage}: {UNCALIBRATED}")
+    least = least_for(coverage, calibration.missed, calibration.images)
+    if least is None:
+        most = calibration.images / (calibration.images + 1)
+        raise InvalidRequest(
+            f"coverage={coverage}: this model was calibrated on {calibration.images} photos, which "
+            f"are enough for at most {most:.3f}"
+        )
+    return least
 
 
 def encode(result: Result, wish: Wish) -> tuple[bytes, str]:
@@ -108,8 +188,40 @@ def encode(result: Result, wish: Wish) -> tuple[bytes, str]:
 
 
 def encode_each(result: Result, wish: Wish) -> dict[str, bytes]:
-    """Encode all requested outputs, by name."""
+    """Encode all requested outputs, by name; raises ImageTooLarge."""
+    result = refined(result, wish)
     return {name: _encode_one(name, result, wish) for name in wish.outputs}
+
+
+def refined(result: Result, wish: Wish) -> Result:
+    """Refine the labels as requested; raises ImageTooLarge."""
+    if wish.smooth and result.grid is not None:
+        result = _smoothed(result, result.grid)
+    with _limited("leave out min_area and fill_holes, use fit=resize, or send a smaller image"):
+        background = result.contract.background
+        cells = wish.refinement.apply(result.cells, result.sure, background, result.spread)
+    return result if cells is result.cells else replace(result, cells=cells)
+
+
+def _smoothed(result: Result, grid: Grid) -> Result:
+    """Return the result with labels along the edges of the photo."""
+    image = result.photo.image
+    height, width = result.cells.shape
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
+    classes = np.flatnonzero(np.bincount(result.cells.ravel(), minlength=256)).tolist()
+    labels = smooth_labels(grid, classes, np.asarray(image), result.photo.size)
+    sure = None if result.confidence is None else result.confidence.image
+    return replace(result, cells=labels, sure=sure, spread=Spread.none(labels.shape))
+
+
+@contextmanager
+def _limited(cure: str) -> Iterator[None]:
+    """Answer TooComplex with ImageTooLarge, and say what to do."""
+    try:
+        yield
+    except TooComplex as error:
+        raise ImageTooLarge(f"{error}: {cure}") from None
 
 
 def _encode_one(name: str, result: Result, wish: Wish) -> bytes:
@@ -122,6 +234,7 @@ def _encode_one(name: str, result: Result, wish: Wish) -> bytes:
         "polygons": _polygons,
         "npz": _npz,
         "confidence": _confidence,
+        "probabilities": _probabilities,
     }
     return encoders[name](result, wish)
 
@@ -155,9 +268,34 @@ def _confidence(result: Result, _: Wish) -> bytes:
     return imaging.grey_png(result.confidence)
 
 
+def _probabilities(result: Result, wish: Wish) -> bytes:
+    grid = result.grid
+    if grid is None:  # `check` refuses such requests
+        raise InvalidRequest("output=probabilities: this model has no probabilities")
+    arrays: dict[str, NDArray[Any]] = {
+        "transform": grid.transform,
+        "classes": np.array(result.contract.classes),
+    }
+    if wish.top:
+        classes, values = top(grid.values, wish.top)
+        arrays |= {"top_classes": classes, "top_probabilities": values}
+    else:
+        arrays["probabilities"] = grid.values
+    if wish.coverage is not None:
+        arrays["sets"] = sets(grid.values, _least(wish.coverage, result.contract))
+    return imaging.npz(arrays)
+
+
 def _npz(result: Result, wish: Wish) -> bytes:
-    confidence = None if result.confidence is None else result.confidence.image
-    return imaging.npz(_selected(result, wish).image, confidence)
+    arrays: dict[str, NDArray[Any]] = {"labels": _selected(result, wish).image}
+    if result.confidence is not None:
+        arrays["confidence"] = result.confidence.image
+    if wish.instances:
+        numbers = _instances(result, wish).map().astype(np.uint16)  # below MAX_INSTANCES
+        arrays["instances"] = numbers.repeat(result.spread.heights, axis=0).repeat(
+            result.spread.widths, axis=1
+        )
+    return imaging.npz(arrays)
 
 
 def _found(result: Result, wish: Wish) -> list[dict[str, Any]]:
@@ -169,8 +307,46 @@ def _found(result: Result, wish: Wish) -> list[dict[str, Any]]:
     )
 
 
+def _instances(result: Result, wish: Wish) -> Instances:
+    """Find the instances of the selected classes; of the background only if it is named."""
+    ids = wish.selection.ids
+    if not wish.selection.named:
+        ids -= {result.contract.background}
+    with _limited("set min_area, request fewer classes, or send a smaller image"):
+        return Instances.of(result.cells, ids, result.spread)
+
+
+def _entries(result: Result, instances: Instances) -> list[dict[str, Any]]:
+    """Return the entry of every instance in the JSON."""
+    regions, total = instances.regions, result.photo.size[0] * result.photo.size[1]
+    entries = [
+        {
+            "id": number,
+            "class_id": label,
+            "name": result.contract.classes[label],
+            "pixels": pixels,
+            "fraction": round(pixels / total, 6),
+            "box": box,
+        }
+        for number, label, pixels, box in zip(
+            range(1, len(instances.chosen) + 1),
+            regions.labels[instances.chosen].tolist(),
+            regions.areas[instances.chosen].tolist(),
+            regions.boxes[instances.chosen].tolist(),
+            strict=True,
+        )
+    ]
+    if result.sure is not None:
+        means = instances.mean_confidence(result.sure).tolist()
+        for entry, mean in zip(entries, means, strict=True):
+            entry["confidence"] = round(mean / 255, 4)
+    return entries
+
+
 def _json(result: Result, wish: Wish) -> bytes:
     answer: dict[str, Any] = {**_size(result), "classes": _found(result, wish)}
+    if wish.instances:
+        answer["instances"] = _entries(result, _instances(result, wish))
     for name in wish.include:
         body = _encode_one(name, result, wish)
         answer[name] = {"media_type": wish.kind(name)[0], "base64": imaging.as_text(body)}
@@ -178,40 +354,84 @@ def _json(result: Result, wish: Wish) -> bytes:
 
 
 def _rle(result: Result, wish: Wish) -> bytes:
-    present = _found(result, wish)
+    answer: dict[str, Any] = {**_size(result), "classes": _found(result, wish)}
     by_column = np.asfortranarray(result.labels.image)
-    for entry in present:
+    for entry in answer["classes"]:
         entry["segmentation"] = imaging.rle(by_column, entry["id"])
-    return json.dumps({**_size(result), "classes": present}).encode()
+    if wish.instances:
+        instances = _instances(result, wish)
+        answer["instances"] = _entries(result, instances)
+        for entry, runs in zip(answer["instances"], instances.run_lengths(), strict=True):
+            entry["segmentation"] = imaging.compressed(runs, result.photo.size)
+    return json.dumps(answer).encode()
 
 
 def _polygons(result: Result, wish: Wish) -> bytes:
-    features, left = [], outlines.MAX_CORNERS
-    for entry in _found(result, wish):
-        shapes = _shapes(result, entry, left)
-        left -= outlines.count_corners(shapes)
-        features.append(_feature(result, entry, shapes))
+    with _limited(
+        "use output=mask or output=rle, request fewer classes, set min_area, "
+        "or send a smaller image"
+    ):
+        exact = _exact(result, wish)
+        shapes = _shapes(result, wish, exact)
+    make = _features_of_instances if wish.instances else _features_of_classes
+    features = make(result, wish, exact, shapes)
     collection = {"type": "FeatureCollection", **_size(result), "features": features}
     return json.dumps(collection, separators=(",", ":")).encode()
 
 
-def _shapes(result: Result, entry: dict[str, Any], max_corners: int) -> list[outlines.Polygon]:
-    """Return the polygons of a class; only its bounding box is traced."""
-    x0, y0, x1, y1 = entry["box"]
-    mask = result.labels.image[y0:y1, x0:x1] == entry["id"]
-    shapes = outlines.polygons(mask, max_corners)
-    return [[[(x + x0, y + y0) for x, y in ring] for ring in rings] for rings in shapes]
+Shapes = dict[int, list[outlines.Polygon]]  # by class
+
+
+def _exact(result: Result, wish: Wish) -> Shapes:
+    """Return the polygons of the selected classes in cells; of all labels to simplify them."""
+    present = map(int, np.flatnonzero(np.bincount(result.cells.ravel(), minlength=256)))
+    shapes, left = {}, outlines.MAX_CORNERS
+    for label in present:
+        if label in wish.selection.ids or wish.simplify:
+            shapes[label] = outlines.of_class(result.cells, label, left)
+            left -= outlines.count_corners(shapes[label])
+    return shapes
+
+
+def _shapes(result: Result, wish: Wish, exact: Shapes) -> Shapes:
+    """Return the polygons in pixels, simplified if requested."""
+    if wish.simplify:
+        return simplified(exact, result.cells, wish.simplify, result.spread)
+    return {label: outlines.placed(each, result.spread) for label, each in exact.items()}
+
+
+def _features_of_classes(
+    result: Result, wish: Wish, _: Shapes, shapes: Shapes
+) -> list[dict[str, Any]]:
+    return [
+        _feature(result, entry, entry["id"], shapes[entry["id"]]) for entry in _found(result, wish)
+    ]
+
+
+def _features_of_instances(
+    result: Result, wish: Wish, exact: Shapes, shapes: Shapes
+) -> list[dict[str, Any]]:
+    instances = _instances(result, wish)
+    by_number: dict[int, list[outlines.Polygon]] = {}
+    for label, polygons in exact.items():
+        numbers = instances.numbers_of(polygons)
+        for number, polygon in zip(numbers, shapes[label], strict=True):
+            by_number.setdefault(number, []).append(polygon)
+    return [
+        _feature(result, entry, entry["class_id"], by_number[entry["id"]])
+        for entry in _entries(result, instances)
+    ]
 
 
 def _feature(
-    result: Result, entry: dict[str, Any], shapes: list[outlines.Polygon]
+    result: Result, entry: dict[str, Any], label: int, shapes: Collection[outlines.Polygon]
 ) -> dict[str, Any]:
-    """Return a class as a GeoJSON MultiPolygon."""
+    """Return a class or an instance as a GeoJSON MultiPolygon."""
     return {
         "type": "Feature",
         "id": entry["id"],
         "bbox": entry["box"],
-        "properties": {**entry, "color": result.contract.palette[entry["id"]]},
+        "properties": {**entry, "color": result.contract.palette[label]},
         "geometry": {"type": "MultiPolygon", "coordinates": shapes},
     }
 

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from postprocess.sureness import VOID
 from service.errors import InvalidRequest
 from service.inference.contract import Contract
-
-VOID = 255  # replaces other classes if the model has no background class
 
 
 @dataclass(frozen=True)
@@ -18,30 +17,34 @@ class Selection:
     """The selected ids, and the id that replaces all others."""
 
     ids: frozenset[int]
-    other: int
+    other: int  # void if the model has no class `background`
+    classes: int  # of the model; higher labels are void
+    named: bool = False  # whether the client has named classes
 
     def apply(self, labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Replace all other classes in a label map; return it unchanged if it has none."""
-        if self.ids.issuperset(range(int(labels.max()) + 1)):
+        if not self.named:
             return labels
         table = np.full(256, self.other, np.uint8)
         kept = sorted(self.ids)
         table[kept] = kept
+        table[self.classes :] = VOID
         return table[labels]
 
 
 def select(text: str | None, contract: Contract) -> Selection:
     """Parse comma-separated names or ids; None selects all. Raises InvalidRequest."""
     other = VOID if contract.background is None else contract.background
+    count = len(contract.classes)
     if text is None:
-        return Selection(frozenset(range(len(contract.classes))), other)
+        return Selection(frozenset(range(count)), other, count)
     names = {name.lower(): index for index, name in enumerate(contract.classes)}
     wanted = [part.strip().lower() for part in text.split(",") if part.strip()]
     ids = frozenset(_id(part, names) for part in wanted)
     if not ids or -1 in ids:
         listed = ", ".join(f"{index} {name}" for index, name in enumerate(contract.classes))
         raise InvalidRequest(f"classes={text!r}: choose names or ids of {listed}")
-    return Selection(ids, other)
+    return Selection(ids, other, count, named=True)
 
 
 def _id(part: str, names: dict[str, int]) -> int:

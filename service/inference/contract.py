@@ -17,11 +17,20 @@ from service.pydantic_errors import mistakes
 VERSION: Literal[1] = 1
 METADATA_KEY = "deeplab.contract"
 INPUT = "image"  # uint8 (N, H, W, 3), RGB
-LABELS = "labels"  # uint8 (N, H, W), class ids
-CONFIDENCE = "confidence"  # uint8 (N, H, W), probability of the label times 255
+LABELS: Literal["labels"] = "labels"  # uint8 (N, H, W), class ids
+CONFIDENCE: Literal["confidence"] = (
+    "confidence"  # uint8 (N, H, W), probability of the label times 255
+)
 # bool (), optional: pass false to skip computing the confidence, which then has no images; in
 # older files it is zeros.
 WITH_CONFIDENCE = "with_confidence"
+# uint8 (N, K, h, w), probabilities of all classes times 255 at the network's own resolution.
+PROBABILITIES: Literal["probabilities"] = "probabilities"
+WITH_PROBABILITIES = "with_probabilities"  # the same for these
+OPTIONAL = {CONFIDENCE: WITH_CONFIDENCE, PROBABILITIES: WITH_PROBABILITIES}
+
+# What to give besides the labels; each has those before it, as far as the model has them.
+Extras = Literal["labels", "confidence", "probabilities"]
 
 Byte = Annotated[int, Field(ge=0, le=255)]
 Color = tuple[Byte, Byte, Byte]
@@ -67,6 +76,21 @@ class Parity(BaseModel):
     miou_images: int | None = None
 
 
+class Calibration(BaseModel):
+    """What `python -m export.calibrate` measured on photos with true masks."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dataset: str
+    split: str
+    images: Positive
+    # By class: the confidence that gives the best F1 of the class's pixels.
+    best_f1: tuple[Annotated[float, Field(ge=0, le=1)], ...]
+    # Entry t, 0 to 255: the mean share of a photo's pixels whose true class has a probability
+    # (times 255) below t. Never falls.
+    missed: Annotated[tuple[float, ...], Field(min_length=256, max_length=256)] | None = None
+
+
 class Contract(BaseModel):
     """The metadata of an exported model."""
 
@@ -83,6 +107,10 @@ class Contract(BaseModel):
     flip: bool = False
     precision: Literal["fp32", "fp16", "int8"] = "fp32"
     confidence: bool = False
+    # Where the probabilities lie, if the file has them. corners: the first and last pixels of the
+    # input have one; centres: each is in the middle of a block of pixels.
+    probability_grid: Literal["corners", "centres"] | None = None
+    calibration: Calibration | None = None
     checkpoint_sha256: str
     graph_sha256: str | None = None  # of the file without its metadata; None in older files
     contract_sha256: str | None = None  # of this contract without this field; likewise
@@ -95,10 +123,28 @@ class Contract(BaseModel):
         return self.classes.index("background") if "background" in self.classes else None
 
     @model_validator(mode="after")
+    def _one_threshold_per_class(self) -> Contract:
+        if self.calibration and len(self.calibration.best_f1) != len(self.classes):
+            raise ValueError(
+                f"{len(self.classes)} classes but {len(self.calibration.best_f1)} thresholds"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _one_colour_per_class(self) -> Contract:
         if len(self.palette) != len(self.classes):
             raise ValueError(f"{len(self.classes)} classes but {len(self.palette)} colours")
         return self
+
+
+def choices(contract: Contract) -> list[tuple[str, ...]]:
+    """The combinations of outputs that are asked for: each with the ones before it."""
+    found: list[tuple[str, ...]] = [(LABELS,)]
+    if contract.confidence:
+        found.append((*found[-1], CONFIDENCE))
+    if contract.probability_grid:
+        found.append((*found[-1], PROBABILITIES))
+    return found
 
 
 def parse(metadata: dict[str, str]) -> Contract:

@@ -23,9 +23,12 @@ from service.inference.contract import (
     CONFIDENCE,
     INPUT,
     LABELS,
-    WITH_CONFIDENCE,
+    OPTIONAL,
+    PROBABILITIES,
     Contract,
     ContractError,
+    Extras,
+    choices,
     parse,
 )
 from service.inference.cuda import (
@@ -74,9 +77,10 @@ class Prediction:
 
     labels: NDArray[np.uint8]  # (H, W) class ids
     confidence: NDArray[np.uint8] | None = None  # (H, W) probability of the label times 255
+    probabilities: NDArray[np.uint8] | None = None  # (K, h, w) of all classes times 255
 
 
-Predict = Callable[..., list[Prediction]]  # of images (N, H, W, 3), and whether with confidence
+Predict = Callable[..., list[Prediction]]  # of images (N, H, W, 3), and Extras
 
 
 class Engine:
@@ -96,7 +100,7 @@ class Engine:
         data = _read(path)  # read once: the digest must match the loaded model
         self.digest = _digest(data)
         self._gpu = options.gpu
-        self._chooses = False  # whether the file has the input `with_confidence`
+        self._flags: set[str] = set()  # inputs that say which optional outputs to compute
         self.provider: str
         self.execution_precision: str  # what it really computes in
         self._session: Any
@@ -121,14 +125,13 @@ class Engine:
         self.contract = _contract(path, self._session.get_modelmeta().custom_metadata_map)
         self.execution_precision = self.contract.precision
         # Older files always compute the confidence.
-        optional = {each.name for each in self._session.get_overridable_initializers()}
-        self._chooses = WITH_CONFIDENCE in optional
+        self._flags = {each.name for each in self._session.get_overridable_initializers()}
         _check_unaltered(path, data, self.contract)
         self._check_outputs(path)
 
     def _check_outputs(self, path: Path) -> None:
         found = [output.name for output in self._session.get_outputs()]
-        if missing := set(self.outputs) - set(found):
+        if missing := set(choices(self.contract)[-1]) - set(found):
             raise StartupError(
                 f"{path} has no output {sorted(missing)}, only {found}; export again"
             )
@@ -156,12 +159,12 @@ class Engine:
         """(N, H, W, 3) uint8 -> (N, H, W) uint8 class ids."""
         return self._run(self._lanes[0], images, [LABELS])[0]
 
-    def predict(self, images: NDArray[np.uint8], confidence: bool = False) -> list[Prediction]:
-        """(N, H, W, 3) uint8 -> the labels of each image.
+    def predict(self, images: NDArray[np.uint8], extras: Extras = "labels") -> list[Prediction]:
+        """(N, H, W, 3) uint8 -> the labels of each image, and what else is asked for.
 
-        With `confidence` also their confidence, which takes time, if the model has it.
+        Confidence and probabilities take time, and are None if the model has none.
         """
-        return self._predict_in(0, images, confidence)
+        return self._predict_in(0, images, extras)
 
     @property
     def runs(self) -> list[Predict]:
@@ -169,29 +172,38 @@ class Engine:
         return [self.predict, *(partial(self._predict_in, n) for n in range(1, self.lanes))]
 
     def _predict_in(
-        self, lane: int, images: NDArray[np.uint8], confidence: bool = False
+        self, lane: int, images: NDArray[np.uint8], extras: Extras = "labels"
     ) -> list[Prediction]:
         # By number: references to `runs` must not keep the sessions alive.
-        return self._predict_with(self._lanes[lane], images, confidence)
+        return self._predict_with(self._lanes[lane], images, extras)
 
     def predict_alone(
-        self, images: NDArray[np.uint8], confidence: bool = False
+        self, images: NDArray[np.uint8], extras: Extras = "labels"
     ) -> list[Prediction]:
         """Like `predict`, with the threads of all lanes; call it from one thread at a time."""
-        return self._predict_with(self._session, images, confidence)
+        return self._predict_with(self._session, images, extras)
 
     def _predict_with(
-        self, session: ort.InferenceSession | Lane, images: NDArray[np.uint8], confidence: bool
+        self, session: ort.InferenceSession | Lane, images: NDArray[np.uint8], extras: Extras
     ) -> list[Prediction]:
-        if not (confidence and self.contract.confidence):
-            (labels,) = self._run(session, images, [LABELS])
-            return [Prediction(each) for each in labels]
-        found = self._run(session, images, [LABELS, CONFIDENCE])
-        return [Prediction(*each) for each in zip(*found, strict=True)]
+        names = self._choice(extras)
+        found = dict(zip(names, self._run(session, images, list(names)), strict=True))
+        return [
+            Prediction(**{name: values[index] for name, values in found.items()})
+            for index in range(len(images))
+        ]
+
+    def _choice(self, extras: Extras) -> tuple[str, ...]:
+        """The names of the outputs to compute."""
+        if extras == LABELS:
+            return (LABELS,)
+        found = choices(self.contract)
+        asked = [names for names in found if extras == PROBABILITIES or PROBABILITIES not in names]
+        return asked[-1]
 
     @property
     def outputs(self) -> list[str]:
-        """The names of the graph's outputs, each (N, H, W) uint8."""
+        """The names of the graph's outputs of a photo's size, each (N, H, W) uint8."""
         return [LABELS, CONFIDENCE] if self.contract.confidence else [LABELS]
 
     def _run(
@@ -199,7 +211,9 @@ class Engine:
     ) -> list[NDArray[np.uint8]]:
         if isinstance(session, Lane):
             return session.run(outputs, images)
-        wanted = {WITH_CONFIDENCE: _FLAGS[CONFIDENCE in outputs]} if self._chooses else {}
+        wanted = {
+            flag: _FLAGS[name in outputs] for name, flag in OPTIONAL.items() if flag in self._flags
+        }
         if self.provider == CPU:
             return session.run(outputs, {INPUT: images, **wanted})  # type: ignore[no-any-return]
         # One copy to the GPU, and one copy back for each output.
@@ -223,7 +237,7 @@ class Engine:
         self._lanes = []
 
     def warm_up(self, max_batch: int) -> None:
-        """Run every batch size once, with and without confidence.
+        """Run every batch size once, with and without what else the model gives.
 
         Requests then do not wait for memory allocation and algorithm search. Lanes run at
         the same time, as they do in service: one session that they share allocates for all.
@@ -231,16 +245,26 @@ class Engine:
         height, width = self.input_size
         for batch in range(1, max_batch + 1):
             images = np.zeros((batch, height, width, 3), np.uint8)
-            for confidence in (False, True) if self.contract.confidence else (False,):
-                self._run_all_lanes(images, confidence)
+            for extras in self._levels:
+                self._run_all_lanes(images, extras)
                 if self.lanes > 1:
-                    self.predict_alone(images, confidence)
+                    self.predict_alone(images, extras)
 
-    def _run_all_lanes(self, images: NDArray[np.uint8], confidence: bool) -> None:
+    @property
+    def _levels(self) -> list[Extras]:
+        """What may be asked for besides the labels, from the least on."""
+        levels: list[Extras] = [LABELS]
+        if self.contract.confidence:
+            levels.append(CONFIDENCE)
+        if self.contract.probability_grid:
+            levels.append(PROBABILITIES)
+        return levels
+
+    def _run_all_lanes(self, images: NDArray[np.uint8], extras: Extras) -> None:
         first, *others = self.runs
         with ThreadPoolExecutor(max(1, len(others))) as pool:
-            running = [pool.submit(run, images, confidence) for run in others]
-            first(images, confidence)
+            running = [pool.submit(run, images, extras) for run in others]
+            first(images, extras)
             for each in running:
                 each.result()
 
@@ -309,8 +333,9 @@ def _session(path: Path, data: bytes, options: EngineOptions) -> ort.InferenceSe
         raise StartupError(f"--precision bf16 needs OpenVINO: {openvino_cpu.problem()}")
     wanted = _providers(path, data, options)
     if options.device == "tensorrt":
-        # An input that sizes others would need a profile; a GPU has the confidence for nothing.
-        data = without_input(data, WITH_CONFIDENCE)
+        # An input that sizes others would need a profile; a GPU has these outputs for nothing.
+        for flag in OPTIONAL.values():
+            data = without_input(data, flag)
     session = _load(path, data, wanted, options.threads)
     if session.get_providers()[0] != _name(wanted[0]):
         reason = cuda_problem() or f"the session was created without {_name(wanted[0])}"

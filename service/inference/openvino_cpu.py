@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from service.errors import StartupError
 from service.inference import openvino_tail
-from service.inference.contract import CONFIDENCE, INPUT, LABELS, Contract
+from service.inference.contract import INPUT, LABELS, Contract, choices
 
 OPENVINO = "OpenVINO"  # as the name of what runs
 Precision = Literal["auto", "fp32", "bf16"]
@@ -52,7 +52,7 @@ class Lane:
         self._requests = {names: each.create_infer_request() for names, each in compiled.items()}
 
     def run(self, outputs: Sequence[str], images: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
-        """(N, H, W, 3) uint8 -> each of the outputs, (N, H, W) uint8.
+        """(N, H, W, 3) uint8 -> each of the outputs, (N, ...) uint8.
 
         Images go one by one: a CPU is no faster with several, and one size is compiled.
         """
@@ -76,7 +76,7 @@ class OpenVino:
         self._check_precision(options.precision)
         if options.cache is not None:
             self._core.set_property({"CACHE_DIR": str(options.cache)})
-        self._choices = [(LABELS,), (LABELS, CONFIDENCE)] if contract.confidence else [(LABELS,)]
+        self._choices = choices(contract)
         self._path, self._data, self._contract, self._options = path, data, contract, options
         alone = self._compiled(1)
         self.alone = Lane(alone)

@@ -19,7 +19,9 @@ from service.inference.contract import (
     INPUT,
     LABELS,
     METADATA_KEY,
+    PROBABILITIES,
     WITH_CONFIDENCE,
+    Calibration,
     Contract,
     InputSize,
     Parity,
@@ -55,11 +57,15 @@ def save(
     *,
     confidence: bool = False,
     on_request: bool = False,
+    probabilities: bool = False,
+    calibration: Calibration | None = None,
     earlier: bool = False,
     brightest: int = 2,
 ) -> Path:
     """Write the tiny model; by default with its contract in the metadata.
 
+    `probabilities`: at the top left of every 4 x 4 pixels give red for `dim`, the rest of 255 for
+    `background`, and nothing for `bright`.
     `confidence`: give the red channel itself as the confidence; `on_request`: as new
     exports do, only if the caller asks for it; `earlier`: as exports of November 2026 did.
     `brightest`: the highest class it gives, to tell two files apart.
@@ -76,7 +82,23 @@ def save(
     if confidence:
         nodes.append(helper.make_node("Identity", ["value"], [CONFIDENCE]))
         results.append(helper.make_tensor_value_info(CONFIDENCE, TensorProto.UINT8, shape))
-    constants = {"red": 0, "step": 85, "low": 0, "high": brightest}
+    if probabilities:
+        nodes += [
+            helper.make_node("Slice", ["wide", "from", "to", "axes", "steps_of"], ["few"]),
+            helper.make_node("Sub", ["all", "few"], ["rest"]),
+            helper.make_node("Sub", ["few", "few"], ["none"]),
+            *(
+                helper.make_node("Unsqueeze", [name, "axis"], [f"{name}_plane"])
+                for name in ("rest", "few", "none")
+            ),
+            helper.make_node(
+                "Concat", ["rest_plane", "few_plane", "none_plane"], ["planes"], axis=1
+            ),
+            helper.make_node("Cast", ["planes"], [PROBABILITIES], to=TensorProto.UINT8),
+        ]
+        coarse: list[str | int | None] = ["batch", 3, SIZE[0] // 4, SIZE[1] // 4]
+        results.append(helper.make_tensor_value_info(PROBABILITIES, TensorProto.UINT8, coarse))
+    constants = {"red": 0, "step": 85, "low": 0, "high": brightest, "all": 255}
     graph = helper.make_graph(
         nodes,
         "threshold",
@@ -85,6 +107,17 @@ def save(
         [
             helper.make_tensor(name, TensorProto.INT32, [], [value])
             for name, value in constants.items()
+        ]
+        + [
+            helper.make_tensor(name, TensorProto.INT64, [len(values)], values)
+            for name, values in (
+                ("from", [0, 0]),
+                ("to", SIZE),
+                ("axes", [1, 2]),
+                ("steps_of", [4, 4]),
+                ("axis", [1]),
+            )
+            if probabilities
         ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
@@ -93,7 +126,12 @@ def save(
     if earlier:
         choose_by_if(model.graph)
     onnx.checker.check_model(model, full_check=True)
-    default = {METADATA_KEY: contract(confidence=confidence).model_dump_json()}
+    described = contract(
+        confidence=confidence,
+        probability_grid="centres" if probabilities else None,
+        calibration=calibration,
+    )
+    default = {METADATA_KEY: described.model_dump_json()}
     helper.set_model_props(model, default if metadata is None else metadata)
     onnx.save(model, path)
     return path

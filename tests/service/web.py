@@ -19,6 +19,7 @@ from starlette.types import Message
 
 from service.http.app import create_app
 from service.inference import models
+from service.inference.contract import Extras
 from service.inference.engine import Prediction
 from service.inference.models import Models
 from service.settings import Settings
@@ -74,10 +75,10 @@ class Held:
         self.gate.set()  # open for the warm-up
         run = self.models.get(None).engine.predict
 
-        def held(images: NDArray[np.uint8], confidence: bool) -> list[Prediction]:
+        def held(images: NDArray[np.uint8], extras: Extras) -> list[Prediction]:
             self.entered.set()
             assert self.gate.wait(10)
-            return run(images, confidence)
+            return run(images, extras)
 
         self.models.get(None).batcher.sessions[0].run = held
         self.settings = settings

@@ -246,7 +246,7 @@ def test_run_lengths_decode_to_the_mask(seed: int) -> None:
 
 def test_npz_needs_no_pickle() -> None:
     labels = np.arange(6, dtype=np.uint8).reshape(2, 3)
-    with np.load(io.BytesIO(imaging.npz(labels)), allow_pickle=False) as archive:
+    with np.load(io.BytesIO(imaging.npz({"labels": labels})), allow_pickle=False) as archive:
         assert (archive["labels"] == labels).all()
 
 

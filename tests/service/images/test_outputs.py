@@ -13,9 +13,9 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from pycocotools import mask as coco
 
-from service.images import outlines
+from postprocess import outlines
 from service.images.imaging import ORIENTATION
-from service.images.outputs import Wish, wants_confidence
+from service.images.outputs import Wish, extras
 from service.images.selection import select
 from tests.service import onnx_models
 from tests.service.web import opened, photo, png, post, serving
@@ -194,7 +194,7 @@ def test_confidence_is_asked_for_where_it_is_named_and_there(
     """Requests that do not need the confidence share batches, whatever their outputs."""
     contract = onnx_models.contract(confidence=has_it)
     wish = Wish((outputs,), select(None, contract))
-    assert wants_confidence(wish, contract) is asked
+    assert extras(wish, contract) == ("confidence" if asked else "labels")
 
 
 def test_a_model_without_confidence_says_so_before_the_photo_is_read(client: TestClient) -> None:

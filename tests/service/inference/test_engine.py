@@ -62,7 +62,7 @@ def test_confidence_comes_where_it_is_asked_for(
     engine = Engine(path, EngineOptions("cpu", threads=2, lanes=lanes))
     images = np.random.default_rng(0).integers(0, 256, (2, *engine.input_size, 3), np.uint8)
     for predict in (*engine.runs, engine.predict_alone):
-        plain, sure = predict(images), predict(images, True)
+        plain, sure = predict(images), predict(images, "confidence")
         assert [each.confidence for each in plain] == [None, None]
         for image, without, each in zip(images, plain, sure, strict=True):
             assert (each.labels == without.labels).all()
@@ -71,7 +71,7 @@ def test_confidence_comes_where_it_is_asked_for(
 
 def test_a_model_without_confidence_has_none(model: Path) -> None:
     engine = Engine(model, EngineOptions("cpu"))
-    (found,) = engine.predict(np.zeros((1, *engine.input_size, 3), np.uint8), True)
+    (found,) = engine.predict(np.zeros((1, *engine.input_size, 3), np.uint8), "confidence")
     assert found.confidence is None
 
 
@@ -80,9 +80,9 @@ def test_warm_up_runs_with_and_without_confidence(tmp_path: Path) -> None:
     engine = Engine(path, EngineOptions("cpu"))
     asked = []
     run = engine.predict
-    engine.predict = lambda images, confidence=False: (asked.append(confidence), run(images))[1]  # type: ignore[func-returns-value, method-assign]
+    engine.predict = lambda images, extras="labels": (asked.append(extras), run(images))[1]  # type: ignore[func-returns-value, method-assign]
     engine.warm_up(1)
-    assert asked == [False, True]
+    assert asked == ["labels", "confidence"]
 
 
 def test_a_cpu_runs_one_image_at_a_time_unless_told_otherwise(model: Path) -> None:
@@ -96,7 +96,7 @@ def test_warm_up_runs_every_batch_size(model: Path) -> None:
     engine = Engine(model, EngineOptions("cpu"))
     sizes = []
     run = engine.predict
-    engine.predict = lambda images, confidence=False: (sizes.append(len(images)), run(images))[1]  # type: ignore[func-returns-value, method-assign]
+    engine.predict = lambda images, extras="labels": (sizes.append(len(images)), run(images))[1]  # type: ignore[func-returns-value, method-assign]
     engine.warm_up(3)
     assert sizes == [1, 2, 3]
 

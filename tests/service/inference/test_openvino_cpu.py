@@ -63,7 +63,7 @@ def test_every_lane_gives_labels_and_confidence(model: Path, threads: int, lanes
     assert engine.lanes == max(1, threads // 2)
     images = np.random.default_rng(0).integers(0, 256, (3, *engine.input_size, 3), np.uint8)
     for predict in (*engine.runs, engine.predict_alone):
-        for image, found in zip(images, predict(images, True), strict=True):
+        for image, found in zip(images, predict(images, "confidence"), strict=True):
             assert (found.labels == onnx_models.expected(image)).all()
             assert (found.confidence == image[..., 0]).all()
         assert [each.confidence for each in predict(images)] == [None] * 3

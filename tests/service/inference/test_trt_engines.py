@@ -168,7 +168,7 @@ def test_outputs_are_bound_on_the_gpu_of_the_session(gpu: type[Session], model: 
     engine = Engine(model, EngineOptions("cuda", gpu=3))
     images = np.random.default_rng(0).integers(0, 256, (2, *onnx_models.SIZE, 3), np.uint8)
     for confidence, bound in ((False, [LABELS]), (True, [LABELS, CONFIDENCE])):
-        (first, _) = engine.predict(images, confidence)
+        (first, _) = engine.predict(images, CONFIDENCE if confidence else LABELS)
         assert gpu.bound == [(name, "cuda", 3) for name in bound]
         assert gpu.confident is confidence  # the input that spares the work
         assert (first.labels == onnx_models.expected(images[0])).all()

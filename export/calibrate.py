@@ -1,0 +1,241 @@
+"""Calibrate an exported file: `python -m export.calibrate FILE.onnx --data DIR`.
+
+It runs the file on photos with true masks, and writes into its contract
+
+- for each class the confidence that gives the best F1 of its pixels, for `threshold=best`;
+- how often the truth is among the classes above a probability, for `coverage=` (only for files
+  exported with `--probabilities`).
+
+The graph stays as it is. Run it again after every export; take photos that the network was not
+trained on. It also measures both on photos that it has not calibrated on: the even ones are
+calibrated by the odd ones, and the other way round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+from export import writer
+from model import arguments
+from model.data.dataset import DATASETS, Dataset, DatasetError, find, read_pair
+from model.data.guess import choose
+from model.data.survey import expect_classes, survey
+from model.evaluate.evaluation import check_classes
+from postprocess.grid import Grid, least_for
+from service.errors import StartupError
+from service.http.segment import Prepared
+from service.images.imaging import DecodedPhoto, fit
+from service.images.outputs import Result
+from service.inference import cpus
+from service.inference.contract import Calibration, Contract
+from service.inference.digest import contract_digest
+from service.inference.engine import Engine, EngineOptions
+
+LEVELS = 256  # of confidence and probabilities
+COVERAGES = (0.8, 0.9, 0.95, 0.99)  # measured and printed
+
+Counts = NDArray[np.int64]
+Shares = NDArray[np.float64]
+
+
+class CalibrateError(ValueError):
+    """The file cannot be calibrated; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Photo:
+    """What one photo tells, each by confidence or probability, 0 to 255."""
+
+    predicted: Counts  # (K, 256) pixels with this label and confidence
+    right: Counts  # (K, 256) those whose label is true
+    true: Counts  # (K,) pixels of each class
+    missed: Shares | None  # (256,) share of points whose truth has a probability below
+
+
+def observe(result: Result, truth: NDArray[np.uint8]) -> Photo:
+    """Compare the result for a photo with its true mask (H, W); ids >= K are void."""
+    classes = len(result.contract.classes)
+    labels, confidence = result.labels.image, result.confidence
+    assert confidence is not None
+    judged = truth < classes
+    where = labels[judged].astype(np.int64) * LEVELS + confidence.image[judged]
+    right = where[labels[judged] == truth[judged]]
+
+    def counted(places: Counts) -> Counts:
+        return np.bincount(places, minlength=classes * LEVELS).reshape(classes, LEVELS)
+
+    return Photo(
+        counted(where),
+        counted(right),
+        np.bincount(truth[judged], minlength=classes),
+        None if result.grid is None else missed(result.grid, truth),
+    )
+
+
+def missed(grid: Grid, truth: NDArray[np.uint8]) -> Shares | None:
+    """For each threshold the share of a grid's points whose truth is not in the set, (256,)."""
+    classes, rows, columns = grid.values.shape
+    (right, _, x), (_, down, y) = grid.transform
+    height, width = truth.shape
+    at_y = np.clip(y + down * np.arange(rows), 0, height - 1).astype(np.intp)
+    at_x = np.clip(x + right * np.arange(columns), 0, width - 1).astype(np.intp)
+    there = truth[at_y][:, at_x]
+    judged = there < classes
+    if not judged.any():
+        return None
+    known = np.where(judged, there, 0)[None]
+    chance = np.take_along_axis(grid.values, known, axis=0)[0]
+    chance = np.where(chance == grid.values.max(axis=0), LEVELS - 1, chance)  # always in the set
+    below = np.cumsum(np.bincount(chance[judged], minlength=LEVELS)) / judged.sum()
+    return np.concatenate([[0.0], below[:-1]])
+
+
+def best_f1(photos: list[Photo]) -> tuple[list[float], list[float], list[float]]:
+    """For each class the confidence with the best F1, that F1, and the F1 of all its pixels."""
+    predicted = sum((each.predicted for each in photos), np.zeros_like(photos[0].predicted))
+    right = sum((each.right for each in photos), np.zeros_like(photos[0].right))
+    true = sum((each.true for each in photos), np.zeros_like(photos[0].true))
+    kept, hits = (each[:, ::-1].cumsum(axis=1)[:, ::-1] for each in (predicted, right))
+    f1 = 2 * hits / np.maximum(1, kept + true[:, None])
+    best = f1.argmax(axis=1)  # the lowest of equal ones
+    chosen = np.take_along_axis(f1, best[:, None], axis=1)[:, 0]
+    return (best / (LEVELS - 1)).round(4).tolist(), chosen.tolist(), f1[:, 0].tolist()
+
+
+def calibration(photos: list[Photo], dataset: Dataset) -> Calibration:
+    """What the contract holds of some photos."""
+    curves = [each.missed for each in photos if each.missed is not None]
+    mean = np.mean(curves, axis=0).round(6) if curves else None
+    return Calibration(
+        dataset=dataset.name,
+        split=dataset.split,
+        images=len(curves) or len(photos),
+        best_f1=tuple(best_f1(photos)[0]),
+        missed=None if mean is None else tuple(mean.tolist()),
+    )
+
+
+def measured(photos: list[Photo], dataset: Dataset) -> dict[str, Any]:
+    """Coverage and F1 on photos that the thresholds do not come from."""
+    halves = photos[::2], photos[1::2]
+    covered: dict[str, list[float]] = {}
+    gains = []
+    for ours, others in (halves, halves[::-1]):
+        found = calibration(ours, dataset)
+        gains.append(_f1_gain(others, found))
+        for coverage in COVERAGES if found.missed is not None else ():
+            least = least_for(coverage, found.missed or (), found.images)
+            curves = [each.missed for each in others if each.missed is not None]
+            if least is not None and curves:
+                share = 1 - float(np.mean([curve[least] for curve in curves]))
+                covered.setdefault(str(coverage), []).append(share)
+    return {
+        "coverage": {name: round(float(np.mean(found)), 4) for name, found in covered.items()},
+        "mean_f1": round(float(np.mean([before for before, _ in gains])), 4),
+        "mean_f1_at_best": round(float(np.mean([after for _, after in gains])), 4),
+    }
+
+
+def _f1_gain(photos: list[Photo], found: Calibration) -> tuple[float, float]:
+    """The mean F1 over the classes that occur, of all pixels and of those that are sure."""
+    before: list[float] = []
+    after: list[float] = []
+    for label, threshold in enumerate(found.best_f1):
+        true = sum(int(each.true[label]) for each in photos)
+        if not true:
+            continue
+        for values, level in ((before, 0), (after, round(threshold * (LEVELS - 1)))):
+            kept = sum(int(each.predicted[label, level:].sum()) for each in photos)
+            hits = sum(int(each.right[label, level:].sum()) for each in photos)
+            values.append(2 * hits / (kept + true))
+    return float(np.mean(before)), float(np.mean(after))
+
+
+def thinned(dataset: Dataset, count: int) -> Dataset:
+    """So many photos of a data set, at even distances."""
+    step = max(1, len(dataset.pairs) // count)
+    return replace(dataset, pairs=dataset.pairs[::step][:count])
+
+
+def run(engine: Engine, dataset: Dataset) -> list[Photo]:
+    """Observe every photo of a data set, as the service segments it."""
+    contract, found = engine.contract, []
+    for pair in tqdm(dataset.pairs, unit="photo", disable=not sys.stderr.isatty()):
+        photo, truth = read_pair(dataset, pair)
+        image = Image.fromarray(np.asarray(photo))
+        decoded = DecodedPhoto(image, image.size)
+        prepared = Prepared(decoded, fit(decoded, contract.input))
+        predictions = engine.predict(prepared.pixels[0][None], "probabilities")
+        found.append(observe(prepared.result(predictions, contract), truth))
+    return found
+
+
+def write(path: Path, contract: Contract) -> None:
+    """Replace the contract of a file, atomically."""
+    model = onnx.load(path)
+    unsealed = contract.model_copy(update={"contract_sha256": None})
+    digest = contract_digest(unsealed.model_dump_json())
+    writer.write(model, unsealed.model_copy(update={"contract_sha256": digest}), path)
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m export.calibrate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="example: python -m export.calibrate models/light.onnx --data DATA --split val",
+    )
+    p.add_argument("file", type=Path, metavar="FILE.onnx", help="exported file")
+    p.add_argument("--data", type=Path, required=True, help="folder that holds the data set")
+    p.add_argument("--dataset", choices=sorted(DATASETS), help="default: what lies in --data")
+    p.add_argument("--split", default="val", help="part of the data set (default: val)")
+    p.add_argument(
+        "--photos", type=arguments.count, metavar="N", help="only so many, spread evenly"
+    )
+    p.add_argument("--dry-run", action="store_true", help="measure, and leave the file as it is")
+    devices = ("auto", "cpu", "openvino", "cuda")
+    p.add_argument("--device", default="cpu", choices=devices, help="what to run on (default: cpu)")
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    try:
+        engine = Engine(args.file, EngineOptions(args.device, threads=cpus.available()))
+        if not engine.contract.confidence:
+            raise CalibrateError(f"{args.file} has no confidence: export it with --confidence")
+        dataset = find(choose(args.dataset, args.data), args.data, args.split)
+        check_classes(engine.contract.classes, dataset)
+        expect_classes(survey(dataset))
+        if args.photos:
+            dataset = thinned(dataset, args.photos)
+        photos = run(engine, dataset)
+        found = calibration(photos, dataset)
+        if not args.dry_run:
+            write(args.file, engine.contract.model_copy(update={"calibration": found}))
+    except (StartupError, DatasetError, CalibrateError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    names = engine.contract.classes
+    report = {
+        "images": found.images,
+        "best_f1": dict(zip(names, found.best_f1, strict=True)),
+        "on_other_photos": measured(photos, dataset),
+    }
+    print(json.dumps(report, indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

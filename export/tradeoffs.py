@@ -1,0 +1,199 @@
+"""Measure what each option for clean masks gains and costs: `python -m export.tradeoffs FILE.onnx`.
+
+It runs an exported file once on each photo of a data set and applies the service's options to the
+result. It prints two tables in Markdown: mIoU and mIoU within 3 pixels of the borders by option,
+and the processor time that each option adds for a usual photo and for one of 12 megapixels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+from export.calibrate import thinned
+from model import arguments
+from model.data.dataset import DATASETS, Dataset, DatasetError, find, read_pair
+from model.data.guess import choose
+from model.data.survey import expect_classes, survey
+from model.evaluate.evaluation import check_classes
+from model.evaluate.metrics import Confusion
+from model.evaluate.trimap import Trimap
+from service.errors import InvalidRequest, StartupError
+from service.http.query import SegmentQuery
+from service.http.segment import Prepared
+from service.images import outputs
+from service.images.imaging import DecodedPhoto, fit
+from service.images.outputs import NEEDS_PHOTO, Result, Wish
+from service.inference import cpus
+from service.inference.contract import Contract
+from service.inference.engine import Engine, EngineOptions
+from service.settings import SAMPLES
+
+Options = dict[str, str]
+
+BAND = 3  # pixels
+LARGE = (4000, 3000)
+USUAL = (500, 375)
+REPEATS = 5
+LABELS: tuple[Options, ...] = (  # options that change the labels, judged on masks
+    {},
+    {"min_area": "0.05%"},
+    {"min_area": "0.1%"},
+    {"min_area": "0.5%"},
+    {"fill_holes": "1%"},
+    {"min_area": "0.1%", "fill_holes": "1%"},
+    {"min_confidence": "0.4"},
+    {"min_confidence": "0.5"},
+    {"min_confidence": "0.6"},
+    {"threshold": "best"},
+    {"smooth": "true"},
+    {"smooth": "true", "min_area": "0.1%"},
+)
+COSTS: tuple[Options, ...] = (  # options and outputs, measured beside the mask
+    {"output": "mask"},
+    {"output": "mask", "min_area": "0.1%"},
+    {"output": "mask", "fill_holes": "1%"},
+    {"output": "mask", "min_confidence": "0.5"},
+    {"output": "mask", "smooth": "true"},
+    {"output": "json"},
+    {"output": "json", "instances": "true"},
+    {"output": "rle"},
+    {"output": "rle", "instances": "true"},
+    {"output": "polygons"},
+    {"output": "polygons", "min_area": "0.1%"},
+    {"output": "polygons", "min_area": "0.1%", "simplify": "2"},
+    {"output": "polygons", "min_area": "0.1%", "simplify": "2", "instances": "true"},
+    {"output": "probabilities"},
+    {"output": "probabilities", "top": "3"},
+)
+
+
+def wish(options: Options, contract: Contract) -> Wish | None:
+    """What a query asks for; None if the model cannot give it."""
+    asked = {**options, "output": [options.get("output", "mask")]}
+    try:
+        query = SegmentQuery.model_validate(asked)
+        return query.wish(contract, accept="")
+    except InvalidRequest:
+        return None
+
+
+def named(options: Options) -> str:
+    """`min_area=0.1%, fill_holes=1%`."""
+    return ", ".join(f"`{name}={value}`" for name, value in options.items()) or "plain"
+
+
+def result(engine: Engine, photo: Image.Image) -> Result:
+    """Segment a photo with all that the model gives."""
+    decoded = DecodedPhoto(photo, photo.size)
+    prepared = Prepared(decoded, fit(decoded, engine.contract.input))
+    predictions = engine.predict(prepared.pixels[0][None], "probabilities")
+    return prepared.result(predictions, engine.contract)
+
+
+def judged(engine: Engine, dataset: Dataset) -> list[str]:
+    """The rows of the first table."""
+    classes = len(engine.contract.classes)
+    wishes = [(options, wish(options, engine.contract)) for options in LABELS]
+    known = [(options, each) for options, each in wishes if each is not None]
+    metrics = [(Confusion(classes), Trimap(classes, [BAND])) for _ in known]
+    for pair in tqdm(dataset.pairs, unit="photo", disable=not sys.stderr.isatty()):
+        photo, truth = read_pair(dataset, pair)
+        found = result(engine, Image.fromarray(np.asarray(photo)))
+        for (_, each), both in zip(known, metrics, strict=True):
+            labels = with_a_class(outputs.refined(found, each).labels.image, classes)
+            for metric in both:
+                metric.add(truth, labels)
+    return [
+        f"| {named(options)} | {confusion.miou():.4f} | {trimap.miou()[BAND]:.4f} |"
+        for (options, _), (confusion, trimap) in zip(known, metrics, strict=True)
+    ]
+
+
+def with_a_class(labels: NDArray[np.uint8], classes: int) -> NDArray[np.uint8]:
+    """Void pixels as class 0: the measures count them as an error there."""
+    return np.where(labels < classes, labels, 0).astype(np.uint8)
+
+
+def measured(engine: Engine, photo: Path) -> list[str]:
+    """The rows of the second table."""
+    with Image.open(photo) as image:
+        sizes = [image.convert("RGB").resize(size) for size in (USUAL, LARGE)]
+    found = [result(engine, each) for each in sizes]
+    rows = []
+    for options in COSTS:
+        each = wish(options, engine.contract)
+        if each is not None and NEEDS_PHOTO.isdisjoint(each.all_outputs):
+            spent = [_ms(partial(encoded, one, each)) for one in found]
+            rows.append(f"| {named(options)} | {spent[0]:.1f} | {spent[1]:.1f} |")
+    return rows
+
+
+def encoded(found: Result, asked: Wish) -> None:
+    """Refine and encode a result, of which nothing has been computed yet."""
+    outputs.encode_each(fresh(found), asked)
+
+
+def fresh(found: Result) -> Result:
+    """The same result without what has been computed of it."""
+    return Result(found.photo, found.cells, found.sure, found.spread, found.contract, found.grid)
+
+
+def _ms(function: Callable[[], object]) -> float:
+    times = []
+    for _ in range(REPEATS):
+        began = time.process_time()
+        function()
+        times.append(time.process_time() - began)
+    return 1000 * statistics.median(times)
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m export.tradeoffs",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("file", type=Path, metavar="FILE.onnx", help="exported file")
+    p.add_argument("--data", type=Path, help="folder that holds the data set; without: times alone")
+    p.add_argument("--dataset", choices=sorted(DATASETS), help="default: what lies in --data")
+    p.add_argument("--split", default="val", help="part of the data set (default: val)")
+    p.add_argument(
+        "--photos", type=arguments.count, metavar="N", help="only so many, spread evenly"
+    )
+    p.add_argument("--photo", type=Path, default=SAMPLES / "astronaut.jpg", help="for the times")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    try:
+        engine = Engine(args.file, EngineOptions("cpu", threads=cpus.available()))
+        if args.data is not None:
+            dataset = find(choose(args.dataset, args.data), args.data, args.split)
+            check_classes(engine.contract.classes, dataset)
+            expect_classes(survey(dataset))
+            dataset = thinned(dataset, args.photos or len(dataset.pairs))
+            print(f"| {len(dataset.pairs)} photos | mIoU | {BAND} px around borders |")
+            print("|---|---|---|")
+            print("\n".join(judged(engine, dataset)) + "\n")
+        print("| ms of processor time | 500 x 375 | 4000 x 3000 |\n|---|---|---|")
+        print("\n".join(measured(engine, args.photo)))
+    except (StartupError, DatasetError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,69 @@
+"""Leave out pixels whose class is not sure enough."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from postprocess.errors import InvalidOption
+from postprocess.runs import Labels
+
+VOID = 255  # no class
+
+
+def min_confidences(
+    value: float | str | Mapping[str, float], classes: Sequence[str], base: Sequence[float] = ()
+) -> tuple[float, ...]:
+    """Parse `min_confidence` into one threshold per class: 0.6, "0.6" or "cat:0.8,3:0.5".
+
+    Classes that it does not name keep their threshold of `base`, by default 0. In a list,
+    a number without a class is for all classes. Raises InvalidOption.
+    """
+    found = list(base or [0.0] * len(classes))
+    names = {name.lower(): index for index, name in enumerate(classes)}
+    for name, text in _entries(value):
+        number = _number(text)
+        index = names.get(name, int(name) if name.isascii() and name.isdecimal() else -1)
+        if not 0 <= number <= 1 or (name and not 0 <= index < len(classes)):
+            listed = ", ".join(f"{index} {name}" for index, name in enumerate(classes))
+            raise InvalidOption(
+                f"min_confidence={value!r}: give a number from 0 to 1 (0.6), or one for each of "
+                f"some classes (person:0.8,car:0.5); the classes are {listed}"
+            )
+        found = [number if not name or at == index else each for at, each in enumerate(found)]
+    return tuple(found)
+
+
+def _entries(value: float | str | Mapping[str, float]) -> list[tuple[str, float | str]]:
+    """Return pairs of class and threshold; the class of a plain number is empty."""
+    if isinstance(value, Mapping):
+        return [(str(name).strip().lower(), number) for name, number in value.items()]
+    if not isinstance(value, str):
+        return [("", value)]
+    # From the right: names of classes may contain a colon.
+    pairs = [part.rpartition(":") for part in value.split(",") if part.strip()]
+    pairs.sort(key=lambda pair: bool(pair[1]))  # plain numbers first: the classes refine them
+    return [(name.strip().lower() if colon else "", text) for name, colon, text in pairs]
+
+
+def _number(text: float | str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return -1.0
+
+
+def sure_labels(
+    labels: Labels, confidence: Labels, thresholds: Sequence[float], below: int
+) -> Labels:
+    """Replace the labels of unsure pixels by `below`: (R, C) -> (R, C).
+
+    `confidence`: the probability of each label times 255. A pixel keeps its label if that is at
+    least the threshold of its class.
+    """
+    least = np.zeros(256, np.uint8)
+    # Without the margin, 0.6 * 255 would be above 153.
+    least[: len(thresholds)] = np.ceil(np.multiply(thresholds, 255) - 1e-6).clip(0, 255)
+    unsure = confidence < least[labels]
+    return np.where(unsure, np.uint8(below), labels) if unsure.any() else labels

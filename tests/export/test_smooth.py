@@ -1,0 +1,49 @@
+"""Smooth labels: the same from Python and from an exported file in the service."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+
+import model
+from export.tradeoffs import result, wish
+from export.writer import ExportOptions, export
+from model import checkpoint
+from postprocess.errors import InvalidOption
+from service.images import outputs
+from service.inference.engine import Engine, EngineOptions
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("size", [(50, 40), (260, 190)])  # smaller and larger than the model
+def test_smooth_labels_are_the_same_from_python_and_in_the_service(
+    tiny: Path, tmp_path: Path, size: tuple[int, int]
+) -> None:
+    export(tiny, tmp_path / "tiny.onnx", ExportOptions(confidence=True, probabilities=True))
+    engine = Engine(tmp_path / "tiny.onnx", EngineOptions("cpu", threads=1))
+    noise = Image.effect_noise(size, 200).convert("RGB").filter(ImageFilter.GaussianBlur(3))
+    net = checkpoint.load(tiny)
+    for options in (
+        {"smooth": "true"},
+        {"smooth": "true", "min_area": "30", "min_confidence": "0.3"},
+    ):
+        asked = wish(options, engine.contract)
+        assert asked is not None
+        served = outputs.refined(result(engine, noise), asked).labels.image
+        chosen: dict[str, Any] = {**options, "smooth": True}
+        ours = model.predict(net, np.asarray(noise), **chosen)
+        assert served.shape == ours.shape == size[::-1]
+        assert (served == ours).mean() > 0.99
+    assert (ours != model.predict(net, np.asarray(noise))).any()
+
+
+def test_smooth_is_not_for_windows(tiny: Path) -> None:
+    with pytest.raises(InvalidOption, match="smooth"):
+        model.predict(
+            checkpoint.load(tiny), np.zeros((99, 99, 3), np.uint8), smooth=True, whole=True
+        )

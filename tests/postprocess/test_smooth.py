@@ -1,0 +1,83 @@
+"""Edge-aware enlargement against loops, and on a photo whose edge is known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from postprocess.grid import Grid
+from postprocess.smooth import Guide, box_sum, enlarged, smooth_labels
+
+
+def ramp(step: float = 4.0) -> Grid:
+    """Probabilities of two classes that change from left to right."""
+    right = np.linspace(0, 255, 17).round().astype(np.uint8)
+    values = np.stack([255 - right, right])[:, None, :].repeat(12, axis=1)
+    return Grid(np.ascontiguousarray(values), (0.5, 0.5), (step, step))
+
+
+def test_box_sums_count_what_is_inside() -> None:
+    plane = np.random.default_rng(0).random((9, 13)).astype(np.float32)
+    ours = box_sum(plane, 3)
+    padded = np.pad(plane, 3)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (7, 7))
+    assert np.allclose(ours, windows.sum(axis=(2, 3)), atol=1e-4)
+
+
+def test_probabilities_are_interpolated_between_the_points() -> None:
+    """The grid's points lie 4 pixels apart, the first in the middle of the first pixel."""
+    grid = ramp()
+    found = enlarged(grid, 1, (65, 45), (65, 45))
+    x = np.clip(np.arange(65) / 4, 0, 16)
+    expected = np.interp(x, np.arange(17), grid.values[1, 0] / 255)
+    assert np.abs(found - expected).max() < 1e-3
+    half = enlarged(grid, 1, (32, 22), (65, 45))  # the same place in a smaller photo
+    places = (np.arange(32) + 0.5) * 65 / 32
+    assert np.abs(half - np.interp(places - 0.5, np.arange(65), expected)).max() < 0.02
+
+
+def test_a_border_moves_to_the_edge_of_the_photo() -> None:
+    """By the probabilities alone it is at x = 32; the photo's edge is four pixels to the right."""
+    grid = ramp()
+    photo = np.zeros((45, 65, 3), np.uint8)
+    photo[:, 36:] = 230
+    labels = smooth_labels(grid, [0, 1], photo, (65, 45))
+    borders = (labels[:, 1:] != labels[:, :-1]).argmax(axis=1) + 1
+    assert (abs(borders - 36) <= 1).all()
+    flat = smooth_labels(grid, [0, 1], np.full_like(photo, 90), (65, 45))
+    assert (abs((flat[:, 1:] != flat[:, :-1]).argmax(axis=1) + 1 - 33) <= 1).all()
+
+
+def test_a_large_photo_gets_no_stairs() -> None:
+    """A slanted border: repeated labels would leave steps of eight pixels."""
+    y, x = np.mgrid[:30, :40]
+    chance = np.clip(127 + 20 * (x - 0.6 * y - 8), 0, 255).astype(np.uint8)
+    grid = Grid(np.stack([255 - chance, chance]), (16.0, 16.0), (32.0, 32.0))
+    guide = np.full((120, 160, 3), 128, np.uint8)
+    labels = smooth_labels(grid, [0, 1], guide, (1280, 960))
+    borders = np.array([row.argmax() for row in labels[200:600]])
+    assert np.abs(np.diff(borders)).max() <= 2
+    slope = np.polyfit(np.arange(200, 600), borders, 1)[0]
+    assert slope == pytest.approx(0.6, abs=0.05)
+
+
+def test_the_guided_filter_is_the_papers() -> None:
+    """Against the formulas of the paper with scipy's mean, away from the edges."""
+    rng = np.random.default_rng(0)
+    grey, plane = (rng.random((40, 50)).astype(np.float32) for _ in range(2))
+    radius, epsilon = 4, 0.01
+
+    def mean(values: NDArray[Any]) -> NDArray[np.float64]:
+        return np.asarray(ndimage.uniform_filter(values.astype(np.float64), 2 * radius + 1))
+
+    slope = (mean(grey * plane) - mean(grey) * mean(plane)) / (
+        mean(grey * grey) - mean(grey) ** 2 + epsilon
+    )
+    expected = mean(slope) * grey + mean(mean(plane) - slope * mean(grey))
+    ours = Guide(grey, radius, epsilon).sharpened(plane)
+    inner = (slice(9, -9), slice(9, -9))
+    assert np.abs(ours[inner] - expected[inner]).max() < 1e-3
