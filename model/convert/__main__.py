@@ -35,12 +35,24 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     kinds = p.add_subparsers(dest="kind", required=True, metavar="{tf,timm,torchvision}")
-    tf = kinds.add_parser("tf", help="models of tensorflow/models, research/deeplab")
+    tf = kinds.add_parser(
+        "tf",
+        help="models of tensorflow/models, research/deeplab",
+        description="Convert a model of tensorflow/models, research/deeplab.",
+    )
     tf.add_argument(
         "src", type=Path, help="prefix of a checkpoint, .pb, .tflite, or .npz of variables"
     )
-    torchvision = kinds.add_parser("torchvision", help="ResNets and deeplabv3_resnet50/101")
-    timm = kinds.add_parser("timm", help="xception65/71, resnet50/101, tf_efficientnet_lite0/1/2")
+    torchvision = kinds.add_parser(
+        "torchvision",
+        help="ResNets and deeplabv3_resnet50/101",
+        description="Convert a ResNet or deeplabv3_resnet50/101 of torchvision.",
+    )
+    timm = kinds.add_parser(
+        "timm",
+        help="xception65/71, resnet50/101, tf_efficientnet_lite0/1/2",
+        description="Convert xception65/71, resnet50/101 or tf_efficientnet_lite0/1/2 of timm.",
+    )
     for state_dict in (torchvision, timm):
         state_dict.add_argument("src", type=Path, help="state dict: .pth or .safetensors")
     for kind in (tf, torchvision, timm):

@@ -25,6 +25,7 @@ def parser() -> argparse.ArgumentParser:
     c = commands.add_parser(
         "check",
         help="read every image and mask and report what is wrong",
+        description="Read every image and mask of a data set and report what is wrong.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="examples: python -m model.data check DATA --dataset voc --split trainaug\n"
         "          python -m model.data check photos --convert photos/ids/train",
@@ -52,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
     c = commands.add_parser(
         "prepare",
         help="say how to get a data set; with --data, unpack or generate it",
+        description="Say how to get a data set; with --data, unpack or generate it.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="examples: python -m model.data prepare voc\n"
         "          python -m model.data prepare voc --archives Downloads --data DATA",

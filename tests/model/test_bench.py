@@ -8,13 +8,10 @@ import pytest
 
 from model import bench
 
-pytestmark = [
-    pytest.mark.slow,
-    # Of the other library's dependencies.
-    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
-]
 
-
+@pytest.mark.slow
+# Of the other library's dependencies.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_both_networks_train_and_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--nets", "light", "--crop", "64", "--batch", "2", "--iterations", "1", "--json"]
     assert bench.main([*arguments, "--workers", "0"]) == 0

@@ -67,11 +67,22 @@ def shares(text: str) -> dict[str, float] | None:
 
 def add_import(p: argparse.ArgumentParser) -> None:
     """Add the options of the import."""
-    p.add_argument("format", choices=list(READERS), metavar="FORMAT", help=", ".join(READERS))
-    p.add_argument("labels", type=Path, metavar="LABELS", help="the tool's file, or its folder")
-    p.add_argument("--images", type=Path, required=True, metavar="PHOTOS", help="their folder")
-    p.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="the set to write")
-    p.add_argument("--dry-run", action="store_true", help="only print what would be done")
+    p.add_argument(
+        "format", choices=list(READERS), metavar="FORMAT", help=f"one of {', '.join(READERS)}"
+    )
+    p.add_argument(
+        "labels",
+        type=Path,
+        metavar="LABELS",
+        help="labels as the tool exports them: a file or a folder",
+    )
+    p.add_argument(
+        "--images", type=Path, required=True, metavar="PHOTOS", help="folder of the photos"
+    )
+    p.add_argument(
+        "-o", "--out", type=Path, required=True, metavar="DIR", help="folder for the data set"
+    )
+    p.add_argument("--dry-run", action="store_true", help="print what would be done, and exit")
     p.add_argument("--json", action="store_true", help="print the report as JSON")
     p.add_argument(
         "--on-problem",
@@ -83,24 +94,43 @@ def add_import(p: argparse.ArgumentParser) -> None:
     p.add_argument("--link", action="store_true", help="link to the photos instead of copying")
     _add_classes(p.add_argument_group("classes"))
     _add_splits(p.add_argument_group("splits"))
-    _add_reading(p.add_argument_group("how the labels are meant"))
+    _add_reading(p.add_argument_group("reading the labels"))
     p.set_defaults(run=run_import)
 
 
 def _add_classes(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--classes", type=names, default=(), metavar="A,B", help="these alone, in this order")
-    add("--map", type=pairs, default={}, metavar="A=B,C=B", help="rename and merge labels")
+    add(
+        "--classes",
+        type=names,
+        default=(),
+        metavar="A,B",
+        help="only these classes, in this order (default: all)",
+    )
+    add(
+        "--map",
+        type=pairs,
+        default={},
+        metavar="A=B,C=B",
+        help="rename labels, or merge several into one class",
+    )
     void = ",".join(AS_VOID)
-    add("--void", type=names, default=AS_VOID, metavar="A,B", help=f"labels to ignore ({void})")
+    add(
+        "--void",
+        type=names,
+        default=AS_VOID,
+        metavar="A,B",
+        help=f"labels whose pixels become void (default: {void})",
+    )
     usual = "background; void for voc-colours and cityscapes-like"
     rest = ("background", "void")
-    add("--unlabelled", choices=rest, help=f"what pixels without a label are ({usual})")
+    add("--unlabelled", choices=rest, help=f"what pixels without a label become (default: {usual})")
     add(
         "--others",
         choices=("unlabelled", "void"),
         default="unlabelled",
-        help="what labels become that --classes leaves out: as if not labelled, or void",
+        help="what the labels left out by --classes become: pixels without a label, or void "
+        "(default: unlabelled)",
     )
 
 
@@ -111,17 +141,18 @@ def _add_splits(group: argparse._ArgumentGroup) -> None:
         type=shares,
         default="train=0.8,val=0.2",
         metavar="A=SHARE,B=SHARE",
-        help="the splits and their shares, or `source`: as the labels name them (%(default)s)",
+        help="splits and their shares of the photos, or `source` for the splits in the labels "
+        "(default: %(default)s)",
     )
     add(
         "--group-by",
         default="none",
         metavar="HOW",
-        help="keep photos together: `folder`, or a regular expression on the path whose first "
-        "parentheses name the group",
+        help="keep photos in one split: those of a `folder`, or those for which the first group of "
+        "this regular expression on the path agrees (default: none)",
     )
-    add("--seed", type=int, default=0, metavar="N", help="of the random splits (0)")
-    empty = "photos without a region: leave them out, or make them all unlabelled (skip)"
+    add("--seed", type=int, default=0, metavar="N", help="seed of the random splits (default: 0)")
+    empty = "photos without a label: leave them out, or keep them as unlabelled (default: skip)"
     add("--empty", choices=("skip", "keep"), default="skip", help=empty)
 
 
@@ -129,22 +160,37 @@ def _add_reading(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     usual = "area for coco and yolo-seg, else file"
     orders = "; ".join(f"{name}: {text}" for name, text in ORDERS.items())
-    add("--order", choices=list(ORDERS), help=f"where shapes overlap. {orders} ({usual})")
-    add("--names", type=names, default=(), metavar="A,B", help="of class numbers and colours")
-    first = "the number of the first class in yolo-seg and in label pictures (0)"
+    add(
+        "--order",
+        choices=list(ORDERS),
+        help=f"which shape wins where shapes overlap. {orders} (default: {usual})",
+    )
+    add(
+        "--names",
+        type=names,
+        default=(),
+        metavar="A,B",
+        help="names of the class numbers or colours",
+    )
+    first = "number of the first class in yolo-seg and in label pictures (default: 0)"
     add("--first-class", type=int, choices=(0, 1), default=0, help=first)
-    pixel = "the coordinate of the first pixel's outer corner (0)"
+    pixel = "coordinate of the outer corner of the first pixel (default: 0)"
     add("--first-pixel", type=int, choices=(0, 1), default=0, help=pixel)
-    add("--boxes", action="store_true", help="take boxes where a shape has no outline")
-    drafts = "take Label Studio's predictions of tasks that nobody has labelled"
+    add("--boxes", action="store_true", help="use the box of a shape that has no outline")
+    drafts = "use Label Studio's predictions for tasks that nobody has labelled"
     add("--predictions", action="store_true", help=drafts)
     add(
         "--exif",
         choices=("auto", "upright", "stored"),
         default="auto",
-        help="how a photo lay that its EXIF data turns, when it was labelled (auto: by its size)",
+        help="whether photos with an EXIF rotation were labelled upright or as stored; auto tells "
+        "by the size (default: auto)",
     )
-    add("--rescale", action="store_true", help="scale labels of a smaller or larger copy")
+    add(
+        "--rescale",
+        action="store_true",
+        help="scale labels that were drawn on a smaller or larger copy of the photo",
+    )
 
 
 def run_import(args: argparse.Namespace) -> int:

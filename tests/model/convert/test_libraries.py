@@ -20,8 +20,6 @@ from model.network.deeplab import BACKBONES
 from model.network.layers import resize
 from tests.model.nets import batch, shake, worst
 
-pytestmark = pytest.mark.slow
-
 
 def features(path: Path, image: Tensor, output_stride: int) -> Features:
     """Run a converted backbone on an image in [0, 255]."""
@@ -44,6 +42,7 @@ def convert(kind: str, net: nn.Module, folder: Path) -> Path:
     return folder / "net"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [50, 101])
 def test_torchvision_deeplab_has_the_same_logits(depth: int, tmp_path: Path) -> None:
     """Its ASPP's order, its additional 3x3, output stride 8 and unaligned corners are kept."""
@@ -61,6 +60,7 @@ def test_torchvision_deeplab_has_the_same_logits(depth: int, tmp_path: Path) -> 
     assert ours.config.mean == pytest.approx([255 * v for v in (0.485, 0.456, 0.406)])
 
 
+@pytest.mark.slow
 def test_torchvision_resnet_has_the_same_features(tmp_path: Path) -> None:
     """An ImageNet ResNet, at output stride 32 as it was trained."""
     from torchvision.models import resnet50
@@ -80,6 +80,7 @@ def test_torchvision_resnet_has_the_same_features(tmp_path: Path) -> None:
     assert worst(ours.high, high) < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "output_stride"),
     [
@@ -110,6 +111,7 @@ def test_timm_backbone_has_the_same_features(name: str, output_stride: int, tmp_
         assert worst(F.relu(ours.conv3), taps[2]) < 1e-4
 
 
+@pytest.mark.slow
 def test_safetensors_and_wrapped_state_dicts_are_read(tmp_path: Path) -> None:
     """The hub and training scripts store them like this."""
     import timm

@@ -11,11 +11,10 @@ import pytest
 from model.network.config import PUBLISHED, BackboneName, ModelConfig
 from model.paper.diagram import BY, HEIGHT, WIDTH, draw, main
 
-pytestmark = pytest.mark.slow
-
 SVG = "{http://www.w3.org/2000/svg}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", get_args(BackboneName))
 @pytest.mark.parametrize("output_stride", [8, 32])
 def test_picture_has_the_shapes_and_stays_on_its_canvas(backbone: str, output_stride: int) -> None:
