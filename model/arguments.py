@@ -118,9 +118,9 @@ def share(text: str) -> float:
     try:
         value = float(Fraction(text))
     except (ValueError, ZeroDivisionError):
-        raise ArgumentTypeError(f"{text!r} is no share such as 0.5 or 1/3") from None
+        raise ArgumentTypeError(f"{text!r} is not a share such as 0.5 or 1/3") from None
     if not 0 <= value < 1:
-        raise ArgumentTypeError(f"{text!r} is not from 0 to below 1")
+        raise ArgumentTypeError(f"{text!r} must be at least 0 and below 1")
     return value
 
 
@@ -129,20 +129,20 @@ def integers(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(word) for word in text.split(",")) if text else ()
     except ValueError:
-        raise ArgumentTypeError(f"{text!r} is no list of integers such as 6,12,18") from None
+        raise ArgumentTypeError(f"{text!r} is not a list of integers such as 6,12,18") from None
 
 
 def count(text: str) -> int:
     """An integer from 0 on."""
     if not text.isdecimal():
-        raise ArgumentTypeError(f"{text!r} is no number such as 0 or 6")
+        raise ArgumentTypeError(f"{text!r} is not a whole number such as 0 or 6")
     return int(text)
 
 
 def positive(text: str) -> int:
     """An integer from 1 on."""
     if not text.isdecimal() or int(text) < 1:
-        raise ArgumentTypeError(f"{text!r} is no number above 0")
+        raise ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
 
 
@@ -162,7 +162,7 @@ def widths(text: str) -> tuple[int, ...]:
     """`1,5,10` -> (1, 5, 10), all above 0."""
     values = integers(text)
     if not values or min(values) < 1:
-        raise ArgumentTypeError(f"{text!r} is no list of widths above 0 such as 1,5,10")
+        raise ArgumentTypeError(f"{text!r} is not a list of widths above 0 such as 1,5,10")
     return values
 
 
@@ -171,9 +171,11 @@ def scales(text: str) -> tuple[float, ...]:
     try:
         values = tuple(float(word) for word in text.split(","))
     except ValueError:
-        raise ArgumentTypeError(f"{text!r} is no list of scales such as 0.5,1,1.5") from None
+        raise ArgumentTypeError(f"{text!r} is not a list of scales such as 0.5,1,1.5") from None
     if not all(0 < value < 100 for value in values):
-        raise ArgumentTypeError(f"{text!r} has a scale that is not above 0 and below 100")
+        raise ArgumentTypeError(
+            f"{text!r} has a scale out of range: give numbers above 0 and below 100"
+        )
     return values
 
 
@@ -182,7 +184,7 @@ def size(text: str) -> tuple[int, int]:
     try:
         height, width = (int(word) for word in text.replace("x", ",").split(","))
     except ValueError:
-        raise ArgumentTypeError(f"{text!r} is no size H,W such as 513,513") from None
+        raise ArgumentTypeError(f"{text!r} is not a size H,W such as 513,513") from None
     if height < 1 or width < 1:
-        raise ArgumentTypeError(f"{text!r} has a side below 1")
+        raise ArgumentTypeError(f"{text!r} has a side below 1 pixel")
     return height, width

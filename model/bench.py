@@ -254,7 +254,7 @@ def main(argv: list[str] | None = None) -> int:
     args = p.parse_args(argv)
     names = args.nets.split(",")
     if unknown := [name for name in names if name not in NETS]:
-        p.error(f"--nets {unknown[0]}: choose of {', '.join(NETS)}")
+        p.error(f"--nets {unknown[0]}: choose from {', '.join(NETS)}")
     world = this_machine()
     if args.precision == "fp16" and world.device.type != "cuda":
         p.error("--precision fp16 needs a CUDA device")

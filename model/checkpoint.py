@@ -129,7 +129,7 @@ def _parsed(card: Path) -> Card | BackboneCard:
     """Read a JSON that may come from anywhere; raises CheckpointError, or FileNotFoundError."""
     if card.stat().st_size > LONGEST_CARD:
         raise CheckpointError(
-            f"{card} has {card.stat().st_size / 1e6:.0f} MB and is no checkpoint description"
+            f"{card} has {card.stat().st_size / 1e6:.0f} MB and is not a checkpoint description"
         )
     kind: type[Card | BackboneCard] = Card
     try:

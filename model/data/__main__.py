@@ -143,7 +143,7 @@ def run_prepare(args: argparse.Namespace) -> int:
         return 0
     if args.data is None:
         if args.archives is not None:
-            raise DatasetError("--archives: say where the set shall be by --data DIR")
+            raise DatasetError("--archives needs --data DIR, the folder to write the data set to")
         print(SOURCES[args.set].guide, end="")
         return 0
     log, ready = prepare(args.set, args.archives, args.data)

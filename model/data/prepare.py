@@ -221,7 +221,7 @@ def prepare(name: str, folder: Path | None, data: Path) -> tuple[list[str], bool
     """
     source = SOURCES[name]
     if source.work is None:
-        raise DatasetError(f"{name} needs no work here; leave --data out to read about it")
+        raise DatasetError(f"{name} needs no work here: leave out --data to read about it")
     if folder is not None and not folder.is_dir():
         raise DatasetError(f"{folder} does not exist; --archives names the folder of downloads")
     log = source.work(folder, data)

@@ -48,5 +48,5 @@ class Confusion:
     def miou(self) -> float:
         """The mean over the classes that occur; raises DatasetError if no pixel was evaluated."""
         if not self.pixels:
-            raise DatasetError("no pixel was judged: every mask is void; see model.data check")
+            raise DatasetError("no pixel was evaluated: every mask is void; see model.data check")
         return float(np.nanmean(self.iou()))

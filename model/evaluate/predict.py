@@ -102,7 +102,7 @@ def add_refinement(p: argparse.ArgumentParser) -> None:
 def photos(args: argparse.Namespace) -> list[Path]:
     """The photos of a command line, in order; raises DatasetError or ValueError."""
     if args.overlay and args.submission:
-        raise ValueError("--overlay is no part of a submission; write the overlays in another run")
+        raise ValueError("--overlay is not part of a submission: write the overlays in another run")
     if args.data is not None and args.submission and not args.images:
         return [pair.image for pair in find(args.submission, args.data, args.split).pairs]
     if args.data is not None or not args.images:

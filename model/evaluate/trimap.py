@@ -52,7 +52,7 @@ class Trimap:
         bands = self.confusions()
         if not bands[self.widths[0]].pixels:
             raise DatasetError(
-                "trimap: no mask has void pixels beside judged ones, so there is no band around "
-                "them; leave --trimap out for this data set"
+                "--trimap: no mask has void pixels next to labelled ones, so there is no band; "
+                "leave out --trimap for this data set"
             )
         return {width: confusion.miou() for width, confusion in bands.items()}

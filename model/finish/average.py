@@ -54,7 +54,7 @@ def halve(weights: Weights) -> Weights:
     halved = {k: v.half() if v.ndim == KERNEL else v for k, v in weights.items()}
     for name, tensor in halved.items():
         if not tensor.isfinite().all():
-            raise CheckpointError(f"{name} has values beyond float16: leave --half out")
+            raise CheckpointError(f"{name} has values beyond float16: leave out --half")
     return halved
 
 

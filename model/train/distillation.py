@@ -133,7 +133,7 @@ def _load(teacher: TeacherConfig, config: Recipe, world: World) -> Teacher:
     if classes != config.model.num_classes:
         raise RecipeError(
             f"teachers: {path} has {classes} classes, model.num_classes is "
-            f"{config.model.num_classes}: teacher and network must tell the same apart"
+            f"{config.model.num_classes}: teacher and network must have the same classes"
         )
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     net.requires_grad_(False).to(world.device)

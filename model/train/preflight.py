@@ -117,8 +117,8 @@ def check_taught(config: Recipe, *, photos: Path | None, targets: Path | None) -
     """Raise RecipeError where photos without labels, teachers and the options do not fit."""
     if config.unlabelled and photos is None:
         raise RecipeError(
-            f"unlabelled={config.unlabelled}: say by --photos DIR where the photos without labels "
-            "are, or set unlabelled=0"
+            f"unlabelled={config.unlabelled}: give the photos without labels by --photos DIR, "
+            "or set unlabelled=0"
         )
     if photos is not None and not config.unlabelled:
         raise RecipeError(
@@ -136,7 +136,7 @@ def check_folder(directory: Path, *, resume: bool) -> None:
     if (directory / STATE).exists() and not resume:
         raise RecipeError(
             f"{directory} holds a run, {kept(directory)}: "
-            f"go on with --resume {directory}, or choose another --out"
+            f"continue it with --resume {directory}, or choose another --out"
         )
 
 
@@ -150,7 +150,7 @@ def check_norm_momentum(config: Recipe) -> None:
     if left > REMEMBERED:
         log.warning(
             "batch_norm_momentum=%g: after %d iterations %.0f %% of batch norm's statistics are "
-            "still those of the start, and the network is judged by them: %s",
+            "still those of the start, and the network is evaluated with them: %s",
             momentum,
             config.iterations,
             100 * left,
@@ -194,7 +194,7 @@ def log_start(config: Recipe, dataset: Dataset, source: Path) -> None:
     )
     if not VIEWS[0] <= views <= VIEWS[1]:
         log.warning(
-            "each photo is seen %.3g times; some %d are a start: --set iterations=%d",
+            "each photo is seen %.3g times; about %d times is a good start: --set iterations=%d",
             views,
             VIEWS_TO_START_WITH,
             fitting_iterations(photos, config.batch_size),

@@ -99,7 +99,7 @@ def save_state(run: Run, directory: Path) -> None:
     except OSError as error:
         raise TrainingError(
             f"the state after iteration {run.iteration} cannot be written: {error}; make room and "
-            f"go on with --resume {directory}; {kept(directory)}"
+            f"continue with --resume {directory}; {kept(directory)}"
         ) from error
 
 
@@ -129,7 +129,7 @@ def read_state(directory: Path) -> dict[str, Any]:
     except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise TrainingError(
             f"{directory / STATE} cannot be read: {str(error).split('. ')[0]}; "
-            "start anew in another folder"
+            "start again in another folder"
         ) from error
 
 
@@ -149,12 +149,12 @@ def restore(run: Run, directory: Path) -> None:
             + "; resume with the recipe that the run was begun with"
         ) from error
     if changes:
-        log.warning("resumed with another recipe than the run was begun with: %s", changes)
+        log.warning("resumed with another recipe than the run began with: %s", changes)
     before = state.get("photos", 0)
     if before and before != run.photos:
         log.warning(
             "the training set has %d photos, %d when the run was last saved: from here on the "
-            "order of samples is another one",
+            "samples come in another order",
             run.photos,
             before,
         )
@@ -251,7 +251,7 @@ class RunFolder:
                 file.write(line)
         except OSError as error:
             raise TrainingError(
-                f"{self.path / LOG} cannot be written: {error}; make room and go on with "
+                f"{self.path / LOG} cannot be written: {error}; make room and continue with "
                 f"--resume {self.path}; {kept(self.path)}"
             ) from error
 
@@ -428,7 +428,7 @@ def fetch(
         folder.save(run)
         raise TrainingError(
             f"stopped by a signal after iteration {run.iteration}: "
-            f"go on with --resume {folder.path}"
+            f"continue with --resume {folder.path}"
         )
     if skipped:
         note_skips(run, folder.world.texts(batch.skipped), pace.max_skips, folder)

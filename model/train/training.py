@@ -189,8 +189,8 @@ def _warn_of_nothing_left(run: Run, config: Recipe) -> None:
     """Say so when a resumed run has all its iterations behind it."""
     if run.iteration >= config.iterations:
         log.warning(
-            "iterations=%d, and %d are done: nothing is left to train; for a longer run set "
-            "more iterations",
+            "iterations=%d, and %d are done: nothing is left to train; set more "
+            "iterations for a longer run",
             config.iterations,
             run.iteration,
         )

@@ -66,7 +66,7 @@ class Validation:
         over = bool(0 < self.config.patience <= run.best.get("stale", 0))
         if over:
             log.info(
-                "no gain in %d validations: ended at iteration %d; the best is %s of iteration %d",
+                "no gain in %d validations: stopped at iteration %d; best is %s of iteration %d",
                 self.config.patience,
                 run.iteration,
                 f"mIoU {run.best['miou']:.4f}",

@@ -50,7 +50,7 @@ def _opened(content: bytes, limit: int) -> Iterator[zipfile.ZipFile]:
     except BadAnswerError:
         raise
     except Exception as error:  # parsers of broken files fail in many ways
-        raise BadAnswerError(f"it is no readable ZIP: {error}") from error
+        raise BadAnswerError(f"it is not a readable ZIP: {error}") from error
 
 
 def _check(archive: zipfile.ZipFile, limit: int) -> None:
@@ -60,7 +60,7 @@ def _check(archive: zipfile.ZipFile, limit: int) -> None:
             f"the ZIP has {len(entries)} entries, an answer at most {MOST_ENTRIES}"
         )
     if any(entry.compress_type not in METHODS for entry in entries):
-        raise BadAnswerError("the ZIP is compressed otherwise than by deflate")
+        raise BadAnswerError("the ZIP has entries that are not compressed by deflate")
     size = sum(entry.file_size for entry in entries)  # zipfile reads no more than it says here
     if size > limit:
         raise BadAnswerError(f"the ZIP unpacks to {size} bytes, for this photo at most {limit}")

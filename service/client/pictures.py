@@ -41,12 +41,12 @@ def check_whole(image: bytes, kind: str) -> None:
     if kind == "image/png":
         _check_png(image)
     elif kind == "image/jpeg" and not (image.startswith(JPEG) and image.endswith(JPEG_END)):
-        raise BadAnswerError("it is no whole JPEG")
+        raise BadAnswerError("it is not a complete JPEG")
 
 
 def _check_png(image: bytes) -> None:
     if not image.startswith(PNG):
-        raise BadAnswerError("it is no PNG")
+        raise BadAnswerError("it is not a PNG")
     at, kind = len(PNG), b""
     view = memoryview(image)
     while kind != b"IEND":

@@ -216,7 +216,7 @@ def _json_size(content: bytes) -> Size | None:
         if not isinstance(answer, dict):
             raise ValueError("no object")
     except ValueError as error:
-        raise BadAnswerError(f"it is no JSON: {sentence(error)}") from error
+        raise BadAnswerError(f"it is not JSON: {sentence(error)}") from error
     width, height = answer.get("width"), answer.get("height")
     return (width, height) if isinstance(width, int) and isinstance(height, int) else None
 
@@ -234,7 +234,7 @@ def models(response: httpx.Response) -> tuple[ModelInfo, ...]:
         return tuple(_model(entry) for entry in parse_json(response.content)["models"])
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise BadAnswerError(
-            f"GET /models answered no list of models: {sentence(error)}"
+            f"GET /models did not answer a list of models: {sentence(error)}"
         ) from error
 
 

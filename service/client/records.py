@@ -58,7 +58,7 @@ class ClassPixels:
         """Parse an entry of a JSON answer; raises ValueError, KeyError or TypeError."""
         sure = entry.get("confidence")
         if sure is not None and not (isinstance(sure, int | float) and 0 <= sure <= 1):
-            raise ValueError(f"{sure!r} is no confidence")
+            raise ValueError(f"{sure!r} is not a confidence")
         return cls(count(entry["id"]), sentence(entry["name"]), count(entry["pixels"]), sure)
 
 
@@ -174,7 +174,7 @@ def _class_list(content: bytes) -> list[str]:
     try:
         return [sentence(name) for name in parse_json(content)["classes"]]
     except (ValueError, TypeError, KeyError) as error:
-        raise ManifestError(f"{CLASSES}: no list of classes: {sentence(error)}") from None
+        raise ManifestError(f"{CLASSES}: not a list of classes: {sentence(error)}") from None
 
 
 def _lines(name: str, content: bytes) -> Iterator[Record]:
@@ -197,5 +197,5 @@ def totals(records: Iterable[Record]) -> list[tuple[int, str, int, int]]:
 def count(number: object) -> int:
     """Check that a count fits into SQLite; raises ValueError."""
     if not isinstance(number, int) or not 0 <= number < MOST:
-        raise ValueError(f"{number!r} is no count")
+        raise ValueError(f"{number!r} is not a count")
     return number

@@ -91,7 +91,7 @@ def _address(name: str, value: str, host: str) -> httpx.URL:
     try:
         address = httpx.URL(value if "://" in value else f"http://{value}")
     except (httpx.InvalidURL, ValueError) as error:
-        raise UsageError(f"{name} is no address of a proxy ({error}): {instead}") from None
+        raise UsageError(f"{name} is not the address of a proxy ({error}): {instead}") from None
     if address.scheme not in PROXY_SCHEMES or not address.host:
         raise UsageError(
             f"{name}={shown(address)} is no {', '.join(PROXY_SCHEMES)} proxy: {instead}"

@@ -132,7 +132,7 @@ def _shrunk(image: Image, max_side: int) -> bytes:
     upright = ImageOps.exif_transpose(image)
     mode = "RGBA" if "transparency" in upright.info else SAME_MODE[upright.mode]
     if profile is not None and upright.mode == "L" != mode:
-        raise UnshrinkableError("grey with a colour profile and transparency")
+        raise UnshrinkableError("a grey picture with a colour profile and transparency")
     plain = upright if upright.mode == mode else upright.convert(mode)
     plain.thumbnail((max_side, max_side), pillow.Resampling.LANCZOS)
     buffer = io.BytesIO()

@@ -176,7 +176,7 @@ def test_the_certificate_lies_beside_the_file(exported: Path) -> None:
 def test_mistakes_are_named(tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([str(tmp_path / "none"), "-o", str(tmp_path / "x.onnx")]) == 1
     assert "none.json does not exist" in capsys.readouterr().err
-    for size, says in (("20,20", "at least 33"), ("513", "no size H,W")):
+    for size, says in (("20,20", "at least 33"), ("513", "not a size H,W")):
         with pytest.raises(SystemExit, match="2"):
             cli.main([str(tiny), "-o", str(tmp_path / "x.onnx"), "--size", size])
         assert says in capsys.readouterr().err

@@ -128,5 +128,5 @@ def test_json_of_any_form_ends_in_a_clear_error(saved: Path, text: str, says: st
 def test_an_endless_description_is_not_read(saved: Path) -> None:
     with saved.with_suffix(".json").open("wb") as file:
         file.truncate(20_000_000)
-    with pytest.raises(CheckpointError, match="has 20 MB and is no checkpoint description"):
+    with pytest.raises(CheckpointError, match="has 20 MB and is not a checkpoint description"):
         checkpoint.load(saved)

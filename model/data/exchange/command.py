@@ -48,7 +48,7 @@ def pairs(text: str) -> dict[str, str]:
     """`car=vehicle,truck=vehicle` -> {"car": "vehicle", "truck": "vehicle"}."""
     words = [word.partition("=") for word in names(text)]
     if any(not key or not value for key, _, value in words):
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of LABEL=CLASS")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of LABEL=CLASS")
     return {key.strip(): value.strip() for key, _, value in words}
 
 
@@ -59,7 +59,7 @@ def shares(text: str) -> dict[str, float] | None:
     try:
         found = {split: float(share) for split, share in pairs(text).items()}
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of SPLIT=SHARE") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of SPLIT=SHARE") from None
     if not all(share > 0 for share in found.values()) or abs(sum(found.values()) - 1) > 1e-6:
         raise argparse.ArgumentTypeError(f"{text!r}: shares are above 0, and their sum is 1")
     return found

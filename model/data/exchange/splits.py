@@ -26,7 +26,7 @@ def groups(photos: Sequence[str], by: str) -> list[str]:
     try:
         pattern = re.compile(by)
     except re.error as error:
-        raise DatasetError(f"--group-by {by}: no regular expression: {error}") from None
+        raise DatasetError(f"--group-by {by}: not a regular expression: {error}") from None
     found = [pattern.search(photo) for photo in photos]
     return [
         photo if match is None else match[1 if pattern.groups else 0] or photo

@@ -127,7 +127,7 @@ def load(out: Path) -> Results:
             if len({json.dumps(r["training"][key]) for r in together}) > 1:
                 raise StudyError(f"results below {out} differ in {key}: they cannot be compared")
     if len({r["images"] for r in results.values()}) > 1:
-        raise StudyError(f"results below {out} were judged on different numbers of photos")
+        raise StudyError(f"results below {out} were evaluated on different numbers of photos")
     return results
 
 

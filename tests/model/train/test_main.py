@@ -276,7 +276,7 @@ def test_a_signal_saves_the_iteration_at_hand(data: Path, tmp_path: Path) -> Non
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "train_step", signalled)
-        with pytest.raises(TrainingError, match="after iteration 1: go on with --resume"):
+        with pytest.raises(TrainingError, match="after iteration 1: continue with --resume"):
             run(config, data, tmp_path / "cut")
     assert torch.load(tmp_path / "cut" / STATE, weights_only=True)["iteration"] == 1
     resumed = run(config, data, tmp_path / "cut", resume=True)
@@ -299,7 +299,7 @@ def test_a_signal_to_the_whole_group_leaves_the_loaders_workers_alive(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "train_step", signalled)
-        with pytest.raises(TrainingError, match="go on with --resume"):
+        with pytest.raises(TrainingError, match="continue with --resume"):
             run(make_recipe(), data, tmp_path, workers=1)
 
 
@@ -350,8 +350,8 @@ def test_mistakes_on_the_command_line_exit_with_2(
     ("options", "says"),
     [
         (["--out", "run", "--resume", "run"], "leave out --out"),
-        (["--out", "run", "--save-every", "0"], "'0' is no number above 0"),
-        (["--out", "run", "--log-every", "-5"], "'-5' is no number above 0"),
+        (["--out", "run", "--save-every", "0"], "'0' is not a whole number above 0"),
+        (["--out", "run", "--log-every", "-5"], "'-5' is not a whole number above 0"),
         (["--out", "run", "--workers", "-1"], "'-1' is no number"),
     ],
 )

@@ -354,7 +354,7 @@ def test_mIoU_in_training_is_that_of_the_evaluator(data: Path, tmp_path: Path) -
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "value", "says"),
-    [((9, 7), 0, r"\.png is 9 x 7: make them equal"), ((48, 40), 255, "no pixel was judged")],
+    [((9, 7), 0, r"\.png is 9 x 7: make them equal"), ((48, 40), 255, "no pixel was evaluated")],
 )
 def test_a_failing_validation_says_why(
     tmp_path: Path, size: tuple[int, int], value: int, says: str

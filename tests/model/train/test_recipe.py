@@ -125,7 +125,7 @@ def test_the_length_of_a_run_is_compared_with_its_photos(
     preflight.log_start(config, dataset, recipe.path_of(LIGHT))
     assert f"{recipe.PRESETS / LIGHT}.toml: 24 photos of folder train, 2600 iter" in caplog.text
     assert "1.73e+03 views per photo" in caplog.text
-    assert "some 50 are a start: --set iterations=100" in caplog.text
+    assert "about 50 times is a good start: --set iterations=100" in caplog.text
     assert preflight.fitting_iterations(1000, 10) == 5000
 
 

@@ -105,7 +105,7 @@ def test_a_disk_that_is_full_when_flushing_leaves_the_state_before(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(
-            TrainingError, match=r"No space left on device: .*; make room and go on"
+            TrainingError, match=r"No space left on device: .*; make room and continue"
         ):
             run(config, data, tmp_path / "full")
     assert not (tmp_path / "full" / STATE).exists()

@@ -58,13 +58,13 @@ LZMA = zipped(BOTH, zipfile.ZIP_LZMA)
 @pytest.mark.parametrize(
     ("body", "says"),
     [
-        (b"", "no PNG"),
-        (b"garbage" * 100, "no PNG"),
+        (b"", "not a PNG"),
+        (b"garbage" * 100, "not a PNG"),
         (MASK[:-1], "cut"),
         (MASK[:-12], "cut"),
         (MASK[:60] + b"\xff" + MASK[61:], "damaged"),
         (MASK + b"more", "follow"),
-        (b"\xff\xd8\xff" + bytes(50) + b"\xff\xd9", "no PNG"),
+        (b"\xff\xd8\xff" + bytes(50) + b"\xff\xd9", "not a PNG"),
         (png(5, 3), "5 x 3 pixels, the photo 40 x 30"),
     ],
     ids=["empty", "garbage", "no end", "no IEND", "bit", "tail", "other kind", "size"],
@@ -89,7 +89,7 @@ def test_a_mask_that_is_not_whole_is_a_failure_and_no_file(
     ("body", "says"),
     [
         (zipped(BOTH).replace(b"IDAT", b"IDAR"), "CRC"),
-        (LZMA, "otherwise than by deflate"),
+        (LZMA, "not compressed by deflate"),
         (LZMA[:40] + bytes(20) + LZMA[60:], "ZIP"),
         (claiming(1 << 30), "unpacks to"),
         (zipped({f"{n}.png": b"" for n in range(200)}), "200 entries"),

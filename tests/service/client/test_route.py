@@ -73,7 +73,7 @@ def test_other_machines_are_reached_through_the_proxy(
     ("variable", "says"),
     [
         ("ALL_PROXY=socks5://u:pass@h:1", "ALL_PROXY=socks5://h:1 needs socksio: pip install"),
-        ("HTTPS_PROXY=::bad", "HTTPS_PROXY is no address of a proxy"),
+        ("HTTPS_PROXY=::bad", "HTTPS_PROXY is not the address of a proxy"),
         ("https_proxy=ftp://h", "https_proxy=ftp://h is no http, https, socks5, socks5h proxy"),
         (
             "https_proxy=htp:/bad",
