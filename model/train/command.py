@@ -27,7 +27,7 @@ def command(work: Callable[[World], Path]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except StoppedAtOnce:
-        print("stopped at once: --resume goes on from the last state", file=sys.stderr)
+        print("stopped at once: --resume continues from the last state", file=sys.stderr)
         return 130  # as a shell reports SIGINT
     except RuntimeError as error:
         if not distributed.is_lost_peer(error):

@@ -146,7 +146,7 @@ def restore(run: Run, directory: Path) -> None:
         raise TrainingError(
             f"{directory / STATE} does not fit this recipe"
             + (f": {changes}" if changes else f" ({str(error).splitlines()[0]})")
-            + "; resume with the recipe that the run was begun with"
+            + "; resume with the recipe that the run began with"
         ) from error
     if changes:
         log.warning("resumed with another recipe than the run began with: %s", changes)
