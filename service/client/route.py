@@ -98,7 +98,7 @@ def _address(name: str, value: str, host: str) -> httpx.URL:
         )
     if address.raw_path != b"/":  # as in `http:/proxy:3128`, and the address of a PAC file
         raise UsageError(
-            f"{name}={_without_password(value)} is no address of a proxy, which is "
+            f"{name}={_without_password(value)} is not the address of a proxy, which is "
             f"http://HOST:PORT without a path: {instead}"
         )
     if address.scheme.startswith("socks") and importlib.util.find_spec("socksio") is None:

@@ -77,10 +77,13 @@ def test_other_machines_are_reached_through_the_proxy(
         ("https_proxy=ftp://h", "https_proxy=ftp://h is no http, https, socks5, socks5h proxy"),
         (
             "https_proxy=htp:/bad",
-            "https_proxy=htp:/bad is no address of a proxy, which is http://H",
+            "https_proxy=htp:/bad is not the address of a proxy, which is http://H",
         ),
         ("ALL_PROXY=http:/u:pass@proxy:3128", "ALL_PROXY=http:/"),
-        ("HTTPS_PROXY=http://u:pass@h/proxy.pac", "HTTPS_PROXY=http://h/proxy.pac is no address"),
+        (
+            "HTTPS_PROXY=http://u:pass@h/proxy.pac",
+            "HTTPS_PROXY=http://h/proxy.pac is not the address",
+        ),
         ("SSL_CERT_FILE=/nowhere", "SSL_CERT_FILE=/nowhere: No such file"),
         (f"SSL_CERT_FILE={__file__}", f"SSL_CERT_FILE={__file__}: "),
         ("SSL_CERT_DIR=/nowhere", "SSL_CERT_DIR=/nowhere: no such folder"),
