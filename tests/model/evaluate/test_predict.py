@@ -326,7 +326,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(
         (["x.png", "--output-stride", "5"], "choose from 8, 16, 32"),
         (["x.png", "--scales", "1,0"], "above 0"),
         (["x.png", "--scales", "1;2"], "list of scales"),
-        (["x.png", "--overlap", "1"], "from 0 to below 1"),
+        (["x.png", "--overlap", "1"], "at least 0 and below 1"),
         ([], "give photos"),
         (["x.png", "--overlap", "0.5"], "give --sliding"),
         (["x.png", "--device", "gpu"], "'gpu': Expected one of cpu, cuda"),

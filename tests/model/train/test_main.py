@@ -352,7 +352,7 @@ def test_mistakes_on_the_command_line_exit_with_2(
         (["--out", "run", "--resume", "run"], "leave out --out"),
         (["--out", "run", "--save-every", "0"], "'0' is not a whole number above 0"),
         (["--out", "run", "--log-every", "-5"], "'-5' is not a whole number above 0"),
-        (["--out", "run", "--workers", "-1"], "'-1' is no number"),
+        (["--out", "run", "--workers", "-1"], "'-1' is not a whole number"),
     ],
 )
 def test_wrong_options_are_usage_errors(
