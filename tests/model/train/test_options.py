@@ -92,9 +92,9 @@ def test_a_momentum_too_slow_for_the_run_is_warned_of(caplog: pytest.LogCaptureF
 @pytest.mark.parametrize(
     ("iterations", "momentum", "says"),
     [
-        (5, 0.1, "by them: take more iterations, at least 29"),
-        (5, 0.3, "by them: take more iterations, at least 9"),
-        (5, 0.01, "by them: take 0.1 and more iterations, at least 29"),
+        (5, 0.1, "with them: take more iterations, at least 29"),
+        (5, 0.3, "with them: take more iterations, at least 9"),
+        (5, 0.01, "with them: take 0.1 and more iterations, at least 29"),
     ],
 )
 def test_the_advice_on_a_slow_momentum_removes_the_warning(
