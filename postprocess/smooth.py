@@ -19,9 +19,17 @@ from postprocess.grid import Grid
 from postprocess.runs import Labels
 
 RADIUS = 8  # of the windows, in pixels of the guide; logits are 4 pixels apart
+MOST_CLASSES = 16  # of one photo: the time grows with them, and noise may have any number
 EPSILON = 0.002  # a variance of brightness, 0 to 1: weaker edges than its root are ignored
 
 Plane = NDArray[np.floating[Any]]  # float32
+
+
+def candidates(labels: Labels) -> list[int]:
+    """Return the classes in a map that smooth labels may have: the MOST_CLASSES largest."""
+    counts = np.bincount(labels.ravel(), minlength=256)
+    largest = np.argsort(-counts, kind="stable")[:MOST_CLASSES]
+    return sorted(largest[counts[largest] > 0].tolist())
 
 
 def smooth_labels(

@@ -25,7 +25,7 @@ from postprocess.errors import InvalidOption
 from postprocess.grid import Grid, Placing
 from postprocess.refine import Below, Refinement, below_label
 from postprocess.runs import Spread
-from postprocess.smooth import smooth_labels
+from postprocess.smooth import candidates, smooth_labels
 from postprocess.sureness import min_confidences
 
 BACKGROUND = "background"
@@ -88,8 +88,7 @@ def refined_map(
     if smooth:
         size = (width, height)
         grid = grid_of(net, fitted, size, scales, flip)
-        classes = np.unique(labels).tolist()
-        labels = smooth_labels(grid, classes, fitted, size)
+        labels = smooth_labels(grid, candidates(labels), fitted, size)
         if confidence is not None:
             confidence = confidence[rows][:, columns]
         return refine.apply(labels, confidence, background(net.classes))

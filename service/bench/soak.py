@@ -39,7 +39,10 @@ from service.settings import BUNDLED, SAMPLES
 
 HOSTILE = 0.05  # share of requests
 LEAVING = 0.02
-OUTPUTS = ("mask", "color", "overlay", "json", "rle", "polygons", "npz", "mask,json")
+OUTPUTS = (
+    *("mask", "color", "overlay", "json", "rle", "polygons", "npz", "cutout", "blur"),
+    "mask,json",
+)
 MAX_BODY_BYTES = 1024 * 1024
 SAMPLE_S = 0.5
 SETTLE_S = 15.0  # time for threads and sockets to close

@@ -23,6 +23,7 @@ QUERY = (
     "fill_holes",
     "instances",
     "simplify",
+    "fill",
     "top",
     "coverage",
     "alpha",
@@ -115,6 +116,7 @@ def _add_refinement(add: Callable[..., object]) -> None:
     add("--instances", action="store_const", const="true", help=split)
     simple = "simplify polygons by up to so many pixels, 0 to 100 (default: 0)"
     add("--simplify", metavar="PX", type=float, help=simple)
+    add("--fill", metavar="RRGGBB", help="colour of output replace (default: ffffff)")
     most = "in probabilities, give only so many classes of each point (default: 0, all)"
     add("--top", metavar="K", type=int, help=most)
     share = "in probabilities, give sets of classes with the truth in this share of pixels"

@@ -26,7 +26,7 @@ from service.client import tars
 from service.client.errors import UsageError
 from service.client.files import read_photo
 from service.client.plain import plain
-from service.client.protocol import FILES, JPEG_OVERLAY
+from service.client.protocol import FILES, JPEGS
 
 STDIN = "-"
 GLOB_SIGNS = "*?["
@@ -37,7 +37,7 @@ IMAGE_SUFFIXES = (
     *(".png", ".apng", ".webp", ".bmp", ".dib", ".tif", ".tiff"),
 )
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
-OWN_SUFFIXES = tuple(f".{name}" for name in (*FILES.values(), JPEG_OVERLAY))
+OWN_SUFFIXES = tuple(f".{name}" for name in (*FILES.values(), *JPEGS.values()))
 OTHER_SUFFIXES, OTHERS_NAMED = 20, 10  # suffixes counted separately, and files named
 OWN_NAMES = ("contact-sheet.png",)  # the only image of a report
 

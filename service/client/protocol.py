@@ -33,11 +33,18 @@ FILES = {
     "npz": "labels.npz",
     "confidence": "confidence.png",
     "probabilities": "probabilities.npz",
+    "cutout": "cutout.png",
+    "blur": "blur.png",
+    "replace": "replace.png",
+    "side-by-side": "side-by-side.png",
 }
-JPEG_OVERLAY = "overlay.jpg"
+# These come as PNG or JPEG.
+PHOTO_LIKE = frozenset({"overlay", "blur", "replace", "side-by-side"})
+JPEGS = {output: f"{output}.jpg" for output in PHOTO_LIKE}
 ENCODED = "UTF-8''"  # in front of a header's value with percent signs (RFC 8187)
 ZIP = "application/zip"
-PICTURES = frozenset({"mask", "color", "overlay", "confidence"})
+PICTURES = frozenset({"mask", "color", "confidence", "cutout", *PHOTO_LIKE})
+OTHER_SIZE = frozenset({"cutout", "side-by-side"})  # than the photo
 
 # The most bytes of an answer per pixel of the photo: more than a mask of pure noise takes
 # (polygons: five corners of some 20 bytes per pixel).
@@ -50,6 +57,10 @@ BYTES_PER_PIXEL = {
     "polygons": 128,
     "npz": 5,  # with the numbers of instances, two bytes each
     "confidence": 2,
+    "cutout": 6,
+    "blur": 4,
+    "replace": 4,
+    "side-by-side": 8,
     "probabilities": 40,  # at a quarter of the photo's sides, of up to 256 classes
 }
 SMALLEST_LIMIT = 4 << 20  # for answers without pixels, such as lists of models
@@ -173,7 +184,7 @@ def _files(
     if len(outputs) == 1:
         files = {_file_name(outputs[0], content_type): content}
     else:
-        known = {*FILES.values(), JPEG_OVERLAY}  # no other file names are accepted
+        known = {*FILES.values(), *JPEGS.values()}  # no other file names are accepted
         files = archives.unpack(content, known, limit)
     by_stem = {name.partition(".")[0]: name for name in files}
     for output in outputs:
@@ -200,7 +211,7 @@ def _check_file(output: str, name: str, content: bytes, size: Size | None, limit
         return
     else:
         found = _json_size(content)
-    if size is None or (found is None and output not in PICTURES):
+    if size is None or output in OTHER_SIZE or (found is None and output not in PICTURES):
         return
     if found not in {size, size[::-1]}:  # EXIF rotation may have turned it
         told = "no size" if found is None else f"{found[0]} x {found[1]} pixels"
@@ -293,7 +304,7 @@ def _check_type(outputs: tuple[str, ...], content_type: str) -> None:
     """Check the media type: a proxy's login page also has status 200."""
     if len(outputs) > 1:
         is_fitting = content_type == ZIP
-    elif outputs[0] in {"mask", "color", "overlay", "confidence"}:
+    elif outputs[0] in PICTURES:
         is_fitting = content_type.startswith("image/")
     elif outputs[0] in {"npz", "probabilities"}:
         is_fitting = content_type.startswith("application/")
@@ -305,7 +316,7 @@ def _check_type(outputs: tuple[str, ...], content_type: str) -> None:
 
 
 def _file_name(output: str, content_type: str) -> str:
-    return JPEG_OVERLAY if (output, content_type) == ("overlay", "image/jpeg") else FILES[output]
+    return JPEGS.get(output, FILES[output]) if content_type == "image/jpeg" else FILES[output]
 
 
 def _text(value: object) -> str | None:

@@ -28,7 +28,7 @@ from service.images.outputs import (
 )
 from service.images.selection import select
 from service.images.windows import Sliding
-from service.inference.contract import Contract
+from service.inference.contract import Color, Contract
 from service.settings import Fit, Settings
 
 # Comma-separated lists may also be repeated keys, as many clients write lists.
@@ -121,6 +121,10 @@ class SegmentQuery(BaseModel):
         Field(ge=0, le=100, description="tolerance in pixels by which polygons are simplified"),
     ] = 0.0
 
+    fill: Annotated[
+        str,
+        Field(pattern="^[0-9a-fA-F]{6}$", description="colour of output=replace, as RRGGBB"),
+    ] = "ffffff"
     top: Annotated[
         int, Field(ge=0, le=256, description="in probabilities: only so many classes of each point")
     ] = 0
@@ -177,12 +181,18 @@ class SegmentQuery(BaseModel):
             self.refinement(contract),
             self.instances,
             self.simplify,
+            _color(self.fill),
             self.smooth,
             self.top,
             self.coverage,
         )
         check(wish, contract)
         return wish
+
+
+def _color(text: str) -> Color:
+    red, green, blue = bytes.fromhex(text)
+    return red, green, blue
 
 
 def _included(listed: list[str] | None) -> tuple[str, ...]:

@@ -351,7 +351,7 @@ def _widened(mask: NDArray[np.bool_], by: int) -> NDArray[np.bool_]:
 
 
 def lossless(image: Image.Image) -> bytes:
-    """Encode an RGB or grey picture as PNG."""
+    """Encode a grey, RGB or RGBA picture as PNG."""
     return png.encode_picture(np.asarray(image))
 
 

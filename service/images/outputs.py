@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageChops
 
 from postprocess import outlines
 from postprocess.errors import TooComplex
@@ -20,13 +20,13 @@ from postprocess.instances import Instances
 from postprocess.refine import Refinement
 from postprocess.runs import Spread
 from postprocess.simplify import simplified
-from postprocess.smooth import smooth_labels
+from postprocess.smooth import candidates, smooth_labels
 from service.errors import ImageTooLarge, InvalidRequest
-from service.images import imaging
+from service.images import imaging, pictures
 from service.images.imaging import DecodedPhoto
 from service.images.png import Rows
 from service.images.selection import Selection
-from service.inference.contract import Contract, Extras
+from service.inference.contract import Color, Contract, Extras
 
 # Outputs by name: media type, and file name in a ZIP.
 OUTPUTS = {
@@ -39,12 +39,16 @@ OUTPUTS = {
     "npz": ("application/octet-stream", "labels.npz"),
     "confidence": ("image/png", "confidence.png"),
     "probabilities": ("application/octet-stream", "probabilities.npz"),
+    "cutout": ("image/png", "cutout.png"),
+    "blur": ("image/jpeg", "blur.jpg"),
+    "replace": ("image/jpeg", "replace.jpg"),
+    "side-by-side": ("image/jpeg", "side-by-side.jpg"),
 }
 INCLUDABLE = ("mask", "color", "overlay", "confidence")
 UNCALIBRATED = "this model has not been calibrated; use `python -m export.calibrate`"
-PNG_OVERLAY = ("image/png", "overlay.png")
 ZIP = "application/zip"
-NEEDS_PHOTO = {"overlay"}  # needs the photo at full resolution
+OF_SUBJECT = {"cutout", "blur", "replace"}  # with a soft edge where there are probabilities
+NEEDS_PHOTO = {"overlay", "side-by-side", *OF_SUBJECT}  # needs the photo at full resolution
 NEEDS_PROBABILITIES = {"probabilities"}
 # Outputs that contain the confidence; it is not computed for the others.
 HAS_CONFIDENCE = {"confidence", "json", "npz", "polygons", "rle"}
@@ -67,6 +71,7 @@ class Wish:
     refinement: Refinement = field(default_factory=Refinement)
     instances: bool = False
     simplify: float = 0.0  # tolerance in pixels of the polygons
+    fill: Color = (255, 255, 255)  # of output=replace
     smooth: bool = False  # labels along the edges of the photo, at its own size
     top: int = 0  # give the probabilities of so many classes; 0: of all
     coverage: float | None = None
@@ -78,8 +83,8 @@ class Wish:
 
     def kind(self, name: str) -> tuple[str, str]:
         """Return the media type and file name of an output."""
-        if name == "overlay" and self.overlay_format == "png":
-            return PNG_OVERLAY
+        if OUTPUTS[name][0] == "image/jpeg" and self.overlay_format == "png":
+            return "image/png", f"{name}.png"
         return OUTPUTS[name]
 
 
@@ -109,6 +114,8 @@ def extras(wish: Wish, contract: Contract) -> Extras:
     """Return what to compute besides the labels: what an output or an option needs."""
     if needs_probabilities(wish):
         return "probabilities"
+    if contract.probability_grid and not OF_SUBJECT.isdisjoint(wish.outputs):
+        return "probabilities"  # for a soft edge
     needed = not HAS_CONFIDENCE.isdisjoint(wish.all_outputs) or wish.refinement.needs_confidence
     return "confidence" if contract.confidence and needed else "labels"
 
@@ -152,6 +159,11 @@ def check(wish: Wish, contract: Contract) -> None:
     if needs_probabilities(wish) and contract.probability_grid is None:
         raise InvalidRequest(
             f"{_in_need(wish)}: this model has no probabilities; export it with --probabilities"
+        )
+    chosen = wish.selection.named or contract.background is not None
+    if not chosen and (subject := sorted(OF_SUBJECT & set(wish.outputs))):
+        raise InvalidRequest(
+            f"output={', '.join(subject)}: this model has no class `background`: choose classes"
         )
     if "probabilities" not in wish.outputs and (wish.top or wish.coverage is not None):
         raise InvalidRequest("top and coverage need output=probabilities, which they change")
@@ -209,7 +221,7 @@ def _smoothed(result: Result, grid: Grid) -> Result:
     height, width = result.cells.shape
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
-    classes = np.flatnonzero(np.bincount(result.cells.ravel(), minlength=256)).tolist()
+    classes = candidates(result.cells)
     labels = smooth_labels(grid, classes, np.asarray(image), result.photo.size)
     sure = None if result.confidence is None else result.confidence.image
     return replace(result, cells=labels, sure=sure, spread=Spread.none(labels.shape))
@@ -235,6 +247,10 @@ def _encode_one(name: str, result: Result, wish: Wish) -> bytes:
         "npz": _npz,
         "confidence": _confidence,
         "probabilities": _probabilities,
+        "cutout": _cutout,
+        "blur": _blur,
+        "replace": _replace,
+        "side-by-side": _side_by_side,
     }
     return encoders[name](result, wish)
 
@@ -251,7 +267,50 @@ def _mask(result: Result, wish: Wish) -> bytes:
 
 
 def _overlay(result: Result, wish: Wish) -> bytes:
-    blended = imaging.overlay(
+    return _photo_like(_blended(result, wish), wish)
+
+
+def _photo_like(picture: Image.Image, wish: Wish) -> bytes:
+    return imaging.lossless(picture) if wish.overlay_format == "png" else imaging.jpeg(picture)
+
+
+def _side_by_side(result: Result, wish: Wish) -> bytes:
+    whole = result.photo.whole or result.photo.image
+    return _photo_like(pictures.beside(whole, _blended(result, wish)), wish)
+
+
+def _cutout(result: Result, wish: Wish) -> bytes:
+    """The selected classes; by default everything but the background."""
+    whole = result.photo.whole or result.photo.image
+    ids = wish.selection.ids
+    if not wish.selection.named:
+        ids -= {result.contract.background}
+    mask = pictures.opacity(result.cells, ids, result.grid, result.photo.size)
+    return imaging.lossless(pictures.cut_out(whole, mask))
+
+
+def _blur(result: Result, wish: Wish) -> bytes:
+    whole = result.photo.whole or result.photo.image
+    return _photo_like(pictures.blurred(whole, _hidden(result, wish)), wish)
+
+
+def _replace(result: Result, wish: Wish) -> bytes:
+    whole = result.photo.whole or result.photo.image
+    return _photo_like(pictures.filled(whole, _hidden(result, wish), wish.fill), wish)
+
+
+def _hidden(result: Result, wish: Wish) -> Image.Image:
+    """What to blur or fill: the selected classes; by default the background."""
+    ids = wish.selection.ids
+    if wish.selection.named:
+        return pictures.opacity(result.cells, ids, result.grid, result.photo.size, generous=True)
+    ids -= {result.contract.background}
+    shown = pictures.opacity(result.cells, ids, result.grid, result.photo.size)
+    return ImageChops.invert(shown)
+
+
+def _blended(result: Result, wish: Wish) -> Image.Image:
+    return imaging.overlay(
         result.photo,
         result.labels.image,
         result.contract.palette,
@@ -259,7 +318,6 @@ def _overlay(result: Result, wish: Wish) -> bytes:
         shown=wish.selection.ids - {result.contract.background},
         contour=wish.contour,
     )
-    return imaging.lossless(blended) if wish.overlay_format == "png" else imaging.jpeg(blended)
 
 
 def _confidence(result: Result, _: Wish) -> bytes:

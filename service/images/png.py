@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-GREY, RGB, INDEXED = 0, 2, 3  # colour types
+GREY, RGB, INDEXED, RGBA = 0, 2, 3, 6  # colour types
 NONE, UP = 0, 2  # filter types: the byte in front of each row
 DEFLATE_FAST = b"\x78\x01"  # header of a zlib stream
 LEVEL = 1  # of zlib: the fastest one already compresses masks to a few kilobytes
@@ -82,13 +82,13 @@ def encode(image: Rows, palette: Pixels | None = None) -> bytes:
 
 
 def encode_picture(pixels: Pixels) -> bytes:
-    """Encode a picture (H, W, 3) RGB or (H, W) grey whose rows all differ, such as an overlay.
+    """Encode a picture whose rows all differ: (H, W) grey, (H, W, 3) RGB or (H, W, 4) RGBA.
 
     Every row is stored as the difference to the row above: libpng tries five filters on
     each row, which takes twice the time and makes the file no smaller.
     """
     height, width = pixels.shape[:2]
-    kind = RGB if pixels.ndim == 3 else GREY
+    kind = GREY if pixels.ndim == 2 else {3: RGB, 4: RGBA}[pixels.shape[2]]
     header = struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, 0)
     data = b"".join(_differences(pixels.reshape(height, -1)))
     parts = (_chunk(b"IHDR", header), _chunk(b"IDAT", data), _chunk(b"IEND", b""))

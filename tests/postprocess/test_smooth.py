@@ -9,8 +9,9 @@ import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from postprocess import smooth
 from postprocess.grid import Grid
-from postprocess.smooth import Guide, box_sum, enlarged, smooth_labels
+from postprocess.smooth import Guide, box_sum, candidates, enlarged, smooth_labels
 
 
 def ramp(step: float = 4.0) -> Grid:
@@ -18,6 +19,13 @@ def ramp(step: float = 4.0) -> Grid:
     right = np.linspace(0, 255, 17).round().astype(np.uint8)
     values = np.stack([255 - right, right])[:, None, :].repeat(12, axis=1)
     return Grid(np.ascontiguousarray(values), (0.5, 0.5), (step, step))
+
+
+def test_only_the_largest_classes_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = np.array([[3, 3, 3, 7, 7, 1]], np.uint8)
+    assert candidates(labels) == [1, 3, 7]
+    monkeypatch.setattr(smooth, "MOST_CLASSES", 2)
+    assert candidates(labels) == [3, 7]
 
 
 def test_box_sums_count_what_is_inside() -> None:

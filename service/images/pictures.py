@@ -1,0 +1,73 @@
+"""Pictures made of a photo and its labels: cut out, blurred or filled with a colour.
+
+The edge of the subject is soft where the model gives probabilities: within a few pixels of the
+border of the labels the opacity is the subject's probability.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+
+from postprocess.grid import Grid
+from postprocess.smooth import enlarged
+from service.images.imaging import edges
+
+BAND = 3  # cells of the label map on either side of a border
+BLUR = 1 / 40  # of the photo's longer side: what stands out at normal size is not recognisable
+
+Cells = NDArray[np.uint8]
+
+
+def opacity(
+    cells: Cells,
+    ids: Collection[int],
+    grid: Grid | None,
+    size: tuple[int, int],
+    *,
+    generous: bool = False,
+) -> Image.Image:
+    """Return how much each pixel of a photo of `size` (W, H) belongs to the classes: grey.
+
+    `generous`: pixels with a label of the classes belong to them wholly.
+    """
+    subject = np.isin(cells, list(ids))
+    soft = np.where(subject, np.uint8(255), np.uint8(0))
+    if grid is not None and ids:
+        chance = sum(enlarged(grid, label, cells.shape[::-1], size) for label in ids)
+        near = edges(subject.astype(np.uint8), BAND)
+        likely = (np.clip(chance, 0, 1) * 255).astype(np.uint8)
+        soft = np.where(near & ~(subject & generous), likely, soft)
+    return Image.fromarray(soft).resize(size, Image.Resampling.BILINEAR)
+
+
+def cut_out(photo: Image.Image, mask: Image.Image) -> Image.Image:
+    """Return the subject on a transparent ground, cropped to it; the whole size if it is empty."""
+    cut = photo.copy()
+    cut.putalpha(mask)
+    box = mask.getbbox()
+    return cut if box is None else cut.crop(box)
+
+
+def blurred(photo: Image.Image, mask: Image.Image) -> Image.Image:
+    """Blur the photo where the mask is white."""
+    radius = max(photo.size) * BLUR
+    factor = max(1, int(radius / 4))  # a quarter of the radius is enough detail for a blur
+    small = photo.reduce(factor).filter(ImageFilter.GaussianBlur(radius / factor))
+    return Image.composite(small.resize(photo.size, Image.Resampling.BICUBIC), photo, mask)
+
+
+def filled(photo: Image.Image, mask: Image.Image, color: tuple[int, int, int]) -> Image.Image:
+    """Fill the photo with a colour where the mask is white."""
+    return Image.composite(Image.new("RGB", photo.size, color), photo, mask)
+
+
+def beside(photo: Image.Image, other: Image.Image) -> Image.Image:
+    """Return both pictures side by side."""
+    both = Image.new("RGB", (photo.width + other.width, photo.height))
+    both.paste(photo, (0, 0))
+    both.paste(other, (photo.width, 0))
+    return both

@@ -1,0 +1,129 @@
+"""Pictures of the subject over HTTP: what is shown, what is hidden, and where the edge lies."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from numpy.typing import NDArray
+from PIL import Image
+
+from tests.service import onnx_models
+from tests.service.web import opened, png, post, serving
+
+
+def scene() -> NDArray[np.uint8]:
+    """A bright square and a dim bar on a dark ground with a pattern."""
+    photo = np.full((48, 64, 3), 20, np.uint8)
+    photo[::2, ::2, 1] = 90  # what a blur takes away
+    photo[8:24, 10:30, 0] = 220
+    photo[34:42, 40:60, 0] = 120
+    photo[::2, 1::2, 2] = 90
+    return photo
+
+
+PHOTO = scene()
+LABELS = onnx_models.expected(PHOTO)
+AWAY = 4  # pixels from a border: nothing is soft there
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    folder = tmp_path_factory.mktemp("models")
+    onnx_models.save(folder / "plain.onnx")
+    onnx_models.save(folder / "full.onnx", probabilities=True, on_request=True)
+    streets = onnx_models.contract(classes=("road", "car", "tree")).model_dump_json()
+    onnx_models.save(folder / "streets.onnx", metadata={"deeplab.contract": streets})
+    with serving(folder) as client:
+        yield client
+
+
+def picture(client: TestClient, **query: Any) -> NDArray[np.uint8]:
+    answer = post(client, png(PHOTO), overlay_format="png", **query)
+    assert answer.status_code == 200, answer.text
+    return opened(answer.content)
+
+
+def inner(where: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The pixels of a region that are not near its border."""
+    padded = np.pad(where, AWAY, mode="edge")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (2 * AWAY + 1, 2 * AWAY + 1))
+    return np.asarray(windows.all(axis=(2, 3)))
+
+
+@pytest.mark.parametrize("model", ["plain", "full"])
+def test_a_cutout_is_the_subject_alone(client: TestClient, model: str) -> None:
+    body = post(client, png(PHOTO), output="cutout", classes="bright", model=model).content
+    with Image.open(io.BytesIO(body)) as image:
+        assert image.mode == "RGBA"
+        cut = np.asarray(image)
+    if model == "plain":  # the edge is hard, so its size is known
+        assert cut.shape == (16, 20, 4)
+        assert (cut == np.dstack([PHOTO[8:24, 10:30], np.full((16, 20), 255)])).all()
+    else:  # the model gives `bright` no probability, so that nothing is left near the border
+        assert cut.shape == (10, 14, 4)
+
+
+def test_a_cutout_is_of_all_but_the_background_by_default(client: TestClient) -> None:
+    cut = picture(client, output="cutout", model="plain")
+    assert cut.shape == (42 - 8, 60 - 10, 4)
+    assert ((cut[..., 3] == 255) == (LABELS[8:42, 10:60] > 0)).all()
+
+
+def test_an_empty_cutout_has_the_size_of_the_photo(client: TestClient) -> None:
+    dark = post(client, png(np.zeros_like(PHOTO)), output="cutout", model="plain").content
+    assert opened(dark).shape == (*PHOTO.shape[:2], 4)
+    assert not opened(dark)[..., 3].any()
+
+
+def test_the_edge_is_soft_where_the_model_gives_probabilities(client: TestClient) -> None:
+    filled = picture(client, output="replace", classes="dim", fill="00ff00", model="full")
+    green = np.array([0, 255, 0])
+    assert (filled[LABELS == 1] == green).all()  # what is to be hidden is hidden wholly
+    assert (filled[inner(LABELS != 1)] == PHOTO[inner(LABELS != 1)]).all()
+    between = (filled != green).any(axis=2) & (filled != PHOTO).any(axis=2)
+    assert between.any()
+
+
+@pytest.mark.parametrize(("query", "hidden"), [({}, LABELS == 0), ({"classes": "1,2"}, LABELS > 0)])
+def test_what_is_chosen_is_hidden_and_the_rest_stays(
+    client: TestClient, query: dict[str, Any], hidden: NDArray[np.bool_]
+) -> None:
+    filled = picture(client, output="replace", model="plain", **query)
+    assert (filled == np.where(hidden[..., None], 255, PHOTO)).all()
+    blurred = picture(client, output="blur", model="plain", **query)
+    assert (blurred[~hidden] == PHOTO[~hidden]).all()
+    contrast = [each[..., 1][inner(hidden)].astype(float).std() for each in (PHOTO, blurred)]
+    assert contrast[1] < contrast[0] / 2
+
+
+def test_side_by_side_has_the_photo_and_its_overlay(client: TestClient) -> None:
+    both = picture(client, output="side-by-side", alpha=0.7, model="plain")
+    assert (both[:, :64] == PHOTO).all()
+    assert (both[:, 64:] == picture(client, output="overlay", alpha=0.7, model="plain")).all()
+
+
+@pytest.mark.parametrize("output", ["cutout", "blur", "replace"])
+def test_a_model_without_background_needs_classes(client: TestClient, output: str) -> None:
+    refused = post(client, png(PHOTO), output=output, model="streets")
+    assert (refused.status_code, refused.json()["code"]) == (400, "invalid-request")
+    assert "choose classes" in refused.json()["detail"]
+    chosen = post(client, png(PHOTO), output=output, model="streets", classes="car")
+    assert chosen.status_code == 200
+
+
+def test_a_wrong_colour_is_refused(client: TestClient) -> None:
+    refused = post(client, png(PHOTO), output="replace", fill="red")
+    assert (refused.status_code, refused.json()["code"]) == (400, "invalid-request")
+    assert "fill" in refused.json()["detail"]
+
+
+def test_the_default_is_jpeg_and_several_come_together(client: TestClient) -> None:
+    answer = post(client, png(PHOTO), output="blur", model="plain")
+    assert answer.headers["content-type"] == "image/jpeg"
+    together = post(client, png(PHOTO), output="blur,cutout,side-by-side", model="plain")
+    assert together.headers["content-type"] == "application/zip"
