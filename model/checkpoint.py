@@ -121,6 +121,7 @@ def _missing(card: Path) -> str:
     bundled = ", ".join(str(path.with_suffix("")) for path in sorted(BUNDLED.glob("*.safetensors")))
     return (
         f"{card} does not exist: a checkpoint is weights + JSON{where}; "
+        "python -m model.weights get NAME writes published ones to weights/NAME; "
         f"the bundled checkpoints are {bundled}"
     )
 

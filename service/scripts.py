@@ -38,6 +38,7 @@ SCRIPTS = {
     "audit": Script("model.curate.audit"),
     "rank": Script("model.curate.rank"),
     "start": Script("model.start.command", extras="train,cpu"),
+    "weights": Script("model.weights.__main__"),
     "average": Script("model.finish.average"),
     "prior": Script("model.finish.prior"),
     "recalibrate": Script("model.finish.recalibrate", "script"),

@@ -91,6 +91,7 @@ MODEL = {
     "arguments": {"data"},
     "checkpoint": {"network"},
     "convert": {"arguments", "checkpoint", "data", "network"},
+    "weights": {"checkpoint", "convert", "data", "network"},
     "evaluate": {"arguments", "checkpoint", "data", "memory", "network"},
     "train": {"arguments", "checkpoint", "data", "evaluate", "memory", "network"},
     "curate": {"arguments", "checkpoint", "data", "evaluate", "network"},

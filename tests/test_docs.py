@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import service.errors
+from model.weights.catalogue import LEFT_OUT, WEIGHTS
 from service.errors import ServiceError
 from service.http.query import SegmentQuery
 from service.images.outputs import OUTPUTS
@@ -136,6 +137,19 @@ def test_operations_lists_every_setting_and_no_other() -> None:
     for flags, *_ in table(ROOT / "docs" / "operations.md", "## Settings"):
         listed |= code(flags)
     assert listed == {f"--{name.replace('_', '-')}" for name in Settings.model_fields}
+
+
+def test_published_weights_lists_every_name_and_no_other() -> None:
+    """Those that are converted with their figures, and those that are left out with the reason."""
+    page = ROOT / "docs" / "published-weights.md"
+    rows = {row[0].strip("`"): row[1:] for row in table(page, "### Names")}
+    assert list(rows) == list(WEIGHTS)
+    for name, (network, trained_on, miou, _size, _digest, licence) in rows.items():
+        ours = WEIGHTS[name]
+        assert (network, trained_on) == (ours.network, ours.trained_on)
+        assert (miou, licence) == (ours.miou or "-", ours.licence)
+    left_out = {name.strip("`"): reason for name, reason in table(page, "### Left out")}
+    assert left_out == LEFT_OUT
 
 
 def test_the_api_page_lists_every_query_parameter_output_and_error() -> None:

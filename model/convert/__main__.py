@@ -9,9 +9,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from model import arguments, checkpoint
-from model.checkpoint import BackboneCard
 from model.convert import from_tensorflow, from_timm, from_torchvision, labels
-from model.convert.accounting import Converted, ConvertError
+from model.convert.accounting import Converted, ConvertError, summary
 from model.pydantic_errors import mistakes
 
 EXAMPLES = """examples:
@@ -75,8 +74,8 @@ def parser() -> argparse.ArgumentParser:
         kind.add_argument(
             "--classes",
             metavar="SET",
-            help="class names: voc, cityscapes or a file with a line `name [R G B]` per class "
-            "(default: guessed from the number of classes)",
+            help="class names: voc, cityscapes, ade20k or a file with a line `name [R G B]` per "
+            "class (default: guessed from the number of classes)",
         )
     tf.add_argument(
         "--multi-grid",
@@ -111,26 +110,6 @@ def convert(args: argparse.Namespace) -> Converted:
         labels=named,
     )
     return from_tensorflow.convert(args.src, options)
-
-
-def summary(converted: Converted) -> str:
-    """One line about the network that was found."""
-    millions = sum(value.numel() for value in converted.state.values()) / 1e6
-    card = converted.card
-    if isinstance(card, BackboneCard):
-        return f"{card.backbone} without a head, {millions:.2f} M numbers"
-    model = card.model
-    parts = [
-        model.backbone,
-        f"{model.num_classes} classes",
-        f"output stride {model.output_stride}",
-        f"multi-grid {model.multi_grid}",
-        f"ASPP rates {model.rates}{' separable' if model.aspp_separable else ''}",
-        f"{'with' if model.image_pooling else 'no'} image-level feature",
-        f"{'with' if model.decoder else 'no'} decoder{' separable' * model.decoder_separable}",
-        f"{millions:.2f} M numbers",
-    ]
-    return ", ".join(parts)
 
 
 def main(argv: list[str] | None = None) -> int:

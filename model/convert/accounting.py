@@ -74,3 +74,23 @@ def _explain(missing: Iterable[str], unused: Iterable[str]) -> str:
         if names
     ]
     return "; ".join(parts)
+
+
+def summary(converted: Converted) -> str:
+    """One line about the network that was found."""
+    millions = sum(value.numel() for value in converted.state.values()) / 1e6
+    card = converted.card
+    if isinstance(card, BackboneCard):
+        return f"{card.backbone} without a head, {millions:.2f} M numbers"
+    model = card.model
+    parts = [
+        model.backbone,
+        f"{model.num_classes} classes",
+        f"output stride {model.output_stride}",
+        f"multi-grid {model.multi_grid}",
+        f"ASPP rates {model.rates}{' separable' if model.aspp_separable else ''}",
+        f"{'with' if model.image_pooling else 'no'} image-level feature",
+        f"{'with' if model.decoder else 'no'} decoder{' separable' * model.decoder_separable}",
+        f"{millions:.2f} M numbers",
+    ]
+    return ", ".join(parts)

@@ -34,6 +34,7 @@ BOOKKEEPING = re.compile(
 FAKE_QUANT = re.compile(r"(^|/)(weights_quant|act_quant|\w*quant\w*)/(\w+/)*(min|max)(_\d+)?$")
 # Classifiers of ImageNet checkpoints: SCOPE/logits and MobileNetV2's last 1x1.
 CLASSIFIER = re.compile(r"^(resnet_v1_\d+|xception_\d+)/logits/|^MobilenetV2/(Conv_1|Logits)/")
+HEAD = re.compile(r"^(aspp\d+(_\w+)?|image_pooling|concat_projection|decoder)/")
 CLASSES = "logits/semantic/weights"
 ROOTS = {  # a variable that only this backbone has
     "resnet_v1_50/conv1_1/weights": "resnet_v1_50_beta",
@@ -109,8 +110,15 @@ def _of_one_clone(variables: Variables) -> Variables:
 
 
 def _backbone_only(variables: Variables, path: Path) -> Converted:
-    """Convert an ImageNet checkpoint without its classifier."""
-    variables = {name: value for name, value in variables.items() if not CLASSIFIER.match(name)}
+    """Convert the backbone of a checkpoint to start from: no classifier, or one of ImageNet.
+
+    One that was trained on COCO has the rest of the head too, which is left out.
+    """
+    variables = {
+        name: value
+        for name, value in variables.items()
+        if not CLASSIFIER.match(name) and not HEAD.match(name)
+    }
     backbone = _backbone(variables)
     config = ModelConfig.model_validate(
         {"backbone": backbone, "depth_multiplier": _depth_multiplier(backbone, variables)}

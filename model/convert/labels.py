@@ -20,33 +20,9 @@ class Labels(NamedTuple):
     palette: tuple[Color, ...]
 
 
-VOC = Labels(VOC_CLASSES, voc_palette(len(VOC_CLASSES)))
-CITYSCAPES = Labels(cityscapes.CLASSES, cityscapes.PALETTE)
-KNOWN = {"voc": VOC, "cityscapes": CITYSCAPES}
-
-
-def default(classes: int) -> Labels:
-    """VOC's labels for 21 classes, Cityscapes' for 19, else numbered ones in VOC's colours."""
-    for labels in KNOWN.values():
-        if len(labels.classes) == classes:
-            return labels
-    return Labels(tuple(f"class {index}" for index in range(classes)), voc_palette(classes))
-
-
-def read(name: str) -> Labels:
-    """`voc`, `cityscapes`, or a text file with a class per line: `name` or `name R G B`.
-
-    Raises ConvertError naming the file, or the line that does not fit.
-    """
-    if name in KNOWN:
-        return KNOWN[name]
-    path = Path(name)
-    if not path.is_file():
-        raise ConvertError(f"classes={name!r} is neither a file nor one of {', '.join(KNOWN)}")
-    try:
-        lines = [line for line in read_text(path).splitlines() if line.strip()]
-    except TextError as error:
-        raise ConvertError(f"classes: {error}") from None
+def _parsed(text: str) -> Labels:
+    """One class a line, `name` or `name R G B`, colours by default VOC's."""
+    lines = [line for line in text.splitlines() if line.strip()]
     defaults = voc_palette(len(lines))
     rows = [_row(line, color) for line, color in zip(lines, defaults, strict=True)]
     return Labels(tuple(row[0] for row in rows), tuple(row[1] for row in rows))
@@ -60,6 +36,37 @@ def _row(line: str, default_color: Color) -> tuple[str, Color]:
     if max(red, green, blue) > 255:
         raise ConvertError(f"classes: {line!r} has a colour above 255; write name R G B")
     return " ".join(words[:-3]), (red, green, blue)
+
+
+VOC = Labels(VOC_CLASSES, voc_palette(len(VOC_CLASSES)))
+CITYSCAPES = Labels(cityscapes.CLASSES, cityscapes.PALETTE)
+# The 150 classes of its scene parsing benchmark; the reference ignores 0, unlabelled.
+ADE20K = _parsed((Path(__file__).parent / "ade20k.txt").read_text(encoding="utf-8"))
+KNOWN = {"voc": VOC, "cityscapes": CITYSCAPES, "ade20k": ADE20K}
+
+
+def default(classes: int) -> Labels:
+    """Those of VOC for 21 classes, Cityscapes for 19, ADE20K for 151; else numbers."""
+    for labels in KNOWN.values():
+        if len(labels.classes) == classes:
+            return labels
+    return Labels(tuple(f"class {index}" for index in range(classes)), voc_palette(classes))
+
+
+def read(name: str) -> Labels:
+    """`voc`, `cityscapes`, `ade20k`, or a text file with a class per line: `name` or `name R G B`.
+
+    Raises ConvertError naming the file, or the line that does not fit.
+    """
+    if name in KNOWN:
+        return KNOWN[name]
+    path = Path(name)
+    if not path.is_file():
+        raise ConvertError(f"classes={name!r} is neither a file nor one of {', '.join(KNOWN)}")
+    try:
+        return _parsed(read_text(path))
+    except TextError as error:
+        raise ConvertError(f"classes: {error}") from None
 
 
 def card(config: ModelConfig, labels: Labels | None, path: Path, kind: str) -> Card:

@@ -35,7 +35,15 @@ FILTER = re.compile(r"(?:^|;)([^;]+?)/(?:depthwise_)?weights(?:_quant/[^;]*)?(?:
 CLASSIFIER = "logits/semantic"
 BACKBONE_EPSILON, HEAD_EPSILON = 1e-3, 1e-5  # of batch norm in MobileNetV2 and behind it
 # What the generated code raises where offsets lead out of the file.
-DAMAGE = (struct.error, IndexError, ValueError, TypeError, OverflowError, MemoryError)
+DAMAGE = (
+    AttributeError,
+    IndexError,
+    MemoryError,
+    OverflowError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
 
 
 def read(path: Path) -> dict[str, Array]:

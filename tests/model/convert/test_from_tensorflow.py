@@ -112,6 +112,18 @@ def test_configuration_and_weights_are_recovered_from_the_variables(
         assert torch.equal(loaded(batch(65, 65)), net(batch(65, 65)))
 
 
+def test_151_outputs_are_ade20ks() -> None:
+    """0 was ignored in training; the benchmark's 150 classes follow in its order and colours."""
+    converted = convert_variables(variables_of(tiny(151)), ConversionOptions(), SOURCE)
+    assert isinstance(converted.card, checkpoint.Card)
+    classes, palette = converted.card.classes, converted.card.palette
+    assert (classes[0], classes[1], classes[13], classes[150]) == (
+        "unlabelled", "wall", "person", "flag",
+    )  # fmt: skip
+    assert (palette[0], palette[1], palette[13]) == ((0, 0, 0), (120, 120, 120), (150, 5, 61))
+    assert len(set(classes)) == 151
+
+
 def test_options_that_leave_no_trace_are_taken_from_the_command_line(tmp_path: Path) -> None:
     """Output stride, crop size and class names."""
     net = tiny(3)

@@ -1,0 +1,1 @@
+"""Published weights: a table of them, their download, a check, and our checkpoint."""

@@ -1,0 +1,203 @@
+"""Download a file over HTTP: a cut connection is resumed, and no partial file gets its name.
+
+Proxies come from the environment (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY), further
+certificates from SSL_CERT_FILE. The part that has arrived lies in `.NAME.partial`, beside
+it what identifies the version that the server sent, so that a later run resumes the same
+version or starts over.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+import httpx
+from tqdm import tqdm
+
+from model import files
+
+log = logging.getLogger("model.weights")
+
+TIMEOUT_S = 30.0  # to connect, and between two packets
+ATTEMPTS = 5  # in a row that bring nothing
+PAUSE_S = 1.0  # before the second attempt, then twice as long each
+BUSY = (429, 500, 502, 503, 504)
+ENCODING = {"Accept-Encoding": "identity"}  # sizes and ranges are the file's own
+
+
+class DownloadError(RuntimeError):
+    """A file could not be downloaded; the message names its address and says what to do."""
+
+
+class _Interrupted(Exception):
+    """This attempt ended early; another may go on."""
+
+
+def download(
+    url: str,
+    target: Path,
+    *,
+    size: int,
+    exact_size: bool = False,
+    pause: Callable[[float], None] = time.sleep,
+) -> None:
+    """Write the file at `url` to `target`; raises DownloadError, or OSError for a full disk.
+
+    `size` is what to expect, to the byte with `exact_size`. Less than half or more than
+    twice of it is refused in any case: a login page of a network, or a stream without end.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = files.beside(target)
+    _require_space(target, size - _length(partial))
+    limits = (size, size) if exact_size else (size // 2, size * 2)
+    try:
+        _fetch(url, partial, limits, pause)
+        files.flush(partial)
+    except OSError as error:  # a full disk: what came does not stay there
+        _forget(partial)
+        raise OSError(error.errno, error.strerror, str(target)) from error
+    if not limits[0] <= _length(partial) <= limits[1]:
+        found = _length(partial)
+        _forget(partial)
+        raise DownloadError(
+            f"{url} has {found} bytes, and {'' if exact_size else 'about '}{size} are expected: "
+            "this is another file; nothing was kept"
+        )
+    partial.replace(target)
+    _forget(partial)
+
+
+def _fetch(
+    url: str, partial: Path, limits: tuple[int, int], pause: Callable[[float], None]
+) -> None:
+    """Attempts until the file is complete; raises DownloadError after some without progress."""
+    failures = 0
+    try:
+        with httpx.Client(follow_redirects=True, timeout=TIMEOUT_S, headers=ENCODING) as client:
+            while True:
+                before = _length(partial)
+                try:
+                    return _attempt(client, url, partial, limits)
+                except (httpx.TransportError, _Interrupted) as error:
+                    failures = 0 if _length(partial) > before else failures + 1
+                    if failures == ATTEMPTS:
+                        raise DownloadError(_gave_up(url, partial, error)) from error
+                    wait = PAUSE_S * 2 ** max(failures - 1, 0)
+                    log.warning("%s: trying again in %.0f s", _reason(error), wait)
+                pause(wait)
+    # ImportError: a SOCKS proxy, for which httpx needs another package, and says so.
+    except (httpx.InvalidURL, httpx.TooManyRedirects, ImportError, ValueError) as error:
+        raise DownloadError(f"{url}: {error}; are the proxy variables right?") from error
+
+
+def _gave_up(url: str, partial: Path, error: Exception) -> str:
+    kept = f"; {_length(partial)} bytes are kept: run it again to resume" * partial.exists()
+    advice = "behind a proxy, set HTTPS_PROXY; a file from elsewhere is taken with --from"
+    return f"{url} could not be downloaded ({_reason(error)}){kept}; {advice}"
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
+def _attempt(client: httpx.Client, url: str, partial: Path, limits: tuple[int, int]) -> None:
+    """One request, from where the last one stopped if the server still has that version."""
+    have, version = _length(partial), _version(partial)
+    headers = {"Range": f"bytes={have}-", "If-Range": version} if have and version else {}
+    with client.stream("GET", url, headers=headers) as response:
+        _require_secure(url, response)
+        if response.status_code in BUSY:
+            raise _Interrupted(f"status {response.status_code}")
+        if response.status_code == 416:  # nothing follows: what is here is complete, or wrong
+            partial.unlink(missing_ok=True)
+            raise _Interrupted("the server has no such part")
+        if response.status_code not in (200, 206):
+            raise DownloadError(
+                f"{url} answered {response.status_code} {response.reason_phrase}: has it moved? "
+                "Get the file elsewhere and give it with --from"
+            )
+        start = _start(response)
+        if start not in (0, have):
+            partial.unlink(missing_ok=True)
+            raise _Interrupted(f"the server sent the part from {start}, not from {have}")
+        if start == 0:
+            _note_version(partial, response)
+        with partial.open("r+b" if start else "wb") as file:
+            file.seek(start)
+            _copy(response, file, start, limits[1])
+
+
+def _copy(response: httpx.Response, file: BinaryIO, start: int, most: int) -> None:
+    """Write what arrives, with a progress bar on a terminal."""
+    length = response.headers.get("Content-Length", "")
+    total = start + int(length) if length.isdecimal() else None
+    with tqdm(
+        total=total,
+        initial=start,
+        unit="B",
+        unit_scale=True,
+        desc=str(response.url).rpartition("/")[2],
+        disable=not sys.stderr.isatty(),
+    ) as bar:
+        for chunk in response.iter_raw():  # as it arrives: of a cut connection nothing is lost
+            file.write(chunk)
+            bar.update(len(chunk))
+            if file.tell() > most:
+                return  # the caller refuses it by its size
+    if total is not None and file.tell() != total:
+        raise _Interrupted(f"{file.tell()} of {total} bytes arrived")
+
+
+def _start(response: httpx.Response) -> int:
+    """Where in the file the content begins."""
+    if response.status_code == 200:
+        return 0
+    found = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+    return int(found[1]) if found else -1
+
+
+def _require_secure(url: str, response: httpx.Response) -> None:
+    """A redirect may not leave https: what came could have been changed on its way."""
+    if url.startswith("https:") and response.url.scheme != "https":
+        raise DownloadError(f"{url} redirects to {response.url}, which is not encrypted")
+
+
+def _version_file(partial: Path) -> Path:
+    return partial.with_name(f"{partial.name}-version")
+
+
+def _version(partial: Path) -> str:
+    """The ETag or date of what has arrived; empty where there was none."""
+    file = _version_file(partial)
+    return file.read_text(encoding="ascii") if file.exists() else ""
+
+
+def _note_version(partial: Path, response: httpx.Response) -> None:
+    etag = response.headers.get("ETag", "")
+    strong = "" if etag.startswith("W/") else etag  # a weak one says nothing about bytes
+    version = strong or response.headers.get("Last-Modified", "")
+    _version_file(partial).write_text(version.encode("ascii", "ignore").decode(), encoding="ascii")
+
+
+def _forget(partial: Path) -> None:
+    partial.unlink(missing_ok=True)
+    _version_file(partial).unlink(missing_ok=True)
+
+
+def _length(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _require_space(target: Path, size: int) -> None:
+    free = shutil.disk_usage(target.parent).free
+    if size > free:
+        raise DownloadError(
+            f"{target} needs {size / 1e6:.0f} MB, and {target.parent} has {free / 1e6:.0f} MB "
+            "free: make room, or choose another folder with -o"
+        )
