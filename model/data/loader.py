@@ -149,7 +149,7 @@ class Batch(NamedTuple):
                 tensor.share_memory_()  # type: ignore[no-untyped-call]
         except RuntimeError as error:
             raise LoaderError(
-                f"a batch of {self.images.nbytes / 1e6:.0f} MB cannot be put into shared memory, "
+                f"a batch of {self.images.nbytes / 1e6:.1f} MB cannot be put into shared memory, "
                 f"{SHARED_MEMORY}: {ROOM} ({str(error).splitlines()[0]})"
             ) from None
         return self
