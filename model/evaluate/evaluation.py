@@ -40,13 +40,17 @@ def score(dataset: Dataset, predict: Predictor, *others: Metric) -> Confusion:
 
 
 def figures(confusion: Confusion, dataset: Dataset) -> dict[str, Any]:
-    """The result as JSON: `miou`, `iou` by class name, `pixels` and where they come from."""
+    """The result as JSON: `miou`, other figures by class name, and where they come from."""
     return {
         "dataset": dataset.name,
         "split": dataset.split,
         "images": len(dataset.pairs),
         "miou": round(confusion.miou(), 6),
         "iou": by_name(dataset.classes, confusion.iou()),
+        "pixel_accuracy": round(confusion.accuracy(), 6),
+        "precision": by_name(dataset.classes, confusion.precision()),
+        "recall": by_name(dataset.classes, confusion.recall()),
+        "dice": by_name(dataset.classes, confusion.dice()),
         "pixels": confusion.pixels,
     }
 

@@ -45,6 +45,26 @@ class Confusion:
         with np.errstate(invalid="ignore"):
             return np.asarray(hits / union)
 
+    def precision(self) -> NDArray[np.float64]:
+        """The share of the pixels predicted as a class that belong to it, (K,); NaN without any."""
+        return self._share(self.counts.sum(0))
+
+    def recall(self) -> NDArray[np.float64]:
+        """The share of a class's pixels that are predicted as it, (K,); NaN without any."""
+        return self._share(self.counts.sum(1))
+
+    def dice(self) -> NDArray[np.float64]:
+        """Dice's coefficient by class, which is F1: the harmonic mean of the two, (K,)."""
+        return self._share((self.counts.sum(0) + self.counts.sum(1)) / 2)
+
+    def accuracy(self) -> float:
+        """The share of all pixels that are right; NaN without any."""
+        return float(np.diag(self.counts).sum() / self.pixels) if self.pixels else float("nan")
+
+    def _share(self, of: NDArray[np.int64] | NDArray[np.float64]) -> NDArray[np.float64]:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.asarray(np.diag(self.counts) / of)
+
     def miou(self) -> float:
         """The mean over the classes that occur; raises DatasetError if no pixel was evaluated."""
         if not self.pixels:

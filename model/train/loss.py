@@ -1,7 +1,8 @@
 """The loss: cross-entropy over labelled pixels, with options.
 
-Options are class weights, hard pixels only, and the Lovász-Softmax loss (Berman, Triki
-and Blaschko 2018), a surrogate of each photo's mean IoU over the classes that it shows.
+Options are class weights, hard pixels only, the focal loss (Lin et al. 2017), and two losses of
+each photo's classes beside the cross-entropy: the Lovász-Softmax loss (Berman, Triki and Blaschko
+2018), a surrogate of the mean IoU, and the soft Dice loss (Milletari et al. 2016).
 
 A loss consists of a sum and a weight to divide it by. The weight depends only on the
 labels, and weights of parts add up. So a batch can be divided between processes and
@@ -11,6 +12,7 @@ micro-batches without changing its loss.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +33,8 @@ class PixelLoss:
     # Share of each image's judged pixels that count, those of the largest loss.
     hard_share: float = 1.0
     lovasz: float = 0.0  # times the Lovász-Softmax loss of each image, added to the image's mean
+    dice: float = 0.0  # times the soft Dice loss of each image, added likewise
+    focal: float = 0.0  # exponent of 1 - p, p the probability of the label
 
     def weight(self, labels: Tensor) -> float:
         """The divisor of the sum over labels (N, H, W) uint8."""
@@ -50,7 +54,7 @@ class PixelLoss:
         weights = None if self.class_weights is None else self.class_weights.to(flat)
         hard = self.hard_share < 1
         # On a GPU the loss's own sum is one block's work: 15 % of a light network's iteration.
-        apart = hard or flat.is_cuda
+        apart = hard or flat.is_cuda or self.focal > 0
         losses = F.cross_entropy(
             flat,
             labels.reshape(-1).long(),
@@ -58,18 +62,33 @@ class PixelLoss:
             ignore_index=VOID,
             reduction="none" if apart else "sum",
         )
+        if self.focal:
+            losses = losses * self._uncertain(flat, labels)
         total = self._hardest(losses.view(len(labels), -1), labels) if hard else losses.sum()
-        return total + self.lovasz * self._lovasz(flat, labels) if self.lovasz else total
+        for factor, loss in ((self.lovasz, lovasz_softmax), (self.dice, soft_dice)):
+            if factor:
+                total = total + factor * self._by_image(loss, flat, labels)
+        return total
 
-    def _lovasz(self, flat: Tensor, labels: Tensor) -> Tensor:
-        """Sum of each image's Lovász-Softmax loss times its weight: flat is (N * H * W, K)."""
+    def _uncertain(self, flat: Tensor, labels: Tensor) -> Tensor:
+        """(1 - p) ** focal of each pixel, p the probability of its label: (N * H * W,)."""
+        plain = F.cross_entropy(
+            flat, labels.reshape(-1).long(), ignore_index=VOID, reduction="none"
+        )
+        # At p = 1 the slope of a power below 1 has no bound.
+        return (1 - torch.exp(-plain)).clamp_min(1e-6) ** self.focal
+
+    def _by_image(
+        self, loss: Callable[[Tensor, Tensor], Tensor], flat: Tensor, labels: Tensor
+    ) -> Tensor:
+        """Sum of each image's loss times its weight: flat is (N * H * W, K)."""
         probabilities = flat.softmax(1).view(len(labels), -1, flat.shape[1])
         total = flat.new_zeros(())
         for probability, truth in zip(probabilities, labels.flatten(1), strict=True):
             judged = truth != VOID
             weight = self.weight(truth[None, None])
             if weight:
-                total = total + weight * lovasz_softmax(probability[judged], truth[judged])
+                total = total + weight * loss(probability[judged], truth[judged])
         return total
 
     def _hardest(self, losses: Tensor, labels: Tensor) -> Tensor:
@@ -82,6 +101,18 @@ class PixelLoss:
 
     def _hard(self, judged: int) -> int:
         return math.ceil(self.hard_share * judged)
+
+
+def soft_dice(probabilities: Tensor, labels: Tensor) -> Tensor:
+    """One less the mean Dice of the classes that occur in labels (P,): (P, K) -> scalar.
+
+    A class's Dice is twice the probability inside, over its pixels and its probability anywhere.
+    """
+    truth = F.one_hot(labels.long(), probabilities.shape[1]).to(probabilities)
+    present = truth.sum(0) > 0
+    inside = (probabilities * truth).sum(0)
+    dice = 2 * inside / (probabilities.sum(0) + truth.sum(0))
+    return 1 - dice[present].mean()
 
 
 def lovasz_softmax(probabilities: Tensor, labels: Tensor) -> Tensor:

@@ -90,6 +90,7 @@ class Recipe(BaseRecipe):
 
     iterations: Annotated[int, Field(gt=0)] = 30_000
     head_multiplier: Annotated[float, Field(gt=0)] = 1.0  # learning rate behind the backbone
+    schedule: Literal["poly", "cosine"] = "poly"  # of the learning rate
     power: Annotated[float, Field(ge=0)] = 0.9  # of the poly policy
 
     # Where the loss is taken: logits resized to the labels, or labels thinned to the logits.
@@ -101,6 +102,10 @@ class Recipe(BaseRecipe):
     hard_mining: Annotated[float, Field(gt=0, le=1)] = 1.0
     # Factor of the Lovász-Softmax loss (a surrogate of the mean IoU) added to the cross-entropy.
     lovasz: Annotated[float, Field(ge=0)] = 0.0
+    # Factor of the soft Dice loss added to the cross-entropy.
+    dice: Annotated[float, Field(ge=0)] = 0.0
+    # Exponent of the focal loss: pixels that are right already count less (Lin et al. 2017).
+    focal: Annotated[float, Field(ge=0)] = 0.0
     # Checkpoints whose mean probabilities are learnt too, the share of the loss that is theirs,
     # and the temperature at which both sides' probabilities are taken (Hinton et al. 2015).
     teachers: list[TeacherConfig] = []

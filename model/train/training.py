@@ -9,6 +9,7 @@ run that is resumed gives the result of an uninterrupted one.
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,10 +47,17 @@ SHOW_EVERY = 500  # iterations between overlays on the board, without validation
 NAME = "model"  # of the finished checkpoint
 
 
-def poly(iteration: int, config: Recipe) -> float:
-    """Factor of the initial learning rate: (1 - i / n) ** power, after a linear warm-up."""
+def rate_factor(iteration: int, config: Recipe) -> float:
+    """Factor of the initial learning rate, after a linear warm-up.
+
+    poly: (1 - i / n) ** power. cosine: half a wave from 1 to 0 (Loshchilov and Hutter 2017,
+    arXiv:1608.03983, without restarts).
+    """
     warm = min(1.0, (iteration + 1) / (config.warmup + 1))
-    return float(warm * (1 - iteration / config.iterations) ** config.power)
+    left = 1 - iteration / config.iterations
+    if config.schedule == "cosine":
+        return warm * (1 - math.cos(math.pi * left)) / 2
+    return float(warm * left**config.power)
 
 
 @dataclass(frozen=True)
@@ -82,7 +90,9 @@ def samples(
     crops: Samples = CropDataset(dataset, order, config.augment, config.model.mean, kept)
     if unlabelled:
         crops = MixedCrops(crops, taught(config, unlabelled, kept, world), config.unlabelled)
-    return crops, PixelLoss(weights, config.hard_mining, config.lovasz)
+    return crops, PixelLoss(
+        weights, config.hard_mining, config.lovasz, dice=config.dice, focal=config.focal
+    )
 
 
 def taught(
@@ -149,7 +159,7 @@ def train(
             run,
             judged(batch, config),
             total,
-            factor=poly(run.iteration, config),
+            factor=rate_factor(run.iteration, config),
             loss=loss,
             config=config,
             world=world,

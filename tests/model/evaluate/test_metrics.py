@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
 from model.evaluate.metrics import Confusion
 
@@ -45,3 +46,18 @@ def test_pictures_add_up_in_one_matrix() -> None:
 def test_shapes_must_match() -> None:
     with pytest.raises(ValueError, match=r"\(2, 2\).*\(2, 3\)"):
         Confusion(2).add(np.zeros((2, 2), np.uint8), np.zeros((2, 3), np.uint8))
+
+
+def test_the_other_figures_are_scikit_learns() -> None:
+    """Precision, recall, F1 and accuracy of the judged pixels; a class that never occurs is NaN."""
+    rng = np.random.default_rng(4)
+    truth = rng.choice(np.array([0, 1, 2, 255], np.uint8), (30, 40))
+    prediction = rng.integers(0, 3, (30, 40), np.uint8)
+    confusion = Confusion(4)
+    confusion.add(truth, prediction)
+    judged = truth != 255
+    precision, recall, f1, _ = precision_recall_fscore_support(truth[judged], prediction[judged])
+    assert np.allclose(confusion.precision(), [*precision, np.nan], equal_nan=True)
+    assert np.allclose(confusion.recall(), [*recall, np.nan], equal_nan=True)
+    assert np.allclose(confusion.dice(), [*f1, np.nan], equal_nan=True)
+    assert confusion.accuracy() == pytest.approx(accuracy_score(truth[judged], prediction[judged]))

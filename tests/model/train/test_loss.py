@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.metrics import f1_score
 from torch import Tensor
 
-from model.train.loss import PixelLoss, lovasz_softmax, median_frequency_weights
+from model.train.loss import PixelLoss, lovasz_softmax, median_frequency_weights, soft_dice
 
 
 @pytest.fixture
@@ -60,8 +61,11 @@ def test_hard_mining_takes_the_hardest_judged_pixels_of_each_image(
         PixelLoss(torch.tensor([0.5, 1.0, 4.0])),
         PixelLoss(None, 0.3),
         PixelLoss(lovasz=0.7),
+        PixelLoss(dice=0.7),
+        PixelLoss(torch.tensor([0.5, 1.0, 4.0]), focal=2.0),
+        PixelLoss(None, 0.3, focal=0.5),
     ],
-    ids=["plain", "weighted", "hard", "lovasz"],
+    ids=["plain", "weighted", "hard", "lovasz", "dice", "focal", "hard focal"],
 )
 def test_a_batch_in_slices_has_the_loss_of_the_whole(
     loss: PixelLoss, example: tuple[Tensor, Tensor]
@@ -75,9 +79,61 @@ def test_a_batch_in_slices_has_the_loss_of_the_whole(
 
 def test_a_batch_of_void_has_no_loss_and_no_weight() -> None:
     labels = torch.full((2, 9, 9), 255, dtype=torch.uint8)
-    for loss in (PixelLoss(), PixelLoss(None, 0.5)):
+    for loss in (PixelLoss(), PixelLoss(None, 0.5), PixelLoss(focal=2.0), PixelLoss(dice=1.0)):
         assert float(loss.sum(torch.randn(2, 3, 9, 9), labels)) == 0
         assert loss.weight(labels) == 0
+
+
+def test_focal_is_the_formula_of_the_paper(example: tuple[Tensor, Tensor]) -> None:
+    """Lin et al. 2017, equation 5, by a loop over pixels in NumPy."""
+    logits, labels = example
+    weights = [0.5, 1.0, 4.0]
+    total = weight = 0.0
+    for scores, label in zip(
+        logits.permute(0, 2, 3, 1).reshape(-1, 3).tolist(), labels.flatten().tolist(), strict=True
+    ):
+        if label == 255:
+            continue
+        p = np.exp(scores[label]) / np.exp(scores).sum()
+        total -= weights[label] * (1 - p) ** 2 * np.log(p)
+        weight += weights[label]
+    loss = PixelLoss(torch.tensor(weights), focal=2.0)
+    assert mean(loss, logits, labels) == pytest.approx(total / weight, rel=1e-4)
+
+
+def test_focal_has_a_finite_gradient_towards_the_truth() -> None:
+    """Also where the network is certain, and for an exponent below 1."""
+    logits = torch.tensor([[60.0, 0.0, -60.0, 0.1]]).view(1, 4, 1, 1).repeat(1, 1, 2, 2)
+    logits.requires_grad_()
+    labels = torch.tensor([[[0, 1], [3, 255]]], dtype=torch.uint8)
+    PixelLoss(focal=0.5).sum(logits, labels).backward()  # type: ignore[no-untyped-call]
+    assert logits.grad is not None
+    assert torch.isfinite(logits.grad).all()
+    assert logits.grad[0, 1, 0, 1] < 0
+
+
+def test_dice_of_hard_predictions_is_one_minus_f1(example: tuple[Tensor, Tensor]) -> None:
+    """scikit-learn's F1 over the classes that the image shows."""
+    logits, labels = example
+    judged = labels[0] != 255
+    truth, predicted = labels[0][judged], logits[0].argmax(0)[judged]
+    shown = np.unique(truth.numpy())
+    f1 = f1_score(truth.numpy(), predicted.numpy(), labels=shown, average="macro")
+    loss = soft_dice(F.one_hot(predicted, 3).double(), truth)
+    assert float(loss) == pytest.approx(1 - f1)
+
+
+def test_dice_of_a_batch_weighs_images_by_their_judged_pixels(
+    example: tuple[Tensor, Tensor],
+) -> None:
+    logits, labels = example
+    losses, weights = [], []
+    for image, truth in zip(logits.softmax(1), labels, strict=True):
+        judged = truth != 255
+        losses.append(float(soft_dice(image[:, judged].T, truth[judged])))
+        weights.append(int(judged.sum()))
+    added = mean(PixelLoss(dice=0.5), logits, labels) - mean(PixelLoss(), logits, labels)
+    assert added == pytest.approx(0.5 * np.average(losses, weights=weights), rel=1e-4)
 
 
 def test_median_frequency_weights_follow_the_definition() -> None:

@@ -124,14 +124,25 @@ def test_masks_that_leave_nothing_to_learn_are_refused_before_the_start(
     assert not (tmp_path / "run").exists()
 
 
+def test_the_cosine_schedule_is_pytorchs() -> None:
+    """torch.optim.lr_scheduler.CosineAnnealingLR down to 0."""
+    config = make_recipe(iterations=40, schedule="cosine")
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    theirs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=40)
+    for iteration in range(40):
+        assert training.rate_factor(iteration, config) == pytest.approx(theirs.get_last_lr()[0])
+        optimizer.step()
+        theirs.step()
+
+
 def test_the_poly_policy_falls_from_one_to_zero() -> None:
     config = make_recipe(iterations=100)
-    assert training.poly(0, config) == 1
-    assert training.poly(50, config) == pytest.approx(0.5**0.9)
-    assert training.poly(99, config) == pytest.approx(0.01**0.9)
+    assert training.rate_factor(0, config) == 1
+    assert training.rate_factor(50, config) == pytest.approx(0.5**0.9)
+    assert training.rate_factor(99, config) == pytest.approx(0.01**0.9)
     warm = make_recipe(iterations=100, warmup=9)
-    assert training.poly(0, warm) == pytest.approx(0.1)
-    assert training.poly(9, warm) == pytest.approx(training.poly(9, config))
+    assert training.rate_factor(0, warm) == pytest.approx(0.1)
+    assert training.rate_factor(9, warm) == pytest.approx(training.rate_factor(9, config))
 
 
 def test_only_full_convolutions_are_decayed() -> None:
