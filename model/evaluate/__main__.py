@@ -23,7 +23,8 @@ from model.evaluate.options import (
     open_dataset,
     report,
 )
-from model.evaluate.predict import predictor
+from model.evaluate.predict import add_refinement, predictor
+from postprocess.errors import InvalidOption
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
     add_evaluation_arguments(p)
     arguments.add_passes(p)
     arguments.add_windows(p)
+    add_refinement(p)
     p.add_argument("--record", action="store_true", help="store the figures in NAME.json")
     arguments.add_device(p)
     return p
@@ -68,6 +70,7 @@ def main(argv: list[str] | None = None) -> int:
         checkpoint.CheckpointError,
         DatasetError,
         memory.ShortageError,
+        InvalidOption,
         OSError,
     ) as error:
         print(f"error: {error}", file=sys.stderr)
