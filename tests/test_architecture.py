@@ -58,7 +58,7 @@ def test_nothing_of_tracing_is_loaded_unless_asked_for() -> None:
 
 def test_the_client_loads_httpx_and_nothing_heavy() -> None:
     heavy = {"numpy", "PIL", "pydantic", "fastapi", "onnxruntime", "torch"}
-    assert loaded_by("import service.client").isdisjoint(heavy)
+    assert loaded_by("import service.client, service.client.cli").isdisjoint(heavy)
 
 
 def test_training_loads_what_draws_and_compares_only_when_asked() -> None:
@@ -81,6 +81,7 @@ SERVICE = {
     "launch": set(),
     "doctor": {"http", "inference", "settings"},
     "demo": {"launch", "settings"},
+    "local": {"client", "doctor", "http", "inference", "settings"},  # the client names it as text
     "bench": {"launch", "client", "http", "images", "inference", "settings"},
     "cluster": {"client", "doctor", "http", "images", "inference", "settings"},
 }

@@ -1,4 +1,7 @@
-"""The command line: `deeplab-client URL INPUTS... -o OUT`, `... report OUT`, `... export OUT`."""
+"""The command line of the batch client.
+
+`deeplab-client URL INPUTS... -o OUT`, `--local INPUTS... -o OUT`, `report OUT`, `export OUT`.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,13 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import httpx
 
-from service.client import flags, records
+from service.client import flags, local, records
 from service.client.batch import Batch, Limits, on_retry
 from service.client.errors import ClientError, ManifestError, StatusError, UsageError
 from service.client.files import read_photo
@@ -44,6 +47,7 @@ examples:
   find /data -name '*.jpg' | deeplab-client http://localhost:8000 - -o out/
   deeplab-client http://localhost:8000 photos.tar -o out/ --report
   deeplab-client http://localhost:8000 scans/ -o out/ --fit sliding --classes person,car
+  deeplab-client --local photos/ -o out/ --models exported/
   deeplab-client report out/
   deeplab-client export out/ --format coco -o predictions.json
 
@@ -61,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _report(_report_parser().parse_args(arguments[1:]))
         if arguments[:1] == ["export"]:
             return _export(arguments[1:])
-        return asyncio.run(_run(_parser().parse_args(arguments)))
+        return asyncio.run(_run(_options(arguments)))
     except UsageError as error:
         print(plain(f"deeplab-client: {error}"), file=sys.stderr)
         return 2
@@ -73,30 +77,58 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _options(arguments: list[str]) -> argparse.Namespace:
+    """Parse the arguments; raises UsageError if the URL or the inputs are missing."""
+    options = _parser().parse_intermixed_args(arguments)
+    if options.local:
+        options.url = local.URL
+        return options
+    if options.models is not None:
+        raise UsageError("--models is for --local: a service has models of its own")
+    options.url, *options.inputs = options.inputs
+    if not options.inputs and "://" not in options.url:
+        raise UsageError(
+            f"the URL of the service is missing before {options.url!r}: write it as "
+            "http://HOST:PORT, or --local to run without a service"
+        )
+    if not options.inputs:
+        raise UsageError(f"the inputs are missing after {options.url}: name files or folders")
+    return options
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="deeplab-client",
+        usage="%(prog)s [options] (URL | --local) INPUT [INPUT ...] -o OUT",
         description="Segment many photos with the service; write masks and overlays to a folder.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "url", metavar="URL", help="URL of the service, such as http://localhost:8000"
-    )
-    parser.add_argument(
-        "inputs",
-        metavar="INPUT",
-        nargs="+",
-        help="file, folder, glob or tar; - reads paths from stdin",
-    )
     add = parser.add_argument
+    add(
+        "inputs",
+        metavar="URL INPUT",
+        nargs="+",
+        help="URL of the service, such as http://localhost:8000; then files, folders, globs or "
+        "tars; - reads paths from stdin",
+    )
     add("-o", "--out", metavar="OUT", type=Path, required=True, help="folder for the results")
     add("--model", metavar="NAME", help="name of the model (default: the service's default model)")
     flags.add_results(parser)
     flags.add_query(parser)
     flags.add_limits(parser)
     _add_connection(parser)
+    _add_local(parser)
     return parser
+
+
+def _add_local(parser: argparse.ArgumentParser) -> None:
+    """Add the flags for a run without a service."""
+    add = parser.add_argument_group("without a service").add_argument
+    engine = "run the service's engine in this process, with all CPUs or the GPU; no URL"
+    add("--local", action="store_true", help=engine)
+    models = "with --local: folder with exported .onnx files (default: the bundled model)"
+    add("--models", metavar="DIR", type=Path, help=models)
 
 
 def _add_connection(parser: argparse.ArgumentParser) -> None:
@@ -193,7 +225,7 @@ async def _run(options: argparse.Namespace) -> int:
         require_pillow("--max-side")
     pace = Pace() if options.concurrency is None else Pace.fixed(options.concurrency)
     progress = Progress(Counts(), sys.stderr)
-    async with _client(options, pace, progress) as client:
+    async with _connected(options, pace, progress) as client:
         try:
             model = await _choose(client, options.model)
         except StatusError as error:
@@ -253,7 +285,28 @@ def _tell(summary: Summary, *, as_json: bool) -> int:
     return summary.exit_code()
 
 
-def _client(options: argparse.Namespace, pace: Pace, progress: Progress) -> AsyncClient:
+@asynccontextmanager
+async def _connected(
+    options: argparse.Namespace, pace: Pace, progress: Progress
+) -> AsyncIterator[AsyncClient]:
+    """Give a client of the service, or of one in this process."""
+    if not options.local:
+        async with _client(options, pace, progress) as client:
+            yield client
+        return
+    async with (
+        local.transport(options.models, options.model, options.timeout) as transport,
+        _client(options, pace, progress, transport) as client,
+    ):
+        yield client
+
+
+def _client(
+    options: argparse.Namespace,
+    pace: Pace,
+    progress: Progress,
+    transport: httpx.AsyncBaseTransport | None = None,
+) -> AsyncClient:
     throttle = on_retry(pace)
     told = False
 
@@ -272,6 +325,7 @@ def _client(options: argparse.Namespace, pace: Pace, progress: Progress) -> Asyn
         timeout_s=options.timeout,
         retry=RetryPolicy(give_up_after_s=options.give_up_after),
         on_retry=heard,
+        transport=transport,
     )
 
 

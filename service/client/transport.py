@@ -76,7 +76,8 @@ def ask_segment(
 class AsyncClient:
     """A client for asyncio. Raises StatusError, UnreachableError, BadAnswerError, UsageError.
 
-    `on_retry` hears of every outcome that is tried again.
+    `on_retry` hears of every outcome that is tried again. `transport` replaces the connections
+    to `url`, such as httpx.ASGITransport.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class AsyncClient:
         retry: RetryPolicy | None = None,
         max_connections: int = 100,
         on_retry: Callable[[Outcome], None] | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._retry = retry or RetryPolicy()
         self._on_retry = on_retry
@@ -100,6 +102,7 @@ class AsyncClient:
             base_url=base_url,
             headers=_credentials(api_key),
             proxy=self._route.proxy,
+            transport=transport,
             verify=self._route.tls,
             trust_env=False,  # `route` has read it
             # No pool timeout: a caller that starts more requests than connections chooses to wait.
