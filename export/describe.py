@@ -66,7 +66,7 @@ def describe(path: Path) -> dict[str, Any]:
         "contract": contract.model_dump(mode="json"),
         "operators": dict(Counter(node.op_type for node in model.graph.node).most_common()),
         "parameters": sum(prod(tensor.dims) for tensor in model.graph.initializer),
-        "multiply_adds": multiply_adds(model, contract),
+        "multiply_adds": None if contract.output_stride is None else multiply_adds(model, contract),
     }
 
 
@@ -109,21 +109,23 @@ def show(found: dict[str, Any]) -> str:
     scales = ", ".join(f"{scale:g}" for scale in contract["scales"])
     operators = ", ".join(f"{name} {count}" for name, count in found["operators"].items())
     lost = parity["miou_change"]
+    stride = contract["output_stride"]  # None: adopted
+    original = "PyTorch" if stride else contract["metrics"]["adopted_from"]
     change = "" if lost is None else f", mIoU {lost:+.4f} on {parity['miou_images']} images"
     rows = {
         "file": f"{found['file']} ({found['bytes'] / 1e6:.1f} MB, opset {found['opset']})",
         "task": f"{contract['task']}, {len(contract['classes'])} classes",
-        "network": f"{contract['backbone']}, output stride {contract['output_stride']}",
+        "network": contract["backbone"] + (f", output stride {stride}" if stride else ""),
         "input": f"{size['height']} x {size['width']} ({size['policy']}), padded {size['pad']}",
         "inference": f"scales {scales}{', flip' if contract['flip'] else ''}",
         "precision": contract["precision"],
         "confidence": "yes" if contract["confidence"] else "no",
         "probabilities": "yes" if contract["probability_grid"] else "no",
-        "parity": f"{parity['agreement']:.4%} of {parity['pixels']} labels as PyTorch, "
+        "parity": f"{parity['agreement']:.4%} of {parity['pixels']} labels as {original}, "
         f"largest logit error {parity['max_logit_error']:.2g}{change}",
         "mIoU": contract["metrics"].get("miou", "not measured"),
         "parameters": f"{found['parameters'] / 1e6:.3f} M",
-        "multiply-adds": f"{found['multiply_adds'] / 1e9:.3f} B",
+        "multiply-adds": f"{found['multiply_adds'] / 1e9:.3f} B" if stride else "not counted",
         "operators": operators,
         "checkpoint": f"SHA-256 {contract['checkpoint_sha256']}",
     }

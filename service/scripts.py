@@ -49,6 +49,7 @@ SCRIPTS = {
     "calibrate": Script("export.calibrate", extras="train,cpu"),
     "export-evaluate": Script("export.evaluate", extras="train,cpu"),
     "export-matrix": Script("export.matrix", extras="train,cpu"),
+    "adopt": Script("export.adopt", extras="train,cpu"),
     "describe": Script("export.describe", extras="train,cpu"),
 }
 PACKAGES = {"postprocess", "model", "export", "service"}

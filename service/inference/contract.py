@@ -60,6 +60,8 @@ class InputSize(BaseModel):
 class Parity(BaseModel):
     """The comparison of the exported file with PyTorch (float32) at export.
 
+    Of a network of another library: with its own file.
+
     Errors are those of the logits, or of the mean probabilities if the graph averages
     several scales or flips.
     """
@@ -102,7 +104,7 @@ class Contract(BaseModel):
     palette: tuple[Color, ...]
     input: InputSize
     backbone: str
-    output_stride: Literal[8, 16, 32]
+    output_stride: Literal[8, 16, 32] | None  # None: a network of another library
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
     precision: Literal["fp32", "fp16", "int8"] = "fp32"
