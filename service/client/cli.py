@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib.util
 import io
 import itertools
 import json
@@ -14,15 +15,14 @@ import os
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
-
 from service.client import flags, local, records
-from service.client.batch import Batch, Limits, on_retry
-from service.client.errors import ClientError, ManifestError, StatusError, UsageError
+from service.client.batch import Batch, Limits
+from service.client.connection import choose, connected
+from service.client.errors import ClientError, ManifestError, UsageError
 from service.client.files import read_photo
 from service.client.flags import positive
 from service.client.inputs import Inputs, nothing_found
@@ -31,15 +31,18 @@ from service.client.pace import Pace
 from service.client.plain import plain
 from service.client.plan import Decision, Wanted, decide, tally_text
 from service.client.progress import Counts, Progress
-from service.client.protocol import ModelInfo, parse_outputs
+from service.client.protocol import parse_outputs
 from service.client.records import Results
 from service.client.report import write_report
-from service.client.retry import Outcome, RetryPolicy
-from service.client.route import shown
+from service.client.retry import RetryPolicy
 from service.client.summary import Summary
-from service.client.transport import TIMEOUT_S, AsyncClient
+from service.client.transport import TIMEOUT_S
 from service.client.uploads import require_pillow
 
+VIDEO_SUFFIXES = (
+    *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"),
+    *(".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".3gp", ".wmv", ".flv"),
+)
 EXAMPLES = """\
 examples:
   deeplab-client http://localhost:8000 photos/ -o out/
@@ -48,11 +51,13 @@ examples:
   deeplab-client http://localhost:8000 photos.tar -o out/ --report
   deeplab-client http://localhost:8000 scans/ -o out/ --fit sliding --classes person,car
   deeplab-client --local photos/ -o out/ --models exported/
+  deeplab-client http://localhost:8000 clip.mp4 -o out.mp4 --steady 5
   deeplab-client report out/
   deeplab-client export out/ --format coco -o predictions.json
 
 Run the same command again to continue after an interruption: complete photos are
-skipped; changed photos and photos of another model are done again. See docs/client.md.
+skipped; changed photos and photos of another model are done again. A video becomes a video,
+with its sound. See docs/client.md.
 Exit code: 0 every photo has a result, 1 some have none, 2 wrong usage.
 """
 
@@ -65,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _report(_report_parser().parse_args(arguments[1:]))
         if arguments[:1] == ["export"]:
             return _export(arguments[1:])
-        return asyncio.run(_run(_options(arguments)))
+        options = _options(arguments)
+        return asyncio.run(_video(options) if is_video(options) else _run(options))
     except UsageError as error:
         print(plain(f"deeplab-client: {error}"), file=sys.stderr)
         return 2
@@ -112,10 +118,18 @@ def _parser() -> argparse.ArgumentParser:
         help="URL of the service, such as http://localhost:8000; then files, folders, globs or "
         "tars; - reads paths from stdin",
     )
-    add("-o", "--out", metavar="OUT", type=Path, required=True, help="folder for the results")
+    add(
+        "-o",
+        "--out",
+        metavar="OUT",
+        type=Path,
+        required=True,
+        help="folder for the results; a video for a video",
+    )
     add("--model", metavar="NAME", help="name of the model (default: the service's default model)")
     flags.add_results(parser)
     flags.add_query(parser)
+    flags.add_video(parser)
     flags.add_limits(parser)
     _add_connection(parser)
     _add_local(parser)
@@ -216,6 +230,34 @@ def _results(out: Path) -> Iterator[Results]:
         yield manifest
 
 
+def is_video(options: argparse.Namespace) -> bool:
+    """Whether the call is about a video; raises UsageError for one among others, or into OUT/."""
+    videos = [each for each in options.inputs if each.lower().endswith(VIDEO_SUFFIXES)]
+    if not videos:
+        if options.steady > 1:
+            raise UsageError("--steady is for videos, and there is none among the inputs")
+        return False
+    if len(options.inputs) > 1:
+        raise UsageError(f"{videos[0]} is a video: give it alone, with -o naming the new video")
+    if options.out.suffix.lower() not in VIDEO_SUFFIXES or options.out.is_dir():
+        raise UsageError(f"{videos[0]} is a video: -o {options.out} must name one, such as out.mp4")
+    if Path(videos[0]).resolve() == options.out.resolve():
+        raise UsageError(f"-o {options.out} is the input: name another file")
+    return True
+
+
+async def _video(options: argparse.Namespace) -> int:
+    for library in ("av", "numpy"):
+        if importlib.util.find_spec(library) is None:
+            raise UsageError(
+                f"videos need {library}, which is not installed: in the checkout, run "
+                "pip install '.[video]'"
+            )
+    from service.client.video import command  # noqa: PLC0415 - loaded only for videos
+
+    return await command.run(options)
+
+
 async def _run(options: argparse.Namespace) -> int:
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # file names may be any bytes
@@ -225,13 +267,8 @@ async def _run(options: argparse.Namespace) -> int:
         require_pillow("--max-side")
     pace = Pace() if options.concurrency is None else Pace.fixed(options.concurrency)
     progress = Progress(Counts(), sys.stderr)
-    async with _connected(options, pace, progress) as client:
-        try:
-            model = await _choose(client, options.model)
-        except StatusError as error:
-            if error.status != 404:
-                raise
-            raise _wrong_url(options.url) from error
+    async with connected(options, pace, progress) as client:
+        model = await choose(client, options)
         wanted = Wanted(
             outputs=outputs,
             pixels=options.report,
@@ -283,74 +320,6 @@ def _count(inputs: Inputs, progress: Progress) -> None:
 def _tell(summary: Summary, *, as_json: bool) -> int:
     print(json.dumps(summary.json(), indent=2) if as_json else summary.text())
     return summary.exit_code()
-
-
-@asynccontextmanager
-async def _connected(
-    options: argparse.Namespace, pace: Pace, progress: Progress
-) -> AsyncIterator[AsyncClient]:
-    """Give a client of the service, or of one in this process."""
-    if not options.local:
-        async with _client(options, pace, progress) as client:
-            yield client
-        return
-    async with (
-        local.transport(options.models, options.model, options.timeout) as transport,
-        _client(options, pace, progress, transport) as client,
-    ):
-        yield client
-
-
-def _client(
-    options: argparse.Namespace,
-    pace: Pace,
-    progress: Progress,
-    transport: httpx.AsyncBaseTransport | None = None,
-) -> AsyncClient:
-    throttle = on_retry(pace)
-    told = False
-
-    def heard(outcome: Outcome) -> None:
-        nonlocal told
-        throttle(outcome)
-        if not told and not isinstance(outcome, httpx.Response):
-            told = True
-            reason = str(outcome) or type(outcome).__name__
-            place, patience = shown(httpx.URL(options.url)), f"{options.give_up_after:g} s"
-            progress.note(f"{place}: {reason} (trying for {patience}: --give-up-after)")
-
-    return AsyncClient(
-        options.url,
-        api_key=options.api_key,
-        timeout_s=options.timeout,
-        retry=RetryPolicy(give_up_after_s=options.give_up_after),
-        on_retry=heard,
-        transport=transport,
-    )
-
-
-async def _choose(client: AsyncClient, name: str | None) -> ModelInfo | None:
-    """Return the model to use; raises UsageError if the service does not have it."""
-    models = await client.models()
-    if name is None:
-        return next((model for model in models if model.default), None)
-    for model in models:
-        if model.name == name:
-            return model
-    raise UsageError(f"--model {name}: the service has {', '.join(model.name for model in models)}")
-
-
-def _wrong_url(text: str) -> UsageError:
-    """Return the error for a URL below which there is no `/models`."""
-    url = httpx.URL(text)
-    path = url.path.rstrip("/")
-    told = f"URL {shown(url)}: GET {path}/models does not exist there"
-    if not path:
-        return UsageError(f"{told}: is this the service's port, or another program's?")
-    return UsageError(
-        f"{told}: the URL has a path, {path}; write http://HOST:PORT, or with the prefix "
-        "under which a proxy serves it"
-    )
 
 
 def _dry_run(inputs: Inputs, wanted: Wanted, out: Path, *, as_json: bool) -> int:

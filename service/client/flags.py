@@ -10,6 +10,14 @@ from urllib.parse import parse_qs, urlencode
 
 from service.client.protocol import FILES
 
+LONGEST_WINDOW = 31  # frames: a second
+DEFAULT_OUTPUT = "mask,overlay"
+# Flags that only photos have.
+NOT_OF_VIDEOS = (
+    *("max_side", "base", "report", "contour", "overlay_format", "mask_format"),
+    *("instances", "simplify", "top", "coverage"),
+    *("dry_run", "retry_failed", "fail_fast", "max_failures"),
+)
 # Flags that are parameters of the service's query, with the same names.
 QUERY = (
     "fit",
@@ -40,7 +48,7 @@ def add_results(parser: argparse.ArgumentParser) -> None:
     add(
         "--output",
         metavar="LIST",
-        default="mask,overlay",
+        default=DEFAULT_OUTPUT,
         help=f"outputs, separated by commas, from {outputs} (default: mask,overlay)",
     )
     side = (
@@ -121,6 +129,23 @@ def _add_refinement(add: Callable[..., object]) -> None:
     add("--top", metavar="K", type=int, help=most)
     share = "in probabilities, give sets of classes with the truth in this share of pixels"
     add("--coverage", metavar="SHARE", type=float, help=share)
+
+
+def add_video(parser: argparse.ArgumentParser) -> None:
+    """Add the flags for videos."""
+    about = "--output of a video is overlay (default), color or mask"
+    add = parser.add_argument_group("videos", about).add_argument
+    steady = (
+        "give each pixel the class that most of the N frames around it have; N is odd (default: 1)"
+    )
+    add("--steady", metavar="N", type=_odd, default=1, help=steady)
+
+
+def _odd(text: str) -> int:
+    number = positive(text)
+    if number % 2 == 0 or number > LONGEST_WINDOW:
+        raise argparse.ArgumentTypeError(f"must be odd, and at most {LONGEST_WINDOW}")
+    return number
 
 
 def query(options: argparse.Namespace) -> str:
