@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -25,7 +24,7 @@ from model.evaluate import submission
 from model.evaluate.pictures import colored, overlaid
 from model.evaluate.submission import SubmissionError
 from model.network.deeplab import DeepLabV3Plus
-from model.network.inference import Labels, Photo, label_map, served_map
+from model.network.inference import Labels, Photo
 from model.network.refined import refined_map, refinement
 from postprocess.errors import InvalidOption, TooComplex
 from postprocess.refine import Refinement
@@ -132,16 +131,7 @@ def chosen(args: argparse.Namespace, classes: Sequence[str]) -> Refinement:
 def predictor(
     net: DeepLabV3Plus, args: argparse.Namespace, overlap: float | None
 ) -> Callable[[Photo], Labels]:
-    """A function that predicts a photo as the options of an evaluation say."""
-    if overlap is None and not args.whole:
-        return partial(served_map, net, scales=args.scales, flip=args.flip)
-    return partial(label_map, net, scales=args.scales, flip=args.flip, overlap=overlap)
-
-
-def refiner(
-    net: DeepLabV3Plus, args: argparse.Namespace, overlap: float | None
-) -> Callable[[Photo], Labels]:
-    """The same for model.predict, whose options also clean the masks."""
+    """A function that predicts a photo as the options of the command line say."""
     refine = chosen(args, net.classes)
     return lambda photo: refined_map(
         net,
@@ -164,7 +154,7 @@ def run(
 ) -> int:
     """Predict and write all photos; returns how many could not be read."""
     failures = 0
-    judge = refiner(net, args, overlap)
+    judge = predictor(net, args, overlap)
     for path, target in tqdm(pairs, disable=not sys.stderr.isatty()):
         try:
             image = read_photo(path)

@@ -282,3 +282,16 @@ def test_both_evaluators_have_the_same_options() -> None:
     shared = ("--dataset", "--data", "--split", "--trimap", "--plot", "--boundary", "--json")
     for name in shared:
         assert ours[name] == theirs[name], name
+
+
+def test_cleaned_masks_are_what_is_evaluated(
+    saved: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No pixel has a confidence of 1: all become background, and no other class is right."""
+    recall = run(saved, data, "--min-confidence", "1")["recall"]
+    assert isinstance(recall, dict)
+    found = {name: value for name, value in recall.items() if value is not None}
+    assert len(found) > 1
+    assert found == {name: float(name == "background") for name in found}
+    assert evaluate.main([str(saved), "--data", str(data), "--min-confidence", "7"]) == 1
+    assert "min_confidence" in capsys.readouterr().err
