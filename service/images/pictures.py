@@ -7,6 +7,7 @@ border of the labels the opacity is the subject's probability.
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +38,9 @@ def opacity(
     subject = np.isin(cells, list(ids))
     soft = np.where(subject, np.uint8(255), np.uint8(0))
     if grid is not None and ids:
-        chance = sum(enlarged(grid, label, cells.shape[::-1], size) for label in ids)
+        together = grid.values[sorted(ids)].sum(axis=0, dtype=np.int32).clip(0, 255)
+        one = replace(grid, values=together[None].astype(np.uint8))
+        chance = enlarged(one, 0, cells.shape[::-1], size)
         near = edges(subject.astype(np.uint8), BAND)
         likely = (np.clip(chance, 0, 1) * 255).astype(np.uint8)
         soft = np.where(near & ~(subject & generous), likely, soft)
