@@ -5,6 +5,7 @@
 #   docker build -f docker/serve.Dockerfile --target gpu -t deeplab:gpu .
 #   docker build -f docker/serve.Dockerfile --target gpu-cu12 -t deeplab:gpu-cu12 .
 #
+# cpu is for x86-64 and arm64 (--platform linux/arm64), the others for x86-64.
 # gpu is for CUDA 13 and drivers from 580, gpu-cu12 for CUDA 12 and drivers from 525. They need no
 # CUDA base image: ONNX Runtime, CUDA and cuDNN are wheels, locked together in
 # requirements-gpu.txt and requirements-gpu-cu12.txt. docs/deploy.md says how to run the images.

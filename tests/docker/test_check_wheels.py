@@ -1,0 +1,46 @@
+"""`docker/check_wheels.py` on wheels whose libraries are heads of ELF files."""
+
+from __future__ import annotations
+
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "docker" / "check_wheels.py"
+AARCH64, X86_64 = 183, 62
+
+
+def checked(folder: Path, machine: int, symbols: bytes) -> tuple[int, str]:
+    """The exit code and the words for a folder with one wheel of one library."""
+    library = b"\x7fELF" + bytes(14) + struct.pack("<H", machine) + bytes(44) + symbols
+    with ZipFile(folder / "some-1.0-cp311-cp311-manylinux_2_28_aarch64.whl", "w") as files:
+        files.writestr("some/__init__.py", "GLIBC_2.99 = 'text, not a symbol'")
+        files.writestr("some/core.so", library)
+    command = [sys.executable, str(SCRIPT), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout
+
+
+def test_libraries_of_this_machine_and_an_older_glibc_are_fine(tmp_path: Path) -> None:
+    code, told = checked(tmp_path, AARCH64, b"GLIBC_2.17\0GLIBC_2.36\0")
+    assert (code, told) == (0, "1 wheels, 1 for arm64, 0 problems\n")
+
+
+@pytest.mark.parametrize(
+    ("machine", "symbols", "message"),
+    [
+        (X86_64, b"GLIBC_2.17\0", "some/core.so is for machine 62, not arm64"),
+        (AARCH64, b"GLIBC_2.4\0GLIBC_2.38\0", "some/core.so needs glibc 2.38"),
+    ],
+)
+def test_a_library_that_the_image_cannot_load_is_named(
+    machine: int, symbols: bytes, message: str, tmp_path: Path
+) -> None:
+    """The name of a wheel is its builder's word only."""
+    code, told = checked(tmp_path, machine, symbols)
+    assert code == 1
+    assert message in told
