@@ -9,7 +9,9 @@ from model import arguments
 from model.train.recipe import LOG_EVERY
 
 
-def add_overrides(p: argparse.ArgumentParser, example: str, fields: str) -> None:
+def add_overrides(
+    p: argparse.ArgumentParser, example: str, fields: str, *, recipe: str = "the recipe"
+) -> None:
     """Add --set; `fields` says which class has the recipe's keys."""
     p.add_argument(
         "--set",
@@ -17,7 +19,7 @@ def add_overrides(p: argparse.ArgumentParser, example: str, fields: str) -> None
         default=[],
         metavar="KEY=VALUE",
         dest="overrides",
-        help=f"change a key of the recipe, as in {example}; may be repeated. The keys are the "
+        help=f"change a key of {recipe}, as in {example}; may be repeated. The keys are the "
         f"fields of {fields}",
     )
 
@@ -28,13 +30,7 @@ def add_run(p: argparse.ArgumentParser, result: str, *, workers: int, save_every
         "--out", type=Path, metavar="DIR", help=f"new folder for state, log and {result}"
     )
     p.add_argument("--resume", type=Path, metavar="DIR", help="continue the run kept in DIR")
-    p.add_argument(
-        "--workers",
-        type=arguments.count,
-        default=workers,
-        metavar="N",
-        help=f"processes that read photos (default: {workers})",
-    )
+    add_workers(p, workers)
     p.add_argument(
         "--save-every",
         type=arguments.positive,
@@ -48,6 +44,18 @@ def add_run(p: argparse.ArgumentParser, result: str, *, workers: int, save_every
         default=LOG_EVERY,
         metavar="N",
         help=f"log the loss every N iterations (default: {LOG_EVERY})",
+    )
+
+
+def add_workers(p: argparse.ArgumentParser, default: int) -> None:
+    """Add --workers, the processes that read and augment photos."""
+    alone = ", the command itself reads them" if default == 0 else ""
+    p.add_argument(
+        "--workers",
+        type=arguments.count,
+        default=default,
+        metavar="N",
+        help=f"processes that read photos (default: {default}{alone})",
     )
 
 

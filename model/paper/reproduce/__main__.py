@@ -26,6 +26,7 @@ from model.data.dataset import DatasetError
 from model.paper.reproduce import estimate
 from model.paper.reproduce.plan import SEQUENCES, Evaluation, Stage, Submission, Training
 from model.paper.reproduce.run import ReproduceError, Settings, check, is_done, miou, run
+from model.train.options import add_overrides, add_workers
 from model.train.recipe import RecipeError
 
 log = logging.getLogger("model.reproduce")
@@ -41,17 +42,19 @@ def parser() -> argparse.ArgumentParser:
         "  python -m model.reproduce voc --data DATA --out runs/paper --estimate\n"
         "  python -m model.reproduce voc --data DATA --out runs/paper --processes 8 --workers 4",
     )
-    p.add_argument("sequence", choices=sorted(SEQUENCES), help="which of the two")
-    p.add_argument("--data", type=Path, required=True, help="folder that holds the data sets")
-    p.add_argument("--out", type=Path, required=True, help="folder for all results")
+    p.add_argument("sequence", choices=sorted(SEQUENCES), help="sequence of trainings to repeat")
+    p.add_argument(
+        "--data", type=Path, required=True, metavar="DIR", help="folder of the data sets"
+    )
+    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for all results")
     p.add_argument(
         "--weights",
         type=Path,
         metavar="CKPT",
-        help="the backbone's ImageNet weights (default: weights/xception65-imagenet, or 71)",
+        help="ImageNet weights of the backbone (default: weights/xception65-imagenet, or 71)",
     )
     p.add_argument(
-        "--imagenet", type=Path, metavar="DIR", help="train these weights first, on this ImageNet"
+        "--imagenet", type=Path, metavar="DIR", help="first train these weights on ImageNet in DIR"
     )
     gpus = max(1, torch.cuda.device_count())
     p.add_argument(
@@ -59,20 +62,12 @@ def parser() -> argparse.ArgumentParser:
         type=arguments.positive,
         default=gpus,
         metavar="N",
-        help=f"of each training, one per GPU (default here: {gpus})",
+        help=f"processes of each training, one per GPU (default on this machine: {gpus})",
     )
-    p.add_argument(
-        "--workers", type=arguments.count, default=1, help="loader processes of each (default: 1)"
-    )
-    p.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="overrides",
-        help="change a key of every recipe, for a trial, as in iterations=100; may be repeated",
-    )
-    p.add_argument("--plan", action="store_true", help="list the stages, and stop")
+    add_workers(p, 1)
+    fields = "Recipe in model/train/recipe.py"
+    add_overrides(p, "iterations=100", fields, recipe="every recipe, for a trial")
+    p.add_argument("--plan", action="store_true", help="list the stages, and exit")
     p.add_argument("--estimate", action="store_true", help="also say how long each will take")
     return p
 

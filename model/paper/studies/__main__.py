@@ -25,7 +25,7 @@ from model.paper.studies import pages
 from model.paper.studies.plan import BUNDLED, MULTI_SCALE, PRESET, STUDIES, Point
 from model.paper.studies.run import StudyError, StudySettings, run
 from model.train import recipe
-from model.train.options import add_overrides
+from model.train.options import add_overrides, add_workers
 from model.train.recipe import RecipeError
 
 
@@ -50,13 +50,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--split", default="val", help="part of VOC to evaluate on (default: val)")
     add_overrides(p, "model.output_stride=8", "Recipe in model/train/recipe.py")
-    p.add_argument(
-        "--workers",
-        type=arguments.count,
-        default=0,
-        metavar="N",
-        help="processes that read photos (default: 0, the command itself reads them)",
-    )
+    add_workers(p, 0)
     p.add_argument(
         "--docs",
         type=Path,
