@@ -197,15 +197,25 @@ def parser() -> argparse.ArgumentParser:
         epilog="example: python -m export.calibrate models/light.onnx --data DATA --split val",
     )
     p.add_argument("file", type=Path, metavar="FILE.onnx", help="exported file")
-    p.add_argument("--data", type=Path, required=True, help="folder that holds the data set")
-    p.add_argument("--dataset", choices=sorted(DATASETS), help="default: what lies in --data")
+    p.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of the data set")
+    p.add_argument(
+        "--dataset", choices=sorted(DATASETS), help="kind of data set (default: found in --data)"
+    )
     p.add_argument("--split", default="val", help="part of the data set (default: val)")
     p.add_argument(
-        "--photos", type=arguments.count, metavar="N", help="only so many, spread evenly"
+        "--photos",
+        type=arguments.count,
+        metavar="N",
+        help="use N photos, evenly spread (default: all)",
     )
-    p.add_argument("--dry-run", action="store_true", help="measure, and leave the file as it is")
+    p.add_argument("--dry-run", action="store_true", help="measure, and do not change the file")
     devices = ("auto", "cpu", "openvino", "cuda")
-    p.add_argument("--device", default="cpu", choices=devices, help="what to run on (default: cpu)")
+    p.add_argument(
+        "--device",
+        default="cpu",
+        choices=devices,
+        help="engine that runs the file, as for the service (default: cpu)",
+    )
     return p
 
 

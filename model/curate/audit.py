@@ -2,7 +2,7 @@
 
 A network looks at every labelled photo. Regions in which it confidently disagrees with the
 label come first in a page, a table and a list of photos for the label tool. A network that
-was trained on the very labels has learned their mistakes too: judge each split by a network that
+was trained on the very labels has learned their mistakes too: evaluate each split by a network that
 did not see it, or a training split early in its training.
 """
 
@@ -150,12 +150,20 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example: python -m model.audit runs/mine/model --data DIR --split train -o audit",
     )
-    p.add_argument("checkpoint", help="NAME of NAME.safetensors + NAME.json")
-    p.add_argument("--data", type=Path, required=True, help="folder that holds the data set")
-    p.add_argument("--dataset", choices=sorted(DATASETS), help="default: the one trained on")
-    p.add_argument("--split", default="train", help="default: train")
-    p.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="for the results")
-    p.add_argument("--shown", type=arguments.count, default=50, help="on the page (default: 50)")
+    p.add_argument("checkpoint", help="checkpoint: NAME of NAME.safetensors and NAME.json")
+    p.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of the data set")
+    p.add_argument("--dataset", choices=sorted(DATASETS), help=arguments.DATASET_HELP)
+    p.add_argument("--split", default="train", help="part of the data set (default: train)")
+    p.add_argument(
+        "-o", "--out", type=Path, required=True, metavar="DIR", help="folder for the results"
+    )
+    p.add_argument(
+        "--shown",
+        type=arguments.count,
+        default=50,
+        metavar="N",
+        help="regions to show on the page (default: 50)",
+    )
     p.add_argument("--json", action="store_true", help="print the suspects as JSON")
     arguments.add_device(p)
     return p

@@ -117,12 +117,31 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example: python -m model.rank runs/mine/model photos -o next --by diverse -n 100",
     )
-    p.add_argument("checkpoint", help="NAME of NAME.safetensors + NAME.json")
-    p.add_argument("photos", type=Path, metavar="PHOTOS", help="folder, or a text file of paths")
-    p.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="for the results")
-    p.add_argument("--by", choices=BY, default="uncertainty", help="default: uncertainty")
-    p.add_argument("-n", "--count", type=arguments.positive, help="how many (default: all)")
-    p.add_argument("--shown", type=arguments.count, default=200, help="on the page (default: 200)")
+    p.add_argument("checkpoint", help="checkpoint: NAME of NAME.safetensors and NAME.json")
+    p.add_argument(
+        "photos",
+        type=Path,
+        metavar="PHOTOS",
+        help="folder of photos, or a text file that lists them",
+    )
+    p.add_argument(
+        "-o", "--out", type=Path, required=True, metavar="DIR", help="folder for the results"
+    )
+    p.add_argument("--by", choices=BY, default="uncertainty", help="order (default: uncertainty)")
+    p.add_argument(
+        "-n",
+        "--count",
+        type=arguments.positive,
+        metavar="N",
+        help="photos to choose (default: all)",
+    )
+    p.add_argument(
+        "--shown",
+        type=arguments.count,
+        default=200,
+        metavar="N",
+        help="photos to show on the page (default: 200)",
+    )
     p.add_argument("--json", action="store_true", help="print the order as JSON")
     arguments.add_device(p)
     return p

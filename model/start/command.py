@@ -49,16 +49,43 @@ def parser() -> argparse.ArgumentParser:
         "  python -m model.start export.json --images photos -o runs/mine --go --minutes 20",
     )
     add = p.add_argument
-    add("labels", type=Path, metavar="LABELS", help="a data set, or a tool's file or folder")
-    add("-o", "--out", type=Path, required=True, metavar="DIR", help="for data, run and model")
-    add("--images", type=Path, metavar="PHOTOS", help="the photos of a tool's labels")
     add(
-        "--classes", type=names, default=(), metavar="A,B", help="these labels alone, in this order"
+        "labels",
+        type=Path,
+        metavar="LABELS",
+        help="data set, or labels as a label tool exports them",
     )
-    add("--map", type=pairs, default={}, metavar="A=B,C=B", help="rename and merge labels")
-    add("--group-by", default="none", metavar="HOW", help="keep photos together: see data import")
-    add("--minutes", type=float, default=60.0, metavar="M", help="most time to train (60)")
-    add("--go", action="store_true", help="do it all, not only propose")
+    add(
+        "-o",
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder for data, run and model",
+    )
+    add("--images", type=Path, metavar="PHOTOS", help="folder of the photos of a tool's labels")
+    add("--classes", type=names, default=(), metavar="A,B", help="only these labels, in this order")
+    add(
+        "--map",
+        type=pairs,
+        default={},
+        metavar="A=B,C=B",
+        help="rename labels, or merge several into one class",
+    )
+    add(
+        "--group-by",
+        default="none",
+        metavar="HOW",
+        help="keep photos in one split, as for `model.data import` (default: none)",
+    )
+    add(
+        "--minutes",
+        type=float,
+        default=60.0,
+        metavar="M",
+        help="most minutes to train (default: 60)",
+    )
+    add("--go", action="store_true", help="carry out all steps instead of only proposing them")
     return p
 
 
@@ -83,7 +110,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"wrote {recipe}")
     steps = commands(found, args.out)
     if not args.go:
-        print("to go on, add --go, or run:")
+        print("to carry this out, add --go, or run:")
         print("\n".join(f"  {shown(step)}" for step in steps))
         return 0
     return carry_out(steps, found, report, proposal, args.out)

@@ -226,9 +226,9 @@ async def _body(request: Request) -> dict[str, Any]:
     try:
         body = httpx.Response(200, content=content).json()
     except ValueError as error:
-        raise RequestError(f"the request is no JSON: {error}") from None
+        raise RequestError(f"the request is not JSON: {error}") from None
     if not isinstance(body, dict):
-        raise RequestError("the request is no JSON object")
+        raise RequestError("the request is not a JSON object")
     return body
 
 
@@ -243,23 +243,47 @@ def parser() -> argparse.ArgumentParser:
     )
     add = p.add_argument
     add("url", metavar="URL", help="URL of the service, such as http://localhost:8000")
-    add("--model", metavar="NAME", help="model (default: the service's default model)")
-    add("--label-studio", metavar="URL", help="where Label Studio is, to read its photos")
-    token = "Label Studio's access token; safer in $LABEL_STUDIO_API_KEY"
+    add("--model", metavar="NAME", help="name of the model (default: the service's default model)")
+    add("--label-studio", metavar="URL", help="URL of Label Studio, to read its photos")
+    token = "access token of Label Studio; other users of this machine see flags, so set "
+    token += "LABEL_STUDIO_API_KEY instead"
     add("--token", default=os.environ.get("LABEL_STUDIO_API_KEY"), help=token)
     add("--local-files", type=Path, metavar="DIR", help="folder of Label Studio's local files")
-    hosts = "read photos of this host too (may be given several times)"
+    hosts = "read photos of this host too; may be repeated"
     add("--photo-host", action="append", default=[], metavar="HOST", help=hosts)
     add(
-        "--map", default="", metavar="A=B,C=D", help="classes of the model to labels of the project"
+        "--map",
+        default="",
+        metavar="A=B,C=D",
+        help="labels of the project for classes of the model",
     )
-    shapes = "which kind of shapes, where the interface takes both (polygons)"
+    shapes = "kind of shapes, if the interface takes both (default: polygons)"
     add("--shapes", choices=("polygons", "masks"), help=shapes)
-    add("--tolerance", type=float, default=1.0, metavar="PX", help="simplify polygons (1)")
-    add("--min-area", type=int, default=50, metavar="PX", help="leave smaller regions out (50)")
-    add("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
-    add("--port", type=int, default=9090, help="port to listen on (9090)")
-    add("--api-key", default=os.environ.get("DEEPLAB_API_KEY"), help="key of the service")
+    add(
+        "--tolerance",
+        type=float,
+        default=1.0,
+        metavar="PX",
+        help="move the outline of polygons by up to PX pixels to simplify them (default: 1)",
+    )
+    add(
+        "--min-area",
+        type=int,
+        default=50,
+        metavar="PX",
+        help="leave out regions of fewer than PX pixels (default: 50)",
+    )
+    add(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on (default: 127.0.0.1, this machine only)",
+    )
+    add("--port", type=int, default=9090, help="port to listen on (default: 9090)")
+    add(
+        "--api-key",
+        default=os.environ.get("DEEPLAB_API_KEY"),
+        help="API key of the service; other users see flags, so set DEEPLAB_API_KEY instead",
+    )
     return p
 
 
