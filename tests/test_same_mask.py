@@ -89,6 +89,7 @@ def test_the_samples_show_what_they_are_named_for(over_http: Masks) -> None:
         assert share > 0.2, (name, share)
 
 
+@pytest.mark.slow
 def test_refined_masks_are_the_same_over_http_and_from_python(
     client: TestClient, over_http: Masks
 ) -> None:

@@ -87,15 +87,15 @@ def parser() -> argparse.ArgumentParser:
 def add_refinement(p: argparse.ArgumentParser) -> None:
     """Add the options that the service has by the same names."""
     add = p.add_argument_group("clean masks, as in the service").add_argument
-    sure = "pixels of a lower confidence get no class: 0.6, or person:0.8,car:0.5 (0)"
+    sure = "pixels below this confidence get no class: 0.6, or person:0.8,car:0.5 (default: 0)"
     add("--min-confidence", metavar="P", default="0", help=sure)
-    what = "what they become: the class background if there is one, or void (%(default)s)"
+    what = "what these pixels become: the class background, or void (default: %(default)s)"
     add("--below", choices=("background", "void"), default="background", help=what)
-    edges = "labels that follow the edges of the photo at its own size"
+    edges = "make labels follow the edges of the photo at its own size"
     add("--smooth", action="store_true", help=edges)
-    small = "smaller regions take the class around them: pixels, or a share such as 0.1%% (0)"
+    small = "give smaller regions the class around them: pixels, or 0.1%% of the photo (default: 0)"
     add("--min-area", metavar="AREA", default="0", help=small)
-    holes = "background of up to this area that one class surrounds becomes that class (0)"
+    holes = "fill holes of up to this area inside one class with that class (default: 0)"
     add("--fill-holes", metavar="AREA", default="0", help=holes)
 
 

@@ -16,6 +16,7 @@ from model.checkpoint import Card
 from model.data.dataset import voc_palette
 from model.network.config import ModelConfig
 from model.network.deeplab import DeepLabV3Plus
+from tests.model.conftest import one_thread  # noqa: F401 - the fixture holds for these tests too
 
 SIZE = (65, 96)  # odd and even: both kinds of SAME padding
 PHASED_SIZE = (65, 97)  # logits lie 4 pixels apart

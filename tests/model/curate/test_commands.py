@@ -79,6 +79,7 @@ def test_two_equal_photos_are_not_both_chosen_before_a_different_one(
     assert "noise.png" in chosen
 
 
+@pytest.mark.slow
 def test_audit_finds_the_label_that_was_spoiled(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

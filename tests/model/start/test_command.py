@@ -72,6 +72,7 @@ def test_rare_classes_change_the_sampling(tmp_path: Path) -> None:
     assert recipe.read(str(tmp_path / "r.toml"), []).sampling == "balanced"
 
 
+@pytest.mark.slow
 def test_a_proposal_trains_nothing_and_tells_the_next_commands(
     labels: Path,
     tmp_path: Path,

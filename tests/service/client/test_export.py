@@ -234,6 +234,7 @@ def peak(out: Path, target: Path) -> int:
     return int(most)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the unit of ru_maxrss is Linux's")
 def test_memory_does_not_grow_with_the_number_of_photos(tmp_path: Path) -> None:
     """600 photos instead of 60 take less than 2 MiB more, and the file is whole."""

@@ -182,6 +182,7 @@ def test_what_is_missing_is_said_before_anything_runs(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_without_photos_for_the_server_the_rest_can_run(
     tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -87,6 +87,7 @@ class Card(Driver):
         return Memory(used=sessions * 300_000_000, total=2**36)
 
 
+@pytest.mark.slow
 def test_a_cards_memory_does_not_grow_over_reloads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
