@@ -26,6 +26,7 @@ class Segmenter(ls.LitAPI):  # type: ignore[misc] # not installed where types ar
 
     def setup(self, device: str) -> None:  # noqa: ARG002 - LitServe's signature
         """Load the model; `threads` 0 is ONNX Runtime's default, all CPUs."""
+        ort.set_default_logger_severity(3)  # it warns of inputs with defaults
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads
         self.session = ort.InferenceSession(self.file, options, providers=["CPUExecutionProvider"])
