@@ -7,7 +7,7 @@ RIVALS := $(patsubst %,build/rivals/%/.installed,litserve fastapi litert)
 # Tests and measurements start servers with the packages of the image, not with their own ones.
 export DEEPLAB_SERVE_PYTHON := $(CURDIR)/$(SERVE)/bin/python
 
-.PHONY: help demo serve image test-fast test check format lock tables bench bench-client bench-train soak export-matrix clean
+.PHONY: help demo serve image test-fast test check format lock tables bench bench-client bench-train soak attack export-matrix clean
 
 help: ## list what make can do (the default)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -63,6 +63,9 @@ bench-client: $(DEV)/.installed $(SERVE)/.installed ## measure the batch client'
 
 soak: $(DEV)/.installed $(SERVE)/.installed ## send 10,000 requests, hostile ones too (MINUTES=N: for N minutes)
 	$(DEV)/bin/python -m service.bench.soak $(if $(MINUTES),--minutes $(MINUTES))
+
+attack: $(DEV)/.installed $(SERVE)/.installed ## attack a service, and measure what ordinary clients see
+	$(DEV)/bin/python -m service.bench.attack
 
 bench-train: $(DEV)/.installed ## compare training speed with segmentation_models_pytorch
 	$(DEV)/bin/python -m model.bench

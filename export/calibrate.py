@@ -34,9 +34,10 @@ from model.data.survey import expect_classes, survey
 from model.evaluate.evaluation import check_classes
 from postprocess.grid import Grid, least_for
 from service.errors import StartupError
-from service.http.segment import Prepared
+from service.images import join
 from service.images.imaging import DecodedPhoto, fit
 from service.images.outputs import Result
+from service.images.prepare import Prepared
 from service.inference import cpus
 from service.inference.contract import Calibration, Contract
 from service.inference.digest import contract_digest
@@ -175,9 +176,9 @@ def run(engine: Engine, dataset: Dataset) -> list[Photo]:
         photo, truth = read_pair(dataset, pair)
         image = Image.fromarray(np.asarray(photo))
         decoded = DecodedPhoto(image, image.size)
-        prepared = Prepared(decoded, fit(decoded, contract.input))
+        prepared = Prepared(decoded.photo, fit(decoded, contract.input))
         predictions = engine.predict(prepared.pixels[0][None], "probabilities")
-        found.append(observe(prepared.result(predictions, contract), truth))
+        found.append(observe(join.result(prepared, predictions, contract), truth))
     return found
 
 

@@ -47,7 +47,7 @@ def predict(
     """
     photo = DecodedPhoto(Image.fromarray(image), (image.shape[1], image.shape[0]))
     if overlap is not None and windows.needed(photo.size, target):
-        pieces = windows.cut(photo, target, overlap)
+        pieces = windows.cut(windows.padded(image, target), photo.size, target, overlap)
         maps = [run(piece.pixels[None])[0] for piece in pieces]
         return windows.merge(maps, pieces, photo.size)
     fitted = fit(photo, target)

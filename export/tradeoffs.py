@@ -30,10 +30,10 @@ from model.evaluate.metrics import Confusion
 from model.evaluate.trimap import Trimap
 from service.errors import InvalidRequest, StartupError
 from service.http.query import SegmentQuery
-from service.http.segment import Prepared
-from service.images import outputs
+from service.images import join, outputs
 from service.images.imaging import DecodedPhoto, fit
 from service.images.outputs import NEEDS_PHOTO, Result, Wish
+from service.images.prepare import Prepared
 from service.inference import cpus
 from service.inference.contract import Contract
 from service.inference.engine import Engine, EngineOptions
@@ -96,9 +96,9 @@ def named(options: Options) -> str:
 def result(engine: Engine, photo: Image.Image) -> Result:
     """Segment a photo with all that the model gives."""
     decoded = DecodedPhoto(photo, photo.size)
-    prepared = Prepared(decoded, fit(decoded, engine.contract.input))
+    prepared = Prepared(decoded.photo, fit(decoded, engine.contract.input))
     predictions = engine.predict(prepared.pixels[0][None], "probabilities")
-    return prepared.result(predictions, engine.contract)
+    return join.result(prepared, predictions, engine.contract)
 
 
 def judged(engine: Engine, dataset: Dataset) -> list[str]:

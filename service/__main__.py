@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from service import doctor, logs
+from service.decoders import processes
 from service.errors import StartupError
 from service.http.app import create_app
 from service.http.server import listen, serve
@@ -58,8 +59,9 @@ def main(argv: list[str] | None = None) -> int:
             # Process 1 of a container ignores SIGTERM by default: handle it while models load.
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
             tracing = start_tracing() if wants_traces(os.environ) else None
+            decoders = processes.start(settings.decoders, settings.max_pixels)
             loaded = models.load(settings)
-            app = create_app(settings, loaded, tracing)
+            app = create_app(settings, loaded, tracing, decoders)
             return serve(app, listeners, settings, loaded.drain)
     except StartupError as error:
         print(f"error: {error}", file=sys.stderr)

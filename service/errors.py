@@ -92,6 +92,12 @@ class BodyTooLarge(ServiceError):
     status, code, title = 413, "body-too-large", "Body too large"
 
 
+class AnswerTooLarge(ServiceError):
+    """The answer has more bytes than the service holds for all answers."""
+
+    status, code, title = 413, "answer-too-large", "Answer too large"
+
+
 class UnknownModel(ServiceError):
     """The service has no model of that name."""
 

@@ -176,6 +176,15 @@ class Settings(BaseSettings):
             "(default: 2)",
         ),
     ] = 2.0
+    decoders: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            description="processes that decode photos; half as many more decode photos of much "
+            "work; 0: decode in threads, which cannot be ended at the deadline (default: one per "
+            "CPU and one more; 0 except on Linux)",
+        ),
+    ] = None
     max_requests: Annotated[
         int,
         Field(
@@ -207,6 +216,14 @@ class Settings(BaseSettings):
             "(default: 33554432, which is 32 MiB)",
         ),
     ] = 32 * 1024 * 1024
+    max_pending_bytes: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="most bytes of request bodies and of answers not yet read by their "
+            "clients, over all requests; beyond that 503 (default: 268435456, which is 256 MiB)",
+        ),
+    ] = 256 * 1024 * 1024
     max_files: Annotated[
         int,
         Field(

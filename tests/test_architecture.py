@@ -74,7 +74,8 @@ SERVICE = {
     "settings": set(),
     "inference": {"settings"},
     "images": {"inference", "settings"},
-    "http": {"images", "inference", "settings"},
+    "decoders": {"images", "inference"},
+    "http": {"decoders", "images", "inference", "settings"},
     "client": set(),
     "label_tools": {"client"},
     "scripts": set(),
@@ -83,7 +84,7 @@ SERVICE = {
     "demo": {"launch", "settings"},
     "local": {"client", "doctor", "http", "inference", "settings"},  # the client names it as text
     "bench": {"launch", "client", "http", "images", "inference", "settings"},
-    "cluster": {"client", "doctor", "http", "images", "inference", "settings"},
+    "cluster": {"client", "decoders", "doctor", "http", "images", "inference", "settings"},
 }
 MODEL = {
     "network": set(),

@@ -21,6 +21,7 @@ from PIL import Image
 BUSY = frozenset({503, 504})
 CHUNK = 64 * 1024
 DRIP_S = 0.05  # between the bytes of a slow body
+SLOW_S = 1.0  # between the bytes of an answer that is read slowly
 
 
 class Manner(enum.Enum):
@@ -29,6 +30,7 @@ class Manner(enum.Enum):
     WHOLE = "whole"
     CHUNKED = "chunked"  # without Content-Length
     DRIPPING = "dripping"  # a few bytes at a time
+    READING = "reading slowly"  # one byte of the answer a second
     LEAVING = "leaving"  # disconnect before the answer, perhaps before the end of the body
 
 
@@ -148,6 +150,8 @@ class HostileClient:
         async with self._connection() as (reader, writer):
             sending = asyncio.create_task(_send(writer, case))
             try:
+                if case.manner is Manner.READING:
+                    await _read_slowly(reader)
                 status, lasts = await _answer(reader)
             finally:
                 complete = sending.done() and not sending.cancelled() and not sending.exception()
@@ -201,6 +205,12 @@ async def _send(writer: asyncio.StreamWriter, case: Case) -> None:
     if case.manner is Manner.CHUNKED:
         writer.write(b"0\r\n\r\n")
     await writer.drain()
+
+
+async def _read_slowly(reader: asyncio.StreamReader) -> None:
+    """Read the answer byte by byte, until the service closes the connection."""
+    while await reader.read(1):
+        await asyncio.sleep(SLOW_S)
 
 
 async def _answer(reader: asyncio.StreamReader) -> tuple[int, bool]:

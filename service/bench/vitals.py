@@ -59,3 +59,19 @@ def tree_cpu_s(pid: int) -> float:
         with suppress(OSError):
             total += read(child).cpu_s
     return total
+
+
+def tree_mib(pid: int) -> float:
+    """Return the memory of a process and its descendants; shared pages count once."""
+    total = 0.0
+    for each in (pid, *descendants(pid)):
+        with suppress(OSError):  # it has ended
+            total += _share_mib(each)
+    return total
+
+
+def _share_mib(pid: int) -> float:
+    """Return the proportional share of a process: pages divided by their number of users."""
+    lines = (Path("/proc") / str(pid) / "smaps_rollup").read_text(encoding="ascii").splitlines()
+    (line,) = (line for line in lines if line.startswith("Pss:"))
+    return int(line.split()[1]) / 1024

@@ -34,9 +34,9 @@ from service.cluster.records import Todo
 from service.cluster.storage import Place, StoredPhoto
 from service.errors import InvalidRequest, ServiceError
 from service.http.query import REPEATABLE, SegmentQuery
-from service.http.segment import Prepared
-from service.images import imaging, outputs, windows
+from service.images import imaging, join, outputs
 from service.images.outputs import NEEDS_PHOTO, Wish
+from service.images.prepare import Plan, Prepared, prepare
 from service.images.windows import Sliding
 from service.inference.contract import Contract
 from service.inference.engine import Engine, Prediction
@@ -115,7 +115,6 @@ class Pipeline:
         self._engine.warm_up(self._max_batch)
         self._wish = wish(job, self._engine.contract)
         self._sliding = job.sliding()
-        self._reduce_to = max(self._engine.input_size)
         self._whole = not NEEDS_PHOTO.isdisjoint(self._wish.all_outputs)
         self._pool = ThreadPoolExecutor(job.threads, thread_name_prefix="imaging")
 
@@ -151,14 +150,9 @@ class Pipeline:
 
     def _decoded(self, data: bytes) -> Prepared:
         """Prepare a photo for inference as the service does; raises ServiceError."""
-        target, sliding = self._engine.contract.input, self._sliding
         opened = imaging.open_checked(data, self._job.max_pixels)
-        reduce_to = None if sliding else self._reduce_to
-        photo = imaging.decode(opened, reduce_to=reduce_to, whole=self._whole)
-        if sliding and windows.needed(photo.size, target):
-            windows.check(photo.size, target, sliding)
-            return Prepared(photo, windows.cut(photo, target, sliding.overlap))
-        return Prepared(photo, imaging.fit(photo, target))
+        target, smooth = self._engine.contract.input, self._wish.smooth
+        return prepare(opened, Plan(target, self._sliding, self._whole, decoded=smooth))
 
     def _read(self, photo: StoredPhoto) -> bytes:
         """As the batch client reads: regular files only, and no more than a photo has."""
@@ -232,7 +226,7 @@ class Pipeline:
         return self._record(each.todo, DONE, each.sha256, outputs=kept, classes=counted)
 
     def _encoded(self, each: Ready, predictions: list[Prediction]) -> dict[str, bytes]:
-        result = each.prepared.result(predictions, self._engine.contract)
+        result = join.result(each.prepared, predictions, self._engine.contract)
         encoded = outputs.encode_each(result, self._wish)
         return {self._wish.kind(name)[1]: body for name, body in encoded.items()}
 

@@ -33,9 +33,9 @@ import numpy as np
 from PIL import Image
 
 from service.client.inputs import is_image
-from service.http.segment import Prepared
-from service.images import imaging, outputs
+from service.images import imaging, join, outputs
 from service.images.outputs import Wish
+from service.images.prepare import Prepared
 from service.images.selection import select
 from service.inference import cpus
 from service.inference.engine import Engine, EngineOptions
@@ -230,8 +230,8 @@ def _measured(engine: Engine, wish: Wish, data: bytes) -> tuple[float, float, fl
         return photo, imaging.fit(photo, contract.input)
 
     def encode() -> bytes:
-        result = Prepared(photo, fitted).result([prediction], contract)
-        return outputs.encode(result, wish)[0]
+        prepared = Prepared(photo.photo, fitted)
+        return outputs.encode(join.result(prepared, [prediction], contract), wish)[0]
 
     decode_ms, (photo, fitted) = _median_ms(decode)
     engine_ms, (prediction,) = _median_ms(lambda: engine.predict(fitted.pixels[None]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Depends, FastAPI, Header, Query, Request, Response
@@ -13,7 +13,9 @@ from fastapi.routing import APIRoute
 from starlette.formparsers import MultiPartParser
 from starlette.middleware.cors import CORSMiddleware
 
+from service.decoders.interface import Decoders, Threads
 from service.errors import (
+    AnswerTooLarge,
     BodyTimeout,
     BodyTooLarge,
     DeadlineExceeded,
@@ -40,24 +42,26 @@ from service.http import (
     problems,
 )
 from service.http.middleware.keys import Keys, is_open
-from service.http.middleware.limits import Admission, BodyLimit
+from service.http.middleware.limits import Admission, BodyLimit, HeldResponse
 from service.http.middleware.metrics_port import MetricsPort
 from service.http.middleware.protocol import AbsoluteForm
 from service.http.middleware.shutdown import ShutdownAnswer
 from service.http.query import SegmentQuery, refuse_repeats
 from service.http.segment import Job, Resources, segment
 from service.http.telemetry import metrics
-from service.http.telemetry.metrics import Metrics
+from service.http.telemetry.metrics import DecoderCollector, Metrics
 from service.http.telemetry.observation import Observation
-from service.http.tensors import LENGTH_HEADER, InferAnswer, InferRequest
 from service.http.upload import REQUEST_BODY, unless_gone, uploads
 from service.images import outputs
 from service.inference import cpus
 from service.inference.models import Models
+from service.inference.tensors import LENGTH_HEADER, InferAnswer, InferRequest
 from service.settings import Settings
 
 if TYPE_CHECKING:  # else loaded only where traces are asked for
     from service.http.telemetry.tracing import Tracing
+
+DECODERS_START_S = 10.0  # loading their libraries takes less than a second
 
 # Headers that pages of allowed other origins may send and read (CORS).
 ASKED_WITH = (
@@ -92,15 +96,34 @@ ANSWERS: dict[int | str, dict[str, Any]] = {
     },
     **problems.documented(
         *(InvalidRequest, InvalidImage, UnknownModel, NotAcceptable, BodyTimeout, BodyTooLarge),
-        *(ImageTooLarge, UnsupportedMedia, InferenceFailed, Overloaded, ShuttingDown),
+        *(
+            ImageTooLarge,
+            AnswerTooLarge,
+            UnsupportedMedia,
+            InferenceFailed,
+            Overloaded,
+            ShuttingDown,
+        ),
         *(EngineUnavailable, DeadlineExceeded),
     ),
 }
 
 
-def create_app(settings: Settings, models: Models, tracing: Tracing | None = None) -> FastAPI:
-    """Build the application for loaded models, which are warmed up when it starts."""
+def create_app(
+    settings: Settings,
+    models: Models,
+    tracing: Tracing | None = None,
+    decoders: Decoders | None = None,
+) -> FastAPI:
+    """Build the application for loaded models, which are warmed up when it starts.
+
+    `decoders`: None decodes in threads.
+    """
+    pool = ThreadPoolExecutor(cpus.available() + 1, thread_name_prefix="imaging")
+    decoders = decoders or Threads(pool)
+    models.others_healthy = lambda: decoders.healthy
     measured = Metrics(models)
+    measured.registry.register(DecoderCollector(decoders.ended))
 
     def on_stage(name: str, seconds: float, ended_ago_s: float) -> None:
         measured.stage(name, seconds)
@@ -108,8 +131,9 @@ def create_app(settings: Settings, models: Models, tracing: Tracing | None = Non
             tracing.stage(name, seconds, ended_ago_s)
 
     resources = Resources(
-        Admission(settings.max_requests, settings.max_pending_pixels),
-        ThreadPoolExecutor(cpus.available() + 1, thread_name_prefix="imaging"),
+        Admission(settings.max_requests, settings.max_pending_pixels, settings.max_pending_bytes),
+        pool,
+        decoders,
         settings.max_pixels,
         on_stage=on_stage,
         on_pixels=measured.pixels.inc,
@@ -119,10 +143,12 @@ def create_app(settings: Settings, models: Models, tracing: Tracing | None = Non
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await models.start()
+        await _started(decoders)
         async with models.watched():
             yield
         await models.stop()
-        resources.pool.shutdown(wait=False, cancel_futures=True)
+        decoders.close()
+        pool.shutdown(wait=False, cancel_futures=True)
         if tracing:
             await asyncio.to_thread(tracing.close)
 
@@ -137,18 +163,35 @@ def create_app(settings: Settings, models: Models, tracing: Tracing | None = Non
         redoc_url=None,
         dependencies=[Depends(refuse_repeats)],
     )
-    _add_middleware(app, settings, models, measured, tracing)
+    _add_middleware(app, settings, models, measured, tracing, admission=resources.admission)
     problems.install(app)
     _add_routes(app, settings, models, resources, measured)
     return app
 
 
+async def _started(decoders: Decoders) -> None:
+    """Wait until photos get decoded; after the time limit /readyz tells that they are not."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(DECODERS_START_S):
+            while not decoders.healthy:
+                await asyncio.sleep(0.01)
+
+
 def _add_middleware(
-    app: FastAPI, settings: Settings, models: Models, measured: Metrics, tracing: Tracing | None
+    app: FastAPI,
+    settings: Settings,
+    models: Models,
+    measured: Metrics,
+    tracing: Tracing | None,
+    *,
+    admission: Admission,
 ) -> None:
     """Add the middleware. A request passes the one added last first."""
     app.add_middleware(
-        BodyLimit, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s
+        BodyLimit,
+        max_bytes=settings.max_body_bytes,
+        timeout_s=settings.body_timeout_s,
+        admission=admission,
     )
     if settings.api_keys:
         app.add_middleware(
@@ -237,11 +280,12 @@ def _add_segment(app: FastAPI, settings: Settings, models: Models, resources: Re
         accept = ", ".join(request.headers.getlist("accept"))
         with models.get(query.model).used() as served:
             wish = query.wish(served.engine.contract, accept)
-            with resources.admission.request():
-                async with deadlines.enforced(limit_ms) as deadline:
-                    photos = await uploads(request, settings.max_files)
+            resources.admission.check()
+            async with deadlines.enforced(limit_ms) as deadline:
+                photos = await uploads(request, settings.max_files)  # slow ones occupy no slot
+                with resources.admission.request():
                     sliding = query.sliding(settings)
                     job = Job(served, wish, accept, resources, deadline, sliding)
                     answer = await unless_gone(request, segment(photos, job))
             headers = {**catalogue.headers(served), "Server-Timing": answer.stages.header()}
-        return Response(answer.body, 200, headers, answer.media_type)
+        return HeldResponse(answer.body, headers, answer.media_type, resources.admission)

@@ -7,6 +7,7 @@ caller resizes the photo.
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import Future
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
@@ -29,22 +30,26 @@ from service.errors import (
     UnknownModel,
     UnsupportedMedia,
 )
-from service.http import answers, catalogue, deadlines, tensors
+from service.http import answers, catalogue, deadlines
+from service.http.middleware.limits import HeldResponse
 from service.http.problems import component, documented
 from service.http.segment import Resources
-from service.http.tensors import (
+from service.http.upload import refuse_encoding, unless_gone
+from service.inference import tensors
+from service.inference.contract import CONFIDENCE, INPUT, LABELS
+from service.inference.models import Models, ServedModel
+from service.inference.tensors import (
     DATATYPE,
     LENGTH_HEADER,
+    Call,
     InferAnswer,
     InferRequest,
     ModelMetadata,
     ModelReady,
     ServerMetadata,
+    Shape,
     TensorMetadata,
 )
-from service.http.upload import refuse_encoding, unless_gone
-from service.inference.contract import CONFIDENCE, INPUT, LABELS
-from service.inference.models import Models, ServedModel
 from service.settings import Settings
 
 INFER_ERRORS = documented(
@@ -55,6 +60,8 @@ BINARY = "application/octet-stream"
 ANSWERS = {"application/json": {"schema": component(InferAnswer)}, BINARY: answers.BINARY}
 MODEL = "/v2/models/{name}"
 VERSION = "/versions/1"  # the only version of a model; optional in the path
+
+LONG_JSON = 64 * 1024  # bytes
 
 EXTENSIONS = {"stats": "statistics", "config": "model configuration"}
 
@@ -86,20 +93,20 @@ def add_routes(app: FastAPI, settings: Settings, models: Models, resources: Reso
         """Run the model on tensors."""
         refuse_encoding(request)
         limit_ms = deadlines.milliseconds(x_request_timeout_ms, settings.request_timeout_ms)
-        with models.get(name).used() as served, resources.admission.request():
+        with models.get(name).used() as served:
+            resources.admission.check()
             async with deadlines.enforced(limit_ms) as deadline:
-                work = _infer(
-                    await request.body(),
-                    inference_header_content_length,
-                    served,
-                    resources,
-                    deadline,
-                )
-                body, length = await unless_gone(request, work)
+                sent = await request.body()
+                with resources.admission.request():
+                    work = _infer(
+                        sent, inference_header_content_length, served, resources, deadline
+                    )
+                    body, length = await unless_gone(request, work)
             headers = catalogue.headers(served) | (
                 {} if length is None else {LENGTH_HEADER: str(length)}
             )
-        return Response(body, 200, headers, "application/json" if length is None else BINARY)
+        media_type = "application/json" if length is None else BINARY
+        return HeldResponse(body, headers, media_type, resources.admission)
 
 
 async def _infer(
@@ -112,8 +119,8 @@ async def _infer(
     engine = served.engine
     # Each pixel takes at least three bytes of the body, one per channel.
     with resources.admission.claim(len(body) // 3) as claim:
-        reading = partial(tensors.read, body, header_length, engine.input_size, engine.outputs)
-        call = await claim.work(resources.pool, reading)
+        shape = Shape(header_length, engine.input_size, tuple(engine.outputs))
+        call = await claim.result(_read(body, shape, resources))
         pixels = call.images[..., 0].size
         _check_size(pixels, resources.max_pixels)
         resources.on_pixels(pixels)
@@ -128,6 +135,13 @@ async def _infer(
         if sure:
             results[CONFIDENCE] = np.stack([each.confidence for each in predictions])  # type: ignore[misc]
         return await claim.work(resources.pool, partial(tensors.write, served.name, call, results))
+
+
+def _read(body: bytes, shape: Shape, resources: Resources) -> Future[Call]:
+    """Read the tensor; a decoder reads long JSON, which would hold up all requests here."""
+    if tensors.json_length(body, shape) > LONG_JSON:
+        return resources.decoders.read_tensor(body, shape)
+    return resources.pool.submit(tensors.read, body, shape)
 
 
 def _check_size(pixels: int, limit: int) -> None:

@@ -15,7 +15,6 @@ from postprocess.sureness import min_confidences
 from service.errors import InvalidRequest, NotAcceptable
 from service.http import deadlines, packing
 from service.http.negotiation import output_for, quality
-from service.http.tensors import LENGTH_HEADER
 from service.images.outputs import (
     INCLUDABLE,
     OUTPUTS,
@@ -29,6 +28,7 @@ from service.images.outputs import (
 from service.images.selection import select
 from service.images.windows import Sliding
 from service.inference.contract import Color, Contract
+from service.inference.tensors import LENGTH_HEADER
 from service.settings import Fit, Settings
 
 # Comma-separated lists may also be repeated keys, as many clients write lists.

@@ -11,11 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
-from postprocess.grid import Grid
-from postprocess.runs import Spread
+from service.decoders.interface import Decoders
 from service.errors import (
     ImageTooLarge,
     InferenceFailed,
@@ -27,10 +23,10 @@ from service.http import packing
 from service.http.middleware.limits import Admission, Claim
 from service.http.packing import Outcome, Packing
 from service.http.upload import Upload
-from service.images import imaging, outputs, windows
-from service.images.imaging import DecodedPhoto, Fitted, Opened
+from service.images import join, outputs, windows
 from service.images.outputs import NEEDS_PHOTO, Result, Wish
-from service.images.windows import Sliding, Window
+from service.images.prepare import Header, Plan, Prepared
+from service.images.windows import Sliding
 from service.inference.contract import Contract
 from service.inference.engine import Prediction
 from service.inference.models import ServedModel
@@ -50,7 +46,8 @@ class Resources:
     """Resources that all requests share."""
 
     admission: Admission
-    pool: ThreadPoolExecutor  # decodes and encodes
+    pool: ThreadPoolExecutor  # encodes
+    decoders: Decoders
     max_pixels: int
     on_stage: OnStage
     on_pixels: Callable[[int], None]  # called with the pixels of every admitted photo
@@ -111,45 +108,11 @@ class Job:
         """The model's contract."""
         return self.model.engine.contract
 
-
-@dataclass(frozen=True)
-class Prepared:
-    """A decoded photo and the model inputs made from it."""
-
-    photo: DecodedPhoto
-    inputs: Fitted | list[Window]  # shrunk to fit, or cut into windows
-
     @property
-    def pixels(self) -> list[NDArray[np.uint8]]:
-        """The model inputs, each (H, W, 3)."""
-        if isinstance(self.inputs, Fitted):
-            return [self.inputs.pixels]
-        return [window.pixels for window in self.inputs]
-
-    def result(self, predictions: Sequence[Prediction], contract: Contract) -> Result:
-        """Join what the model gave for the inputs to the result of the photo."""
-        labels = self._joined([each.labels for each in predictions])
-        sure = [each.confidence for each in predictions if each.confidence is not None]
-        confidence = self._joined(sure) if sure else None
-        if not isinstance(self.inputs, Fitted):
-            return Result(self.photo, labels, confidence, Spread.none(labels.shape), contract)
-        spread = imaging.spread(self.inputs, self.photo.size)
-        grid = self._grid(self.inputs, predictions[0], contract)
-        return Result(self.photo, labels, confidence, spread, contract, grid)
-
-    def _grid(self, fitted: Fitted, prediction: Prediction, contract: Contract) -> Grid | None:
-        values, placing = prediction.probabilities, contract.probability_grid
-        if values is None or placing is None:
-            return None
-        size = contract.input.height, contract.input.width
-        return Grid.of(values, placing, size, fitted.valid, self.photo.size)
-
-    def _joined(self, maps: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-        """Join maps (H, W) of the model to a map of the photo."""
-        if isinstance(self.inputs, Fitted):
-            h, w = self.inputs.valid
-            return maps[0][:h, :w]
-        return windows.merge(maps, self.inputs, self.photo.size)
+    def plan(self) -> Plan:
+        """What to make of each photo."""
+        whole = not NEEDS_PHOTO.isdisjoint(self.wish.all_outputs)
+        return Plan(self.contract.input, self.sliding, whole, decoded=self.wish.smooth)
 
 
 async def segment(uploads: Sequence[Upload], job: Job) -> Answer:
@@ -167,9 +130,9 @@ async def segment(uploads: Sequence[Upload], job: Job) -> Answer:
 
 async def _segment_one(data: bytes, job: Job) -> Answer:
     began = time.monotonic()
-    opened = await _open(data, job)
-    with job.resources.admission.claim(_memory(opened, job)) as claim:
-        body, media_type = await _segmented(opened, claim, job, outputs.encode, began)
+    found = await _open(data, job)
+    with job.resources.admission.claim(_memory(found, job)) as claim:
+        body, media_type = await _segmented(found, claim, job, outputs.encode, began)
     return Answer(body, media_type, job.stages)
 
 
@@ -182,7 +145,7 @@ async def _segment_several(uploads: Sequence[Upload], job: Job, how: Packing) ->
     began = time.monotonic()
     opening = (_or_problem(_open(upload.data, job), job) for upload in uploads)
     opened = await asyncio.gather(*opening)
-    pixels = sum(_memory(each, job) for each in opened if isinstance(each, Opened))
+    pixels = sum(_memory(each, job) for each in opened if isinstance(each, Header))
     limit = job.resources.admission.max_pixels
     if pixels > limit:
         raise ImageTooLarge(
@@ -217,12 +180,12 @@ async def _or_problem(work: Coroutine[Any, Any, Done], job: Job) -> Done | Servi
 
 
 async def _outcome(
-    upload: Upload, opened: Opened | ServiceError, claim: Claim, job: Job, began: float
+    upload: Upload, found: Header | ServiceError, claim: Claim, job: Job, began: float
 ) -> Outcome:
-    if isinstance(opened, ServiceError):
-        return Outcome(upload.name, error=opened)
+    if isinstance(found, ServiceError):
+        return Outcome(upload.name, error=found)
     encode = partial(_encode_outcome, upload.name)
-    made = await _or_problem(_segmented(opened, claim, job, encode, began), job)
+    made = await _or_problem(_segmented(found, claim, job, encode, began), job)
     return Outcome(upload.name, error=made) if isinstance(made, ServiceError) else made
 
 
@@ -230,26 +193,26 @@ def _encode_outcome(name: str, result: Result, wish: Wish) -> Outcome:
     return Outcome(name, result.photo.size, outputs.encode_each(result, wish))
 
 
-async def _open(data: bytes, job: Job) -> Opened:
+async def _open(data: bytes, job: Job) -> Header:
     """Read the header and refuse images that are too large."""
-    opening = partial(imaging.open_checked, data, job.resources.max_pixels)
-    opened = await asyncio.get_running_loop().run_in_executor(job.resources.pool, opening)
+    opening = job.resources.decoders.open(data, job.resources.max_pixels)
+    found = await asyncio.wrap_future(opening)
     if job.sliding:
-        fewest = min(_sizes(opened), key=lambda size: _windows(size, job))
+        fewest = min(_sizes(found), key=lambda size: _windows(size, job))
         windows.check(fewest, job.contract.input, job.sliding)
-    return opened
+    return found
 
 
-def _memory(opened: Opened, job: Job) -> int:
+def _memory(found: Header, job: Job) -> int:
     """Return the pixels to reserve: those of the photo, and of the outputs of its windows."""
-    pieces = max(_windows(size, job) for size in _sizes(opened))
+    pieces = max(_windows(size, job) for size in _sizes(found))
     height, width = job.model.engine.input_size
-    return opened.pixels + (pieces * height * width if pieces > 1 else 0)
+    return found.memory + (pieces * height * width if pieces > 1 else 0)
 
 
-def _sizes(opened: Opened) -> tuple[tuple[int, int], tuple[int, int]]:
+def _sizes(found: Header) -> tuple[tuple[int, int], tuple[int, int]]:
     """Return both possible sizes (W, H): not all headers tell the orientation."""
-    return opened.size, opened.size[::-1]
+    return found.size, found.size[::-1]
 
 
 def _windows(size: tuple[int, int], job: Job) -> int:
@@ -259,34 +222,21 @@ def _windows(size: tuple[int, int], job: Job) -> int:
 
 
 async def _segmented(
-    opened: Opened,
+    found: Header,
     claim: Claim,
     job: Job,
     encode: Callable[[Result, Wish], Encoded],
     began: float,
 ) -> Encoded:
-    """Segment an opened image whose memory is reserved; `began`: when decoding started."""
-    pool, stages = job.resources.pool, job.stages
-    job.resources.on_pixels(opened.pixels)
-    prepared = await claim.work(pool, partial(_prepare, opened, job))
+    """Segment an image whose memory is reserved; `began`: when decoding started."""
+    resources, stages = job.resources, job.stages
+    resources.on_pixels(found.pixels)
+    prepared = await claim.result(resources.decoders.prepare(found, job.plan))
     stages.record("decode", time.monotonic() - began)
     predictions = await _infer(prepared, job)
     with stages.measured("encode"):
         finish = partial(_finish, prepared, predictions, job, encode)
-        return await claim.work(pool, finish)
-
-
-def _prepare(opened: Opened, job: Job) -> Prepared:
-    target = job.contract.input
-    photo = imaging.decode(
-        opened,
-        reduce_to=None if job.sliding else max(target.height, target.width),
-        whole=not NEEDS_PHOTO.isdisjoint(job.wish.all_outputs),
-    )
-    if job.sliding and windows.needed(photo.size, target):
-        windows.check(photo.size, target, job.sliding)
-        return Prepared(photo, windows.cut(photo, target, job.sliding.overlap))
-    return Prepared(photo, imaging.fit(photo, target))
+        return await claim.work(resources.pool, finish)
 
 
 async def _infer(prepared: Prepared, job: Job) -> list[Prediction]:
@@ -310,4 +260,4 @@ def _finish(
     job: Job,
     encode: Callable[[Result, Wish], Encoded],
 ) -> Encoded:
-    return encode(prepared.result(predictions, job.contract), job.wish)
+    return encode(join.result(prepared, predictions, job.contract), job.wish)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import queue
 import signal
 import socket
+import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Literal
@@ -22,6 +26,9 @@ log = logging.getLogger("service")
 # uvicorn's "auto" uses uvloop if another package, such as Ray, has installed it; tests would then
 # run another event loop than users. uvloop would save 0.05 ms per request.
 LOOP: Literal["asyncio"] = "asyncio"
+
+
+END_MARGIN_S = 5.0  # to stop the engines, after --shutdown-timeout-s for the requests
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -59,17 +66,51 @@ def serve(
     for listener in listeners:
         host, port = listener.getsockname()[:2]
         log.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
-    server = DrainingServer(config, drain, settings.drain_delay_s)
+    watchdog = Watchdog(settings.shutdown_timeout_s + END_MARGIN_S)
+    server = DrainingServer(config, drain, settings.drain_delay_s, on_stop=watchdog.start)
     server.run(sockets=listeners)
+    watchdog.code = 0
     return 0 if server.started else 1
+
+
+class Watchdog:
+    """Ends the process if it still runs long after it should have stopped.
+
+    Python waits at exit for all threads, and work inside of a C library cannot be interrupted.
+    """
+
+    def __init__(self, timeout_s: float) -> None:
+        self.code = 1  # set to 0 when all requests have been answered
+        self._timeout_s = timeout_s
+        # A signal handler starts it: the only queue whose `put` may be interrupted by itself.
+        self._started = queue.SimpleQueue[None]()
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    def start(self) -> None:
+        """Begin to count."""
+        self._started.put(None)
+
+    def _watch(self) -> None:
+        self._started.get()
+        time.sleep(self._timeout_s)
+        log.warning("work still runs %g s after the signal to stop: ending it", self._timeout_s)
+        logging.shutdown()
+        os._exit(self.code)
 
 
 class DrainingServer(uvicorn.Server):
     """Drains on the first signal: /readyz answers 503 while requests are served; then stops."""
 
-    def __init__(self, config: uvicorn.Config, drain: Callable[[], None], delay_s: float) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        drain: Callable[[], None],
+        delay_s: float,
+        on_stop: Callable[[], None],
+    ) -> None:
         super().__init__(config)
         self._drain = drain
+        self._on_stop = on_stop
         self._delay_s = delay_s
         self._signalled = False
 
@@ -77,6 +118,7 @@ class DrainingServer(uvicorn.Server):
         """Handle SIGTERM and SIGINT. Runs in the main thread, which is the event loop's."""
         if self._signalled or not self._delay_s:
             self._drain()
+            self._on_stop()
             super().handle_exit(sig, frame)
             return
         self._signalled = True

@@ -18,6 +18,7 @@ from service.images import tiff
 WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 SPACES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # colour space of a profile -> Pillow's mode
 MAX_PROFILE = 8 * 1024 * 1024
+STRIP = 1 << 20  # pixels
 REMEMBERED = 8  # cached profiles: a camera or an archive uses one or two
 
 
@@ -26,12 +27,20 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     if image.mode.startswith("I;16"):  # Pillow would clip it, not scale it
         image = Image.fromarray(tiff.eight_bits(image))
     if image.mode in WITH_ALPHA or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        # Transparent pixels have arbitrary colours: make them white.
-        shown = Image.new("RGB", rgba.size, "white")
-        shown.paste(_converted(_opaque(image, rgba), profile), mask=rgba.getchannel("A"))
-        return shown
+        return _on_white(image, profile)
     return _converted(image, profile)
+
+
+def _on_white(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """Make transparent pixels white: their colours are arbitrary. In strips, to save memory."""
+    shown = Image.new("RGB", image.size, "white")
+    rows = max(1, STRIP // image.width)
+    for top in range(0, image.height, rows):
+        part = image.crop((0, top, image.width, min(top + rows, image.height)))
+        rgba = part.convert("RGBA")
+        colors = _converted(_opaque(part, rgba), profile)
+        shown.paste(colors, (0, top), mask=rgba.getchannel("A"))
+    return shown
 
 
 def _opaque(image: Image.Image, rgba: Image.Image) -> Image.Image:

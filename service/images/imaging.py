@@ -12,6 +12,7 @@ import struct
 import zipfile
 from collections.abc import Collection, Container
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from pycocotools import mask as coco
 
 from postprocess.runs import Spread
 from service.errors import ImageTooLarge, InvalidImage
-from service.images import png, scans
+from service.images import png, scans, tags
 from service.images.chunks import readable
 from service.images.colors import to_srgb
 from service.images.png import Rows
@@ -47,12 +48,42 @@ FILLER = bytes([0xAA, 0x55, 0x33, 0xCC]) * 16  # contains no JPEG marker
 MEDIA_TYPES = ("image/jpeg", "image/png", "image/webp", "image/bmp", "image/tiff")
 MAX_RLE_BYTES = 2_000_000  # of a BMP: Pillow decodes run lengths in Python
 UNSCALED = ("I", "F")  # Pillow would clip them to 0 to 255, whatever their range is
+EXIF = b"Exif\0\0"
 ORIENTATION = 0x0112  # the EXIF tag
 EPOCH = (1980, 1, 1, 0, 0, 0)  # date in ZIP files: the same outputs give the same bytes
 LONGEST_JPEG_SIDE = 65_500  # libjpeg's own limit, JPEG_MAX_DIMENSION
 # A reduced JPEG needs this share of the wanted pixels per side. An eighth of 4000 is 500 pixels;
 # if 513 are wanted, decoding a quarter instead would take 1.5 times as long.
 ENOUGH = 0.95
+
+
+Picture = Image.Image | NDArray[np.uint8]  # sRGB
+
+
+@dataclass(frozen=True)
+class Photo:
+    """What the outputs need of a photo."""
+
+    size: tuple[int, int]  # (W, H), upright
+    orientation: int = 1  # the applied value of the EXIF tag; 1: as stored
+    picture: Picture | None = None  # of `size`, if it was requested
+    decoded: Picture | None = None  # possibly smaller than `size`, if it was requested
+
+    @cached_property
+    def whole(self) -> Image.Image:
+        """The picture of `size`; raises ValueError if it was not kept."""
+        return _image(self.picture)
+
+    @cached_property
+    def image(self) -> Image.Image:
+        """The picture as it was decoded; raises ValueError if it was not kept."""
+        return _image(self.decoded)
+
+
+def _image(picture: Picture | None) -> Image.Image:
+    if picture is None:
+        raise ValueError("the photo was decoded without keeping its picture")
+    return picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
 
 
 @dataclass(frozen=True)
@@ -63,6 +94,11 @@ class DecodedPhoto:
     size: tuple[int, int]  # (W, H) of the photo itself
     orientation: int = 1  # the applied value of the EXIF tag; 1: as stored
     whole: Image.Image | None = None  # sRGB of `size`, if `image` is smaller and it was requested
+
+    @property
+    def photo(self) -> Photo:
+        """What the outputs need; of a photo that was decoded with `whole`, if it was reduced."""
+        return Photo(self.size, self.orientation, self.whole or self.image, self.image)
 
 
 @dataclass(frozen=True)
@@ -81,6 +117,20 @@ class Opened:
     image: Image.Image  # not yet decoded
     profile: bytes | None  # ICC
     tiff: Tiff | None = None
+    scans: int = 1  # of a JPEG
+
+    @property
+    def memory(self) -> int:
+        """The pixels to reserve memory for: some formats need twice as much for each pixel."""
+        heavy = self.image.format == "WEBP" or (self.tiff and len(self.tiff.images) > 1)
+        return 2 * self.pixels if heavy else self.pixels
+
+    @property
+    def work(self) -> int:
+        """How long decoding takes, in pixels of a JPEG of one scan; a rough estimate."""
+        if self.image.format in JPEGS:  # a scan without data still visits every block
+            return self.pixels * (20 + self.scans) // 20 + 2 * len(self.data)
+        return 3 * self.pixels
 
     @property
     def size(self) -> tuple[int, int]:
@@ -114,14 +164,14 @@ def _opened(data: bytes) -> Opened:
         tiff = open_tiff(data)
         first = tiff.images[0]
         return Opened(data, first, first.info.get("icc_profile"), tiff)
-    scans.check(data)
+    count = scans.count(data)
     data, profile = readable(data)
     image = _read_header(data)
     if len(data) > MAX_RLE_BYTES and any(tile[0] == "bmp_rle" for tile in image.tile):
         raise InvalidImage(
             f"a BMP of run lengths may have {MAX_RLE_BYTES} bytes: send it uncompressed or as PNG"
         )
-    return Opened(data, image, profile or image.info.get("icc_profile"))
+    return Opened(data, image, profile or image.info.get("icc_profile"), scans=count)
 
 
 def _read_header(data: bytes) -> ImageFile.ImageFile:
@@ -203,6 +253,12 @@ def _ended(opened: Opened) -> Opened | None:
 
 
 def _orientation(image: Image.Image) -> int:
+    exif = image.info.get("exif")
+    if isinstance(exif, bytes):
+        try:
+            tags.check(exif.removeprefix(EXIF).removeprefix(EXIF))
+        except InvalidImage:  # ignored as other broken EXIF data
+            return 1
     try:
         value = int(image.getexif().get(ORIENTATION, 1))
     except Exception:  # ignore broken EXIF data
@@ -301,7 +357,7 @@ def grey_png(values: Rows) -> bytes:
 
 
 def overlay(
-    photo: DecodedPhoto,
+    photo: Photo,
     labels: NDArray[np.uint8],
     palette: tuple[Color, ...],
     *,
@@ -319,9 +375,7 @@ def overlay(
     if contour:
         solid = Image.fromarray(labels).point([255 * (label in shown) for label in range(256)])
         weights.paste(solid, mask=Image.fromarray(edges(labels, contour)))
-    return Image.composite(
-        _indexed(labels, palette).convert("RGB"), photo.whole or photo.image, weights
-    )
+    return Image.composite(_indexed(labels, palette).convert("RGB"), photo.whole, weights)
 
 
 def edges(labels: NDArray[np.uint8], width: int) -> NDArray[np.bool_]:

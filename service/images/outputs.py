@@ -23,7 +23,7 @@ from postprocess.simplify import simplified
 from postprocess.smooth import candidates, smooth_labels
 from service.errors import ImageTooLarge, InvalidRequest
 from service.images import imaging, pictures
-from service.images.imaging import DecodedPhoto
+from service.images.imaging import Photo
 from service.images.png import Rows
 from service.images.selection import Selection
 from service.inference.contract import Color, Contract, Extras
@@ -92,7 +92,7 @@ class Wish:
 class Result:
     """The labels of a photo: those of the model, and how to enlarge them to the photo's size."""
 
-    photo: DecodedPhoto
+    photo: Photo
     cells: NDArray[np.uint8]  # (R, C) class ids, 255 for none
     sure: NDArray[np.uint8] | None  # (R, C) confidence
     spread: Spread
@@ -275,13 +275,13 @@ def _photo_like(picture: Image.Image, wish: Wish) -> bytes:
 
 
 def _side_by_side(result: Result, wish: Wish) -> bytes:
-    whole = result.photo.whole or result.photo.image
+    whole = result.photo.whole
     return _photo_like(pictures.beside(whole, _blended(result, wish)), wish)
 
 
 def _cutout(result: Result, wish: Wish) -> bytes:
     """The selected classes; by default everything but the background."""
-    whole = result.photo.whole or result.photo.image
+    whole = result.photo.whole
     ids = wish.selection.ids
     if not wish.selection.named:
         ids -= {result.contract.background}
@@ -290,12 +290,12 @@ def _cutout(result: Result, wish: Wish) -> bytes:
 
 
 def _blur(result: Result, wish: Wish) -> bytes:
-    whole = result.photo.whole or result.photo.image
+    whole = result.photo.whole
     return _photo_like(pictures.blurred(whole, _hidden(result, wish)), wish)
 
 
 def _replace(result: Result, wish: Wish) -> bytes:
-    whole = result.photo.whole or result.photo.image
+    whole = result.photo.whole
     return _photo_like(pictures.filled(whole, _hidden(result, wish), wish.fill), wish)
 
 

@@ -1,7 +1,8 @@
-"""Limit the scans of a JPEG before it is decoded.
+"""Limit what makes a JPEG slow to decode: its scans, its segments and its EXIF data.
 
 Every scan of a progressive JPEG makes the decoder visit all blocks of the photo, even if the
-scan itself has only a few bytes. Markers: ITU-T T.81, annex B.
+scan itself has only a few bytes. Pillow reads segments and EXIF values one by one in Python.
+Markers: ITU-T T.81, annex B.
 """
 
 from __future__ import annotations
@@ -12,26 +13,41 @@ from service.errors import InvalidImage
 
 SOI = b"\xff\xd8"
 MAX_SCANS = 100  # libjpeg's default for colour photos is 10
-EOI, START_OF_SCAN = 0xD9, 0xDA
+MAX_SEGMENTS = 10_000  # a profile or XMP data of the largest size has 255 of them
+MAX_EXIF = 512 * 1024  # bytes; the standard allows 64 KB, some programs write several segments
+EOI, START_OF_SCAN, APP1 = 0xD9, 0xDA, 0xE1
 WITHOUT_LENGTH = (0x01, 0xD8)  # TEM and SOI
 # Not 0 (a stuffed byte of a scan), nor D0 to D7 (restarts inside a scan), nor FF (padding).
 MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
 
 
-def check(data: bytes) -> None:
-    """Raise InvalidImage for a JPEG of more than MAX_SCANS scans; accept other formats."""
-    if data.startswith(SOI) and _scans(data) > MAX_SCANS:
-        raise InvalidImage(f"the JPEG has more than {MAX_SCANS} scans: encode it again")
+def count(data: bytes) -> int:
+    """Return the scans of a JPEG, 1 for other formats; raises InvalidImage above a limit."""
+    return max(1, _scans(data)) if data.startswith(SOI) else 1
 
 
 def _scans(data: bytes) -> int:
-    """Count the scans up to the end marker, at most MAX_SCANS + 1."""
-    count, position = 0, len(SOI)
-    while count <= MAX_SCANS and (found := MARKER.search(data, position)):
+    """Count the scans up to the end marker."""
+    scans, segments, exif, position = 0, 0, 0, len(SOI)
+    while found := MARKER.search(data, position):
         marker, position = found[1][0], found.end()
         if marker == EOI:
             break
-        count += marker == START_OF_SCAN
+        scans += marker == START_OF_SCAN
+        segments += 1
         if marker not in WITHOUT_LENGTH:  # skip the segment: thumbnails in it have scans too
-            position += int.from_bytes(data[position : position + 2], "big")
-    return count
+            length = int.from_bytes(data[position : position + 2], "big")
+            if marker == APP1 and data[position + 2 : position + 6] == b"Exif":
+                exif += length
+            position += length
+        _check(scans, segments, exif)
+    return scans
+
+
+def _check(scans: int, segments: int, exif: int) -> None:
+    if scans > MAX_SCANS:
+        raise InvalidImage(f"the JPEG has more than {MAX_SCANS} scans: encode it again")
+    if segments > MAX_SEGMENTS:
+        raise InvalidImage(f"the JPEG has more than {MAX_SEGMENTS} segments: encode it again")
+    if exif > MAX_EXIF:
+        raise InvalidImage(f"the JPEG has more than {MAX_EXIF} bytes of EXIF data: remove them")

@@ -22,6 +22,8 @@ from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
 from service.errors import InvalidImage
+from service.images import scans
+from service.images.tags import check as check_tags
 
 BITS, PHOTOMETRIC, SAMPLES, PLANAR, EXTRA, FORMAT = 258, 262, 277, 284, 338, 339
 OFFSETS, COUNTS, TILE_OFFSETS, TILE_COUNTS = 273, 279, 324, 325
@@ -39,6 +41,8 @@ COPIED = (256, 257, 259, 266, 274, 278, 317, 322, 323)
 # Also copied if the data are unchanged.
 KEPT = (OFFSETS, COUNTS, TILE_OFFSETS, TILE_COUNTS, SAMPLES, PLANAR, FORMAT)
 SHORTS = {BITS, 259, PHOTOMETRIC, 266, 274, SAMPLES, PLANAR, 317, EXTRA, FORMAT}
+COMPRESSION, JPEG_COMPRESSIONS = 259, (6, 7)
+PARTS = ((OFFSETS, COUNTS), (TILE_OFFSETS, TILE_COUNTS), (513, 514))  # 513: of an old JPEG
 WIDTH, HEIGHT, TILE_WIDTH, TILE_HEIGHT = 256, 257, 322, 323
 MAX_TILE = 4096 * 4096  # pixels; GDAL's default is 256 x 256
 SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -77,6 +81,7 @@ def open_tiff(data: bytes) -> Tiff:
     """Read the header; raises InvalidImage for samples without a known range or meaning."""
     tags = _tags(data)
     _check_tile(tags)
+    _check_scans(data, tags)
     bits, samples, meaning = _bits(tags), _samples(tags), _one(tags, PHOTOMETRIC, -1)
     _check_alike(tags)
     if _one(tags, FORMAT, UNSIGNED) not in {UNSIGNED, UNDEFINED} or bits > 16:
@@ -104,6 +109,7 @@ def eight_bits(image: Image.Image, bits: int = 16) -> NDArray[np.uint8]:
 
 def _tags(data: bytes) -> Tags:
     """Parse the first directory."""
+    check_tags(data)
     big = b"+" in data[2:4]
     try:
         directory = ImageFileDirectory_v2(data[: 16 if big else 8])
@@ -139,6 +145,27 @@ def _check_alike(tags: Tags) -> None:
                 f"a TIFF of {_samples(tags)} samples with different {what}, {shown}, cannot be "
                 "read: save every sample as 8 bits, unsigned"
             )
+
+
+def _check_scans(data: bytes, tags: Tags) -> None:
+    """Raise InvalidImage for JPEG strips or tiles of too many scans, or that overlap."""
+    if _one(tags, COMPRESSION, 1) not in JPEG_COMPRESSIONS:
+        return
+    parts = [
+        part for pair in PARTS for part in zip(*(_all(tags, tag) for tag in pair), strict=False)
+    ]
+    if sum(length for _, length in parts) > 2 * len(data):
+        raise InvalidImage("the strips of the TIFF overlap: write the file again")
+    for start, length in parts:
+        scans.count(data[start : start + length])
+
+
+def _all(tags: Tags, number: int) -> tuple[int, ...]:
+    value = tags.get(number, ())
+    try:
+        return tuple(map(int, value if isinstance(value, tuple) else (value,)))
+    except (ValueError, TypeError):  # a wrong type
+        return ()
 
 
 def _one(tags: Tags, number: int, default: int) -> int:

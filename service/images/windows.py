@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import ImageTooLarge
-from service.images.imaging import DecodedPhoto
 from service.inference.contract import InputSize
 
 
@@ -67,12 +66,11 @@ def check(size: tuple[int, int], target: InputSize, sliding: Sliding) -> None:
         )
 
 
-def cut(photo: DecodedPhoto, target: InputSize, overlap: float) -> list[Window]:
-    """Cut a photo into windows, row by row; they share its memory."""
-    image = np.asarray(photo.image)
-    height, width = image.shape[:2]
-    if height < target.height or width < target.width:
-        image = _padded(image, target)
+def cut(
+    image: NDArray[np.uint8], size: tuple[int, int], target: InputSize, overlap: float
+) -> list[Window]:
+    """Cut a `padded` photo of `size` (W, H) into windows, row by row; they share its memory."""
+    width, height = size
     rows, columns = spans(height, target.height, overlap), spans(width, target.width, overlap)
     return [
         Window(image[y.start : y.start + target.height, x.start : x.start + target.width], y, x)
@@ -112,10 +110,13 @@ def _starts(length: int, window: int, overlap: float) -> list[int]:
     return [index * (length - window) // gaps for index in range(gaps + 1)]
 
 
-def _padded(image: NDArray[np.uint8], target: InputSize) -> NDArray[np.uint8]:
+def padded(image: NDArray[np.uint8], target: InputSize) -> NDArray[np.uint8]:
+    """Return a photo (H, W, 3) that is at least as large as the model's input."""
     height, width = image.shape[:2]
+    if height >= target.height and width >= target.width:
+        return image
     shape = (max(height, target.height), max(width, target.width), 3)
-    padded = np.empty(shape, np.uint8)
-    padded[:] = target.pad
-    padded[:height, :width] = image
-    return padded
+    larger = np.empty(shape, np.uint8)
+    larger[:] = target.pad
+    larger[:height, :width] = image
+    return larger

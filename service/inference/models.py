@@ -105,6 +105,7 @@ class Models:
         self.get(self.default)
         self.ready = False
         self.draining = False
+        self.others_healthy: Callable[[], bool] = lambda: True  # what else requests need
         self._loading = asyncio.Lock()  # one reload at a time
         self._background: set[asyncio.Task[None]] = set()
 
@@ -128,7 +129,8 @@ class Models:
     @property
     def healthy(self) -> bool:
         """Whether every model takes requests and the service is not shutting down."""
-        return self.ready and not self.draining and all(model.batcher.alive for model in self)
+        alive = all(model.batcher.alive for model in self)
+        return self.ready and not self.draining and alive and self.others_healthy()
 
     @property
     def loading(self) -> bool:

@@ -9,7 +9,7 @@ import pytest
 from service.settings import Settings, from_command_line
 
 FIELDS = Settings.model_fields
-NOTHING = ("none", "no", "only on", "only the service's", "the first")
+NOTHING = ("none", "no", "one per CPU", "only on", "only the service's", "the first")
 
 
 def test_help_shows_no_types_of_python(capsys: pytest.CaptureFixture[str]) -> None:

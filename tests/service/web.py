@@ -87,9 +87,20 @@ class Held:
 class Request:
     """A POST to /segment at the ASGI level, so that its client can disconnect at any moment."""
 
-    def __init__(self, app: FastAPI, body: bytes | None, kind: str) -> None:
-        """Send the body at once; None sends only the headers. Create it in a running event loop."""
+    def __init__(
+        self,
+        app: FastAPI,
+        body: bytes | None,
+        kind: str,
+        query: str = "",
+        reads: asyncio.Event | None = None,
+    ) -> None:
+        """Send the body at once; None sends only the headers. Create it in a running event loop.
+
+        `reads`: set when the client begins to read the answer; None: at once.
+        """
         self.sent: list[Message] = []
+        self._reads = reads
         self._incoming: asyncio.Queue[Message] = asyncio.Queue()
         if body is not None:
             self._incoming.put_nowait({"type": "http.request", "body": body})
@@ -100,7 +111,7 @@ class Request:
             "method": "POST",
             "scheme": "http",
             "path": "/segment",
-            "query_string": b"",
+            "query_string": query.encode(),
             "headers": [(b"content-type", kind.encode()), (b"host", b"test")],
         }
         self.task = asyncio.create_task(app(scope, self._incoming.get, self._send))
@@ -111,3 +122,5 @@ class Request:
 
     async def _send(self, message: Message) -> None:
         self.sent.append(message)
+        if self._reads is not None:
+            await self._reads.wait()

@@ -1,35 +1,46 @@
-"""Limit requests and pixels in progress, and the size and duration of request bodies."""
+"""Limit requests, pixels and bytes in progress, and the size and duration of request bodies."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Self, TypeVar
 
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import BodyTimeout, BodyTooLarge, Overloaded
+from service.errors import AnswerTooLarge, BodyTimeout, BodyTooLarge, Overloaded
 
 Result = TypeVar("Result")
 
+SMALL = 1024 * 1024  # bytes of a body or an answer; most photos and masks have fewer
+PIECE = 256 * 1024  # bytes of an answer that the server takes at once
+
 
 class Admission:
-    """Counts requests and pixels in progress, and refuses more than the limits."""
+    """Counts requests, pixels and bytes in progress, and refuses more than the limits."""
 
-    def __init__(self, max_requests: int, max_pixels: int) -> None:
+    def __init__(self, max_requests: int, max_pixels: int, max_bytes: int = 2**62) -> None:
+        """`max_bytes`: of request bodies and of answers that have not been sent."""
         self.max_requests = max_requests
         self.max_pixels = max_pixels
+        self.max_bytes = max_bytes
         self.requests = 0
         self.pixels = 0
+        self.bytes = 0
+
+    def check(self) -> None:
+        """Raise Overloaded if no request slot is free, before a body is read."""
+        if self.requests >= self.max_requests:
+            raise Overloaded(f"{self.requests} requests are in progress: try again in a moment")
 
     @contextmanager
     def request(self) -> Iterator[None]:
         """Occupy a request slot; raises Overloaded if none is free."""
-        if self.requests >= self.max_requests:
-            raise Overloaded(f"{self.requests} requests are in progress: try again in a moment")
+        self.check()
         self.requests += 1
         try:
             yield
@@ -46,6 +57,23 @@ class Admission:
             raise Overloaded(f"{self.pixels} pixels are in progress: try again in a moment")
         self.pixels += pixels
         return Claim(self, pixels)
+
+    def hold(self, size: int, held: int = 0) -> None:
+        """Count bytes of a body or an answer, until `release`; raises Overloaded at the limit.
+
+        `held`: bytes of the same body or answer so far. A single one is always let in. The last
+        quarter is for small ones, so that a few large ones that are read slowly stop no others.
+        """
+        limit = self.max_bytes if held + size <= SMALL else self.max_bytes * 3 // 4
+        if self.bytes > held and self.bytes + size > limit:
+            raise Overloaded(
+                f"{self.bytes} bytes of requests and answers are in progress: try again in a moment"
+            )
+        self.bytes += size
+
+    def release(self, size: int) -> None:
+        """Count bytes no longer."""
+        self.bytes -= size
 
 
 class Claim:
@@ -69,7 +97,10 @@ class Claim:
 
     async def work(self, pool: Executor, function: Callable[[], Result]) -> Result:
         """Run a function in a worker thread; cancelled while it waits for one, it never runs."""
-        future = pool.submit(function)
+        return await self.result(pool.submit(function))
+
+    async def result(self, future: Future[Result]) -> Result:
+        """Wait for work on the image that another thread does; cancel it if cancelled."""
         self._holders += 1
         future.add_done_callback(partial(_call_in_loop, asyncio.get_running_loop(), self._release))
         return await asyncio.wrap_future(future)
@@ -91,8 +122,11 @@ class BodyLimit:
     Checks Content-Length first, then counts the bytes as they arrive.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int, timeout_s: float) -> None:
+    def __init__(
+        self, app: ASGIApp, max_bytes: int, timeout_s: float, admission: Admission
+    ) -> None:
         self.app = app
+        self.admission = admission
         self.max_bytes = max_bytes
         self.timeout_s = timeout_s
 
@@ -112,11 +146,16 @@ class BodyLimit:
                 self._check(_content_length(scope))
             message = await self._in_time(receive, until)
             complete = not message.get("more_body", False)
-            received += len(message.get("body", b""))
-            self._check(received)
+            size = len(message.get("body", b""))
+            self._check(received + size)
+            self.admission.hold(size, received)
+            received += size
             return message
 
-        await self.app(scope, limited, send)
+        try:
+            await self.app(scope, limited, send)
+        finally:
+            self.admission.release(received)
 
     async def _in_time(self, receive: Receive, until: float) -> Message:
         try:
@@ -139,3 +178,34 @@ def _content_length(scope: Scope) -> int:
         if name == b"content-length":
             return int(value) if value.isdigit() else 0
     return 0
+
+
+class HeldResponse(Response):
+    """An answer whose bytes count until the client has read them.
+
+    The server would take all of a large body at once; in pieces it waits for the client.
+    """
+
+    def __init__(
+        self, content: bytes, headers: Mapping[str, str], media_type: str, admission: Admission
+    ) -> None:
+        """Raises AnswerTooLarge, or Overloaded if too many bytes are in progress."""
+        super().__init__(content, 200, headers, media_type)
+        if len(content) > admission.max_bytes:
+            raise AnswerTooLarge(
+                f"the answer has {len(content)} bytes, the limit is {admission.max_bytes}: "
+                "request fewer outputs, or send a smaller image"
+            )
+        admission.hold(len(content))
+        self._admission = admission
+
+    async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
+        """Send the answer."""
+        try:
+            start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+            await send(start)
+            for first in range(0, max(1, len(self.body)), PIECE):
+                piece, more = self.body[first : first + PIECE], first + PIECE < len(self.body)
+                await send({"type": "http.response.body", "body": piece, "more_body": more})
+        finally:
+            self._admission.release(len(self.body))

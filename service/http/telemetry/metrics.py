@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter as Counts
 from collections.abc import Iterable, Iterator
 from itertools import accumulate, product
 from typing import Any
@@ -18,7 +19,12 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
-from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 from starlette.routing import BaseRoute
 
@@ -110,6 +116,25 @@ class Metrics:
     def stage(self, name: str, seconds: float) -> None:
         """Record the duration of a stage."""
         self.stages.labels(name).observe(seconds)
+
+
+class DecoderCollector(Collector):
+    """Reads how many decoder processes have ended in the middle of a photo."""
+
+    def __init__(self, ended: Counts[str]) -> None:
+        self._ended = ended
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the counter."""
+        ended = CounterMetricFamily(
+            "deeplab_decoders_ended",
+            "Decoder processes that ended in the middle of a photo: its time was over (time), its "
+            "request was (abandoned), or by a signal",
+            labels=["reason"],
+        )
+        for reason, count in {"time": 0, "abandoned": 0, **self._ended}.items():
+            ended.add_metric([reason], count)
+        yield ended
 
 
 class _ModelCollector(Collector):

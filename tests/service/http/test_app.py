@@ -309,6 +309,66 @@ def test_what_can_be_got_can_be_asked_about(client: TestClient, path: str) -> No
     assert "head" not in client.get("/openapi.json").json()["paths"].get(path, {})
 
 
+def test_bodies_that_do_not_come_occupy_no_slot(folder: Path, photo: NDArray[np.uint8]) -> None:
+    """With one slot, three slow bodies do not keep a fourth photo from its answer."""
+    settings = make_settings(folder, max_requests=1)
+    app = create_app(settings, models.load(settings))
+
+    async def scenario() -> None:
+        async with app.router.lifespan_context(app):
+            slow = [Request(app, None, "image/png") for _ in range(3)]
+            await asyncio.sleep(0.05)
+            quick = Request(app, png(photo), "image/png")
+            await quick.task
+            assert quick.sent[0]["status"] == 200
+            for each in slow:
+                each.leave()
+            await asyncio.gather(*(each.task for each in slow))
+
+    asyncio.run(scenario())
+
+
+def test_bodies_and_answers_count_until_they_are_sent(
+    folder: Path, photo: NDArray[np.uint8]
+) -> None:
+    """While a client reads no large answer, another large one gets 503, a small one 200."""
+    settings = make_settings(folder, max_pending_bytes=3 * 2**20, max_body_bytes=2**25)
+    app = create_app(settings, models.load(settings))
+    noise = png(np.random.default_rng(0).integers(0, 256, (900, 800, 3), np.uint8))
+    assert 2 * 2**20 < len(noise) < 3 * 2**20
+
+    async def scenario() -> None:
+        async with app.router.lifespan_context(app):
+            reads = asyncio.Event()
+            first = Request(app, noise, "image/png", "output=overlay&overlay_format=png", reads)
+            while not first.sent:
+                await asyncio.sleep(0.01)
+            second = Request(app, noise, "image/png")
+            small = Request(app, png(photo), "image/png")
+            await asyncio.gather(second.task, small.task)
+            assert second.sent[0]["status"] == 503
+            assert small.sent[0]["status"] == 200
+            reads.set()
+            await first.task
+            third = Request(app, noise, "image/png")
+            await third.task
+            assert third.sent[0]["status"] == 200
+
+    asyncio.run(scenario())
+
+
+def test_an_answer_beyond_all_pending_bytes_is_413(folder: Path) -> None:
+    """A small photo whose overlay as PNG is larger than all pending bytes gets 413."""
+    settings = make_settings(folder, max_pending_bytes=50_000)
+    smooth = io.BytesIO()
+    Image.effect_noise((400, 400), 90).convert("RGB").save(smooth, "JPEG", quality=10)
+    with TestClient(create_app(settings, models.load(settings))) as client:
+        answer = post(client, smooth.getvalue(), output="overlay", overlay_format="png")
+        assert (answer.status_code, answer.json()["code"]) == (413, "answer-too-large")
+        assert "the limit is 50000" in answer.json()["detail"]
+        assert post(client, smooth.getvalue()).status_code == 200
+
+
 def test_what_is_too_much_is_refused_with_retry_after(
     folder: Path, photo: NDArray[np.uint8]
 ) -> None:

@@ -154,3 +154,26 @@ def test_extensions_that_are_not_offered_are_named(client: Any, address: str) ->
     with pytest.raises(InferenceServerException, match="no model 'none'"):
         client.get_model_config("none")
     assert httpx.get(f"{address}/v2/models/plain/infer").status_code == 405
+
+
+def test_more_numbers_than_json_may_have_are_refused(client: Any) -> None:
+    """Writing millions of numbers as JSON would hold up everybody: binary data are asked for."""
+    count = 2_000_000 // (HEIGHT * WIDTH) + 1
+    many = triton.InferInput("image", [count, HEIGHT, WIDTH, 3], "UINT8")
+    many.set_data_from_numpy(np.zeros((count, HEIGHT, WIDTH, 3), np.uint8), binary_data=True)
+    wanted = triton.InferRequestedOutput("labels", binary_data=False)
+    with pytest.raises(InferenceServerException, match="ask for binary data"):
+        client.infer("plain", [many], outputs=[wanted])
+
+
+def test_long_json_that_is_wrong_is_refused_as_short_json_is(address: str) -> None:
+    """A decoder process reads it; the error's text is the same."""
+    url = f"{address}/v2/models/plain/infer"
+    tensor = {"name": "image", "datatype": "UINT8", "shape": [1, HEIGHT, WIDTH, 3]}
+    said = set()
+    for count in (1000, 300_000):
+        body = {"inputs": [tensor | {"data": [0] * count}]}
+        answer = httpx.post(url, json=body)
+        assert answer.status_code == 400
+        said.add(answer.json()["detail"].replace(str(count), "N"))
+    assert len(said) == 1

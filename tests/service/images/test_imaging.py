@@ -220,7 +220,7 @@ def test_colours_and_confidence_come_back_whether_rows_repeat_or_not(times: int)
 
 @pytest.mark.parametrize(("shown", "expected"), [([], [100, 100, 100]), ([0], [50, 50, 50])])
 def test_only_classes_that_are_shown_cover_the_photo(shown: list[int], expected: list[int]) -> None:
-    photo = imaging.DecodedPhoto(Image.new("RGB", (1, 1), (100, 100, 100)), (1, 1))
+    photo = imaging.Photo((1, 1), picture=Image.new("RGB", (1, 1), (100, 100, 100)))
     labels = np.zeros((1, 1), np.uint8)
     blended = imaging.overlay(photo, labels, ((0, 0, 0),), alpha=0.5, shown=shown)
     assert np.asarray(blended)[0, 0].tolist() == expected
@@ -402,3 +402,10 @@ def test_large_bmp_of_run_lengths_is_refused_before_decoding() -> None:
     with pytest.raises(InvalidImage, match="BMP of run lengths"):
         imaging.open_checked(allowed + b"\0", 100)
     assert imaging.open_checked(plain + bytes(2_000_000), 100).size == (4, 4)
+
+
+@pytest.mark.parametrize(("kind", "times"), [("JPEG", 1), ("PNG", 1), ("WEBP", 2)])
+def test_memory_is_reserved_by_the_needs_of_a_format(kind: str, times: int) -> None:
+    """The decoder of WebP keeps two canvases besides the picture."""
+    opened = imaging.open_checked(encoded(picture(20, 10), kind), 10**6)
+    assert opened.memory == times * 200

@@ -44,3 +44,26 @@ def test_scans_inside_segments_and_behind_the_end_do_not_count() -> None:
     photo, noise = _progressive(), b"\xff\xda" * 500
     segment = b"\xff\xe5" + (len(noise) + 2).to_bytes(2, "big") + noise
     assert open_checked(photo[:2] + segment + photo[2:] + noise, 10**6).size == (256, 256)
+
+
+def test_jpeg_of_too_many_segments_is_refused_before_decoding() -> None:
+    """Pillow reads each segment in Python: 9,000 empty ones pass, 11,000 are refused."""
+    photo, segment = _progressive(), b"\xff\xe5\0\2"
+    open_checked(photo[:2] + segment * 9_000 + photo[2:], 10**6)
+    with pytest.raises(InvalidImage, match="more than 10000 segments"):
+        open_checked(photo[:2] + segment * 11_000 + photo[2:], 10**6)
+
+
+def test_jpeg_of_too_many_bytes_of_exif_is_refused_before_decoding() -> None:
+    """Pillow joins the segments with EXIF data: 8 of 64 KB pass, 9 are refused."""
+    photo = _progressive()
+    segment = b"\xff\xe1" + (65_000).to_bytes(2, "big") + b"Exif\0\0" + bytes(65_000 - 8)
+    open_checked(photo[:2] + segment * 8 + photo[2:], 10**6)
+    with pytest.raises(InvalidImage, match="bytes of EXIF data"):
+        open_checked(photo[:2] + segment * 9 + photo[2:], 10**6)
+
+
+def test_work_grows_with_the_scans_of_a_jpeg() -> None:
+    """A photo of ten scans is ordinary work; the same pixels in 100 scans are several times it."""
+    ordinary, many = (open_checked(_with_scans(count), 10**6).work for count in (10, 100))
+    assert 3 * ordinary < many < 20 * ordinary

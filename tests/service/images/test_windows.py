@@ -16,7 +16,6 @@ from PIL import Image
 
 from service.errors import ImageTooLarge
 from service.images import windows
-from service.images.imaging import DecodedPhoto
 from service.images.windows import Sliding
 from service.inference.contract import InputSize
 from tests.service import onnx_models
@@ -55,7 +54,7 @@ def test_windows_cover_an_axis_once_and_overlap_enough(window: int, overlap: flo
 
 def test_each_pixel_takes_the_label_of_its_most_central_window() -> None:
     size = (150, 100)
-    pieces = windows.cut(DecodedPhoto(Image.new("RGB", size), size), TARGET, 0.5)
+    pieces = windows.cut(np.zeros((*size[::-1], 3), np.uint8), size, TARGET, 0.5)
     numbers = [np.full(onnx_models.SIZE, index, np.uint8) for index in range(len(pieces))]
     merged = windows.merge(numbers, pieces, size)
     centres = np.array([(piece.y.start + 23.5, piece.x.start + 31.5) for piece in pieces])

@@ -13,6 +13,38 @@ from service.errors import Overloaded
 from service.http.middleware.limits import Admission
 
 
+def test_bytes_are_counted_until_they_are_released() -> None:
+    """A single body is let in whatever its size; the last quarter is for small ones."""
+    mib = 2**20
+    admission = Admission(9, 100, max_bytes=8 * mib)
+    admission.hold(10 * mib)
+    with pytest.raises(Overloaded, match="10485760 bytes of requests and answers"):
+        admission.hold(1)
+    admission.release(10 * mib)
+    admission.hold(4 * mib)
+    admission.hold(2 * mib)
+    with pytest.raises(Overloaded):
+        admission.hold(mib + 1)
+    admission.hold(mib)
+    admission.hold(mib)
+    with pytest.raises(Overloaded):
+        admission.hold(1)
+    assert admission.bytes == 8 * mib
+
+
+def test_parts_of_a_body_count_together() -> None:
+    """A body that is alone may grow; one beside another is refused when both are too large."""
+    mib = 2**20
+    admission = Admission(9, 100, max_bytes=4 * mib)
+    for part in range(6):
+        admission.hold(mib, held=part * mib)
+    admission.release(6 * mib)
+    admission.hold(mib)
+    admission.hold(2 * mib)
+    with pytest.raises(Overloaded):
+        admission.hold(mib, held=2 * mib)
+
+
 async def settled(claim: Callable[[], bool]) -> bool:
     for _ in range(200):
         if claim():

@@ -153,11 +153,12 @@ def test_everybody_else_is_served_meanwhile(service: Service) -> None:
 @contextmanager
 def owed(service: Service) -> Iterator[tuple[socket.socket, int]]:
     """Ask for an answer of some megabytes without reading it: the connection, and the length."""
+    # Before the connection: the time for its headers is short.
+    noise = png(np.random.default_rng(0).integers(0, 256, (1800, 1800, 3), np.uint8))
     with closing(socket.socket()) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         connection.connect(service.address)
         connection.settimeout(60)
-        noise = png(np.random.default_rng(0).integers(0, 256, (1800, 1800, 3), np.uint8))
         connection.sendall(
             b"POST /segment?output=overlay&overlay_format=png HTTP/1.1\r\nHost: test\r\n"
             b"Content-Type: image/png\r\nContent-Length: %d\r\n\r\n" % len(noise) + noise

@@ -23,6 +23,8 @@ from service.pydantic_errors import mistakes
 LENGTH_HEADER = "Inference-Header-Content-Length"
 DATATYPE = "UINT8"
 
+MAX_JSON_NUMBERS = 2_000_000  # of an answer; writing them holds up all requests for 0.1 s
+
 Array = NDArray[np.uint8]
 
 
@@ -123,6 +125,15 @@ class ModelReady(BaseModel):
 
 
 @dataclass(frozen=True)
+class Shape:
+    """What a request must fit to."""
+
+    header_length: str | None  # of the request: the length of its JSON part
+    size: tuple[int, int]  # (H, W) of the model
+    valid: tuple[str, ...]  # names of the model's outputs; a request that names none gets all
+
+
+@dataclass(frozen=True)
 class Call:
     """A parsed inference request."""
 
@@ -131,12 +142,15 @@ class Call:
     outputs: dict[str, bool]  # name -> whether as binary data
 
 
-def read(body: bytes, header_length: str | None, size: tuple[int, int], valid: list[str]) -> Call:
-    """Read a request for images of `size` (H, W); raises InvalidRequest.
+def json_length(body: bytes, shape: Shape) -> int:
+    """Return the length of the JSON part; raises InvalidRequest."""
+    return len(_split(body, shape.header_length)[0])
 
-    `valid`: the names of the model's outputs; a request that names none gets all.
-    """
-    text, rest = _split(body, header_length)
+
+def read(body: bytes, shape: Shape) -> Call:
+    """Read a request; raises InvalidRequest."""
+    size, valid = shape.size, shape.valid
+    text, rest = _split(body, shape.header_length)
     try:
         request = InferRequest.model_validate_json(text)
     except ValidationError as error:
@@ -147,13 +161,16 @@ def read(body: bytes, header_length: str | None, size: tuple[int, int], valid: l
     by_default = request.parameters.binary_data_output
     wanted = request.outputs or [OutputRequest(name=name) for name in valid]
     if unknown := [each.name for each in wanted if each.name not in valid]:
-        raise InvalidRequest(f"unknown outputs {unknown}: this model has {valid}")
-    binary = {each.name: each.parameters.binary_data for each in wanted}
-    return Call(
-        request.id,
-        _pixels(tensor, rest),
-        {name: by_default if chosen is None else chosen for name, chosen in binary.items()},
-    )
+        raise InvalidRequest(f"unknown outputs {unknown}: this model has {list(valid)}")
+    asked = {each.name: each.parameters.binary_data for each in wanted}
+    binary = {name: by_default if chosen is None else chosen for name, chosen in asked.items()}
+    images = _pixels(tensor, rest)
+    numbers = images[..., 0].size * list(binary.values()).count(False)
+    if numbers > MAX_JSON_NUMBERS:
+        raise InvalidRequest(
+            f"{numbers} numbers as JSON, the limit is {MAX_JSON_NUMBERS}: ask for binary data"
+        )
+    return Call(request.id, images, binary)
 
 
 def _split(body: bytes, header_length: str | None) -> tuple[bytes, bytes]:

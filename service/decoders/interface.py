@@ -1,0 +1,72 @@
+"""What the service needs of its decoders, and the simplest kind: threads."""
+
+from __future__ import annotations
+
+from collections import Counter
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from typing import Protocol
+
+from service.images import imaging
+from service.images.prepare import Header, Plan, Prepared, header, prepare
+from service.inference import tensors
+from service.inference.tensors import Call, Shape
+
+
+class Decoders(Protocol):
+    """Decode photos, and read tensors. To cancel a future abandons its photo."""
+
+    ended: Counter[str]  # processes that ended in the middle of a photo, by reason
+
+    def open(self, data: bytes, max_pixels: int) -> Future[Header]:
+        """Read and check a photo's header; the future raises InvalidImage or ImageTooLarge."""
+
+    def prepare(self, found: Header, plan: Plan) -> Future[Prepared]:
+        """Decode a photo and make a model's inputs; the future raises as `open` does."""
+
+    def read_tensor(self, body: bytes, shape: Shape) -> Future[Call]:
+        """Read a tensor from JSON; the future raises InvalidRequest."""
+
+    @property
+    def healthy(self) -> bool:
+        """Whether photos get decoded."""
+
+    def close(self) -> None:
+        """Abandon all photos."""
+
+
+class Threads:
+    """Decoders in threads of the service: a photo that has begun cannot be abandoned."""
+
+    healthy = True
+
+    def __init__(self, pool: ThreadPoolExecutor) -> None:
+        self._pool = pool
+        self.ended = Counter[str]()
+
+    def open(self, data: bytes, max_pixels: int) -> Future[Header]:
+        """Read and check a photo's header."""
+        return self._pool.submit(_open, data, max_pixels)
+
+    def prepare(self, found: Header, plan: Plan) -> Future[Prepared]:
+        """Decode a photo and make a model's inputs."""
+        return self._pool.submit(partial(_prepare, found, plan))
+
+    def read_tensor(self, body: bytes, shape: Shape) -> Future[Call]:
+        """Read a tensor from JSON."""
+        return self._pool.submit(tensors.read, body, shape)
+
+    def close(self) -> None:
+        """Let the photos that have begun end."""
+
+
+def _open(data: bytes, max_pixels: int) -> Header:
+    opened = imaging.open_checked(data, max_pixels)
+    return replace(header(opened), opened=opened)
+
+
+def _prepare(found: Header, plan: Plan) -> Prepared:
+    if found.opened is None:
+        raise ValueError("the header was read by another process")
+    return prepare(found.opened, plan)

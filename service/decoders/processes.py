@@ -1,0 +1,358 @@
+"""Decoders in processes, which end when their photo takes too long.
+
+Every thread here owns one process and waits for it. A photo whose request is over, or whose
+decoding takes far more processor time than an honest photo, loses its process; the thread then
+forks another. Photos of much work have processes of their own, so that others need not wait
+for them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from service.decoders import tasks, wire
+from service.decoders.nursery import Nursery
+from service.decoders.wire import Array, Fields
+from service.errors import InvalidImage, Overloaded, StartupError
+from service.images.prepare import Header, Plan, Prepared
+from service.inference import cpus
+from service.inference.tensors import Call, Shape
+
+log = logging.getLogger("service.decoders")
+
+# Processor seconds of one call. Honest photos take at most a tenth of it on a slow core.
+OPEN_S = 2.0
+PREPARE_S, PREPARE_S_PER_WORK = 2.0, 0.05e-6
+TENSOR_S_PER_BYTE = 2e-6
+LONG_TENSOR = 4 * 2**20  # bytes of JSON: about a second
+# How long a photo that nobody waits for may go on: most end sooner than a new process starts.
+GRACE_S = 0.2
+STUCK_S = 10.0  # photos wait, and none was done for so long
+RETRY_S = 0.5  # between attempts to start a process
+# Address space of a decoder: its libraries, a body, and the worst format's bytes per pixel.
+BASE_BYTES, BYTES_PER_PIXEL = 512 * 2**20, 48
+
+ON_LINUX = sys.platform == "linux"  # which has shared memory without a file system
+
+Read = Callable[[Fields, list[Array]], Any]
+
+
+class DecoderEndedError(RuntimeError):
+    """A decoder process ended in the middle of a photo."""
+
+
+@dataclass(eq=False)
+class _Process:
+    """A decoder process and its connection."""
+
+    pid: int
+    connection: socket.socket
+
+
+class _Task(Future[Any]):
+    """A call of a decoder. To cancel it while it runs abandons it."""
+
+    def __init__(self, fields: Fields, data: bytes, read: Read, on_abandon: Callable[[], None]):
+        super().__init__()
+        self.fields = fields
+        self.data = data
+        self.read = read  # the answer
+        self.abandoned_at: float | None = None
+        self.begun = False  # whether a process has ended in the middle of it
+        self._on_abandon = on_abandon
+
+    def begin(self) -> bool:
+        """Return whether to decode the photo; begin it, or begin it again."""
+        if self.abandoned_at is not None:
+            self.set_exception(DecoderEndedError("abandoned"))
+            return False
+        return self.running() or self.set_running_or_notify_cancel()
+
+    def cancel(self) -> bool:
+        """Cancel the call if it waits; else mark it as abandoned and return False."""
+        if super().cancel():
+            return True
+        if not self.done() and self.abandoned_at is None:
+            self.abandoned_at = time.monotonic()
+            self._on_abandon()
+        return False
+
+
+@dataclass
+class _Lane:
+    """Photos that wait for the same processes."""
+
+    changed: threading.Condition
+    waiting: deque[_Task] = field(default_factory=deque)
+    running: dict[_Process, _Task] = field(default_factory=dict)
+    progress_at: float = 0.0  # when a photo was last done, or the first one came
+
+    def add(self, task: _Task) -> None:
+        """Let a photo wait."""
+        if not self.waiting and not self.running:
+            self.progress_at = time.monotonic()
+        self.waiting.append(task)
+
+    def stuck(self, now: float) -> bool:
+        """Return whether photos wait and none gets done."""
+        return bool(self.waiting or self.running) and now - self.progress_at > STUCK_S
+
+
+class Processes:
+    """A pool of decoder processes: `light` for most photos, `heavy` for those of much work."""
+
+    def __init__(self, light: int, heavy: int, max_pixels: int) -> None:
+        self.ended: Counter[str] = Counter()  # processes, by the reason of their end
+        self._nursery = Nursery(BASE_BYTES + BYTES_PER_PIXEL * max_pixels)
+        self._lock = threading.Lock()
+        self._abandoned = threading.Event()
+        self._closed = False
+        self._processes = set[_Process]()
+        self._starts = False  # whether the last attempt to start a process succeeded
+        self._light = _Lane(threading.Condition(self._lock))
+        self._heavy = _Lane(threading.Condition(self._lock))
+        self._lanes = (self._light, self._heavy)
+        for index in range(light):
+            _start_thread(f"decoder-{index}", self._serve, self._light)
+        for index in range(heavy):
+            _start_thread(f"heavy-decoder-{index}", self._serve, self._heavy)
+        _start_thread("abandoned-photos", self._end_abandoned)
+
+    def open(self, data: bytes, max_pixels: int) -> Future[Header]:
+        """Read and check a photo's header."""
+        fields = {**tasks.open_request(max_pixels), "cpu_s": OPEN_S}
+        return self._submit(self._light, fields, data, lambda a, _: tasks.read_header(data, a))
+
+    def prepare(self, found: Header, plan: Plan) -> Future[Prepared]:
+        """Decode a photo and make a model's inputs."""
+        seconds = PREPARE_S + PREPARE_S_PER_WORK * found.work
+        fields = {**tasks.prepare_request(found, plan), "cpu_s": seconds, "memory": found.memory}
+        lane = self._heavy if found.heavy else self._light
+        return self._submit(
+            lane, fields, found.data, lambda a, arrays: tasks.read_prepared(plan, a, arrays)
+        )
+
+    def read_tensor(self, body: bytes, shape: Shape) -> Future[Call]:
+        """Read a tensor from JSON."""
+        seconds = OPEN_S + TENSOR_S_PER_BYTE * len(body)
+        fields = {**tasks.tensor_request(shape), "cpu_s": seconds, "memory": len(body)}
+        lane = self._heavy if len(body) > LONG_TENSOR else self._light
+        return self._submit(lane, fields, body, tasks.read_call)
+
+    def _submit(self, lane: _Lane, fields: Fields, data: bytes, read: Read) -> Future[Any]:
+        task = _Task(fields, data, read, self._abandoned.set)
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the decoders are closed")
+            lane.add(task)
+            lane.changed.notify()
+        return task
+
+    @property
+    def healthy(self) -> bool:
+        """Whether processes start, and photos that wait get decoded."""
+        now = time.monotonic()
+        with self._lock:
+            return self._starts and not any(lane.stuck(now) for lane in self._lanes)
+
+    @property
+    def busy_pids(self) -> list[int]:
+        """The processes that decode a photo now."""
+        with self._lock:
+            return [process.pid for lane in self._lanes for process in lane.running]
+
+    @property
+    def nursery_pid(self) -> int:
+        """The process that starts the others."""
+        return self._nursery.pid
+
+    def close(self) -> None:
+        """Abandon all photos and end all processes."""
+        with self._lock:
+            self._closed = True
+            waiting = [task for lane in self._lanes for task in lane.waiting]
+            for process in self._processes:
+                _kill(process)
+            for lane in self._lanes:
+                lane.changed.notify_all()
+        for task in waiting:
+            task.cancel()
+        self._abandoned.set()
+        self._nursery.close()
+
+    def _serve(self, lane: _Lane) -> None:
+        """Give the lane's photos to a process of this thread, and to the next when it ends."""
+        process: _Process | None = None
+        while not self._closed:
+            process = process or self._started()
+            if process is not None and (task := self._next(lane, process)) is not None:
+                process = self._handled(lane, task, process)
+        if process is not None:
+            process.connection.close()
+
+    def _started(self) -> _Process | None:
+        """Start a process; if that is impossible, refuse the photos that wait."""
+        try:
+            process = _Process(*self._nursery.fork())
+        except OSError as error:
+            if not self._closed:
+                log.warning("a decoder process could not be started: %s", error)
+                self._refuse_waiting(error)
+                time.sleep(RETRY_S)
+            return None
+        with self._lock:
+            self._starts = True
+            self._processes.add(process)
+        return process
+
+    def _refuse_waiting(self, error: OSError) -> None:
+        with self._lock:
+            self._starts = False
+            left = [task for lane in self._lanes for task in lane.waiting]
+            for lane in self._lanes:
+                lane.waiting.clear()
+        for task in left:
+            if task.begin():
+                task.set_exception(Overloaded(f"no decoder process could be started: {error}"))
+
+    def _next(self, lane: _Lane, process: _Process) -> _Task | None:
+        """Wait for a photo; return None when the pool is closed."""
+        with self._lock:
+            while not self._closed:
+                while lane.waiting:
+                    task = lane.waiting.popleft()
+                    if task.begin():
+                        lane.running[process] = task
+                        return task
+                lane.changed.wait()
+        return None
+
+    def _handled(self, lane: _Lane, task: _Task, process: _Process) -> _Process | None:
+        """Decode a photo; return the process, or None if it has ended."""
+        try:
+            answer = _call(process, task)
+        except Exception:  # the process has ended, or a photo made it send anything
+            self._remove(lane, process, done=False)
+            self._failed(lane, task, self._reaped(process, task))
+            return None
+        self._remove(lane, process, done=True)
+        _answer(task, *answer)
+        return process
+
+    def _remove(self, lane: _Lane, process: _Process, *, done: bool) -> None:
+        with self._lock:
+            del lane.running[process]
+            if done:
+                lane.progress_at = time.monotonic()
+
+    def _reaped(self, process: _Process, task: _Task) -> str:
+        """Return why a process has ended: "time", "abandoned" or a signal's name."""
+        process.connection.close()
+        with self._lock:
+            self._processes.discard(process)
+        try:
+            status = self._nursery.reap(process.pid)
+        except OSError:  # the nursery has ended, and with it what it knew
+            status = signal.SIGKILL
+        number = os.WTERMSIG(status)
+        if number == signal.SIGPROF:
+            reason = "time"
+        elif task.abandoned_at is not None:
+            reason = "abandoned"
+        else:
+            reason = _name(number)
+            log.warning("a decoder process has ended: %s", reason)
+        self.ended[reason] += 1
+        return reason
+
+    def _failed(self, lane: _Lane, task: _Task, reason: str) -> None:
+        """Answer for a photo whose process has ended; decode it once more if it may be sound."""
+        if reason == "time":
+            seconds = task.fields["cpu_s"]
+            error = f"decoding the image takes more than {seconds:.0f} s: encode it again"
+            task.set_exception(InvalidImage(error))
+        elif reason == "abandoned" or self._closed:
+            task.set_exception(DecoderEndedError(reason))
+        elif task.begun:
+            task.set_exception(InvalidImage(f"decoding the image crashes: {reason}"))
+        else:
+            task.begun = True
+            with self._lock:
+                lane.waiting.appendleft(task)
+                lane.changed.notify()
+
+    def _end_abandoned(self) -> None:
+        """End processes whose photo was abandoned GRACE_S ago."""
+        pending = False
+        while not self._closed:
+            self._abandoned.wait(GRACE_S / 2 if pending else None)
+            self._abandoned.clear()
+            due = time.monotonic() - GRACE_S
+            with self._lock:
+                pending = False
+                for lane in self._lanes:
+                    for process, task in lane.running.items():
+                        if task.abandoned_at is None:
+                            continue
+                        if task.abandoned_at <= due:
+                            _kill(process)
+                        pending = True
+
+
+def start(number: int | None, max_pixels: int) -> Processes | None:
+    """Start `number` processes and some for photos of much work; None for 0 of them.
+
+    By default one for each CPU, and one more to decode while another waits for its next photo.
+    Raises StartupError.
+    """
+    if number is None:
+        number = cpus.available() + 1 if ON_LINUX else 0
+    if number and not ON_LINUX:
+        raise StartupError(f"--decoders {number}: processes that decode need Linux: set 0")
+    return Processes(number, max(1, number // 2), max_pixels) if number else None
+
+
+def _start_thread(name: str, function: Callable[..., None], *given: object) -> None:
+    # A daemon: a thread that waits for its process must not keep the service from ending.
+    threading.Thread(target=function, args=given, name=name, daemon=True).start()
+
+
+def _call(process: _Process, task: _Task) -> tuple[Fields, list[Array]]:
+    wire.send_bytes(process.connection, task.fields, task.data)
+    return wire.receive_arrays(process.connection)
+
+
+def _answer(task: _Task, fields: Fields, arrays: list[Array]) -> None:
+    try:
+        if "failed" in fields:
+            raise RuntimeError(f"a decoder failed: {fields['failed']}")
+        result = task.read(fields, arrays)
+    except Exception as error:
+        task.set_exception(error)
+    else:
+        task.set_result(result)
+
+
+def _kill(process: _Process) -> None:
+    """End a process; its thread then reaps it, so that the id still belongs to it."""
+    with suppress(ProcessLookupError):
+        os.kill(process.pid, signal.SIGKILL)
+
+
+def _name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return "exit"

@@ -1,0 +1,86 @@
+"""From the bytes of a photo to the inputs of a model: check, decode, fit or cut."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.images import imaging, windows
+from service.images.imaging import Fitted, Opened, Photo
+from service.images.windows import Sliding, Window
+from service.inference.contract import InputSize
+
+# A photo of more work than this is decoded apart from others: about half a second on one core.
+HEAVY = 60_000_000
+
+
+@dataclass(frozen=True)
+class Header:
+    """What is known of a photo before it is decoded."""
+
+    data: bytes
+    size: tuple[int, int]  # (W, H) as stored
+    work: int  # of decoding: about the pixels of a JPEG of one scan that take as long
+    memory: int  # the pixels to reserve memory for
+    opened: Opened | None = None  # if this process has opened it
+
+    @property
+    def pixels(self) -> int:
+        """The number of pixels."""
+        return self.size[0] * self.size[1]
+
+    @property
+    def heavy(self) -> bool:
+        """Whether decoding takes long."""
+        return self.work > HEAVY
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to make of a photo."""
+
+    target: InputSize
+    sliding: Sliding | None  # None: shrink a photo that is larger than the model's input
+    whole: bool  # the photo is also needed at its own size, for an overlay
+    decoded: bool = False  # it is also needed as decoded, for smooth labels
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A decoded photo and the model inputs made from it."""
+
+    photo: Photo
+    inputs: Fitted | list[Window]  # shrunk to fit, or cut into windows
+    image: NDArray[np.uint8] | None = None  # the windows are views of it
+
+    @property
+    def pixels(self) -> list[NDArray[np.uint8]]:
+        """The model inputs, each (H, W, 3)."""
+        if isinstance(self.inputs, Fitted):
+            return [self.inputs.pixels]
+        return [window.pixels for window in self.inputs]
+
+
+def header(opened: Opened) -> Header:
+    """Describe an opened photo."""
+    return Header(opened.data, opened.size, opened.work, opened.memory, opened)
+
+
+def prepare(opened: Opened, plan: Plan) -> Prepared:
+    """Decode a photo; raises InvalidImage, or ImageTooLarge if it needs too many windows."""
+    target, sliding = plan.target, plan.sliding
+    reduce_to = None if sliding else max(target.height, target.width)
+    decoded = imaging.decode(opened, reduce_to=reduce_to, whole=plan.whole)
+    photo = Photo(
+        decoded.size,
+        decoded.orientation,
+        decoded.photo.whole if plan.whole else None,
+        decoded.image if plan.decoded else None,
+    )
+    if sliding and windows.needed(decoded.size, target):
+        windows.check(decoded.size, target, sliding)
+        image = windows.padded(np.asarray(decoded.image), target)
+        return Prepared(photo, windows.cut(image, decoded.size, target, sliding.overlap), image)
+    return Prepared(photo, imaging.fit(decoded, target))

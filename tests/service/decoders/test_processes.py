@@ -1,0 +1,281 @@
+"""Decoder processes: the same results as threads, and no photo can hold them for long."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from service.decoders import processes
+from service.decoders.interface import Threads
+from service.decoders.processes import Processes
+from service.errors import ImageTooLarge, InvalidImage, ServiceError
+from service.images.prepare import Plan
+from service.images.windows import Sliding
+from service.inference.contract import InputSize
+from tests.service.web import photo, png
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="decoder processes need Linux")
+
+TARGET = InputSize(policy="fixed", height=48, width=64, pad=(1, 2, 3))
+MASK, OVERLAY = Plan(TARGET, None, whole=False), Plan(TARGET, None, whole=True)
+SMOOTH = Plan(TARGET, None, whole=True, decoded=True)
+WINDOWS = Plan(TARGET, Sliding(0.25, 300), whole=True)
+EMPTY_SCAN = bytes.fromhex("ffda0008010100010100")  # coefficient 1 of component 1, without data
+
+
+@pytest.fixture
+def pool() -> Iterator[Processes]:
+    pool = Processes(light=1, heavy=1, max_pixels=10**8)
+    until(lambda: pool.healthy)
+    yield pool
+    pool.close()
+
+
+@pytest.fixture(scope="module")
+def slow() -> bytes:
+    """A photo that takes half a second and counts as much work: a JPEG of 80 scans."""
+    out = io.BytesIO()
+    Image.new("RGB", (7000, 7000), "blue").save(out, "JPEG", progressive=True)
+    data = out.getvalue()
+    missing = 80 - data.count(b"\xff\xda")
+    return data[:-2] + EMPTY_SCAN * missing + data[-2:]
+
+
+def until(claim: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not claim():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def jpeg(width: int, height: int, orientation: int = 1) -> bytes:
+    out, exif = io.BytesIO(), Image.Exif()
+    exif[274] = orientation
+    Image.fromarray(photo(height, width)).save(out, "JPEG", exif=exif)
+    return out.getvalue()
+
+
+PHOTOS = {
+    "small": png(photo(30, 40)),
+    "of the model's size": png(photo(48, 64)),
+    "reduced": jpeg(700, 500),
+    "turned": jpeg(90, 60, orientation=6),
+    "narrow": png(photo(200, 20)),
+}
+
+
+@pytest.mark.parametrize(
+    "plan", [MASK, OVERLAY, SMOOTH, WINDOWS], ids=["mask", "overlay", "smooth", "windows"]
+)
+def test_results_are_those_of_threads(pool: Processes, plan: Plan) -> None:
+    """Model inputs, size, orientation and kept picture are equal for every kind of photo."""
+    with ThreadPoolExecutor(1) as threads:
+        for name, data in PHOTOS.items():
+            made = []
+            for decoders in (pool, Threads(threads)):
+                found = decoders.open(data, 10**6).result(20)
+                made.append(
+                    (found.size, found.work, found.memory, decoders.prepare(found, plan).result(20))
+                )
+            (*ours, mine), (*theirs, other) = made
+            assert ours == theirs, name
+            assert mine.photo.size == other.photo.size
+            assert mine.photo.orientation == other.photo.orientation
+            pairs = list(zip(mine.pixels, other.pixels, strict=True))
+            assert all((left == right).all() for left, right in pairs), name
+            if plan.whole:
+                assert (np.asarray(mine.photo.whole) == np.asarray(other.photo.whole)).all(), name
+            if plan.decoded:
+                assert (np.asarray(mine.photo.image) == np.asarray(other.photo.image)).all(), name
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "says"),
+    [
+        (b"hello", InvalidImage, "not an image"),
+        (b"", InvalidImage, "the body is empty"),
+        (png(photo(40, 60)), ImageTooLarge, "60 x 40 = 2400 pixels, the limit is 1000"),
+    ],
+)
+def test_refusals_are_those_of_the_service(
+    pool: Processes, data: bytes, error: type[ServiceError], says: str
+) -> None:
+    """A photo that is refused raises the same error with the same text, and costs no process."""
+    with pytest.raises(error, match=says):
+        pool.open(data, 1000).result(20)
+    assert pool.open(PHOTOS["small"], 10**6).result(20).size == (40, 30)
+    assert not pool.ended
+
+
+def test_broken_photo_is_refused_when_it_is_decoded(pool: Processes) -> None:
+    """The header is fine, the pixels are cut off."""
+    found = pool.open(PHOTOS["reduced"][:3000], 10**6).result(20)
+    with pytest.raises(InvalidImage, match="truncated or broken"):
+        pool.prepare(found, MASK).result(20)
+
+
+def test_abandoned_photo_loses_its_process_and_the_next_is_decoded(
+    pool: Processes, slow: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cancelled call ends its process, is counted, and the lane goes on with a new one."""
+    monkeypatch.setattr(processes, "GRACE_S", 0.02)
+    found = pool.open(slow, 10**8).result(20)
+    task = pool.prepare(found, OVERLAY)
+    until(lambda: len(pool.busy_pids) == 1)
+    (pid,) = pool.busy_pids
+    task.cancel()
+    with pytest.raises((processes.DecoderEndedError, CancelledError)):
+        task.result(20)
+    until(lambda: not alive(pid))
+    assert pool.ended == {"abandoned": 1}
+    assert pool.prepare(found, MASK).result(20).photo.size == (7000, 7000)
+
+
+def test_photo_that_is_done_soon_after_it_was_abandoned_keeps_its_process(pool: Processes) -> None:
+    """Clients that leave early do not cost a new process each."""
+    for _ in range(5):
+        pool.open(PHOTOS["reduced"], 10**6).cancel()
+    assert pool.open(PHOTOS["small"], 10**6).result(20).size == (40, 30)
+    assert not pool.ended
+
+
+def test_photo_of_too_much_processor_time_is_refused(
+    pool: Processes, slow: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel ends the process inside of libjpeg; the photo is refused, the next is decoded."""
+    found = pool.open(slow, 10**8).result(20)
+    monkeypatch.setattr(processes, "PREPARE_S", 0.05)
+    monkeypatch.setattr(processes, "PREPARE_S_PER_WORK", 0.0)
+    with pytest.raises(InvalidImage, match="takes more than 0 s"):
+        pool.prepare(found, OVERLAY).result(20)
+    monkeypatch.undo()
+    assert pool.ended == {"time": 1}
+    assert pool.prepare(found, MASK).result(20).photo.size == (7000, 7000)
+
+
+def test_killed_decoder_costs_no_photo(pool: Processes, slow: bytes) -> None:
+    """A photo whose process is killed once is decoded again by the next."""
+    found = pool.open(slow, 10**8).result(20)
+    task = pool.prepare(found, MASK)
+    until(lambda: len(pool.busy_pids) == 1)
+    os.kill(pool.busy_pids[0], signal.SIGKILL)
+    assert task.result(20).photo.size == (7000, 7000)
+    assert pool.ended == {"SIGKILL": 1}
+
+
+def test_photo_that_crashes_two_decoders_is_refused(pool: Processes, slow: bytes) -> None:
+    """A photo is tried twice, not for ever; the signal is named."""
+    found = pool.open(slow, 10**8).result(20)
+    task = pool.prepare(found, OVERLAY)
+    for times in (1, 2):
+        until(lambda: len(pool.busy_pids) == 1)
+        os.kill(pool.busy_pids[0], signal.SIGSEGV)
+        until(lambda times=times: pool.ended["SIGSEGV"] == times)  # type: ignore[misc]
+    with pytest.raises(InvalidImage, match="crashes: SIGSEGV"):
+        task.result(20)
+
+
+def test_killed_nursery_is_replaced(pool: Processes, slow: bytes) -> None:
+    """Decoders go on without the process that started them, and a new one starts the next."""
+    found = pool.open(slow, 10**8).result(20)
+    os.kill(pool.nursery_pid, signal.SIGKILL)
+    task = pool.prepare(found, OVERLAY)
+    until(lambda: len(pool.busy_pids) == 1)
+    os.kill(pool.busy_pids[0], signal.SIGKILL)
+    assert task.result(30).photo.size == (7000, 7000)
+    until(lambda: pool.healthy)
+
+
+def test_photo_of_much_work_does_not_delay_others(pool: Processes, slow: bytes) -> None:
+    """With one process for each kind, an ordinary photo is done while a heavy one is decoded."""
+    task = pool.prepare(pool.open(slow, 10**8).result(20), OVERLAY)
+    until(lambda: len(pool.busy_pids) == 1)
+    os.kill(pool.busy_pids[0], signal.SIGSTOP)
+    small = pool.open(PHOTOS["small"], 10**6).result(20)
+    assert pool.prepare(small, MASK).result(20).photo.size == (40, 30)
+    assert not task.done()
+
+
+def test_pool_is_unhealthy_while_photos_wait_in_vain(
+    pool: Processes, slow: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stopped process turns the pool red, and green again once it goes on."""
+    monkeypatch.setattr(processes, "STUCK_S", 0.1)
+    task = pool.prepare(pool.open(slow, 10**8).result(20), MASK)
+    until(lambda: len(pool.busy_pids) == 1)
+    (pid,) = pool.busy_pids
+    os.kill(pid, signal.SIGSTOP)
+    until(lambda: not pool.healthy)
+    os.kill(pid, signal.SIGCONT)
+    task.result(20)
+    assert pool.healthy
+
+
+def test_photo_that_needs_more_memory_than_allowed_is_refused(
+    slow: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit of address space holds: 196 MB of pixels do not fit, and no process is lost."""
+    monkeypatch.setattr(processes, "BASE_BYTES", 250 * 2**20)
+    monkeypatch.setattr(processes, "BYTES_PER_PIXEL", 0)
+    pool = Processes(light=1, heavy=1, max_pixels=10**8)
+    try:
+        found = pool.open(slow, 10**8).result(20)
+        with pytest.raises((ImageTooLarge, InvalidImage)):
+            pool.prepare(found, OVERLAY).result(20)
+        assert not pool.ended
+    finally:
+        pool.close()
+
+
+def test_closed_pool_leaves_no_process(slow: bytes) -> None:
+    """Closing ends the processes that decode, those that wait and the nursery."""
+    pool = Processes(light=2, heavy=1, max_pixels=10**8)
+    pool.prepare(pool.open(slow, 10**8).result(20), OVERLAY)
+    until(lambda: len(pool.busy_pids) == 1)
+    nursery, children = pool.nursery_pid, children_of(pool.nursery_pid)
+    assert len(children) == 3
+    pool.close()
+    until(lambda: not any(map(alive, [nursery, *children])))
+
+
+def test_decoders_end_with_a_service_that_is_killed() -> None:
+    """After SIGKILL of their parent neither the nursery nor its decoders remain."""
+    code = (
+        "import time; from service.decoders.processes import Processes\n"
+        "pool = Processes(1, 1, 10**6); pool.open(b'x', 1).exception()\n"
+        "print(pool.nursery_pid, flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        nursery = int(parent.stdout.readline())
+        pids = [nursery, *children_of(nursery)]
+        assert len(pids) == 3
+        parent.kill()
+    until(lambda: not any(map(alive, pids)))
+
+
+def children_of(pid: int) -> list[int]:
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(each) for each in path.read_text(encoding="ascii").split()]
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and is not yet reaped does not."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(")")[2].split()[0] not in "ZX"
