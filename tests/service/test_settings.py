@@ -24,7 +24,7 @@ def test_help_shows_no_types_of_python(capsys: pytest.CaptureFixture[str]) -> No
         assert str(field.description) in shown
 
 
-@pytest.mark.parametrize("name", FIELDS.keys() - {"models"})
+@pytest.mark.parametrize("name", sorted(FIELDS.keys() - {"models"}))
 def test_the_default_in_the_help_is_the_default(name: str) -> None:
     found = re.fullmatch(r".*\(default: (.*)\)", str(FIELDS[name].description))
     assert found is not None
