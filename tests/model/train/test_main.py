@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import multiprocessing
-import signal
 import subprocess
-import time
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -275,20 +273,53 @@ def test_weights_that_are_not_there_yet_are_explained() -> None:
         assembly.build(make_recipe(init="runs/none/model"))
 
 
+# A run that signals itself during its first iteration, with a loader process or without.
+SIGNALLED = """
+import multiprocessing, signal, subprocess, sys, time
+from pathlib import Path
+import torch
+from model.train import training
+from model.train.run import TrainingError
+from tests.model.train.test_main import make_recipe, run
+
+data, folder, workers, threads = Path(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:])
+torch.set_num_threads(threads)
+step = training.train_step
+
+def signalled(*args, **options):
+    for worker in multiprocessing.active_children():
+        # Not by ourselves: a worker takes its parent's SIGTERM for an orderly end.
+        subprocess.run(["kill", str(worker.pid)], check=True)
+        time.sleep(0.5)  # the trainer is told at once when a worker dies
+    signal.raise_signal(signal.SIGTERM)
+    return step(*args, **options)
+
+training.train_step = signalled
+try:
+    run(make_recipe(), data, folder, workers=workers)
+except TrainingError as error:
+    print(error)
+"""
+
+
+def signalled(data: Path, folder: Path, *, workers: int = 0) -> str:
+    """What such a run ends with; it has a process of its own, which the signal may end."""
+    words = [str(data), str(folder), str(workers), str(torch.get_num_threads())]
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNALLED, *words],
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout
+
+
 @pytest.mark.slow
 def test_a_signal_saves_the_iteration_at_hand(data: Path, tmp_path: Path) -> None:
     config = make_recipe()
     whole = run(config, data, tmp_path / "whole")
-    step = train_step
-
-    def signalled(*args: object, **options: object) -> float:
-        signal.raise_signal(signal.SIGTERM)
-        return step(*args, **options)  # type: ignore[arg-type]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "train_step", signalled)
-        with pytest.raises(TrainingError, match="after iteration 1: continue with --resume"):
-            run(config, data, tmp_path / "cut")
+    assert "after iteration 1: continue with --resume" in signalled(data, tmp_path / "cut")
     assert torch.load(tmp_path / "cut" / STATE, weights_only=True)["iteration"] == 1
     resumed = run(config, data, tmp_path / "cut", resume=True)
     assert whole.read_bytes() == resumed.read_bytes()
@@ -298,20 +329,7 @@ def test_a_signal_saves_the_iteration_at_hand(data: Path, tmp_path: Path) -> Non
 def test_a_signal_to_the_whole_group_leaves_the_loaders_workers_alive(
     data: Path, tmp_path: Path
 ) -> None:
-    step = train_step
-
-    def signalled(*args: object, **options: object) -> float:
-        (worker,) = multiprocessing.active_children()
-        # Not by ourselves: a worker takes its parent's SIGTERM for an orderly end.
-        subprocess.run(["kill", str(worker.pid)], check=True)
-        time.sleep(0.5)  # the trainer is told at once when a worker dies
-        signal.raise_signal(signal.SIGTERM)
-        return step(*args, **options)  # type: ignore[arg-type]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "train_step", signalled)
-        with pytest.raises(TrainingError, match="continue with --resume"):
-            run(make_recipe(), data, tmp_path, workers=1)
+    assert "continue with --resume" in signalled(data, tmp_path / "run", workers=1)
 
 
 @pytest.mark.slow
