@@ -192,7 +192,7 @@ def test_on_a_cpu_as_many_runs_at_a_time_as_there_are_threads(
 def test_gpus_that_are_not_there_leave_all_threads_to_the_cpu(folder: Path) -> None:
     settings = Settings(models=folder, device="auto", gpus=(0, 1), threads=8)
     loaded = models.load_engines(folder / "tiny.onnx", settings)
-    if loaded[0].provider != "CPUExecutionProvider":
+    if loaded[0].provider.startswith(("CUDA", "Tensorrt")):
         pytest.skip("a working GPU is present")
     assert [engine.threads for engine in loaded] == [8]
 
