@@ -30,7 +30,7 @@ Reader = Callable[[Path, Reading, Notes], Labels]
 def label_files(where: Path, *suffixes: str, at_most: int | None = None) -> list[Path]:
     """The file itself, or the files of a folder with one of the suffixes, sorted.
 
-    Raises AnnotationError if there is none, or more than `at_most`.
+    Raises AnnotationError if no file has one of them, or more than `at_most`.
     """
     if where.suffix.lower() == ".zip":
         raise AnnotationError(f"{where} is an archive: unpack it, and name the folder")

@@ -58,7 +58,7 @@ class LabelGraph(nn.Module):
         return self.scales == (1.0,) and not self.flip
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """(N, H, W, 3) uint8, RGB -> labels (N, H, W) uint8, scores, then what is asked for.
+        """(N, H, W, 3) uint8, RGB -> labels (N, H, W) uint8, scores, then the chosen outputs.
 
         Confidence is the probability of the label times 255, (N, H, W) uint8. Probabilities are
         those of all classes times 255, at the resolution of the logits, (N, K, h, w) uint8.

@@ -120,7 +120,7 @@ def _values(model: Any, tensor: Any) -> Array:
     if tensor.Type() not in TYPES:
         raise ConvertError(f"{name} has the data type {tensor.Type()}, which is not supported")
     raw = model.Buffers(tensor.Buffer()).DataAsNumpy()
-    if isinstance(raw, int):  # the generated code's way to say that there is none
+    if isinstance(raw, int):  # the generated code's way to say "absent"
         raise ConvertError(f"{name} has no numbers: it is computed, not a weight")
     shape = tensor.ShapeAsNumpy()
     numbers: Array = np.frombuffer(raw.tobytes(), TYPES[tensor.Type()]).reshape(shape)

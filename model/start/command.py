@@ -36,7 +36,7 @@ class Found:
     kind: str
     root: Path
     split: str  # to train on
-    judged: str | None  # to evaluate on; None: there is none
+    judged: str | None  # to evaluate on; None: no such split
 
 
 def parser() -> argparse.ArgumentParser:

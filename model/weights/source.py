@@ -44,7 +44,7 @@ def convert(weights: Weights, path: Path, scratch: Path) -> Converted:
 
 
 def unpack(archive: Path, folder: Path) -> Path:
-    """Unpack the checkpoint, or the frozen graph where there is none; returns what to convert.
+    """Unpack the checkpoint, or else the frozen graph; returns what to convert.
 
     Only regular files of these names are written, straight into `folder`: no path, link
     or other member of the archive has a say. Raises ConvertError.

@@ -57,7 +57,7 @@ class Control(NamedTuple):
 def control(config: str, preferred: Form | None = None) -> Control:
     """Find the tag for shapes in a labelling interface; of several, the preferred kind.
 
-    Raises RequestError if there is none.
+    Raises RequestError if the interface has no such tag.
     """
     try:
         root = ET.fromstring(config)

@@ -34,7 +34,7 @@ class Photos:
         """The photo of this name; of several, the one whose folders agree with the name's.
 
         A name without a photo's suffix, or with another one, finds a photo with its stem.
-        Raises DatasetError if there is none, or if the folders do not tell which.
+        Raises DatasetError if no photo has it, or if the folders do not tell which.
         """
         found = self._named(name)
         if not found:
