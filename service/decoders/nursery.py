@@ -126,7 +126,10 @@ def main(argv: list[str]) -> int:
                 answer = _reap(pid)
             for descriptor in descriptors:
                 os.close(descriptor)
-            control.sendall(ANSWER.pack(answer))
+            try:
+                control.sendall(ANSWER.pack(answer))
+            except OSError:  # the service ended meanwhile
+                return 0
 
 
 def _fork(control: socket.socket, serve: Callable[[], None]) -> int:
