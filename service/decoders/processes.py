@@ -197,8 +197,12 @@ class Processes:
         process: _Process | None = None
         while not self._closed:
             process = process or self._started()
-            if process is not None and (task := self._next(lane, process)) is not None:
+            if process is None:
+                continue
+            task = self._next(lane, process)
+            if task is not None:
                 process = self._handled(lane, task, process)
+            del task  # the next one may be long in coming, and this one's photo is shared memory
         if process is not None:
             process.connection.close()
 
