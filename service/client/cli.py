@@ -235,7 +235,7 @@ def is_video(options: argparse.Namespace) -> bool:
     videos = [each for each in options.inputs if each.lower().endswith(VIDEO_SUFFIXES)]
     if not videos:
         if options.steady > 1:
-            raise UsageError("--steady is for videos, and there is none among the inputs")
+            raise UsageError("--steady is for videos: no input is one")
         return False
     if len(options.inputs) > 1:
         raise UsageError(f"{videos[0]} is a video: give it alone, with -o naming the new video")

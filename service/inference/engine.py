@@ -160,7 +160,7 @@ class Engine:
         return self._run(self._lanes[0], images, [LABELS])[0]
 
     def predict(self, images: NDArray[np.uint8], extras: Extras = "labels") -> list[Prediction]:
-        """(N, H, W, 3) uint8 -> the labels of each image, and what else is asked for.
+        """(N, H, W, 3) uint8 -> the labels of each image, then the chosen outputs.
 
         Confidence and probabilities take time, and are None if the model has none.
         """

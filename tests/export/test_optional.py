@@ -88,7 +88,7 @@ def test_a_refused_confidence_costs_nothing(sure: onnx.ModelProto, tmp_path: Pat
 
 @pytest.mark.slow
 def test_it_takes_no_operator_that_other_engines_lack(sure: onnx.ModelProto) -> None:
-    """OpenVINO cannot read an If: there is none, and optional nodes come after the network."""
+    """No file has an If, which OpenVINO cannot read; optional nodes follow the network."""
     operators = {node.op_type for node in sure.graph.node}
     assert operators.isdisjoint({"If", "Loop", "Scan"})
     assert beside_the_labels(sure) <= tail(sure)

@@ -66,7 +66,7 @@ class Source:
         self.time_base = self._video.time_base or 1 / self.rate
 
     def count(self) -> int | None:
-        """Return the number of frames, or a guess by the duration; None if there is none."""
+        """Return the number of frames, or a guess by the duration; None if neither is known."""
         if self._video.frames:
             return self._video.frames
         if self._container.duration is None:

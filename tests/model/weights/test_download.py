@@ -148,7 +148,7 @@ def test_a_rounded_size_may_differ_a_little(tmp_path: Path) -> None:
 def test_the_proxy_of_the_environment_is_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is asked for the whole address, and NO_PROXY takes hosts out."""
+    """The proxy gets the whole address; hosts in NO_PROXY are asked directly."""
     how = Behaviour(CONTENT)
     with serving(how) as proxy:
         monkeypatch.setenv("HTTP_PROXY", proxy)
