@@ -66,12 +66,17 @@ def run(request: Fields, data: bytes) -> tuple[Fields, list[Array]]:
 def _tensor(request: Fields, data: bytes) -> tuple[Fields, list[Array]]:
     shape = Shape(request["header_length"], tuple(request["size"]), tuple(request["valid"]))
     call = tensors.read(data, shape)
-    return {"id": call.id, "outputs": call.outputs}, [call.images]
+    fields: Fields = {"id": call.id, "outputs": call.outputs, "encoded": call.images is None}
+    arrays = [np.frombuffer(photo, np.uint8) for photo in call.photos]
+    return fields, arrays if call.images is None else [call.images]
 
 
 def read_call(fields: Fields, arrays: list[Array]) -> Call:
     """Read the answer to a `tensor_request`; raises the error that it contains."""
     _raise_error(fields)
+    if fields["encoded"]:
+        photos = tuple(array.tobytes() for array in arrays)
+        return Call(fields["id"], None, fields["outputs"], photos)
     return Call(fields["id"], arrays[0], fields["outputs"])
 
 

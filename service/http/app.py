@@ -41,6 +41,8 @@ from service.http import (
     probes,
     problems,
 )
+from service.http.bodies import json_request
+from service.http.bodies.json_request import SegmentRequest
 from service.http.middleware.keys import Keys, is_open
 from service.http.middleware.limits import Admission, BodyLimit, HeldResponse
 from service.http.middleware.metrics_port import MetricsPort
@@ -51,7 +53,7 @@ from service.http.segment import Job, Resources, segment
 from service.http.telemetry import metrics
 from service.http.telemetry.metrics import DecoderCollector, Metrics
 from service.http.telemetry.observation import Observation
-from service.http.upload import REQUEST_BODY, unless_gone, uploads
+from service.http.upload import REQUEST_BODY, Intake, json_options, unless_gone, uploads
 from service.images import outputs
 from service.inference import cpus
 from service.inference.models import Models
@@ -224,7 +226,7 @@ def _add_routes(
     open_inference.add_routes(app, settings, models, resources)
     problems.describe(
         app,
-        (*answers.RESULTS, InferRequest, InferAnswer),
+        (*answers.RESULTS, SegmentRequest, InferRequest, InferAnswer),
         needs_key=lambda path: bool(settings.api_keys) and not is_open(path),
     )
     measured.know(app.routes)
@@ -258,6 +260,8 @@ def _answer_head(app: FastAPI) -> None:
 
 
 def _add_segment(app: FastAPI, settings: Settings, models: Models, resources: Resources) -> None:
+    intake = Intake(settings.max_files, settings.max_body_bytes, resources.pool)
+
     @app.post(
         "/segment",
         openapi_extra={"requestBody": REQUEST_BODY},
@@ -273,19 +277,25 @@ def _add_segment(app: FastAPI, settings: Settings, models: Models, resources: Re
     ) -> Response:
         """Segment a photo, sent as multipart field `file` or as the body itself.
 
-        Repeat the field `file` to send several photos. The answer is then a ZIP or
-        multipart/mixed: `results.json` with a status for each photo, then the outputs.
+        Repeat the field `file`, or send a ZIP, for several photos. The answer is then a ZIP or
+        multipart/mixed: `results.json` with a status for each photo, then the outputs. Or send
+        JSON: the photo as base64 in `image`, and options beside it.
         """
         limit_ms = deadlines.milliseconds(x_request_timeout_ms, settings.request_timeout_ms)
         accept = ", ".join(request.headers.getlist("accept"))
-        with models.get(query.model).used() as served:
-            wish = query.wish(served.engine.contract, accept)
-            resources.admission.check()
-            async with deadlines.enforced(limit_ms) as deadline:
-                photos = await uploads(request, settings.max_files)  # slow ones occupy no slot
-                with resources.admission.request():
+        async with deadlines.enforced(limit_ms) as deadline:
+            parsed = await json_options(request, resources.admission)
+            if parsed is not None:
+                query = json_request.merged(request, parsed.options)
+            with models.get(query.model).used() as served:
+                wish = query.wish(served.engine.contract, accept)
+                resources.admission.check()
+                sent = await uploads(request, intake, parsed)  # slow ones occupy no slot
+                held = resources.admission.held(sent.unpacked, sent.body)
+                with held, resources.admission.request():
                     sliding = query.sliding(settings)
                     job = Job(served, wish, accept, resources, deadline, sliding)
-                    answer = await unless_gone(request, segment(photos, job))
-            headers = {**catalogue.headers(served), "Server-Timing": answer.stages.header()}
+                    work = segment(sent.photos, job, several=sent.several)
+                    answer = await unless_gone(request, work)
+                headers = {**catalogue.headers(served), "Server-Timing": answer.stages.header()}
         return HeldResponse(answer.body, headers, answer.media_type, resources.admission)

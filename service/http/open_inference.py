@@ -1,20 +1,20 @@
 """The Open Inference Protocol v2 of Triton and KServe: tensors in, tensors out.
 
-The input tensor has the size of the model, (N, H, W, 3) uint8. Unlike at /segment, the
-caller resizes the photo.
+The input tensor has the size of the model, (N, H, W, 3) uint8, and the caller resizes the photo.
+Or it is of type BYTES and contains encoded photos, which are segmented as at /segment.
 """
 
 from __future__ import annotations
 
 import asyncio
 from concurrent.futures import Future
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
 
 import numpy as np
 from fastapi import FastAPI, Header, Request, Response
-from numpy.typing import NDArray
 from starlette.exceptions import HTTPException
 
 from service.errors import (
@@ -24,6 +24,7 @@ from service.errors import (
     EngineUnavailable,
     ImageTooLarge,
     InferenceFailed,
+    InvalidImage,
     InvalidRequest,
     Overloaded,
     ShuttingDown,
@@ -33,14 +34,17 @@ from service.errors import (
 from service.http import answers, catalogue, deadlines
 from service.http.middleware.limits import HeldResponse
 from service.http.problems import component, documented
-from service.http.segment import Resources
+from service.http.query import SegmentQuery
+from service.http.segment import Job, Resources, segment_each
 from service.http.upload import refuse_encoding, unless_gone
+from service.images.outputs import Result, Wish
 from service.inference import tensors
 from service.inference.contract import CONFIDENCE, INPUT, LABELS
 from service.inference.models import Models, ServedModel
 from service.inference.tensors import (
     DATATYPE,
     LENGTH_HEADER,
+    Array,
     Call,
     InferAnswer,
     InferRequest,
@@ -53,8 +57,15 @@ from service.inference.tensors import (
 from service.settings import Settings
 
 INFER_ERRORS = documented(
-    *(InvalidRequest, UnknownModel, BodyTimeout, BodyTooLarge, ImageTooLarge, UnsupportedMedia),
-    *(InferenceFailed, Overloaded, ShuttingDown, EngineUnavailable, DeadlineExceeded),
+    *(InvalidRequest, InvalidImage, UnknownModel, BodyTimeout, BodyTooLarge, ImageTooLarge),
+    *(
+        UnsupportedMedia,
+        InferenceFailed,
+        Overloaded,
+        ShuttingDown,
+        EngineUnavailable,
+        DeadlineExceeded,
+    ),
 )
 BINARY = "application/octet-stream"
 ANSWERS = {"application/json": {"schema": component(InferAnswer)}, BINARY: answers.BINARY}
@@ -64,6 +75,16 @@ VERSION = "/versions/1"  # the only version of a model; optional in the path
 LONG_JSON = 64 * 1024  # bytes
 
 EXTENSIONS = {"stats": "statistics", "config": "model configuration"}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a request asks, and of whom."""
+
+    served: ServedModel
+    settings: Settings
+    resources: Resources
+    deadline: float  # on the monotonic clock
 
 
 def add_routes(app: FastAPI, settings: Settings, models: Models, resources: Resources) -> None:
@@ -98,9 +119,8 @@ def add_routes(app: FastAPI, settings: Settings, models: Models, resources: Reso
             async with deadlines.enforced(limit_ms) as deadline:
                 sent = await request.body()
                 with resources.admission.request():
-                    work = _infer(
-                        sent, inference_header_content_length, served, resources, deadline
-                    )
+                    asked = Asked(served, settings, resources, deadline)
+                    work = _infer(sent, inference_header_content_length, asked)
                     body, length = await unless_gone(request, work)
             headers = catalogue.headers(served) | (
                 {} if length is None else {LENGTH_HEADER: str(length)}
@@ -109,32 +129,62 @@ def add_routes(app: FastAPI, settings: Settings, models: Models, resources: Reso
         return HeldResponse(body, headers, media_type, resources.admission)
 
 
-async def _infer(
-    body: bytes,
-    header_length: str | None,
-    served: ServedModel,
-    resources: Resources,
-    deadline: float,
-) -> tuple[bytes, int | None]:
-    engine = served.engine
+async def _infer(body: bytes, header_length: str | None, asked: Asked) -> tuple[bytes, int | None]:
+    engine, resources = asked.served.engine, asked.resources
     # Each pixel takes at least three bytes of the body, one per channel.
     with resources.admission.claim(len(body) // 3) as claim:
         shape = Shape(header_length, engine.input_size, tuple(engine.outputs))
         call = await claim.result(_read(body, shape, resources))
-        pixels = call.images[..., 0].size
-        _check_size(pixels, resources.max_pixels)
-        resources.on_pixels(pixels)
-        sure = CONFIDENCE in call.outputs
-        extras = CONFIDENCE if sure else LABELS
-        submitted = [
-            served.batcher.submit(image, extras, deadline=deadline) for image in call.images
-        ]
-        predictions = [prediction for prediction, _ in await asyncio.gather(*submitted)]
-        labels = np.stack([each.labels for each in predictions])
-        results: dict[str, NDArray[np.uint8]] = {LABELS: labels}
-        if sure:
-            results[CONFIDENCE] = np.stack([each.confidence for each in predictions])  # type: ignore[misc]
-        return await claim.work(resources.pool, partial(tensors.write, served.name, call, results))
+        if call.images is not None:
+            results = await infer_tensor(call.images, call, asked)
+            write = partial(tensors.write, asked.served.name, call, results)
+            return await claim.work(resources.pool, write)
+    del body
+    results = await infer_photos(call, asked)
+    write = partial(tensors.write, asked.served.name, call, results)
+    return await asyncio.wrap_future(resources.pool.submit(write))
+
+
+async def infer_tensor(images: Array, call: Call, asked: Asked) -> dict[str, Array]:
+    """Run the model on its own tensor (N, H, W, 3); return the outputs by name."""
+    pixels = images[..., 0].size
+    _check_size(pixels, asked.resources.max_pixels)
+    asked.resources.on_pixels(pixels)
+    extras = CONFIDENCE if CONFIDENCE in call.outputs else LABELS
+    batcher = asked.served.batcher
+    submitted = [batcher.submit(image, extras, deadline=asked.deadline) for image in images]
+    predictions = [prediction for prediction, _ in await asyncio.gather(*submitted)]
+    results: dict[str, Array] = {LABELS: np.stack([each.labels for each in predictions])}
+    if CONFIDENCE in call.outputs:
+        results[CONFIDENCE] = np.stack([each.confidence for each in predictions])  # type: ignore[misc]
+    return results
+
+
+async def infer_photos(call: Call, asked: Asked) -> dict[str, Array]:
+    """Decode photos and segment them at their own size, as /segment does."""
+    settings, resources = asked.settings, asked.resources
+    if len(call.photos) > settings.max_files:
+        raise InvalidRequest(
+            f"{len(call.photos)} photos in one request, the limit is {settings.max_files}"
+        )
+    query = SegmentQuery(output=["npz" if CONFIDENCE in call.outputs else "mask"])
+    wish = query.wish(asked.served.engine.contract, "")
+    job = Job(asked.served, wish, "", resources, asked.deadline, query.sliding(settings))
+    unpacked = sum(map(len, call.photos))
+    with resources.admission.held(unpacked, unpacked):
+        maps = await segment_each(call.photos, job, _maps)
+    if len({each[LABELS].shape for each in maps}) > 1:
+        raise InvalidRequest("the photos have different sizes: send each in a request of its own")
+    tensors.check_numbers(sum(each[LABELS].size for each in maps), call.outputs)
+    return {name: np.stack([each[name] for each in maps]) for name in call.outputs}
+
+
+def _maps(result: Result, _: Wish) -> dict[str, Array]:
+    """Return labels and confidence of a photo at its own size."""
+    maps: dict[str, Array] = {LABELS: result.labels.image}
+    if result.confidence is not None:
+        maps[CONFIDENCE] = result.confidence.image
+    return maps
 
 
 def _read(body: bytes, shape: Shape, resources: Resources) -> Future[Call]:

@@ -115,10 +115,13 @@ class Job:
         return Plan(self.contract.input, self.sliding, whole, decoded=self.wish.smooth)
 
 
-async def segment(uploads: Sequence[Upload], job: Job) -> Answer:
-    """Segment the encoded images of a request; raises ServiceError subclasses."""
+async def segment(uploads: Sequence[Upload], job: Job, *, several: bool = False) -> Answer:
+    """Segment the encoded images of a request; raises ServiceError subclasses.
+
+    `several`: answer a single image as several are answered.
+    """
     outputs.check_fit(job.wish, windows=job.sliding is not None)
-    if len(uploads) > 1:
+    if several or len(uploads) > 1:
         job = replace(job, wish=packing.wish_for_each(job.wish))
         return await _segment_several(uploads, job, packing.packing_for(job.accept))
     if not job.wish.outputs:
@@ -126,6 +129,16 @@ async def segment(uploads: Sequence[Upload], job: Job) -> Answer:
             f"Accept: {job.accept}: a single photo has no such answer; set `output`"
         )
     return await _segment_one(uploads[0].data, job)
+
+
+async def segment_each(
+    photos: Sequence[bytes], job: Job, encode: Callable[[Result, Wish], Encoded]
+) -> list[Encoded]:
+    """Segment encoded images and return what `encode` makes of each; an error is of them all."""
+    began = time.monotonic()
+    opened = await _all([_open(photo, job) for photo in photos])
+    with job.resources.admission.claim(_checked_memory(opened, job)) as claim:
+        return await _all([_segmented(each, claim, job, encode, began) for each in opened])
 
 
 async def _segment_one(data: bytes, job: Job) -> Answer:
@@ -145,13 +158,8 @@ async def _segment_several(uploads: Sequence[Upload], job: Job, how: Packing) ->
     began = time.monotonic()
     opening = (_or_problem(_open(upload.data, job), job) for upload in uploads)
     opened = await asyncio.gather(*opening)
-    pixels = sum(_memory(each, job) for each in opened if isinstance(each, Header))
-    limit = job.resources.admission.max_pixels
-    if pixels > limit:
-        raise ImageTooLarge(
-            f"{pixels} pixels in one request, the limit is {limit}: send fewer photos"
-        )
-    with job.resources.admission.claim(pixels) as claim:
+    found = [each for each in opened if isinstance(each, Header)]
+    with job.resources.admission.claim(_checked_memory(found, job)) as claim:
         work = [_outcome(*pair, claim, job, began) for pair in zip(uploads, opened, strict=True)]
         outcomes = await _all(work)
         pack = partial(packing.pack, outcomes, job.wish, how)
@@ -208,6 +216,17 @@ def _memory(found: Header, job: Job) -> int:
     pieces = max(_windows(size, job) for size in _sizes(found))
     height, width = job.model.engine.input_size
     return found.memory + (pieces * height * width if pieces > 1 else 0)
+
+
+def _checked_memory(found: Sequence[Header], job: Job) -> int:
+    """Return the pixels to reserve for all photos of a request; raises ImageTooLarge."""
+    pixels = sum(_memory(each, job) for each in found)
+    limit = job.resources.admission.max_pixels
+    if pixels > limit:
+        raise ImageTooLarge(
+            f"{pixels} pixels in one request, the limit is {limit}: send fewer photos"
+        )
+    return pixels
 
 
 def _sizes(found: Header) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+import io
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -13,6 +16,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from service.errors import InvalidRequest, UnsupportedMedia
+from service.http.bodies import json_request, zip_request
+from service.http.bodies.json_request import Parsed, SegmentRequest
+from service.http.middleware.limits import Admission
+from service.http.problems import component
 from service.images.imaging import MEDIA_TYPES
 
 RAW_TYPES = (*MEDIA_TYPES, "application/octet-stream")
@@ -20,10 +27,11 @@ ALIASES = {"image/jpg": "image/jpeg", "image/tif": "image/tiff", "image/x-ms-bmp
 
 PLAIN = ("binary", "8bit", "7bit")  # Content-Transfer-Encoding, RFC 2045
 
+BINARY = {"type": "string", "format": "binary"}
 ONE_OR_MORE = {
     "type": "array",
     "minItems": 1,
-    "items": {"type": "string", "format": "binary"},
+    "items": BINARY,
     "description": "a photo; repeat the field to send several",
 }
 REQUEST_BODY = {
@@ -37,7 +45,8 @@ REQUEST_BODY = {
                 "additionalProperties": False,
             }
         },
-        **{kind: {"schema": {"type": "string", "format": "binary"}} for kind in RAW_TYPES},
+        json_request.MEDIA_TYPE: {"schema": component(SegmentRequest)},
+        **{kind: {"schema": BINARY} for kind in (*RAW_TYPES, zip_request.MEDIA_TYPES[0])},
     },
 }
 
@@ -52,17 +61,76 @@ class Upload:
     name: str = ""  # the client's file name, if the image came in a form
 
 
-async def uploads(request: Request, max_files: int) -> list[Upload]:
-    """Return the images of a request: the body itself, or every multipart field `file`."""
-    refuse_encoding(request)
+@dataclass(frozen=True)
+class Sent:
+    """The images of a request."""
+
+    photos: list[Upload]
+    several: bool = False  # came as a collection: they are answered as one, even a single photo
+    unpacked: int = 0  # bytes of the photos that the body itself does not contain
+    body: int = 0  # bytes of the body that they were unpacked from
+
+
+@dataclass(frozen=True)
+class Intake:
+    """How to read bodies: within which limits, and in which threads."""
+
+    max_files: int
+    max_bytes: int  # of a body, and of the photos that it unpacks to
+    pool: Executor
+
+
+def media_type(request: Request) -> str:
+    """Return the type of the body without parameters; empty if the request has none."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if ALIASES.get(kind, kind) in RAW_TYPES:
-        return [Upload(await request.body())]
+    return ALIASES.get(kind, kind)
+
+
+async def json_options(request: Request, admission: Admission) -> Parsed | None:
+    """Read a JSON body, whose options decide about the rest; None for other bodies."""
+    if media_type(request) != json_request.MEDIA_TYPE:
+        return None
+    refuse_encoding(request)
+    admission.check()
+    return json_request.parse(await request.body())
+
+
+async def uploads(request: Request, intake: Intake, parsed: Parsed | None = None) -> Sent:
+    """Return the images: the body itself, those in a form or a ZIP, or of the `parsed` JSON."""
+    refuse_encoding(request)
+    if parsed is not None:
+        decode = partial(json_request.decode, parsed.image)
+        photo = await _in_thread(intake, decode)
+        return Sent([Upload(photo)], unpacked=len(photo), body=len(parsed.image))
+    kind = media_type(request)
+    if kind in RAW_TYPES:
+        return Sent([Upload(await request.body())])
+    if kind in zip_request.MEDIA_TYPES:
+        body = await request.body()
+        photos = await _in_thread(intake, partial(_unpacked, body, intake))
+        unpacked = sum(len(each.data) for each in photos)
+        return Sent(photos, several=True, unpacked=unpacked, body=len(body))
     if kind != "multipart/form-data":
         raise UnsupportedMedia(
             f"Content-Type {kind or 'is missing'}: send multipart/form-data with a field `file`, "
-            f"or the image itself as {', '.join(RAW_TYPES)}"
+            f"the image itself as {', '.join(RAW_TYPES)}, a ZIP of images as application/zip, or "
+            'application/json with {"image": "BASE64"}'
         )
+    return Sent(await _form(request, intake.max_files))
+
+
+async def _in_thread(intake: Intake, work: Callable[[], Result]) -> Result:
+    return await asyncio.wrap_future(intake.pool.submit(work))
+
+
+def _unpacked(body: bytes, intake: Intake) -> list[Upload]:
+    limits = zip_request.Limits(intake.max_files, intake.max_bytes)
+    found = zip_request.photos(io.BytesIO(body), limits)
+    return [Upload(content, name) for name, content in found]
+
+
+async def _form(request: Request, max_files: int) -> list[Upload]:
+    """Return every multipart field `file`."""
     try:
         async with request.form(max_files=max_files, max_fields=10) as form:
             return await _files(form)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import struct
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -19,9 +20,13 @@ from pydantic import BaseModel, Field, ValidationError
 from service.errors import InvalidRequest
 from service.inference.contract import INPUT
 from service.pydantic_errors import mistakes
+from service.text import from_base64
 
 LENGTH_HEADER = "Inference-Header-Content-Length"
 DATATYPE = "UINT8"
+ENCODED = "BYTES"  # encoded photos of any size, in place of the model's own tensor
+LENGTH = struct.Struct("<I")  # before each element of a binary BYTES tensor
+MOST_PHOTOS = 1024  # read from a request; --max-files may be less
 
 MAX_JSON_NUMBERS = 2_000_000  # of an answer; writing them holds up all requests for 0.1 s
 
@@ -38,8 +43,8 @@ class InputTensor(BaseModel):
     """One input, with its data in the JSON or as bytes after it."""
 
     name: Literal["image"]  # contract.INPUT
-    datatype: Literal["UINT8"]
-    shape: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=4, max_length=4)]
+    datatype: Literal["UINT8", "BYTES"]
+    shape: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1, max_length=4)]
     parameters: InputParameters = InputParameters()
     data: list[Any] | None = None
 
@@ -138,8 +143,9 @@ class Call:
     """A parsed inference request."""
 
     id: str | None
-    images: Array  # (N, H, W, 3)
+    images: Array | None  # (N, H, W, 3); None: the photos instead
     outputs: dict[str, bool]  # name -> whether as binary data
+    photos: tuple[bytes, ...] = ()  # encoded
 
 
 def json_length(body: bytes, shape: Shape) -> int:
@@ -156,21 +162,72 @@ def read(body: bytes, shape: Shape) -> Call:
     except ValidationError as error:
         raise InvalidRequest(mistakes(error.errors(), whole="body", values=False)) from None
     tensor = request.inputs[0]
-    if tuple(tensor.shape[1:]) != (*size, 3):
-        raise InvalidRequest(f"shape {tensor.shape}: {INPUT} must be [N, {size[0]}, {size[1]}, 3]")
     by_default = request.parameters.binary_data_output
     wanted = request.outputs or [OutputRequest(name=name) for name in valid]
     if unknown := [each.name for each in wanted if each.name not in valid]:
         raise InvalidRequest(f"unknown outputs {unknown}: this model has {list(valid)}")
     asked = {each.name: each.parameters.binary_data for each in wanted}
     binary = {name: by_default if chosen is None else chosen for name, chosen in asked.items()}
+    if tensor.datatype == ENCODED:
+        return Call(request.id, None, binary, _photos(tensor, rest))
+    if tuple(tensor.shape[1:]) != (*size, 3):
+        raise InvalidRequest(f"shape {tensor.shape}: {INPUT} must be [N, {size[0]}, {size[1]}, 3]")
     images = _pixels(tensor, rest)
-    numbers = images[..., 0].size * list(binary.values()).count(False)
+    check_numbers(images[..., 0].size, binary)
+    return Call(request.id, images, binary)
+
+
+def check_numbers(pixels: int, outputs: dict[str, bool]) -> None:
+    """Raise InvalidRequest if the answer would have too many numbers as JSON."""
+    numbers = pixels * list(outputs.values()).count(False)
     if numbers > MAX_JSON_NUMBERS:
         raise InvalidRequest(
             f"{numbers} numbers as JSON, the limit is {MAX_JSON_NUMBERS}: ask for binary data"
         )
-    return Call(request.id, images, binary)
+
+
+def _photos(tensor: InputTensor, rest: bytes) -> tuple[bytes, ...]:
+    """Read encoded photos: base64 in the JSON, or bytes after it, each behind its length."""
+    count = tensor.shape[0]
+    if tensor.shape[1:] not in ([], [1]) or count > MOST_PHOTOS:
+        raise InvalidRequest(
+            f"shape {tensor.shape}: {INPUT} of type {ENCODED} must be [N] or [N, 1], N at most "
+            f"{MOST_PHOTOS}"
+        )
+    size = tensor.parameters.binary_data_size
+    if size is None:
+        return _from_texts(tensor.data, count)
+    if size != len(rest):
+        raise InvalidRequest(f"binary_data_size {size}, but {len(rest)} bytes follow the JSON")
+    return elements(rest, count)
+
+
+def elements(data: bytes, count: int) -> tuple[bytes, ...]:
+    """Split a binary BYTES tensor of `count` elements; raises InvalidRequest."""
+    found, at = [], 0
+    for number in range(count):
+        end = at + LENGTH.size
+        end += LENGTH.unpack_from(data, at)[0] if end <= len(data) else 0
+        if end > len(data):
+            raise InvalidRequest(f"element {number} of {INPUT} is cut off: {count} were declared")
+        found.append(data[at + LENGTH.size : end])
+        at = end
+    if at < len(data):
+        raise InvalidRequest(f"{len(data) - at} bytes follow the {count} elements of {INPUT}")
+    return tuple(found)
+
+
+def _from_texts(values: list[Any] | None, count: int) -> tuple[bytes, ...]:
+    flat = [text for each in values or () for text in (each if isinstance(each, list) else [each])]
+    if len(flat) != count or not all(isinstance(text, str) for text in flat):
+        raise InvalidRequest(
+            f"inputs.0.data: send {count} texts of base64, or parameters.binary_data_size and the "
+            "bytes"
+        )
+    try:
+        return tuple(from_base64(text.encode("ascii", "replace")) for text in flat)
+    except ValueError as error:
+        raise InvalidRequest(f"inputs.0.data: {error}") from None
 
 
 def _split(body: bytes, header_length: str | None) -> tuple[bytes, bytes]:

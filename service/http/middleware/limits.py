@@ -71,6 +71,15 @@ class Admission:
             )
         self.bytes += size
 
+    @contextmanager
+    def held(self, size: int, held: int = 0) -> Iterator[None]:
+        """Count bytes while the block runs, as `hold` does."""
+        self.hold(size, held)
+        try:
+            yield
+        finally:
+            self.release(size)
+
     def release(self, size: int) -> None:
         """Count bytes no longer."""
         self.bytes -= size

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,11 +12,13 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from PIL import Image
 from tritonclient import http as triton
 from tritonclient.utils import InferenceServerException
 
 from tests.service import onnx_models
 from tests.service.processes import running
+from tests.service.web import photo
 
 HEIGHT, WIDTH = onnx_models.SIZE
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, HEIGHT, WIDTH, 3), np.uint8)
@@ -40,6 +44,110 @@ def tensor(*, binary: bool) -> Any:
     given = triton.InferInput("image", list(IMAGES.shape), "UINT8")
     given.set_data_from_numpy(IMAGES, binary_data=binary)
     return given
+
+
+def encoded(photos: list[bytes], *, binary: bool) -> Any:
+    """Photos as Triton's clients send bytes; their JSON holds text alone, so base64."""
+    texts = photos if binary else [base64.b64encode(each) for each in photos]
+    given = triton.InferInput("image", [len(photos)], "BYTES")
+    given.set_data_from_numpy(np.array(texts, np.object_), binary_data=binary)
+    return given
+
+
+def jpeg(seed: int, height: int = 100, width: int = 150, **options: Any) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(photo(height, width, seed)).save(out, "JPEG", quality=95, **options)
+    return out.getvalue()
+
+
+def label_map(address: str, data: bytes) -> Any:
+    """The labels that /segment gives."""
+    answer = httpx.post(
+        f"{address}/segment",
+        params={"output": "npz"},
+        content=data,
+        headers={"Content-Type": "image/jpeg"},
+    )
+    return np.load(io.BytesIO(answer.content))["labels"]
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_encoded_photos_get_the_labels_of_segment_at_their_own_size(
+    client: Any, address: str, binary: bool
+) -> None:
+    photos = [jpeg(seed) for seed in (1, 2)]
+    answer = client.infer("sure", [encoded(photos, binary=binary)])
+    labels = answer.as_numpy("labels")
+    assert labels.shape == answer.as_numpy("confidence").shape == (2, 100, 150)
+    for found, data in zip(labels, photos, strict=True):
+        assert (found == label_map(address, data)).all()
+
+
+def test_encoded_photos_are_turned_upright_and_may_have_a_column_of_their_own(
+    client: Any, address: str
+) -> None:
+    """Some clients add a dimension for the batch."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = jpeg(3, exif=exif)
+    given = triton.InferInput("image", [1, 1], "BYTES")
+    given.set_data_from_numpy(np.array([[data]], np.object_))
+    labels = client.infer("plain", [given]).as_numpy("labels")
+    assert labels.shape == (1, 150, 100)
+    assert (labels[0] == label_map(address, data)).all()
+
+
+def test_a_long_photo_as_json_is_read_by_a_decoder(client: Any) -> None:
+    data = jpeg(4, 400, 500, subsampling=0)
+    assert len(data) > 64 * 1024
+    wanted = [triton.InferRequestedOutput("labels", binary_data=True)]
+    answer = client.infer("plain", [encoded([data], binary=False)], outputs=wanted)
+    assert answer.as_numpy("labels").shape == (1, 400, 500)
+
+
+@pytest.mark.parametrize(
+    ("photos", "says"),
+    [
+        ([b"no photo"], "not an image"),
+        ([b""], "empty"),
+        ([jpeg(1), jpeg(1, 50, 50)], "different sizes"),
+        ([jpeg(1)] * 17, "limit is 16"),
+    ],
+)
+def test_photos_that_cannot_be_answered_together_are_refused(
+    client: Any, photos: list[bytes], says: str
+) -> None:
+    with pytest.raises(InferenceServerException, match=says):
+        client.infer("plain", [encoded(photos, binary=True)])
+
+
+@pytest.mark.parametrize(
+    ("changes", "tail", "says"),
+    [
+        ({"shape": [1, 2]}, b"", "[N] or [N, 1]"),
+        ({"shape": [2000]}, b"", "at most 1024"),
+        ({"data": ["QUJDR"]}, b"", "wrong length"),
+        ({"data": ["é" * 4]}, b"", "not base64"),
+        ({"data": [1]}, b"", "texts of base64"),
+        ({"data": ["QUJD", "QUJD"]}, b"", "texts of base64"),
+        ({"parameters": {"binary_data_size": 4}}, b"\x05\0\0\0", "cut off"),
+        ({"parameters": {"binary_data_size": 2}}, b"\x05\0", "cut off"),
+        ({"parameters": {"binary_data_size": 6}}, b"\x01\0\0\0xx", "1 bytes follow"),
+        ({"parameters": {"binary_data_size": 9}}, b"\x01\0\0\0x", "5 bytes follow the JSON"),
+    ],
+)
+def test_encoded_photos_that_do_not_fit_their_shape_are_refused(
+    address: str, changes: dict[str, Any], tail: bytes, says: str
+) -> None:
+    inputs = [{"name": "image", "datatype": "BYTES", "shape": [1], **changes}]
+    text = json.dumps({"inputs": inputs}).encode()
+    answer = httpx.post(
+        f"{address}/v2/models/plain/infer",
+        content=text + tail,
+        headers={"Inference-Header-Content-Length": str(len(text))},
+    )
+    assert answer.status_code == 400
+    assert says in answer.json()["error"]
 
 
 def test_health_and_metadata(client: Any) -> None:
