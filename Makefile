@@ -23,8 +23,9 @@ image: ## build the service's container image
 	docker build -f docker/serve.Dockerfile --target $(ENGINE) -t deeplab:$(ENGINE) .
 
 # Only the plugins that these tests use: loading the others takes each process two seconds.
+# Containers often forbid Python to keep compiled files: preparing the tests anew takes three.
 test-fast: $(DEV)/.installed $(SERVE)/.installed ## run the quick tests, about a minute, while working
-	PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(DEV)/bin/python -m pytest -p xdist.plugin -p pytest_timeout \
+	PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 PYTHONDONTWRITEBYTECODE= $(DEV)/bin/python -m pytest -p xdist.plugin -p pytest_timeout \
 		-n 2 --dist loadfile --max-worker-restart 0 -m "not slow"
 
 # A process that crashes ends the run: pytest-xdist would wait for its tests for ever.

@@ -248,6 +248,7 @@ def test_ids_that_are_off_by_one_are_refused_with_the_line_that_cures_them(
     assert f"as many values as classes: then give `values = {values}`" in str(refused.value)
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_runs_out_of_memory_says_what_takes_less(
     saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
 from model.evaluate.metrics import Confusion
 
@@ -48,8 +47,11 @@ def test_shapes_must_match() -> None:
         Confusion(2).add(np.zeros((2, 2), np.uint8), np.zeros((2, 3), np.uint8))
 
 
+@pytest.mark.slow  # scikit-learn takes two seconds to load
 def test_the_other_figures_are_scikit_learns() -> None:
     """Precision, recall, F1 and accuracy of the judged pixels; a class that never occurs is NaN."""
+    from sklearn.metrics import accuracy_score, precision_recall_fscore_support
+
     rng = np.random.default_rng(4)
     truth = rng.choice(np.array([0, 1, 2, 255], np.uint8), (30, 40))
     prediction = rng.integers(0, 3, (30, 40), np.uint8)

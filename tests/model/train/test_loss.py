@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import f1_score
 from torch import Tensor
 
 from model.train.loss import PixelLoss, lovasz_softmax, median_frequency_weights, soft_dice
@@ -112,8 +111,11 @@ def test_focal_has_a_finite_gradient_towards_the_truth() -> None:
     assert logits.grad[0, 1, 0, 1] < 0
 
 
+@pytest.mark.slow  # scikit-learn takes two seconds to load
 def test_dice_of_hard_predictions_is_one_minus_f1(example: tuple[Tensor, Tensor]) -> None:
     """scikit-learn's F1 over the classes that the image shows."""
+    from sklearn.metrics import f1_score
+
     logits, labels = example
     judged = labels[0] != 255
     truth, predicted = labels[0][judged], logits[0].argmax(0)[judged]

@@ -18,6 +18,8 @@ from service.inference.engine import Engine, EngineOptions
 from service.settings import SAMPLES
 from tests.service import onnx_models
 
+pytestmark = pytest.mark.slow  # starts processes
+
 Images = NDArray[np.uint8]
 PHOTOS = sorted(SAMPLES.glob("*.jpg"))
 

@@ -13,6 +13,8 @@ from service.bench.generator import Load, drive, measured
 from tests.service.client.flaky_server import FlakyServer, problem
 from tests.service.client.flaky_server import running as flaky
 
+pytestmark = pytest.mark.slow  # waits for slow servers
+
 
 @pytest.fixture
 def server() -> Iterator[FlakyServer]:

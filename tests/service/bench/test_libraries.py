@@ -12,6 +12,8 @@ from service.bench.generator import LoadReport
 from tests.service.client.flaky_server import FlakyServer, problem
 from tests.service.client.flaky_server import running as flaky
 
+pytestmark = pytest.mark.slow  # starts processes
+
 
 @pytest.fixture
 def server() -> Iterator[FlakyServer]:

@@ -71,6 +71,7 @@ def test_unknown_model_exits_2_and_names_the_known_ones(
     assert "the service has light" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_service_that_never_comes_exits_1(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -135,6 +136,7 @@ def test_prefix_of_a_proxy_in_the_url_is_kept(
     assert main(command) == 0
 
 
+@pytest.mark.slow
 def test_client_waits_for_a_service_that_is_just_starting(
     server: FlakyServer, photos: Path, tmp_path: Path
 ) -> None:

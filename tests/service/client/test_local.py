@@ -20,6 +20,8 @@ from tests.service import onnx_models
 from tests.service.processes import running
 from tests.service.web import photo
 
+pytestmark = pytest.mark.slow  # loads an engine for each call
+
 OUTPUTS = [name for name in FILES if name != "probabilities"]  # which these models do not have
 COLUMNS = "name, stem, size, sha256, model, model_digest, options, outputs, status, error"
 

@@ -59,6 +59,7 @@ def test_failures_are_those_of_this_run(tmp_path: Path) -> None:
         assert list(manifest.failures()) == []
 
 
+@pytest.mark.slow
 def test_second_writer_is_told_who_is_in_its_way(tmp_path: Path) -> None:
     with (
         Manifest(tmp_path / "m"),

@@ -125,6 +125,7 @@ def test_broken_photo_is_refused_when_it_is_decoded(pool: Processes) -> None:
         pool.prepare(found, MASK).result(20)
 
 
+@pytest.mark.slow
 def test_abandoned_photo_loses_its_process_and_the_next_is_decoded(
     pool: Processes, slow: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,6 +151,7 @@ def test_photo_that_is_done_soon_after_it_was_abandoned_keeps_its_process(pool: 
     assert not pool.ended
 
 
+@pytest.mark.slow
 def test_photo_of_too_much_processor_time_is_refused(
     pool: Processes, slow: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,6 +188,7 @@ def test_photo_that_crashes_two_decoders_is_refused(pool: Processes, slow: bytes
         task.result(20)
 
 
+@pytest.mark.slow
 def test_killed_nursery_is_replaced(pool: Processes, slow: bytes) -> None:
     """Decoders go on without the process that started them, and a new one starts the next."""
     found = pool.open(slow, 10**8).result(20)
@@ -197,6 +200,7 @@ def test_killed_nursery_is_replaced(pool: Processes, slow: bytes) -> None:
     until(lambda: pool.healthy)
 
 
+@pytest.mark.slow
 def test_photo_of_much_work_does_not_delay_others(pool: Processes, slow: bytes) -> None:
     """With one process for each kind, an ordinary photo is done while a heavy one is decoded."""
     task = pool.prepare(pool.open(slow, 10**8).result(20), OVERLAY)
@@ -207,6 +211,7 @@ def test_photo_of_much_work_does_not_delay_others(pool: Processes, slow: bytes) 
     assert not task.done()
 
 
+@pytest.mark.slow
 def test_pool_is_unhealthy_while_photos_wait_in_vain(
     pool: Processes, slow: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,6 +227,7 @@ def test_pool_is_unhealthy_while_photos_wait_in_vain(
     assert pool.healthy
 
 
+@pytest.mark.slow
 def test_photo_that_needs_more_memory_than_allowed_is_refused(
     slow: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,6 +244,7 @@ def test_photo_that_needs_more_memory_than_allowed_is_refused(
         pool.close()
 
 
+@pytest.mark.slow
 def test_closed_pool_leaves_no_process(slow: bytes) -> None:
     """Closing ends the processes that decode, those that wait and the nursery."""
     pool = Processes(light=2, heavy=1, max_pixels=10**8)
@@ -249,6 +256,7 @@ def test_closed_pool_leaves_no_process(slow: bytes) -> None:
     until(lambda: not any(map(alive, [nursery, *children])))
 
 
+@pytest.mark.slow
 def test_decoders_end_with_a_service_that_is_killed() -> None:
     """After SIGKILL of their parent neither the nursery nor its decoders remain."""
     code = (

@@ -702,6 +702,7 @@ def test_a_reload_whose_digest_would_not_be_checked_is_refused(
     assert says in answer.json()["detail"]
 
 
+@pytest.mark.slow
 def test_models_of_any_name_are_served(tmp_path: Path, photo: NDArray[np.uint8]) -> None:
     """A real server names them in its answers' headers, which hold Latin-1 only."""
     names = ["модель", "été", "100% 'x'\n", "UTF-8''a"]

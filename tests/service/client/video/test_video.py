@@ -57,6 +57,7 @@ def test_masks_are_the_labels_of_every_frame_at_its_time_and_sound_is_kept(
     assert [path.name for path in out.parent.iterdir()] == ["masks.mkv"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output", ["overlay", "color"])
 def test_a_video_of_a_service_has_the_colours_of_the_classes(
     output: str, models: Path, tmp_path: Path
@@ -101,6 +102,7 @@ def test_a_video_on_its_side_is_turned_upright(here: list[str], tmp_path: Path) 
     assert (mask[34:] == 0).all()
 
 
+@pytest.mark.slow
 def test_smoothing_removes_what_shows_in_one_frame_only(here: list[str], tmp_path: Path) -> None:
     still, flash = np.zeros((*SIZE, 3), np.uint8), np.full((*SIZE, 3), 255, np.uint8)
     clip = clips.save(tmp_path / "clip.mkv", [still, still, flash, still, flash, flash, flash])
@@ -112,6 +114,7 @@ def test_smoothing_removes_what_shows_in_one_frame_only(here: list[str], tmp_pat
         assert [int(mask[0, 0]) for mask in masks] == expected
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_video(here: list[str], tmp_path: Path) -> None:
     """120 frames have 28 MB; as many as are in flight, and the window, are held."""
     still = photo(240, 320)
@@ -125,6 +128,7 @@ def test_memory_does_not_grow_with_the_video(here: list[str], tmp_path: Path) ->
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 def test_damaged_packets_are_counted(
     here: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -181,6 +181,7 @@ def test_a_path_with_a_slash_too_many_is_no_redirect(unasked: TestClient) -> Non
     assert answer.status_code == 404
 
 
+@pytest.mark.slow
 def test_the_metrics_port_serves_prometheus_without_a_key_and_nothing_else(
     tmp_path: Path,
 ) -> None:

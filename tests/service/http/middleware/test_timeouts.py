@@ -95,6 +95,7 @@ def test_headers_that_never_end_are_answered_with_408(
     assert problem(answer) == (408, "header-timeout")
 
 
+@pytest.mark.slow
 def test_the_second_request_of_a_connection_is_timed_too(service: Service) -> None:
     with closing(socket.create_connection(service.address)) as connection:
         connection.sendall(ASK)
