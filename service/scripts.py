@@ -41,6 +41,7 @@ SCRIPTS = {
     "weights": Script("model.weights.__main__"),
     "average": Script("model.finish.average"),
     "prior": Script("model.finish.prior"),
+    "temperature": Script("model.finish.temperature"),
     "recalibrate": Script("model.finish.recalibrate", "script"),
     "complexity": Script("model.paper.complexity"),
     "studies": Script("model.paper.studies.__main__"),

@@ -116,6 +116,7 @@ COMMANDS = {
         "report",
         "reproduce",
         "studies",
+        "temperature",
     },
 }
 
