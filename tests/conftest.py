@@ -1,4 +1,4 @@
-"""What `make test-fast` does not even import: files that are slow as a whole.
+"""Keep `make test-fast` from importing files in which every test is slow.
 
 Importing Ray, schemathesis, torchvision and the rest takes each test process several seconds.
 """
@@ -18,10 +18,10 @@ def is_wholly_slow(path: Path) -> bool:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Skip such a file where `-m "not slow"` would leave out all its tests anyway."""
+    """Do not collect a wholly slow file if `-m "not slow"` would deselect all its tests."""
     left_out = (
         config.option.markexpr == "not slow"
         and collection_path.match("test_*.py")
         and is_wholly_slow(collection_path)
     )
-    return True if left_out else None  # None: other plugins decide
+    return True if left_out else None  # None: let other plugins decide

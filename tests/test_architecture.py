@@ -1,4 +1,4 @@
-"""The house rules of imports, proven in fresh interpreters."""
+"""The rules for imports between packages, checked in the source and in fresh interpreters."""
 
 from __future__ import annotations
 
@@ -61,14 +61,14 @@ def test_the_client_loads_httpx_and_nothing_heavy() -> None:
     assert loaded_by("import service.client, service.client.cli").isdisjoint(heavy)
 
 
-def test_training_loads_what_draws_and_compares_only_when_asked() -> None:
+def test_training_loads_plotting_and_comparison_libraries_only_on_request() -> None:
     heavy = {"tensorboard", "torchvision", "segmentation_models_pytorch"}
     assert loaded_by("import model.train").isdisjoint(heavy)
 
 
-# Which rooms of a package a room may import from, besides itself. A folder is a room, and so is
-# a module at the package's top. Modules that only start a command are in COMMANDS. Those in
-# FOR_ALL import nothing of the package; every room but the client may import them.
+# Which parts of its package a part may import from, besides itself. A part is a folder or a module
+# at the package's top. Modules that only start a command are in COMMANDS. Those in FOR_ALL import
+# nothing of the package; every part but the client may import them.
 FOR_ALL = {"errors", "files", "logs", "pydantic_errors", "text"}
 SERVICE = {
     "settings": set(),
@@ -121,8 +121,8 @@ COMMANDS = {
 }
 
 
-def rooms_imported(package: str, path: Path) -> set[str]:
-    """Rooms of its own package that a file imports from."""
+def parts_imported(package: str, path: Path) -> set[str]:
+    """Return the parts of its own package that a file imports from."""
     found = set()
     for node in imports(path):
         if not isinstance(node, ast.ImportFrom) or node.module is None:
@@ -138,22 +138,24 @@ PACKAGES = [("service", SERVICE), ("model", MODEL)]
 
 
 @pytest.mark.parametrize(("package", "allowed"), PACKAGES)
-def test_imports_between_rooms_follow_the_arrows(
+def test_parts_import_only_from_the_parts_listed(
     package: str, allowed: dict[str, set[str]]
 ) -> None:
     for path in (ROOT / package).rglob("*.py"):
-        room = path.relative_to(ROOT / package).parts[0].removesuffix(".py")
-        if room in {"__init__", *COMMANDS[package]}:
+        part = path.relative_to(ROOT / package).parts[0].removesuffix(".py")
+        if part in {"__init__", *COMMANDS[package]}:
             continue
-        shared = FOR_ALL if room != "client" else set()
-        assert rooms_imported(package, path) - shared <= {room, *allowed.get(room, ())}, path
-        assert room not in FOR_ALL or rooms_imported(package, path) <= {room}, path
+        shared = FOR_ALL if part != "client" else set()
+        assert parts_imported(package, path) - shared <= {part, *allowed.get(part, ())}, path
+        assert part not in FOR_ALL or parts_imported(package, path) <= {part}, path
 
 
 @pytest.mark.parametrize(("package", "allowed"), PACKAGES)
-def test_the_arrows_have_no_circle(package: str, allowed: dict[str, set[str]]) -> None:
+def test_the_list_of_allowed_imports_has_no_cycle(
+    package: str, allowed: dict[str, set[str]]
+) -> None:
     order = TopologicalSorter(allowed)
-    assert set(order.static_order()) == set(allowed)  # raises CycleError for a circle
+    assert set(order.static_order()) == set(allowed)  # raises CycleError for a cycle
 
 
 def test_nothing_imports_a_command() -> None:
@@ -170,7 +172,7 @@ def test_nothing_imports_a_command() -> None:
 
 
 def test_library_code_is_not_kept_in_a_command() -> None:
-    """Of a `__main__` only the command itself is imported: by scripts, and by studies."""
+    """Scripts and studies may import the command from a `__main__`, but nothing else."""
     for package in ("annotations", "postprocess", "model", "export", "service", "tests"):
         for path in (ROOT / package).rglob("*.py"):
             if "__main__" not in path.read_text(encoding="utf-8"):
@@ -194,10 +196,10 @@ def test_dependencies_run_one_way(package: str, forbidden: set[str]) -> None:
         assert imports_of(path).isdisjoint(forbidden), path
 
 
-@pytest.mark.parametrize("room", ["postprocess", "service/images", "service/inference"])
-def test_postprocess_images_and_inference_know_no_http(room: str) -> None:
+@pytest.mark.parametrize("part", ["postprocess", "service/images", "service/inference"])
+def test_postprocess_images_and_inference_know_no_http(part: str) -> None:
     web = {"fastapi", "starlette", "uvicorn", "httpx"}
-    for path in (ROOT / room).glob("*.py"):
+    for path in (ROOT / part).glob("*.py"):
         assert imports_of(path).isdisjoint(web), path
 
 

@@ -21,7 +21,7 @@ PAGES = sorted(
     path
     for pattern in ("*.md", "docs/**/*.md", "docker/*.md", "model/bundled/*.md")
     for path in ROOT.glob(pattern)
-    if path.name != "CHANGELOG.md"  # which speaks of what was
+    if path.name != "CHANGELOG.md"  # which describes the past
 )
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 each_page = pytest.mark.parametrize("page", PAGES, ids=NAMES)
@@ -56,7 +56,7 @@ def table(page: Path, heading: str) -> Iterator[list[str]]:
 
 
 def code(cell: str) -> set[str]:
-    """What stands in code style in a cell."""
+    """Return the texts in code style in a cell."""
     return set(re.findall(r"`([^`]+)`", cell))
 
 

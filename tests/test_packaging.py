@@ -43,7 +43,7 @@ print(json.dumps(results))
 
 @pytest.mark.slow
 def test_every_command_prints_its_help() -> None:
-    """Each is called the way the script calls it that pip writes: with no arguments of its own."""
+    """Each is called as the script that pip writes calls it: without arguments."""
     done = subprocess.run(
         [sys.executable, "-c", HELP, json.dumps(COMMANDS)],
         cwd=ROOT,
@@ -59,7 +59,7 @@ def test_every_command_prints_its_help() -> None:
 
 
 def test_every_argument_has_a_help_text() -> None:
-    """Of each command, also of those without a script."""
+    """This includes commands without a script."""
     silent = [
         f"{path.relative_to(ROOT)}:{node.lineno}"
         for package in PACKAGES
@@ -75,7 +75,7 @@ def test_every_argument_has_a_help_text() -> None:
 
 @pytest.mark.parametrize(("name", "script"), scripts.SCRIPTS.items())
 def test_every_command_names_a_function(name: str, script: scripts.Script) -> None:
-    """The same without loading it, so quickly enough for every run."""
+    """The same check without importing the module, which is quick enough for every run."""
     path = ROOT.joinpath(*script.module.split(".")).with_suffix(".py")
     tree = ast.parse(path.read_text(encoding="utf-8"))
     assert script.function in {n.name for n in tree.body if isinstance(n, ast.FunctionDef)}
@@ -156,7 +156,7 @@ def wheel(tracked: set[str], tmp_path_factory: pytest.TempPathFactory) -> set[st
 
 @pytest.mark.slow
 def test_the_wheel_has_every_file_of_the_packages(tracked: set[str], wheel: set[str]) -> None:
-    """Code, presets, the page, sample photos, bundled models; and no stranger's file."""
+    """Code, presets, the page, sample photos and bundled models, and nothing else."""
     expected = {name for name in tracked if name.startswith(PACKAGES)}
     assert expected - wheel == set()
     assert {name.partition("/")[0] for name in wheel - expected} == {"deeplab-0.1.0.dist-info"}

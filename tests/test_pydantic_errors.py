@@ -1,6 +1,6 @@
-"""Training and service word pydantic's errors alike: by what the user wrote, briefly.
+"""Training and service format pydantic's errors alike: briefly, in terms of what the user wrote.
 
-The two packages import nothing of each other, so each has a formatter of its own.
+The two packages do not import each other, so each has its own formatter.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One photo, three ways, one mask: model.predict, the exported file, HTTP."""
+"""model.predict, the exported file and HTTP give the same mask for the same photo."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ def test_http_gives_pytorchs_mask(over_http: Masks) -> None:
 
 
 @pytest.mark.slow
-def test_the_samples_show_what_they_are_named_for(over_http: Masks) -> None:
-    """A bundled model that finds no cat in the cat is not one to ship."""
+def test_the_bundled_model_finds_the_object_in_each_sample(over_http: Masks) -> None:
+    """A bundled model that finds no cat in the photo of a cat must not be shipped."""
     classes = checkpoint.read_card(CHECKPOINT).classes
     for name, label in (("cat", "cat"), ("astronaut", "person")):
         share = (over_http[name] == classes.index(label)).mean()

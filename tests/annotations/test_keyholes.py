@@ -1,4 +1,4 @@
-"""Rings with cuts have the pixels of the polygons with holes; pycocotools draws them."""
+"""A polygon with holes, written as one ring with cuts, has the same pixels in pycocotools."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from postprocess.outlines import polygons
 
 
 def drawn(pixels: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """All polygons of a mask as single rings, drawn by COCO's code."""
+    """Write all polygons of a mask as single rings and draw them with COCO's code."""
     height, width = pixels.shape
     flat = [[n for corner in keyholed(rings) for n in corner] for rings in polygons(pixels)]
     if not flat:
@@ -27,7 +27,7 @@ def drawn(pixels: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 @pytest.mark.parametrize("density", [0.3, 0.5, 0.7, 0.9])
 def test_random_masks_keep_every_pixel(density: float) -> None:
-    """Holes beside holes, holes that meet at corners, islands in lakes."""
+    """The masks have neighbouring holes, holes that meet at corners, and islands in holes."""
     rng = np.random.default_rng(round(100 * density))
     for _ in range(60):
         pixels = rng.random(tuple(rng.integers(1, 30, 2))) < density
@@ -39,5 +39,5 @@ def test_a_frame_becomes_one_ring_with_a_cut() -> None:
     frame[2, 2] = False
     (rings,) = polygons(frame)
     ring = keyholed(rings)
-    assert len(ring) == 4 + 4 + 3  # both rings, the hole's first corner again, the cut's end twice
+    assert len(ring) == 4 + 4 + 3  # two rings of 4, and the cut
     assert (drawn(frame) == frame).all()

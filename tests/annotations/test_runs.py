@@ -1,4 +1,4 @@
-"""Run lengths against the tools' own code: pycocotools, cvat-sdk, and Label Studio's decoder."""
+"""Run lengths agree with the code of the tools: pycocotools, cvat-sdk, Label Studio's decoder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SIZES = [(1, 1), (1, 9), (7, 1), (13, 17), (40, 61)]
 
 
 def masks() -> list[Mask]:
-    """Noise of several densities in every size, and all and nothing."""
+    """In every size: noise of several densities, a full mask and an empty one."""
     rng = np.random.default_rng(3)
     noise = [rng.random(size) < density for size in SIZES for density in (0.1, 0.5, 0.9)]
     return [*noise, np.zeros((5, 6), bool), np.ones((5, 6), bool)]
@@ -57,7 +57,7 @@ def test_coco_counts_are_those_that_pycocotools_encodes(pixels: Mask) -> None:
 
 
 def test_long_runs_survive_the_compression() -> None:
-    """Differences of more than 16 bits, up and down."""
+    """Neighbouring run lengths differ by more than 16 bits, in both directions."""
     pixels = np.zeros((700, 900), bool)
     pixels[:, 300:800] = True
     pixels[5, 850] = True
@@ -74,7 +74,7 @@ def test_broken_counts_are_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize("pixels", masks())
-def test_label_studio_reads_our_brush_and_we_its(pixels: Mask) -> None:
+def test_label_studio_reads_our_brushes_and_we_read_its(pixels: Mask) -> None:
     height, width = pixels.shape
     data = runs.brush(pixels)
     assert ((decode_rle(data).reshape(height, width, 4)[..., 3] == 255) == pixels).all()
@@ -91,8 +91,10 @@ def test_a_brush_of_long_runs_is_read_by_label_studio() -> None:
 
 
 def test_a_brush_of_single_values_is_read() -> None:
-    """Label Studio writes a run of one value without the bit of runs; 'in the browser' it may
-    also write several different values after one length."""
+    """Label Studio does not set the run bit for a single value.
+
+    In the browser it may also write several different values after one length.
+    """
     bits = f"{4:032b}" + f"{7:05b}" + "".join(f"{n - 1:04b}" for n in (3, 4, 8, 16))
     bits += "0" + "00" + f"{3:03b}" + "".join(f"{value:08b}" for value in (1, 2, 3, 200))
     data = [int(bits[at : at + 8].ljust(8, "0"), 2) for at in range(0, len(bits), 8)]
@@ -101,7 +103,7 @@ def test_a_brush_of_single_values_is_read() -> None:
 
 
 @pytest.mark.parametrize("cut", [0, 5, 8, 20])
-def test_a_cut_brush_is_refused(cut: int) -> None:
+def test_a_truncated_brush_is_refused(cut: int) -> None:
     data = runs.brush(np.eye(30, dtype=bool))
     with pytest.raises(ValueError, match="brush is cut"):
         runs.brush_pixels(data[:cut], 30, 30)
@@ -113,7 +115,7 @@ def test_a_brush_of_another_size_is_refused() -> None:
 
 
 @pytest.mark.parametrize("pixels", [each for each in masks() if each.any()])
-def test_cvat_reads_our_masks_and_we_its(pixels: Mask) -> None:
+def test_cvat_reads_our_masks_and_we_read_its(pixels: Mask) -> None:
     height, width = pixels.shape
     counts = runs.cvat_runs(pixels)
     encoded = [*counts, 0, 0, width - 1, height - 1]

@@ -1,7 +1,7 @@
 """Find this machine's container engine, and start containers that end with their test.
 
-First choice is the project's own `container.sh` in the shared folder, which
-also works where there is no registry; then docker, then podman.
+It prefers `container.sh` in the shared folder, which also works without a registry,
+then docker, then podman.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ BASE = "docker.io/library/python:3.11-slim-bookworm"  # what our Dockerfiles sta
 
 
 class EngineMissing(Exception):
-    """This machine cannot build images or start containers, and why."""
+    """Raised with the reason if this machine cannot build images or start containers."""
 
 
 class Engine:
@@ -44,27 +44,28 @@ class Engine:
         self._manage = manage
 
     def build(self, dockerfile: str, tag: str, *options: str) -> None:
-        """Build a Dockerfile; raises CalledProcessError with the engine's words."""
+        """Build a Dockerfile; raises CalledProcessError with the engine's output."""
         file = ["-f", dockerfile, "-t", tag, "."]
         if self._build[0] == str(SCRIPT):
-            file = [dockerfile, tag.removeprefix("localhost/")]  # it adds the rest
+            file = [dockerfile, tag.removeprefix("localhost/")]  # the script adds the rest
         call([*self._build, *file, *options], timeout_s=BUILD_TIMEOUT_S)
 
     def check_build(self) -> None:
-        """Build a Dockerfile that does nothing; raises EngineMissing with the engine's words."""
+        """Build a Dockerfile that does nothing; raises EngineMissing with the engine's output."""
         with tempfile.TemporaryDirectory() as folder:
             trivial = Path(folder) / "Dockerfile"
             trivial.write_text(f"FROM {BASE}\nRUN true\n", encoding="ascii")
             tried(lambda: self.build(str(trivial), "localhost/deeplab-test:probe"), "build")
 
     def check_start(self, options: Sequence[str]) -> None:
-        """Run `true` in the bare base image; raises EngineMissing with the engine's words."""
-        publish = f"--publish=127.0.0.1:{free_port()}:8000"  # networks are what rootless ones lack
+        """Run `true` in the bare base image; raises EngineMissing with the engine's output."""
+        # A port is published because networks are what rootless engines often lack.
+        publish = f"--publish=127.0.0.1:{free_port()}:8000"
         command = [*self._run, "--rm", publish, *options, BASE, "true"]
         tried(lambda: call(command, timeout_s=BUILD_TIMEOUT_S), "start")
 
     def start(self, name: str, image: str, *options: str) -> Container:
-        """Run an image in the background, its port 8000 on a free one of this host."""
+        """Run an image in the background, with its port 8000 on a free port of this host."""
         port = free_port()
         publish = f"127.0.0.1:{port}:8000"
         call([*self._run, "--detach", "--name", name, "--publish", publish, *options, image])
@@ -75,7 +76,7 @@ class Engine:
         return call([*self._manage, *arguments], merge=merge)
 
     def inspect(self, kind: str, name: str) -> dict[str, Any]:
-        """What the engine knows of an "image" or a "container"."""
+        """Return what the engine reports about an "image" or a "container"."""
         found: dict[str, Any] = json.loads(self.manage(kind, "inspect", name))[0]
         return found
 
@@ -101,19 +102,19 @@ class Container:
         raise RuntimeError(f"not ready within {START_TIMEOUT_S} s:\n{self.logs()}")
 
     def inspect(self) -> dict[str, Any]:
-        """What the engine knows of this container."""
+        """Return what the engine reports about this container."""
         return self._engine.inspect("container", self._name)
 
     def execute(self, *command: str) -> str:
-        """Run a command beside the service; its stdout."""
+        """Run a command in the container; return its stdout."""
         return self._engine.manage("exec", self._name, *command)
 
     def python(self, code: str) -> str:
-        """Run Python code beside the service; its stdout without the last newline."""
+        """Run Python code in the container; return its stdout without the last newline."""
         return self.execute("python", "-c", code).rstrip("\n")
 
     def logs(self) -> str:
-        """Everything that the service wrote."""
+        """Return everything that the service wrote."""
         return self._engine.manage("logs", self._name, merge=True)
 
     def signal(self, name: str) -> None:
@@ -121,7 +122,7 @@ class Container:
         self._engine.manage("kill", "--signal", name, self._name)
 
     def wait(self) -> int:
-        """Wait for the end; the exit code."""
+        """Wait until the container ends; return its exit code."""
         return int(self._engine.manage("wait", self._name).split()[-1])
 
     def remove(self) -> None:
@@ -131,7 +132,7 @@ class Container:
 
 @functools.cache
 def engine() -> Engine:
-    """The engine of this machine; raises EngineMissing."""
+    """Return this machine's engine; raises EngineMissing."""
     if SCRIPT.exists():
         script = str(SCRIPT)
         try:
@@ -152,7 +153,7 @@ def engine() -> Engine:
 
 @functools.cache
 def builder() -> Engine:
-    """An engine that can build images; raises EngineMissing."""
+    """Return an engine that can build images; raises EngineMissing."""
     found = engine()
     found.check_build()
     return found
@@ -160,14 +161,14 @@ def builder() -> Engine:
 
 @functools.cache
 def starter(*options: str) -> Engine:
-    """An engine that can build images and start containers with these options, or EngineMissing."""
+    """Return an engine that can build images and start containers with these options."""
     found = builder()
     found.check_start(options)
     return found
 
 
 def skip_without(make: Callable[[], Engine]) -> Engine:
-    """The engine that `make` returns; on EngineMissing the test is skipped with its reason."""
+    """Return the engine that `make` returns; on EngineMissing, skip the test with its reason."""
     try:
         return make()
     except EngineMissing as missing:
@@ -175,7 +176,7 @@ def skip_without(make: Callable[[], Engine]) -> Engine:
 
 
 def tried(work: Callable[[], object], what: str) -> None:
-    """Do `work`; raises EngineMissing with the last line of what the engine said."""
+    """Call `work`; raises EngineMissing with the last line of the engine's output."""
     try:
         work()
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
@@ -183,14 +184,17 @@ def tried(work: Callable[[], object], what: str) -> None:
 
 
 def last_words(error: subprocess.CalledProcessError | subprocess.TimeoutExpired) -> str:
-    """The last line that a failed command wrote to its stderr."""
+    """Return the last line that a failed command wrote to its stderr."""
     said = error.stderr.decode() if isinstance(error.stderr, bytes) else error.stderr
     lines = (said or "").strip().splitlines() or [str(error)]
     return lines[-1]
 
 
 def call(command: list[str], *, timeout_s: float = 120, merge: bool = False) -> str:
-    """Run a command in the repository's root; its stdout, or CalledProcessError with a note."""
+    """Run a command in the repository's root and return its stdout.
+
+    CalledProcessError has a note with the command's stderr.
+    """
     done = subprocess.run(
         command,
         cwd=ROOT,

@@ -1,4 +1,4 @@
-"""Prometheus' own tool on the alerts: each fires on its fault, and none on ordinary work."""
+"""promtool checks that each alert fires on its fault, and none in normal operation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def promtool(*arguments: str) -> str:
 
 
 @needs_promtool
-def test_each_alert_fires_on_its_fault_and_none_on_ordinary_work() -> None:
+def test_each_alert_fires_on_its_fault_and_none_in_normal_operation() -> None:
     assert "SUCCESS" in promtool("test", "rules", str(CASES))
 
 
@@ -36,7 +36,7 @@ def test_prometheus_reads_its_configuration() -> None:
     promtool("check", "config", str(RULES / "prometheus.yaml"))
 
 
-def test_every_alert_has_a_fault_and_ordinary_work_to_be_tried_on() -> None:
+def test_every_alert_is_tested_on_a_fault_and_in_normal_operation() -> None:
     (group,) = yaml.safe_load((RULES / "alerts.yaml").read_text(encoding="utf-8"))["groups"]
     alerts = {rule["alert"] for rule in group["rules"]}
     fired: set[str] = set()

@@ -1,4 +1,4 @@
-"""`docker/check_wheels.py` on wheels whose libraries are heads of ELF files."""
+"""`docker/check_wheels.py` checks wheels whose libraries are only the headers of ELF files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ AARCH64, X86_64 = 183, 62
 
 
 def checked(folder: Path, machine: int, symbols: bytes) -> tuple[int, str]:
-    """The exit code and the words for a folder with one wheel of one library."""
+    """Return the exit code and the output for a folder with one wheel of one library."""
     library = b"\x7fELF" + bytes(14) + struct.pack("<H", machine) + bytes(44) + symbols
     with ZipFile(folder / "some-1.0-cp311-cp311-manylinux_2_28_aarch64.whl", "w") as files:
         files.writestr("some/__init__.py", "GLIBC_2.99 = 'text, not a symbol'")
@@ -40,7 +40,7 @@ def test_libraries_of_this_machine_and_an_older_glibc_are_fine(tmp_path: Path) -
 def test_a_library_that_the_image_cannot_load_is_named(
     machine: int, symbols: bytes, message: str, tmp_path: Path
 ) -> None:
-    """The name of a wheel is its builder's word only."""
+    """A wheel's name is only a claim of its builder, so the library itself is read."""
     code, told = checked(tmp_path, machine, symbols)
     assert code == 1
     assert message in told

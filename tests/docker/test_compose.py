@@ -18,7 +18,7 @@ from service.settings import Settings
 from tests.service import onnx_models
 
 FOLDER = Path(__file__).parents[2] / "docker"
-BY_OTHERS = {"up"}  # Prometheus makes it
+BY_OTHERS = {"up"}  # Prometheus itself adds it
 ON_A_GPU = {"deeplab_gpu_memory_used_bytes", "deeplab_gpu_memory_total_bytes"}
 
 
@@ -73,7 +73,7 @@ def test_everything_is_hardened_and_listens_on_this_host_only(
         assert all(port.startswith("127.0.0.1:") for port in service["ports"])
 
 
-def test_what_is_built_and_mounted_exists(services: dict[str, dict[str, Any]]) -> None:
+def test_built_and_mounted_paths_exist(services: dict[str, dict[str, Any]]) -> None:
     named = set(read("compose.yaml")["volumes"])
     for service in services.values():
         if build := service.get("build"):
@@ -96,7 +96,7 @@ def test_docker_waits_longer_than_the_service_drains(services: dict[str, dict[st
         assert int(services[name]["stop_grace_period"].removesuffix("s")) > drains
 
 
-def test_prometheus_asks_the_service_and_grafana_asks_prometheus(
+def test_prometheus_scrapes_the_service_and_grafana_queries_prometheus(
     services: dict[str, dict[str, Any]],
 ) -> None:
     (job,) = read("prometheus/prometheus.yaml")["scrape_configs"]
@@ -104,7 +104,7 @@ def test_prometheus_asks_the_service_and_grafana_asks_prometheus(
     alias, port = target.split(":")
     for name in ("service", "service-gpu"):
         assert services[name]["networks"]["default"]["aliases"] == [alias]
-        # The port that asks for no key, and that nobody outside of this network reaches.
+        # This port needs no key and cannot be reached from outside this network.
         assert int(port) == services[name]["environment"]["DEEPLAB_METRICS_PORT"]
         assert not any(each.endswith(f":{port}") for each in services[name]["ports"])
     (source,) = read("grafana/provisioning/datasources/prometheus.yaml")["datasources"]
@@ -137,7 +137,7 @@ def test_grafana_finds_the_dashboard(services: dict[str, dict[str, Any]]) -> Non
 
 @pytest.fixture(scope="module")
 def metric_types(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Name -> kind of every metric that the service has on a CPU."""
+    """Name -> type of every metric that the service has on a CPU."""
     folder = tmp_path_factory.mktemp("models")
     onnx_models.save(folder / "tiny.onnx")
     settings = Settings(models=folder, device="cpu", threads=1)
@@ -146,7 +146,7 @@ def metric_types(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return dict(re.findall(r"^# TYPE (\w+) (\w+)$", text, re.MULTILINE))
 
 
-def test_the_service_has_every_metric_that_is_shown_or_watched(
+def test_every_metric_of_the_dashboard_and_the_alerts_exists(
     metric_types: dict[str, str],
 ) -> None:
     histograms = {name for name, kind in metric_types.items() if kind == "histogram"}
@@ -155,7 +155,9 @@ def test_the_service_has_every_metric_that_is_shown_or_watched(
     assert used <= metric_types.keys() | parts | BY_OTHERS | ON_A_GPU
 
 
-def test_every_metric_of_our_own_is_shown_or_watched(metric_types: dict[str, str]) -> None:
+def test_every_metric_of_ours_is_on_the_dashboard_or_in_an_alert(
+    metric_types: dict[str, str],
+) -> None:
     used = " ".join(sorted(set().union(*map(metrics_in, expressions()))))
     own = {name for name in metric_types if name.startswith("deeplab_")} | ON_A_GPU
     assert {name for name in own if name.removesuffix("_created") not in used} == set()

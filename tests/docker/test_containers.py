@@ -1,4 +1,4 @@
-"""What the container tests do on a machine whose engine refuses to work."""
+"""If the container engine does not work, the container tests are skipped with its message."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ REFUSAL = "Error: runc create failed: error setting rlimit type 7: operation not
 
 @pytest.fixture
 def refusing(tmp_path: Path) -> Engine:
-    """An engine that is installed, and neither builds nor starts anything."""
+    """An engine that is installed but can neither build nor start anything."""
     command = tmp_path / "podman"
     command.write_text(f"#!/bin/sh\necho Trying to pull >&2\necho '{REFUSAL}' >&2\nexit 126\n")
     command.chmod(0o755)
     return Engine([str(command), "build"], [str(command), "run"], [str(command)])
 
 
-def test_tests_are_skipped_with_the_words_of_an_engine_that_cannot_start(refusing: Engine) -> None:
+def test_tests_are_skipped_with_the_message_of_an_engine_that_cannot_start(
+    refusing: Engine,
+) -> None:
     def starter() -> Engine:
         refusing.check_start(["--read-only"])
         return refusing
@@ -45,7 +47,7 @@ esac
 
 @pytest.fixture
 def podman(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
-    """Put a podman on the PATH, as the only engine, that refuses one of its commands."""
+    """Put a fake podman on the PATH as the only engine; it refuses one command."""
     cached = (containers.engine, containers.builder, containers.starter)
 
     def install(refused: str) -> None:
@@ -70,7 +72,7 @@ def podman(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
         ("run", f"the container engine cannot start: {REFUSAL}"),
     ],
 )
-def test_tests_are_skipped_with_the_words_of_the_podman_on_the_path(
+def test_tests_are_skipped_with_the_message_of_the_podman_on_the_path(
     podman: Callable[[str], None], refused: str, reason: str
 ) -> None:
     podman(refused)
@@ -79,7 +81,7 @@ def test_tests_are_skipped_with_the_words_of_the_podman_on_the_path(
     assert str(skipped.value) == reason
 
 
-def test_an_engine_that_works_is_taken(podman: Callable[[str], None]) -> None:
+def test_an_engine_that_works_is_used(podman: Callable[[str], None]) -> None:
     """Without a refusal the same podman is used, so the test above cannot pass by accident."""
     podman("nothing")
     assert isinstance(skip_without(lambda: containers.starter("--read-only")), Engine)

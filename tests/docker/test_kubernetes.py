@@ -13,7 +13,7 @@ from service.settings import Settings
 
 FOLDER = Path(__file__).parents[2] / "docker" / "kubernetes"
 FILES = sorted(FOLDER.rglob("*.yaml"))
-VERSIONS = ("1.30", "1.37")  # the oldest and the newest that we say it works with
+VERSIONS = ("1.30", "1.37")  # the oldest and the newest version that we support
 DEPLOYMENTS = [FOLDER / "deployment.yaml", FOLDER / "gpu" / "deployment.yaml"]
 
 
@@ -47,7 +47,7 @@ def test_the_schemas_refuse_a_misspelt_field() -> None:
         kubernetes_validate.validate(document, VERSIONS[-1], strict=True)
 
 
-def test_all_that_belongs_together_has_one_label_and_one_name() -> None:
+def test_all_manifests_share_one_name_and_one_label() -> None:
     label = {"app.kubernetes.io/name": "deeplab"}
     documents = {path: read(path) for path in FILES}
     assert all(d["metadata"]["name"] == "deeplab" for d in documents.values())
@@ -80,12 +80,12 @@ def test_a_pod_may_finish_its_requests_before_it_is_killed(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", DEPLOYMENTS, ids=in_file)
-def test_no_variable_of_the_cluster_is_taken_for_a_setting(path: Path) -> None:
+def test_variables_of_the_cluster_are_not_mistaken_for_settings(path: Path) -> None:
     """A Service named deeplab sets DEEPLAB_PORT=tcp://... in every pod."""
     assert pod(path)["enableServiceLinks"] is False
 
 
-def test_the_gpu_pod_asks_for_one_gpu_and_refuses_to_do_without() -> None:
+def test_the_gpu_pod_requests_one_gpu_and_cannot_run_on_the_cpu() -> None:
     container = pod(DEPLOYMENTS[1])["containers"][0]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == 1
     assert {"name": "DEEPLAB_DEVICE", "value": "cuda"} in container["env"]
@@ -98,12 +98,12 @@ def test_every_variable_is_a_setting(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", DEPLOYMENTS, ids=in_file)
-def test_prometheus_is_sent_to_the_port_that_asks_for_no_key(path: Path) -> None:
-    """With DEEPLAB_API_KEYS in a Secret /metrics on the other port answers 401."""
+def test_prometheus_scrapes_the_port_that_needs_no_key(path: Path) -> None:
+    """If a Secret sets DEEPLAB_API_KEYS, /metrics on the other port answers 401."""
     annotations = read(path)["spec"]["template"]["metadata"]["annotations"]
     container = pod(path)["containers"][0]
     port = annotations["prometheus.io/port"]
     assert {"name": "DEEPLAB_METRICS_PORT", "value": port} in container["env"]
     assert {"name": "metrics", "containerPort": int(port)} in container["ports"]
     (service,) = read(FOLDER / "service.yaml")["spec"]["ports"]
-    assert service["targetPort"] == "http"  # and nobody else reaches the metrics port by it
+    assert service["targetPort"] == "http"  # so the metrics port is not exposed

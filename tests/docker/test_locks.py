@@ -23,7 +23,7 @@ OF_RIVALS = sorted(path.stem for path in RIVALS.glob("*.in"))
 
 
 def lock_file(name: str) -> Path:
-    """The lock of an image, of the development environment, or of a rival of `make bench`."""
+    """Return the lock file of an image, of the development environment, or of a rival."""
     if (RIVALS / f"{name}.in").exists():
         return RIVALS / f"{name}.txt"
     return ROOT / ("" if name == "dev" else "docker") / f"requirements-{name}.txt"
@@ -70,7 +70,7 @@ def requirements(*extras: str) -> list[Requirement]:
         ("dev", ["dev"]),
     ],
 )
-def test_a_lock_has_what_pyproject_asks_for(name: str, extras: list[str]) -> None:
+def test_a_lock_contains_what_pyproject_requires(name: str, extras: list[str]) -> None:
     """If this fails, pyproject.toml has changed: run docker/lock.sh."""
     lock = locked(name)
     for requirement in requirements(*extras):
@@ -91,7 +91,7 @@ def test_every_line_is_a_pinned_package_with_hashes(name: str) -> None:
 
 @pytest.mark.parametrize("name", OF_RIVALS)
 def test_rivals_run_the_versions_that_the_cpu_image_ships(name: str) -> None:
-    """Else a comparison would be one of libraries' versions."""
+    """Otherwise the benchmark would compare versions of libraries."""
     shipped, theirs = locked("cpu"), locked(name)
     assert {"numpy", "pillow"} <= theirs.keys() & shipped.keys()
     assert all(shipped[each] == theirs[each] for each in theirs.keys() & shipped.keys())
@@ -110,7 +110,7 @@ def test_tests_run_the_versions_that_the_cpu_image_ships() -> None:
         ("gpu-cu12", "onnxruntime-gpu", "onnxruntime"),
     ],
 )
-def test_each_image_has_one_engine_and_nothing_of_training(
+def test_each_image_has_one_engine_and_no_training_packages(
     name: str, shipped: str, excluded: str
 ) -> None:
     packages = locked(name).keys()

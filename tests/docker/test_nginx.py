@@ -41,7 +41,7 @@ def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
 
 
 def test_overload_is_503_with_retry_after_and_never_502(front: Front) -> None:
-    """With nginx's default max_fails=1, busy replicas are left out: 584 of 600 requests got 502."""
+    """With nginx's default max_fails=1, it stopped using busy replicas: 584 of 600 got 502."""
     answers = proxies.flood(front)
     statuses = proxies.statuses_of(answers)
     assert statuses.keys() == {200, 503}, statuses
@@ -56,7 +56,7 @@ def test_overload_is_503_with_retry_after_and_never_502(front: Front) -> None:
     assert "temporary file" not in front.log.read_text()
 
 
-def test_both_replicas_know_who_asked(front: Front) -> None:
+def test_both_replicas_see_the_address_of_the_client(front: Front) -> None:
     proxies.check_client_address(front)
 
 
@@ -64,5 +64,5 @@ def test_the_proxys_own_refusal_has_the_form_of_the_services(front: Front) -> No
     proxies.check_refusal(front)
 
 
-def test_metrics_and_reload_stay_inside(front: Front) -> None:
+def test_metrics_and_reload_are_not_reachable_through_the_proxy(front: Front) -> None:
     proxies.check_inside(front)

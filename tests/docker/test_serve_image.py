@@ -48,15 +48,15 @@ def engine() -> containers.Engine:
 
 @pytest.fixture(scope="module")
 def run(engine: containers.Engine) -> Iterator[Run]:
-    """Start a hardened container with more options; all are removed in the end."""
+    """Start hardened containers with additional options; remove all of them at the end."""
     numbers = itertools.count()
     started = []
 
     def start(*options: str) -> Container:
-        # podman gives a read-only container a writable /tmp unless told not to; docker does not.
+        # Unlike docker, podman gives a read-only container a writable /tmp by default.
         strict = [] if "docker" in engine.manage("--version").lower() else ["--read-only-tmpfs=0"]
         name = f"deeplab-test-{os.getpid()}-{next(numbers)}"
-        # podman's rm stops a container first, and fails where it ends just at the timeout.
+        # podman's rm first stops the container, and fails if that ends just at the timeout.
         container = engine.start(name, IMAGE, "--stop-timeout=0", *HARDENED, *strict, *options)
         started.append(container)
         container.wait_until_ready()
@@ -160,6 +160,6 @@ def test_sigterm_under_load_loses_no_request(run: Run) -> None:
         answers = [threads.submit(post) for _ in range(requests)]
         _, waiting = wait(answers, return_when=FIRST_COMPLETED)
         container.signal("TERM")
-        assert len(waiting) >= requests // 2  # else nothing was under load
+        assert len(waiting) >= requests // 2  # otherwise there was no load
         assert [answer.result() for answer in answers] == [200] * requests
     assert container.wait() == 0

@@ -50,7 +50,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def once(name: str, factory: pytest.TempPathFactory, make: Callable[[Path], object]) -> Path:
-    """Make a file in the first test process that asks; the other processes wait and take it."""
+    """Create a file in the first test process that needs it; the others wait and reuse it."""
     base = factory.getbasetemp()
     folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     path = folder / name
@@ -63,12 +63,12 @@ def once(name: str, factory: pytest.TempPathFactory, make: Callable[[Path], obje
 
 @pytest.fixture(scope="session")
 def exported(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its exported file."""
+    """The exported file of the tiny checkpoint."""
     return once("exported.onnx", tmp_path_factory, lambda path: export(tiny, path, ExportOptions()))
 
 
 @pytest.fixture(scope="session")
 def phased(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its file for a size of which labels are computed in phases, with confidence."""
+    """The tiny checkpoint with confidence, at a size whose labels are computed in phases."""
     options = ExportOptions(size=PHASED_SIZE, confidence=True)
     return once("phased.onnx", tmp_path_factory, lambda path: export(tiny, path, options))

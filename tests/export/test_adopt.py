@@ -1,7 +1,7 @@
-"""Networks of other libraries, adopted and served.
+"""Networks of other libraries are adopted and served.
 
-The networks are linear in the photo's colours, so NumPy tells every label from the photo alone:
-none of the code that adopts a network takes part in what is expected.
+The networks are linear in the photo's colours, so NumPy computes every expected label from the
+photo, without any of the code that adopts networks.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def keras() -> onnx.ModelProto:
 
 
 def baked() -> onnx.ModelProto:
-    """As legacy exports of transformers: a Reshape that knows the batch of its example."""
+    """Like legacy exports of transformers: a Reshape has the batch size of the example."""
     nodes = [
         helper.make_node("Reshape", ["pixel_values", "flat"], ["pixels"]),
         helper.make_node("Transpose", ["pixels"], ["tokens"], perm=[0, 2, 1]),
@@ -212,10 +212,10 @@ def test_labels_are_those_of_the_network(
     assert contract(path).parity.agreement == 1.0
 
 
-def test_means_of_bytes_and_the_order_of_colours_are_as_told(
+def test_byte_means_and_channel_order_follow_the_options(
     images: NDArray[np.uint8], tmp_path: Path
 ) -> None:
-    """Caffe's networks: blue first, and means of bytes in that order."""
+    """Caffe's networks take blue first, and means of bytes in that order."""
     arguments = ["--mean", "104,117,123", "--std", "1", "--channels", "bgr", "--size", "48,64"]
     path = adopted(smp(), tmp_path, *arguments)
     expected = scores(images[..., ::-1], (104, 117, 123), (1, 1, 1), 255).argmax(-1)
@@ -223,10 +223,10 @@ def test_means_of_bytes_and_the_order_of_colours_are_as_told(
     assert contract(path).input.pad == (123, 117, 104)  # as RGB
 
 
-def test_small_scores_are_enlarged_between_the_centres_of_pixels(
+def test_small_scores_are_interpolated_between_pixel_centres(
     images: NDArray[np.uint8], tmp_path: Path
 ) -> None:
-    """By Pillow's bilinear filter, which does not reach the borders otherwise: compare inside."""
+    """Compare with Pillow's bilinear filter, except at borders, which it treats differently."""
     path = adopted(segformer(), tmp_path, *IMAGENET, "--size", "48,64")
     small = scores(images).reshape(2, 12, 4, 16, 4, 4).mean((2, 4))
     large = np.empty((2, *SIZE, 4))
@@ -259,7 +259,7 @@ def test_one_channel_becomes_two_classes_with_its_probability(
 
 
 @pytest.mark.parametrize("model", [smp(), keras(), baked()], ids=["logits", "softmax", "baked"])
-def test_confidence_is_the_softmax_and_costs_nothing_unasked(
+def test_confidence_is_the_softmax_and_costs_nothing_unless_requested(
     model: onnx.ModelProto, images: NDArray[np.uint8], tmp_path: Path
 ) -> None:
     path = adopted(model, tmp_path, *IMAGENET, "--confidence", "--size", "48,64")
@@ -273,7 +273,7 @@ def test_confidence_is_the_softmax_and_costs_nothing_unasked(
 
 
 def test_the_service_serves_an_adopted_network_like_its_own(tmp_path: Path) -> None:
-    """A photo of another size than the network's; its labels are those of the fitted photo."""
+    """The photo has another size than the network; its labels are those of the fitted photo."""
     path = adopted(smp(), tmp_path, *IMAGENET, "--size", "48,64", "--confidence")
     image = photo(40, 50, seed=3)
     with serving(path.parent) as client:
@@ -285,7 +285,7 @@ def test_the_service_serves_an_adopted_network_like_its_own(tmp_path: Path) -> N
     assert model["classes"] == list(NAMES)
 
 
-def test_half_precision_is_kept_and_named(images: NDArray[np.uint8], tmp_path: Path) -> None:
+def test_half_precision_is_kept_and_reported(images: NDArray[np.uint8], tmp_path: Path) -> None:
     half = smp()
     for tensor in half.graph.initializer:
         value = numpy_helper.to_array(tensor).astype(np.float16)
@@ -297,7 +297,9 @@ def test_half_precision_is_kept_and_named(images: NDArray[np.uint8], tmp_path: P
     assert (labels(path, images) == scores(images).argmax(-1)).mean() > 0.995
 
 
-def test_weights_in_another_file_come_along(images: NDArray[np.uint8], tmp_path: Path) -> None:
+def test_weights_in_an_external_file_are_included(
+    images: NDArray[np.uint8], tmp_path: Path
+) -> None:
     source = tmp_path / "foreign.onnx"
     onnx.save(smp(), source, save_as_external_data=True, location="weights", size_threshold=0)
     target = tmp_path / "models" / "adopted.onnx"
@@ -307,7 +309,7 @@ def test_weights_in_another_file_come_along(images: NDArray[np.uint8], tmp_path:
     assert (labels(target, images) == scores(images).argmax(-1)).mean() > 0.9999
 
 
-def test_it_says_what_it_found_and_what_the_network_sees(
+def test_the_output_says_what_was_found_and_what_the_network_sees(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     photos = tmp_path / "photos"
@@ -377,7 +379,7 @@ def two_outputs() -> onnx.ModelProto:
         (smp(), [*IMAGENET, "--kind", "labels"], "not whole numbers"),
     ],
 )
-def test_what_does_not_fit_exits_2_and_says_what_to_change(
+def test_unsuitable_files_and_options_exit_2_and_say_what_to_change(
     model: onnx.ModelProto,
     arguments: list[str],
     message: str,
@@ -392,13 +394,15 @@ def test_what_does_not_fit_exits_2_and_says_what_to_change(
     assert not target.exists()
 
 
-def test_an_own_file_needs_no_adoption(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_we_exported_needs_no_adoption(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = adopted(smp(), tmp_path, *IMAGENET, "--size", "48,64")
     assert main([str(path), "-o", str(tmp_path / "x.onnx"), "--classes", "voc"]) == 2
     assert "has a contract already" in capsys.readouterr().err
 
 
-def test_what_is_no_file_of_onnx_exits_2(
+def test_a_file_that_is_not_onnx_exits_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "x.onnx").write_bytes(b"no model at all")

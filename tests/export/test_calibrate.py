@@ -1,4 +1,4 @@
-"""Thresholds of the contract against loops over pixels; probabilities of the file against torch."""
+"""Thresholds equal those of loops over pixels; the file's probabilities equal PyTorch's."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def random_grid(seed: int = 0) -> Grid:
     return Grid(values, (1.0, 1.5), (2.0, 3.0))
 
 
-def test_a_set_misses_what_is_less_probable_and_not_the_best() -> None:
+def test_the_share_of_missed_labels_equals_a_loop_over_grid_points() -> None:
     grid = random_grid()
     truth = np.random.default_rng(1).integers(0, 6, (13, 14)).astype(np.uint8)  # 5: void
     curve = missed(grid, truth)
@@ -42,7 +42,7 @@ def test_a_set_misses_what_is_less_probable_and_not_the_best() -> None:
     assert missed(grid, np.full((13, 14), 255, np.uint8)) is None
 
 
-def test_sets_keep_their_promise_on_other_photos() -> None:
+def test_sets_contain_the_truth_as_often_as_promised_on_other_photos() -> None:
     """On average over calibrations, the truth is in the sets as often as promised, or more."""
     rng = np.random.default_rng(0)
     shares = []
@@ -54,7 +54,7 @@ def test_sets_keep_their_promise_on_other_photos() -> None:
         assert least is not None
         shares.append(1 - curves[40][least])
     assert 0.89 < np.mean(shares) < 0.95
-    assert least_for(0.99, tuple([0.0] * 256), 40) is None  # too few photos for such a promise
+    assert least_for(0.99, tuple([0.0] * 256), 40) is None  # too few photos for this guarantee
 
 
 def test_the_best_threshold_is_the_one_with_the_best_f1() -> None:
@@ -89,7 +89,7 @@ def test_the_most_probable_classes_come_first() -> None:
             assert chances[:, row, column].tolist() == values[order[:2], row, column].tolist()
 
 
-def test_a_grid_lies_where_the_network_saw_it() -> None:
+def test_grid_points_lie_where_the_network_computed_them() -> None:
     """Logits of 65 pixels with aligned corners are 4 pixels apart; the photo was halved."""
     values = np.zeros((2, 17, 17), np.uint8)
     grid = Grid.of(values, "corners", (65, 65), (65, 33), (66, 130))

@@ -30,7 +30,7 @@ def test_the_figures_are_those_of_the_network(
     assert found["operators"]["ArgMax"] == 1
 
 
-def test_the_text_names_what_a_user_asks_first(
+def test_the_description_has_network_size_agreement_and_cost(
     exported: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert describe.main([str(exported)]) == 0
@@ -55,7 +55,7 @@ def tampered(exported: Path, target: Path, contract: str | None) -> Path:
         ("{", "not JSON"),
     ],
 )
-def test_a_contract_that_is_not_sound_is_one_clear_error(
+def test_an_invalid_contract_is_one_clear_error(
     exported: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

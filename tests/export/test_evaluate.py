@@ -26,7 +26,7 @@ from tests.model import voc_folder
 
 
 def test_importing_the_service_keeps_the_pixel_limit_of_training(tmp_path: Path) -> None:
-    """A photo that Pillow calls a decompression bomb is refused, with `export.evaluate` loaded."""
+    """Pillow still refuses a decompression bomb after `export.evaluate` is imported."""
     assert "service.images.imaging" in sys.modules
     bomb = tmp_path / "bomb.png"
     Image.new("1", (20_000, 20_000)).save(bomb)
@@ -84,7 +84,7 @@ def test_a_data_set_of_other_classes_is_refused(
     assert "5 classes" in capsys.readouterr().err
 
 
-def test_a_file_that_is_no_model_is_refused(
+def test_a_file_that_is_not_a_model_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "x.onnx"
@@ -93,7 +93,7 @@ def test_a_file_that_is_no_model_is_refused(
     assert "x.onnx" in capsys.readouterr().err
 
 
-def test_an_option_that_a_file_cannot_obey_is_refused(
+def test_an_option_that_does_not_apply_to_a_file_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A file has one input size, so it cannot take larger photos whole as a checkpoint can."""

@@ -29,11 +29,11 @@ from service.settings import BUNDLED, SAMPLES
 from tests.export.conftest import CONFIG, PHASED_SIZE
 
 ROOT = Path(__file__).parents[2]
-WEB_VERSION = "1.30.0"  # of onnxruntime-web, which npm has
+WEB_VERSION = "1.30.0"  # of onnxruntime-web, from npm
 WEB = ROOT / "node_modules" / "onnxruntime-web"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync")
-AGREEMENT = 0.999  # of labels: engines sum in different orders
+AGREEMENT = 0.999  # share of labels; engines sum in different orders
 IN_BROWSER = """async ([file, pixels, shape]) => {
     ort.env.wasm.numThreads = 1;  // more need headers that only pages of some servers have
     const session = await ort.InferenceSession.create(file);
@@ -80,7 +80,7 @@ def file(
 
 
 def sides(path: Path) -> tuple[int, int]:
-    """Height and width that a file takes; 65 x 97 where it takes any."""
+    """Return a file's input height and width, or 65 x 97 if it takes any size."""
     shape = ort.InferenceSession(path, providers=["CPUExecutionProvider"]).get_inputs()[0].shape
     height, width = (
         side if isinstance(side, int) else other
@@ -116,7 +116,7 @@ def assert_alike(found: Arrays, wanted: Arrays) -> None:
     assert {name: values.shape for name, values in found.items()} == {
         name: values.shape for name, values in wanted.items()
     }
-    assert len(np.unique(wanted[LABELS])) > 2  # else agreement says nothing
+    assert len(np.unique(wanted[LABELS])) > 2  # otherwise agreement would prove nothing
     assert (found[LABELS] == wanted[LABELS]).mean() >= AGREEMENT
     if CONFIDENCE in wanted:
         difference = found[CONFIDENCE].astype(int) - wanted[CONFIDENCE]
@@ -134,7 +134,7 @@ def in_openvino(path: Path, pixels: NDArray[np.uint8]) -> Arrays:
 
 @pytest.mark.slow
 def test_openvino_reads_it(file: Path) -> None:
-    """`If`, which made OpenVINO refuse files with confidence, is not used."""
+    """The file has no `If`, because OpenVINO refused files with it."""
     pixels = images(file)
     assert_alike(in_openvino(file, pixels), expected(file, pixels))
 
@@ -150,14 +150,14 @@ def test_onnx_reference_reads_it(file: Path) -> None:
 
 @pytest.mark.slow
 def test_openvino_reads_the_bundled_file() -> None:
-    """The bundled file, with its confidence."""
+    """OpenVINO gives the bundled file's labels and its confidence."""
     (path,) = BUNDLED.glob("efficientnet-lite0-voc.onnx")
     pixels = images(path, count=1)
     assert_alike(in_openvino(path, pixels), expected(path, pixels))
 
 
 def install_web() -> None:
-    """onnxruntime-web in node_modules of the checkout; skips if it cannot be installed."""
+    """Install onnxruntime-web in the checkout's node_modules; skip the test if that fails."""
     if CHROMIUM is None or shutil.which("npm") is None:
         pytest.skip("needs chromium and npm; on Debian: apt-get install chromium npm")
     package = WEB / "package.json"
@@ -184,7 +184,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
-    """A folder that is served over HTTP, with ONNX Runtime Web in it, and its address."""
+    """Serve a folder with ONNX Runtime Web over HTTP; yield the folder and its address."""
     install_web()
     folder = tmp_path_factory.mktemp("site")
     (folder / "ort").symlink_to(WEB / "dist")

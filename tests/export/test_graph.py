@@ -1,4 +1,4 @@
-"""Labels in phases are labels of resized logits."""
+"""Labels that are computed in phases equal the labels of resized logits."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_phases_are_the_resized_logits(
     assert (confidence.int() - certain.int()).abs().max() <= 1
 
 
-def test_sides_of_their_own_spacing_and_none_without_aligned_corners() -> None:
+def test_each_side_has_its_own_spacing_and_unaligned_corners_have_none() -> None:
     net = network(decoder=False)
     assert logit_spacing(net, (41, 65)) == (20, 16)  # 3 x 5 logits
     assert logit_spacing(net, (42, 65)) is None

@@ -36,7 +36,7 @@ def sure(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> onnx.ModelProt
 
 
 @pytest.mark.slow
-def test_a_caller_that_knows_nothing_of_it_gets_it(sure: onnx.ModelProto) -> None:
+def test_callers_get_the_confidence_by_default(sure: onnx.ModelProto) -> None:
     loaded = session(sure)
     assert [each.name for each in loaded.get_inputs()] == [INPUT]
     assert [each.name for each in loaded.get_overridable_initializers()] == [WITH_CONFIDENCE]
@@ -47,7 +47,7 @@ def test_a_caller_that_knows_nothing_of_it_gets_it(sure: onnx.ModelProto) -> Non
 
 
 @pytest.mark.slow
-def test_refused_it_is_of_no_image_and_the_labels_stay(sure: onnx.ModelProto) -> None:
+def test_a_refused_confidence_is_empty_and_the_labels_are_the_same(sure: onnx.ModelProto) -> None:
     image = np.random.default_rng(0).integers(0, 256, (2, *SIZE, 3), np.uint8)
     labels, _ = session(sure).run(None, {INPUT: image})
     found = session(sure).run(None, {INPUT: image, **REFUSED})
@@ -56,7 +56,7 @@ def test_refused_it_is_of_no_image_and_the_labels_stay(sure: onnx.ModelProto) ->
 
 
 def beside_the_labels(model: onnx.ModelProto) -> set[str]:
-    """Names of the nodes that the labels do not need."""
+    """Return the names of the nodes that the labels do not need."""
     needed, names = {LABELS}, set()
     for node in reversed(model.graph.node):
         if needed.intersection(node.output):
@@ -87,7 +87,7 @@ def test_a_refused_confidence_costs_nothing(sure: onnx.ModelProto, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_it_takes_no_operator_that_other_engines_lack(sure: onnx.ModelProto) -> None:
+def test_the_confidence_uses_no_operator_that_other_engines_lack(sure: onnx.ModelProto) -> None:
     """No file has an If, which OpenVINO cannot read; optional nodes follow the network."""
     operators = {node.op_type for node in sure.graph.node}
     assert operators.isdisjoint({"If", "Loop", "Scan"})
@@ -100,8 +100,8 @@ def test_a_file_without_confidence_stays_as_it_is(tmp_path: Path) -> None:
     assert [output.name for output in plain.graph.output] == [LABELS]
 
 
-def test_what_the_confidence_shares_with_the_labels_is_sliced_once(tmp_path: Path) -> None:
-    """Both readers find the tiny model's value, and no other tensor."""
+def test_the_value_that_confidence_and_labels_share_is_sliced_once(tmp_path: Path) -> None:
+    """The tiny model has one such value, and no other tensor is sliced."""
     path = onnx_models.save(tmp_path / "tiny.onnx", confidence=True, on_request=True)
     slices = [node for node in onnx.load(path).graph.node if node.op_type == "Slice"]
     assert [node.input[0] for node in slices] == ["value"]

@@ -25,7 +25,7 @@ def measured(**changes: object) -> Parity:
     ("precision", "agreement", "passes"),
     [("fp32", 0.9991, True), ("fp32", 0.998, False), ("fp16", 0.998, True), ("fp16", 0.99, False)],
 )
-def test_each_precision_has_its_bar(precision: str, agreement: float, passes: bool) -> None:
+def test_each_precision_has_its_own_limit(precision: str, agreement: float, passes: bool) -> None:
     if passes:
         parity.require(measured(agreement=agreement), precision)
     else:

@@ -1,4 +1,4 @@
-"""Where ONNX Runtime itself would place the nodes on a host with a GPU.
+"""ONNX Runtime itself says where it would place the nodes on a host with a GPU.
 
 Its CUDA provider assigns nodes before it touches the device, so a stub of the
 CUDA runtime (no_gpu.c) is enough to ask it, with the real registry of kernels.
@@ -36,7 +36,7 @@ NODE = re.compile(r"VerifyEachNodeIsAssignedToAnEp\] +(\w+) \((\S+)\)")
 
 @pytest.fixture(scope="module")
 def libraries() -> list[Path]:
-    """Folders of NVIDIA's libraries as wheels."""
+    """Return the folders of NVIDIA's libraries that are installed as wheels."""
     spec = find_spec("nvidia")
     roots = [Path(place) for place in spec.submodule_search_locations or ()] if spec else []
     folders = [folder for root in roots for folder in root.glob("*/lib")]
@@ -99,7 +99,7 @@ def test_cuda_runs_every_node_of_a_file_of_fixed_size(
     nodes = {name: found[path] for name, path in files.items()}
     for name in ("plain", "phased", "stride", "average", "half"):
         assert nodes[name] == {"all": "CUDAExecutionProvider"}, name
-    # Of any size: only arithmetic on shapes, which CUDA wants on the host, is on the CPU.
+    # In a file for any size, only arithmetic on shapes is on the CPU, where CUDA wants it.
     on_cpu = {node for node, provider in nodes["dynamic"].items() if "CPU" in provider}
     assert on_cpu
     assert not {node.split()[0] for node in on_cpu} & {"Conv", "Resize", "ArgMax", "Relu", "Clip"}

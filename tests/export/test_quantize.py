@@ -1,4 +1,4 @@
-"""Int8 files have integer kernels where these do not lower the mIoU."""
+"""Int8 files use integer kernels wherever these do not lower the mIoU."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.model import voc_folder
 
 
 @pytest.mark.slow
-def test_a_quantized_file_is_8_bit_and_says_what_it_lost(
+def test_a_quantized_file_is_8_bit_and_reports_its_loss(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It takes minutes, so every step is reported as it begins."""
@@ -48,7 +48,7 @@ def test_a_quantized_file_is_8_bit_and_says_what_it_lost(
     eight_bit = [tensor for tensor in weights if tensor.data_type == onnx.TensorProto.INT8]
     assert len(eight_bit) > len(weights) / 2
     dense = [numpy_helper.to_array(each).astype(int) for each in eight_bit if each.dims[1] > 1]
-    assert max(largest_pairs(each).max() for each in dense) <= 128  # 255 times it fits 16 bits
+    assert max(largest_pairs(each).max() for each in dense) <= 128  # 255 * 128 fits in 16 bits
     engine = Engine(target, EngineOptions("cpu"))
     assert engine.contract.precision == "int8"
     assert engine.contract.parity.miou_change is not None

@@ -90,7 +90,7 @@ def test_no_batch_norm_is_left_and_the_original_keeps_its_own() -> None:
 @pytest.mark.parametrize(
     ("before", "after"), [((5, 7), (17, 25)), ((3, 4), (10, 16)), ((1, 2), (4, 3))]
 )
-def test_products_with_constant_matrices_resize(
+def test_products_with_constant_matrices_equal_the_resize(
     before: tuple[int, int], after: tuple[int, int], align_corners: bool
 ) -> None:
     x = torch.randn(2, 3, *before, generator=torch.manual_seed(0))

@@ -1,4 +1,4 @@
-"""Integer kernels compute what the file says, also where they add pairs in 16 bits."""
+"""Integer kernels compute what the file says, even if they add pairs in 16 bits."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def equal_weights(channels: int) -> onnx.ModelProto:
 
 
 def run(proto: onnx.ModelProto, images: NDArray[np.uint8], *, integer: bool) -> NDArray[Any]:
-    """The output; without optimizations ONNX Runtime computes an 8-bit file in float."""
+    """Return the output. Without optimizations, ONNX Runtime computes an 8-bit file in float."""
     options = ort.SessionOptions()
     if not integer:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL

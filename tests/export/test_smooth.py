@@ -1,4 +1,4 @@
-"""Smooth labels: the same from Python and from an exported file in the service."""
+"""Smooth labels are the same from Python and from an exported file in the service."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_smooth_labels_are_the_same_from_python_and_in_the_service(
     assert (ours != model.predict(net, np.asarray(noise))).any()
 
 
-def test_smooth_is_not_for_windows(tiny: Path) -> None:
+def test_smooth_is_refused_for_whole_photos(tiny: Path) -> None:
     with pytest.raises(InvalidOption, match="smooth"):
         model.predict(
             checkpoint.load(tiny), np.zeros((99, 99, 3), np.uint8), smooth=True, whole=True

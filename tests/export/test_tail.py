@@ -30,7 +30,7 @@ def test_logits_in_phases_belong_to_the_tail(phased: Path) -> None:
 
 
 @pytest.mark.slow
-def test_only_the_networks_convolutions_are_learned(exported: Path, phased: Path) -> None:
+def test_only_the_networks_convolutions_count_as_learned(exported: Path, phased: Path) -> None:
     plain, fast = (onnx.load(path).graph for path in (exported, phased))
     counts = [sum(node.op_type == "Conv" for node in graph.node) for graph in (plain, fast)]
     assert counts[1] == counts[0] + 1

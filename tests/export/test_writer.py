@@ -58,14 +58,16 @@ def test_the_file_is_one_uint8_graph_with_its_contract(tiny: Path, exported: Pat
     assert contract.classes == checkpoint.read_card(tiny).classes
 
 
-def test_the_file_says_nothing_of_the_machine_that_made_it(exported: Path) -> None:
+def test_the_file_contains_nothing_about_the_machine_that_made_it(exported: Path) -> None:
     data = exported.read_bytes()
     assert b".py" not in data
     assert {prop.key for prop in onnx.load(exported).metadata_props} == {METADATA_KEY}
 
 
 @pytest.mark.slow
-def test_equal_exports_are_equal_bytes(tiny: Path, exported: Path, tmp_path: Path) -> None:
+def test_repeated_exports_are_equal_byte_for_byte(
+    tiny: Path, exported: Path, tmp_path: Path
+) -> None:
     export(tiny, tmp_path / "again.onnx", ExportOptions())
     assert (tmp_path / "again.onnx").read_bytes() == exported.read_bytes()
 
@@ -103,7 +105,7 @@ def test_scales_flip_and_confidence_are_in_the_graph(tiny: Path, tmp_path: Path)
     best = probabilities(net, image, (0.5, 1.0), flip=True).max(0) * 255
     assert np.abs(confidence[0] - best).max() <= 1
     single = sum(parameter.numel() for parameter in net.parameters()) * 4
-    assert path.stat().st_size < 2.5 * single  # four passes, and a graph that weighs little
+    assert path.stat().st_size < 2.5 * single  # four passes, with the weights stored once
 
 
 @pytest.mark.slow
@@ -122,7 +124,7 @@ def test_a_dynamic_file_takes_any_size(tiny: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_half_precision_computes_in_float16_behind_uint8(tiny: Path, tmp_path: Path) -> None:
+def test_half_precision_stores_weights_in_float16(tiny: Path, tmp_path: Path) -> None:
     path = tmp_path / "half.onnx"
     contract = export(tiny, path, ExportOptions(precision="fp16"))
     assert contract.parity.agreement > 0.995
@@ -132,7 +134,7 @@ def test_half_precision_computes_in_float16_behind_uint8(tiny: Path, tmp_path: P
         path.stat().st_size
         < 0.75 * 4 * sum(parameter.numel() for parameter in checkpoint.load(tiny).parameters())
         + 150_000
-    )  # the graph itself
+    )  # bytes for the graph itself
 
 
 @pytest.mark.slow
@@ -173,7 +175,9 @@ def test_the_certificate_lies_beside_the_file(exported: Path) -> None:
     assert certificate == contract.parity
 
 
-def test_mistakes_are_named(tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_name_the_mistake(
+    tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main([str(tmp_path / "none"), "-o", str(tmp_path / "x.onnx")]) == 1
     assert "none.json does not exist" in capsys.readouterr().err
     for size, says in (("20,20", "at least 33"), ("513", "not a size H,W")):

@@ -1,4 +1,4 @@
-"""Settings of all tests of the network."""
+"""Settings for all tests of the network."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ def shake(module: nn.Module, seed: int = 0) -> nn.Module:
     for part in module.modules():
         if isinstance(part, nn.Conv2d):
             nn.init.kaiming_normal_(part.weight, generator=generator)
-            if part.in_channels > 3:  # else the mean of what ReLU lets through swamps the picture
+            if part.in_channels > 3:  # else the mean after ReLU hides the picture
                 with torch.no_grad():
                     part.weight -= part.weight.mean((1, 2, 3), keepdim=True)
             if part.bias is not None:

@@ -1,4 +1,4 @@
-"""The training benchmark runs both sides and reports ratios; its figures are not judged here."""
+"""The training benchmark runs both sides and reports ratios; the figures are not checked here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from model import bench
 
 
 @pytest.mark.slow
-# Of the other library's dependencies.
+# Warnings of the other library's dependencies.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_both_networks_train_and_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--nets", "light", "--crop", "64", "--batch", "2", "--iterations", "1", "--json"]

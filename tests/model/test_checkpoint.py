@@ -1,4 +1,4 @@
-"""A checkpoint is one thing: whatever is killed or altered, never new weights with an old card."""
+"""Weights and card belong together: a kill or an edit never gives new weights with an old card."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def saved(tmp_path: Path) -> Path:
 def test_kill_9_between_renames_leaves_the_old_pair_or_the_new_one(
     saved: Path, renames: int
 ) -> None:
-    """After no rename the old one, after that of the weights the new one, whoever reads first."""
+    """Every reader gets the old pair before the first rename, and the new pair after it."""
     before = checkpoint.read_weights(saved)["logits.bias"]
     done = subprocess.run(
         [sys.executable, "-c", CHILD, str(saved), str(renames)], check=False, env=dict(os.environ)
@@ -61,7 +61,7 @@ def test_kill_9_between_renames_leaves_the_old_pair_or_the_new_one(
 
 
 def test_weights_of_another_checkpoint_are_refused(saved: Path, tmp_path: Path) -> None:
-    """Same shapes, so that nothing but the digest can tell."""
+    """The shapes are the same, so only the digest shows the difference."""
     state = {key: value * 2 for key, value in checkpoint.read_weights(saved).items()}
     other = checkpoint.save(tmp_path / "other", state, checkpoint.read_card(saved))
     other.replace(saved)
@@ -125,7 +125,7 @@ def test_json_of_any_form_ends_in_a_clear_error(saved: Path, text: str, says: st
         checkpoint.load(saved)
 
 
-def test_an_endless_description_is_not_read(saved: Path) -> None:
+def test_a_card_that_is_far_too_large_is_not_read(saved: Path) -> None:
     with saved.with_suffix(".json").open("wb") as file:
         file.truncate(20_000_000)
     with pytest.raises(CheckpointError, match="has 20 MB and is not a checkpoint description"):

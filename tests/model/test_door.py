@@ -92,7 +92,7 @@ def test_a_missing_checkpoint_names_the_working_directory_and_the_bundled_ones(
 def test_every_kind_of_photo_gives_the_labels_that_the_command_writes(
     path: Path, net: DeepLabV3Plus, tmp_path: Path
 ) -> None:
-    """A photo on its side, as a phone stores it: the labels stand upright, from file or image."""
+    """The photo is stored on its side, as phones do; labels are upright, from file or image."""
     upright = photo(60, 80)
     exif = Image.Exif()
     exif[ORIENTATION] = 6  # the camera was turned: rotate 90 degrees clockwise to see it
@@ -121,7 +121,7 @@ def test_scales_flip_and_overlap_are_those_of_the_evaluation(net: DeepLabV3Plus)
     assert (sliding != plain).any()
 
 
-def test_what_is_no_photo_is_refused(net: DeepLabV3Plus, tmp_path: Path) -> None:
+def test_a_value_that_is_not_a_photo_is_refused(net: DeepLabV3Plus, tmp_path: Path) -> None:
     (tmp_path / "notes.jpg").write_text("not a picture")
     with pytest.raises(OSError, match=r"notes\.jpg cannot be read"):
         model.predict(net, tmp_path / "notes.jpg")

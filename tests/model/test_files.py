@@ -1,4 +1,4 @@
-"""Atomic writing: the old file or the complete new one, and never a leftover."""
+"""Atomic writes leave the old file or the complete new one, and no other file."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_an_error_keeps_the_old_file_and_leaves_no_other(tmp_path: Path) -> None
     assert listing(tmp_path) == {"a.json": b"old"}
 
 
-def test_a_full_disk_names_the_file_and_replaces_none_of_several(
+def test_the_error_of_a_full_disk_names_the_file_and_no_file_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = tmp_path / "a", tmp_path / "b"

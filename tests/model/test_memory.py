@@ -1,4 +1,4 @@
-"""Freed memory stays in the process, where malloc is glibc's."""
+"""With glibc's malloc, freed memory stays in the process."""
 
 import subprocess
 import sys
@@ -24,7 +24,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def pages(*, keep: bool) -> int:
-    """Pages faulted in by allocations of what was just freed."""
+    """Return the page faults of allocating memory that was just freed."""
     command = [sys.executable, "-c", PROGRAM.format(keep=keep)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if "no mallopt" in done.stderr:

@@ -92,7 +92,7 @@ def test_the_defaults_are_the_papers() -> None:
     assert [schedule.factor(i) for i in (0, 199, 200, 400)] == pytest.approx([1, 1, 0.94, 0.94**2])
 
 
-def test_a_picture_depends_on_its_position_alone(photos: Path) -> None:
+def test_a_picture_depends_only_on_its_position(photos: Path) -> None:
     pictures = pretrain.Pictures(pretrain.folder_of(photos / "train"), Order(12, seed=0), 33)
     torch.manual_seed(5)
     before = torch.get_rng_state()
@@ -106,7 +106,7 @@ def test_a_picture_depends_on_its_position_alone(photos: Path) -> None:
 def test_splits_of_different_classes_are_refused_before_training(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Both splits have as many classes, but the same number would mean different ones."""
+    """Both splits have the same number of classes, but an id would mean different classes."""
     for split, names in (("train", ("n01", "n02")), ("val", ("n01", "n03"))):
         for name in names:
             (tmp_path / split / name).mkdir(parents=True)
@@ -116,7 +116,7 @@ def test_splits_of_different_classes_are_refused_before_training(
     assert not (tmp_path / "run").exists()
 
 
-def test_mistakes_are_named(photos: Path, tmp_path: Path) -> None:
+def test_errors_name_the_mistake(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="one folder of photos per class"):
         pretrain.folder_of(tmp_path / "nothing")
     with pytest.raises(RecipeError, match="backbone='vgg'"):

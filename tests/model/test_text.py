@@ -20,7 +20,9 @@ LATIN = "Stra\xdfe\n".encode("latin-1")
 @pytest.mark.parametrize(
     "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"]
 )
-def test_every_mark_of_windows_editors_is_understood(tmp_path: Path, encoding: str) -> None:
+def test_every_byte_order_mark_of_windows_editors_is_understood(
+    tmp_path: Path, encoding: str
+) -> None:
     text = "Straße\nBaum\n"
     mark = "\ufeff" if encoding in ("utf-16-le", "utf-16-be") else ""
     path = tmp_path / "classes.txt"
@@ -43,8 +45,8 @@ def test_other_text_is_refused_by_name_and_never_with_a_traceback(tmp_path: Path
             read(path)
 
 
-def test_text_of_two_bytes_a_letter_without_a_mark_is_refused_by_name(tmp_path: Path) -> None:
-    """Read as UTF-8 it is text with a zero byte after each letter."""
+def test_utf16_without_a_byte_order_mark_is_refused_by_name(tmp_path: Path) -> None:
+    """Read as UTF-8, it is text with a zero byte after each letter."""
     path = tmp_path / "classes.txt"
     path.write_bytes("cat\ndog\n".encode("utf-16-le"))
     with pytest.raises(TextError, match=r"classes\.txt holds zero bytes.*save it as UTF-8"):

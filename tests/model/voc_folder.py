@@ -1,4 +1,4 @@
-"""A small VOC-like data set on disk: coloured squares on grey, the mask knows which."""
+"""A small VOC-like data set on disk: coloured squares on grey, and their masks."""
 
 from __future__ import annotations
 

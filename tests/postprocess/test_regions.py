@@ -55,7 +55,7 @@ def test_regions_are_those_that_scipy_finds(labels: Labels) -> None:
 
 
 def borders_by_loop(labels: Labels, where: NDArray[np.bool_]) -> Counter[tuple[int, int]]:
-    """Places outside of a region that its pixels touch, as often as they do."""
+    """Return the pixels outside a region that its pixels touch, once for each contact."""
     touched: Counter[tuple[int, int]] = Counter()
     for y, x in zip(*np.nonzero(where), strict=True):
         for row, column in ((y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)):
@@ -151,7 +151,7 @@ def test_areas_are_pixels_or_shares(value: float | str, pixels: int) -> None:
 
 
 @pytest.mark.parametrize("value", [0, 0.0, "0", "0%", "0.0"])
-def test_an_area_of_nothing_is_off(value: float | str) -> None:
+def test_an_area_of_zero_turns_the_option_off(value: float | str) -> None:
     assert area("min_area", value) is None
 
 

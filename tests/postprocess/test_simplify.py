@@ -1,4 +1,4 @@
-"""Simplified polygons stay valid, share their borders and keep their distance; shapely says so."""
+"""Simplified polygons are valid, share borders and keep the tolerance; shapely checks it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_random_maps_stay_a_partition_within_the_tolerance(tolerance: float, siz
         check(np.kron(labels, np.ones((size, size), np.uint8)), tolerance)
 
 
-def test_a_slope_of_stairs_becomes_a_straight_line() -> None:
+def test_a_staircase_becomes_a_straight_line() -> None:
     y, x = np.mgrid[:60, :60]
     labels = (x > y).astype(np.uint8)
     found = simplified(exact(labels), labels, 1)
@@ -59,7 +59,7 @@ def test_a_slope_of_stairs_becomes_a_straight_line() -> None:
 
 
 def test_an_island_near_an_outline_stays_inside_of_its_region() -> None:
-    """Cut straight, the region's edge would pass on the other side of the island."""
+    """A straight edge of the region would pass on the other side of the island."""
     labels = np.zeros((20, 40), np.uint8)
     labels[4:, 5:35] = 1
     labels[2:4, 15:25] = 1  # a bump of two pixels, with an island in it

@@ -26,7 +26,7 @@ def install(folder: Path, name: str) -> None:
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.23.0\n")
 
 
-def test_a_sound_folder_has_nothing_wrong(
+def test_a_valid_folder_has_nothing_wrong(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     onnx_models.save(tmp_path / "tiny.onnx")
@@ -60,7 +60,7 @@ def test_the_doctor_names_the_image_that_fits_the_driver(tmp_path: Path, driver:
         assert "use the gpu-cu12 image" in found["cuda"]
 
 
-def test_gpus_that_cannot_be_read_are_said_to_be_unreadable(
+def test_gpus_that_cannot_be_read_are_reported_as_unreadable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Lost:

@@ -85,7 +85,7 @@ def test_what_is_measured_is_the_serving_environment(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @LINUX
-def test_event_loop_and_parser_are_chosen_and_not_found(tmp_path: Path) -> None:
+def test_event_loop_and_parser_do_not_depend_on_installed_packages(tmp_path: Path) -> None:
     """Ray installs uvloop and httptools here; the service uses neither."""
     pytest.importorskip("uvloop")
     pytest.importorskip("httptools")

@@ -13,7 +13,7 @@ NOTHING = ("none", "no", "one per CPU", "only on", "only the service's", "the fi
 
 
 def test_help_shows_no_types_of_python(capsys: pytest.CaptureFixture[str]) -> None:
-    """And every setting has a line, with its description whole."""
+    """Every setting has a line with its complete description."""
     with pytest.raises(SystemExit) as stopped:
         from_command_line(Settings, ["--help"])
     assert stopped.value.code == 0
@@ -40,7 +40,7 @@ def test_the_default_in_the_help_is_the_default(name: str) -> None:
         assert float(first) == default
 
 
-def test_flags_go_before_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flags_take_precedence_over_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEEPLAB_MAX_FILES", "3")
     monkeypatch.setenv("DEEPLAB_GPUS", "1,2")
     settings = from_command_line(Settings, ["--max-files", "5", "--cors-origins", "https://a.b"])

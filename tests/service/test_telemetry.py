@@ -14,7 +14,7 @@ import pytest
 from service import launch
 from tests.service.onnx_models import save
 
-WAIT_S = 60  # until a telling ONNX Runtime has looked up its maker's host
+WAIT_S = 60  # enough for an ONNX Runtime with telemetry to look up Microsoft's host
 CODE = """
 import time
 from pathlib import Path
@@ -29,7 +29,7 @@ time.sleep(99)
 def spy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     compiler = shutil.which("cc")
     if compiler is None:
-        pytest.skip("no C compiler for the resolver that writes names down")
+        pytest.skip("no C compiler for the resolver that records names")
     target = tmp_path_factory.mktemp("spy") / "spy.so"
     flags = ["-shared", "-fPIC", "-Wall", "-Wextra", "-Werror"]
     source = Path(__file__).with_name("spy.c")

@@ -1,6 +1,6 @@
-"""Writes checkpoints of TensorFlow's version 2, so that tests have them at any size.
+"""Write checkpoints in TensorFlow's format version 2, in any size that a test needs.
 
-What TensorFlow itself wrote lies in `tensorflow/`; both are read by the same reader.
+Files that TensorFlow itself wrote are in `tensorflow/`. The same reader reads both.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def place(out: bytearray, content: bytes) -> bytes:
 
 
 def block(pairs: list[tuple[bytes, bytes]]) -> bytes:
-    """Keys cut by what they share with the key before, a restart at every sixteenth."""
+    """Store each key without the start it shares with the previous key; restart at every 16th."""
     out, restarts = bytearray(), []
     previous = b""
     for number, (key, value) in enumerate(pairs):

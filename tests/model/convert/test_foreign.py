@@ -30,7 +30,7 @@ def test_torchvisions_reference_script_keeps_its_options_beside_the_network(
     assert state_dict.read(saved(tmp_path / "best.pth", nested)).keys() == weights.keys()
 
 
-def test_a_whole_network_is_not_unpickled_and_told_of(tmp_path: Path) -> None:
+def test_a_pickled_network_is_reported_and_not_unpickled(tmp_path: Path) -> None:
     with pytest.raises(ConvertError, match=r"torch\.nn\.modules.*net\.state_dict\(\)"):
         state_dict.read(saved(tmp_path / "net.pth", nn.Conv2d(1, 1, 1)))
 
@@ -54,13 +54,15 @@ def test_networks_of_other_projects_are_named(tmp_path: Path, keys: list[str], s
 
 
 @pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.", "model.net.", ""])
-def test_what_frameworks_put_before_every_name_is_removed(tmp_path: Path, prefix: str) -> None:
+def test_prefixes_that_frameworks_add_to_names_are_removed(tmp_path: Path, prefix: str) -> None:
     path = saved(tmp_path / "a.pth", {f"{prefix}layer1.w": torch.ones(1)})
     assert list(state_dict.read(path)) == ["layer1.w"]
 
 
 @pytest.mark.parametrize("content", [b"<!DOCTYPE html>", b"version https://git-lfs", b""])
-def test_a_page_or_a_pointer_in_place_of_the_file_is_named(tmp_path: Path, content: bytes) -> None:
+def test_a_web_page_or_lfs_pointer_in_place_of_the_file_is_named(
+    tmp_path: Path, content: bytes
+) -> None:
     (tmp_path / "a.pth").write_bytes(content)
     with pytest.raises(ConvertError, match="no file of PyTorch's: it begins with"):
         state_dict.read(tmp_path / "a.pth")
@@ -93,7 +95,7 @@ def test_the_advice_for_an_encoder_of_smp_works(tmp_path: Path) -> None:
     assert from_torchvision.convert(path).card.model_dump()["backbone"] == "resnet50"
 
 
-def test_variables_of_tensorflows_clones_and_fake_quantisation() -> None:
+def test_variables_of_clones_and_fake_quantisation_are_handled() -> None:
     ones = np.ones(1)
     found = from_tensorflow._of_one_clone({"clone_0/a/weights": ones, "clone_1/a/weights": ones})
     assert list(found) == ["a/weights"]

@@ -60,7 +60,7 @@ def write(path: Path, variables: dict[str, Any]) -> None:
         ("mobilenet_v2_dec1", {"decoder": True, "decoder_separable": True}),
     ],
 )
-def test_network_is_read_off_the_references_variables(
+def test_network_is_inferred_from_the_references_variables(
     name: str, expected: dict[str, object]
 ) -> None:
     """All of the reference's own variable lists convert, with nothing missing or left over."""
@@ -112,7 +112,7 @@ def test_configuration_and_weights_are_recovered_from_the_variables(
         assert torch.equal(loaded(batch(65, 65)), net(batch(65, 65)))
 
 
-def test_151_outputs_are_ade20ks() -> None:
+def test_151_outputs_mean_ade20k() -> None:
     """0 was ignored in training; the benchmark's 150 classes follow in its order and colours."""
     converted = convert_variables(variables_of(tiny(151)), ConversionOptions(), SOURCE)
     assert isinstance(converted.card, checkpoint.Card)
@@ -139,7 +139,7 @@ def test_options_that_leave_no_trace_are_taken_from_the_command_line(tmp_path: P
 
 
 def test_leftover_and_missing_variables_are_named() -> None:
-    """A network that loads mostly would segment wrongly without saying so."""
+    """A network that loads only in part would segment wrongly without an error."""
     variables = variables_of(tiny())
     variables["dense_prediction_cell/weights"] = np.zeros((1, 1, 4, 4), np.float32)
     del variables["image_pooling/BatchNorm/beta"]
@@ -149,7 +149,7 @@ def test_leftover_and_missing_variables_are_named() -> None:
     assert "missing: image_pooling/BatchNorm/beta" in str(error.value)
 
 
-def test_unknown_backbone_is_told_with_the_known_ones() -> None:
+def test_unknown_backbone_is_named_with_the_known_ones() -> None:
     """The error names the scopes that were found and those that are supported."""
     with pytest.raises(ConvertError, match="MobilenetV3") as error:
         convert_variables(

@@ -35,12 +35,12 @@ def copied(folder: Path, name: str = "model.ckpt") -> Path:
 
 @pytest.mark.parametrize("name", ["model.ckpt", "model.ckpt.index", "sharded.ckpt"])
 def test_every_variable_of_a_checkpoint_that_tensorflow_wrote_is_read(name: str) -> None:
-    """Float, half and integer ones, a scalar, an empty one; in one data file and in two."""
+    """They are float, half, integer, scalar and empty, and are in one data file or in two."""
     assert same(read(FILES / name), values())
 
 
 def test_every_variable_of_a_frozen_graph_that_tensorflow_wrote_is_read() -> None:
-    """Constants that are no variables stay out; one number may stand for an array of them."""
+    """Constants that are not variables are left out; one number may stand for a whole array."""
     wanted = {
         name: value
         for name, value in values().items()
@@ -57,7 +57,7 @@ def test_python_objects_of_tensorflow_2_are_left_out() -> None:
 def test_our_writer_of_checkpoints_is_read_the_same(
     shards: int, pairs: int, tmp_path: Path
 ) -> None:
-    """In many blocks and three data files too, as large indices have."""
+    """This includes many blocks and three data files, as large checkpoints have."""
     bundles.write(tmp_path / "model.ckpt", values(), shards=shards, pairs_in_a_block=pairs)
     assert same(read(tmp_path / "model.ckpt"), values())
 
@@ -78,13 +78,13 @@ def test_our_writer_gives_tensorflows_own_bytes(tmp_path: Path) -> None:
         ("nowhere.pb", "does not exist"),
     ],
 )
-def test_what_cannot_be_read_says_why(name: str, says: str) -> None:
+def test_files_that_cannot_be_read_say_why(name: str, says: str) -> None:
     with pytest.raises(ConvertError, match=says):
         read(FILES / name)
 
 
 def test_every_flipped_bit_of_an_index_or_of_data_is_found(tmp_path: Path) -> None:
-    """By a checksum, or because the table does not fit: never a wrong number without an error."""
+    """A checksum or a broken table reveals it. A wrong number is never returned."""
     prefix = copied(tmp_path)
     expected = values()
     generator = random.Random(0)
@@ -100,7 +100,10 @@ def test_every_flipped_bit_of_an_index_or_of_data_is_found(tmp_path: Path) -> No
                 found = read(prefix)
             except ConvertError:
                 continue
-            assert same(found, expected), (suffix, position)  # in padding that nothing reads
+            assert same(found, expected), (
+                suffix,
+                position,
+            )  # the bit is in padding that nothing reads
         path.write_bytes(good)
 
 
@@ -141,7 +144,7 @@ def test_a_shape_that_no_file_can_hold_takes_no_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"\x0a", b"not a graph", b"\x0a\xff\xff\xff\xff\x0f"])
-def test_a_file_that_is_no_graph_is_an_error(content: bytes, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_graph_is_an_error(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "graph.pb").write_bytes(content)
     with pytest.raises(ConvertError, match=r"graph\.pb"):
         read(tmp_path / "graph.pb")

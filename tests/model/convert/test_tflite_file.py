@@ -1,4 +1,4 @@
-"""TFLite files: weights back to floats within half a step of their 8 bits, under their names."""
+"""Weights of TFLite files become floats within half a quantization step, under their names."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HEADLESS = {"decoder": False, "decoder_channels": 256, "atrous_rates": ()}
 
 @pytest.mark.parametrize("precision", ["uint8", "int8 by channel", "float32"])
 def test_weights_come_back_within_half_a_step(precision: tflites.Precision, tmp_path: Path) -> None:
-    """Against the folded floats that were rounded, by one scale or one for each channel."""
+    """Compare with the folded floats before rounding, with one scale or one for each channel."""
     variables = variables_of(tiny(21, **HEADLESS))
     tflites.write(tmp_path / "net.tflite", variables, precision)
     found = read(tmp_path / "net.tflite")
@@ -46,7 +46,7 @@ def test_weights_come_back_within_half_a_step(precision: tflites.Precision, tmp_
 
 
 def test_a_file_becomes_a_network_with_the_same_logits(tmp_path: Path) -> None:
-    """The batch norms that come back do nothing: only their folding was left out."""
+    """The file's weights contain the batch norms, so the converted batch norms do nothing."""
     net = tiny(21, **HEADLESS)
     tflites.write(tmp_path / "net.tflite", variables_of(net), "float32")
     assert main(["tf", str(tmp_path / "net.tflite"), str(tmp_path / "net")]) == 0
@@ -56,7 +56,7 @@ def test_a_file_becomes_a_network_with_the_same_logits(tmp_path: Path) -> None:
 
 
 def test_damage_is_an_error_of_conversion(tmp_path: Path) -> None:
-    """Whatever byte is wrong: an error, or other numbers, but no traceback."""
+    """Any wrong byte gives an error or other numbers, but never a traceback."""
     path = tmp_path / "net.tflite"
     tflites.write(path, variables_of(tiny(21, **HEADLESS)))
     good = path.read_bytes()
@@ -75,7 +75,7 @@ def test_damage_is_an_error_of_conversion(tmp_path: Path) -> None:
 
 
 def test_a_convolution_of_another_name_is_refused(tmp_path: Path) -> None:
-    """Its variable's name is what tells where it belongs."""
+    """Only its variable's name says where it belongs."""
     path = tmp_path / "net.tflite"
     tflites.write(path, variables_of(tiny(21, **HEADLESS)))
     path.write_bytes(path.read_bytes().replace(b"aspp0/weights_quant", b"aspp0/wonderlands__"))

@@ -1,4 +1,4 @@
-"""Writes TFLite files as research/deeplab's 8-bit networks are converted to, for tests."""
+"""Write TFLite files like those of research/deeplab's 8-bit networks, for tests."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TYPES = {
 
 
 def folded(variables: Variables) -> dict[str, tuple[Array, Array]]:
-    """Kernel and bias by scope, with the batch norm in them: what TFLite's converter does."""
+    """Return kernel and bias by scope, with batch norms folded in as TFLite's converter does."""
     found = {}
     for name, kernel in variables.items():
         scope, leaf = name.rsplit("/", 1)
@@ -55,7 +55,7 @@ def folded(variables: Variables) -> dict[str, tuple[Array, Array]]:
 
 
 def write(path: Path, variables: Variables, precision: Precision = "uint8") -> None:
-    """One convolution after another; what else such a file holds is not read."""
+    """Write one convolution after another; the reader needs nothing else of such a file."""
     builder = flatbuffers.Builder(1 << 16)
     stored = []
     for name, (kernel, bias) in folded(variables).items():

@@ -26,7 +26,7 @@ CAT = ROOT / "service" / "samples" / "cat.jpg"
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """A cat, the cat again under another name, noise, and a file that is no photo."""
+    """A cat, the same cat under another name, noise, and a file that is not a photo."""
     folder = tmp_path / "photos"
     folder.mkdir()
     with Image.open(CAT) as cat:
@@ -46,7 +46,7 @@ def order(out: Path) -> list[str]:
 
 @pytest.fixture
 def small(tmp_path: Path) -> str:
-    """A tiny network, untrained: quick, and the mechanics are the same."""
+    """A tiny, untrained network: it is quick and goes through the same steps."""
     net = tiny(3)
     card = Card(model=net.config, classes=("a", "b", "c"), palette=palette(3))
     checkpoint.save(tmp_path / "small", net.state_dict(), card)
@@ -80,10 +80,10 @@ def test_two_equal_photos_are_not_both_chosen_before_a_different_one(
 
 
 @pytest.mark.slow
-def test_audit_finds_the_label_that_was_spoiled(
+def test_audit_finds_the_label_that_was_changed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two cats labelled as the network sees them, and one of them as a dog."""
+    """The cat has the network's own labels in one copy and is labelled as a dog in the other."""
     root = tmp_path / "data"
     for kind in ("images", "masks"):
         (root / kind / "train").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Regions with a wrong label are found where they are, and borders are not."""
+"""Regions with a wrong label are found; inexact borders are not reported."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ HEIGHT, WIDTH = 60, 80
 
 
 def sure(labels: NDArray[np.uint8], classes: int = 3, strength: float = 0.9) -> NDArray[np.float32]:
-    """Probabilities of a network that is right with this strength."""
+    """Return probabilities of a network that gives the right class the probability `strength`."""
     rest = (1 - strength) / (classes - 1)
     found = np.full((classes, *labels.shape), rest, np.float32)
     for number in range(classes):
@@ -27,7 +27,7 @@ def scene() -> NDArray[np.uint8]:
     return labels
 
 
-def test_right_labels_are_not_suspect() -> None:
+def test_correct_labels_are_not_suspect() -> None:
     assert list(suspects("a", scene(), sure(scene()))) == []
 
 
@@ -48,13 +48,13 @@ def test_a_border_that_is_off_by_two_pixels_is_not_suspect() -> None:
     assert list(suspects("a", wrong, sure(scene()))) == []
 
 
-def test_void_is_not_judged() -> None:
+def test_void_is_not_checked() -> None:
     wrong = scene()
     wrong[10:30, 10:30] = 255
     assert list(suspects("a", wrong, sure(scene()))) == []
 
 
-def test_an_unsure_network_accuses_nobody() -> None:
+def test_an_uncertain_network_reports_no_suspects() -> None:
     wrong = scene()
     wrong[10:30, 10:30] = 2
     assert list(suspects("a", wrong, sure(scene(), strength=0.45))) == []

@@ -15,14 +15,14 @@ OTHER = SURE[[1, 0, 2]]
 EVEN = np.full((3, 4, 5), 1 / 3, np.float32)
 
 
-def test_a_sure_network_has_no_uncertainty_and_an_even_one_all_of_it() -> None:
+def test_uncertainty_is_0_if_one_class_is_certain_and_1_if_all_are_equal() -> None:
     assert margin(SURE) == 0
     assert entropy(SURE) == pytest.approx(0, abs=1e-6)
     assert margin(EVEN) == pytest.approx(1)
     assert entropy(EVEN) == pytest.approx(1)
 
 
-def test_margin_looks_at_the_two_best_and_entropy_at_all() -> None:
+def test_margin_uses_the_two_best_classes_and_entropy_uses_all() -> None:
     """By hand: 0.5, 0.3, 0.2."""
     found = np.array([0.3, 0.5, 0.2], np.float32).reshape(3, 1, 1)
     assert margin(found) == pytest.approx(1 - 0.2, abs=1e-6)
@@ -37,7 +37,7 @@ def test_passes_that_agree_do_not_disagree_however_unsure_they_are() -> None:
 
 
 def test_chosen_photos_cover_the_others_nearly_as_well_as_any() -> None:
-    """Greedy k-centre is at most twice as far as the best choice, found by trying all."""
+    """The radius of greedy k-centre is at most twice the smallest, found by trying all choices."""
 
     def radius(indices: tuple[int, ...], points: Vectors) -> float:
         gaps = np.linalg.norm(points[:, None] - points[list(indices)], axis=2)
@@ -53,6 +53,6 @@ def test_chosen_photos_cover_the_others_nearly_as_well_as_any() -> None:
         assert radius(tuple(chosen), vectors) <= 2 * best + 1e-5
 
 
-def test_more_photos_than_there_are_is_all_of_them_once() -> None:
+def test_asking_for_more_photos_than_there_are_gives_each_once() -> None:
     vectors = np.eye(4, dtype=np.float32)
     assert sorted(spread(vectors, 9)) == [0, 1, 2, 3]

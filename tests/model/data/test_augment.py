@@ -1,4 +1,4 @@
-"""Crops: image and mask stay aligned, borders are void, positions decide everything."""
+"""Crops keep image and mask aligned, have void beyond the picture, and can be repeated."""
 
 from __future__ import annotations
 
@@ -67,14 +67,14 @@ def test_draws_cover_the_range_and_repeat_with_their_generator() -> None:
     assert crops[7] == augment.draw(np.random.default_rng(7), (60, 40), config)
 
 
-def test_jitter_of_nothing_changes_nothing() -> None:
+def test_zero_jitter_changes_nothing() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
     same = augment.jitter(pixels, np.random.default_rng(0), 0.0)
     assert np.abs(same.astype(int) - pixels).max() <= 1
     assert np.abs(augment.jitter(pixels, np.random.default_rng(0), 0.5) - pixels).max() > 5
 
 
-def test_cutmix_pastes_a_rectangle_at_its_own_place() -> None:
+def test_cutmix_pastes_a_rectangle_at_the_same_position() -> None:
     side, photo = 100, (60, 80)  # the photo's rows and columns; beyond is void
     mine = np.full((side, side, 3), 10, np.uint8), np.full((side, side), 255, np.uint8)
     mine[1][: photo[0], : photo[1]] = 1

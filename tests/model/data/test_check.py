@@ -28,7 +28,7 @@ def own(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_sound_set_is_usable_and_counted(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_valid_set_is_usable_and_counted(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(own), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["classes"]["ground"] == {"share": 0.5, "images": 2}
@@ -92,7 +92,7 @@ def test_a_mask_that_was_not_turned_with_its_photo_is_explained(
     )
 
 
-def test_a_mask_in_another_format_is_pointed_at(
+def test_a_mask_in_another_format_is_reported(
     own: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (own / "masks" / "train" / "a.png").rename(own / "masks" / "train" / "a.jpg")
@@ -100,7 +100,7 @@ def test_a_mask_in_another_format_is_pointed_at(
     assert "is missing; a.jpg is there: masks are PNG" in capsys.readouterr().out
 
 
-def test_files_that_are_not_used_are_warned_of(
+def test_files_that_are_not_used_cause_a_warning(
     own: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert json_report(own, capsys)["warnings"] == []
@@ -118,10 +118,10 @@ def json_report(root: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, obj
     return dict(json.loads(capsys.readouterr().out))
 
 
-def test_a_class_without_pixels_is_warned_of_and_a_single_one_is_refused(
+def test_a_class_without_pixels_is_a_warning_and_a_single_class_an_error(
     own: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Binary masks of 0 and 255: read with void = 255, the foreground is lost in silence."""
+    """If binary masks of 0 and 255 are read with void = 255, the foreground is lost silently."""
     for name in "ab":
         ids = np.array([[0, 0, 255, 255]] * 3, np.uint8)
         Image.fromarray(ids).save(own / "masks" / "train" / f"{name}.png")
@@ -137,7 +137,7 @@ def test_a_class_without_pixels_is_warned_of_and_a_single_one_is_refused(
     assert report["warnings"] == []
 
 
-def test_values_that_are_no_class_lead_to_the_key_that_names_them(
+def test_values_of_no_class_are_answered_with_the_key_that_names_them(
     own: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Image.new("L", (4, 3), 7).save(own / "masks" / "train" / "b.png")
@@ -147,7 +147,7 @@ def test_values_that_are_no_class_lead_to_the_key_that_names_them(
     assert "no class: [7] (7 in 12 pixels), which are not judged; say which values mean" in out
 
 
-def test_ids_that_start_at_one_lead_to_the_line_that_cures_them(
+def test_ids_that_start_at_one_are_answered_with_the_line_that_fixes_them(
     own: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in "ab":
@@ -159,10 +159,10 @@ def test_ids_that_start_at_one_lead_to_the_line_that_cures_them(
     assert "give `values = [1, 2]` in dataset.toml" in out
 
 
-def test_smoothed_masks_and_jpeg_masks_are_told_apart_from_wrong_ids(
+def test_smoothed_masks_and_jpeg_masks_are_not_mistaken_for_wrong_ids(
     own: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Many values in few pixels are borders; JPEG is found by its content, not by its name."""
+    """Many values in few pixels mean smoothed borders. JPEG is detected by content, not by name."""
     square = np.zeros((64, 64), np.uint8)
     square[20:44, 20:44] = 255
     smooth = Image.fromarray(square).filter(ImageFilter.GaussianBlur(1))
@@ -222,11 +222,11 @@ def test_every_kind_of_set_is_recognised_by_its_folders(tmp_path: Path) -> None:
     (tmp_path / "voc" / "CamVid").mkdir()
     with pytest.raises(DatasetError, match="voc and camvid; give --dataset"):
         guess(tmp_path / "voc", "train")
-    (tmp_path / "voc" / "dataset.toml").touch()  # what describes itself is no matter of guessing
+    (tmp_path / "voc" / "dataset.toml").touch()  # a set that describes itself is not guessed
     assert guess(tmp_path / "voc", "train") == "folder"
 
 
-def test_a_network_is_judged_on_what_lies_there_or_what_it_was_trained_on(tmp_path: Path) -> None:
+def test_evaluation_uses_the_set_in_the_folder_or_the_one_trained_on(tmp_path: Path) -> None:
     """No command assumes VOC if the folder or the checkpoint says otherwise."""
     assert choose(None, tmp_path, "coco") == "coco"
     assert choose(None, tmp_path, None) == "voc"
@@ -241,7 +241,7 @@ def test_a_network_is_judged_on_what_lies_there_or_what_it_was_trained_on(tmp_pa
     assert choose("voc", tmp_path, "coco") == "voc"
 
 
-def test_a_usable_set_of_ones_own_comes_with_the_command_that_trains_it(
+def test_the_report_on_a_usable_set_has_the_command_that_trains_on_it(
     own: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Iterations follow from the number of photos; large photos are compared with the crop."""

@@ -35,7 +35,7 @@ def test_label_ids_are_read_as_train_ids(tmp_path: Path) -> None:
     assert ids[0].tolist() == [*(label.train_id for label in LABELS), 255]
 
 
-def test_train_ids_are_taken_where_only_they_are_there(tmp_path: Path) -> None:
+def test_masks_of_train_ids_are_used_if_there_are_no_others(tmp_path: Path) -> None:
     add(tmp_path, "val", "gtFine", [*range(19), 255], file="labelTrainIds")
     pair = find("cityscapes", tmp_path, "val").pairs[0]
     assert read_mask(pair.mask, classes=19)[0].tolist() == [*range(19), 255]
@@ -80,7 +80,7 @@ def test_missing_files_are_reported(tmp_path: Path, split: str, says: str) -> No
         find("cityscapes", tmp_path, split)
 
 
-def test_check_counts_train_ids_and_names_values_that_are_no_label(
+def test_check_counts_train_ids_and_names_unknown_values(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     add(tmp_path, "train", "gtFine", [7, 7, 26, 0])
@@ -104,7 +104,7 @@ def test_the_label_table_is_the_official_one() -> None:
         assert label.train_id == row.train_id
 
 
-def test_train_ids_lead_back_to_label_ids() -> None:
+def test_train_ids_are_converted_back_to_label_ids() -> None:
     by_train_id = {label.train_id: label for label in LABELS if label.train_id != 255}
     assert sorted(by_train_id) == list(range(19))
     for train_id in range(19):

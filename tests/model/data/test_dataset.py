@@ -1,4 +1,4 @@
-"""Data sets are found where their publishers put them, and masks mean what they say."""
+"""Data sets are found where their publishers put them, and masks are read correctly."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_voc_pairs_are_listed_in_the_order_of_the_split(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("own", ["VOCdevkit", "VOCdevkit/VOC2012"])
-def test_a_sets_own_folder_does_as_well(tmp_path: Path, own: str) -> None:
+def test_the_sets_own_folder_is_accepted_too(tmp_path: Path, own: str) -> None:
     root = voc_folder.make(tmp_path)
     assert find("voc", root / own, "train") == find("voc", root, "train")
 
@@ -41,7 +41,7 @@ def test_trainval_is_train_and_val(tmp_path: Path) -> None:
     (lists / "val.txt").write_text("2007_000009\n")
     names = [pair.name for pair in find("voc", tmp_path, "trainval").pairs]
     assert names == ["2007_000000", "2007_000001", "2007_000009"]
-    (lists / "trainval.txt").write_text("2007_000001\n")  # the publisher's list, where it is there
+    (lists / "trainval.txt").write_text("2007_000001\n")  # the publisher's list, if it exists
     assert [pair.name for pair in find("voc", tmp_path, "trainval").pairs] == ["2007_000001"]
 
 

@@ -37,9 +37,7 @@ def test_folder_pairs_every_image_with_its_mask(tmp_path: Path) -> None:
     ("toml", "ids"),
     [('void = "rest"', [0, 1, 255, 255]), ('values = [1, 7]\nvoid = "rest"', [255, 0, 255, 1])],
 )
-def test_all_other_values_can_be_said_to_mean_void(
-    tmp_path: Path, toml: str, ids: list[int]
-) -> None:
+def test_all_other_values_can_be_declared_void(tmp_path: Path, toml: str, ids: list[int]) -> None:
     dataset = find("folder", own(tmp_path, f'classes = ["ground", "tree"]\n{toml}\n'), "train")
     mask = dataset.pairs[0].mask
     assert read_mask(mask, classes=2, void=dataset.void)[0].tolist() == ids
@@ -57,7 +55,7 @@ def test_a_description_may_not_leave_its_folder(tmp_path: Path, line: str) -> No
 
 
 def test_names_and_splits_may_not_leave_the_folder_but_a_link_may(tmp_path: Path) -> None:
-    """Names become paths of outputs too, in --convert. A link is the owner's own choice."""
+    """With --convert, names become paths of outputs too. A link is the owner's choice."""
     root = own(tmp_path / "set", 'classes = ["a", "b"]\nlists = "{split}.txt"\n')
     (root / "train.txt").write_text("../../secret\n")
     with pytest.raises(DatasetError, match=r"train\.txt='\.\./\.\./secret' leaves"):
@@ -71,7 +69,7 @@ def test_names_and_splits_may_not_leave_the_folder_but_a_link_may(tmp_path: Path
 
 
 def test_photos_and_masks_may_lie_in_one_folder(tmp_path: Path) -> None:
-    """In a folder of photos and masks, what ends with mask_suffix is a mask."""
+    """In such a folder, a file whose name ends with mask_suffix is a mask."""
     toml = 'classes = ["a", "b"]\nimages = "all"\nmasks = "all"\n'
     folder = tmp_path / "all"
     folder.mkdir()
@@ -129,7 +127,7 @@ def test_bad_description_is_refused_by_name(tmp_path: Path, toml: str, says: str
         ('mask_suffix = "_mask.jpg"', "lossless"),
     ],
 )
-def test_values_that_contradict_are_refused(tmp_path: Path, line: str, says: str) -> None:
+def test_contradictory_values_are_refused(tmp_path: Path, line: str, says: str) -> None:
     with pytest.raises(DatasetError, match=says):
         find("folder", own(tmp_path, f'classes = ["a", "b"]\n{line}\n'), "train")
 
@@ -158,7 +156,7 @@ def test_a_split_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:
         find("folder", own(tmp_path), "val")
 
 
-def test_names_in_a_list_may_hold_spaces_and_start_with_a_windows_mark(tmp_path: Path) -> None:
+def test_a_list_may_have_names_with_spaces_and_a_byte_order_mark(tmp_path: Path) -> None:
     own(tmp_path, 'classes = ["ground", "tree"]\nlists = "{split}.txt"\n')
     for path in (tmp_path / "images/train/a.jpg", tmp_path / "masks/train/a.png"):
         path.rename(path.with_name(f"my photo{path.suffix}"))
@@ -168,19 +166,19 @@ def test_names_in_a_list_may_hold_spaces_and_start_with_a_windows_mark(tmp_path:
     assert all(pair.image.is_file() and pair.mask.is_file() for pair in pairs)
 
 
-def test_a_description_may_start_with_a_windows_mark(tmp_path: Path) -> None:
+def test_a_description_may_start_with_a_byte_order_mark(tmp_path: Path) -> None:
     own(tmp_path)
     toml = tmp_path / "dataset.toml"
     toml.write_bytes(b"\xef\xbb\xbf" + toml.read_bytes())
     assert find("folder", tmp_path, "train").classes == ("ground", "tree")
 
 
-def test_the_shadows_that_macos_leaves_are_no_images(tmp_path: Path) -> None:
+def test_the_extra_files_that_macos_writes_are_not_images(tmp_path: Path) -> None:
     (own(tmp_path) / "images" / "train" / "._a.jpg").write_bytes(b"Mac OS X")
     assert [pair.name for pair in find("folder", tmp_path, "train").pairs] == ["a", "b.1"]
 
 
-def test_a_folder_of_folders_is_told_to_hold_no_image(tmp_path: Path) -> None:
+def test_the_error_about_a_folder_of_folders_says_that_it_has_no_image(tmp_path: Path) -> None:
     images = own(tmp_path) / "images" / "train"
     (images / "inside").mkdir()
     for path in images.glob("*.*"):
@@ -189,7 +187,7 @@ def test_a_folder_of_folders_is_told_to_hold_no_image(tmp_path: Path) -> None:
         find("folder", tmp_path, "train")
 
 
-def test_two_images_of_one_name_are_refused(tmp_path: Path) -> None:
+def test_two_images_with_the_same_name_are_refused(tmp_path: Path) -> None:
     own(tmp_path)
     Image.new("RGB", (4, 3)).save(tmp_path / "images" / "train" / "a.png")
     with pytest.raises(DatasetError, match="share a name"):

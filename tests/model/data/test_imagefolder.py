@@ -31,7 +31,7 @@ def report_of(
     return dict(json.loads(capsys.readouterr().out))
 
 
-def test_sound_folders_are_usable_and_counted(
+def test_valid_folders_are_usable_and_counted(
     photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     report = report_of(photos, capsys, 0)
@@ -41,7 +41,9 @@ def test_sound_folders_are_usable_and_counted(
     assert "2 classes of 2 to 2 images" in capsys.readouterr().out
 
 
-def test_cut_and_empty_files_are_named(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_truncated_and_empty_files_are_named(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     cut, empty = photos / "train/cat/0.jpg", photos / "train/dog/1.jpg"
     cut.write_bytes(cut.read_bytes()[:-2000])
     empty.write_bytes(b"")
@@ -67,7 +69,7 @@ def test_splits_of_different_classes_are_a_problem(
     assert "different classes: ['cat', 'eel']" in str(report_of(photos, capsys, 1)["problems"])
 
 
-def test_small_photos_and_other_files_are_warned_of(
+def test_small_photos_and_other_files_cause_a_warning(
     photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Image.new("L", (90, 31)).save(photos / "train/cat/0.jpg")
@@ -78,13 +80,13 @@ def test_small_photos_and_other_files_are_warned_of(
     assert "warning: 1 files are no images by their suffix" in out
 
 
-def test_there_must_be_folders_of_classes(tmp_path: Path) -> None:
+def test_a_split_without_class_folders_is_refused(tmp_path: Path) -> None:
     assert main(["check", str(tmp_path), "--dataset", "imagefolder"]) == 2
     (tmp_path / "train").mkdir()
     assert main(["check", str(tmp_path), "--dataset", "imagefolder"]) == 2
 
 
-def test_suffixes_are_those_that_the_training_reads() -> None:
+def test_suffixes_are_the_ones_that_training_reads() -> None:
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
     assert set(SUFFIXES) == set(IMG_EXTENSIONS)

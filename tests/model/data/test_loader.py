@@ -54,7 +54,7 @@ def test_every_epoch_shows_every_pair_once_in_a_new_order() -> None:
     assert first != second
 
 
-def test_any_position_can_be_asked_first() -> None:
+def test_any_position_can_be_requested_first() -> None:
     straight = Order(7, seed=1)
     sequence = [straight[position] for position in range(30)]
     assert [Order(7, seed=1)[position] for position in (29, 3, 15)] == [
@@ -80,7 +80,7 @@ def test_a_damaged_mask_counts_as_void_and_a_missing_one_is_an_error(tmp_path: P
     masks[1].write_bytes(masks[1].read_bytes()[:60])
     counts = pixel_counts(dataset)
     assert not counts[1].any()
-    assert balanced_weights(counts)[1] > 0  # still drawn, to be skipped and told of
+    assert balanced_weights(counts)[1] > 0  # still drawn, then skipped and reported
     masks[1].unlink()
     with pytest.raises(FileNotFoundError):
         pixel_counts(dataset)
@@ -111,13 +111,13 @@ def test_a_stream_that_starts_late_continues_the_same_stream(tmp_path: Path) -> 
         assert torch.equal(batch.labels, again.labels)
 
 
-def test_processes_share_out_the_positions_of_one() -> None:
+def test_processes_divide_the_positions_of_a_single_process() -> None:
     whole = list(Batches(2, 4, 6))
     shares = [list(Batches(2, 4, 6, rank=rank, ranks=3)) for rank in range(3)]
     assert [sum(parts, []) for parts in zip(*shares, strict=True)] == whole  # noqa: RUF017
 
 
-def test_micro_batches_of_processes_are_those_of_one() -> None:
+def test_micro_batches_of_processes_are_those_of_a_single_process() -> None:
     (whole,) = Batches(0, 1, 8)
     shares = [next(iter(Batches(0, 1, 8, rank=rank, ranks=2, parts=2))) for rank in (0, 1)]
     assert shares == [[0, 1, 4, 5], [2, 3, 6, 7]]
@@ -126,7 +126,7 @@ def test_micro_batches_of_processes_are_those_of_one() -> None:
         assert together == whole[4 * part : 4 * part + 4]
 
 
-def test_mixed_and_perturbed_crops_depend_on_their_position_alone(tmp_path: Path) -> None:
+def test_mixed_and_perturbed_crops_depend_only_on_their_position(tmp_path: Path) -> None:
     dataset = find("voc", voc_folder.make(tmp_path, count=6), "train")
     config = AugmentConfig(crop=65, cutmix=0.5, strong=0.5, jitter=0.2)
     straight = CropDataset(dataset, Order(6, seed=4), config, (127.5,) * 3)
@@ -137,7 +137,7 @@ def test_mixed_and_perturbed_crops_depend_on_their_position_alone(tmp_path: Path
         assert torch.equal(alone.label, samples[position].label)
 
 
-def test_without_them_crops_are_drawn_as_ever(tmp_path: Path) -> None:
+def test_crops_with_cutmix_are_the_plain_ones_except_for_a_rectangle(tmp_path: Path) -> None:
     dataset = find("voc", voc_folder.make(tmp_path, count=3), "train")
     mixed = AugmentConfig(crop=65, cutmix=1.0)
     plain = CropDataset(dataset, Order(3, seed=4), AugmentConfig(crop=65), (127.5,) * 3)
@@ -146,10 +146,10 @@ def test_without_them_crops_are_drawn_as_ever(tmp_path: Path) -> None:
         float((plain[position].image == pasted[position].image).float().mean())
         for position in range(12)
     ]
-    assert all(0.2 < share < 1 for share in shares)  # but for the rectangle
+    assert all(0.2 < share < 1 for share in shares)  # all but the rectangle
 
 
-def test_damage_met_for_the_partner_is_told_too(tmp_path: Path) -> None:
+def test_damage_in_a_cutmix_partner_is_reported_too(tmp_path: Path) -> None:
     dataset = find("voc", voc_folder.make(tmp_path, count=3), "train")
     order = Order(3, seed=1)
     crops = CropDataset(dataset, order, AugmentConfig(crop=65, cutmix=1.0), (127.5,) * 3)

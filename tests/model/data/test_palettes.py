@@ -75,7 +75,7 @@ def test_colours_that_are_unknown_are_named_and_counted(
     assert [path.name for path in (root / "ids").iterdir()] == ["0.png"]
     Image.fromarray(strange).save(root / "masks" / "train" / "0.png")
     assert main(["check", str(root), "--convert", str(root / "ids")]) == 1
-    assert not (root / "ids" / "0.png").exists()  # it was of the mask as it was before
+    assert not (root / "ids" / "0.png").exists()  # it came from the old mask
     assert f"{root / 'ids' / '1.png'} is missing" in capsys.readouterr().out
 
 
@@ -87,7 +87,7 @@ def test_values_in_three_equal_channels_are_the_values(tmp_path: Path) -> None:
     assert read_mask(root / "ids" / "0.png", classes=3).tolist() == [[1, 2, 0, 255]]
 
 
-def test_black_and_white_palettes_are_not_taken_for_renumbered(tmp_path: Path) -> None:
+def test_black_and_white_palettes_are_not_mistaken_for_renumbered_ones(tmp_path: Path) -> None:
     """The values 0 and 1 are shown as black and white, and white is not void here."""
     mask = Image.fromarray(np.array([[0, 1]], np.uint8))
     mask.putpalette([0, 0, 0, 255, 255, 255])
@@ -95,7 +95,7 @@ def test_black_and_white_palettes_are_not_taken_for_renumbered(tmp_path: Path) -
     assert main(["check", str(own(tmp_path, mask, toml=toml))]) == 0
 
 
-def test_masks_numbered_from_one_are_not_taken_for_renumbered(tmp_path: Path) -> None:
+def test_masks_numbered_from_one_are_not_mistaken_for_renumbered_ones(tmp_path: Path) -> None:
     mask = Image.fromarray(np.array([[1, 2, 3]], np.uint8))
     mask.putpalette([0, 0, 0, *COLORS.ravel().tolist()])
     assert main(["check", str(own(tmp_path, mask, toml=f"{TOML}values = [1, 2, 3]\n"))]) == 0

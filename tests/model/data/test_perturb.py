@@ -26,9 +26,9 @@ def warped(image: Image.Image, ids: np.ndarray, seed: int) -> tuple[Image.Image,
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_a_bent_mask_stays_on_its_photo(seed: int) -> None:
+def test_a_warped_mask_stays_aligned_with_its_photo(seed: int) -> None:
     ids = np.zeros((120, 160), np.uint8)
-    ids[20:50, 60:130] = 7  # no two ways of turning it look alike
+    ids[20:50, 60:130] = 7  # every rotation looks different
     image = Image.fromarray(np.repeat(ids[..., None], 3, axis=2) * np.uint8(30))
     bent, labels = warped(image, ids, seed)
     assert bent.size == image.size
@@ -56,7 +56,7 @@ def test_pixels_from_beyond_the_photo_are_mean_and_void() -> None:
     assert corners > 2
 
 
-def test_a_bent_photo_differs_from_draw_to_draw() -> None:
+def test_a_warped_photo_differs_from_draw_to_draw() -> None:
     image, ids = disc()
     masks = [warped(image, ids, seed)[1] for seed in SEEDS]
     areas = [int((mask == 7).sum()) for mask in masks]
@@ -73,14 +73,14 @@ def test_other_changes_keep_the_size_and_change_pixels(change) -> None:  # type:
     assert (np.asarray(image) == noise).all()  # the photo itself is left alone
 
 
-def test_another_hue_is_the_same_for_grey() -> None:
+def test_a_change_of_hue_leaves_grey_as_it_is() -> None:
     grey = Image.new("RGB", (4, 4), (90, 90, 90))
     for seed in SEEDS:
         red, green, blue = np.asarray(perturb.recolor(grey, np.random.default_rng(seed)))[0, 0]
         assert red == green == blue
 
 
-def test_each_change_comes_at_even_odds_and_repeats_with_its_generator() -> None:
+def test_each_change_has_probability_one_half_and_repeats_with_its_generator() -> None:
     _, ids = disc()
     image = Image.fromarray(np.random.default_rng(5).integers(0, 256, (*ids.shape, 3), np.uint8))
     draws = [perturb.perturb(image, ids, np.random.default_rng(seed), PAD) for seed in range(200)]

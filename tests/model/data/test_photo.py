@@ -27,7 +27,7 @@ def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
 @pytest.mark.parametrize("depth", ["u1", "<u2", ">u2"])
 @pytest.mark.parametrize("colors", ["grey", "palette", "transparent", "grey transparent"])
 def test_the_service_sees_the_same_pixels(tmp_path: Path, depth: str, colors: str) -> None:
-    """Transparency and more than 8 bits, which can be read in several ways, are read in one way."""
+    """Training and service read transparency and more than 8 bits in the same way."""
     from service.images import imaging
 
     grey = np.arange(0, 240, dtype=depth).reshape(12, 20)
@@ -51,7 +51,7 @@ def test_the_service_sees_the_same_pixels(tmp_path: Path, depth: str, colors: st
 
 
 def colourful(mode: str) -> Image.Image:
-    """A picture of all kinds of colours, (40, 50)."""
+    """A picture with many colours, (40, 50)."""
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 256, (8, 10, 3), np.uint8)).resize((50, 40))
     if mode == "RGBA":
@@ -75,7 +75,7 @@ def colourful(mode: str) -> Image.Image:
 def test_a_colour_profile_is_applied_as_the_service_does(
     tmp_path: Path, mode: str, name: str
 ) -> None:
-    """A network that is trained on other colours than it is served does worse."""
+    """A network does worse if training and service give it different colours."""
     from service.images import imaging
 
     path = tmp_path / name
@@ -106,10 +106,10 @@ def test_a_profile_that_does_not_fit_changes_nothing(tmp_path: Path, profile: by
         ("i4", {"photometric": "minisblack"}, "32 bits have an unknown range"),
     ],
 )
-def test_what_pillow_reads_wrongly_is_refused_by_name(
+def test_photos_that_pillow_misreads_are_refused_by_name(
     tmp_path: Path, dtype: str, options: dict[str, Any], says: str
 ) -> None:
-    """Scrambled, dark or white photos would be trained on without a word."""
+    """Otherwise scrambled, dark or white photos would be trained on silently."""
     shape = (3, 8, 9) if options["photometric"] == "rgb" else (8, 9)
     path = tmp_path / "photo.tif"
     tifffile.imwrite(path, np.ones(shape, dtype), metadata=None, **options)
@@ -130,7 +130,7 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     assert (pixels[8:] == 0).all()
 
 
-def test_damage_is_told_from_a_file_that_is_not_there(
+def test_a_damaged_file_is_distinguished_from_a_missing_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "photo.png"

@@ -24,12 +24,12 @@ def test_a_folder_gives_all_photos_below_it(folder: Path) -> None:
     assert find_photos(folder) == (folder / "b.jpg", folder / "more/a.PNG")
 
 
-def test_a_list_gives_its_own(folder: Path) -> None:
+def test_a_list_gives_the_photos_that_it_names(folder: Path) -> None:
     (folder / "list.txt").write_text("more/a.PNG\n\n")
     assert find_photos(folder / "list.txt") == (folder / "more/a.PNG",)
 
 
-def test_what_is_missing_is_named(folder: Path) -> None:
+def test_missing_photos_and_empty_folders_are_named(folder: Path) -> None:
     (folder / "list.txt").write_text("nowhere.jpg\n")
     with pytest.raises(DatasetError, match=r"nowhere\.jpg.*list\.txt"):
         find_photos(folder / "list.txt")

@@ -34,7 +34,7 @@ def png(ids: NDArray[np.uint8]) -> bytes:
 
 
 def mat(ids: NDArray[np.uint8]) -> bytes:
-    """A file as SBD's: the class mask among other fields of a structure."""
+    """Write a file like SBD's: a structure with the class mask among other fields."""
     buffer = io.BytesIO()
     fields = {"Boundaries": np.zeros((20, 1)), "Segmentation": ids, "CategoriesPresent": [1]}
     savemat(buffer, {"GTcls": fields})
@@ -124,7 +124,7 @@ def test_a_mat_file_is_read_as_torchvision_reads_it(tmp_path: Path) -> None:
     assert np.array_equal(ours, ids)
 
 
-def test_an_unpacked_sbd_will_do(tmp_path: Path) -> None:
+def test_an_unpacked_sbd_is_accepted(tmp_path: Path) -> None:
     voc_archive(tmp_path)
     cls = tmp_path / "downloads" / "benchmark_RELEASE" / "dataset" / "cls"
     cls.mkdir(parents=True)
@@ -136,7 +136,7 @@ def test_an_unpacked_sbd_will_do(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "says"), [(b"no mat", "holds no GTcls"), (None, "holds no cls")]
 )
-def test_what_is_not_sbd_is_refused(
+def test_an_archive_that_is_not_sbd_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes | None, says: str
 ) -> None:
     voc_archive(tmp_path)
@@ -148,7 +148,7 @@ def test_what_is_not_sbd_is_refused(
         find("voc", tmp_path / "data", "trainaug")
 
 
-def test_cityscapes_keeps_photos_and_label_ids_alone(tmp_path: Path) -> None:
+def test_cityscapes_keeps_only_photos_and_label_ids(tmp_path: Path) -> None:
     photo, mask = png(np.zeros((1, 2), np.uint8)), png(np.array([[7, 11]], np.uint8))
     stem = "train/ulm/ulm_000000_000019"
     zipped(
@@ -171,7 +171,7 @@ def test_cityscapes_keeps_photos_and_label_ids_alone(tmp_path: Path) -> None:
 def test_a_split_without_its_masks_is_not_ready(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The photos come in an archive of their own; those of test have no masks to wait for."""
+    """Photos and masks come in separate archives. The test split has no masks."""
     photo = png(np.zeros((1, 2), np.uint8))
     stems = ("train/ulm/ulm_000000_000019", "test/bonn/bonn_000000_000019")
     zipped(
@@ -202,7 +202,7 @@ def test_camvid_is_taken_out_of_segnets_repository(tmp_path: Path) -> None:
     assert not (tmp_path / "data" / "README.md").exists()
 
 
-def test_unpacking_again_writes_only_what_is_missing_or_cut(tmp_path: Path) -> None:
+def test_unpacking_again_writes_only_missing_and_truncated_files(tmp_path: Path) -> None:
     archive = zipped(tmp_path / "a.zip", {"a": b"aa", "b": b"bb", "c": b"cc"})
     assert archives.unpack(archive, tmp_path / "out", lambda name: name) == 3
     (tmp_path / "out" / "a").write_bytes(b"a")
@@ -212,7 +212,7 @@ def test_unpacking_again_writes_only_what_is_missing_or_cut(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("kind", ["tar", "zip"])
-def test_no_member_lands_outside(tmp_path: Path, kind: str) -> None:
+def test_no_archive_member_is_written_outside_the_folder(tmp_path: Path, kind: str) -> None:
     make = {"tar": tar, "zip": zipped}[kind]
     archive = make(tmp_path / f"a.{kind}", {"x/../../evil": b"!"})
     with pytest.raises(DatasetError, match="leads out of"):
@@ -348,4 +348,4 @@ def test_the_command_proposed_after_a_check_trains_on_the_set(
         assert config.iterations == (80 if own else 100)
         caplog.clear()
         preflight.check_norm_momentum(config)
-        assert not caplog.messages  # the proposal is not one that is warned of
+        assert not caplog.messages  # the proposed command causes no warning

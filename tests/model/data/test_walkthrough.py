@@ -18,7 +18,7 @@ from model.data.dataset import find, read_mask
 
 DOCS = Path(__file__).parents[3] / "docs" / "data.md"
 ENDINGS = {
-    # Two iterations show that the parts fit; the document's figure takes minutes.
+    # Two iterations show that the steps fit together; the documented mIoU takes minutes.
     "model.train": ["--set", "iterations=2", "--set", "batch_size=2", "--workers", "0"],
     "model.evaluate": ["--json", "result.json"],
 }

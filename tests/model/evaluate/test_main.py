@@ -1,4 +1,4 @@
-"""The evaluation command: figures against scikit-learn, all asked for in one pass."""
+"""The evaluation command: its figures equal scikit-learn's, and one pass computes all of them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def run(saved: Path, data: Path, *options: str) -> dict[str, object]:
 
 @pytest.mark.slow
 def test_the_figures_are_scikit_learns(saved: Path, data: Path) -> None:
-    """Mean and classes, over all pixels of all pictures that are not void."""
+    """The mean and each class, over all pixels of all pictures that are not void."""
     from sklearn.metrics import confusion_matrix, jaccard_score
 
     options = ("--output-stride", "8", "--scales", "0.5,1", "--flip")
@@ -102,7 +102,7 @@ def test_sliding_evaluates_large_photos_window_by_window(saved: Path, tmp_path: 
     assert run(saved, data)["miou"] != result["miou"]
 
 
-def test_large_photos_are_judged_as_served_unless_asked_otherwise(
+def test_large_photos_are_evaluated_as_served_by_default(
     saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = voc_folder.make(tmp_path, count=2, split="val", size=(150, 120))
@@ -187,7 +187,7 @@ def test_the_same_classes_in_another_order_are_refused(data: Path) -> None:
         evaluation.check_classes(VOC_CLASSES[1:], dataset)
 
 
-def test_a_set_of_void_alone_has_no_figure(
+def test_a_set_of_only_void_has_no_figures(
     saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = voc_folder.make(tmp_path, count=1, split="val")
@@ -198,10 +198,10 @@ def test_a_set_of_void_alone_has_no_figure(
     assert not target.exists()
 
 
-def test_masks_that_leave_nothing_to_tell_apart_have_no_figure(
+def test_masks_of_a_single_class_have_no_figures(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With masks of 0 and 255 and no `values`, everything evaluated is background, at mIoU 1."""
+    """With masks of 0 and 255 and no `values`, only background is evaluated, with mIoU 1."""
     for kind in ("images", "masks"):
         (tmp_path / kind / "val").mkdir(parents=True)
     Image.new("RGB", (40, 40)).save(tmp_path / "images/val/a.jpg")
@@ -230,10 +230,10 @@ def test_masks_that_leave_nothing_to_tell_apart_have_no_figure(
 
 
 @pytest.mark.parametrize("first", [1, 5])
-def test_ids_that_are_off_by_one_are_refused_with_the_line_that_cures_them(
+def test_ids_that_are_off_by_one_are_refused_with_the_line_that_fixes_them(
     saved: Path, tmp_path: Path, first: int
 ) -> None:
-    """21 classes at 1 to 21, and void at 255: every class would be taken for the next one."""
+    """With 21 classes at 1 to 21 and void at 255, every class would be taken for the next one."""
     for kind in ("images", "masks"):
         (tmp_path / kind / "val").mkdir(parents=True)
     ids = np.arange(400).reshape(20, 20) % 21 + first
@@ -249,7 +249,7 @@ def test_ids_that_are_off_by_one_are_refused_with_the_line_that_cures_them(
 
 
 @pytest.mark.slow
-def test_an_evaluation_that_runs_out_of_memory_says_what_takes_less(
+def test_an_evaluation_that_runs_out_of_memory_says_how_to_use_less(
     saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     voc_folder.make(tmp_path, count=1, split="val")
@@ -288,7 +288,7 @@ def test_both_evaluators_have_the_same_options() -> None:
 def test_cleaned_masks_are_what_is_evaluated(
     saved: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """No pixel has a confidence of 1: all become background, and no other class is right."""
+    """No pixel has confidence 1, so all become background and no other class is found."""
     recall = run(saved, data, "--min-confidence", "1")["recall"]
     assert isinstance(recall, dict)
     found = {name: value for name, value in recall.items() if value is not None}

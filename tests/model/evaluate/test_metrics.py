@@ -49,7 +49,7 @@ def test_shapes_must_match() -> None:
 
 @pytest.mark.slow  # scikit-learn takes two seconds to load
 def test_the_other_figures_are_scikit_learns() -> None:
-    """Precision, recall, F1 and accuracy of the judged pixels; a class that never occurs is NaN."""
+    """Precision, recall, F1 and accuracy without void; a class that never occurs is NaN."""
     from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
     rng = np.random.default_rng(4)

@@ -1,4 +1,4 @@
-"""Label maps: the evaluation procedure against NumPy, and the command line."""
+"""Label maps: the evaluation procedure compared with NumPy, and the command line."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_windows_cover_every_pixel_and_overlap_enough(
 @pytest.mark.slow
 @pytest.mark.parametrize(("size", "overlap"), [((150, 100), 1 / 3), ((40, 140), 0.5)])
 def test_sliding_windows_average_probabilities(size: tuple[int, int], overlap: float) -> None:
-    """Each window is judged like a photo of its own; a loop over pixels puts them together."""
+    """Each window is predicted like a separate photo; a loop over pixels combines them."""
     net = tiny()
     image = photo(*size)
     padded = np.full((max(size[0], 65), max(size[1], 65), 3), 127.5)
@@ -173,7 +173,7 @@ def test_sliding_windows_average_probabilities(size: tuple[int, int], overlap: f
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [(65, 65), (30, 65), (20, 20)])
-def test_sliding_changes_nothing_where_one_window_holds_the_photo(size: tuple[int, int]) -> None:
+def test_sliding_changes_nothing_if_one_window_holds_the_photo(size: tuple[int, int]) -> None:
     net = tiny()
     image = photo(*size)
     assert (probabilities(net, image, overlap=0.5) == probabilities(net, image)).all()
@@ -182,9 +182,11 @@ def test_sliding_changes_nothing_where_one_window_holds_the_photo(size: tuple[in
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [(200, 131), (66, 40), (40, 300), (65, 65), (30, 20)])
-def test_a_photo_is_judged_as_the_service_fits_it(size: tuple[int, int]) -> None:
-    """Larger photos are shrunk and their labels enlarged exactly as in service.images; smaller ones
-    are predicted as they are."""
+def test_a_photo_is_fitted_as_in_the_service(size: tuple[int, int]) -> None:
+    """Larger photos are shrunk, and their labels enlarged, exactly as in service.images.
+
+    Smaller ones are predicted as they are.
+    """
     from PIL import Image
 
     from service.images.imaging import DecodedPhoto, fit, restore
@@ -297,10 +299,10 @@ def test_command_slides_over_large_photos(saved: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_command_goes_on_after_a_file_that_is_no_picture(
+def test_command_continues_after_a_file_that_is_not_a_picture(
     saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The exit code tells of the failure, the other masks are written."""
+    """The exit code shows the failure; the other masks are written."""
     (tmp_path / "bad.jpg").write_bytes(b"no picture")
     Image.fromarray(photo(20, 20)).save(tmp_path / "good.png")
     images = [str(tmp_path / "bad.jpg"), str(tmp_path / "good.png")]

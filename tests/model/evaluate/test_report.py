@@ -54,7 +54,7 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A finished run with a log that a kill and a resume went through."""
+    """A finished run whose log shows that it was killed and resumed."""
     folder = tmp_path / f"run & {EVIL.replace('/', '')}"
     folder.mkdir()
     net = tiny(21)
@@ -121,7 +121,7 @@ def test_the_default_data_set_is_the_one_trained_on(
 
 
 @pytest.mark.slow
-def test_curves_are_drawn_from_zero_on() -> None:
+def test_the_axes_of_curves_start_at_zero() -> None:
     """Otherwise a percent of noise in crops per second would look like a trend."""
     figure = plots.series({"crops/s": {20: 24.0, 40: 24.5}, "odd": {20: -1.0, 40: 2.0}, "none": {}})
     assert [axes.get_ylim()[0] for axes in figure.axes[:2]] == [0, pytest.approx(-1.15)]
@@ -172,7 +172,7 @@ def test_figures_kept_in_the_checkpoint_are_shown_without_data(run: Path) -> Non
     assert "IoU by class" in page.images()
 
 
-def test_a_folder_that_is_no_run_is_refused(
+def test_a_folder_that_is_not_a_run_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert report.main([str(tmp_path)]) == 1
@@ -181,7 +181,7 @@ def test_a_folder_that_is_no_run_is_refused(
 
 
 @pytest.mark.slow
-def test_class_names_with_dollars_are_no_formulas(run: Path) -> None:
+def test_class_names_with_dollars_are_not_formulas(run: Path) -> None:
     """matplotlib would try to parse a formula and fail."""
     checkpoint.record_metrics(run / "model", {"miou": 0.1, "iou": {r"a $\frac$ b$": 0.4}})
     assert "IoU by class" in made(run).images()

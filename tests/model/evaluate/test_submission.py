@@ -55,7 +55,7 @@ def part_of(data: Path, root: Path, count: int) -> Path:
     ]
 )
 def data(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A VOC val set of three photos: a generated one, and the first three of the real one."""
+    """Two VOC val sets of three photos: a generated one, and the first three of the real set."""
     if request.param == "made":
         return voc_folder.make(tmp_path / "data", count=3, split="val")
     return part_of(SHARED / "data", tmp_path / "data", 3)
@@ -108,7 +108,7 @@ def test_a_cityscapes_submission_holds_label_ids(tmp_path: Path) -> None:
 
 
 def test_a_photo_that_cannot_be_read_leaves_no_archive(tmp_path: Path) -> None:
-    """An incomplete archive would be scored as it is, and one of an earlier run would mislead."""
+    """The server would score an incomplete archive, or one that an earlier run left."""
     (tmp_path / "bad.jpg").write_bytes(b"no picture")
     Image.fromarray(photo(20, 20)).save(tmp_path / "good.png")
     photos = [str(tmp_path / "bad.jpg"), str(tmp_path / "good.png")]

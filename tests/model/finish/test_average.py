@@ -24,7 +24,7 @@ def write(path: Path, seed: int, *, classes: int = 5) -> DeepLabV3Plus:
     return net
 
 
-def test_the_mean_lies_between(tmp_path: Path) -> None:
+def test_the_mean_lies_between_the_checkpoints(tmp_path: Path) -> None:
     a, b = write(tmp_path / "a", 0), write(tmp_path / "b", 1)
     arguments = [str(tmp_path / "a"), str(tmp_path / "b"), "-o", str(tmp_path / "mean")]
     assert average.main(arguments) == 0
@@ -36,11 +36,11 @@ def test_the_mean_lies_between(tmp_path: Path) -> None:
     assert len(card.training["mean_of"]) == 2
 
 
-def test_half_the_file_predicts_alike(tmp_path: Path) -> None:
+def test_a_file_of_half_the_size_predicts_the_same(tmp_path: Path) -> None:
     net = write(tmp_path / "a", 0)
     assert average.main([str(tmp_path / "a"), "-o", str(tmp_path / "half"), "--half"]) == 0
     sizes = [(tmp_path / f"{name}.safetensors").stat().st_size for name in ("a", "half")]
-    assert sizes[1] < 0.75 * sizes[0]  # the rest is batch norm, much in so thin a network
+    assert sizes[1] < 0.75 * sizes[0]  # the rest is batch norm, a large part of so thin a network
     half = checkpoint.load(tmp_path / "half")
     assert all(p.dtype == torch.float32 for p in half.parameters())
     image = torch.rand(1, 3, 65, 65) * 255

@@ -41,12 +41,12 @@ def test_probabilities_become_those_of_the_other_shares() -> None:
     assert shifted / shifted.sum() == pytest.approx(after / after.sum())
 
 
-def test_the_margin_is_the_backgrounds() -> None:
+def test_the_margin_lowers_the_background_only() -> None:
     added = prior.shifts(("background", "cat"), np.array([1.0, 0.5]), {"cat": 0.5}, margin=0.6)
     assert added == pytest.approx([-0.6, 0.0])
 
 
-def test_a_class_never_seen_is_an_error() -> None:
+def test_a_class_that_no_training_photo_shows_is_an_error() -> None:
     with pytest.raises(prior.SharesError, match=r"no training photo shows \['cat'\]"):
         prior.shifts(("background", "cat"), np.array([1.0, 0.0]), {"cat": 0.5}, margin=0.0)
 
@@ -78,7 +78,9 @@ def test_the_biases_change_and_nothing_else(
     checkpoint.save(tmp_path / "net", net.state_dict(), card)
     voc_folder.make(tmp_path / "data")
     every = np.ones((4, len(VOC_CLASSES)), np.int64)
-    monkeypatch.setattr(prior, "pixel_counts", lambda _: every)  # its masks show few classes
+    monkeypatch.setattr(
+        prior, "pixel_counts", lambda _: every
+    )  # the set's own masks show few classes
     shares = write_shares(tmp_path / "shares.toml", cat=0.5)
     arguments = [str(tmp_path / "net"), "-o", str(tmp_path / "out"), "--split", "train"]
     arguments += ["--data", str(tmp_path / "data"), "--shares", str(shares), "--margin", "0.6"]
@@ -94,4 +96,4 @@ def test_the_biases_change_and_nothing_else(
     )
     written = checkpoint.read_card(tmp_path / "out")
     assert written.training["prior"]["margin"] == 0.6
-    assert written.metrics == {}  # those of other biases
+    assert written.metrics == {}  # the old ones belong to other biases

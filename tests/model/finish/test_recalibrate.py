@@ -65,7 +65,9 @@ def test_only_statistics_change(source: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_uniformly_each_photo_comes_once_before_any_again(source: Path, tmp_path: Path) -> None:
+def test_uniform_sampling_uses_each_photo_once_before_any_again(
+    source: Path, tmp_path: Path
+) -> None:
     dataset = find("voc", tmp_path / "data", "train")
     total = len(dataset.pairs)
     order = recalibrate.drawn(dataset, "uniform", total + 1, seed=0)
@@ -78,7 +80,7 @@ def test_the_card_says_what_was_done(source: Path, tmp_path: Path) -> None:
     assert run(source, tmp_path / "out", "--photos", "2", "--batch", "2") == 0
     card = checkpoint.read_card(tmp_path / "out")
     assert card.training["recalibrated"]["photos"] == 2
-    assert card.metrics == {}  # those of other statistics
+    assert card.metrics == {}  # the old ones belong to other statistics
 
 
 @pytest.mark.slow

@@ -44,7 +44,7 @@ def test_logits_come_at_stride_four_with_the_decoder_and_at_the_output_stride_wi
 @pytest.mark.slow
 @pytest.mark.parametrize("backbone", BACKBONE_NAMES)
 def test_one_set_of_weights_serves_every_output_stride(backbone: str) -> None:
-    """A denser map holds the coarser one: every second pixel of OS 8 is OS 16, and so on.
+    """A denser map contains the coarser one: every second pixel of OS 8 is OS 16, and so on.
 
     This is what atrous convolution promises, and it holds exactly on sizes
     32k + 1, where all grids start and end at the corners. It fails for a rate
@@ -97,7 +97,9 @@ def test_image_pooling_is_the_mean_over_the_map() -> None:
 
 @pytest.mark.parametrize("kind", get_args(AfterDepthwise))
 @pytest.mark.parametrize("stage", [0, -1], ids=["first module", "last module"])
-def test_what_follows_xceptions_depthwise_convolutions(kind: AfterDepthwise, stage: int) -> None:
+def test_norm_and_relu_after_xceptions_depthwise_convolutions_follow_the_option(
+    kind: AfterDepthwise, stage: int
+) -> None:
     """Section 3.2 written out, on the middle convolution of a module.
 
     The last module has ReLU after both halves in the published networks too.

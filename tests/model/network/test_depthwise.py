@@ -22,7 +22,7 @@ def gradients(conv: nn.Conv2d, x: Tensor) -> tuple[Tensor, ...]:
 def test_gradients_are_those_of_the_ordinary_convolution(
     size: tuple[int, int], kernel: int, rate: int
 ) -> None:
-    """The sizes include some for which the phases are too small to be worth it. In float64."""
+    """Computed in float64. For some of the sizes, splitting into phases does not pay."""
     torch.manual_seed(0)
     padding = rate * (kernel // 2)
     conv = nn.Conv2d(6, 6, kernel, padding=padding, dilation=rate, groups=6, bias=False).double()
@@ -35,7 +35,7 @@ def test_gradients_are_those_of_the_ordinary_convolution(
 
 
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16], ids=str)
-def test_gradients_under_autocast_are_those_of_the_parameters_kind(kind: torch.dtype) -> None:
+def test_gradients_under_autocast_have_the_parameters_dtype(kind: torch.dtype) -> None:
     """In training, too, the backward pass runs after autocast has ended."""
     torch.manual_seed(0)
     conv = nn.Conv2d(6, 6, 3, padding=2, dilation=2, groups=6, bias=False)

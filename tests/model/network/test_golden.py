@@ -36,7 +36,7 @@ pytestmark = [pytest.mark.slow, needs_reference]
 
 # max |difference| / std of the logits; ResNet's error doubles every few units in float32.
 TOLERANCE = {"xception": 1e-4, "mobilenet": 1e-3, "resnet": 1e-2}
-AGREEMENT = 0.999  # of the label maps
+AGREEMENT = 0.999  # share of equal labels
 # The reference's names for what a layer, or a block of layers, puts out.
 LAYER_ENDS = ("Relu", "Relu6", "BatchNorm/FusedBatchNormV3")
 BLOCK_ENDS = ("add", "output", "Relu")
@@ -76,7 +76,7 @@ def write_variables(net: str, path: Path) -> None:
     np.savez(path, **{v["name"]: weights.make_weight(v["name"], v["shape"]) for v in variables})
 
 
-@functools.lru_cache(maxsize=1)  # a fixture would be made anew for each input of a run
+@functools.lru_cache(maxsize=1)  # a fixture would be made again for each input of a run
 def converted(run: str) -> Run:
     """The network of a run, made by the command line that users type."""
     nets = json.loads((REFERENCE / "nets.json").read_text())

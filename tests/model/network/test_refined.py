@@ -25,7 +25,7 @@ def net() -> DeepLabV3Plus:
     return net
 
 
-def test_without_options_the_map_is_the_served_one(net: DeepLabV3Plus) -> None:
+def test_without_options_the_labels_are_the_served_ones(net: DeepLabV3Plus) -> None:
     assert (model.predict(net, IMAGE) == served_map(net, IMAGE)).all()
 
 
@@ -38,7 +38,7 @@ def test_areas_count_pixels_of_the_photo(net: DeepLabV3Plus, way: dict[str, Any]
     assert Regions.of(cleaned).areas.min() >= 60
 
 
-def test_unsure_pixels_have_no_class(net: DeepLabV3Plus) -> None:
+def test_unsure_pixels_become_background_or_void(net: DeepLabV3Plus) -> None:
     fitted = shrunk(IMAGE, net.config.crop_size)
     middle = round(float(np.median(probabilities(net, fitted).max(axis=0))), 3)
     plain = model.predict(net, IMAGE)

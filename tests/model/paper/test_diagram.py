@@ -34,6 +34,6 @@ def test_picture_has_the_shapes_and_stays_on_its_canvas(backbone: str, output_st
 
 
 def test_command_writes_the_file(tmp_path: Path) -> None:
-    """As `make tables` does."""
+    """`make tables` calls it in the same way."""
     assert main(["--backbone", "mobilenet_v2", "-o", str(tmp_path / "docs" / "net.svg")]) == 0
     assert (tmp_path / "docs" / "net.svg").read_text().startswith("<svg")

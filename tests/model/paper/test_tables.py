@@ -1,4 +1,4 @@
-"""docs/complexity.md: both tables, and one cell that stands out."""
+"""docs/complexity.md has both tables, with the one cell that does not reproduce in bold."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def test_table_shows_paper_and_measurement_side_by_side() -> None:
 
 
 def test_cell_that_does_not_reproduce_is_bold() -> None:
-    """Over half a percent."""
+    """It differs by more than half a percent."""
     setting = Setting(16, True, False, False, False, 101.28)
     near = Complexity(0, {"backbone": 101_000_000_000}, {"backbone": 1})
     far = Complexity(0, {"backbone": 102_590_000_000}, {"backbone": 1})

@@ -49,7 +49,7 @@ def test_crops_lie_on_the_networks_grid(side: int, step: int, expected: int) -> 
 
 
 def test_the_time_bounds_the_iterations(tmp_path: Path) -> None:
-    """24 photos want 150 iterations of 8; half a minute at a second each allows 25."""
+    """24 photos need 150 iterations of 8; half a minute at a second each allows 25."""
     shapes.make(tmp_path)
     report = check(find("folder", tmp_path, "train"))
     assert propose(report, 60, a_second).iterations == max(LEAST, round(VIEWS * 24 / BATCH))
@@ -73,7 +73,7 @@ def test_rare_classes_change_the_sampling(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_proposal_trains_nothing_and_tells_the_next_commands(
+def test_a_proposal_trains_nothing_and_prints_the_next_commands(
     labels: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -108,7 +108,7 @@ def test_labels_that_cannot_be_used_stop_before_a_training(
 def test_go_ends_with_a_model_to_serve(
     labels: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A few iterations: the steps fit each other; how good it gets is not the claim."""
+    """A few iterations show that the steps fit together. The quality is not tested."""
     out = tmp_path / "mine"
     assert main([str(labels), "-o", str(out), "--go", "--minutes", "0.1"]) == 0
     assert (out / "models" / "mine.onnx").is_file()

@@ -47,7 +47,9 @@ def teacher(folder: Path, data: Path, seed: int, classes: int = 21) -> str:
     net = DeepLabV3Plus(config)
     for norm in batch_norms(net):
         norm.momentum = 1.0
-    net(torch.randint(0, 256, (4, 3, 65, 65)).float())  # maps of a trained network's size
+    net(
+        torch.randint(0, 256, (4, 3, 65, 65)).float()
+    )  # so that activations are as large as a trained network's
     state = net.state_dict()
     state["logits.weight"] *= 30  # a fresh classifier calls everything equally likely
     checkpoint.save(folder / f"teacher{seed}", state, card)
@@ -55,11 +57,11 @@ def teacher(folder: Path, data: Path, seed: int, classes: int = 21) -> str:
 
 
 def test_the_divergence_is_that_of_the_formula() -> None:
-    """Computed in NumPy, pixel by pixel: half of the loss, without void."""
+    """It is half of the loss and leaves out void. NumPy computes it pixel by pixel."""
     rng = np.random.default_rng(0)
     logits, soft = rng.normal(size=(2, 5, 3, 3)), rng.dirichlet(np.ones(5), (2, 3, 3))
     labels = rng.integers(0, 5, (2, 9, 9)).astype(np.uint8)
-    labels[0, :3, :3] = VOID  # all that the first pixel stands for
+    labels[0, :3, :3] = VOID  # all labels of the first logit
     heat = 2.0
     expected = 0.0
     for n, y, x in np.ndindex(2, 3, 3):
@@ -78,7 +80,7 @@ def test_the_divergence_is_that_of_the_formula() -> None:
 
 
 @pytest.mark.slow
-def test_several_teachers_count_alike(tmp_path: Path, data: Path) -> None:
+def test_several_teachers_have_equal_weight(tmp_path: Path, data: Path) -> None:
     paths = [teacher(tmp_path, data, seed) for seed in (1, 2)]
     images = example().images.float()
     both = distillation.load(make_recipe(teachers=paths), World())
@@ -118,7 +120,7 @@ def test_micro_batches_learn_the_same_from_a_teacher(tmp_path: Path, data: Path)
 
 
 @pytest.mark.slow
-def test_a_taught_run_is_taught_and_resumes_to_the_same_weights(
+def test_distillation_changes_the_weights_and_resumes_to_the_same_ones(
     tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A resumed run reads the teachers again, and the card names them."""
@@ -149,7 +151,7 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path: Path, data: Path) -> No
         distillation.load(make_recipe(teachers=[teacher(tmp_path, data, 3, 22)]), World())
 
 
-def test_a_teacher_that_is_not_there_is_named(
+def test_a_missing_teacher_is_named(
     tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(CheckpointError, match=r"teachers: .*nowhere"):
@@ -162,9 +164,7 @@ def test_a_teacher_that_is_not_there_is_named(
 
 
 @pytest.mark.slow
-def test_teachers_count_by_weight_at_their_output_stride_and_mirrored(
-    tmp_path: Path, data: Path
-) -> None:
+def test_teachers_have_their_own_weight_output_stride_and_flip(tmp_path: Path, data: Path) -> None:
     """Three parts of one teacher at stride 8, one part of the other averaged with its mirror."""
     first, second = (teacher(tmp_path, data, seed) for seed in (1, 2))
     config = make_recipe(
@@ -192,7 +192,7 @@ def test_teachers_count_by_weight_at_their_output_stride_and_mirrored(
 
 
 @pytest.mark.slow
-def test_a_whole_photo_is_asked_about_as_evaluation_lays_it_out(tmp_path: Path, data: Path) -> None:
+def test_a_whole_photo_is_padded_for_teachers_as_in_evaluation(tmp_path: Path, data: Path) -> None:
     """Padded to the crop size: the answers are `probabilities` at every eighth pixel."""
     path = teacher(tmp_path, data, 1)
     teachers = distillation.load(make_recipe(teachers=[path], temperature=1.0), World())
@@ -210,7 +210,7 @@ def test_photos_without_labels_need_teachers() -> None:
 
 
 @pytest.mark.slow
-def test_a_pixel_without_label_weighs_like_one_with(tmp_path: Path, data: Path) -> None:
+def test_pixels_without_a_label_weigh_as_much_as_labelled_ones(tmp_path: Path, data: Path) -> None:
     """Half of the batch has no labels. Its loss is only the teachers' share, over all pixels."""
     no_dropout = TINY.model_copy(update={"aspp_dropout": 0.0})
     path = teacher(tmp_path, data, 1)

@@ -1,4 +1,4 @@
-"""Two processes train like one: they have the same loss curve and stop together."""
+"""Two processes train like one: the loss curve is the same, and they stop together."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_the_command_line_runs_under_torchrun(data: Path, tmp_path: Path) -> Non
     assert refused.stderr.count("holds a run, the state after iteration 2 is intact") == 1
 
 
-def test_a_batch_that_cannot_be_shared_out_is_refused() -> None:
+def test_a_batch_that_processes_cannot_divide_is_refused() -> None:
     with pytest.raises(RecipeError, match="take a multiple of 6"):
         preflight.check(make_recipe(batch_size=4, accumulate=2), World(size=3))
 

@@ -1,4 +1,4 @@
-"""The pixel loss against PyTorch's own and against loops over pixels."""
+"""The pixel loss equals PyTorch's own and loops over pixels."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def mean(loss: PixelLoss, logits: Tensor, labels: Tensor) -> float:
     return float(loss.sum(logits, labels)) / loss.weight(labels)
 
 
-def test_void_is_ignored_and_logits_are_judged_at_the_labels_size() -> None:
+def test_void_is_ignored_and_logits_are_compared_at_the_labels_size() -> None:
     logits = torch.zeros(1, 3, 5, 5)
     logits[:, 1] = 20.0
     labels = torch.full((1, 17, 17), 255, dtype=torch.uint8)
@@ -34,22 +34,22 @@ def test_void_is_ignored_and_logits_are_judged_at_the_labels_size() -> None:
     assert mean(PixelLoss(), logits, labels) == pytest.approx(20.0, rel=1e-3)
 
 
-def test_weighted_by_class_it_is_pytorchs_mean(example: tuple[Tensor, Tensor]) -> None:
+def test_the_class_weighted_loss_is_pytorchs_mean(example: tuple[Tensor, Tensor]) -> None:
     logits, labels = example
     weights = torch.tensor([0.5, 1.0, 4.0])
     expected = F.cross_entropy(logits, labels.long(), weights, ignore_index=255)
     assert mean(PixelLoss(weights), logits, labels) == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_hard_mining_takes_the_hardest_judged_pixels_of_each_image(
+def test_hard_mining_takes_the_hardest_labelled_pixels_of_each_image(
     example: tuple[Tensor, Tensor],
 ) -> None:
     logits, labels = example
     losses = F.cross_entropy(logits, labels.long(), ignore_index=255, reduction="none").numpy()
     hardest: list[float] = []
     for image, label in zip(losses, labels.numpy(), strict=True):
-        judged = np.sort(image[label != 255])[::-1]
-        hardest.extend(judged[: int(np.ceil(0.3 * len(judged)))])
+        labelled = np.sort(image[label != 255])[::-1]
+        hardest.extend(labelled[: int(np.ceil(0.3 * len(labelled)))])
     assert mean(PixelLoss(None, 0.3), logits, labels) == pytest.approx(np.mean(hardest), rel=1e-5)
 
 
@@ -101,7 +101,7 @@ def test_focal_is_the_formula_of_the_paper(example: tuple[Tensor, Tensor]) -> No
 
 
 def test_focal_has_a_finite_gradient_towards_the_truth() -> None:
-    """Also where the network is certain, and for an exponent below 1."""
+    """This includes a certain network and an exponent below 1."""
     logits = torch.tensor([[60.0, 0.0, -60.0, 0.1]]).view(1, 4, 1, 1).repeat(1, 1, 2, 2)
     logits.requires_grad_()
     labels = torch.tensor([[[0, 1], [3, 255]]], dtype=torch.uint8)
@@ -117,23 +117,23 @@ def test_dice_of_hard_predictions_is_one_minus_f1(example: tuple[Tensor, Tensor]
     from sklearn.metrics import f1_score
 
     logits, labels = example
-    judged = labels[0] != 255
-    truth, predicted = labels[0][judged], logits[0].argmax(0)[judged]
+    labelled = labels[0] != 255
+    truth, predicted = labels[0][labelled], logits[0].argmax(0)[labelled]
     shown = np.unique(truth.numpy())
     f1 = f1_score(truth.numpy(), predicted.numpy(), labels=shown, average="macro")
     loss = soft_dice(F.one_hot(predicted, 3).double(), truth)
     assert float(loss) == pytest.approx(1 - f1)
 
 
-def test_dice_of_a_batch_weighs_images_by_their_judged_pixels(
+def test_dice_of_a_batch_weighs_images_by_their_labelled_pixels(
     example: tuple[Tensor, Tensor],
 ) -> None:
     logits, labels = example
     losses, weights = [], []
     for image, truth in zip(logits.softmax(1), labels, strict=True):
-        judged = truth != 255
-        losses.append(float(soft_dice(image[:, judged].T, truth[judged])))
-        weights.append(int(judged.sum()))
+        labelled = truth != 255
+        losses.append(float(soft_dice(image[:, labelled].T, truth[labelled])))
+        weights.append(int(labelled.sum()))
     added = mean(PixelLoss(dice=0.5), logits, labels) - mean(PixelLoss(), logits, labels)
     assert added == pytest.approx(0.5 * np.average(losses, weights=weights), rel=1e-4)
 
@@ -178,17 +178,17 @@ def test_lovasz_is_the_choquet_integral_of_the_jaccard_loss() -> None:
     assert loss == pytest.approx(np.mean(expected), abs=1e-4)
 
 
-def test_lovasz_of_a_batch_weighs_images_by_their_judged_pixels(
+def test_lovasz_of_a_batch_weighs_images_by_their_labelled_pixels(
     example: tuple[Tensor, Tensor],
 ) -> None:
     logits, labels = example
-    labels[2] = 255  # nothing to judge, and nothing to fail at
+    labels[2] = 255  # an image without labels must not fail
     counts, losses = [], []
     for image, truth in zip(logits.softmax(1), labels, strict=True):
-        judged = truth != 255
-        if judged.any():
-            counts.append(int(judged.sum()))
-            losses.append(float(lovasz_softmax(image[:, judged].T, truth[judged])))
+        labelled = truth != 255
+        if labelled.any():
+            counts.append(int(labelled.sum()))
+            losses.append(float(lovasz_softmax(image[:, labelled].T, truth[labelled])))
     added = mean(PixelLoss(lovasz=0.5), logits, labels) - mean(PixelLoss(), logits, labels)
     assert added == pytest.approx(0.5 * np.average(losses, weights=counts), rel=1e-4)
 

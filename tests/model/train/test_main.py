@@ -168,7 +168,7 @@ def test_frozen_parts_keep_weights_and_statistics(data: Path, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_freezing_what_is_not_there_names_the_parts() -> None:
+def test_freezing_an_unknown_part_names_the_known_ones() -> None:
     with pytest.raises(RecipeError, match=r"'backbone\.blok'; it has .*backbone\.blocks"):
         assembly.freeze(assembly.build(make_recipe()), ["backbone.blok"])
 
@@ -194,7 +194,9 @@ def test_a_batch_of_one_trains_with_frozen_batch_norm(data: Path, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_a_batch_small_for_batch_norm_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_batch_too_small_for_batch_norm_causes_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     preflight.check(make_recipe(batch_size=4))
     assert "freeze_batch_norm" in caplog.text
 
@@ -255,7 +257,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(data: Path, tmp_p
 
 
 @pytest.mark.slow
-def test_a_state_of_an_earlier_version_goes_on(data: Path, tmp_path: Path) -> None:
+def test_a_state_of_an_earlier_version_can_be_resumed(data: Path, tmp_path: Path) -> None:
     """Earlier versions did not store the scaler, the skips and the validations."""
     whole = run(make_recipe(), data, tmp_path / "whole")
     run(make_recipe(iterations=6), data, tmp_path / "cut")
@@ -268,7 +270,7 @@ def test_a_state_of_an_earlier_version_goes_on(data: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_weights_that_are_not_there_yet_are_explained() -> None:
+def test_the_error_about_missing_init_weights_names_the_option() -> None:
     with pytest.raises(checkpoint.CheckpointError, match=r"runs/none/model.*--set init="):
         assembly.build(make_recipe(init="runs/none/model"))
 
@@ -303,7 +305,7 @@ except TrainingError as error:
 
 
 def signalled(data: Path, folder: Path, *, workers: int = 0) -> str:
-    """What such a run ends with; it has a process of its own, which the signal may end."""
+    """Return how such a run ends. It has its own process, which the signal may end."""
     words = [str(data), str(folder), str(workers), str(torch.get_num_threads())]
     done = subprocess.run(
         [sys.executable, "-c", SIGNALLED, *words],
@@ -316,7 +318,7 @@ def signalled(data: Path, folder: Path, *, workers: int = 0) -> str:
 
 
 @pytest.mark.slow
-def test_a_signal_saves_the_iteration_at_hand(data: Path, tmp_path: Path) -> None:
+def test_a_signal_saves_the_current_iteration(data: Path, tmp_path: Path) -> None:
     config = make_recipe()
     whole = run(config, data, tmp_path / "whole")
     assert "after iteration 1: continue with --resume" in signalled(data, tmp_path / "cut")

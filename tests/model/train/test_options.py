@@ -1,4 +1,4 @@
-"""Options of a recipe: each changes what it says, and only that."""
+"""Each option of a recipe changes what it says, and nothing else."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_the_papers_runs_keep_the_references_momentum() -> None:
 
 
 @pytest.mark.slow
-def test_a_short_run_is_judged_by_the_statistics_of_its_own_photos(
+def test_a_short_run_is_evaluated_with_the_statistics_of_its_own_photos(
     data: Path, tmp_path: Path
 ) -> None:
     """The first batch norm keeps the means of its photos and not the zeros it began with."""
@@ -79,7 +79,7 @@ def test_a_short_run_is_judged_by_the_statistics_of_its_own_photos(
 
 
 @pytest.mark.slow
-def test_a_momentum_too_slow_for_the_run_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_momentum_too_slow_for_the_run_causes_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     preflight.check_norm_momentum(make_recipe(iterations=150, batch_norm_momentum=0.0003))
     assert "96 % of batch norm's statistics are still those of the start" in caplog.text
     assert "take 0.06" in caplog.text
@@ -149,8 +149,8 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("decoder", [True, False], ids=["decoder", "no decoder"])
-def test_labels_thinned_to_the_logits_are_judged_without_resizing(decoder: bool) -> None:
-    """Against PyTorch's cross-entropy of the logits as they are, every 4 or 16 pixels."""
+def test_thinned_labels_are_compared_with_the_logits_without_resizing(decoder: bool) -> None:
+    """Compare with PyTorch's cross-entropy of the unresized logits, every 4 or 16 pixels."""
     net = TINY.model_copy(update={"decoder": decoder, "aspp_dropout": 0.0})
     config = make_recipe(model=net, freeze_batch_norm=True, loss_at="logits")
     batch = example()
@@ -164,7 +164,7 @@ def test_labels_thinned_to_the_logits_are_judged_without_resizing(decoder: bool)
     assert loss == pytest.approx(float(F.cross_entropy(logits, thin, ignore_index=255)), rel=1e-5)
 
 
-def test_all_labels_are_judged_unless_the_recipe_says_otherwise() -> None:
+def test_all_labels_are_used_by_default() -> None:
     batch = example()
     assert training.judged(batch, make_recipe()) is batch
 
@@ -377,7 +377,7 @@ def test_a_failing_validation_says_why(
 
 
 @pytest.mark.slow
-def test_a_damaged_photo_is_no_overlay_and_ends_no_training(tmp_path: Path) -> None:
+def test_a_damaged_photo_gives_no_overlay_and_does_not_end_the_training(tmp_path: Path) -> None:
     data = voc_folder.make(tmp_path / "data")
     dataset = find("voc", data, "train")
     dataset.pairs[1].image.write_bytes(dataset.pairs[1].image.read_bytes()[:400])
@@ -393,7 +393,7 @@ def test_a_damaged_photo_is_no_overlay_and_ends_no_training(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_the_board_shows_curves_and_overlays(data: Path, tmp_path: Path) -> None:
+def test_tensorboard_shows_curves_and_overlays(data: Path, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     recipe_file = tmp_path / "tiny.toml"

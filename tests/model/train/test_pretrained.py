@@ -1,4 +1,4 @@
-"""Trainings start from the weights that the recipe names, and say why weights do not fit."""
+"""A training starts from the weights that the recipe names, or says why they do not fit."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_backbone_part_leaves_the_head(trained: tuple[str, DeepLabV3Plus]) -> No
         ({"mean": (1.0, 2.0, 3.0)}, ["model.mean=(1.0, 2.0, 3.0)", "127.5"]),
     ],
 )
-def test_weights_that_do_not_fit_are_told_by_option(
+def test_the_error_about_unsuitable_weights_names_the_option(
     changes: dict[str, object], words: list[str], trained: tuple[str, DeepLabV3Plus]
 ) -> None:
     """The message has the option, its value, and the value in the weights."""
@@ -93,7 +93,7 @@ def test_weights_that_do_not_fit_are_told_by_option(
 
 
 @pytest.mark.slow
-def test_backbones_file_initialises_the_backbone_and_is_no_checkpoint(tmp_path: Path) -> None:
+def test_a_backbones_file_initialises_the_backbone_and_is_not_a_checkpoint(tmp_path: Path) -> None:
     """A backbone's file, as model.convert makes it from ImageNet weights."""
     net = tiny()
     state: dict[str, Tensor] = net.backbone.state_dict()
@@ -121,7 +121,7 @@ def test_recipe_starts_from_the_weights_it_names(trained: tuple[str, DeepLabV3Pl
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_imagenet_weights_are_those_of_the_package(number: int) -> None:
-    """timm's network with the package's numbers in their order sees the same in a picture."""
+    """timm's network, with the package's weights in their order, computes the same features."""
     import timm
 
     settings = {
@@ -151,7 +151,7 @@ def test_imagenet_is_for_backbones_with_a_package() -> None:
 
 
 @pytest.mark.slow
-def test_imagenet_weights_want_the_normalisation_they_were_made_with() -> None:
+def test_imagenet_weights_need_the_normalisation_they_were_trained_with() -> None:
     net = DeepLabV3Plus(ModelConfig(backbone="efficientnet_lite1"))
     with pytest.raises(RecipeError, match=r"model\.mean=.*127\.0"):
         initialise(net, "imagenet")

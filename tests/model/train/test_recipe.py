@@ -26,7 +26,7 @@ SPLITS = {
 
 
 @pytest.mark.parametrize("name", recipe.presets())
-def test_every_preset_is_sound_and_described(name: str) -> None:
+def test_every_preset_is_valid_and_described(name: str) -> None:
     config = recipe.read(name, [])
     preflight.check(config)
     assert config.description
@@ -54,7 +54,7 @@ def test_no_preset_begins_with_random_weights_unless_told_to(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [1, 2])
-def test_larger_taught_networks_stay_as_small_and_cheap_as_their_presets_say(number: int) -> None:
+def test_larger_distilled_networks_are_as_small_and_cheap_as_their_presets_say(number: int) -> None:
     """Each is below 20 MB of float32 and below the bundled network's multiply-adds."""
     bundled = recipe.read("efficientnet-lite0-voc-taught", []).model
     larger = recipe.read(f"efficientnet-lite{number}-voc-taught", []).model
@@ -64,7 +64,7 @@ def test_larger_taught_networks_stay_as_small_and_cheap_as_their_presets_say(num
     assert costs[0] < costs[1]
 
 
-def test_a_file_may_start_with_a_windows_mark(tmp_path: Path) -> None:
+def test_a_file_may_start_with_a_byte_order_mark(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_bytes(b"\xef\xbb\xbf" + recipe.presets()[LIGHT].read_bytes())
     assert recipe.read(str(path), []) == recipe.read(LIGHT, [])
@@ -92,7 +92,7 @@ def test_overrides_reach_nested_keys() -> None:
         ("crop=513", r"^crop=513: no such key; did you mean augment\.crop\?$"),
         ("augment.zzz=1", "no such key; the keys are crop, min_scale"),
         ("iterations", "write key=value"),
-        # What is on the pixels' scale already is left alone.
+        # Values that are already on the pixels' scale are unchanged.
         ("model.mean=[0.485, 0.456, 0.406]", r"0 to 1.* much, mean=\(123\.675, 116\.28, 103"),
         ("model.std=[0.229, 0.224, 0.225]", r"0 to 1.* much, std=\(58\.395, 57\.12, 57\.375\)$"),
     ],
@@ -107,7 +107,7 @@ def test_an_unknown_recipe_lists_the_presets() -> None:
         recipe.read("nothing", [])
 
 
-def test_a_file_that_is_no_toml_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_toml_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text("iterations = ")
     with pytest.raises(RecipeError, match="not TOML"):
@@ -129,7 +129,7 @@ def test_the_length_of_a_run_is_compared_with_its_photos(
     assert preflight.fitting_iterations(1000, 10) == 5000
 
 
-def test_a_duration_is_read_at_a_glance() -> None:
+def test_durations_are_printed_in_readable_units() -> None:
     assert [duration(s) for s in (40, 600, 9000)] == ["40 s", "10 min", "2.5 h"]
 
 
@@ -143,7 +143,7 @@ def test_the_first_line_comes_with_an_estimate(caplog: pytest.LogCaptureFixture)
     assert told[0].startswith("iteration 6 of 1000: ")
 
 
-def test_a_slow_first_iteration_is_told(
+def test_a_slow_first_iteration_is_reported(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
@@ -153,7 +153,7 @@ def test_a_slow_first_iteration_is_told(
     assert "iteration 41 runs; the first ones are the slowest" in caplog.text
 
 
-def test_a_late_loop_tells_at_once_that_it_runs(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_loop_that_starts_late_reports_at_once(caplog: pytest.LogCaptureFixture) -> None:
     """The seconds before it, of imports and reading masks, count too."""
     caplog.set_level("INFO")
     with FirstLine(0, 1000, shown=True, since=time.monotonic() - 60) as line:

@@ -76,7 +76,7 @@ def files_at_most(size: int) -> Iterator[None]:
 
 
 @pytest.mark.slow
-def test_a_file_that_cannot_grow_leaves_the_state_before(data: Path, tmp_path: Path) -> None:
+def test_a_file_that_cannot_grow_leaves_the_previous_state(data: Path, tmp_path: Path) -> None:
     config = make_recipe()
     run(config.model_copy(update={"iterations": 2}), data, tmp_path / "run")
     before = (tmp_path / "run" / STATE).read_bytes()
@@ -92,7 +92,7 @@ def test_a_file_that_cannot_grow_leaves_the_state_before(data: Path, tmp_path: P
 
 
 @pytest.mark.slow
-def test_a_disk_that_is_full_when_flushing_leaves_the_state_before(
+def test_a_disk_that_is_full_when_flushing_leaves_the_previous_state(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make_recipe()
@@ -215,7 +215,7 @@ def test_a_damaged_state_is_refused_in_one_line(data: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_resuming_by_another_recipe_is_told(
+def test_resuming_with_another_recipe_is_reported(
     data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run(make_recipe(iterations=1), data, tmp_path / "run")
@@ -245,7 +245,7 @@ def test_a_state_of_another_network_is_refused_and_kept(
 
 
 @pytest.mark.slow
-def test_averaging_that_begins_on_resuming_begins_with_the_weights_so_far(
+def test_averaging_that_is_added_on_resuming_starts_with_the_current_weights(
     data: Path, tmp_path: Path
 ) -> None:
     config = make_recipe(ema_decay=0.0, iterations=2)
@@ -296,7 +296,7 @@ def test_a_set_of_damaged_photos_is_an_error(data: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_missing_photo_is_no_damage(data: Path) -> None:
+def test_a_missing_photo_is_an_error_and_not_skipped_as_damaged(data: Path) -> None:
     dataset = find("voc", data, "train")
     dataset.pairs[0].image.unlink()
     crops = CropDataset(dataset, Order(6, seed=0), AugmentConfig(crop=33), (127.5,) * 3)
@@ -350,7 +350,7 @@ def hang(data: Path) -> None:
 
 
 def interrupt() -> None:
-    """Send SIGINT once a run waits for it; before, it would end the tests."""
+    """Send SIGINT once the run handles it. Earlier, it would end the tests."""
     while not isinstance(getattr(signal.getsignal(signal.SIGINT), "__self__", None), StopSignals):
         time.sleep(0.01)
     time.sleep(0.5)
@@ -422,7 +422,7 @@ def test_a_killed_loader_process_ends_the_run_with_advice(data: Path, tmp_path: 
 
 
 @pytest.mark.slow
-def test_an_error_of_a_loader_process_is_told_without_its_class() -> None:
+def test_an_error_of_a_loader_process_is_shown_without_its_class() -> None:
     raised = RuntimeError("Caught\n  File\nmodel.data.pairs.DatasetError: a.jpg is missing")
     assert reason(raised) == "a.jpg is missing"
     assert reason(OSError("[Errno 2] No such file: 'a'")) == "[Errno 2] No such file: 'a'"
@@ -430,7 +430,7 @@ def test_an_error_of_a_loader_process_is_told_without_its_class() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["judging", "judged"])
-def test_a_run_killed_while_validating_goes_on_there(
+def test_a_run_killed_while_validating_continues_there(
     data: Path, tmp_path: Path, moment: str
 ) -> None:
     """The state is saved before validating, and a validation that was cut off runs once more."""
@@ -472,7 +472,7 @@ def test_a_pair_that_would_end_the_first_validation_is_refused_at_the_start(data
 
 
 @pytest.mark.slow
-def test_resuming_with_other_photos_or_fewer_iterations_is_told(
+def test_resuming_with_other_photos_or_fewer_iterations_is_reported(
     data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run(make_recipe(iterations=3), data, tmp_path / "run")
@@ -483,7 +483,7 @@ def test_resuming_with_other_photos_or_fewer_iterations_is_told(
 
 
 @pytest.mark.slow
-def test_running_out_of_memory_names_what_takes_less(tmp_path: Path) -> None:
+def test_the_error_of_running_out_of_memory_says_how_to_use_less(tmp_path: Path) -> None:
     for failing in (lambda: torch.empty(10**15), lambda: bytearray(10**15)):
         with (
             pytest.raises(TrainingError, match=r"accumulate .*checkpointing=true.*batch_size"),
@@ -515,7 +515,7 @@ def test_kill_9_at_any_moment_loses_nothing(data: Path, tmp_path: Path) -> None:
     command += ["--workers", "0", "--save-every", "1", "--log-every", "1"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     subprocess.run([*command, "--out", str(whole)], check=True, capture_output=True)
-    cut.mkdir()  # --resume begins where there is no state yet
+    cut.mkdir()  # --resume starts at 0 if there is no state yet
     for reached in (3, 8):
         process = subprocess.Popen([*command, "--resume", str(cut)], stderr=subprocess.DEVNULL)
         while not (cut / LOG).exists() or f'"iteration": {reached}' not in (cut / LOG).read_text():

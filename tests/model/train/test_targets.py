@@ -50,8 +50,10 @@ def prepare(config: Recipe, data: Path, root: Path) -> Targets:
     return found
 
 
-def test_what_is_kept_is_what_the_teachers_say(config: Recipe, data: Path, tmp_path: Path) -> None:
-    """Except that only the five likeliest classes are kept, and share the rest."""
+def test_stored_answers_are_the_teachers_probabilities(
+    config: Recipe, data: Path, tmp_path: Path
+) -> None:
+    """Only the five likeliest classes are stored, scaled to a sum of 1."""
     kept = prepare(config, data, tmp_path / "targets")
     teachers = distillation.load(config, World())
     assert teachers is not None
@@ -106,7 +108,7 @@ def test_a_damaged_answer_is_named(config: Recipe, data: Path, tmp_path: Path) -
         kept.read(photo)
 
 
-def test_a_damaged_photo_has_no_answer_and_is_seen_in_no_class(
+def test_a_damaged_photo_has_no_answer_and_counts_for_no_class(
     config: Recipe, tmp_path: Path
 ) -> None:
     broken, whole = tmp_path / "broken.jpg", tmp_path / "whole.jpg"
@@ -172,7 +174,7 @@ def run(config: Recipe, data: Path, folder: Path, extra: Taught, *, resume: bool
 
 
 @pytest.mark.slow
-def test_a_run_on_kept_answers_resumes_to_the_same_weights(
+def test_a_run_on_stored_answers_resumes_to_the_same_weights(
     config: Recipe, data: Path, tmp_path: Path
 ) -> None:
     """The run has photos with and without labels, AdamW, and the teachers' answers from disk."""
@@ -188,14 +190,14 @@ def test_a_run_on_kept_answers_resumes_to_the_same_weights(
     assert not torch.equal(whole["logits.weight"], straight["logits.weight"])
 
 
-def test_a_run_does_not_go_on_with_another_optimizer(data: Path, tmp_path: Path) -> None:
+def test_a_run_cannot_be_resumed_with_another_optimizer(data: Path, tmp_path: Path) -> None:
     run(make_recipe(iterations=1), data, tmp_path / "run", Taught())
     with pytest.raises(TrainingError, match=r"does not fit.*optimizer='adamw' \(before: 'sgd'\)"):
         run(make_recipe(optimizer="adamw"), data, tmp_path / "run", Taught(), resume=True)
 
 
 @pytest.mark.slow
-def test_kept_answers_are_what_asking_the_crop_would_give(
+def test_stored_answers_equal_those_for_the_crop(
     config: Recipe, data: Path, tmp_path: Path
 ) -> None:
     """Photos are not cropped. Every second logit lies on a stored answer; those are compared."""
@@ -208,7 +210,7 @@ def test_kept_answers_are_what_asking_the_crop_would_give(
     assert sample.soft is not None
     assert sample.soft.dtype == torch.float32
     image = sample.image.float()
-    image[:, 40:] = image[:, :, 48:] = 127.5  # whole numbers cannot say the mean beyond the photo
+    image[:, 40:] = image[:, :, 48:] = 127.5  # integers cannot hold the mean pixel beyond the photo
     wanted = teachers.probabilities(image[None], (17, 17))[0, :, ::2, ::2]
     likeliest = wanted.topk(5, dim=0)
     wanted = torch.zeros_like(wanted).scatter(0, likeliest.indices, likeliest.values)

@@ -23,7 +23,7 @@ from tests.model.train.test_main import make_recipe, pace
 CHANGES: dict[str, object] = {
     "iterations": 4,
     "accumulate": 2,
-    # Dropout draws other noise in each process; all else is to be equal.
+    # Dropout draws different noise in each process; everything else must be equal.
     "model": {**make_recipe().model.model_dump(), "aspp_dropout": 0.0},
     "class_weights": [0.5] + [1.0] * 20,
     "hard_mining": 0.5,

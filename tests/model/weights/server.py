@@ -1,4 +1,4 @@
-"""An HTTP server for downloads, as bad as networks are."""
+"""An HTTP server for downloads that fails in the ways of real networks."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @dataclass
 class Behaviour:
-    """What the server has, and what it does wrong."""
+    """The server's content, and the faults that it shows."""
 
     content: bytes = b""
     etag: str = '"v1"'
     cut_after: int | None = None  # bytes of a response, then the connection is closed
-    cuts: int = 1000  # how often
-    statuses: list[int] = field(default_factory=list)  # to answer first
+    cuts: int = 1000  # how often it cuts
+    statuses: list[int] = field(default_factory=list)  # sent before anything else
     redirect: str = ""
     ranges: bool = True
     length: bool = True  # send Content-Length
@@ -74,7 +74,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def start(self, how: Behaviour) -> int:
-        """Where the client may go on: nowhere, if it has another version."""
+        """Return the offset to send from: 0 if the client has a part of another version."""
         found = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
         if not how.ranges or found is None or self.headers.get("If-Range") != how.etag:
             return 0
@@ -83,7 +83,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving(behaviour: Behaviour) -> Iterator[str]:
-    """The address of a server that behaves so."""
+    """Run a server with this behaviour; yield its address."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.behaviour = behaviour  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})

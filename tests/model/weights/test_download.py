@@ -1,4 +1,4 @@
-"""Downloads over networks that cut, redirect, lie about sizes, and onto disks that are full."""
+"""Downloads work over networks that cut, redirect and lie about sizes; full disks are errors."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_file_arrives_whole_and_alone(length: bool, tmp_path: Path) -> None:
 
 
 def test_cut_connections_are_resumed_where_they_stopped(tmp_path: Path) -> None:
-    """Each request asks for the rest alone, and more cuts than attempts do not matter."""
+    """Each request asks only for the rest; there may be more cuts than attempts."""
     how = Behaviour(CONTENT, cut_after=40_000)
     get(how, tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == CONTENT
@@ -93,7 +93,7 @@ def test_busy_servers_are_asked_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("statuses", "says"), [([404], "404 Not Found.*--from"), ([403], "403")])
-def test_refusals_are_final(statuses: list[int], says: str, tmp_path: Path) -> None:
+def test_refusals_are_not_retried(statuses: list[int], says: str, tmp_path: Path) -> None:
     how = Behaviour(CONTENT, statuses=statuses)
     with pytest.raises(DownloadError, match=says):
         get(how, tmp_path / "file")
@@ -101,7 +101,7 @@ def test_refusals_are_final(statuses: list[int], says: str, tmp_path: Path) -> N
     assert not [*tmp_path.iterdir()]
 
 
-def test_a_server_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_an_unreachable_server_is_named(tmp_path: Path) -> None:
     with serving(Behaviour()) as address:
         pass
     with pytest.raises(DownloadError, match=r"127\.0\.0\.1.*could not be downloaded"):
@@ -130,7 +130,7 @@ def test_redirects_in_a_circle_end(tmp_path: Path) -> None:
         (b"<html>Please log in</html>", False),
         (CONTENT * 3, False),
     ],
-    ids=["short", "long", "a login page", "thrice as long"],
+    ids=["short", "long", "a login page", "three times as long"],
 )
 def test_a_file_of_another_size_is_refused_and_not_kept(
     content: bytes, exact_size: bool, tmp_path: Path
@@ -165,13 +165,13 @@ def test_the_proxy_of_the_environment_is_used(
 def test_a_proxy_that_cannot_be_used_is_a_clear_error(
     proxy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SOCKS needs a package that may be missing; then it is named, else the connection fails."""
+    """SOCKS needs a package. If it is missing, the error names it; else the connection fails."""
     monkeypatch.setenv("HTTP_PROXY", proxy)
     with pytest.raises(DownloadError, match=r"weights\.invalid/file"):
         download("http://weights.invalid/file", tmp_path / "file", size=1, pause=no_pause)
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is full: Linux has one")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
 def test_a_full_disk_is_named_and_nothing_stays(tmp_path: Path) -> None:
     """The part goes to /dev/full, where every write fails as on a full disk."""
     (tmp_path / ".file.partial").symlink_to("/dev/full")
@@ -180,7 +180,7 @@ def test_a_full_disk_is_named_and_nothing_stays(tmp_path: Path) -> None:
     assert not [*tmp_path.iterdir()]
 
 
-def test_a_disk_that_fills_up_on_the_way_keeps_nothing(tmp_path: Path) -> None:
+def test_a_disk_that_fills_up_during_a_download_keeps_nothing(tmp_path: Path) -> None:
     """A limit of file sizes stands for the disk: writing fails after 100 kB."""
     code = (
         "import resource, sys; from pathlib import Path; from model.weights.download import *;"
@@ -195,7 +195,7 @@ def test_a_disk_that_fills_up_on_the_way_keeps_nothing(tmp_path: Path) -> None:
     assert not [*tmp_path.iterdir()]
 
 
-def test_a_file_larger_than_the_disk_is_not_begun(tmp_path: Path) -> None:
+def test_a_file_larger_than_the_disk_is_not_started(tmp_path: Path) -> None:
     how = Behaviour(CONTENT)
     with serving(how) as address, pytest.raises(DownloadError, match=r"make room.*-o"):
         download(f"{address}/file", tmp_path / "file", size=10**18)

@@ -37,7 +37,7 @@ CAT, PERSON = 8, 15
 
 def segmenting() -> DeepLabV3Plus:
     """A tiny network of VOC's classes whose classifier was fitted to the sample photo."""
-    net = tiny(21, decoder_channels=64, low_level_channels=32)  # features enough to fit
+    net = tiny(21, decoder_channels=64, low_level_channels=32)  # enough features to fit
     photo = torch.from_numpy(np.asarray(Image.open(selfcheck.FOLDER / "sample.jpg")).copy())
     truth = torch.from_numpy(np.asarray(Image.open(selfcheck.FOLDER / "sample.png")).copy())
     features: list[torch.Tensor] = []
@@ -186,7 +186,7 @@ def test_a_damaged_download_that_was_kept_is_fetched_again(
 def test_a_file_that_does_not_convert_is_not_recorded_as_the_one_to_expect(
     tmp_path: Path, files: dict[str, bytes]
 ) -> None:
-    """Else a bad first download would make every good one after it fail."""
+    """Otherwise a bad first download would make every later good one fail."""
     good = archive_of(tmp_path / "net.tar.gz", files).read_bytes()
     how = Behaviour(good[:-3000] + b"x" * 3000)
     with serving(how) as address:
@@ -215,7 +215,7 @@ def test_a_given_file_of_another_digest_is_refused_and_left_alone(
 def test_members_that_lead_elsewhere_are_not_written(
     tmp_path: Path, files: dict[str, bytes]
 ) -> None:
-    """Paths upwards or from the root end in the folder itself; links are no files at all."""
+    """Files with such paths are written into the folder itself. Links are ignored."""
     (index,) = (name for name in files if name.endswith(".index"))
     inside = {
         f"../../{name}" if name == index else f"/etc/{name}": content
@@ -291,7 +291,7 @@ WEIGHTS_CLASSES = tuple(
 )
 
 
-def test_a_backbone_is_checked_and_kept_as_one(tmp_path: Path) -> None:
+def test_a_backbone_is_checked_and_stored_as_a_backbone(tmp_path: Path) -> None:
     """Trained on ImageNet, or on COCO with a head whose classifier is missing."""
     variables = {k: v for k, v in variables_of(tiny(21)).items() if not k.startswith("logits/")}
     bundles.write(tmp_path / "model.ckpt", variables)
@@ -352,7 +352,9 @@ def test_torchvisions_entries_are_torchvisions_own() -> None:
         (["coral-mnv2-voc", "--from", "nowhere.tflite"], "--from nowhere.tflite is no file"),
     ],
 )
-def test_usage_errors(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_options_are_usage_errors(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["get", *arguments]) == 2
     assert says in capsys.readouterr().err
 

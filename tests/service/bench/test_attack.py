@@ -1,4 +1,4 @@
-"""Attacks on a running service: ordinary clients get their masks meanwhile."""
+"""Ordinary clients get their masks while a running service is attacked."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_ordinary_clients_get_their_masks_during_attacks(tmp_path: Path) -> None
     assert all(name in text for name in QUICK)
 
 
-def test_what_must_not_happen_is_named() -> None:
+def test_each_failure_of_the_service_is_named() -> None:
     """A refused ordinary client, no answer at all and too much memory are problems."""
     sound = Outcome("a", ordinary=Counter({"200": 3}), memory_mib=100)
     refused = Outcome("b", ordinary=Counter({"200": 3, "503": 1}), memory_mib=100)
@@ -65,6 +65,6 @@ def test_what_must_not_happen_is_named() -> None:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_crafted_files_are_what_they_claim(data: bytes, format: str, size: tuple[int, int]) -> None:  # noqa: A002
-    """Pillow recognises each: a file of another format would attack nothing."""
+    """Pillow recognises each format; in another format, the file would attack nothing."""
     image = Image.open(io.BytesIO(data))
     assert (image.format, image.size) == (format, size)

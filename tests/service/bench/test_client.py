@@ -15,7 +15,7 @@ from tests.service import onnx_models
 PHOTOS = tuple(sorted(SAMPLES.glob("*.jpg")))
 
 
-def test_the_tree_has_as_many_photos_as_asked_and_takes_the_room_of_few(tmp_path: Path) -> None:
+def test_the_tree_has_as_many_photos_as_asked_and_takes_little_space(tmp_path: Path) -> None:
     folder = bench_client.plant(tmp_path / "in", PHOTOS, 1003)
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert len(files) == 1003

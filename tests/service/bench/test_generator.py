@@ -61,7 +61,7 @@ def test_a_slow_server_is_waited_for(server: FlakyServer, photo: str) -> None:
     assert report.seconds > 0.6
 
 
-def test_failures_are_counted_apart(server: FlakyServer, photo: str) -> None:
+def test_failures_are_counted_separately(server: FlakyServer, photo: str) -> None:
     server.delay_s = 0.01
     server.misbehave = lambda request, nth: problem(503, "overloaded") if nth % 2 else None
     report = asyncio.run(drive(load(server, photo)))
@@ -69,7 +69,7 @@ def test_failures_are_counted_apart(server: FlakyServer, photo: str) -> None:
     assert report.failures == pytest.approx(report.answers, abs=3)
 
 
-def test_a_process_of_its_own_says_the_same(server: FlakyServer, photo: str) -> None:
+def test_a_separate_process_counts_the_same(server: FlakyServer, photo: str) -> None:
     server.delay_s = 0.05
     report = measured(load(server, photo))
     assert report.answers > 0
@@ -78,7 +78,7 @@ def test_a_process_of_its_own_says_the_same(server: FlakyServer, photo: str) -> 
 
 
 @pytest.mark.slow
-def test_a_server_that_never_answers_well_is_an_error(server: FlakyServer, photo: str) -> None:
+def test_a_server_that_only_fails_is_an_error(server: FlakyServer, photo: str) -> None:
     server.misbehave = lambda request, nth: problem(500, "internal-error")
     with pytest.raises(RuntimeError, match="failures and no answer"):
         measured(load(server, photo))

@@ -70,7 +70,7 @@ def case(folder: Path, device: str = "cpu") -> gpu.Case:
 
 @pytest.mark.slow
 def test_one_run_measures_loads_a_reload_and_a_kill(tmp_path: Path) -> None:
-    """What was measured is noted after each step, so that nothing is lost at the end of a lease."""
+    """Each step saves its measurements, so that a later failure does not lose them."""
     noted: list[dict[str, Any]] = []
     options = gpu.GpuOptions((case(tmp_path),), seconds=0.3)
     result = gpu.run(options, lambda figures: noted.append(copy.deepcopy(figures)))
@@ -89,7 +89,7 @@ def test_one_run_measures_loads_a_reload_and_a_kill(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(cuda_problem() is None, reason="a working GPU is present")
-def test_what_cannot_run_is_a_problem_and_the_rest_goes_on(tmp_path: Path) -> None:
+def test_a_case_that_cannot_run_is_a_problem_and_the_others_continue(tmp_path: Path) -> None:
     options = gpu.GpuOptions((case(tmp_path, "cuda"),), seconds=0.1)
     result = gpu.run(options, lambda _: None)
     assert [problem.partition(":")[0] for problem in result["problems"]] == [
@@ -100,7 +100,7 @@ def test_what_cannot_run_is_a_problem_and_the_rest_goes_on(tmp_path: Path) -> No
     assert "--device cuda" in result["problems"][0]
 
 
-def test_nothing_begins_after_the_time_is_over(tmp_path: Path) -> None:
+def test_no_case_starts_after_the_time_limit(tmp_path: Path) -> None:
     result = gpu.run(gpu.GpuOptions((case(tmp_path),), budget_s=0), lambda _: None)
     assert all(problem.endswith("not run: the time was over") for problem in result["problems"])
     assert len(result["problems"]) == 3
@@ -115,7 +115,7 @@ def test_nothing_begins_after_the_time_is_over(tmp_path: Path) -> None:
         ({"loads": [{"in_flight": 64, "failures": 3}]}, "3 failures with 64 in flight"),
     ],
 )
-def test_what_is_not_as_it_should_be_is_a_problem(change: dict[str, Any], says: str) -> None:
+def test_each_wrong_result_is_a_problem(change: dict[str, Any], says: str) -> None:
     asked = gpu.Case("cuda fp32", Path("light.onnx"), "cuda", "fp32")
     assert list(gpu.case_problems(asked, CASE)) == []
     (problem,) = gpu.case_problems(asked, {**CASE, **change})
@@ -139,7 +139,7 @@ def test_the_page_has_every_figure_of_a_run(tmp_path: Path) -> None:
     ("change", "says"),
     [({"gpu": None}, "measured without a GPU"), ({"format": 0}, "format 0")],
 )
-def test_figures_of_a_trial_on_the_cpu_make_no_page(
+def test_no_page_is_made_from_a_trial_on_the_cpu(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any], says: str
 ) -> None:
     (tmp_path / "gpu.json").write_text(json.dumps({**FIGURES, **change}))

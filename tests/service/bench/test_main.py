@@ -88,6 +88,8 @@ def test_one_run_has_every_figure(tmp_path: Path) -> None:
     assert json.loads(json.dumps(result)) == result
 
 
-def test_a_missing_model_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_model_is_an_error_of_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert bench.main([str(tmp_path / "none.onnx")]) == 1
     assert "error: cannot read the model" in capsys.readouterr().err

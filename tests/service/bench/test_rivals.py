@@ -1,4 +1,4 @@
-"""The rivals of `make bench` do what the service does, and who is ahead is said."""
+"""The rivals of `make bench` do what the service does, and the table says which is faster."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_rivals_that_are_not_installed_are_named_and_left_out(
 
 
 def test_processor_time_counts_a_server_and_its_workers() -> None:
-    """LitServe infers in processes of its own: without them its photos would look cheap."""
+    """LitServe runs inference in child processes; without them, its photos would look cheap."""
     work = "sum(range(3_000_000)); input()"
     start = f"subprocess.Popen([sys.executable, '-c', '{work}'], stdin=subprocess.PIPE)"
     code = f"import subprocess, sys; worker = {start}; print(worker.pid, flush=True); input()"

@@ -43,7 +43,7 @@ def found(**changes: object) -> str:
 
 
 @pytest.mark.slow
-def test_some_hundred_requests_lose_and_leak_nothing(tmp_path: Path) -> None:
+def test_a_few_hundred_requests_lose_and_leak_nothing(tmp_path: Path) -> None:
     onnx_models.save(tmp_path / "tiny.onnx", confidence=True, on_request=True)
     options = SoakOptions(tmp_path, requests=400, clients=8, body_timeout_s=0.5)
     result = soak.run(options)
@@ -65,18 +65,18 @@ def test_memory_beyond_its_bound_is_exit_code_1(
     assert "FAILED: memory grew by" in capsys.readouterr().out
 
 
-def test_nothing_is_found_where_all_holds() -> None:
+def test_a_correct_run_has_no_findings() -> None:
     assert found() == ""
 
 
-def test_growth_is_from_the_second_quarter_to_the_last() -> None:
+def test_growth_is_measured_from_the_second_quarter_to_the_last() -> None:
     assert soak.growth([0, 0, 50, 50, 60, 70, 80, 90]) == 35
     assert soak.growth([10, 900]) == 0
     samples = [Sample(number, 100.0 + 4 * number) for number in range(40)]
     assert "memory grew by 80.0 MiB" in found(samples=samples)
 
 
-def test_threads_and_files_that_stay_are_named() -> None:
+def test_threads_and_files_that_are_not_released_are_named() -> None:
     leaky = replace(QUIET, threads=9, open_files=30)
     assert found(after=leaky) == "8 threads before, 9 after; 17 open files before, 30 after"
     assert found(after=replace(QUIET, threads=7, open_files=12)) == ""
@@ -120,12 +120,12 @@ def test_a_client_that_left_may_have_been_answered() -> None:
     assert found(metrics=SOUND | {"status 200": 93.0, "status 499": 0.0}) == ""
 
 
-def test_errors_in_the_log_and_a_bad_end_are_named() -> None:
+def test_errors_in_the_log_and_a_wrong_exit_are_named() -> None:
     assert "the log has errors" in found(log='{"level": "error", "message": "a batch failed"}')
     assert "SIGTERM ended the service with exit code 1" in found(exit_code=1)
 
 
-def test_requests_are_written_as_http_says() -> None:
+def test_requests_are_valid_http() -> None:
     case = Case("a", frozenset({200}), "/segment", {"Content-Type": "image/png"}, b"12345")
     assert case.head().startswith(b"POST /segment HTTP/1.1\r\n")
     assert b"Content-Length: 5\r\n" in case.head()

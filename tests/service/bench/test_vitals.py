@@ -27,7 +27,7 @@ def test_memory_threads_and_files_are_seen(tmp_path: Path) -> None:
     thread = threading.Thread(target=over.wait)
     thread.start()
     with (
-        mmap.mmap(-1, 64 * vitals.MIB) as fresh,  # not from what the process has freed before
+        mmap.mmap(-1, 64 * vitals.MIB) as fresh,  # memory that was never used before
         (tmp_path / "file").open("w"),
     ):
         fresh.write(b"x" * len(fresh))

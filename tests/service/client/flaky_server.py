@@ -244,7 +244,7 @@ def main() -> None:
     """Run as `flaky_server.py PORT` (0: any free port): print the port and serve until killed."""
     server = FlakyServer()
     server.port = int(sys.argv[1])
-    server.delay_s = 0.2  # the run outlasts its killer, however busy the machine
+    server.delay_s = 0.2  # slow enough to be killed in the middle of a run, even on a busy machine
     server.start()
     print(server.port, flush=True)
 

@@ -71,14 +71,16 @@ def test_folder_becomes_a_mirrored_folder_of_masks_and_overlays(
 
 
 @pytest.mark.slow
-def test_one_output_comes_as_it_is(server: FlakyServer, photos: Path, tmp_path: Path) -> None:
+def test_a_single_output_is_written_unchanged(
+    server: FlakyServer, photos: Path, tmp_path: Path
+) -> None:
     assert run(server, photos / "cat.jpg", "--output", "mask", "-o", str(tmp_path / "out")) == 0
     assert files(tmp_path / "out") == ["cat.mask.png"]
     assert (tmp_path / "out" / "cat.mask.png").read_bytes() == result("mask", b"cat.jpg")
 
 
 @pytest.mark.slow
-def test_photos_that_differ_in_their_suffix_alone_keep_apart(
+def test_photos_that_differ_only_in_their_suffix_get_different_files(
     server: FlakyServer, tmp_path: Path
 ) -> None:
     photos = tmp_path / "photos"
@@ -191,7 +193,7 @@ def test_other_max_side_redoes_everything(server: FlakyServer, photos: Path) -> 
 
 
 @pytest.mark.slow
-def test_what_cannot_be_shrunk_is_sent_whole_and_told(
+def test_a_photo_that_cannot_be_shrunk_is_sent_unchanged_and_reported(
     server: FlakyServer, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number in range(7):
@@ -205,7 +207,7 @@ def test_what_cannot_be_shrunk_is_sent_whole_and_told(
 
 
 @pytest.mark.slow
-def test_options_for_the_service_are_sent_and_other_ones_redo_everything(
+def test_options_for_the_service_are_sent_and_a_change_redoes_everything(
     server: FlakyServer, photos: Path
 ) -> None:
     given = "--fit sliding --overlap 0.3 --classes cat,9 --alpha 0 --contour 2 --overlay-format png"
@@ -382,7 +384,7 @@ def test_answer_without_the_asked_output_is_a_failure(server: FlakyServer, photo
     [problem(401, "unauthorized"), problem(404, "unknown-model")],
     ids=["key", "model"],
 )
-def test_refused_caller_ends_the_run_at_once_and_blames_no_photo(
+def test_a_wrong_key_or_model_ends_the_run_at_once_and_fails_no_photo(
     server: FlakyServer, tmp_path: Path, refusal: Answer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.misbehave = lambda request, nth: refusal if request.path == "/segment" else None
@@ -413,7 +415,7 @@ def test_refused_option_is_a_usage_error_that_names_the_flag(
     hint: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The command has to be corrected. The corrected one sends every photo."""
+    """The corrected command then sends every photo."""
     refusal = problem(400, "invalid-request", detail)
     server.misbehave = lambda request, nth: refusal if request.path == "/segment" else None
     photos = many(tmp_path / "photos", 20)
@@ -522,7 +524,7 @@ def test_service_that_is_gone_ends_the_run_and_the_next_one_goes_on(
 @pytest.mark.parametrize(
     ("option", "failures"), [(("--fail-fast",), 1), (("--max-failures", "3"), 3)]
 )
-def test_run_stops_after_so_many_failures(
+def test_run_stops_after_the_given_number_of_failures(
     server: FlakyServer, tmp_path: Path, option: tuple[str, ...], failures: int
 ) -> None:
     server.misbehave = lambda request, nth: (
@@ -552,7 +554,7 @@ def test_photo_named_twice_is_sent_once(server: FlakyServer, photos: Path) -> No
 
 @pytest.mark.slow
 def test_fixed_concurrency_is_kept(server: FlakyServer, tmp_path: Path) -> None:
-    server.delay_s = 0.3  # long enough for all five to be on their way, however busy the machine
+    server.delay_s = 0.3  # long enough for all five to be in flight, even on a busy machine
     assert run(server, many(tmp_path / "photos", 15), "--concurrency", "5") == 0
     assert server.most_in_flight == 5
 
@@ -594,7 +596,7 @@ def test_moved_folders_are_still_known(server: FlakyServer, photos: Path, tmp_pa
     assert len(server.segmented()) == 3
 
 
-# Whoever starts the tests in the background of a shell hands down an ignored SIGINT.
+# Tests that run in the background of a shell inherit an ignored SIGINT.
 INTERRUPTIBLE = """
 import runpy, signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -615,7 +617,7 @@ def wait_for(count: int, out: Path) -> None:
 
 
 @pytest.mark.slow
-def test_client_killed_at_any_moment_loses_and_doubles_nothing(
+def test_client_killed_at_any_moment_loses_and_repeats_nothing(
     server: FlakyServer, tmp_path: Path
 ) -> None:
     server.delay_s = 0.02

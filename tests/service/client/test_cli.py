@@ -72,7 +72,7 @@ def test_unknown_model_exits_2_and_names_the_known_ones(
 
 
 @pytest.mark.slow
-def test_service_that_never_comes_exits_1(
+def test_service_that_never_starts_exits_1(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["http://127.0.0.1:9", str(photos), "-o", str(tmp_path / "out")]
@@ -89,7 +89,7 @@ def test_service_that_never_comes_exits_1(
 def test_unknown_host_exits_2_without_a_second_try(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Names in .invalid never exist (RFC 6761), but without a name server nobody can say so."""
+    """Names in .invalid never exist (RFC 6761), but only a name server can confirm that."""
     try:
         socket.getaddrinfo("photos.invalid", 80)
     except socket.gaierror as error:
@@ -98,7 +98,7 @@ def test_unknown_host_exits_2_without_a_second_try(
     began = time.monotonic()
     command = ["http://me:secret@photos.invalid:8000", str(photos), "-o", str(tmp_path / "out")]
     assert main(command) == 2
-    assert time.monotonic() - began < 30  # the default patience is 120 s
+    assert time.monotonic() - began < 30  # by default, retries last 120 s
     told = capsys.readouterr().err
     assert told.startswith("deeplab-client: http://photos.invalid:8000: unknown host (")
     assert told.endswith(": correct the host name\n")
@@ -111,7 +111,7 @@ def test_unknown_host_exits_2_without_a_second_try(
         ("/", "GET /models does not exist there: is this the service's port"),
     ],
 )
-def test_url_without_the_service_exits_2(
+def test_url_of_another_server_exits_2(
     server: FlakyServer,
     photos: Path,
     tmp_path: Path,
@@ -147,14 +147,14 @@ def test_client_waits_for_a_service_that_is_just_starting(
 
 
 @pytest.mark.parametrize("options", [[], ["--dry-run"], ["--json"]])
-def test_inputs_without_a_photo_exit_2_and_say_what_lies_there(
+def test_inputs_without_a_photo_exit_2_and_say_what_was_found(
     server: FlakyServer, tmp_path: Path, options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "IMG_1.HEIC").write_bytes(b"x")
     assert main([server.url, str(tmp_path / "in"), "-o", str(tmp_path / "out"), *options]) == 2
     said = capsys.readouterr()
-    assert said.err.startswith("deeplab-client: no photo")  # and no progress of nothing
+    assert said.err.startswith("deeplab-client: no photo")  # and no progress bar
     assert f"no photo found in {tmp_path / 'in'}; 1 file left out: 1 .heic (IMG_1.HEIC)" in said.err
     assert "done" not in said.out
 
@@ -166,13 +166,13 @@ def test_an_empty_list_exits_2(
     assert main([server.url, "-", "-o", str(tmp_path / "out")]) == 2
 
 
-def test_what_was_left_out_is_told_at_the_end(
+def test_the_summary_names_the_files_that_were_left_out(
     server: FlakyServer, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = [server.url, str(photos), "-o", str(tmp_path / "out")]
     assert main(command) == 0
     assert "1 file left out: 1 .txt (notes.txt)" in capsys.readouterr().out
-    assert main([*command, "--json"]) == 0  # also when all is complete
+    assert main([*command, "--json"]) == 0  # even if everything is complete
     assert json.loads(capsys.readouterr().out)["left_out"] == {".txt": 1}
 
 

@@ -90,7 +90,7 @@ def run(out: Path, kind: str, *options: str) -> Path:
 
 
 def read_again(kind: str, target: Path, sizes: dict[str, tuple[int, int]]) -> dict[str, Ids]:
-    """What our readers make of it, by the photo's name without suffix."""
+    """Read the file with our own readers; return the masks by the photo's name without suffix."""
     reader = READERS["voc-colours" if kind == "voc" else kind]
     found = reader(target, Reading(predictions=True), Notes())
     numbers = {name: index for index, name in enumerate(NAMES)}

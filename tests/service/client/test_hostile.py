@@ -69,7 +69,7 @@ LZMA = zipped(BOTH, zipfile.ZIP_LZMA)
     ],
     ids=["empty", "garbage", "no end", "no IEND", "bit", "tail", "other kind", "size"],
 )
-def test_a_mask_that_is_not_whole_is_a_failure_and_no_file(
+def test_an_incomplete_mask_is_a_failure_and_is_not_written(
     server: FlakyServer,
     tmp_path: Path,
     body: bytes,
@@ -97,7 +97,7 @@ def test_a_mask_that_is_not_whole_is_a_failure_and_no_file(
     ],
     ids=["crc", "lzma", "broken lzma", "bomb", "entries", "empty entry"],
 )
-def test_a_zip_that_is_not_sound_is_a_failure(
+def test_an_invalid_zip_is_a_failure(
     server: FlakyServer, photos: Path, body: bytes, says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.misbehave = lambda request, nth: (
@@ -120,10 +120,10 @@ def test_a_zip_that_is_not_sound_is_a_failure(
     ],
     ids=["endless", "compressed", "a byte at a time", "endless error"],
 )
-def test_an_answer_without_end_is_left_in_time(
+def test_an_endless_answer_is_given_up_in_time(
     server: FlakyServer, photos: Path, answer: Answer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The client leaves endless answers at its limit of bytes, and a slow one at its timeout."""
+    """The client gives up endless answers at its limit of bytes, and a slow one at its timeout."""
     server.misbehave = lambda request, nth: answer if request.body == b"cat.jpg" else None
     began = time.monotonic()
     assert run(server, photos, "--output", "json,mask", "--json") == 1
@@ -141,7 +141,7 @@ def test_a_slow_answer_ends_the_blocking_client_too(server: FlakyServer) -> None
 
 
 @pytest.mark.slow
-def test_only_regular_files_of_a_size_that_photos_have_are_read(
+def test_only_regular_files_of_a_plausible_size_are_read(
     server: FlakyServer, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     os.mkfifo(photos / "pipe.jpg")
@@ -190,7 +190,7 @@ def test_a_tar_member_of_six_gigabytes_is_not_read(
 
 
 @pytest.mark.slow
-def test_odd_times_and_names_in_a_tar_cost_nothing(server: FlakyServer, tmp_path: Path) -> None:
+def test_odd_times_and_names_in_a_tar_do_no_harm(server: FlakyServer, tmp_path: Path) -> None:
     path = tmp_path / "photos.tar"
     members = [
         (info("a.jpg", pax_headers={"mtime": "1e999"}), b"a"),
@@ -205,7 +205,7 @@ def test_odd_times_and_names_in_a_tar_cost_nothing(server: FlakyServer, tmp_path
 
 
 @pytest.mark.slow
-def test_a_tar_that_is_damaged_in_its_middle_is_no_success(
+def test_a_tar_that_is_damaged_in_its_middle_is_a_failure(
     server: FlakyServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tar_of(tmp_path / "photos.tar", [(info(f"{n}.jpg"), b"x") for n in range(3)])
@@ -217,7 +217,9 @@ def test_a_tar_that_is_damaged_in_its_middle_is_no_success(
 
 
 @pytest.mark.slow
-def test_a_photo_of_a_far_century_is_done(server: FlakyServer, photos: Path) -> None:
+def test_a_photo_with_a_time_in_a_far_century_is_segmented(
+    server: FlakyServer, photos: Path
+) -> None:
     """Its time in nanoseconds has more than the 64 bits of SQLite."""
     os.utime(photos / "cat.jpg", (10_000_000_000, 10_000_000_000))
     assert run(server, photos) == 0
@@ -329,7 +331,7 @@ ODD_PROBLEM = {"code": {"a": 1}, "detail": ["x"], "request_id": {"no": "text"}, 
     ],
     ids=lambda answer: f"{answer.status} {answer.body[:12]!r} {str(answer.headers)[:40]}",
 )
-def test_one_odd_answer_is_the_failure_of_that_photo_alone(
+def test_one_odd_answer_fails_only_that_photo(
     server: FlakyServer, photos: Path, answer: Answer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.misbehave = lambda request, nth: answer if request.body == b"cat.jpg" else None
@@ -338,7 +340,7 @@ def test_one_odd_answer_is_the_failure_of_that_photo_alone(
 
 
 @pytest.mark.slow
-def test_a_disk_that_fills_up_under_the_manifest_ends_the_run_with_a_sentence(
+def test_a_disk_that_is_full_for_the_manifest_ends_the_run_with_a_message(
     server: FlakyServer,
     photos: Path,
     monkeypatch: pytest.MonkeyPatch,

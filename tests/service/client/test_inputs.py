@@ -51,7 +51,7 @@ def test_every_suffix_of_what_the_service_takes_is_found(tmp_path: Path, suffix:
 
 
 def test_files_of_other_kinds_are_counted_and_named(tmp_path: Path) -> None:
-    """Hidden files, results and the manifest in OUT are left out, however often it is counted."""
+    """Hidden files, results and the manifest in OUT do not count, and no file counts twice."""
     for name in ("a.jpg", "b.HEIC", "d/c.heic", "notes", ".hidden.heic", "out/manifest.sqlite"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
@@ -135,7 +135,7 @@ def test_tar_gives_its_photos(tmp_path: Path, suffix: str) -> None:
     ]
 
 
-def test_tar_photo_that_was_read_in_time_stays_readable(tmp_path: Path) -> None:
+def test_tar_photo_that_was_read_while_iterating_stays_readable(tmp_path: Path) -> None:
     archive = write_tar(tmp_path / "photos.tar.gz", {"1.jpg": b"one", "2.jpg": b"two"})
     kept = []
     for photo in found(archive):
@@ -159,7 +159,7 @@ def test_tar_cut_short_ends_with_a_photo_that_cannot_be_read(tmp_path: Path) -> 
         last.read()
 
 
-def test_own_results_are_no_inputs(photos: Path) -> None:
+def test_own_results_are_not_inputs(photos: Path) -> None:
     for name in ("out/cat.mask.png", "cat.mask.png", "out/trip/dog.overlay.jpg"):
         (photos / name).parent.mkdir(parents=True, exist_ok=True)
         (photos / name).write_bytes(b"result")
@@ -169,7 +169,7 @@ def test_own_results_are_no_inputs(photos: Path) -> None:
     assert "out" not in "".join(names(found(photos / "**" / "*.png", out=photos / "out")))
 
 
-def test_link_to_a_folder_above_does_not_go_round_for_ever(photos: Path) -> None:
+def test_link_to_a_folder_above_is_not_followed_for_ever(photos: Path) -> None:
     (photos / "trip" / "back").symlink_to(photos)
     assert names(found(photos)) == ["cat.jpg", "trip/dog.png", "trip/far/bus.webp"]
 
@@ -181,7 +181,7 @@ def test_linked_folder_is_searched(photos: Path, tmp_path: Path) -> None:
     assert "more/x.jpg" in names(found(photos))
 
 
-def test_name_that_is_no_utf8_is_spelled_out(tmp_path: Path) -> None:
+def test_name_that_is_not_utf8_is_escaped(tmp_path: Path) -> None:
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jpg")).write_bytes(b"x")
     (photo,) = found(tmp_path)
     assert photo.name == r"caf\xe9.jpg"

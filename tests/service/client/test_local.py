@@ -68,7 +68,7 @@ def files(out: Path) -> dict[str, bytes]:
 
 
 def rows(out: Path) -> list[tuple[object, ...]]:
-    """The manifest, without times and identifiers of requests."""
+    """The manifest, without times and request ids."""
     with sqlite3.connect(out / "manifest.sqlite") as manifest:
         return manifest.execute(f"SELECT {COLUMNS} FROM photos ORDER BY name").fetchall()
 
@@ -76,7 +76,7 @@ def rows(out: Path) -> list[tuple[object, ...]]:
 def test_results_manifest_and_report_are_those_of_the_service(
     url: str, models: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Eight outputs, byte for byte, also of windows; and what is refused, with the reason."""
+    """Eight outputs are equal byte for byte, with windows too; refusals have the same reasons."""
     monkeypatch.setenv("DEEPLAB_MAX_PIXELS", "100000")
     asked = ["--output", ",".join(OUTPUTS), "--report", "--fit", "sliding"]
     assert main([url, str(pictures), "-o", str(tmp_path / "served"), *asked]) == 1
@@ -95,7 +95,7 @@ def test_results_manifest_and_report_are_those_of_the_service(
     }
 
 
-def test_what_the_service_has_done_is_not_done_again(
+def test_photos_that_the_service_has_done_are_not_done_again(
     url: str,
     models: Path,
     pictures: Path,

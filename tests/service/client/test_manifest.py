@@ -42,7 +42,7 @@ def test_stem_stays_the_same_over_runs_and_belongs_to_one_photo(tmp_path: Path) 
         assert given == ["a", "a.png", "A.PNG~2", "a.png.gif"]
 
 
-def test_redone_photo_has_only_its_new_pixels(tmp_path: Path) -> None:
+def test_redone_photo_has_only_its_new_pixel_counts(tmp_path: Path) -> None:
     with Manifest(tmp_path / "m") as manifest:
         manifest.claim("a.jpg", "/a.jpg", stems("a.jpg"))
         manifest.finish("a.jpg", ORIGIN, {}, [ClassPixels(0, "background", 1)])
@@ -60,7 +60,7 @@ def test_failures_are_those_of_this_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_second_writer_is_told_who_is_in_its_way(tmp_path: Path) -> None:
+def test_second_writer_is_told_that_another_client_is_writing(tmp_path: Path) -> None:
     with (
         Manifest(tmp_path / "m"),
         pytest.raises(ManifestError, match="another client is writing"),
@@ -68,7 +68,7 @@ def test_second_writer_is_told_who_is_in_its_way(tmp_path: Path) -> None:
         Manifest(tmp_path / "m")
 
 
-def test_file_that_is_no_manifest_is_refused(tmp_path: Path) -> None:
+def test_file_that_is_not_a_manifest_is_refused(tmp_path: Path) -> None:
     (tmp_path / "m").write_bytes(b"no database at all" * 100)
     with pytest.raises(ManifestError, match="not a database"):
         Manifest(tmp_path / "m")
@@ -90,9 +90,7 @@ UNDO = {  # from a version back to the one before
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_manifest_of_an_earlier_version_is_read_and_taken_over(
-    tmp_path: Path, version: int
-) -> None:
+def test_manifest_of_an_earlier_version_is_read_and_converted(tmp_path: Path, version: int) -> None:
     """Reading does not change the file; the next run converts it to this version."""
     path = tmp_path / "m"
     with Manifest(path) as manifest:

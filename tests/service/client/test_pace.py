@@ -30,7 +30,7 @@ def test_pace_grows_to_what_the_service_can_use_and_no_further() -> None:
     assert max(settled) <= 2 * 16
 
 
-def test_pace_stays_low_before_a_service_that_works_one_by_one() -> None:
+def test_pace_stays_low_for_a_service_that_works_one_by_one() -> None:
     limits = Simulated(slots=1).drive(Pace(), 1000)
     assert max(limits) <= 4
     assert limits[-1] <= 3
@@ -63,14 +63,14 @@ def test_pace_recovers_after_refusals_end() -> None:
     assert service.drive(pace, 5000)[-1] >= 14
 
 
-def test_refusal_at_the_maximum_is_heard() -> None:
+def test_refusal_at_the_maximum_halves_the_limit() -> None:
     pace = Pace(maximum=8)
     Simulated(slots=100).drive(pace, 1000)
     pace.throttled()
     assert pace.limit == 4
 
 
-def test_fixed_pace_is_moved_by_nothing() -> None:
+def test_fixed_pace_never_changes() -> None:
     pace = Pace.fixed(5)
     pace.throttled()
     assert set(Simulated(slots=50).drive(pace, 500)) == {5}

@@ -80,7 +80,7 @@ def test_unknown_total_gives_no_eta() -> None:
     assert progress.line() == "3/?  0.0/s"
 
 
-def test_skipped_photos_do_not_flatter_the_rate() -> None:
+def test_skipped_photos_do_not_raise_the_rate() -> None:
     clock, counts = Clock(), Counts()
     progress = Progress(counts, io.StringIO(), clock)
     clock.now, counts.skipped, counts.sent = 10.0, 5000, 10
@@ -98,5 +98,5 @@ def test_rate_follows_the_last_half_minute() -> None:
     assert progress.rate() == 1.0
 
 
-def test_durations_are_read_at_a_glance() -> None:
+def test_durations_are_printed_in_readable_units() -> None:
     assert [duration(s) for s in (0, 59.6, 3599, 7389)] == ["0:00", "1:00", "59:59", "2:03:09"]

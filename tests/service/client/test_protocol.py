@@ -46,7 +46,7 @@ def zipped(*names: str, method: int = zipfile.ZIP_STORED) -> bytes:
 
 def test_client_and_service_name_the_same_files() -> None:
     of_service = {name: file for name, (_, file) in OUTPUTS.items()}
-    assert of_service == FILES | JPEGS  # the client takes the PNG of these for the usual one
+    assert of_service == FILES | JPEGS  # for these, PNG is the client's default
 
 
 def test_jpeg_overlay_gets_its_own_suffix() -> None:
@@ -60,7 +60,7 @@ def test_zip_without_an_asked_output_is_a_bad_answer() -> None:
         answer(zipped("mask.png"), "application/zip", "mask", "overlay").files()
 
 
-def test_entry_that_nobody_asked_for_never_becomes_a_file() -> None:
+def test_entry_that_was_not_requested_never_becomes_a_file() -> None:
     content = zipped("../../evil.png", "mask.png", "result.json")
     assert list(answer(content, "application/zip", "mask", "json").files()) == [
         "mask.png",

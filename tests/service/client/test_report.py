@@ -143,7 +143,7 @@ def test_sheet_shows_an_even_sample(tmp_path: Path) -> None:
         assert image.convert("RGB").getpixel((20, 12)) == (255, 0, 0)
 
 
-def test_picture_that_was_taken_away_leaves_a_gap(tmp_path: Path) -> None:
+def test_picture_that_was_deleted_leaves_a_gap(tmp_path: Path) -> None:
     with filled(tmp_path, {"1.jpg": [], "2.jpg": []}) as manifest:
         (tmp_path / "1.overlay.png").unlink()
         sheet = write_png(tmp_path, manifest)
@@ -161,7 +161,9 @@ def test_run_with_report_counts_pixels_and_keeps_no_json(
     assert main(command) == 0
     assert not (out / "report.csv").exists()
     capsys.readouterr()
-    assert main([*command, "--report", "--json"]) == 0  # again, since no pixels are known yet
+    assert (
+        main([*command, "--report", "--json"]) == 0
+    )  # sent again, because no pixel counts are known yet
     summary = json.loads(capsys.readouterr().out)
     assert summary["sent"] == 3
     assert summary["classes"][1] == {"id": 8, "name": "cat", "pixels": 30, "photos": 3}

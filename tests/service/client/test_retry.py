@@ -43,12 +43,12 @@ def test_jitter_spreads_waits_over_the_whole_range() -> None:
     assert retries(chance=0.5).delay_after(answer(502)) == 0.25
 
 
-def test_retry_after_is_the_least_wait() -> None:
+def test_retry_after_is_the_minimum_wait() -> None:
     assert retries(chance=0.0).delay_after(answer(503, Retry_After="7")) == 7.0
     assert retries(chance=1.0).delay_after(answer(503, Retry_After="7")) == 7.5
 
 
-def test_no_wait_reaches_beyond_the_patience() -> None:
+def test_no_wait_exceeds_give_up_after() -> None:
     policy = RetryPolicy(give_up_after_s=10)
     assert retries(policy).delay_after(answer(503, Retry_After="11")) is None
     clock = iter([0.0, 9.9])

@@ -89,7 +89,7 @@ def test_other_machines_are_reached_through_the_proxy(
         ("SSL_CERT_DIR=/nowhere", "SSL_CERT_DIR=/nowhere: no such folder"),
     ],
 )
-def test_a_variable_that_makes_no_way_is_a_usage_error_that_names_it(
+def test_an_unusable_variable_is_a_usage_error_that_names_it(
     variable: str,
     says: str,
     photos: Path,
@@ -158,7 +158,7 @@ def test_no_proxy_lists_names_addresses_and_networks(entry: str, url: str, cover
     assert _covers(entry, httpx.URL(url)) == covers
 
 
-def test_no_proxy_goes_before_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_proxy_takes_precedence_over_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALL_PROXY", DEAD)
     monkeypatch.setenv("NO_PROXY", "::1,fe80::/10, photos.invalid")
     assert route("http://photos.invalid").proxy is None
@@ -186,7 +186,7 @@ def secure(certificate: Path) -> Iterator[str]:
         yield server.url.replace("http:", "https:")
 
 
-def test_a_certificate_of_ones_own_is_trusted_where_the_variable_says_so(
+def test_a_private_certificate_is_trusted_if_the_variable_names_it(
     secure: str, certificate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
@@ -195,7 +195,7 @@ def test_a_certificate_of_ones_own_is_trusted_where_the_variable_says_so(
 
 
 @pytest.mark.parametrize("variable", [None, "SSL_CERT_FILE"])
-def test_a_certificate_that_is_not_trusted_is_no_matter_of_patience(
+def test_a_certificate_that_is_not_trusted_is_not_retried(
     secure: str, variable: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The error comes at once and names the variable that caused it."""

@@ -59,7 +59,7 @@ def test_several_outputs_come_from_one_request(server: FlakyServer) -> None:
     assert len(server.segmented()) == 1
 
 
-def test_what_else_the_service_takes_is_passed_on(server: FlakyServer) -> None:
+def test_other_options_of_the_service_are_passed_on(server: FlakyServer) -> None:
     with Client(server.url) as client:
         client.segment(b"photo", options={"fit": "sliding", "alpha": 0.7})
     (request,) = server.requests
@@ -98,13 +98,13 @@ def test_refusal_by_a_proxy_is_an_error_too(server: FlakyServer) -> None:
         client.segment(b"photo")
 
 
-def test_login_page_is_no_mask(server: FlakyServer) -> None:
+def test_login_page_is_not_taken_for_a_mask(server: FlakyServer) -> None:
     server.misbehave = lambda request, nth: Answer(200, b"<html>Log in</html>", "text/html")
     with Client(server.url) as client, pytest.raises(BadAnswerError, match="text/html"):
         client.segment(b"photo")
 
 
-def test_models_that_are_no_list_are_a_bad_answer(server: FlakyServer) -> None:
+def test_models_that_are_not_a_list_are_a_bad_answer(server: FlakyServer) -> None:
     server.misbehave = lambda request, nth: Answer(200, b'{"models": 5}')
     with Client(server.url) as client, pytest.raises(BadAnswerError):
         client.models()
@@ -153,7 +153,7 @@ def test_blocking_client_works_in_a_forked_process(server: FlakyServer) -> None:
     assert subprocess.run(command, timeout=30, check=False).returncode == 0
 
 
-def test_nobody_there_is_unreachable_and_not_ready() -> None:
+def test_a_missing_server_is_unreachable_and_not_ready() -> None:
     with Client("http://127.0.0.1:9", retry=HASTE) as client:
         assert not client.ready()
         with pytest.raises(UnreachableError):
@@ -180,7 +180,7 @@ def test_requests_search_no_modules(server: FlakyServer, monkeypatch: pytest.Mon
 
     async def run() -> None:
         async with AsyncClient(server.url) as client:
-            await client.segment(b"first")  # imports what is needed once
+            await client.segment(b"first")  # imports everything that is imported once
             monkeypatch.setattr(sys, "meta_path", [searches, *sys.meta_path])
             await client.segment(b"second")
 
@@ -191,7 +191,7 @@ def test_requests_search_no_modules(server: FlakyServer, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     "url", ["localhost:8000", "ftp://host", "http://", "http://host:port", "photos/"]
 )
-def test_url_that_is_none_is_refused_before_anything_is_sent(url: str) -> None:
+def test_invalid_url_is_refused_before_anything_is_sent(url: str) -> None:
     with pytest.raises(UsageError, match="URL"):
         Client(url)
 

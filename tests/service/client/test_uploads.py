@@ -51,11 +51,11 @@ def test_rotation_in_exif_is_applied_before_it_is_lost() -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"no photo", b"GIF89a" + bytes(50)])
-def test_what_is_no_photo_goes_out_untouched(content: bytes) -> None:
+def test_file_that_is_not_a_photo_is_sent_unchanged(content: bytes) -> None:
     assert shrink(content, 100) == content
 
 
-def test_broken_photo_goes_out_untouched_for_the_service_to_judge() -> None:
+def test_broken_photo_is_sent_unchanged() -> None:
     content = encoded((800, 400))[:300]
     upload = prepare(Photo("a.jpg", "/a.jpg", len(content), 0, lambda: content), 100)
     assert upload.body == content
@@ -91,7 +91,7 @@ def wide_profile() -> bytes:
     """A profile of a space other than sRGB, from which the service converts."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     red, green = profile.find(b"rXYZ"), profile.find(b"gXYZ")
-    swapped = bytearray(profile)  # red and green change places: nobody can overlook that
+    swapped = bytearray(profile)  # red and green are swapped, so the difference is large
     swapped[red : red + 4], swapped[green : green + 4] = b"gXYZ", b"rXYZ"
     return bytes(swapped)
 
@@ -142,7 +142,7 @@ LEFT_TO_THE_SERVICE = {
 
 
 @pytest.mark.parametrize("name", LEFT_TO_THE_SERVICE)
-def test_what_only_the_service_can_decode_goes_out_as_it_is_and_says_so(name: str) -> None:
+def test_photo_that_only_the_service_can_decode_is_sent_unchanged_and_reported(name: str) -> None:
     content = LEFT_TO_THE_SERVICE[name]
     upload = prepare(Photo("a.x", "/a.x", len(content), 0, lambda: content), 100)
     assert upload.body == content

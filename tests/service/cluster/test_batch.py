@@ -73,7 +73,7 @@ def job_of(folder: Path, outputs: tuple[str, ...] = ("mask",)) -> BatchJob:
 
 
 def test_every_flag_of_the_client_is_one_of_the_batch() -> None:
-    """Except those about the service (connection, key), about doing without it, and videos."""
+    """Except flags for the connection and the key, for --local, and for videos."""
     client, batch = (
         {option for action in parser._actions for option in action.option_strings}
         for parser in (cli._parser(), ray_batch._parser())
@@ -149,7 +149,7 @@ def test_a_wrong_option_is_a_usage_error(
 ) -> None:
     try:
         code: object = ray_batch.main([".", "-o", "out", *flags])
-    except SystemExit as stop:  # argparse's own way
+    except SystemExit as stop:  # argparse exits by itself
         code = stop.code
     assert code == 2
     assert says in capsys.readouterr().err

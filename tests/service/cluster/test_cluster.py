@@ -46,7 +46,7 @@ pytestmark = [
 ]
 
 NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 * 1024 * 1024}
-# A node is given up for dead after 2 s, not 15; what only people look at is not started.
+# A node counts as dead after 2 s, not 15; dashboards are not started.
 QUICK = {"health_check_period_ms": 500, "health_check_failure_threshold": 3}
 ALONE = {
     "include_dashboard": False,
@@ -114,7 +114,7 @@ class Saboteur(Progress):
             self._deeds.pop(settled)()
 
 
-def test_a_killed_actor_and_a_killed_node_lose_no_photo_and_double_none(
+def test_a_killed_actor_and_a_killed_node_lose_no_photo_and_repeat_none(
     cluster: Cluster, model: Path, tmp_path: Path
 ) -> None:
     slow_store.register()
@@ -139,7 +139,7 @@ def test_a_killed_actor_and_a_killed_node_lose_no_photo_and_double_none(
         if not cluster.worker_nodes:
             cluster.add_node(**NODE)
     assert progress._deeds == {}
-    assert len(set(readers.read_text().split())) >= 3  # two actors, and one that came after
+    assert len(set(readers.read_text().split())) >= 3  # two actors and a replacement
     assert (summary.exit_code(), summary.counts.sent) == (0, len(images))
     assert Counter(record.name for record in recorded(str(out))) == Counter(list(images))
     assert {str(path.relative_to(out)) for path in out.rglob("*.png") if PART not in path.name} == {
@@ -147,7 +147,7 @@ def test_a_killed_actor_and_a_killed_node_lose_no_photo_and_double_none(
     }
     again = ray_batch.RayBatch(options, Progress(Counts(), io.StringIO())).work()
     assert (again.counts.skipped, again.counts.settled()) == (len(images), len(images))
-    assert not list(out.rglob(f"*{PART}"))  # what the killed ones have left
+    assert not list(out.rglob(f"*{PART}"))  # leftovers of the killed actors
     for name, image in images.items():
         mask = opened((out / name.replace(".png", ".mask.png")).read_bytes())
         assert (mask == onnx_models.expected(opened(image))).all(), name
@@ -214,7 +214,7 @@ def test_an_out_that_cannot_be_written_ends_the_run_with_the_reason(
     assert "cannot write below" in capsys.readouterr().out
 
 
-def test_a_cluster_without_room_for_an_actor_is_not_waited_for(
+def test_a_cluster_without_room_for_an_actor_is_an_error_at_once(
     cluster: Cluster, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     many(tmp_path / "in", 2)
@@ -223,7 +223,7 @@ def test_a_cluster_without_room_for_an_actor_is_not_waited_for(
     assert "'GPU': 0" in capsys.readouterr().err
 
 
-def test_replicas_answer_as_the_service_does_and_finish_what_they_have_begun(
+def test_replicas_answer_as_the_service_does_and_finish_their_requests(
     cluster: Cluster, model: Path
 ) -> None:
     port = free_port()
@@ -233,7 +233,7 @@ def test_replicas_answer_as_the_service_does_and_finish_what_they_have_begun(
         port=port,
         min_replicas=2,
         max_replicas=2,
-        max_wait_ms=1500,  # a lone photo is on its way for so long
+        max_wait_ms=1500,  # a single photo takes this long
     )
     url = f"http://127.0.0.1:{port}"
 

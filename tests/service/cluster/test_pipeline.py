@@ -1,4 +1,4 @@
-"""One process of a batch run: the service's bytes, a record for every photo, nothing stale."""
+"""One process of a batch run: same bytes as the service, a record per photo, no stale file."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_every_output_is_the_services_byte_for_byte(
         for record in done:
             for name, content in answers(client, folder / record.name, asked).items():
                 written = (out / f"{record.stem}.{name}").read_bytes()
-                if name.endswith(".npz"):  # a ZIP of its own, which carries the time
+                if name.endswith(".npz"):  # a ZIP, which contains the time
                     theirs, ours = np.load(io.BytesIO(content)), np.load(io.BytesIO(written))
                     assert all((theirs[key] == ours[key]).all() for key in theirs)
                 else:
@@ -230,7 +230,7 @@ def test_a_broken_photo_is_recorded_with_its_reason(
 
 
 @pytest.mark.slow
-def test_only_regular_files_of_a_size_that_photos_have_are_read(
+def test_only_regular_files_of_a_plausible_size_are_read(
     model: Path, folder: Path, tmp_path: Path
 ) -> None:
     os.mkfifo(folder / "pipe.jpg")
@@ -287,7 +287,7 @@ def test_an_unchanged_photo_needs_no_engine(model: Path, folder: Path, tmp_path:
 
 
 @pytest.mark.slow
-def test_a_new_model_takes_away_what_the_old_one_wrote_beyond(
+def test_a_new_model_removes_outputs_that_only_the_old_one_wrote(
     model: Path, folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
@@ -302,7 +302,7 @@ def test_a_new_model_takes_away_what_the_old_one_wrote_beyond(
 
 
 @pytest.mark.slow
-def test_the_same_model_adds_to_what_is_there(model: Path, folder: Path, tmp_path: Path) -> None:
+def test_the_same_model_adds_to_existing_outputs(model: Path, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     first = {
         record.name: record for record in pipeline(model, out, ("mask",)).run(todos(folder, out))
@@ -363,7 +363,7 @@ class Failing(Engine):
 
 
 @pytest.mark.slow
-def test_a_failed_engine_is_made_anew_and_loses_no_photo(
+def test_a_failed_engine_is_created_again_and_loses_no_photo(
     model: Path, folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
@@ -397,7 +397,7 @@ def test_no_more_than_the_limit_is_taken_ahead() -> None:
 
 
 @pytest.mark.slow
-def test_work_runs_beside_the_one_that_takes_it() -> None:
+def test_the_steps_of_the_pipeline_run_at_the_same_time() -> None:
     """Both steps wait at a barrier, so the test hangs unless they run at the same time."""
     barrier = threading.Barrier(2, timeout=10)
     with ThreadPoolExecutor(2) as pool:
@@ -410,7 +410,7 @@ def test_batches_are_full_but_the_last() -> None:
 
 
 @pytest.mark.slow
-def test_a_result_says_what_the_photo_holds(model: Path, folder: Path, tmp_path: Path) -> None:
+def test_a_result_says_what_the_photo_contains(model: Path, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     list(pipeline(model, out, ("json",)).run(todos(folder, out)))
     result = json.loads((out / "trip" / "turned.result.json").read_text())

@@ -42,11 +42,11 @@ def plan(record: Record | None = RECORD, wanted: Wanted = WANTED, **sizes: int) 
     return Plan(wanted, records, OUTPUTS | sizes)
 
 
-def test_a_complete_result_stands() -> None:
+def test_a_complete_result_is_kept() -> None:
     assert plan().todo(PHOTO) == RECORD
 
 
-def test_fewer_outputs_than_there_are_stand_too() -> None:
+def test_a_result_is_kept_if_fewer_outputs_are_requested() -> None:
     assert plan(wanted=replace(WANTED, outputs=("mask",))).todo(PHOTO) == RECORD
 
 
@@ -70,7 +70,7 @@ def test_every_output_is_known_by_its_file(output: str) -> None:
     ],
     ids=["digest", "model", "output", "file gone", "file cut", "failed"],
 )
-def test_what_does_not_stand_is_done_again_into_the_same_files(again: Plan) -> None:
+def test_an_outdated_result_is_made_again_into_the_same_files(again: Plan) -> None:
     (record,) = again.records.values()
     assert again.todo(PHOTO) == Todo(PHOTO, "a/x", record)
 
@@ -87,7 +87,7 @@ def test_a_photo_of_another_or_no_time_is_compared_by_its_digest(mtime_ns: int) 
     assert plan(record).todo(touched) == Todo(touched, "a/x", record, unchanged_if="cafe")
 
 
-def test_a_rejected_photo_stays_so_until_asked_or_changed() -> None:
+def test_a_rejected_photo_stays_rejected_until_asked_or_changed() -> None:
     rejected = replace(RECORD, status=REJECTED, outputs={}, error="400")
     retry = replace(WANTED, retry_rejected=True)
     assert plan(rejected).todo(PHOTO) == rejected
@@ -105,7 +105,7 @@ def test_a_rejected_photo_stays_so_until_asked_or_changed() -> None:
         (replace(WANTED, model="n"), 5, False),
         (WANTED, 6, False),
     ],
-    ids=["as it was", "fewer outputs", "another output", "digest", "model", "another time"],
+    ids=["unchanged", "fewer outputs", "another output", "digest", "model", "another time"],
 )
 def test_the_batch_client_does_the_same_photos_again(
     tmp_path: Path, wanted: Wanted, mtime_ns: int, stands: bool
@@ -123,7 +123,7 @@ def test_the_batch_client_does_the_same_photos_again(
     assert isinstance(plan(wanted=wanted).todo(photo), Record) == stands
 
 
-def test_photos_that_differ_in_suffix_or_case_alone_get_files_of_their_own() -> None:
+def test_photos_that_differ_only_in_suffix_or_case_get_different_files() -> None:
     empty = plan(None)
     names = ["a/x.jpg", "a/x.png", "a/X.jpg", "a/X.jpg"]
     todos = [empty.todo(replace(PHOTO, name=name)) for name in names[:3]]
@@ -146,7 +146,7 @@ def test_other_options_and_a_report_without_counts_are_done_again(change: dict[s
     assert plan(fitting, wanted).todo(PHOTO) == fitting
 
 
-def test_a_record_of_before_there_were_options_is_read() -> None:
+def test_a_record_of_an_earlier_version_without_options_is_read() -> None:
     line = json.loads(RECORD.json())
     for name in ("max_side", "options", "classes", "request_id"):
         del line[name]
@@ -164,7 +164,7 @@ def test_a_record_of_before_there_were_options_is_read() -> None:
         {"classes": 5},
     ],
 )
-def test_a_record_that_leads_out_of_out_or_is_none_is_refused(
+def test_a_record_that_is_invalid_or_names_files_outside_out_is_refused(
     out: Place, change: dict[str, Any]
 ) -> None:
     line = json.dumps(json.loads(RECORD.json()) | change)
@@ -187,7 +187,7 @@ def test_the_client_reports_on_what_a_batch_has_recorded(tmp_path: Path, out: Pl
     ]
 
 
-def test_a_todo_and_a_record_survive_the_wire() -> None:
+def test_a_todo_and_a_record_survive_serialisation() -> None:
     assert Record.parse(COUNTED.json()) == COUNTED
     counted = Todo(PHOTO, "a/x", COUNTED)
     assert Todo.parse(counted.json()) == counted

@@ -44,7 +44,7 @@ CASES = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("fleet", "costs", "limit"), CASES, ids=[case[2] for case in CASES])
-def test_the_simulation_meets_the_model_and_its_bottleneck(
+def test_the_simulation_agrees_with_the_model_and_its_bottleneck(
     fleet: Fleet, costs: Costs, limit: str
 ) -> None:
     pytest.importorskip("simpy", reason="simpy comes with the extra `dev`")
@@ -65,9 +65,7 @@ def test_few_photos_in_flight_leave_the_hardware_idle() -> None:
 @pytest.mark.parametrize(
     ("change", "gain"), [({"cores": 32}, 2.0), ({"gbit_per_s": 20.0}, 1.0), ({"hosts": 2}, 2.0)]
 )
-def test_more_of_the_bottleneck_and_nothing_else_is_faster(
-    change: dict[str, int | float], gain: float
-) -> None:
+def test_only_more_of_the_bottleneck_is_faster(change: dict[str, int | float], gain: float) -> None:
     fleet = Fleet("cores", cores=16)
     faster = replace(fleet, **change)  # type: ignore[arg-type] # one field at a time
     assert model(faster, HEAVY).photos_per_s == pytest.approx(

@@ -49,7 +49,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
-def test_the_litter_of_killed_writers_is_swept_and_nothing_else(tmp_path: Path) -> None:
+def test_only_the_leftovers_of_killed_writers_are_deleted(tmp_path: Path) -> None:
     litter, photo, named = f".a.mask.png.0123abcd{PART}", "b.png", f"mine{PART}"
     for name in (litter, photo, named):
         (tmp_path / name).write_bytes(b"1")
@@ -63,7 +63,7 @@ def test_a_file_uri_is_the_path(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["teapot://a/b", "gs://b/k?no=option"])
-def test_a_uri_that_leads_nowhere_is_a_usage_error(where: str) -> None:
+def test_a_uri_that_cannot_be_used_is_a_usage_error(where: str) -> None:
     with pytest.raises(UsageError, match=where.partition("?")[0]):
         place(where)
 

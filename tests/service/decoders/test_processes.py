@@ -212,10 +212,10 @@ def test_photo_of_much_work_does_not_delay_others(pool: Processes, slow: bytes) 
 
 
 @pytest.mark.slow
-def test_pool_is_unhealthy_while_photos_wait_in_vain(
+def test_pool_is_unhealthy_while_waiting_photos_make_no_progress(
     pool: Processes, slow: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A stopped process turns the pool red, and green again once it goes on."""
+    """A stopped process makes the pool unhealthy until it continues."""
     monkeypatch.setattr(processes, "STUCK_S", 0.1)
     task = pool.prepare(pool.open(slow, 10**8).result(20), MASK)
     until(lambda: len(pool.busy_pids) == 1)
@@ -231,7 +231,7 @@ def test_pool_is_unhealthy_while_photos_wait_in_vain(
 def test_photo_that_needs_more_memory_than_allowed_is_refused(
     slow: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The limit of address space holds: 196 MB of pixels do not fit, and no process is lost."""
+    """196 MB of pixels exceed the limit of the address space, and no process is lost."""
     monkeypatch.setattr(processes, "BASE_BYTES", 250 * 2**20)
     monkeypatch.setattr(processes, "BYTES_PER_PIXEL", 0)
     pool = Processes(light=1, heavy=1, max_pixels=10**8)

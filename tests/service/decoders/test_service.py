@@ -111,10 +111,10 @@ def _runs(pid: int) -> bool:
     return _stat(pid)[0] not in "ZX"
 
 
-def test_readiness_is_red_while_photos_wait_in_vain(
+def test_service_is_not_ready_while_waiting_photos_make_no_progress(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """/readyz answers 503 while the only decoder is stopped, /livez stays green."""
+    """/readyz answers 503 while the only decoder is stopped, and /livez still answers 200."""
     onnx_models.save(tmp_path / "tiny.onnx")
     monkeypatch.setattr(processes, "STUCK_S", 0.1)
     settings = Settings(models=tmp_path, device="cpu", threads=1)

@@ -58,7 +58,7 @@ def test_the_page_works_with_the_network_blocked(address: str, tmp_path: Path) -
     assert not errors
 
 
-def test_the_page_names_nothing_elsewhere_and_is_locked_down(tmp_path: Path) -> None:
+def test_the_page_refers_to_no_other_host_and_has_a_strict_policy(tmp_path: Path) -> None:
     onnx_models.save(tmp_path / "tiny.onnx")
     with serving(tmp_path) as client:
         answer = client.get("/docs")
@@ -74,7 +74,7 @@ def test_the_page_names_nothing_elsewhere_and_is_locked_down(tmp_path: Path) -> 
         assert client.get("/docs/..%2fcore.py").status_code == 404
 
 
-def test_keys_leave_the_page_and_its_files_open(tmp_path: Path) -> None:
+def test_the_page_and_its_files_need_no_key(tmp_path: Path) -> None:
     onnx_models.save(tmp_path / "tiny.onnx")
     with serving(tmp_path, api_keys=("0" * 64,)) as client:
         for path in ("/docs", "/docs/swagger-ui.css", "/openapi.json"):

@@ -97,7 +97,7 @@ def test_the_answer_says_what_ran(client: TestClient, photo: NDArray[np.uint8]) 
     assert stages == ["decode", "queue", "infer", "encode"]
 
 
-def test_a_request_id_is_kept_or_made(client: TestClient, photo: NDArray[np.uint8]) -> None:
+def test_a_request_id_is_kept_or_created(client: TestClient, photo: NDArray[np.uint8]) -> None:
     kept = client.get("/livez", headers={"X-Request-ID": "mine-1"})
     assert kept.headers["x-request-id"] == "mine-1"
     assert len(client.get("/livez").headers["x-request-id"]) == 32
@@ -257,7 +257,7 @@ def test_a_form_without_the_field_is_a_problem(client: TestClient) -> None:
     assert "`file`" in answer.json()["detail"]
 
 
-def test_options_in_a_form_are_refused_not_passed_over(
+def test_options_in_a_form_are_refused_not_ignored(
     client: TestClient, photo: NDArray[np.uint8]
 ) -> None:
     answer = client.post("/segment", files={"file": png(photo)}, data={"output": "json"})
@@ -266,7 +266,7 @@ def test_options_in_a_form_are_refused_not_passed_over(
 
 
 @pytest.mark.parametrize("kind", ["image/jpg", "image/tif", "image/x-ms-bmp"])
-def test_a_type_by_its_common_name_is_taken(
+def test_a_media_type_by_its_common_name_is_accepted(
     client: TestClient, photo: NDArray[np.uint8], kind: str
 ) -> None:
     assert post(client, png(photo), kind).status_code == 200
@@ -290,7 +290,7 @@ def test_a_streamed_body_is_limited_while_it_comes_in(client: TestClient) -> Non
     assert (answer.status_code, answer.json()["code"]) == (413, "body-too-large")
 
 
-def test_a_path_that_is_not_there_is_a_problem(client: TestClient) -> None:
+def test_an_unknown_path_is_a_problem(client: TestClient) -> None:
     answer = client.get("/nothing")
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.json()["code"] == "not-found"
@@ -304,12 +304,12 @@ def test_another_method_is_told_which_one_to_send(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/livez", "/readyz", "/metrics", "/models", "/docs", "/v2"])
-def test_what_can_be_got_can_be_asked_about(client: TestClient, path: str) -> None:
+def test_head_is_answered_wherever_get_is(client: TestClient, path: str) -> None:
     assert client.head(path).status_code == 200
     assert "head" not in client.get("/openapi.json").json()["paths"].get(path, {})
 
 
-def test_bodies_that_do_not_come_occupy_no_slot(folder: Path, photo: NDArray[np.uint8]) -> None:
+def test_bodies_that_do_not_arrive_occupy_no_slot(folder: Path, photo: NDArray[np.uint8]) -> None:
     """With one slot, three slow bodies do not keep a fourth photo from its answer."""
     settings = make_settings(folder, max_requests=1)
     app = create_app(settings, models.load(settings))
@@ -369,9 +369,7 @@ def test_an_answer_beyond_all_pending_bytes_is_413(folder: Path) -> None:
         assert post(client, smooth.getvalue()).status_code == 200
 
 
-def test_what_is_too_much_is_refused_with_retry_after(
-    folder: Path, photo: NDArray[np.uint8]
-) -> None:
+def test_overload_is_refused_with_retry_after(folder: Path, photo: NDArray[np.uint8]) -> None:
     held = Held(make_settings(folder, max_requests=1))
     with TestClient(create_app(held.settings, held.models)) as client:
         held.gate.clear()
@@ -388,7 +386,7 @@ def test_what_is_too_much_is_refused_with_retry_after(
         assert post(client, png(photo)).status_code == 200
 
 
-def test_what_is_too_much_is_refused_before_its_body_is_read(
+def test_overload_is_refused_before_the_body_is_read(
     folder: Path, photo: NDArray[np.uint8]
 ) -> None:
     """If bodies waited in memory, an overloaded service could run out of it."""
@@ -400,7 +398,7 @@ def test_what_is_too_much_is_refused_before_its_body_is_read(
             held.gate.clear()
             first = Request(app, png(photo), "image/png")
             await asyncio.to_thread(held.entered.wait, 10)
-            second = Request(app, None, "image/png")  # its body never comes
+            second = Request(app, None, "image/png")  # its body never arrives
             await asyncio.wait_for(second.task, 5)
             assert second.sent[0]["status"] == 503
             held.gate.set()
@@ -428,7 +426,7 @@ def test_probes_are_answered_while_everything_else_is_busy(
             waiting = [clients.submit(post, client, png(photo))]
             assert held.entered.wait(10)
             patch.setattr("service.images.imaging.open_checked", decode)
-            threads = cpus.available() + 1  # as many as decode
+            threads = cpus.available() + 1  # one more than decode at once
             waiting += [clients.submit(post, client, png(photo)) for _ in range(threads)]
             for _ in range(threads):
                 assert entered.acquire(timeout=10)
@@ -450,7 +448,7 @@ PREFLIGHT = {
 }
 
 
-def test_pages_of_other_origins_are_not_let_in_by_default(client: TestClient) -> None:
+def test_pages_of_other_origins_are_not_allowed_by_default(client: TestClient) -> None:
     assert client.options("/segment", headers=PREFLIGHT).status_code == 405
     answer = client.get("/models", headers={"Origin": "https://a.example"})
     assert "access-control-allow-origin" not in answer.headers
@@ -472,7 +470,7 @@ def test_pages_of_named_origins_may_ask_and_read(folder: Path, photo: NDArray[np
 
 
 @pytest.mark.parametrize("origin", ["example.org", "https://example.org/page", "https://"])
-def test_an_origin_is_no_address_of_a_page(folder: Path, origin: str) -> None:
+def test_an_origin_with_a_path_is_refused(folder: Path, origin: str) -> None:
     with pytest.raises(ValueError, match="an origin is scheme, host and port"):
         make_settings(folder, cors_origins=origin)
 
@@ -595,7 +593,7 @@ def test_a_model_whose_sessions_have_died_is_loaded_again(
         assert (opened(answer.content) == onnx_models.expected(photo)).all()
 
 
-def test_a_client_that_leaves_frees_its_place(folder: Path, photo: NDArray[np.uint8]) -> None:
+def test_a_client_that_disconnects_frees_its_slot(folder: Path, photo: NDArray[np.uint8]) -> None:
     held = Held(make_settings(folder, max_requests=1))
     app = create_app(held.settings, held.models)
 
@@ -623,7 +621,7 @@ def test_an_unknown_default_model_refuses_to_start(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "br", "gzip, identity"])
-def test_a_compressed_body_is_named_not_taken_for_a_broken_photo(
+def test_a_compressed_body_is_named_and_not_called_a_broken_photo(
     client: TestClient, photo: NDArray[np.uint8], encoding: str
 ) -> None:
     headers = {"Content-Type": "image/png", "Content-Encoding": encoding}

@@ -190,13 +190,13 @@ def test_a_model_has_one_version_that_may_be_named(client: Any) -> None:
         client.infer("plain", [tensor(binary=True)], model_version="2")
 
 
-def test_all_outputs_come_where_none_is_named(client: Any) -> None:
+def test_all_outputs_are_returned_if_none_is_named(client: Any) -> None:
     answer = client.infer("plain", [tensor(binary=True)])
     assert (answer.as_numpy("labels") == onnx_models.expected(IMAGES)).all()
     assert answer.as_numpy("confidence") is None
 
 
-def test_errors_reach_the_client_in_its_own_form(client: Any) -> None:
+def test_errors_have_the_form_that_the_client_expects(client: Any) -> None:
     with pytest.raises(InferenceServerException, match="the models are: plain, sure"):
         client.infer("none", [tensor(binary=True)])
     with pytest.raises(InferenceServerException, match="this model has"):
@@ -242,7 +242,7 @@ def test_a_request_that_is_wrong_says_where(
 
 
 @pytest.mark.parametrize("length", ["-1", "many", "1e3", "99999999", "9" * 30])
-def test_a_header_length_that_cannot_be_is_refused(address: str, length: str) -> None:
+def test_an_impossible_header_length_is_refused(address: str, length: str) -> None:
     answer = httpx.post(
         f"{address}/v2/models/plain/infer",
         content=json.dumps({"inputs": [image()]}),
@@ -265,7 +265,7 @@ def test_extensions_that_are_not_offered_are_named(client: Any, address: str) ->
 
 
 def test_more_numbers_than_json_may_have_are_refused(client: Any) -> None:
-    """Writing millions of numbers as JSON would hold up everybody: binary data are asked for."""
+    """Writing millions of numbers as JSON would delay all clients; binary data are required."""
     count = 2_000_000 // (HEIGHT * WIDTH) + 1
     many = triton.InferInput("image", [count, HEIGHT, WIDTH, 3], "UINT8")
     many.set_data_from_numpy(np.zeros((count, HEIGHT, WIDTH, 3), np.uint8), binary_data=True)

@@ -27,7 +27,7 @@ FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--
 PHOTO = photo(48, 60)
 LABELS = onnx_models.expected(PHOTO)
 
-# How long a slow machine may take; a quick one waits for nothing.
+# The limit for a slow machine; a fast one does not wait.
 expect.set_options(timeout=30_000)
 
 needs_chromium = pytest.mark.skipif(
@@ -141,7 +141,7 @@ def test_a_photo_can_be_dropped_and_pasted(page: Page) -> None:
 
 
 @needs_chromium
-def test_a_photo_that_browsers_do_not_know_is_shown_all_the_same(page: Page) -> None:
+def test_a_photo_that_browsers_cannot_decode_is_shown_too(page: Page) -> None:
     tiff = io.BytesIO()
     Image.fromarray(PHOTO).save(tiff, "TIFF")
     pick(page, tiff.getvalue(), "scan.tif")
@@ -154,7 +154,9 @@ def test_a_photo_that_browsers_do_not_know_is_shown_all_the_same(page: Page) -> 
 
 
 @needs_chromium
-def test_what_is_no_photo_leaves_the_page_ready_for_one(browser: Browser, address: str) -> None:
+def test_the_page_still_works_after_a_file_that_is_not_a_photo(
+    browser: Browser, address: str
+) -> None:
     page = browser.new_page()
     page.goto(address)
     expect(page.locator("#model option")).to_have_count(2)
@@ -202,7 +204,7 @@ def test_hovering_names_the_class_under_the_pointer(page: Page) -> None:
 
 
 @needs_chromium
-def test_a_model_that_knows_its_confidence_shows_it(page: Page) -> None:
+def test_the_confidence_is_shown_if_the_model_has_one(page: Page) -> None:
     page.locator("#model").select_option("sure")
     pick(page)
     expect(legend(page).first).to_contain_text("% sure")
@@ -221,10 +223,10 @@ def test_model_and_variant_are_switched_apart(page: Page) -> None:
         "stride 8, int8, 64 \N{MULTIPLICATION SIGN} 48, 2 scales, flipped",
     ]
     page.locator("#variant").select_option(options[1])
-    expect(legend(page)).to_have_count(2)  # that one never says "bright"
+    expect(legend(page)).to_have_count(2)  # this model never gives "bright"
     expect(page.locator("#curl")).to_contain_text("model=plain-os8")
     page.locator("#model").select_option("sure")
-    expect(page.locator("#variant")).to_be_hidden()  # there is but one
+    expect(page.locator("#variant")).to_be_hidden()  # there is only one
     expect(legend(page)).to_have_count(3)
     expect(page.locator("#curl")).to_contain_text("model=sure")
     page.locator("#model").select_option("plain")
@@ -297,7 +299,7 @@ def test_the_command_is_quoted_and_copied(page: Page, address: str) -> None:
 
 
 @needs_chromium
-def test_a_refusal_is_shown_and_the_next_photo_works(browser: Browser, address: str) -> None:
+def test_an_error_is_shown_and_the_next_photo_works(browser: Browser, address: str) -> None:
     page = browser.new_page()
     page.goto(address)
     expect(page.locator("#model option")).to_have_count(2)
@@ -335,7 +337,7 @@ def test_a_phone_never_scrolls_sideways(browser: Browser, address: str, width: i
     page.close()
 
 
-def test_the_page_is_light_and_locked_down(tmp_path: Path) -> None:
+def test_the_page_is_small_and_has_a_strict_policy(tmp_path: Path) -> None:
     onnx_models.save(tmp_path / "tiny.onnx")
     with serving(tmp_path) as client:
         answer = client.get("/")

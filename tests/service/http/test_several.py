@@ -218,6 +218,6 @@ def test_a_client_that_leaves_drops_all_of_its_photos(folder: Path) -> None:
             await asyncio.wait_for(several.task, 5)  # the engine is still held
             held.gate.set()
             assert several.sent[0]["status"] == 499
-        assert dict(batcher.sizes) == {1: 1}  # what was running; the others never were
+        assert dict(batcher.sizes) == {1: 1}  # the one that was running; the others never started
 
     asyncio.run(scenario(held.models))

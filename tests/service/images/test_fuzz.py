@@ -1,4 +1,4 @@
-"""Whatever bytes come, the front of the decoder answers with a photo or a ServiceError, soon."""
+"""For any bytes, the decoder's first stage quickly gives a photo or a ServiceError."""
 
 from __future__ import annotations
 

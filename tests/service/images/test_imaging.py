@@ -50,7 +50,7 @@ def decoded(data: bytes, reduce_to: int | None = None) -> imaging.DecodedPhoto:
         encoded(picture(40, 30), "JPEG")[:-100],
     ],
 )
-def test_what_is_no_whole_image_is_refused_by_name(data: bytes) -> None:
+def test_a_file_that_is_not_a_complete_image_is_refused_by_name(data: bytes) -> None:
     with pytest.raises(InvalidImage):
         decoded(data)
 
@@ -129,7 +129,7 @@ def test_exif_orientation_is_applied(orientation: int, kind: str) -> None:
 
 
 @pytest.mark.parametrize("value", [0, 9, 65535])
-def test_an_orientation_that_is_none_turns_nothing(value: int) -> None:
+def test_an_invalid_orientation_turns_nothing(value: int) -> None:
     exif = Image.Exif()
     exif[imaging.ORIENTATION] = value
     photo = decoded(encoded(picture(6, 4), "PNG", exif=exif))
@@ -149,7 +149,7 @@ def test_a_large_jpeg_is_decoded_small_but_keeps_its_size() -> None:
 
 
 @pytest.mark.parametrize(("wanted", "side"), [(100, 100), (105, 100), (106, 200), (190, 200)])
-def test_a_twentieth_may_be_missing_of_a_reduced_jpeg(wanted: int, side: int) -> None:
+def test_a_reduced_jpeg_may_lack_a_twentieth_of_its_data(wanted: int, side: int) -> None:
     photo = decoded(encoded(picture(800, 400), "JPEG"), reduce_to=wanted)
     assert photo.image.width == side
 
@@ -311,7 +311,7 @@ LONG = zlib.compress(bytes(range(256)) * 12_000)  # 3 MB
         (b"tEXt", b"Comment\0" + b"x" * 3_000_000),
     ],
 )
-def test_a_png_is_not_refused_for_what_nobody_sees(kind: bytes, body: bytes) -> None:
+def test_a_png_is_not_refused_for_invisible_chunks(kind: bytes, body: bytes) -> None:
     photo = decoded(png_with(kind, body, orientation=6))
     assert photo.size == (30, 40)
     turned = np.rot90(np.asarray(picture(40, 30)), -1)

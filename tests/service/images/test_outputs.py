@@ -46,7 +46,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
         ("application/octet-stream", "application/octet-stream"),
     ],
 )
-def test_accept_chooses_where_no_output_is_named(
+def test_accept_chooses_if_no_output_is_named(
     client: TestClient, accept: str, media_type: str
 ) -> None:
     answer = post(client, png(PHOTO), headers={"Accept": accept})
@@ -113,7 +113,7 @@ def test_run_lengths_are_what_coco_reads(client: TestClient) -> None:
         assert coco.area(entry["segmentation"]) == entry["pixels"]
 
 
-def test_an_overlay_is_a_png_where_asked(client: TestClient) -> None:
+def test_an_overlay_is_a_png_on_request(client: TestClient) -> None:
     by_query = post(client, png(PHOTO), output="overlay", overlay_format="png", alpha=1)
     by_accept = post(client, png(PHOTO), output="overlay", alpha=1, headers={"Accept": "image/png"})
     assert by_query.content == by_accept.content
@@ -188,7 +188,7 @@ def test_json_and_npz_hold_the_confidence_too(client: TestClient) -> None:
     ("outputs", "has_it", "asked"),
     [("mask", True, False), ("json", True, True), ("json", False, False), ("npz", True, True)],
 )
-def test_confidence_is_asked_for_where_it_is_named_and_there(
+def test_confidence_is_computed_only_if_requested_and_available(
     outputs: str, has_it: bool, asked: bool
 ) -> None:
     """Requests that do not need the confidence share batches, whatever their outputs."""

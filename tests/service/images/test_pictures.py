@@ -83,7 +83,7 @@ def test_an_empty_cutout_has_the_size_of_the_photo(client: TestClient) -> None:
 def test_the_edge_is_soft_where_the_model_gives_probabilities(client: TestClient) -> None:
     filled = picture(client, output="replace", classes="dim", fill="00ff00", model="full")
     green = np.array([0, 255, 0])
-    assert (filled[LABELS == 1] == green).all()  # what is to be hidden is hidden wholly
+    assert (filled[LABELS == 1] == green).all()  # chosen pixels are hidden completely
     assert (filled[inner(LABELS != 1)] == PHOTO[inner(LABELS != 1)]).all()
     between = (filled != green).any(axis=2) & (filled != PHOTO).any(axis=2)
     assert between.any()

@@ -65,7 +65,7 @@ def test_the_stream_is_sound_to_its_checksum(counts: list[int]) -> None:
     length = int.from_bytes(data[start - 4 : start])
     stream = zlib.decompressobj()
     lines = stream.decompress(data[start + 4 : start + 4 + length]) + stream.flush()
-    assert stream.eof  # only set once the checksum has been found right
+    assert stream.eof  # only set after the checksum was verified
     assert len(lines) == sum(counts) * 701
 
 
@@ -80,7 +80,7 @@ def test_equal_rows_in_succession_are_one() -> None:
     assert several.counts.tolist() == [3, 3, 15]
 
 
-def test_a_large_mask_takes_no_more_room_than_from_pillow() -> None:
+def test_a_large_mask_takes_no_more_bytes_than_from_pillow() -> None:
     rows = np.random.default_rng(0).integers(0, 3, (40, 50), np.uint8).repeat(80, axis=1)
     counts = [75] * 40
     other = io.BytesIO()
@@ -114,7 +114,7 @@ def test_a_picture_comes_back_whatever_its_size(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(SAMPLES.glob("*.jpg")), ids=lambda path: path.name)
-def test_a_photo_takes_hardly_more_room_than_from_pillow(path: Path) -> None:
+def test_a_photo_takes_hardly_more_bytes_than_from_pillow(path: Path) -> None:
     """libpng chooses among five filters for each row; "Up" alone does nearly as well."""
     with Image.open(path) as image:
         photo = image.convert("RGB")

@@ -1,4 +1,4 @@
-"""Probabilities, the most probable classes and sets over HTTP, of a model that is known."""
+"""Probabilities, the most probable classes and sets over HTTP, from a model with known results."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def test_a_photo_is_counted_as_it_is_turned(client: TestClient) -> None:
 
 @pytest.mark.parametrize("size", [(48, 64), (1, 1), (33, 64), (48, 20)])
 @pytest.mark.parametrize("output", ["mask", "json", "overlay", "npz", "confidence"])
-def test_a_photo_that_fits_one_window_is_answered_as_ever(
+def test_a_photo_that_fits_one_window_is_answered_as_without_windows(
     client: TestClient, size: tuple[int, int], output: str
 ) -> None:
     body = png(photo(*size))
@@ -131,12 +131,12 @@ def test_too_many_windows_are_a_problem_that_says_what_to_change(client: TestCli
 
 
 @pytest.mark.parametrize("query", [{"fit": "tiles"}, {"overlap": "0.6"}, {"overlap": "-1"}])
-def test_a_wrong_wish_is_a_problem(client: TestClient, query: dict[str, Any]) -> None:
+def test_a_wrong_value_is_a_problem(client: TestClient, query: dict[str, Any]) -> None:
     answer = post(client, png(LARGE), **query)
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid-request")
 
 
-def test_the_service_may_slide_unless_asked_not_to(tmp_path: Path) -> None:
+def test_sliding_can_be_the_default_of_the_service(tmp_path: Path) -> None:
     onnx_models.save(tmp_path / "tiny.onnx")
     with serving(tmp_path, fit="sliding") as client:
         assert (opened(post(client, png(LARGE)).content) == onnx_models.expected(LARGE)).all()

@@ -248,7 +248,7 @@ def test_a_deadline_is_answered_in_time_and_its_work_is_dropped(run: Run) -> Non
     run(scenario)
 
 
-def test_a_dead_loop_fails_what_waits_and_refuses_what_comes() -> None:
+def test_a_dead_loop_fails_waiting_requests_and_refuses_new_ones() -> None:
     async def main() -> None:
         deaths: list[int] = []
         batcher: Batcher[Array] = Batcher(
@@ -300,7 +300,7 @@ def test_a_session_that_dies_while_it_collects_lets_the_other_collect() -> None:
     async def scenario(batcher: Batcher[Array], doubler: Doubler) -> None:
         lost = ask(batcher, 1)
         await asyncio.sleep(0.01)
-        kill(batcher, 0)  # it waits for company
+        kill(batcher, 0)  # it waits for more requests
         with pytest.raises(EngineUnavailable):
             await lost
         results = await asyncio.gather(*(ask(batcher, value) for value in (2, 3, 4, 5)))
@@ -339,7 +339,7 @@ def test_a_session_that_fails_every_time_dies_but_one_success_saves_it() -> None
     run_scenario(scenario, sessions=1)
 
 
-def test_closing_finishes_what_waits_and_refuses_what_comes(run: Run) -> None:
+def test_closing_finishes_waiting_requests_and_refuses_new_ones(run: Run) -> None:
     async def scenario(batcher: Batcher[Array], doubler: Doubler) -> None:
         first = await hold(batcher, doubler)
         waiting = ask(batcher, 2)
@@ -356,7 +356,7 @@ def test_closing_finishes_what_waits_and_refuses_what_comes(run: Run) -> None:
     run(scenario)
 
 
-def test_closing_fails_what_the_deadline_leaves(run: Run) -> None:
+def test_closing_fails_requests_that_the_deadline_cuts_off(run: Run) -> None:
     async def scenario(batcher: Batcher[Array], doubler: Doubler) -> None:
         first = await hold(batcher, doubler)
         waiting = ask(batcher, 2)
@@ -368,7 +368,7 @@ def test_closing_fails_what_the_deadline_leaves(run: Run) -> None:
     run(scenario)
 
 
-def test_a_batch_that_has_the_machine_to_itself_goes_to_the_function_for_it() -> None:
+def test_a_batch_that_runs_alone_goes_to_the_function_for_it() -> None:
     async def main() -> None:
         shared, whole = Doubler(), Doubler()
         batcher: Batcher[Array] = Batcher(shared, shared, max_batch=1, alone=whole)  # type: ignore[arg-type]
@@ -383,7 +383,7 @@ def test_a_batch_that_has_the_machine_to_itself_goes_to_the_function_for_it() ->
             await asyncio.to_thread(whole.entered.acquire)
             await asyncio.to_thread(whole.entered.acquire)
             await asyncio.to_thread(whole.entered.acquire)
-            result, _ = await batcher.submit(item(4), deadline=soon)  # beside the lone one
+            result, _ = await batcher.submit(item(4), deadline=soon)  # beside the single one
             assert (whole.values, shared.values) == ([1, 2, 3], [4])
             assert (result == 8).all()
             whole.gate.set()

@@ -33,7 +33,7 @@ def test_a_contract_survives_the_round_trip() -> None:
         (text(output_stride=5), "output_stride"),
     ],
 )
-def test_what_is_no_contract_is_refused_with_the_reason(
+def test_an_invalid_contract_is_refused_with_the_reason(
     metadata: dict[str, str], reason: str
 ) -> None:
     with pytest.raises(ContractError, match=reason):

@@ -41,5 +41,5 @@ def test_every_other_byte_counts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff", b"\xff" * 99, b"no protobuf", b"\x3a\xff\xff\x7f"])
-def test_what_is_no_model_has_a_digest_too(data: bytes) -> None:
+def test_a_file_that_is_not_a_model_has_a_digest_too(data: bytes) -> None:
     assert len(graph_digest(data)) == 64

@@ -189,7 +189,7 @@ def test_on_a_cpu_as_many_runs_at_a_time_as_there_are_threads(
 
 
 @pytest.mark.slow
-def test_gpus_that_are_not_there_leave_all_threads_to_the_cpu(folder: Path) -> None:
+def test_missing_gpus_leave_all_threads_to_the_cpu(folder: Path) -> None:
     settings = Settings(models=folder, device="auto", gpus=(0, 1), threads=8)
     loaded = models.load_engines(folder / "tiny.onnx", settings)
     if loaded[0].provider.startswith(("CUDA", "Tensorrt")):
@@ -352,7 +352,7 @@ def test_weights_in_another_file_are_refused(
         answer = client.post("/models/tiny/reload")
         assert (answer.status_code, answer.json()["code"]) == (409, "model-unusable")
         assert "another file" in answer.json()["detail"]
-        # And where a name could be written in other bytes, nothing is found there either.
+        # Even if our check misses the reference, ONNX Runtime finds no such file.
         monkeypatch.setattr("service.inference.engine.EXTERNAL", b"never there")
         assert client.post("/models/tiny/reload").status_code == 409
 

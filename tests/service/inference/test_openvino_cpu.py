@@ -113,7 +113,7 @@ def test_files_that_it_cannot_read_are_refused_or_run_elsewhere(
     assert "serving with ONNX Runtime" in caplog.text
 
 
-def test_a_file_that_is_none_of_ours_is_refused(tmp_path: Path) -> None:
+def test_a_file_without_a_valid_contract_is_refused(tmp_path: Path) -> None:
     junk = tmp_path / "junk.onnx"
     junk.write_bytes(b"\x08\x07 and so on")
     bare = onnx_models.save(tmp_path / "bare.onnx", metadata={})

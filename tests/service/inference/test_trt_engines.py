@@ -129,7 +129,7 @@ def test_without_engines_the_service_refuses_and_says_how_to_make_them(
     )
     assert str(refused.value).endswith(command)
     assert not cache.exists()
-    assert not any(each[0][0] == TENSORRT for each in gpu.asked)  # nothing was begun
+    assert not any(each[0][0] == TENSORRT for each in gpu.asked)  # nothing was started
 
 
 def test_engines_are_built_once_and_then_served(
@@ -170,7 +170,7 @@ def test_outputs_are_bound_on_the_gpu_of_the_session(gpu: type[Session], model: 
     for confidence, bound in ((False, [LABELS]), (True, [LABELS, CONFIDENCE])):
         (first, _) = engine.predict(images, CONFIDENCE if confidence else LABELS)
         assert gpu.bound == [(name, "cuda", 3) for name in bound]
-        assert gpu.confident is confidence  # the input that spares the work
+        assert gpu.confident is confidence  # the input that turns the confidence off
         assert (first.labels == onnx_models.expected(images[0])).all()
 
 
@@ -196,7 +196,7 @@ def test_engines_of_a_changed_model_do_not_count(gpu: type[Session], model: Path
 
 
 @pytest.mark.parametrize("fault", ["unfinished", "engine lost", "note broken"])
-def test_half_a_build_does_not_count(gpu: type[Session], model: Path, fault: str) -> None:
+def test_an_unfinished_build_does_not_count(gpu: type[Session], model: Path, fault: str) -> None:
     models.build_engines(settings(model))
     (folder,) = (model.parents[1] / "cache").iterdir()
     if fault == "unfinished":

@@ -91,7 +91,7 @@ def test_masks_are_the_services_mask(
 def test_polygons_are_the_services_mask(
     shapes: str, kind: str, create: Create, content: bytes, expected: NDArray[np.uint8]
 ) -> None:
-    """Also where cvat-cli asks a function of masks for polygons."""
+    """This also holds if cvat-cli asks a function of masks for polygons."""
     function = create(shapes=shapes, tolerance=0.0, min_area=0)
     found = np.zeros_like(expected)
     for shape in annotated(function, content, kind, to_polygons=shapes == "masks"):

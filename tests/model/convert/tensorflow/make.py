@@ -1,6 +1,6 @@
 """Write the files of this folder with TensorFlow: `python make.py` where it is installed.
 
-The files here are of TensorFlow 2.21. `values` says what is in them without TensorFlow.
+TensorFlow 2.21 wrote the files here. `values` computes their content without TensorFlow.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SHAPES: dict[str, tuple[int, ...]] = {
 
 
 def values() -> dict[str, Any]:
-    """Every variable of the checkpoints: random numbers seeded by its name."""
+    """Return every variable of the checkpoints: random numbers seeded by its name."""
     found: dict[str, Any] = {
         name: np.random.RandomState(zlib.crc32(name.encode())).randn(*shape).astype(np.float32)
         for name, shape in SHAPES.items()

@@ -1,4 +1,4 @@
-"""A small photo and the files that each tool would write about it, made without our writers."""
+"""A small photo and the files that each tool would write for it, made without our writers."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def ids_of(path: Path) -> Ids:
 
 
 def reimported(data: Path, kind: str, labels: Path) -> list[Ids]:
-    """The masks of an import of what was exported."""
+    """Import what was exported and return its masks."""
     source = "voc-colours" if kind == "voc" else kind
     out = data.parent / "again"
     options = ["--images", str(data / "images"), "-o", str(out), "--splits", "train=1"]
@@ -79,8 +79,8 @@ def reimported(data: Path, kind: str, labels: Path) -> list[Ids]:
 
 
 @pytest.mark.parametrize(("kind", "form"), EVERY)
-def test_out_and_in_again_gives_the_same_masks(kind: str, form: str, data: Path) -> None:
-    """Holes, islands and void included, and exact: corners lie on pixel edges."""
+def test_export_and_import_give_the_same_masks(kind: str, form: str, data: Path) -> None:
+    """Holes, islands and void are exact too, because corners lie on pixel edges."""
     labels = export(data, kind, "--shapes", form)
     for before, after in zip(truth(data), reimported(data, kind, labels), strict=True):
         assert (after == before).all()
@@ -185,7 +185,7 @@ def test_labelmes_masks_are_pngs_of_their_boxes(data: Path) -> None:
 def test_small_regions_are_left_out_and_counted(
     data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The island of 25 pixels in each photo."""
+    """Each photo has one small region, an island of 25 pixels."""
     out = export(data, "coco", "--min-area", "26")
     told = capsys.readouterr().out
     assert f"{COUNT} x region of less than 26 pixels" in told

@@ -92,7 +92,7 @@ def test_a_dry_run_writes_nothing(
 def test_labels_are_merged_chosen_and_named(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`square` becomes `shape`; the triangle is not chosen, so it is not drawn, and named."""
+    """`square` becomes `shape`. The triangle is not chosen, so it is reported, not drawn."""
     labels = files.coco_file(tmp_path / "instances.json")
     assert run("coco", labels, photos, "--map", "square=shape", "--classes", "shape") == 0
     assert (mask(photos) == files.pixels(SQUARE)).all()
@@ -190,7 +190,7 @@ def test_annotations_that_cannot_be_used_are_named(
     assert (mask(photos) == files.pixels(SQUARE)).all()
 
 
-def test_boxes_are_taken_where_they_are_wanted(photos: Path, tmp_path: Path) -> None:
+def test_boxes_are_imported_on_request(photos: Path, tmp_path: Path) -> None:
     box = {"image_id": 7, "category_id": 1, "bbox": [8, 6, 20, 20]}
     labels = files.coco_file(tmp_path / "a.json", annotations=[box])
     assert run("coco", labels, photos, "--boxes") == 0
@@ -210,7 +210,7 @@ def test_shapes_without_an_area_are_named(
 
 
 def test_boxes_and_ellipses_of_cvat_turn_clockwise(photos: Path, tmp_path: Path) -> None:
-    """A box of 20 x 4, turned by 90 degrees, is one of 4 x 20; cvat-sdk's boxes agree."""
+    """A box of 20 x 4 that is turned by 90 degrees is a box of 4 x 20; cvat-sdk agrees."""
     turned = '<box label="square" xtl="20" ytl="20" xbr="40" ybr="24" rotation="90"/>'
     document = files.cvat_file(tmp_path / "a.xml", turned)
     text = document.read_text()
@@ -271,7 +271,7 @@ def test_label_studios_separate_labels_name_their_shapes(photos: Path, tmp_path:
     assert (mask(photos) == files.pixels(SQUARE)).all()
 
 
-def test_of_several_annotations_the_latest_counts(
+def test_the_latest_of_several_annotations_is_used(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def annotation(shape: files.Corners, **changes: Any) -> dict[str, Any]:
@@ -296,7 +296,7 @@ def test_of_several_annotations_the_latest_counts(
 def test_classes_of_yolo_may_count_from_one(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Read from 0, class 2 has no name, which the import says; read from 1 all is right."""
+    """Counted from 0, class 2 has no name, and the import says so. Counted from 1, all is right."""
     labels = files.yolo_folder(tmp_path / "labels", first=1)
     assert run("yolo-seg", labels, photos, "--dry-run") == 0
     assert "class number 2, which has no name (--first-class 1" in capsys.readouterr().out
@@ -312,7 +312,7 @@ def test_coordinates_may_count_from_one(photos: Path, tmp_path: Path) -> None:
     assert (mask(photos) == files.pixels(SQUARE)).all()
 
 
-def test_unknown_colours_are_named_and_void(
+def test_unknown_colours_are_named_and_become_void(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = files.colors_folder(tmp_path / "labels")
@@ -358,7 +358,7 @@ def test_sizes_that_disagree_are_named_and_can_be_scaled(
     assert (mask(photos) == files.square_over_triangle().repeat(2, 0).repeat(2, 1)).all()
 
 
-def test_another_shape_cannot_be_scaled(
+def test_another_aspect_ratio_cannot_be_scaled(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files.photo(photos / "a.jpg", (90, 48))
@@ -383,13 +383,13 @@ def test_labels_drawn_on_the_photo_as_stored_are_turned_with_it(
     assert (mask(photos) == expected).all()
 
 
-def test_labels_drawn_on_the_turned_photo_stay(photos: Path, tmp_path: Path) -> None:
+def test_labels_drawn_on_the_turned_photo_are_unchanged(photos: Path, tmp_path: Path) -> None:
     files.photo(photos / "a.jpg", (SIZE[1], SIZE[0]), 6)
     assert run("coco", files.coco_file(tmp_path / "a.json"), photos) == 0
     assert (mask(photos) == files.square_over_triangle()).all()
 
 
-def test_an_orientation_that_the_size_does_not_tell_is_named(
+def test_an_orientation_that_the_size_cannot_show_is_named(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files.photo(photos / "a.jpg", SIZE, 3)
@@ -441,9 +441,7 @@ def test_photos_of_a_group_stay_in_one_split(
     assert sizes == {"train": 12, "val": 4, "test": 4}
 
 
-def test_frames_of_a_video_are_pointed_out(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_frames_of_a_video_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     labels = many(tmp_path, [f"drive_{frame:04}.jpg" for frame in range(6)])
     options = ("--splits", "train=0.5,val=0.5", "--dry-run")
     assert run("coco", labels, tmp_path / "photos", *options) == 0
@@ -465,14 +463,14 @@ def test_the_splits_of_the_labels_can_be_kept(photos: Path, tmp_path: Path) -> N
     assert (mask(photos, split="train") == files.square_over_triangle()).all()
 
 
-def test_photos_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+def test_photos_with_the_same_name_are_distinguished_by_their_folders(tmp_path: Path) -> None:
     labels = many(tmp_path, ["x/a.jpg", "y/a.jpg"])
     assert run("coco", labels, tmp_path / "photos") == 0
     found = {path.name for path in (tmp_path / "set" / "masks" / "train").iterdir()}
     assert found == {"x__a.png", "y__a.png"}
 
 
-def test_a_name_without_its_folder_that_fits_two_photos_is_a_problem(
+def test_a_name_without_a_folder_that_fits_two_photos_is_a_problem(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files.photo(photos / "x" / "a.jpg")
@@ -496,7 +494,7 @@ def test_photos_without_regions_are_left_out_and_counted(
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-def test_files_of_another_tool_are_refused_in_plain_words(
+def test_files_of_another_tool_are_refused_with_a_clear_message(
     kind: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wrong = tmp_path / "wrong"

@@ -1,6 +1,6 @@
-"""What label-studio-sdk and labelme themselves read from our exports.
+"""label-studio-sdk and labelme themselves read our exports.
 
-Both want other versions of libraries than this project's, so they need an environment of their own:
+Both need other versions of libraries than this project, so they need their own environment:
 
     python -m venv tools && tools/bin/pip install label-studio-sdk labelme
     DEEPLAB_LABEL_TOOLS=tools/bin/python pytest tests/model/data/exchange/test_tools.py
@@ -63,7 +63,7 @@ for path in sorted(folder.glob("*.json")):
 
 
 def read(code: str, labels: Path) -> list[np.ndarray[tuple[int, int], np.dtype[np.uint8]]]:
-    """The label maps that a tool's own code makes of our files."""
+    """Return the label maps that a tool's own code reads from our files."""
     out = labels.parent / "read"
     out.mkdir()
     environment = os.environ | {"QT_QPA_PLATFORM": "offscreen"}

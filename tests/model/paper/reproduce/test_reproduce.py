@@ -1,4 +1,4 @@
-"""The paper's sequences: their plan, and a run of each stage on a handful of pixels."""
+"""The paper's training sequences: the plan, and one small run of every stage."""
 
 from __future__ import annotations
 
@@ -61,15 +61,15 @@ def data(root: Path, *, splits: tuple[str, ...] = ("trainaug", "val", "trainval"
 
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
-    """A network to begin with."""
+    """A network to start from."""
     net = tiny(21, **NET)
     card = Card(model=net.config, classes=VOC_CLASSES, palette=voc_palette(21))
     return checkpoint.save(tmp_path / "weights", net.state_dict(), card).with_suffix("")
 
 
 @pytest.mark.parametrize("sequence", SEQUENCES.values(), ids=SEQUENCES.keys())
-def test_each_training_begins_with_one_before_it(sequence: Sequence) -> None:
-    """And judges or submits only what is trained by then, on the backbone that is looked for."""
+def test_each_stage_uses_only_networks_of_earlier_stages(sequence: Sequence) -> None:
+    """All stages of a sequence also have the sequence's backbone."""
     done = {IMAGENET}
     for stage in sequence.stages:
         if isinstance(stage, Training):
@@ -82,7 +82,7 @@ def test_each_training_begins_with_one_before_it(sequence: Sequence) -> None:
     assert len(set(names)) == len(names)
 
 
-def test_what_has_seen_val_is_never_judged_on_it() -> None:
+def test_a_network_trained_on_val_is_never_evaluated_on_it() -> None:
     trained_on_val = {
         stage.name for stage in VOC.trainings if recipe.read(stage.preset, []).split == "trainval"
     }
@@ -128,8 +128,8 @@ def test_the_whole_sequence_runs_once(
 
 
 @pytest.mark.slow
-def test_a_stopped_training_is_saved_and_gone_on_with(tmp_path: Path, weights: Path) -> None:
-    """SIGTERM to the command reaches the training below it."""
+def test_a_stopped_training_is_saved_and_continued(tmp_path: Path, weights: Path) -> None:
+    """SIGTERM to the command reaches the training process that it started."""
     out = tmp_path / "out"
     command = ["voc", "--data", str(data(tmp_path / "data")), "--out", str(out)]
     command += ["--weights", str(weights), "--processes", "1", "--workers", "0", *SETS]
@@ -160,17 +160,17 @@ def test_several_gpus_train_with_torchrun(tmp_path: Path) -> None:
     assert f"init={tmp_path}/out/coco/model" in words
 
 
-def test_imagenet_is_trained_first_where_it_is_given(tmp_path: Path) -> None:
+def test_imagenet_is_trained_first_if_it_is_given(tmp_path: Path) -> None:
     settings = Settings(VOC, tmp_path, tmp_path / "out", tmp_path, imagenet=tmp_path / "imagenet")
     first, second = commands(VOC.trainings[0], settings)
     assert first[1:3] == ["model.pretrain", "xception_65"]
     assert f"init={tmp_path}/out/imagenet/backbone" in second
 
 
-def test_what_is_missing_is_said_before_anything_runs(
+def test_missing_inputs_are_reported_before_anything_runs(
     tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without ImageNet weights, and without the data of the last training."""
+    """The ImageNet weights or the data of the last training are missing."""
     folder = data(tmp_path / "data", splits=("trainaug", "val"))
     command = ["voc", "--data", str(folder), "--out", str(tmp_path / "out"), *SETS]
     assert main([*command, "--weights", str(tmp_path / "nowhere")]) == 1

@@ -47,7 +47,7 @@ def page(tmp_path: Path, *points: tuple[Point, dict[str, Any]]) -> str:
         ([0.5], "Not settled"),
     ],
 )
-def test_a_claim_held_only_where_it_held_every_time(gains: list[float], word: str) -> None:
+def test_a_claim_holds_only_if_it_held_in_every_run(gains: list[float], word: str) -> None:
     assert pages.verdict(gains, "it gains").startswith(f"**{word}**: it gains")
 
 
@@ -106,7 +106,7 @@ def test_runs_of_different_length_are_not_compared(tmp_path: Path) -> None:
         page(tmp_path, (Point(UPSAMPLING, 0), figures(Point(UPSAMPLING, 0), 0.4)))
 
 
-def test_the_bundled_network_alone_is_no_study(tmp_path: Path) -> None:
+def test_the_bundled_network_alone_is_not_a_study(tmp_path: Path) -> None:
     point = Point(BUNDLED, None)
     with pytest.raises(StudyError, match="no result of a trained network"):
         page(tmp_path, (point, figures(point, 0.6)))

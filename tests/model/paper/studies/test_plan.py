@@ -19,8 +19,8 @@ from model.paper.studies.plan import (
 from model.train import recipe
 
 
-def test_the_networks_of_a_study_differ_in_its_switch_alone() -> None:
-    """Everything else of the recipe is equal, seed by seed."""
+def test_the_networks_of_a_study_differ_only_in_its_option() -> None:
+    """The rest of the recipe is equal for every seed."""
     plain = recipe.read(PRESET, []).model_dump()
     for point in {*decoder([0]), *widths([0])}:
         changed = recipe.read(PRESET, list(point.net.overrides)).model_dump()

@@ -62,7 +62,7 @@ def test_a_study_is_run_once_and_written(
     assert kept["decoder-5-os16"]["miou"] == decided["miou"]
 
 
-def test_a_training_that_was_cut_off_is_resumed(tmp_path: Path) -> None:
+def test_an_interrupted_training_is_resumed(tmp_path: Path) -> None:
     settings = run.StudySettings(tmp_path / "data", tmp_path)
     point = plan.Point(plan.UPSAMPLING, 3)
     assert "--out" in run.train_command(point, settings)
@@ -96,7 +96,7 @@ def test_a_dry_run_counts_the_crops(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "10 trainings, 1600 crops" in capsys.readouterr().out
 
 
-def test_data_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_data_is_a_usage_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["all", "--out", str(tmp_path)])
     assert "give --data" in capsys.readouterr().err

@@ -26,7 +26,7 @@ def test_majority_is_that_of_a_loop_over_pixels(count: int) -> None:
         assert (majority(maps, own) == slowest(maps, own)).all()
 
 
-def test_among_equals_the_frame_decides() -> None:
+def test_the_frame_itself_decides_a_tie() -> None:
     maps = [np.array([[value]], np.uint8) for value in (7, 9, 7, 9, 5)]
     assert majority(maps, 1)[0, 0] == 9
     assert majority(maps, 2)[0, 0] == 7

@@ -44,7 +44,7 @@ PICTURES = [photo(*SIZE, seed=seed) for seed in range(6)]
 def test_masks_are_the_labels_of_every_frame_at_its_time_and_sound_is_kept(
     here: list[str], tmp_path: Path
 ) -> None:
-    """Uneven times, and each packet of sound byte for byte."""
+    """Frame times are uneven. Sound packets are compared byte for byte."""
     times = [0, 40, 120, 130, 300, 420]
     clip = clips.save(tmp_path / "clip.mkv", PICTURES, times_ms=times, sound="libopus")
     out = tmp_path / "out" / "masks.mkv"
@@ -62,7 +62,7 @@ def test_masks_are_the_labels_of_every_frame_at_its_time_and_sound_is_kept(
 def test_a_video_of_a_service_has_the_colours_of_the_classes(
     output: str, models: Path, tmp_path: Path
 ) -> None:
-    """Within what H.264 changes; the background of an overlay is the photo."""
+    """They agree up to H.264's compression. The background of an overlay is the photo."""
     pictures = [photo(96, 128, seed=seed).repeat(4, 0).repeat(4, 1)[:96, :128] for seed in (1, 2)]
     clip = clips.save(tmp_path / "clip.mkv", pictures)
     with running(models) as (url, _):
@@ -116,7 +116,7 @@ def test_smoothing_removes_what_shows_in_one_frame_only(here: list[str], tmp_pat
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_video(here: list[str], tmp_path: Path) -> None:
-    """120 frames have 28 MB; as many as are in flight, and the window, are held."""
+    """120 frames take 28 MB; only those in flight and in the window are held."""
     still = photo(240, 320)
     clip = clips.save(tmp_path / "clip.mkv", [still] * 120)
     command = [*here, str(clip), "-o", str(tmp_path / "out.mkv"), "--output", "mask"]
@@ -181,7 +181,7 @@ def test_photos_are_not_smoothed(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "--steady is for videos" in capsys.readouterr().err
 
 
-def test_what_is_no_video_exits_2(
+def test_a_file_that_is_not_a_video_exits_2(
     here: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "clip.mp4").write_bytes(b"no video at all" * 99)

@@ -73,7 +73,7 @@ def test_escapes_of_php_and_dotnet_are_read(
     assert ask(client, body).status_code == 200
 
 
-def test_options_stand_in_the_query_or_in_the_json(client: TestClient) -> None:
+def test_options_can_be_in_the_query_or_in_the_json(client: TestClient) -> None:
     options = {"output": "json", "classes": ["dim", "bright"], "include": "mask"}
     beside = client.post("/segment", json={"image": TEXT, **options}).json()
     query = client.post("/segment", json={"image": TEXT}, params=options).json()
@@ -149,7 +149,7 @@ def test_the_limits_of_other_bodies_hold(client: TestClient) -> None:
     ids=["nested", "images", "spaces", "keys", "numbers"],
 )
 def test_no_body_takes_long_to_parse(body: bytes) -> None:
-    """16 MB that Python's json reads in seconds."""
+    """Python's json module would take seconds for these 16 MB."""
     began = time.process_time()
     with pytest.raises(InvalidRequest):
         json_request.parse(body)

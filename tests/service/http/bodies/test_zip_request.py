@@ -59,7 +59,7 @@ def test_a_single_photo_in_a_zip_gives_a_zip(client: TestClient) -> None:
     assert (mask == onnx_models.expected(photo())).all()
 
 
-def test_what_systems_add_is_left_out_and_other_files_fail_alone(client: TestClient) -> None:
+def test_files_that_systems_add_are_ignored_and_other_files_fail_alone(client: TestClient) -> None:
     files = {"a.png": png(photo()), "notes.txt": b"notes", ".DS_Store": b"x", "Thumbs.db": b"x"}
     answer = ask(client, zipped(files | {"__MACOSX/._a.png": b"x", "sub/": b""}))
     with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:

@@ -55,7 +55,7 @@ def test_a_known_key_is_let_in(client: TestClient) -> None:
     "headers", [{}, bearer("third"), bearer(""), {"Authorization": "Basic Zmlyc3Q="}]
 )
 @pytest.mark.parametrize("path", ["/models", "/metrics", "/v2", "/nothing"])
-def test_without_a_known_key_nothing_is_told(
+def test_without_a_known_key_nothing_is_revealed(
     unasked: TestClient, headers: dict[str, str], path: str
 ) -> None:
     answer = unasked.get(path, headers=headers)
@@ -82,7 +82,7 @@ def test_a_quota_is_each_keys_own(client: TestClient) -> None:
     assert post(client, png(photo()), headers=bearer("second")).status_code == 200
 
 
-def test_looking_costs_no_quota(client: TestClient) -> None:
+def test_listing_models_uses_no_quota(client: TestClient) -> None:
     """Every run of the batch client lists the models first."""
     for path in ("/models", "/metrics", "/v2") * 3:
         assert client.get(path, headers=bearer("first")).status_code == 200
@@ -120,7 +120,7 @@ def test_a_reload_needs_an_admin_key_where_there_are_some(tmp_path: Path) -> Non
         assert client.post(RELOAD).status_code == 401
         refused = client.post(RELOAD, headers=bearer("first"))
         assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
-        for _ in range(3):  # nor is it limited
+        for _ in range(3):  # and the rate limit does not apply
             assert client.post(RELOAD, headers=bearer("admin")).status_code == 200
         assert post(client, png(photo()), headers=bearer("admin")).status_code == 200
 
@@ -161,7 +161,7 @@ def test_without_admin_keys_only_a_program_on_the_host_itself_may_reload(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("trusted", [(), ("--trusted-proxies", "127.0.0.1")])
-def test_forwarded_addresses_are_believed_of_named_proxies_only(
+def test_forwarded_addresses_are_trusted_only_from_named_proxies(
     tmp_path: Path, trusted: tuple[str, ...]
 ) -> None:
     onnx_models.save(tmp_path / "tiny.onnx")
@@ -174,7 +174,7 @@ def test_forwarded_addresses_are_believed_of_named_proxies_only(
     assert client == ("203.0.113.9" if trusted else "127.0.0.1")
 
 
-def test_a_path_with_a_slash_too_many_is_no_redirect(unasked: TestClient) -> None:
+def test_a_path_with_an_extra_slash_is_not_redirected(unasked: TestClient) -> None:
     """A redirect would lead to whatever the Host header names."""
     headers = bearer("first") | {"Host": "evil.example"}
     answer = unasked.get("/models/", headers=headers, follow_redirects=False)

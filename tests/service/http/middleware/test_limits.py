@@ -1,4 +1,4 @@
-"""Which slots and pixels are reserved, and for how long."""
+"""Slots, bytes and pixels are reserved exactly as long as they are in use."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from service.http.middleware.limits import Admission
 
 
 def test_bytes_are_counted_until_they_are_released() -> None:
-    """A single body is let in whatever its size; the last quarter is for small ones."""
+    """A single body is allowed at any size; the last quarter is for small ones."""
     mib = 2**20
     admission = Admission(9, 100, max_bytes=8 * mib)
     admission.hold(10 * mib)
@@ -53,7 +53,7 @@ async def settled(claim: Callable[[], bool]) -> bool:
     return claim()
 
 
-def test_a_lone_image_is_let_in_and_a_second_must_fit() -> None:
+def test_a_single_image_is_always_allowed_and_a_second_must_fit() -> None:
     admission = Admission(max_requests=9, max_pixels=100)
     with admission.claim(1000), pytest.raises(Overloaded):
         admission.claim(1)

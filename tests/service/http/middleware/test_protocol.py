@@ -132,7 +132,7 @@ def test_a_target_in_absolute_form_is_the_same_path(service: Service, origin: st
 
 
 def test_a_sender_that_closes_its_own_direction_is_answered(service: Service) -> None:
-    """`nc -N` does this. uvicorn alone takes it for a disconnect."""
+    """`nc -N` does this. uvicorn alone mistakes it for a disconnect."""
     for _ in range(5):
         with closing(connected(service)) as connection:
             connection.sendall(request())
@@ -140,7 +140,7 @@ def test_a_sender_that_closes_its_own_direction_is_answered(service: Service) ->
             status, body = answer(connection)
             assert status == 200
             assert is_mask(body)
-            assert connection.recv(1) == b""  # and closed behind the answer
+            assert connection.recv(1) == b""  # and the connection closes after the answer
 
 
 def test_a_half_closed_sender_is_answered_after_a_long_wait(service: Service) -> None:
@@ -152,7 +152,7 @@ def test_a_half_closed_sender_is_answered_after_a_long_wait(service: Service) ->
         assert answer(connection)[0] == 200
 
 
-def test_half_a_request_is_not_waited_for(service: Service) -> None:
+def test_half_a_request_before_a_half_close_ends_the_connection(service: Service) -> None:
     with closing(connected(service)) as connection:
         connection.sendall(request()[:-10])
         connection.shutdown(socket.SHUT_WR)
@@ -161,7 +161,7 @@ def test_half_a_request_is_not_waited_for(service: Service) -> None:
         assert time.monotonic() - began < 10
 
 
-def test_a_client_that_leaves_altogether_is_noticed(service: Service) -> None:
+def test_a_client_that_disconnects_completely_is_noticed(service: Service) -> None:
     """Its request is dropped and counted as 499."""
     large = png(np.random.default_rng(0).integers(0, 256, (2500, 2500, 3), np.uint8))
     with closing(connected(service)) as connection:

@@ -42,7 +42,7 @@ def test_a_request_beyond_the_shutdown_timeout_is_answered_with_503(tmp_path: Pa
 
 
 @pytest.mark.parametrize(("began", "draining"), [(True, True), (False, False)])
-def test_a_request_is_otherwise_cancelled_as_ever(began: bool, draining: bool) -> None:
+def test_other_requests_are_cancelled_as_usual(began: bool, draining: bool) -> None:
     """An answer that has started stays as it is, and a disconnected client gets none."""
     sent: list[Message] = []
 

@@ -109,7 +109,7 @@ def test_the_second_request_of_a_connection_is_timed_too(service: Service) -> No
 
 
 @pytest.mark.slow
-def test_an_idle_connection_is_closed_without_a_word(service: Service) -> None:
+def test_an_idle_connection_is_closed_without_an_answer(service: Service) -> None:
     with closing(socket.create_connection(service.address)) as connection:
         connection.sendall(ASK)
         assert rest(connection).endswith(b'{"status":"alive"}')
@@ -130,7 +130,7 @@ def test_a_body_may_take_longer_than_headers(service: Service) -> None:
 
 
 @pytest.mark.slow
-def test_a_body_that_was_refused_cannot_drip_in_for_ever(service: Service) -> None:
+def test_a_refused_body_cannot_keep_arriving_for_ever(service: Service) -> None:
     with closing(socket.create_connection(service.address)) as connection:
         connection.sendall(
             b"POST /segment HTTP/1.1\r\nHost: test\r\nContent-Type: image/png\r\n"
@@ -140,7 +140,7 @@ def test_a_body_that_was_refused_cannot_drip_in_for_ever(service: Service) -> No
 
 
 @pytest.mark.slow
-def test_everybody_else_is_served_meanwhile(service: Service) -> None:
+def test_other_clients_are_served_meanwhile(service: Service) -> None:
     slow = [socket.create_connection(service.address) for _ in range(50)]
     try:
         for each in slow:
@@ -153,8 +153,8 @@ def test_everybody_else_is_served_meanwhile(service: Service) -> None:
 
 @contextmanager
 def owed(service: Service) -> Iterator[tuple[socket.socket, int]]:
-    """Ask for an answer of some megabytes without reading it: the connection, and the length."""
-    # Before the connection: the time for its headers is short.
+    """Request an answer of several megabytes without reading it; return connection and length."""
+    # Encoded before connecting, because the time for headers is short.
     noise = png(np.random.default_rng(0).integers(0, 256, (1800, 1800, 3), np.uint8))
     with closing(socket.socket()) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
@@ -171,12 +171,12 @@ def owed(service: Service) -> Iterator[tuple[socket.socket, int]]:
             head += part
         (length,) = re.findall(rb"content-length: (\d+)", head)
         assert head.startswith(b"HTTP/1.1 200 ")
-        assert int(length) > 8_000_000  # the kernel holds four itself
+        assert int(length) > 8_000_000  # the kernel itself buffers four
         yield connection, int(length)
 
 
 @pytest.mark.slow
-def test_a_client_that_takes_nothing_is_cut_off(service: Service) -> None:
+def test_a_client_that_reads_nothing_is_cut_off(service: Service) -> None:
     with owed(service) as (connection, length):
         deadline = time.monotonic() + 60
         while "client read nothing" not in service.log.read_text():
@@ -211,7 +211,7 @@ async def nothing(scope: object, receive: object, send: object) -> None:
 
 
 @pytest.mark.slow
-def test_a_client_that_takes_its_time_is_waited_for() -> None:
+def test_a_client_that_reads_slowly_is_not_cut_off() -> None:
     async def scenario() -> None:
         made = protocol_with_timeouts(header_timeout_s=60, send_timeout_s=0.01)
         config = uvicorn.Config(nothing, log_config=None)

@@ -91,7 +91,7 @@ class Card(Driver):
 def test_a_cards_memory_does_not_grow_over_reloads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ten reloads under a client; the collector of cycles, which may not come, does not run."""
+    """Ten reloads while a client sends requests, without Python's cycle collector."""
     monkeypatch.setattr(metrics, "GpuMemory", lambda _: GpuMemory(lambda: True, Card))
     onnx_models.save(tmp_path / "tiny.onnx")
 

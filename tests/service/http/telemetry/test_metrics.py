@@ -53,7 +53,7 @@ def test_every_request_is_counted_by_route_and_status(client: TestClient) -> Non
     assert found["deeplab_requests_total method=other route=/livez status=405"] == 1
     assert found["deeplab_rejected_total reason=invalid-image"] == 1
     assert found["deeplab_rejected_total reason=unknown-model"] == 1
-    assert found["deeplab_requests_in_flight"] == 0  # this scrape is no load
+    assert found["deeplab_requests_in_flight"] == 0  # this scrape is not counted as load
 
 
 def test_stages_pixels_and_batches_add_up(client: TestClient) -> None:
@@ -105,8 +105,8 @@ def test_what_alerts_read_is_zero_before_the_first_error(client: TestClient) -> 
         assert found[sample] == 0
 
 
-def test_what_a_middleware_refuses_counts_for_the_route_that_was_asked_for(folder: Path) -> None:
-    """Nobody has routed these requests yet; a series of their own would begin with them."""
+def test_a_request_refused_by_middleware_counts_for_its_route(folder: Path) -> None:
+    """These requests were never routed. Without this, each would start a series of its own."""
     key = {"Authorization": "Bearer first"}
     digest = hashlib.sha256(b"first").hexdigest()
     with serving(folder, api_keys=digest, rate_limit_per_minute=1, max_body_bytes=2000) as client:
