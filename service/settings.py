@@ -69,6 +69,15 @@ class Settings(BaseSettings):
         str | None,
         Field(description="model for requests that name none (default: the first by name)"),
     ] = None
+    quality: Annotated[
+        tuple[str, ...],
+        NoDecode,
+        Field(
+            description="models of one network from the most exact to the cheapest, separated by "
+            "commas: requests with quality=auto get the most exact one that their deadline and the "
+            "load allow (default: none)"
+        ),
+    ] = ()
     host: Annotated[
         str,
         Field(
@@ -348,7 +357,13 @@ class Settings(BaseSettings):
     ] = 0.0
 
     @field_validator(
-        "api_keys", "admin_keys", "cors_origins", "gpus", "trusted_proxies", mode="before"
+        "api_keys",
+        "admin_keys",
+        "cors_origins",
+        "gpus",
+        "quality",
+        "trusted_proxies",
+        mode="before",
     )
     @classmethod
     def _split(cls, listed: object) -> object:
@@ -371,6 +386,13 @@ class Settings(BaseSettings):
         if len(set(gpus)) < len(gpus):
             raise ValueError("list each GPU once; --sessions sets the sessions per GPU")
         return gpus
+
+    @field_validator("quality")
+    @classmethod
+    def _points(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if len(names) == 1 or len(set(names)) < len(names):
+            raise ValueError("name two models or more, each once")
+        return names
 
     @field_validator("cors_origins")
     @classmethod

@@ -48,6 +48,7 @@ from service.http.middleware.limits import Admission, BodyLimit, HeldResponse
 from service.http.middleware.metrics_port import MetricsPort
 from service.http.middleware.protocol import AbsoluteForm
 from service.http.middleware.shutdown import ShutdownAnswer
+from service.http.operating_point import chosen
 from service.http.query import SegmentQuery, refuse_repeats
 from service.http.segment import Job, Resources, segment
 from service.http.telemetry import metrics
@@ -72,7 +73,7 @@ ASKED_WITH = (
 )
 ANSWERED_WITH = (
     *("X-Model", "X-Model-Digest", "X-Execution-Provider", "X-Execution-Precision", "X-Request-ID"),
-    *("Server-Timing", "Retry-After", LENGTH_HEADER),
+    *("X-Quality", "Server-Timing", "Retry-After", LENGTH_HEADER),
 )
 
 ANSWERS: dict[int | str, dict[str, Any]] = {
@@ -287,7 +288,8 @@ def _add_segment(app: FastAPI, settings: Settings, models: Models, resources: Re
             parsed = await json_options(request, resources.admission)
             if parsed is not None:
                 query = json_request.merged(request, parsed.options)
-            with models.get(query.model).used() as served:
+            served, quality = chosen(query, models, resources.admission, deadline)
+            with served.used():
                 wish = query.wish(served.engine.contract, accept)
                 resources.admission.check()
                 sent = await uploads(request, intake, parsed)  # slow ones occupy no slot
@@ -297,5 +299,9 @@ def _add_segment(app: FastAPI, settings: Settings, models: Models, resources: Re
                     job = Job(served, wish, accept, resources, deadline, sliding)
                     work = segment(sent.photos, job, several=sent.several)
                     answer = await unless_gone(request, work)
-                headers = {**catalogue.headers(served), "Server-Timing": answer.stages.header()}
+                headers = {
+                    **catalogue.headers(served),
+                    **quality,
+                    "Server-Timing": answer.stages.header(),
+                }
         return HeldResponse(answer.body, headers, answer.media_type, resources.admission)

@@ -62,6 +62,10 @@ class SegmentQuery(BaseModel):
         Field(description=f"comma-separated list of {', '.join(OUTPUTS)}; default: by Accept"),
     ] = None
     model: Annotated[str | None, Field(description="a name from /models")] = None
+    quality: Annotated[
+        Literal["auto"] | None,
+        Field(description="auto: the most exact model that the deadline and the load allow"),
+    ] = None
     classes: Annotated[
         list[str] | None, Field(description="comma-separated class names or ids; default: all")
     ] = None

@@ -37,6 +37,7 @@ from service.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed,
 log = logging.getLogger("service.batcher")
 
 Array = NDArray[np.uint8]
+RECENT = 0.2  # the weight of a batch in the moving average of what an item takes
 MAX_FAILURES = 5  # in a row; then the session is at fault, not a batch
 
 Result = TypeVar("Result")  # of one item
@@ -100,6 +101,7 @@ class Batcher(Generic[Result]):
         `on_death` is called in the event loop when the last session has died.
         """
         self.sizes: Counter[int] = Counter()  # batch size -> number of batches run
+        self.item_s = 0.0  # what an item took in recent batches; 0 before the first
         self.sessions = [Session(run, number) for number, run in enumerate(runs)]
         self._max_batch = max_batch
         self._max_wait_s = max_wait_ms / 1000
@@ -131,6 +133,11 @@ class Batcher(Generic[Result]):
     def depth(self) -> int:
         """The number of waiting items."""
         return len(self._queue)
+
+    @property
+    def waiting_s(self) -> float:
+        """The seconds until the waiting items will have run, as recent batches took them."""
+        return self.depth * self.item_s / max(1, self.live_sessions)
 
     async def submit(self, item: Array, *options: object, deadline: float) -> tuple[Result, Timing]:
         """Run one item (H, W, ...) in a batch with others of the same shape and options.
@@ -243,6 +250,7 @@ class Batcher(Generic[Result]):
             else:
                 session.failures = 0
                 ran = time.monotonic() - began
+                self._learn(ran / len(live))
                 for entry, result in zip(live, results, strict=True):
                     if not entry.future.done():
                         timing = Timing(began - entry.arrived, ran, len(live))
@@ -250,6 +258,10 @@ class Batcher(Generic[Result]):
         session.batch = []
         if session.failures >= MAX_FAILURES:
             raise RuntimeError(f"{session.failures} batches in a row have failed")
+
+    def _learn(self, item_s: float) -> None:
+        known = self.item_s or item_s
+        self.item_s = known + RECENT * (item_s - known)
 
     def _is_busy(self, session: Session[Result]) -> bool:
         """Whether anything other than this session's batch runs or waits."""

@@ -15,6 +15,7 @@ from service.errors import ModelUnusable, StartupError, UnknownModel
 from service.inference import cpus, trt_engines
 from service.inference.batcher import Batcher
 from service.inference.engine import Engine, EngineOptions, Prediction
+from service.inference.quality import Quality, mismatch
 from service.inference.trt_engines import TrtOptions
 from service.settings import Settings
 
@@ -103,6 +104,7 @@ class Models:
         self._models = {each[0].name: self._served(each) for each in engines}
         self.default = settings.default_model or min(self._models)
         self.get(self.default)
+        self.quality = self._quality(settings.quality) if settings.quality else None
         self.ready = False
         self.draining = False
         self.others_healthy: Callable[[], bool] = lambda: True  # what else requests need
@@ -113,6 +115,21 @@ class Models:
         model = ServedModel(engines, self._settings)
         model.revive = partial(self._revive, model)
         return model
+
+    def _quality(self, names: Sequence[str]) -> Quality:
+        """The operating points; raises UnknownModel, or ModelUnusable if they do not fit."""
+        for name in names:
+            self._check_point(self.get(name), names)
+        return Quality(names, lambda name: self.get(name).batcher)
+
+    def _check_point(self, model: ServedModel, names: Sequence[str]) -> None:
+        """Raise ModelUnusable if a model is one of the points and does not fit the others."""
+        if model.name not in names:
+            return
+        contract = model.engine.contract
+        for other in (self.get(name) for name in names if name != model.name):
+            if problem := mismatch(model.name, contract, other.name, other.engine.contract):
+                raise ModelUnusable(problem)
 
     def __iter__(self) -> Iterator[ServedModel]:
         return iter(list(self._models.values()))
@@ -175,6 +192,7 @@ class Models:
             raise ModelUnusable(f"{fresh.name}: the file has digest {found}, not {digest}")
         if served is not None and found == served.engine.digest and served.whole:
             return False
+        self._check_point(fresh, self._settings.quality)
         try:
             await fresh.start()
         except Exception as error:  # ONNX Runtime raises its own classes, not all of one root
@@ -264,7 +282,9 @@ def load(settings: Settings) -> Models:
     try:
         return Models(engines, settings)
     except UnknownModel as error:
-        raise StartupError(f"--default-model: {error.detail}") from None
+        raise StartupError(f"--default-model, --quality: {error.detail}") from None
+    except ModelUnusable as error:
+        raise StartupError(error.detail) from None
 
 
 def load_engines(path: Path, settings: Settings) -> list[Engine]:

@@ -169,7 +169,18 @@ class _ModelCollector(Collector):
             info.add_metric([model.name, engine.digest, engine.provider, *precisions], 1)
             depth.add_metric([model.name], model.batcher.depth)
             sessions.add_metric([model.name], model.batcher.live_sessions)
-        yield from (info, depth, sessions, ready, self._batch_sizes())
+        yield from (info, depth, sessions, ready, self._batch_sizes(), self._points())
+
+    def _points(self) -> Metric:
+        points = CounterMetricFamily(
+            "deeplab_quality_chosen",
+            "Requests with quality=auto, by the model that they were given",
+            labels=["model"],
+        )
+        if self._models.quality is not None:
+            for name, count in self._models.quality.chosen.items():
+                points.add_metric([name], count)
+        return points
 
     def _batch_sizes(self) -> Metric:
         sizes = HistogramMetricFamily(

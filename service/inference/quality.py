@@ -1,0 +1,74 @@
+"""Several operating points of one network, and the choice between them for each request.
+
+The points are models of the folder, named by --quality from the most exact to the cheapest: a
+network exported at output stride 8, at 16, and in 8 bits, say. A request with `quality=auto` gets
+the most exact point that
+
+- the load allows: with n points the k-th while fewer than k / n of the request slots are taken,
+- and that is expected to answer within half of the time that the request has left,
+
+or the cheapest point, if there is none.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from service.inference.batcher import Batcher
+from service.inference.contract import Contract
+from service.inference.engine import Prediction
+
+SPARE = 0.5  # of the time left, for decoding, encoding and what was not foreseen
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A point, and its place: 1 is the most exact one of `points`."""
+
+    name: str
+    place: int
+    points: int
+
+    def __str__(self) -> str:
+        return f"{self.place}/{self.points}"
+
+
+def choose(expected_s: Sequence[float], load: float, remaining_s: float) -> int:
+    """Index of the point for a request.
+
+    `expected_s`: for each point, the most exact first, the seconds until it would have run.
+    `load`: share of the request slots that are taken, 0 to 1.
+    """
+    points = len(expected_s)
+    for index, seconds in enumerate(expected_s):
+        if load < (index + 1) / points and seconds <= remaining_s * SPARE:
+            return index
+    return points - 1
+
+
+class Quality:
+    """The points of a service."""
+
+    def __init__(self, names: Sequence[str], batcher: Callable[[str], Batcher[Prediction]]) -> None:
+        """`names`: of the models, the most exact first; `batcher`: that of the model of a name."""
+        self.names = tuple(names)
+        self.chosen = Counter(dict.fromkeys(self.names, 0))  # requests, by model
+        self._batcher = batcher
+
+    def choice(self, load: float, remaining_s: float) -> Choice:
+        """The point for a request; see `choose`."""
+        batchers = [self._batcher(name) for name in self.names]
+        waiting_s = sum(each.waiting_s for each in batchers)  # they share the CPUs or the GPU
+        expected = [waiting_s + each.item_s for each in batchers]
+        index = choose(expected, load, remaining_s)
+        self.chosen[self.names[index]] += 1
+        return Choice(self.names[index], index + 1, len(self.names))
+
+
+def mismatch(name: str, contract: Contract, other: str, others: Contract) -> str | None:
+    """Say why two models cannot be points of one network, or None."""
+    if contract.classes != others.classes:
+        return f"--quality: {name} has other classes than {other}: list exports of one network"
+    return None
