@@ -35,6 +35,7 @@ GLOB_SIGNS = "*?["
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp", ".mpo"),
     *(".png", ".apng", ".webp", ".bmp", ".dib", ".tif", ".tiff"),
+    *(".avif", ".heic", ".heif", ".hif"),
 )
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 OWN_SUFFIXES = tuple(f".{name}" for name in (*FILES.values(), *JPEGS.values()))
@@ -70,7 +71,7 @@ class Others:
             self.names.append(_printable(name))
 
     def text(self) -> str:
-        """`3 files left out: 2 .heic, 1 .txt (a.heic, b.heic, c.txt)`; empty if there are none."""
+        """`3 files left out: 2 .mp3, 1 .txt (a.mp3, b.mp3, c.txt)`; empty if there are none."""
         if not self.counts:
             return ""
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in self.counts.most_common())
@@ -184,7 +185,7 @@ def nothing_found(arguments: Iterable[str], others: Others) -> UsageError:
     left_out = f"; {others.text()}" if others.counts else ""
     return UsageError(
         f"no photo found in {', '.join(arguments)}{left_out}; the service takes JPEG, PNG, WebP, "
-        "BMP and TIFF: name a folder or a tar that holds some, or the files themselves"
+        "BMP, TIFF, AVIF and HEIC: name a folder or a tar that holds some, or the files themselves"
     )
 
 

@@ -78,6 +78,9 @@ SIGNATURES = (
     (b"II*\x00", "image/tiff"),
     (b"MM\x00*", "image/tiff"),
 )
+# The first brand of photos in the container of HEIC and AVIF -> media type.
+HEIF_BRANDS = dict.fromkeys((b"heic", b"heix", b"heim", b"heis"), "image/heic")
+HEIF_BRANDS |= {b"mif1": "image/heif", b"avif": "image/avif", b"avis": "image/avif"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +139,8 @@ def media_type(image: bytes) -> str:
     """Return the media type by the first bytes, or `application/octet-stream`."""
     if image[:4] == b"RIFF" and image[8:12] == b"WEBP":
         return "image/webp"
+    if image[4:8] == b"ftyp":
+        return HEIF_BRANDS.get(image[8:12], "application/octet-stream")
     for signature, name in SIGNATURES:
         if image.startswith(signature):
             return name

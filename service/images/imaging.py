@@ -26,7 +26,7 @@ from pycocotools import mask as coco
 
 from postprocess.runs import Spread
 from service.errors import ImageTooLarge, InvalidImage
-from service.images import png, scans, tags
+from service.images import heif, png, scans, tags
 from service.images.chunks import readable
 from service.images.colors import to_srgb
 from service.images.png import Rows
@@ -41,11 +41,14 @@ READERS = {
     "WEBP": WebPImageFile,
     "BMP": BmpImageFile,
 }
-FORMATS = (*READERS, "TIFF")
+FORMATS = (*READERS, "TIFF", "AVIF", "HEIC")
 JPEGS = ("JPEG", "MPO")
 END_OF_JPEG = b"\xff\xd9"
 FILLER = bytes([0xAA, 0x55, 0x33, 0xCC]) * 16  # contains no JPEG marker
-MEDIA_TYPES = ("image/jpeg", "image/png", "image/webp", "image/bmp", "image/tiff")
+MEDIA_TYPES = (
+    *("image/jpeg", "image/png", "image/webp", "image/bmp", "image/tiff"),
+    *heif.MEDIA_TYPES,
+)
 MAX_RLE_BYTES = 2_000_000  # of a BMP: Pillow decodes run lengths in Python
 UNSCALED = ("I", "F")  # Pillow would clip them to 0 to 255, whatever their range is
 EXIF = b"Exif\0\0"
@@ -122,7 +125,8 @@ class Opened:
     @property
     def memory(self) -> int:
         """The pixels to reserve memory for: some formats need twice as much for each pixel."""
-        heavy = self.image.format == "WEBP" or (self.tiff and len(self.tiff.images) > 1)
+        several_planes = self.tiff and len(self.tiff.images) > 1
+        heavy = self.image.format in {"WEBP", *heif.FORMATS} or several_planes
         return 2 * self.pixels if heavy else self.pixels
 
     @property
@@ -130,7 +134,7 @@ class Opened:
         """How long decoding takes, in pixels of a JPEG of one scan; a rough estimate."""
         if self.image.format in JPEGS:  # a scan without data still visits every block
             return self.pixels * (20 + self.scans) // 20 + 2 * len(self.data)
-        return 3 * self.pixels
+        return (6 if self.image.format in heif.FORMATS else 3) * self.pixels
 
     @property
     def size(self) -> tuple[int, int]:
@@ -164,6 +168,9 @@ def _opened(data: bytes) -> Opened:
         tiff = open_tiff(data)
         first = tiff.images[0]
         return Opened(data, first, first.info.get("icc_profile"), tiff)
+    if heif.is_heif(data):
+        image = heif.read_header(data)
+        return Opened(data, image, image.info.get("icc_profile"))
     count = scans.count(data)
     data, profile = readable(data)
     image = _read_header(data)
@@ -223,6 +230,8 @@ def _decoded(opened: Opened, reduce_to: int | None) -> DecodedPhoto:
                 _reduce(image, reduce_to / max(size))
             image.load()
             oriented = _oriented(image)
+        if image.format in heif.FORMATS and oriented.size != size:
+            raise ValueError(f"it has {oriented.size} pixels, its header says {size}")
         return DecodedPhoto(to_srgb(oriented, opened.profile), size, orientation)
     except Exception as error:  # decoders of hostile files fail in many ways
         raise InvalidImage(f"the image is truncated or broken: {error}") from None

@@ -151,11 +151,11 @@ def test_inputs_without_a_photo_exit_2_and_say_what_was_found(
     server: FlakyServer, tmp_path: Path, options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "IMG_1.HEIC").write_bytes(b"x")
+    (tmp_path / "in" / "IMG_1.GIF").write_bytes(b"x")
     assert main([server.url, str(tmp_path / "in"), "-o", str(tmp_path / "out"), *options]) == 2
     said = capsys.readouterr()
     assert said.err.startswith("deeplab-client: no photo")  # and no progress bar
-    assert f"no photo found in {tmp_path / 'in'}; 1 file left out: 1 .heic (IMG_1.HEIC)" in said.err
+    assert f"no photo found in {tmp_path / 'in'}; 1 file left out: 1 .gif (IMG_1.GIF)" in said.err
     assert "done" not in said.out
 
 

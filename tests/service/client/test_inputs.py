@@ -52,22 +52,22 @@ def test_every_suffix_of_what_the_service_takes_is_found(tmp_path: Path, suffix:
 
 def test_files_of_other_kinds_are_counted_and_named(tmp_path: Path) -> None:
     """Hidden files, results and the manifest in OUT do not count, and no file counts twice."""
-    for name in ("a.jpg", "b.HEIC", "d/c.heic", "notes", ".hidden.heic", "out/manifest.sqlite"):
+    for name in ("a.jpg", "b.GIF", "d/c.gif", "notes", ".hidden.gif", "out/manifest.sqlite"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     for source in (tmp_path, tmp_path / "**"):
         inputs = found(source, out=tmp_path / "out")
         assert inputs.count() == 1
         assert names(inputs) == ["a.jpg"]
-        assert inputs.others.counts == {".heic": 2, "without a suffix": 1}
-        said = "3 files left out: 2 .heic, 1 without a suffix (b.HEIC, c.heic, notes)"
+        assert inputs.others.counts == {".gif": 2, "without a suffix": 1}
+        said = "3 files left out: 2 .gif, 1 without a suffix (b.GIF, c.gif, notes)"
         assert inputs.others.text() == said
 
 
 def test_files_of_other_kinds_in_a_tar_are_counted(tmp_path: Path) -> None:
-    inputs = found(write_tar(tmp_path / "x.tar", {"a.jpg": b"a", "b/c.heic": b"b"}))
+    inputs = found(write_tar(tmp_path / "x.tar", {"a.jpg": b"a", "b/c.gif": b"b"}))
     assert names(inputs) == ["a.jpg"]
-    assert inputs.others.text() == "1 file left out: 1 .heic (b/c.heic)"
+    assert inputs.others.text() == "1 file left out: 1 .gif (b/c.gif)"
 
 
 def test_many_suffixes_take_no_memory(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_dry_run_names_what_would_be_done_and_touches_nothing(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "in").mkdir()
-    for name in ("b.jpg", "a.png", "c.heic"):
+    for name in ("b.jpg", "a.png", "c.gif"):
         (tmp_path / "in" / name).write_bytes(b"x")
     out = tmp_path / "out"
     arguments = [str(tmp_path / "in"), "-o", str(out), "--model", str(model), "--dry-run"]
@@ -97,7 +97,7 @@ def test_dry_run_names_what_would_be_done_and_touches_nothing(
     said = capsys.readouterr()
     assert said.out.split() == ["a.png", "b.jpg"]
     assert "2 to send, 0 complete already, 0 rejected before" in said.err
-    assert "1 .heic" in said.err
+    assert "1 .gif" in said.err
     assert not out.exists()
 
 
@@ -130,9 +130,9 @@ def test_credentials_of_the_driver_reach_the_actors_in_place_of_theirs(
 
 def test_inputs_without_a_photo_are_a_usage_error(model: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "IMG_1.HEIC").write_bytes(b"x")
+    (tmp_path / "in" / "IMG_1.GIF").write_bytes(b"x")
     options = ray_batch.RayBatchOptions([str(tmp_path / "in")], str(tmp_path / "out"), str(model))
-    with pytest.raises(UsageError, match=r"no photo found in .*; 1 file left out: 1 \.heic"):
+    with pytest.raises(UsageError, match=r"no photo found in .*; 1 file left out: 1 \.gif"):
         ray_batch.RayBatch(options, Progress(Counts(), io.StringIO())).work()
 
 

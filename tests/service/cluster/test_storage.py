@@ -112,12 +112,12 @@ def test_an_input_that_is_not_in_its_store_is_a_usage_error(path: str, says: str
 
 def test_other_files_of_a_store_are_counted() -> None:
     store = f"memory://{uuid.uuid4().hex}"
-    for name in ("in/a.png", "in/b.heic", "in/.c.heic", "in/out/manifest/1.jsonl"):
+    for name in ("in/a.png", "in/b.gif", "in/.c.gif", "in/out/manifest/1.jsonl"):
         place(store).write(name, b"123")
     others = Others()
     _, found = photos([f"{store}/in"], place(f"{store}/in/out"), others=others)
     assert [photo.name for photo in found] == ["a.png"]
-    assert others.counts == {".heic": 1}
+    assert others.counts == {".gif": 1}
 
 
 def test_inputs_of_two_stores_are_refused(tmp_path: Path) -> None:
