@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 from service.errors import StartupError
 from service.http.app import create_app
 from service.inference import models
+from service.inference.contract import METADATA_KEY
 from service.inference.quality import choose
 from service.settings import Settings
 from tests.service import onnx_models
@@ -100,7 +101,7 @@ def test_what_is_asked_for_wrongly_is_refused(folder: Path) -> None:
 @pytest.mark.parametrize("quality", ["a,nobody", "a,other"])
 def test_points_that_do_not_belong_together_stop_the_start(folder: Path, quality: str) -> None:
     named = onnx_models.contract(classes=("background", "x", "y")).model_dump_json()
-    onnx_models.save(folder / "other.onnx", {onnx_models.METADATA_KEY: named})
+    onnx_models.save(folder / "other.onnx", {METADATA_KEY: named})
     with pytest.raises(StartupError, match=r"--quality: "):
         models.load(make_settings(folder, quality=quality))
 
@@ -108,8 +109,8 @@ def test_points_that_do_not_belong_together_stop_the_start(folder: Path, quality
 def test_a_file_of_other_classes_does_not_replace_a_point(folder: Path) -> None:
     named = onnx_models.contract(classes=("background", "x", "y")).model_dump_json()
     with serving(folder, quality="a,b") as client:
-        onnx_models.save(folder / "b.onnx", {onnx_models.METADATA_KEY: named})
-        onnx_models.save(folder / "c.onnx", {onnx_models.METADATA_KEY: named})
+        onnx_models.save(folder / "b.onnx", {METADATA_KEY: named})
+        onnx_models.save(folder / "c.onnx", {METADATA_KEY: named})
         refused = client.post("/models/b/reload")
         allowed = client.post("/models/c/reload")
     assert refused.status_code == 409
