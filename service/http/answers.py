@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from service.inference.contract import VERSION, Color, Contract
+from service.inference.shadow import Verdict
 
 
 class FoundClass(BaseModel):
@@ -114,6 +115,28 @@ class PolygonsResult(Sized):
     features: list[Feature]
 
 
+class ShadowReport(BaseModel):
+    """What a new file has shown as the shadow of a model."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    verdict: Verdict
+    reason: Annotated[str | None, Field(description="of the verdict")] = None
+    digest: Annotated[str, Field(description="SHA-256 of the file")]
+    share: Annotated[float, Field(description="of the images that it gets too")]
+    images: Annotated[int, Field(description="that were compared")]
+    skipped: Annotated[int, Field(description="images left out because too many were waiting")]
+    failures: int
+    agreement: Annotated[float | None, Field(description="share of pixels of the same label")]
+    class_agreement: Annotated[
+        dict[str, float | None],
+        Field(description="IoU of both models' regions; null: in no photo"),
+    ]
+    seconds: Annotated[float, Field(description="that an image takes in the shadow")]
+    served_seconds: Annotated[float, Field(description="and in the served model")]
+    memory_bytes: Annotated[int, Field(description="that the service grew by")]
+
+
 class ModelDescription(Contract):
     """A served model."""
 
@@ -125,6 +148,9 @@ class ModelDescription(Contract):
     execution_provider: Annotated[str, Field(description="what it really runs on")]
     execution_precision: Annotated[str, Field(description="what it really computes in")]
     sessions: Annotated[int, Field(description="engine sessions that take work")]
+    shadow: Annotated[
+        ShadowReport | None, Field(description="the trial that runs, or the last one")
+    ] = None
 
 
 class ModelList(BaseModel):

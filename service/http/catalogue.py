@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.errors import Forbidden, ModelUnusable, Overloaded, Unauthorized, UnknownModel
+from service.errors import (
+    Forbidden,
+    InvalidRequest,
+    ModelUnusable,
+    Overloaded,
+    Unauthorized,
+    UnknownModel,
+)
 from service.http import header_text
 from service.http.answers import ModelDescription, ModelList, Reloaded
 from service.http.middleware.keys import check_admin
 from service.http.middleware.limits import Admission
 from service.http.problems import documented
 from service.inference.models import Models, ServedModel
+from service.inference.shadow import Trial, Verdict
 from service.settings import Settings
 
 
@@ -33,6 +41,37 @@ class ReloadQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")  # a misspelt `digest` would be ignored
 
     digest: Annotated[str | None, Field(description="SHA-256 that the new file must have")] = None
+    shadow: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="first try the file out beside the model, on this share of the images",
+        ),
+    ] = 0.0
+    promote_after: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=1_000_000,
+            description="images after which it takes over or is dropped; 0: on request only",
+        ),
+    ] = 0
+    least_agreement: Annotated[
+        float, Field(ge=0, le=1, description="share of pixels that must get the same label")
+    ] = 0.95
+    most_slowdown: Annotated[
+        float, Field(gt=0, description="times as long as the model that an image may take")
+    ] = 1.5
+
+    def trial(self) -> Trial:
+        """The terms of the shadow; raises InvalidRequest where it has none."""
+        if not self.shadow:
+            # Generated clients send defaults too.
+            odd = sorted(self.model_dump(exclude={"digest", "shadow"}, exclude_defaults=True))
+            if odd:
+                raise InvalidRequest(f"{', '.join(odd)}: only with shadow, such as shadow=0.1")
+        return Trial(self.shadow, self.promote_after, self.least_agreement, self.most_slowdown)
 
 
 def add_routes(app: FastAPI, settings: Settings, models: Models, admission: Admission) -> None:
@@ -46,6 +85,7 @@ def add_routes(app: FastAPI, settings: Settings, models: Models, admission: Admi
             "execution_provider": served.engine.provider,
             "execution_precision": served.engine.execution_precision,
             "sessions": served.batcher.live_sessions,
+            "shadow": served.shadow.report() if served.shadow else served.past_trial,
             **served.engine.contract.model_dump(),
         }
 
@@ -59,7 +99,9 @@ def add_routes(app: FastAPI, settings: Settings, models: Models, admission: Admi
         """Describe one model."""
         return ModelDescription(**described(models.get(name)))
 
-    refusals = documented(Unauthorized, Forbidden, UnknownModel, ModelUnusable, Overloaded)
+    refusals = documented(
+        *(InvalidRequest, Unauthorized, Forbidden, UnknownModel, ModelUnusable, Overloaded)
+    )
 
     @app.post("/models/{name}/reload", responses=refusals)
     async def reload_model(
@@ -72,6 +114,23 @@ def add_routes(app: FastAPI, settings: Settings, models: Models, admission: Admi
         check_admin(request.scope, settings.admin_keys)
         if models.loading:
             raise Overloaded("another reload is in progress: try again in a moment")
+        trial = query.trial()
         with admission.request():
-            changed = await models.reload(name, query.digest)
+            if trial.share:
+                changed = await models.try_out(name, query.digest, trial)
+            else:
+                changed = await models.reload(name, query.digest)
         return Reloaded(changed=changed, **described(models.get(name)))
+
+    @app.post("/models/{name}/shadow/{verdict}", responses=refusals)
+    async def settle_shadow(
+        request: Request, name: str, verdict: Literal["promote", "drop"]
+    ) -> ModelDescription:
+        """End the trial of a model's new file: it takes over, or is dropped.
+
+        Requires the same rights as a reload.
+        """
+        check_admin(request.scope, settings.admin_keys)
+        outcome: Verdict = "promoted" if verdict == "promote" else "dropped"
+        models.settle(name, outcome, "by request")
+        return ModelDescription(**described(models.get(name)))

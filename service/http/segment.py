@@ -24,6 +24,7 @@ from service.http.middleware.limits import Admission, Claim
 from service.http.packing import Outcome, Packing
 from service.http.upload import Upload
 from service.images import join, outputs, windows
+from service.images.imaging import Fitted
 from service.images.outputs import NEEDS_PHOTO, Result, Wish
 from service.images.prepare import Header, Plan, Prepared
 from service.images.windows import Sliding
@@ -270,7 +271,12 @@ async def _infer(prepared: Prepared, job: Job) -> list[Prediction]:
     ran = timings[0].ran_s if len(timings) == 1 else time.monotonic() - began - queued
     job.stages.record("queue", queued, ended_ago_s=ran)
     job.stages.record("infer", ran)
-    return [prediction for prediction, _ in answers]
+    predictions = [prediction for prediction, _ in answers]
+    if shadow := job.model.shadow:
+        fitted = prepared.inputs
+        valid = fitted.valid if isinstance(fitted, Fitted) else job.model.engine.input_size
+        shadow.offer(prepared.pixels, [each.labels for each in predictions], valid)
+    return predictions
 
 
 def _finish(

@@ -16,6 +16,7 @@ from service.inference import cpus, trt_engines
 from service.inference.batcher import Batcher
 from service.inference.engine import Engine, EngineOptions, Prediction
 from service.inference.quality import Quality, mismatch
+from service.inference.shadow import Report, Shadow, Trial, Verdict, resident_bytes, unlike
 from service.inference.trt_engines import TrtOptions
 from service.settings import Settings
 
@@ -41,6 +42,8 @@ class ServedModel:
             on_death=self._died,
         )
         self.engines = engines
+        self.shadow: Shadow | None = None  # a new file that is being tried out
+        self.past_trial: Report | None = None  # of the last shadow that has ended
         self._users = 0
         self._unused = asyncio.Event()
         self._unused.set()
@@ -180,8 +183,69 @@ class Models:
                 if self._models.get(name) is not fresh:
                     await asyncio.to_thread(fresh.release)
             if served is not None:
+                self._end_trial(served, "dropped", "the model was reloaded")
                 self._retire(served)
             return True
+
+    async def try_out(self, name: str, digest: str | None, trial: Trial) -> bool:
+        """Run the model's new file as its shadow; return False if the file is the same as before.
+
+        A shadow that runs already ends. Raises UnknownModel, or ModelUnusable if the file cannot
+        be used or compared.
+        """
+        async with self._loading:
+            served, before = self.get(name), resident_bytes()
+            fresh = self._served(await asyncio.to_thread(self._load, name))
+            try:
+                problem = unlike(fresh.engine.contract, served.engine.contract)
+                if problem:
+                    raise ModelUnusable(f"{name} gets no shadow of this file: {problem}")
+                if not await self._takes_over(fresh, served, digest):
+                    return False
+                self._end_trial(served, "dropped", "another trial began")
+                served.shadow = Shadow(
+                    fresh,
+                    served,
+                    trial,
+                    memory_bytes=max(0, resident_bytes() - before),
+                    on_verdict=partial(self._judged, served),
+                )
+            finally:
+                if served.shadow is None or served.shadow.candidate is not fresh:
+                    await fresh.batcher.close(0)
+                    await asyncio.to_thread(fresh.release)
+            return True
+
+    def settle(self, name: str, verdict: Verdict, reason: str) -> None:
+        """Promote or drop a model's shadow; raises UnknownModel, or ModelUnusable without one."""
+        served = self.get(name)
+        if served.shadow is None:
+            raise ModelUnusable(
+                f"{name} has no shadow: POST /models/{name}/reload?shadow=0.1 starts one"
+            )
+        candidate = served.shadow.candidate
+        self._end_trial(served, verdict, reason)
+        if verdict == "promoted":
+            candidate.past_trial = served.past_trial
+            self._models[name] = candidate
+            self._retire(served)
+
+    async def _judged(
+        self, served: ServedModel, shadow: Shadow, verdict: Verdict, reason: str
+    ) -> None:
+        if served.shadow is shadow and self._models.get(served.name) is served:
+            self.settle(served.name, verdict, reason)
+
+    def _end_trial(self, served: ServedModel, verdict: Verdict, reason: str) -> None:
+        """Stop comparing, keep the report, and free the candidate unless it is promoted."""
+        shadow, served.shadow = served.shadow, None
+        if shadow is None:
+            return
+        served.past_trial = shadow.report(verdict, reason)
+        shadow.stop()
+        log.info("the shadow of %s was %s: %s", served.name, verdict, reason)
+        if verdict != "promoted":
+            self._retire(shadow.candidate)
 
     async def _takes_over(
         self, fresh: ServedModel, served: ServedModel | None, digest: str | None
@@ -270,6 +334,8 @@ class Models:
         """Stop accepting requests; finish those in progress, or fail them at the deadline."""
         self.ready = False
         timeout = self._settings.shutdown_timeout_s
+        for model in self:
+            self._end_trial(model, "dropped", "the service stops")
         await asyncio.gather(*(model.batcher.close(timeout) for model in self))
         for task in tuple(self._background):
             task.cancel()

@@ -146,4 +146,5 @@ def check_inside(front: Front) -> None:
     with front.client() as client:
         assert client.get("/metrics").status_code == 403
         assert client.post("/models/tiny/reload").status_code == 403
+        assert client.post("/models/tiny/shadow/promote").status_code == 403
         assert client.get("/models").status_code == 200

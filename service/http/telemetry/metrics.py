@@ -170,6 +170,7 @@ class _ModelCollector(Collector):
             depth.add_metric([model.name], model.batcher.depth)
             sessions.add_metric([model.name], model.batcher.live_sessions)
         yield from (info, depth, sessions, ready, self._batch_sizes(), self._points())
+        yield from self._shadows()
 
     def _points(self) -> Metric:
         points = CounterMetricFamily(
@@ -181,6 +182,25 @@ class _ModelCollector(Collector):
             for name, count in self._models.quality.chosen.items():
                 points.add_metric([name], count)
         return points
+
+    def _shadows(self) -> Iterator[Metric]:
+        images = GaugeMetricFamily(
+            "deeplab_shadow_images",
+            "Images compared with a model's new file that is being tried out",
+            labels=["model"],
+        )
+        agreement = GaugeMetricFamily(
+            "deeplab_shadow_agreement",
+            "Share of pixels to which that file gives the same label",
+            labels=["model"],
+        )
+        for model in self._models:
+            if model.shadow:
+                report = model.shadow.report()
+                images.add_metric([model.name], report.images)
+                if report.agreement is not None:
+                    agreement.add_metric([model.name], report.agreement)
+        yield from (images, agreement)
 
     def _batch_sizes(self) -> Metric:
         sizes = HistogramMetricFamily(

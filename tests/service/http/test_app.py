@@ -197,7 +197,7 @@ def test_models_are_chosen_by_name(client: TestClient, photo: NDArray[np.uint8])
             {"zzz": "1"},
             400,
             "invalid-request",
-            "zzz='1': unknown parameter; choose from output, model, classes, alpha, contour",
+            "zzz='1': unknown parameter; choose from output, model, quality, classes",
         ),
         (b"x", "", {}, 415, "unsupported-media-type", "Content-Type is missing"),
     ],
