@@ -24,7 +24,6 @@ from service.http.middleware.limits import Admission, Claim
 from service.http.packing import Outcome, Packing
 from service.http.upload import Upload
 from service.images import join, outputs, windows
-from service.images.imaging import Fitted
 from service.images.outputs import NEEDS_PHOTO, Result, Wish
 from service.images.prepare import Header, Plan, Prepared
 from service.images.windows import Sliding
@@ -273,9 +272,7 @@ async def _infer(prepared: Prepared, job: Job) -> list[Prediction]:
     job.stages.record("infer", ran)
     predictions = [prediction for prediction, _ in answers]
     if shadow := job.model.shadow:
-        fitted = prepared.inputs
-        valid = fitted.valid if isinstance(fitted, Fitted) else job.model.engine.input_size
-        shadow.offer(prepared.pixels, [each.labels for each in predictions], valid)
+        shadow.offer(prepared.pixels, [each.labels for each in predictions], prepared.valid)
     return predictions
 
 

@@ -62,6 +62,14 @@ class Prepared:
             return [self.inputs.pixels]
         return [window.pixels for window in self.inputs]
 
+    @property
+    def valid(self) -> tuple[int, int]:
+        """The photo's part (h, w) at the top left of each input; the rest is padding."""
+        if isinstance(self.inputs, Fitted):
+            return self.inputs.valid
+        height, width = self.inputs[0].pixels.shape[:2]
+        return min(height, self.photo.size[1]), min(width, self.photo.size[0])
+
 
 def header(opened: Opened) -> Header:
     """Describe an opened photo."""

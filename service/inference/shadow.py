@@ -102,10 +102,17 @@ class Shadow:
             if len(self._running) >= MOST_WAITING:
                 self._skipped += 1
                 continue
-            # The input may lie in memory that another photo gets next.
-            task = asyncio.create_task(self._compare(image.copy(), served, valid))
+            task = asyncio.create_task(self._compare(self._repadded(image, valid), served, valid))
             self._running.add(task)
             task.add_done_callback(self._running.discard)
+
+    def _repadded(self, image: Array, valid: tuple[int, int]) -> Array:
+        """A copy, since another photo may get the memory next, with the candidate's padding."""
+        height, width = valid
+        copy, pad = image.copy(), self.candidate.engine.contract.input.pad
+        copy[height:] = pad
+        copy[:height, width:] = pad
+        return copy
 
     async def _compare(self, image: Array, served: Array, valid: tuple[int, int]) -> None:
         deadline = time.monotonic() + PATIENCE_S
@@ -188,8 +195,9 @@ def unlike(candidate: Contract, served: Contract) -> str | None:
     """Say why two models cannot be compared, or None."""
     if candidate.classes != served.classes:
         return "it has other classes: reload it without shadow"
-    if candidate.input != served.input:
-        return "it takes photos of another size or padding: reload it without shadow"
+    sizes = [(each.input.height, each.input.width) for each in (candidate, served)]
+    if sizes[0] != sizes[1]:
+        return "it takes photos of another size: reload it without shadow"
     return None
 
 
