@@ -4,7 +4,7 @@ ENGINE ?= cpu
 DEV := .venv
 SERVE := .venv-serve-$(ENGINE)
 RIVALS := $(patsubst %,build/rivals/%/.installed,litserve fastapi litert)
-# Tests and measurements start servers with the packages of the image, not with their own ones.
+# Tests and measurements start servers in this environment, which has the packages of the image.
 export DEEPLAB_SERVE_PYTHON := $(CURDIR)/$(SERVE)/bin/python
 
 .PHONY: help demo serve image test-fast test check format lock tables bench bench-client bench-train soak attack export-matrix clean
@@ -22,13 +22,14 @@ serve: $(SERVE)/.installed ## run the service on port 8000
 image: ## build the service's container image
 	docker build -f docker/serve.Dockerfile --target $(ENGINE) -t deeplab:$(ENGINE) .
 
-# Only the plugins that these tests use: loading the others takes each process two seconds.
-# Containers often forbid Python to keep compiled files: preparing the tests anew takes three.
+# Only the plugins that these tests use are loaded: the others take each process two seconds.
+# PYTHONDONTWRITEBYTECODE, which containers often set, is emptied: without compiled files the
+# tests take three more seconds to start.
 test-fast: $(DEV)/.installed $(SERVE)/.installed ## run the quick tests, about a minute, while working
 	PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 PYTHONDONTWRITEBYTECODE= $(DEV)/bin/python -m pytest -p xdist.plugin -p pytest_timeout \
 		-n 2 --dist loadfile --max-worker-restart 0 -m "not slow"
 
-# A process that crashes ends the run: pytest-xdist would wait for its tests for ever.
+# A process that crashes ends the run; otherwise pytest-xdist would wait for its tests for ever.
 # Coverage costs a third to a half more CPU time; COVERAGE=off runs the tests alone.
 test: $(DEV)/.installed $(SERVE)/.installed ## run all tests and report branch coverage
 ifeq ($(COVERAGE),off)
@@ -74,7 +75,8 @@ bench-train: $(DEV)/.installed ## compare training speed with segmentation_model
 export-matrix: $(DEV)/.installed ## export every inference strategy of the paper's tables 3 and 5
 	$(DEV)/bin/python -m export.matrix
 
-# Locked versions where the locks were tried; elsewhere what pyproject.toml allows.
+# Install locked versions on the platform where the locks were tested; elsewhere install what
+# pyproject.toml allows.
 # Call: $(call install,ENVIRONMENT,LOCK,EXTRA)
 PIP_OPTIONS := --quiet --disable-pip-version-check
 ifeq ($(shell uname -sm),Linux x86_64)
@@ -83,7 +85,7 @@ else
 install = $(1)/bin/pip install $(PIP_OPTIONS) '.[$(3)]'
 endif
 
-# Its commands run from the checkout, as in the image: the package itself is not installed.
+# As in the image, commands run from the checkout and the package itself is not installed.
 $(SERVE)/.installed: docker/requirements-$(ENGINE).txt
 	$(PYTHON) -m venv $(SERVE)
 	$(call install,$(SERVE),$<,$(ENGINE))

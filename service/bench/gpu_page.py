@@ -37,8 +37,8 @@ service under load. Everything that goes wrong is listed as a problem.
 cases need.
 """
 NOTHING = """
-**Nothing has been measured yet**: no GPU was at hand since this script was written. The script
-was tried on a CPU, with `--device cpu`.
+**This script has not run on a GPU yet**, because none was available since it was written. It was
+tried on a CPU, with `--device cpu`.
 """
 
 
