@@ -149,7 +149,7 @@ def test_a_large_jpeg_is_decoded_small_but_keeps_its_size() -> None:
 
 
 @pytest.mark.parametrize(("wanted", "side"), [(100, 100), (105, 100), (106, 200), (190, 200)])
-def test_a_reduced_jpeg_may_lack_a_twentieth_of_its_data(wanted: int, side: int) -> None:
+def test_a_reduced_jpeg_may_be_a_twentieth_smaller_than_wanted(wanted: int, side: int) -> None:
     photo = decoded(encoded(picture(800, 400), "JPEG"), reduce_to=wanted)
     assert photo.image.width == side
 
