@@ -21,7 +21,7 @@ class Reading:
     names: tuple[str, ...] = ()  # of the classes, where the files do not name them
     colors: Mapping[str, Color] = field(default_factory=dict)  # likewise, for masks of colours
     boxes: bool = False  # also take boxes that were drawn instead of an outline
-    predictions: bool = False  # also take a model's shapes, where a person drew none
+    predictions: bool = False  # also use a model's shapes if no person drew any
 
 
 Reader = Callable[[Path, Reading, Notes], Labels]

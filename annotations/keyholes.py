@@ -1,4 +1,4 @@
-"""Polygons with holes as single rings: label tools know no holes.
+"""Write polygons with holes as single rings, because label tools have no holes.
 
 Each hole is joined to the ring around it by a cut of no width, there and back. By the even-odd
 rule the pixels are the same. The cut runs along a row to the left, from the hole's leftmost
@@ -15,7 +15,7 @@ Corner = tuple[float, float]
 
 
 def keyholed(rings: Sequence[Sequence[Corner]]) -> list[Corner]:
-    """Join the outer ring and its holes, each closed, to one ring; the end is not repeated.
+    """Join an outer ring and its holes, each closed, into one ring; its end is not repeated.
 
     Holes are joined from left to right: what lies to the left of one is already in the ring.
     """
@@ -35,7 +35,7 @@ def _with_hole(ring: list[Corner], hole: list[Corner]) -> list[Corner]:
 
 
 def _left_of(ring: list[Corner], corner: Corner) -> tuple[int, Corner]:
-    """The edge of a ring that a ray to the left meets first, by its start, and where."""
+    """Return the start of the ring's edge that a ray to the left meets first, and the place."""
     x, y = corner
     points = np.array(ring, np.float64)
     x0, y0 = points.T
@@ -46,7 +46,7 @@ def _left_of(ring: list[Corner], corner: Corner) -> tuple[int, Corner]:
         level
     ]
     crosses = (np.minimum(y0, y1) <= y) & (y <= np.maximum(y0, y1)) & (meets <= x)
-    if not crosses.any():  # a hole outside of its ring, which `postprocess.outlines` does not make
+    if not crosses.any():  # a hole outside its ring, which `postprocess.outlines` never returns
         raise ValueError(f"the hole at ({x:g}, {y:g}) has nothing to its left")
     at = int(np.where(crosses, meets, -np.inf).argmax())
     found = float(meets[at])

@@ -1,4 +1,4 @@
-"""The options of an export, for the data sets' command and the batch client's."""
+"""The options of an export, shared by `model.data export` and `deeplab-client export`."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class ClassList(NamedTuple):
     """The classes that label maps can hold."""
 
     names: Mapping[int, str]
-    colors: Mapping[int, Color]  # VOC's for those that are missing
+    colors: Mapping[int, Color]  # classes without a colour get VOC's
 
 
 def add_writing(parser: argparse.ArgumentParser) -> None:
-    """Add the options that tell what to write of a label map."""
+    """Add the options that say what to write of a label map."""
     add = parser.add_argument_group("shapes").add_argument
     chosen = "these classes alone, by name (all but background)"
     add("--classes", metavar="A,B", help=chosen)
@@ -41,7 +41,7 @@ def add_writing(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0.0,
         metavar="PX",
-        help="simplify polygons; their outlines move by at most so many pixels (0: exact)",
+        help="simplify polygons; outlines move by at most this many pixels (0: exact)",
     )
     add(
         "--min-area", type=int, default=0, metavar="PX", help="leave smaller regions out, and count"
@@ -52,7 +52,7 @@ def add_writing(parser: argparse.ArgumentParser) -> None:
 def writing(
     args: argparse.Namespace, kind: str, classes: ClassList, *, model: str = "", person: bool
 ) -> Writing:
-    """What the options ask for. Raises AnnotationError for what the format does not have.
+    """Return what the options request. Raises AnnotationError for what the format lacks.
 
     `person`: the labels are a person's, not a model's.
     """

@@ -29,7 +29,7 @@ def _json(value: Any) -> str:
 
 
 def _numbers(piece: Piece) -> list[float]:
-    """x, y, x, y, ...: whole numbers where they are."""
+    """x, y, x, y, ...; whole numbers are written without a decimal point."""
     return [
         number if isinstance(number, int) else round(number, DIGITS)
         for corner in piece.ring
@@ -268,7 +268,7 @@ class LabelMe(Writer):
         }
 
     def close(self) -> None:
-        """Each file is complete."""
+        """Do nothing: each file is already complete."""
 
 
 class Yolo(Writer):
@@ -360,9 +360,9 @@ FORMS: dict[str, tuple[Form, ...]] = {
 
 @contextmanager
 def open_writer(kind: str, out: Path, writing: Writing) -> Iterator[Writer]:
-    """A writer of a new folder, or of a file that takes its place once it is complete.
+    """Open a writer of a new folder, or of a file that replaces an older one when it is complete.
 
-    Raises AnnotationError for a folder that has files in it, and for a folder in place of a file.
+    Raises AnnotationError for a folder that is not empty, and for a folder in place of a file.
     """
     if kind in FOLDERS:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):

@@ -1,4 +1,4 @@
-"""From a label map to the shapes that a tool's file holds."""
+"""Turn a label map into the shapes of a label tool's file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Writing:
     colors: Mapping[str, Color]
     form: Form = "polygons"
     per: Per = "region"  # for masks: one for each connected region, or for each class
-    tolerance: float = 0.0  # by how many pixels a polygon may be off; 0: none
+    tolerance: float = 0.0  # how far a polygon may be off, in pixels; 0: exact
     min_area: int = 0  # pixels; smaller regions are left out, and counted
     prefix: str = ""  # what precedes a photo's name, as the tool finds it
     model: str = ""  # the name of the model, where the tool keeps it
@@ -72,7 +72,7 @@ class Piece:
 
 
 class Writer(ABC):
-    """Writes photos one after another, in memory that does not grow with their number."""
+    """Write photos one after another, in memory that does not grow with their number."""
 
     def __enter__(self) -> Self:
         return self

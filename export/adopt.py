@@ -63,8 +63,8 @@ class AdoptOptions:
     classes: tuple[str, ...]
     palette: tuple[Color, ...]
     preparation: Preparation
-    name: str  # of the network, for people
-    layout: Layout | None = None  # None: as the file shows it, here and below
+    name: str  # name of the network, for display
+    layout: Layout | None = None  # None: found in the file, here and below
     size: Size | None = None
     output: str | None = None
     kind: Kind | None = None
@@ -134,7 +134,7 @@ def adopt(source: Path, target: Path, options: AdoptOptions) -> Adopted:
 
 
 def _check_preparation(image: onnx.ValueInfoProto, preparation: Preparation) -> None:
-    """Raise AdoptError if bytes would be normalised, or numbers would not be."""
+    """Raise AdoptError if --mean and --std are given for bytes, or missing for numbers."""
     takes_bytes = image.type.tensor_type.elem_type == TensorProto.UINT8
     if takes_bytes and preparation.mean is not None:
         raise AdoptError(f"input {image.name} takes bytes: leave --mean and --std out")
@@ -196,7 +196,7 @@ def _compared(
     truths: Sequence[Truth],
     confidence: bool,
 ) -> tuple[onnx.ModelProto, bool, Parity]:
-    """The wrapped network, whether it takes batches, and how far it is from the original.
+    """Wrap the network; return whether it takes batches, and how much it differs from the original.
 
     Many exporters write the batch of their example into the graph. Whether a network takes
     several photos is therefore tried: its labels must be those that it gives one by one.
@@ -218,7 +218,7 @@ def compare(
 ) -> Parity:
     """Run the file on batches of several sizes, and compare it with the original's results."""
     options = ort.SessionOptions()
-    options.log_severity_level = 4  # a network that takes no batches fails, and is wrapped anew
+    options.log_severity_level = 4  # a network without batches fails, and is wrapped differently
     equal = pixels = 0
     error, deviations = 0.0, [0.0]
     try:
@@ -236,7 +236,7 @@ def compare(
                     wanted = np.stack([each for _, each in truths[part]])
                     error = max(error, float(np.abs(scores[0] - wanted).max()))
                     deviations.append(float(wanted.std()))
-    except Exception as problem:  # ONNX Runtime raises its own classes, not all of one root
+    except Exception as problem:  # ONNX Runtime's classes have no common root
         raise AdoptError(f"the new file does not run: {reading.line(problem)}") from None
     return Parity(
         images=len(images) * len(BATCHES),
@@ -391,7 +391,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def told(path: Path, adopted: Adopted) -> str:
-    """What was found out and checked, and what the network sees on the photos."""
+    """Describe what was found and checked, and what the network sees on the photos."""
     foreign, parity = adopted.foreign, adopted.contract.parity
     height, width = foreign.output_size
     batches = "in batches" if adopted.in_batches else "one photo at a time"

@@ -6,9 +6,9 @@ It runs the file on photos with true masks, and writes into its contract
 - how often the truth is among the classes above a probability, for `coverage=` (only for files
   exported with `--probabilities`).
 
-The graph stays as it is. Run it again after every export; take photos that the network was not
-trained on. It also measures both on photos that it has not calibrated on: the even ones are
-calibrated by the odd ones, and the other way round.
+The graph does not change. Run it again after every export, on photos that the network was not
+trained on. It also measures both on photos that it has not calibrated on: the even photos with the
+values of the odd ones, and the odd photos with those of the even ones.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class CalibrateError(ValueError):
 
 @dataclass(frozen=True)
 class Photo:
-    """What one photo tells, each by confidence or probability, 0 to 255."""
+    """The counts of one photo, each by confidence or probability, 0 to 255."""
 
     predicted: Counts  # (K, 256) pixels with this label and confidence
     right: Counts  # (K, 256) those whose label is true
@@ -115,7 +115,7 @@ def best_f1(photos: list[Photo]) -> tuple[list[float], list[float], list[float]]
 
 
 def calibration(photos: list[Photo], dataset: Dataset) -> Calibration:
-    """What the contract holds of some photos."""
+    """Compute what the contract stores, from some photos."""
     curves = [each.missed for each in photos if each.missed is not None]
     mean = np.mean(curves, axis=0).round(6) if curves else None
     return Calibration(
@@ -128,7 +128,7 @@ def calibration(photos: list[Photo], dataset: Dataset) -> Calibration:
 
 
 def measured(photos: list[Photo], dataset: Dataset) -> dict[str, Any]:
-    """Coverage and F1 on photos that the thresholds do not come from."""
+    """Measure coverage and F1 on photos that the thresholds do not come from."""
     halves = photos[::2], photos[1::2]
     covered: dict[str, list[float]] = {}
     gains = []
@@ -149,7 +149,7 @@ def measured(photos: list[Photo], dataset: Dataset) -> dict[str, Any]:
 
 
 def _f1_gain(photos: list[Photo], found: Calibration) -> tuple[float, float]:
-    """The mean F1 over the classes that occur, of all pixels and of those that are sure."""
+    """Return the mean F1 over the classes that occur, of all pixels and of confident ones."""
     before: list[float] = []
     after: list[float] = []
     for label, threshold in enumerate(found.best_f1):
@@ -164,7 +164,7 @@ def _f1_gain(photos: list[Photo], found: Calibration) -> tuple[float, float]:
 
 
 def thinned(dataset: Dataset, count: int) -> Dataset:
-    """So many photos of a data set, at even distances."""
+    """Choose a number of photos of a data set, evenly spread."""
     step = max(1, len(dataset.pairs) // count)
     return replace(dataset, pairs=dataset.pairs[::step][:count])
 

@@ -1,7 +1,7 @@
 """Read a segmentation network of another library, and run it as that library does.
 
-A file says which tensors it takes and gives, but not what they mean: `Preparation` is what
-only the library knows, and `Foreign` is what the file and a run on photos tell.
+A file says which tensors it has, but not what they mean. `Preparation` holds what only the library
+knows, and `Foreign` holds what the file and a run on photos show.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class Original:
         options.log_severity_level = 3
         try:
             self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime raises its own classes, not all of one root
+        except Exception as error:  # ONNX Runtime's classes have no common root
             raise AdoptError(f"ONNX Runtime cannot load the network: {line(error)}") from None
         self.input, self.type = image.name, INPUT_TYPES[image.type.tensor_type.elem_type]
 
@@ -170,7 +170,7 @@ def opset_of(model: onnx.ModelProto) -> int:
 
 
 def find_input(model: onnx.ModelProto) -> onnx.ValueInfoProto:
-    """Return the photo's input; raises AdoptError if it is not the only one, or no photo's."""
+    """Return the photo's input; raises AdoptError if there are others, or it takes no photo."""
     constants = {each.name for each in model.graph.initializer}
     inputs = [each for each in model.graph.input if each.name not in constants]
     if len(inputs) != 1:
@@ -300,5 +300,5 @@ def _shape(dims: Sequence[int | None]) -> str:
 
 
 def line(error: Exception) -> str:
-    """An error of a library in one line."""
+    """Write an error of a library as one line."""
     return " ".join(str(error).split())[:300]

@@ -24,8 +24,8 @@ class NamesError(ValueError):
 def read_names(text: str) -> tuple[tuple[str, ...], tuple[Color, ...]]:
     """Return classes and colours: of a data set, from a file, or `sky,road,tree`.
 
-    A file has one name a line; or it is JSON: a list of names, or an object with `id2label`,
-    as the config.json of Hugging Face's models. Colours other than a data set's are VOC's.
+    A file has one name a line, or is JSON: a list of names, or an object with `id2label`,
+    like the config.json of Hugging Face's models. Without a data set, the colours are VOC's.
     """
     if text in KNOWN:
         return KNOWN[text]

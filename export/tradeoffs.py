@@ -79,7 +79,7 @@ COSTS: tuple[Options, ...] = (  # options and outputs, measured beside the mask
 
 
 def wish(options: Options, contract: Contract) -> Wish | None:
-    """What a query asks for; None if the model cannot give it."""
+    """Parse a query; None if the model cannot give what it requests."""
     asked = {**options, "output": [options.get("output", "mask")]}
     try:
         query = SegmentQuery.model_validate(asked)
@@ -94,7 +94,7 @@ def named(options: Options) -> str:
 
 
 def result(engine: Engine, photo: Image.Image) -> Result:
-    """Segment a photo with all that the model gives."""
+    """Segment a photo with all outputs of the model."""
     decoded = DecodedPhoto(photo, photo.size)
     prepared = Prepared(decoded.photo, fit(decoded, engine.contract.input))
     predictions = engine.predict(prepared.pixels[0][None], "probabilities")
@@ -145,7 +145,7 @@ def encoded(found: Result, asked: Wish) -> None:
 
 
 def fresh(found: Result) -> Result:
-    """The same result without what has been computed of it."""
+    """Return the same result without its cached values."""
     return Result(found.photo, found.cells, found.sure, found.spread, found.contract, found.grid)
 
 
@@ -165,11 +165,18 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("file", type=Path, metavar="FILE.onnx", help="exported file")
-    p.add_argument("--data", type=Path, help="folder that holds the data set; without: times alone")
-    p.add_argument("--dataset", choices=sorted(DATASETS), help="default: what lies in --data")
+    p.add_argument(
+        "--data", type=Path, help="folder of the data set; without it, only times are measured"
+    )
+    p.add_argument(
+        "--dataset", choices=sorted(DATASETS), help="kind of data set (default: found in --data)"
+    )
     p.add_argument("--split", default="val", help="part of the data set (default: val)")
     p.add_argument(
-        "--photos", type=arguments.count, metavar="N", help="only so many, spread evenly"
+        "--photos",
+        type=arguments.count,
+        metavar="N",
+        help="number of photos, evenly spread (default: all)",
     )
     p.add_argument("--photo", type=Path, default=SAMPLES / "astronaut.jpg", help="for the times")
     return p

@@ -1,7 +1,7 @@
 """Put a foreign network between the contract's input and outputs.
 
 The graph becomes: bytes (N, H, W, 3) -> the network's own input -> the network -> scores of
-the photo's size -> labels. All of it uses operators as the file's own opset has them.
+the photo's size -> labels. All operators are those of the file's own opset.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from export.resizes import factor
 from export.writer import SCORES
 from service.inference.contract import CONFIDENCE, INPUT, LABELS
 
-PREFIX = "net/"  # of every name inside the network, so that none is one of ours
+PREFIX = "net/"  # prefix of the network's names, so that none equals ours
 OLDEST_IR = 8  # before version 4 constants were inputs too
 
 
@@ -61,7 +61,7 @@ class Builder:
 def wrapped(foreign: Foreign, *, in_batches: bool, confidence: bool) -> onnx.ModelProto:
     """The whole graph; the scores are an additional output, unless the network has none.
 
-    `in_batches`: the network takes several photos at once; else it gets one after another.
+    `in_batches`: the network takes several photos at once; otherwise it gets one at a time.
     """
     model = compose.add_prefix(foreign.model, PREFIX)
     opset = opset_of(model)
@@ -195,7 +195,7 @@ def _confidence(to: Builder, foreign: Foreign) -> None:
 
 
 def _cleaned(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Remove notes of the exporter, which name people's folders, in place."""
+    """Remove the exporter's notes, which may contain private paths, in place."""
     del model.metadata_props[:]
     model.doc_string = model.graph.doc_string = ""
     del model.graph.metadata_props[:]

@@ -104,7 +104,7 @@ def read_any_card(path: Path | str) -> Card | BackboneCard:
 
 
 def _foreign(path: Path) -> str:
-    """Say what to do with a file of weights that has no description, as other projects' have."""
+    """Say what to do with a file of weights that has no description, such as another project's."""
     weights, card = paths(path)
     found = next((file for file in (path, weights) if file.is_file()), None)
     if found is None:

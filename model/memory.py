@@ -1,12 +1,12 @@
 """Keep freed memory in the process; without this a CPU training can take twice as long.
 
-The tensors of an iteration are larger than the largest size (32 MiB) that glibc takes
+The tensors of an iteration are larger than the largest size (32 MiB) that glibc allocates
 from its heap. So each would be mapped, zeroed page by page by the kernel, and unmapped
 again, only for the next iteration to ask for the same sizes. This module makes the heap
 serve them all and keep them. The process never shrinks, and fragmentation makes it
 somewhat larger than what is in use.
 
-It also tells when memory has run out, and lets a command say what to change.
+It also detects that memory has run out, so that a command can say what to change.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class ShortageError(RuntimeError):
 
 @contextmanager
 def advising(advice: str) -> Iterator[None]:
-    """Raise ShortageError with `advice` where memory runs out, on a GPU or on the host."""
+    """Raise ShortageError with `advice` if memory runs out, on a GPU or on the host."""
     try:
         yield
-    except Exception as error:  # ONNX Runtime raises its own classes, not all of one root
+    except Exception as error:  # ONNX Runtime's classes have no common root
         says = str(error)
         if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not any(
             words in says for words in SHORTAGES

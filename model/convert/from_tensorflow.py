@@ -112,7 +112,7 @@ def _of_one_clone(variables: Variables) -> Variables:
 def _backbone_only(variables: Variables, path: Path) -> Converted:
     """Convert the backbone of a checkpoint to start from: no classifier, or one of ImageNet.
 
-    One that was trained on COCO has the rest of the head too, which is left out.
+    A backbone that was trained on COCO also has the rest of the head, which is left out.
     """
     variables = {
         name: value

@@ -46,7 +46,7 @@ KNOWN = {"voc": VOC, "cityscapes": CITYSCAPES, "ade20k": ADE20K}
 
 
 def default(classes: int) -> Labels:
-    """Those of VOC for 21 classes, Cityscapes for 19, ADE20K for 151; else numbers."""
+    """Return VOC's names for 21 classes, Cityscapes' for 19, ADE20K's for 151, else numbers."""
     for labels in KNOWN.values():
         if len(labels.classes) == classes:
             return labels

@@ -24,7 +24,7 @@ NO_BACKBONE = "there is no such backbone here; `python -m model.train --list` sh
 ENCODER = BACKBONE.replace("backbone", "encoder")
 # How training scripts nest one; model_state: VainF/DeepLabV3Plus-Pytorch.
 WRAPPERS = ("state_dict_ema", "state_dict", "model_state", "model")
-# What frameworks put before every name: DataParallel, Lightning, torch.compile.
+# Prefixes that frameworks add to every name: DataParallel, Lightning, torch.compile.
 PREFIXES = ("module.", "model.", "net.", "_orig_mod.")
 ELSEWHERE = (
     "it is built otherwise; docs/published-weights.md lists weights that can be converted, and "
@@ -70,7 +70,7 @@ def read(path: Path) -> dict[str, Tensor]:
 
 
 def _prefix(keys: Iterable[str]) -> str:
-    """What frameworks put before all of these names, as `module.` or `model.module.`."""
+    """Return the prefix that a framework added to all names, such as `module.`."""
     names, prefix = set(keys), ""
     while names and (
         found := next((p for p in PREFIXES if all(name.startswith(p) for name in names)), "")

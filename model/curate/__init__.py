@@ -1,1 +1,1 @@
-"""Which photos to label next, and which labels are probably wrong."""
+"""Find the photos to label next, and the labels that are probably wrong."""

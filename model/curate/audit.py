@@ -1,9 +1,9 @@
 """Find wrong labels in a data set: `python -m model.audit CHECKPOINT --data DIR`.
 
-A network looks at every labelled photo. Regions in which it confidently disagrees with the
-label come first in a page, a table and a list of photos for the label tool. A network that
-was trained on the very labels has learned their mistakes too: evaluate each split by a network that
-did not see it, or a training split early in its training.
+A network predicts every labelled photo. Regions in which it confidently disagrees with the label
+come first in a page, a table and a list of photos for the label tool. A network has also learned
+the mistakes in its own training labels, so audit a split with a network that was not trained on
+it, or a training split with a checkpoint from early in the training.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem aut
 
 @dataclass(frozen=True)
 class Judge:
-    """A network, its description, and the photos that it judges."""
+    """A network, its description, and the data set to audit with it."""
 
     net: DeepLabV3Plus
     card: Card
@@ -63,14 +63,14 @@ class Judge:
 def full_probabilities(
     net: DeepLabV3Plus, photo: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    """Class probabilities at the photo's own size, computed as the service sees the photo."""
+    """Return class probabilities at the photo's own size, computed as the service does."""
     found = probabilities(net, shrunk(photo, net.config.crop_size))
     rows = nearest(found.shape[1], photo.shape[0])
     return found[:, rows][:, :, nearest(found.shape[2], photo.shape[1])]
 
 
 def audit(judge: Judge, kept: int = KEPT) -> tuple[list[Suspect], list[str]]:
-    """The worst `kept` regions of a split, worst first, and photos that cannot be read."""
+    """Return the `kept` worst regions of a split, worst first, and photos that cannot be read."""
     heap: list[Suspect] = []
     problems = []
     dataset = judge.dataset

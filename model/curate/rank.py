@@ -1,7 +1,7 @@
 """Choose the photos to label next: `python -m model.rank CHECKPOINT PHOTOS`.
 
-`margin`, `entropy` and `disagreement` put the photos first that the network is unsure of;
-`diverse` those that are least like each other. `uncertainty` is `margin`.
+`margin`, `entropy` and `disagreement` put the photos first of which the network is least certain;
+`diverse` puts those first that differ most from each other. `uncertainty` is `margin`.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ figure {{ margin: 0 }} figcaption {{ overflow-wrap: anywhere }}
 {figures}</main></body></html>
 """
 
-Ranked = list[tuple[Path, float]]  # photos and their figures, the first to label first
+Ranked = list[tuple[Path, float]]  # photos and their figures, in the order to label them
 
 
 def rank(
     net: DeepLabV3Plus, photos: Sequence[Path], by: str, count: int | None = None
 ) -> tuple[Ranked, list[str]]:
-    """The photos to label first, and those that cannot be read.
+    """Return the photos in the order to label them, and those that cannot be read.
 
     The figure of `diverse` is the place in the order, from 1.
     """

@@ -1,6 +1,6 @@
 """Find regions of a mask in which a network confidently disagrees with the label.
 
-A network is unsure along borders, and labels are coarse there. So only the interior of a
+Along borders, networks are uncertain and labels are coarse. So only the interior of a
 disagreement counts: pixels farther from its border than a hundredth of the photo's shorter side.
 """
 
@@ -23,7 +23,7 @@ Probabilities = NDArray[np.float32]
 class Suspect:
     """A region whose label is probably wrong; suspects are ordered by their score."""
 
-    score: float  # the probability that the label lacks, summed over the interior's share
+    score: float  # probability missing for the label, summed over the interior
     photo: str
     label: int  # the class id in the mask
     predicted: int
@@ -35,7 +35,7 @@ class Suspect:
 def suspects(
     photo: str, truth: Labels, probabilities: Probabilities, least: float = 0.3
 ) -> Iterator[Suspect]:
-    """Regions of one photo where another class than the label is likelier by `least` on average.
+    """Return the regions of a photo where another class is likelier than the label by `least`.
 
     truth (H, W) with void 255; probabilities (K, H, W).
     """

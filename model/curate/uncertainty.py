@@ -1,4 +1,4 @@
-"""How unsure a network is of a photo, and how different photos are to it."""
+"""Measure how uncertain a network is about a photo, and how different photos are to it."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ Vectors = NDArray[np.float32]  # (N, C)
 
 
 def margin(found: Probabilities) -> float:
-    """One less the mean distance of the two likeliest classes: 0 is sure, 1 a draw everywhere."""
+    """Return 1 minus the mean distance of the two likeliest classes: 0 is certain, 1 is a tie."""
     best = np.partition(found, -2, axis=0)[-2:]
     return float(1 - (best[1] - best[0]).mean())
 
 
 def entropy(found: Probabilities) -> float:
-    """The mean entropy of the pixels, as a share of the largest: 0 is sure, 1 knows nothing."""
+    """Return the mean entropy of the pixels as a share of the largest: 0 certain, 1 uniform."""
     return float(_entropies(found).mean() / np.log(len(found)))
 
 
 def disagreement(passes: Sequence[Probabilities]) -> float:
-    """The entropy of the mean of several passes less their mean entropy.
+    """Return the entropy of the mean of several passes minus their mean entropy.
 
-    It is 0 where all passes say the same, however unsure (Houlsby et al. 2011, arXiv:1112.5745,
-    with scales in place of samples). As a share of the largest, like `entropy`.
+    It is 0 if all passes are equal, however uncertain each is (Houlsby et al. 2011,
+    arXiv:1112.5745, with scales instead of samples). A share of the largest, like `entropy`.
     """
     mean = np.asarray(np.mean(passes, axis=0), np.float32)
     own = np.mean([_entropies(each) for each in passes], axis=0)
@@ -44,7 +44,7 @@ def _entropies(found: Probabilities) -> NDArray[np.float32]:
 
 
 def measured(net: DeepLabV3Plus, photo: Photo, by: str) -> float:
-    """The uncertainty of a photo (H, W, 3) by `margin`, `entropy` or `disagreement`."""
+    """Return the uncertainty of a photo (H, W, 3) by `margin`, `entropy` or `disagreement`."""
     small = shrunk(photo, net.config.crop_size)
     if by == "disagreement":
         return disagreement([probabilities(net, small, (scale,)) for scale in SCALES])
@@ -53,7 +53,7 @@ def measured(net: DeepLabV3Plus, photo: Photo, by: str) -> float:
 
 
 def feature(net: DeepLabV3Plus, photo: Photo) -> NDArray[np.float32]:
-    """The mean of the backbone's last features over the photo, of length 1: (C,)."""
+    """Return the mean of the backbone's last features over the photo, scaled to length 1: (C,)."""
     small = shrunk(photo, net.config.crop_size)
     parameter = net.logits.weight
     x = torch.from_numpy(np.array(small)).to(parameter.device).permute(2, 0, 1)[None]
@@ -67,7 +67,7 @@ def feature(net: DeepLabV3Plus, photo: Photo) -> NDArray[np.float32]:
 def spread(vectors: Vectors, count: int) -> list[int]:
     """Choose photos that cover the others: greedy k-centre, the first the nearest to the mean.
 
-    Each next one is the farthest from all chosen (Sener and Savarese 2018, arXiv:1708.00489).
+    Each next photo is the farthest from all chosen (Sener and Savarese 2018, arXiv:1708.00489).
     """
     first = int((vectors @ vectors.mean(axis=0)).argmax())
     chosen, distance = [first], _distances(vectors, vectors[first])

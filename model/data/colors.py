@@ -1,7 +1,7 @@
 """Convert pixels from the colour space of an ICC profile to sRGB, as the service does.
 
 A network is served sRGB, so it is trained on sRGB. Without the conversion an Adobe RGB photo
-is pale, and a CMYK photo is off by some twenty levels. Little CMS converts; ICC.1:2022.
+is pale, and a CMYK photo is off by about twenty levels. Little CMS converts; ICC.1:2022.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _made(space: Literal["LAB", "sRGB"]) -> ImageCmsProfile:
 
 @lru_cache(REMEMBERED)
 def _transform(profile: bytes, mode: str) -> ImageCmsTransform | None:
-    """The conversion from a profile to sRGB, or None if none is needed or possible."""
+    """Return the conversion from a profile to sRGB, or None if none is needed or possible."""
     try:
         opened = ImageCmsProfile(io.BytesIO(profile))
         about = opened.profile

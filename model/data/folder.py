@@ -38,7 +38,7 @@ class FolderConfig(BaseModel):
     classes: tuple[str, ...] = Field(min_length=1, max_length=VOID)
     palette: tuple[Color, ...] = ()  # VOC's colours where left out
     values: tuple[int, ...] = ()  # mask value of each class; 0, 1, 2, ... where left out
-    # 255 where left out, unless that is a class; "rest": every value that is no class
+    # default: 255, unless that is a class; "rest": every value of no class
     void: Channel | Literal["rest"] | None = None
     void_colors: tuple[Color, ...] = ()  # colours of void, in masks that hold colours
     images: str = "images/{split}"
@@ -70,7 +70,7 @@ class FolderConfig(BaseModel):
         return self
 
     def coding(self) -> Coding | None:
-        """How masks are read where `values` is given, or `void = "rest"`."""
+        """Return how masks are read if `values` or `void = "rest"` is given."""
         if not self.values and self.void != "rest":
             return None
         values = self.values or tuple(range(len(self.classes)))

@@ -2,7 +2,7 @@
 
 Photos become sRGB, rotated as their EXIF orientation says; broken EXIF data is ignored.
 Colour profiles are applied, transparent pixels become white, and 16-bit grey is scaled to
-8 bits. The service does the same with clients' photos. What Pillow would read wrongly is
+8 bits. The service does the same with clients' photos. Files that Pillow would read wrongly are
 refused: a few kinds of TIFF, and samples whose range is unknown.
 """
 
@@ -58,7 +58,7 @@ CURE = "convert it: gdal_translate -ot Byte -scale -co INTERLEAVE=PIXEL IN OUT"
 
 
 def _misread(image: Image.Image) -> str:
-    """Why Pillow would decode this image to other pixels than it shows; empty if it would not."""
+    """Return why Pillow would decode this image to wrong pixels; empty if it would not."""
     if image.mode in UNSCALED:
         return f"its samples of 32 bits have an unknown range; {CURE}"
     if not isinstance(image, TiffImageFile):
@@ -107,7 +107,7 @@ def as_photo(source: Path | str | Image.Image | NDArray[np.uint8]) -> NDArray[np
 
 
 def rgb(image: Image.Image) -> Image.Image:
-    """The image as sRGB: 16-bit grey scaled to 8, transparent pixels white."""
+    """Convert to sRGB: 16-bit grey is scaled to 8 bits, transparent pixels become white."""
     profile = image.info.get("icc_profile")
     if image.mode.startswith("I;16"):  # `convert` would clip it
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))

@@ -43,7 +43,7 @@ def _look(dataset: Dataset, pairs: Sequence[Pair]) -> Report:
 
 
 def expect_classes(report: Report) -> None:
-    """Warn of classes without a pixel.
+    """Warn about classes without a pixel.
 
     Raises DatasetError if no pixel has a class, if all of them have the same one, and for ids
     that are no class: with ids that are off by one, every class is learned as another.

@@ -118,7 +118,7 @@ def write(labels: Labels, image: Photo, card: Card, target: Path, *, overlay: bo
 
 
 def chosen(args: argparse.Namespace, classes: Sequence[str]) -> Refinement:
-    """What the command line asks to do to the masks; raises InvalidOption."""
+    """Return what the command line requests to do to the masks; raises InvalidOption."""
     return refinement(
         classes,
         min_confidence=args.min_confidence,
@@ -186,7 +186,7 @@ def main(argv: list[str] | None = None) -> int:
         card = checkpoint.read_card(args.checkpoint)
         if server:
             submission.check(server, card.classes)
-        chosen(args, card.classes)  # wrong options are named before the weights are read
+        chosen(args, card.classes)  # wrong options are reported before the weights are read
         net = checkpoint.load_on(args.device, args.checkpoint, args.output_stride)
         args.out.mkdir(parents=True, exist_ok=True)
         if server:

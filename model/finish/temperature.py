@@ -1,16 +1,16 @@
 """Make a network's confidence mean what it says: `python -m model.temperature CKPT -o OUT`.
 
-Of the pixels that a network is 80 % sure of, 80 % should be right. Trained networks are
-usually surer than they are right, students of teachers often less sure. This command divides
-all logits by one number, the temperature, chosen for the least cross-entropy on photos with
-true masks (Guo et al. 2017, "On Calibration of Modern Neural Networks"). The division is done
-in the weights of the last convolution, so files exported from the result need nothing else.
-The labels of a single pass stay the same; where probabilities of several passes are averaged
-(scales, mirroring, windows), a few change.
+Of the pixels with confidence 80 %, 80 % should be right. The confidence of trained networks is
+usually too high; that of distilled networks is often too low. This command divides all logits by
+one number, the temperature, which gives the least cross-entropy on photos with true masks (Guo et
+al. 2017, "On Calibration of Modern Neural Networks"). The division changes the weights of the
+last convolution, so files exported from the result need no further step. The labels of a single
+pass stay the same. If probabilities of several passes are averaged (scales, mirroring, windows), a
+few labels change.
 
-Take photos that the network was not trained on. The printed errors are measured on photos that
-the temperature was not fitted to: the even ones are judged by that of the odd ones, and the
-other way round.
+Use photos that the network was not trained on. The printed errors are measured on photos that
+the temperature was not fitted to: the even photos with the temperature of the odd ones, and the
+odd photos with that of the even ones.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from model.evaluate.evaluation import check_classes
 from model.network.deeplab import DeepLabV3Plus
 from model.network.inference import full_logits, nearest, prepare, shrunk
 
-BINS = 15  # as Guo et al.
+BINS = 15  # as in Guo et al.
 COOLEST, HOTTEST = 0.05, 20.0
 LAST = ("logits.weight", "logits.bias")
 
@@ -54,9 +54,9 @@ class Pixels:
 def drawn(
     net: DeepLabV3Plus, dataset: Dataset, count: int, rng: np.random.Generator
 ) -> list[Pixels]:
-    """Up to `count` judged pixels of each photo, segmented as the service does it.
+    """Draw up to `count` labelled pixels of each photo, segmented as in the service.
 
-    Raises DatasetError for a damaged photo, and where no pixel is judged.
+    Raises DatasetError for a damaged photo, and if no pixel is labelled.
     """
     found = []
     for pair in tqdm(dataset.pairs, unit="photo", disable=not sys.stderr.isatty()):
@@ -97,7 +97,7 @@ def cross_entropy(pixels: Pixels, temperature: float) -> float:
 
 
 def calibration_error(pixels: Pixels, temperature: float) -> float:
-    """How far confidence and accuracy lie apart: mean over BINS of equal width, by their pixels."""
+    """Return the mean distance of confidence and accuracy over BINS, weighted by their pixels."""
     found = log_probabilities(pixels.logits, temperature)
     confidence = np.exp(found.max(axis=1))
     right = found.argmax(axis=1) == pixels.truth
@@ -107,7 +107,7 @@ def calibration_error(pixels: Pixels, temperature: float) -> float:
 
 
 def fit(pixels: Pixels) -> float:
-    """The temperature, COOLEST to HOTTEST, with the least cross-entropy."""
+    """Return the temperature, from COOLEST to HOTTEST, with the least cross-entropy."""
     best = minimize_scalar(
         lambda logarithm: cross_entropy(pixels, math.exp(logarithm)),
         bounds=(math.log(COOLEST), math.log(HOTTEST)),
@@ -118,7 +118,7 @@ def fit(pixels: Pixels) -> float:
 
 
 def measured(photos: list[Pixels]) -> dict[str, float]:
-    """Both errors before and after, on photos that the temperature does not come from."""
+    """Return both errors before and after, on photos that the temperature was not fitted to."""
     halves = [joined(half) for half in (photos[::2], photos[1::2])]
     found: dict[str, list[float]] = {}
     for ours, others in (halves, halves[::-1]):
@@ -190,7 +190,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def report(photos: list[Pixels], dataset: Dataset) -> dict[str, Any]:
-    """The temperature of all photos, and what it does on photos that it does not come from."""
+    """Format the temperature of all photos, and its effect on photos that it was not fitted to."""
     return {
         "dataset": dataset.name,
         "split": dataset.split,

@@ -81,7 +81,7 @@ def refined_map(
     if refine.needs_confidence:
         scores = probabilities(net, fitted, scales, flip, overlap=overlap)
         labels = scores.argmax(axis=0).astype(np.uint8)
-        confidence = (scores.max(axis=0) * 255 + 0.5).astype(np.uint8)  # as exported files give it
+        confidence = (scores.max(axis=0) * 255 + 0.5).astype(np.uint8)  # as in exported files
     else:
         labels = label_map(net, fitted, scales, flip, overlap=overlap)
     rows, columns = nearest(labels.shape[0], height), nearest(labels.shape[1], width)
@@ -104,7 +104,7 @@ def grid_of(
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
 ) -> Grid:
-    """The probabilities of a fitted photo (h, w, 3) at the network's own resolution.
+    """Return the probabilities of a fitted photo (h, w, 3) at the network's own resolution.
 
     `size`: (W, H) of the photo before it was shrunk.
     """

@@ -1,1 +1,1 @@
-"""From a folder or a label tool's export to a served model, in one command."""
+"""Make a served model from a folder or a label tool's export, in one command."""

@@ -1,6 +1,6 @@
-"""From labels to a served model: `python -m model.start LABELS -o DIR [--go]`.
+"""Make a served model from labels: `python -m model.start LABELS -o DIR [--go]`.
 
-LABELS is a data set, or a label tool's file or folder. The command looks at it, says what is
+LABELS is a data set, or a label tool's file or folder. The command checks it, reports what is
 wrong with the labels, and proposes a training for this machine. With --go it also imports,
 trains, evaluates, reports and exports, and prints the command that serves the model.
 """
@@ -117,7 +117,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def prepared(args: argparse.Namespace) -> Found:
-    """The data set itself, or what an import makes of a tool's files. Raises DatasetError."""
+    """Return the data set itself, or import a tool's files into one. Raises DatasetError."""
     kind = known_set(args.labels)
     if kind is not None:
         print(f"{args.labels} is a data set: {kind}")
@@ -147,7 +147,7 @@ def prepared(args: argparse.Namespace) -> Found:
 
 
 def _judged(kind: str, root: Path) -> str | None:
-    """The split to evaluate on, if there is one."""
+    """Return the split to evaluate on, if there is one."""
     for split in ("val", "test"):
         try:
             if find(kind, root, split).pairs:
@@ -158,7 +158,7 @@ def _judged(kind: str, root: Path) -> str | None:
 
 
 def commands(found: Found, out: Path) -> list[list[str]]:
-    """The steps after the proposal, each a module and its arguments."""
+    """Return the steps after the proposal, each a module and its arguments."""
     run, model = out / "run", str(out / "run" / "model")
     data = ["--data", str(found.root)]
     steps = [["model.train", str(out / RECIPE), *data, "--out", str(run)]]
@@ -172,14 +172,14 @@ def commands(found: Found, out: Path) -> list[list[str]]:
 
 
 def shown(step: Sequence[str]) -> str:
-    """A step as a command to paste."""
+    """Write a step as a command line."""
     return f"python -m {shlex.join(step)}"
 
 
 def carry_out(
     steps: Sequence[Sequence[str]], found: Found, report: Report, proposal: Proposal, out: Path
 ) -> int:
-    """Run the steps; stop at the first that fails."""
+    """Run the steps; stop at the first one that fails."""
     (out / "models").mkdir(parents=True, exist_ok=True)
     for step in steps:
         print(f"$ {shown(step)}", flush=True)

@@ -19,7 +19,7 @@ LEAST, MOST = 60, 20_000  # iterations
 BATCH = 8
 SMALLEST_CROP, LARGEST_CROP = 129, 513
 RARE = 0.01  # share of the pixels below which a class is rare
-SHARE_OF_TIME = 0.85  # of the minutes for the iterations; the rest starts, saves and evaluates
+SHARE_OF_TIME = 0.85  # share of the time for iterations; the rest is start, saving and evaluation
 INIT = "model/bundled/efficientnet-lite0-voc"
 
 RECIPE = """\
@@ -62,7 +62,7 @@ class Proposal:
     split: str
     photos: int
     classes: int
-    crop_size: tuple[int, int]  # (H, W), what the network is served
+    crop_size: tuple[int, int]  # (H, W) of the network's input in service
     crop: int  # in training
     iterations: int
     seconds: float  # of an iteration, measured
@@ -92,7 +92,7 @@ class Proposal:
         )
 
     def lines(self) -> list[str]:
-        """What is proposed, and why."""
+        """Describe the proposal and its reasons."""
         minutes = self.iterations * self.seconds / 60
         height, width = self.crop_size
         views = f"each photo is seen {self.views:.0f} times ({VIEWS} is usual)"
@@ -112,8 +112,8 @@ def propose(
 ) -> Proposal:
     """Choose crop and iterations for a checked split.
 
-    `measure` gives the seconds of an iteration for a number of classes and a crop; by default
-    it is measured on this machine.
+    `measure` returns the seconds of an iteration for a number of classes and a crop. The
+    default measures on this machine.
     """
     sizes = np.array(report.sizes)
     height, width = (grid(int(np.median(sizes[:, at])), 4) for at in (1, 0))
@@ -142,7 +142,7 @@ def propose(
 
 
 def grid(side: int, step: int) -> int:
-    """The largest step * k + 1 up to a photo's side, within the sizes that are useful."""
+    """Return the largest step * k + 1 up to a photo's side, within the useful sizes."""
     bounded = min(LARGEST_CROP, max(SMALLEST_CROP, side))
     return (bounded - 1) // step * step + 1
 

@@ -1,4 +1,4 @@
-"""Recognise what somebody's labels are: a data set, or a label tool's files."""
+"""Recognise the kind of labels: a data set, or a label tool's files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PHOTO_FOLDERS = ("images", "photos", "JPEGImages", "imgs", "leftImg8bit")
 
 
 def known_set(source: Path) -> str | None:
-    """The kind of data set in a folder; None if it is none that can be read as it is."""
+    """Return the kind of data set in a folder; None if it cannot be read without an import."""
     if not source.is_dir() or (source / "labelmap.txt").is_file():  # CVAT's, laid out like VOC
         return None
     found = kinds(source)
@@ -25,7 +25,7 @@ def known_set(source: Path) -> str | None:
 
 
 def tool(source: Path) -> str:
-    """The format of a label tool's file or folder; raises DatasetError if it is none."""
+    """Return the format of a label tool's file or folder; raises DatasetError for others."""
     if source.suffix.lower() == ".xml":
         return "cvat"
     if source.suffix.lower() in (".yaml", ".yml"):
@@ -75,7 +75,7 @@ def _is_colored(path: Path) -> bool:
 
 
 def photos_of(source: Path) -> Path:
-    """Where the photos of a tool's files probably are; raises DatasetError if it is unclear."""
+    """Guess where the photos of a tool's files are; raises DatasetError if it is unclear."""
     base = source if source.is_dir() else source.parent
     places = [base / name for name in PHOTO_FOLDERS]
     places += [base.parent / name for name in PHOTO_FOLDERS]

@@ -2,4 +2,4 @@
 
 import time
 
-STARTED = time.monotonic()  # about when the process did: nothing heavy is loaded before
+STARTED = time.monotonic()  # about the start of the process: nothing heavy is loaded before

@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None, *, keep_memory: bool = False) -> int:
     if args.recipe is None or args.data is None:
         p.error("give a recipe, --data DIR and --out DIR (or --resume DIR)")
     folder = run_folder(p, args)
-    if os.environ.get("RANK", "0") == "0":  # torchrun's, for its first process and none
+    if os.environ.get("RANK", "0") == "0":  # set by torchrun; 0, or none, for the first process
         print("loading PyTorch", file=sys.stderr, flush=True)
     from model import memory  # noqa: PLC0415 - takes seconds, in silence if it were above
     from model.train import session  # noqa: PLC0415 - as above

@@ -1,8 +1,8 @@
 """The loss: cross-entropy over labelled pixels, with options.
 
-Options are class weights, hard pixels only, the focal loss (Lin et al. 2017), and two losses of
-each photo's classes beside the cross-entropy: the Lovász-Softmax loss (Berman, Triki and Blaschko
-2018), a surrogate of the mean IoU, and the soft Dice loss (Milletari et al. 2016).
+Options are class weights, hard pixels only, and the focal loss (Lin et al. 2017). Two losses over
+each photo's classes can be added to the cross-entropy: the Lovász-Softmax loss (Berman, Triki and
+Blaschko 2018), which approximates the mean IoU, and the soft Dice loss (Milletari et al. 2016).
 
 A loss consists of a sum and a weight to divide it by. The weight depends only on the
 labels, and weights of parts add up. So a batch can be divided between processes and
@@ -33,7 +33,7 @@ class PixelLoss:
     # Share of each image's judged pixels that count, those of the largest loss.
     hard_share: float = 1.0
     lovasz: float = 0.0  # times the Lovász-Softmax loss of each image, added to the image's mean
-    dice: float = 0.0  # times the soft Dice loss of each image, added likewise
+    dice: float = 0.0  # factor of each image's soft Dice loss, added in the same way
     focal: float = 0.0  # exponent of 1 - p, p the probability of the label
 
     def weight(self, labels: Tensor) -> float:
@@ -75,7 +75,7 @@ class PixelLoss:
         plain = F.cross_entropy(
             flat, labels.reshape(-1).long(), ignore_index=VOID, reduction="none"
         )
-        # At p = 1 the slope of a power below 1 has no bound.
+        # At p = 1 the gradient of a power below 1 is infinite.
         return (1 - torch.exp(-plain)).clamp_min(1e-6) ** self.focal
 
     def _by_image(
@@ -104,7 +104,7 @@ class PixelLoss:
 
 
 def soft_dice(probabilities: Tensor, labels: Tensor) -> Tensor:
-    """One less the mean Dice of the classes that occur in labels (P,): (P, K) -> scalar.
+    """Return 1 minus the mean Dice of the classes that occur in labels (P,): (P, K) -> scalar.
 
     A class's Dice is twice the probability inside, over its pixels and its probability anywhere.
     """

@@ -104,7 +104,7 @@ class Recipe(BaseRecipe):
     lovasz: Annotated[float, Field(ge=0)] = 0.0
     # Factor of the soft Dice loss added to the cross-entropy.
     dice: Annotated[float, Field(ge=0)] = 0.0
-    # Exponent of the focal loss: pixels that are right already count less (Lin et al. 2017).
+    # Exponent of the focal loss: pixels that are already right count less (Lin et al. 2017).
     focal: Annotated[float, Field(ge=0)] = 0.0
     # Checkpoints whose mean probabilities are learnt too, the share of the loss that is theirs,
     # and the temperature at which both sides' probabilities are taken (Hinton et al. 2015).

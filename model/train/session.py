@@ -1,4 +1,4 @@
-"""Do what the command line of `model.train` asks for: read recipe and data, check, train."""
+"""Carry out the command line of `model.train`: read recipe and data, check them, train."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Published weights: a table of them, their download, a check, and our checkpoint."""
+"""Published weights: list, download, check and convert them to our checkpoint."""

@@ -1,4 +1,4 @@
-"""Published weights, one command away: `python -m model.weights {list,get}`."""
+"""Get published weights: `python -m model.weights {list,get}`."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Return 0 on success, 1 for a failure, 2 for a name that is not there, 130 after Ctrl-C."""
+    """Return 0 on success, 1 for a failure, 2 for an unknown name, 130 after Ctrl-C."""
     args = parser().parse_args(argv)
     try:
         return int(args.run(args))
@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run_list(args: argparse.Namespace) -> int:
-    """Print the table, and what of the zoos is not in it."""
+    """Print the table, and the published weights that are not in it."""
     if args.json:
         print(json.dumps([weights.model_dump() for weights in WEIGHTS.values()], indent=2))
         return 0
@@ -84,7 +84,7 @@ def run_list(args: argparse.Namespace) -> int:
 
 
 def table(rows: list[Weights]) -> str:
-    """The weights as aligned columns; mIoU is the publishers', in percent."""
+    """Format the weights as aligned columns; mIoU is the publishers', in percent."""
     cells = [("NAME", "NETWORK", "TRAINED ON", "MIOU AS PUBLISHED", "MB", "LICENCE", "SOURCE")]
     for each in rows:
         size = f"{each.size / 1e6:.0f}" if each.size > 1e7 else f"{each.size / 1e6:.1f}"

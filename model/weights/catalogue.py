@@ -13,7 +13,7 @@ TABLE = Path(__file__).parent / "catalogue.toml"
 
 
 class Digest(NamedTuple):
-    """A pinned digest; of torchvision's only the first digits are known."""
+    """A pinned digest; for torchvision only its first digits are known."""
 
     algorithm: str
     digits: str
@@ -44,13 +44,13 @@ class Weights(BaseModel):
 
     @property
     def digest(self) -> Digest | None:
-        """What to compare the file with, or nothing."""
+        """Return what to compare the file with, or None."""
         found = {"sha384": self.sha384, "sha256": self.sha256}
         return next((Digest(name, digits) for name, digits in found.items() if digits), None)
 
 
 class UnknownWeightsError(ValueError):
-    """No such name, or one that is not taken; the message says which."""
+    """The name is unknown or not supported; the message says which."""
 
 
 WEIGHTS = {
@@ -77,7 +77,7 @@ LEFT_OUT = {  # by the zoo's name
 
 
 def find(name: str) -> Weights:
-    """The weights of that name; raises UnknownWeightsError."""
+    """Return the weights of that name; raises UnknownWeightsError."""
     if name in WEIGHTS:
         return WEIGHTS[name]
     if name in LEFT_OUT:

@@ -1,4 +1,4 @@
-"""Is a file the published one? By a pinned digest, or by that of the first download.
+"""Check that a file is the published one, by a pinned digest or by that of the first download.
 
 Where no digest is known, the first download is trusted. Once its network has passed the
 self-check, its SHA-256 is written beside it as `FILE.sha256`, as sha256sum does. Later
@@ -24,7 +24,7 @@ def sha256(path: Path) -> str:
 
 
 def check(path: Path, weights: Weights, record: Path) -> str:
-    """Compare a file and say with what; `record` is FILE.sha256, for want of a pinned one.
+    """Check a file and describe the comparison; `record` is FILE.sha256, if no digest is pinned.
 
     Raises DigestError for another file.
     """

@@ -1,9 +1,8 @@
 """Download a file over HTTP: a cut connection is resumed, and no partial file gets its name.
 
-Proxies come from the environment (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY), further
-certificates from SSL_CERT_FILE. The part that has arrived lies in `.NAME.partial`, beside
-it what identifies the version that the server sent, so that a later run resumes the same
-version or starts over.
+Proxies come from the environment (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY), and SSL_CERT_FILE
+adds certificates. The part that has arrived is in `.NAME.partial`. A file beside it identifies the
+server's version, so that a later run resumes the same version or starts over.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ from model import files
 log = logging.getLogger("model.weights")
 
 TIMEOUT_S = 30.0  # to connect, and between two packets
-ATTEMPTS = 5  # in a row that bring nothing
-PAUSE_S = 1.0  # before the second attempt, then twice as long each
+ATTEMPTS = 5  # attempts in a row without progress
+PAUSE_S = 1.0  # before the second attempt; doubles with each further one
 BUSY = (429, 500, 502, 503, 504)
 ENCODING = {"Accept-Encoding": "identity"}  # sizes and ranges are the file's own
 
@@ -36,7 +35,7 @@ class DownloadError(RuntimeError):
 
 
 class _Interrupted(Exception):
-    """This attempt ended early; another may go on."""
+    """This attempt ended early; another one may continue."""
 
 
 def download(
@@ -49,8 +48,8 @@ def download(
 ) -> None:
     """Write the file at `url` to `target`; raises DownloadError, or OSError for a full disk.
 
-    `size` is what to expect, to the byte with `exact_size`. Less than half or more than
-    twice of it is refused in any case: a login page of a network, or a stream without end.
+    `size` is expected, to the byte with `exact_size`. Less than half or more than twice of
+    it is always refused: it may be a login page or an endless stream.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = files.beside(target)
@@ -59,7 +58,7 @@ def download(
     try:
         _fetch(url, partial, limits, pause)
         files.flush(partial)
-    except OSError as error:  # a full disk: what came does not stay there
+    except OSError as error:  # a full disk: do not leave the partial file on it
         _forget(partial)
         raise OSError(error.errno, error.strerror, str(target)) from error
     if not limits[0] <= _length(partial) <= limits[1]:
@@ -76,7 +75,7 @@ def download(
 def _fetch(
     url: str, partial: Path, limits: tuple[int, int], pause: Callable[[float], None]
 ) -> None:
-    """Attempts until the file is complete; raises DownloadError after some without progress."""
+    """Try until the file is complete; raises DownloadError after some attempts without progress."""
     failures = 0
     try:
         with httpx.Client(follow_redirects=True, timeout=TIMEOUT_S, headers=ENCODING) as client:
@@ -91,7 +90,7 @@ def _fetch(
                     wait = PAUSE_S * 2 ** max(failures - 1, 0)
                     log.warning("%s: trying again in %.0f s", _reason(error), wait)
                 pause(wait)
-    # ImportError: a SOCKS proxy, for which httpx needs another package, and says so.
+    # ImportError: httpx needs another package for a SOCKS proxy, and its message says so.
     except (httpx.InvalidURL, httpx.TooManyRedirects, ImportError, ValueError) as error:
         raise DownloadError(f"{url}: {error}; are the proxy variables right?") from error
 
@@ -107,14 +106,14 @@ def _reason(error: Exception) -> str:
 
 
 def _attempt(client: httpx.Client, url: str, partial: Path, limits: tuple[int, int]) -> None:
-    """One request, from where the last one stopped if the server still has that version."""
+    """Make one request, from where the last one stopped if the server has the same version."""
     have, version = _length(partial), _version(partial)
     headers = {"Range": f"bytes={have}-", "If-Range": version} if have and version else {}
     with client.stream("GET", url, headers=headers) as response:
         _require_secure(url, response)
         if response.status_code in BUSY:
             raise _Interrupted(f"status {response.status_code}")
-        if response.status_code == 416:  # nothing follows: what is here is complete, or wrong
+        if response.status_code == 416:  # nothing follows: the file is complete, or wrong
             partial.unlink(missing_ok=True)
             raise _Interrupted("the server has no such part")
         if response.status_code not in (200, 206):
@@ -145,17 +144,19 @@ def _copy(response: httpx.Response, file: BinaryIO, start: int, most: int) -> No
         desc=str(response.url).rpartition("/")[2],
         disable=not sys.stderr.isatty(),
     ) as bar:
-        for chunk in response.iter_raw():  # as it arrives: of a cut connection nothing is lost
+        for (
+            chunk
+        ) in response.iter_raw():  # written as it arrives, so a cut connection loses nothing
             file.write(chunk)
             bar.update(len(chunk))
             if file.tell() > most:
-                return  # the caller refuses it by its size
+                return  # the caller then refuses the size
     if total is not None and file.tell() != total:
         raise _Interrupted(f"{file.tell()} of {total} bytes arrived")
 
 
 def _start(response: httpx.Response) -> int:
-    """Where in the file the content begins."""
+    """Return the position in the file where the content begins."""
     if response.status_code == 200:
         return 0
     found = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
@@ -163,7 +164,7 @@ def _start(response: httpx.Response) -> int:
 
 
 def _require_secure(url: str, response: httpx.Response) -> None:
-    """A redirect may not leave https: what came could have been changed on its way."""
+    """Refuse a redirect away from https: somebody could have changed the content."""
     if url.startswith("https:") and response.url.scheme != "https":
         raise DownloadError(f"{url} redirects to {response.url}, which is not encrypted")
 
@@ -173,14 +174,14 @@ def _version_file(partial: Path) -> Path:
 
 
 def _version(partial: Path) -> str:
-    """The ETag or date of what has arrived; empty where there was none."""
+    """Return the ETag or date of the part that has arrived; empty if there was none."""
     file = _version_file(partial)
     return file.read_text(encoding="ascii") if file.exists() else ""
 
 
 def _note_version(partial: Path, response: httpx.Response) -> None:
     etag = response.headers.get("ETag", "")
-    strong = "" if etag.startswith("W/") else etag  # a weak one says nothing about bytes
+    strong = "" if etag.startswith("W/") else etag  # a weak ETag says nothing about bytes
     version = strong or response.headers.get("Last-Modified", "")
     _version_file(partial).write_text(version.encode("ascii", "ignore").decode(), encoding="ascii")
 

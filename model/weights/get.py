@@ -1,4 +1,4 @@
-"""Published weights to our checkpoint: download, compare, convert, check, write."""
+"""Turn published weights into our checkpoint: download, compare, convert, check, write."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def get(weights: Weights, out: Path, given: Path | None = None, *, say: Say = pr
 
 
 def _compared(path: Path, weights: Weights, record: Path, *, own: bool, say: Say) -> str:
-    """Download the file where it is ours and missing or damaged, and compare its digest."""
+    """Compare the file's digest; download it if it is our copy and missing or damaged."""
     if own and path.exists():
         try:
             return digests.check(path, weights, record)
@@ -69,9 +69,9 @@ def _compared(path: Path, weights: Weights, record: Path, *, own: bool, say: Say
 def export(weights: Weights, out: Path) -> int:
     """Export the checkpoint to OUT/NAME.onnx by `python -m export`; returns its exit status.
 
-    In a process of its own: nothing of `model` imports `export`.
+    It runs in a separate process, because `model` does not import `export`.
     """
-    sys.stdout.flush()  # what was said comes before what the other process says
+    sys.stdout.flush()  # so that this output precedes the other process's
     command = [sys.executable, "-m", "export", str(out / weights.name)]
     return subprocess.run(
         [*command, "-o", str(out / f"{weights.name}.onnx")], check=False
@@ -79,5 +79,5 @@ def export(weights: Weights, out: Path) -> int:
 
 
 def has_head(path: Path) -> bool:
-    """Is a checkpoint a network that can be exported, or a backbone alone?"""
+    """Return whether a checkpoint is a whole network, which can be exported, or only a backbone."""
     return isinstance(checkpoint.read_any_card(path), Card)

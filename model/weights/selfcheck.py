@@ -1,8 +1,8 @@
-"""Does a converted network segment? Run it on a photo of a cat and a person that lies here.
+"""Check that a converted network segments a photo of a cat and a person.
 
-All variables were accounted for at conversion. What that does not show (numbers of
-another meaning, a wrong order of channels) shows here: in logits that are not finite,
-in a single class everywhere, or in a poor mIoU on the photo's own classes.
+The conversion has used all variables. It cannot detect numbers of another meaning or a wrong
+order of channels. This check does: logits are then not finite, one class is everywhere, or the
+mIoU on the photo's own classes is poor.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from model.network.layers import resize
 FOLDER = Path(__file__).parent
 VOID = 255
 PLAUSIBLE = 0.5  # mIoU over the photo's classes; the published networks have 0.8 and more
-# VOC's class in sample.png: what other data sets call it. ADE20K has animals, and few cats.
+# VOC's class in sample.png: its names in other data sets. ADE20K has few cats.
 NAMES = {0: ("background",), 8: ("cat",), 15: ("person",)}
 
 
@@ -34,9 +34,9 @@ class SelfCheckError(ValueError):
 
 
 class SelfCheck(NamedTuple):
-    """What the network made of the photo."""
+    """The network's result on the photo."""
 
-    miou: float | None  # None: the network has none of the photo's classes but one
+    miou: float | None  # None: the network has fewer than two of the photo's classes
     classes: tuple[str, ...]  # over which it is
 
 
@@ -59,7 +59,7 @@ def run(converted: Converted) -> SelfCheck:
 
 
 def _features(converted: Converted, image: Tensor) -> Tensor:
-    """The last map of a backbone."""
+    """Return the last map of a backbone."""
     card = converted.card
     assert isinstance(card, BackboneCard)
     config = ModelConfig(backbone=card.backbone, depth_multiplier=card.depth_multiplier)
@@ -79,7 +79,7 @@ def _require_finite(x: Tensor, what: str) -> None:
 
 
 def _judge(labels: NDArray[np.uint8], classes: tuple[str, ...]) -> SelfCheck:
-    """mIoU over the classes that both the photo and the network have."""
+    """Return the mIoU over the classes that both the photo and the network have."""
     if len(np.unique(labels)) < 2:
         name = classes[int(labels.flat[0])]
         raise SelfCheckError(f"the whole photo is {name}: these weights do not segment")

@@ -1,4 +1,4 @@
-"""From a published file to a converted network: unpack what is needed, read it, describe it."""
+"""Turn a published file into a converted network: unpack, read and describe it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from model.weights.catalogue import Weights
 
 CHECKPOINT = re.compile(r"(?P<prefix>.+)\.(index|data-\d{5}-of-\d{5})")
 GRAPH = re.compile(r"frozen_inference_graph\.pb")
-LARGEST = 2_000_000_000  # bytes of one member; the largest published ones have some 500 MB
+LARGEST = 2_000_000_000  # bytes of one member; the largest published ones have about 500 MB
 # The split that a network was trained on, by what a recipe calls it; others are not data sets here.
 SPLITS = {"voc": "trainaug", "cityscapes": "train"}
 
@@ -46,8 +46,8 @@ def convert(weights: Weights, path: Path, scratch: Path) -> Converted:
 def unpack(archive: Path, folder: Path) -> Path:
     """Unpack the checkpoint, or else the frozen graph; returns what to convert.
 
-    Only regular files of these names are written, straight into `folder`: no path, link
-    or other member of the archive has a say. Raises ConvertError.
+    Only regular files of these names are written, directly into `folder`. Paths, links and
+    other members of the archive are ignored. Raises ConvertError.
     """
     try:
         names = _extract(archive, folder, CHECKPOINT)
@@ -61,7 +61,7 @@ def unpack(archive: Path, folder: Path) -> Path:
 
 
 def _extract(archive: Path, folder: Path, wanted: re.Pattern[str]) -> list[str]:
-    """Write the members with such names; returns the names."""
+    """Write the members with these names; return the names."""
     written: list[str] = []
     with archives.naming(archive):
         for member, size, stream in archives.members(archive):
@@ -77,7 +77,7 @@ def _extract(archive: Path, folder: Path, wanted: re.Pattern[str]) -> list[str]:
 
 
 def _prefix(archive: Path, names: list[str]) -> str:
-    """`model.ckpt-30000` of its files' names; raises ConvertError for several checkpoints."""
+    """Return `model.ckpt-30000` from the files' names; raises ConvertError if there are several."""
     prefixes = {match["prefix"] for name in names if (match := CHECKPOINT.fullmatch(name))}
     if len(prefixes) > 1:
         raise ConvertError(f"{archive} holds several checkpoints: {', '.join(sorted(prefixes))}")
@@ -85,7 +85,7 @@ def _prefix(archive: Path, names: list[str]) -> str:
 
 
 def described(converted: Converted, weights: Weights, path: Path) -> Converted:
-    """Write into the card where the weights come from."""
+    """Record in the card where the weights come from."""
     digest = digests.sha256(path)
     source = (
         f"{weights.name}: {weights.url} (SHA-256 {digest}), {weights.licence}, "

@@ -230,8 +230,12 @@ def add_export(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "-o", "--out", type=Path, required=True, metavar="OUT", help="the file or folder to write"
     )
-    p.add_argument("--dataset", choices=list(DATASETS), help="guessed where left out")
-    p.add_argument("--split", default="train", metavar="A,B", help="one or several (train)")
+    p.add_argument(
+        "--dataset", choices=list(DATASETS), help="kind of data set (default: found in the folder)"
+    )
+    p.add_argument(
+        "--split", default="train", metavar="A,B", help="one split or several (default: train)"
+    )
     p.add_argument("--no-void", action="store_true", help="leave out pixels without a class")
     p.add_argument("--json", action="store_true", help="print the summary as JSON")
     add_writing(p)
@@ -239,7 +243,7 @@ def add_export(p: argparse.ArgumentParser) -> None:
 
 
 def run_export(args: argparse.Namespace) -> int:
-    """Write the file and print what it holds. 1 where a mask cannot be read."""
+    """Write the file and print its summary. Return 1 if a mask cannot be read."""
     splits = names(args.split)
     kind = args.dataset or guess(args.root, splits[0])
     sets = [find(kind, args.root, split) for split in splits]

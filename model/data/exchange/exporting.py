@@ -19,7 +19,7 @@ VOID_NAME = "void"
 
 
 def class_list(dataset: Dataset, *, void: bool) -> ClassList:
-    """The classes of a set, and void as a label of its own if wanted."""
+    """Return the classes of a set, with void as a separate label if wanted."""
     names = dict(enumerate(dataset.classes)) | ({VOID: VOID_NAME} if void else {})
     return ClassList(names, dict(enumerate(dataset.palette)))
 
@@ -49,7 +49,7 @@ def export(
 def _finished(
     dataset: Dataset, base: Path, writing: Writing, pair: Pair
 ) -> tuple[Finished, list[Piece], Notes] | str:
-    """Read one mask and find its shapes, or tell what is wrong with it."""
+    """Read one mask and find its shapes, or return what is wrong with it."""
     notes = Notes()
     try:
         ids = read_mask(pair.mask, classes=len(dataset.classes), void=dataset.void)

@@ -31,10 +31,10 @@ class Photos:
         return bool(self._named(name))
 
     def find(self, name: str) -> Path:
-        """The photo of this name; of several, the one whose folders agree with the name's.
+        """Find the photo of this name; of several, the one whose folders agree with the name.
 
         A name without a photo's suffix, or with another one, finds a photo with its stem.
-        Raises DatasetError if no photo has it, or if the folders do not tell which.
+        Raises DatasetError if no photo has it, or if the folders do not decide between several.
         """
         found = self._named(name)
         if not found:
