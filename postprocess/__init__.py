@@ -1,5 +1,5 @@
-"""Turn label maps into results to use: clean regions, instances and polygons.
+"""Turn label maps into clean regions, instances and polygons.
 
-Pure functions of NumPy arrays. They know nothing of HTTP, files or networks, and import no
+These are pure functions of NumPy arrays. They use no HTTP, files or networks, and import no
 other package of this repository, so that the service and `model.predict` give the same result.
 """

@@ -1,4 +1,4 @@
-"""Areas as users write them: a number of pixels, or a share of the photo."""
+"""Parse areas: a number of pixels, or a share of the photo."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Area:
 def area(name: str, value: float | str) -> Area | None:
     """Parse an area: 64, 0.001, "64", "0.001" or "0.1%"; None for 0. Raises InvalidOption.
 
-    Below 1 a number is a share of the photo's pixels, from 1 on a number of pixels.
+    A number below 1 is a share of the photo's pixels; from 1 it is a number of pixels.
     """
     text = value.strip() if isinstance(value, str) else ""
     number = _number(text.removesuffix("%")) if isinstance(value, str) else float(value)

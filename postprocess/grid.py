@@ -80,7 +80,7 @@ def top(values: Probabilities, count: int) -> tuple[Probabilities, Probabilities
 def sets(values: Probabilities, least: int) -> NDArray[np.uint8]:
     """Return the set of classes with at least this probability (times 255): (B, h, w).
 
-    A bit field: class k is bit k % 8 of byte k // 8. The most probable class is always in it.
+    It is a bit field: class k is bit k % 8 of byte k // 8. The most probable class is always in it.
     """
     likely = (values >= least) | (values == values.max(axis=0))
     return np.packbits(likely, axis=0, bitorder="little")
@@ -90,9 +90,9 @@ def least_for(coverage: float, missed: tuple[float, ...], photos: int) -> int | 
     """Return the highest threshold whose sets contain the truth in a share `coverage` of pixels.
 
     `missed`: for each threshold the mean share of pixels, over `photos` photos, whose truth is
-    not in the set. The promise is for the mean of a further photo like these, so one photo with
-    nothing but misses is added (conformal risk control, Angelopoulos et al. 2022, theorem 1).
-    None if there are too few photos for the promise.
+    not in the set. The guarantee is for the mean of a further photo like these, so one photo with
+    only misses is added (conformal risk control, Angelopoulos et al. 2022, theorem 1).
+    None if there are too few photos for the guarantee.
     """
     bounds = (photos * np.array(missed) + 1) / (photos + 1)
     kept = np.flatnonzero(bounds <= 1 - coverage)

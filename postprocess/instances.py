@@ -1,4 +1,4 @@
-"""Number the connected regions of classes, such as each of several cars that stand apart."""
+"""Number the connected regions of classes, such as each of several separate cars."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Instances:
         )
 
     def _numbers(self) -> Ints:
-        """The number of each region's instance, 0 for other regions."""
+        """Return the number of each region's instance, 0 for other regions."""
         numbers = np.zeros(self.regions.count, np.int64)
         numbers[self.chosen] = np.arange(1, len(self.chosen) + 1)
         return numbers
@@ -63,8 +63,8 @@ class Instances:
         return totals[self.chosen] / self.regions.areas[self.chosen]
 
     def numbers_of(self, polygons: Sequence[Polygon]) -> list[int]:
-        """Return the number of the instance that each polygon, in cells, is the outline of."""
-        # Below and to the right of its highest corner, of several the leftmost, is a cell of it.
+        """Return the number of the instance that each polygon, in cells, outlines."""
+        # The cell below and to the right of its highest, then leftmost corner belongs to it.
         corners = [min((y, x) for x, y in polygon[0]) for polygon in polygons]
         rows, columns = np.array(corners, np.int64).reshape(-1, 2).T
         run = self.regions.runs.at(rows, columns)
@@ -99,6 +99,6 @@ def _merged(number: Ints, start: Ints, end: Ints, pixels: int) -> list[list[int]
     bounds = np.stack([start, end], axis=1).ravel()
     owners = np.flatnonzero(np.diff(number, prepend=0)) * 2
     found = [np.diff(part, prepend=0) for part in np.split(bounds, owners[1:]) if len(part)]
-    # A mask that ends with ones has no gap behind them.
+    # A mask that ends with ones has no gap after them.
     rests = [pixels - int(each.sum()) for each in found]
     return [each.tolist() + [rest] * (rest > 0) for each, rest in zip(found, rests, strict=True)]

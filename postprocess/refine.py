@@ -1,4 +1,4 @@
-"""All that is done to a label map before results are made of it, in its order."""
+"""Apply all changes to a label map, in order, before results are made from it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Below = Literal["background", "void"]
 
 @dataclass(frozen=True)
 class Refinement:
-    """What to do to a label map; by default nothing."""
+    """The changes to make to a label map; none by default."""
 
     min_confidence: tuple[float, ...] = ()  # by class; empty: keep all pixels
-    below: int = VOID  # the label of pixels that are less sure
+    below: int = VOID  # the label of pixels with less confidence
     min_area: Area | None = None
     fill_holes: Area | None = None
 
@@ -52,5 +52,5 @@ class Refinement:
 
 
 def below_label(below: Below | None, background: int | None) -> int:
-    """Return the label that unsure pixels get: by default background, or void without one."""
+    """Return the label of pixels with too little confidence: by default background, else void."""
     return VOID if below == "void" or background is None else background

@@ -64,7 +64,7 @@ class Regions:
 
     def sums(self, of_runs: Ints) -> Ints:
         """Add up a value of the runs for each region."""
-        # In float64, whose whole numbers are exact up to 2 to the 53rd.
+        # In float64, which holds whole numbers exactly up to 2 ** 53.
         return np.bincount(self.of_run, of_runs, self.count).astype(np.int64)
 
     @cached_property
@@ -124,9 +124,9 @@ def joined(count: int, one: Ints, other: Ints) -> Ints:
 def without_small(labels: Labels, min_area: Area, spread: Spread | None = None) -> Labels:
     """Give every region smaller than `min_area` the class around it: (R, C) -> (R, C).
 
-    It takes the class that it has the longest border with, counting only neighbours that are
-    large enough (of equal borders, the class with the lower id). Regions among small ones alone
-    follow once a neighbour has got its class. If no region is large enough, nothing changes.
+    It takes the class that it shares the longest border with, counting only neighbours that are
+    large enough (of equal borders, the class with the lower id). Regions with only small
+    neighbours follow once a neighbour has a class. If no region is large enough, nothing changes.
     """
     regions = Regions.of(labels, spread)
     settled = regions.areas >= min_area.pixels(int(regions.areas.sum()))
@@ -146,7 +146,7 @@ def without_small(labels: Labels, min_area: Area, spread: Spread | None = None) 
 
 
 def _longest(region: Ints, label: Labels, length: Ints) -> tuple[Ints, Labels]:
-    """For each region in `region`, return the class with the longest border in all."""
+    """For each region in `region`, return the class with the longest total border."""
     keys, at = np.unique(region * 256 + label, return_inverse=True)
     total = np.bincount(at, length, len(keys))
     order = np.lexsort((keys, -total, keys // 256))  # by region; the best class first

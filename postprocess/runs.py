@@ -1,7 +1,7 @@
 """The runs of a label map: the longest stretches of equal pixels within its rows.
 
-A map has a few thousand runs, so that whatever works on runs takes about as long as reading the
-map once. A map may be enlarged without its pixels: each row then stands for several rows of
+A map has a few thousand runs, so working on runs takes about as long as reading the map once. A map
+can stand for an enlarged one without storing its pixels: each row then stands for several rows of
 pixels, and each column for several columns.
 """
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from postprocess.errors import TooComplex
 
-MAX_RUNS = 2_000_000  # some 300 bytes each while regions are joined
+MAX_RUNS = 2_000_000  # about 300 bytes each while regions are joined
 
 Labels = NDArray[np.uint8]
 Ints = NDArray[np.int64]
@@ -89,7 +89,7 @@ class Runs:
 
     @cached_property
     def rights(self) -> Ints:
-        """The column of pixels behind each run."""
+        """The column of pixels after each run."""
         return np.take(self.spread.lefts, self.columns + self.cells)
 
     @cached_property
@@ -115,10 +115,10 @@ class Runs:
         rows, columns = self.shape
         below = self.starts[self.rows > 0]
         above = self.starts[self.rows < rows - 1] + columns
-        places = np.union1d(below, above)  # where either of two rows begins a run
+        places = np.union1d(below, above)  # where a run begins in either row
         lower = np.searchsorted(self.starts, places, side="right") - 1
         upper = np.searchsorted(self.starts, places - columns, side="right") - 1
-        # The pixels of all rows one after another: a border ends where the next begins.
+        # All rows are laid end to end, so a border ends where the next one begins.
         wide = self.spread.lefts[-1]
         pixels = places // columns * wide + self.spread.lefts[places % columns]
         return upper, lower, np.diff(pixels, append=rows * wide)

@@ -1,13 +1,13 @@
 """Simplify the polygons of a label map; neighbours keep their common border.
 
 The outlines are cut into arcs at the points where three or more regions meet. Each arc is
-simplified once (Douglas and Peucker, 1973) and belongs to the polygons on both of its sides, so
-that no gap and no overlap arises between them.
+simplified once (Douglas and Peucker, 1973) and belongs to the polygons on both sides, so there is
+no gap and no overlap between them.
 
-An arc may still cross another one. So all polygons of the map are checked, those of the
-background too, and the arcs of an invalid polygon get half the tolerance, down to the exact
+An arc may still cross another one. So all polygons of the map are checked, including those of
+the background, and the arcs of an invalid polygon get half the tolerance, down to the exact
 outline. This is enough: the arcs between two polygons cancel out, so at every point the winding
-numbers of all polygons add up to 1, and where each polygon is valid and turns the right way,
+numbers of all polygons add up to 1, and if each polygon is valid and turns the right way,
 each winding number is 0 or 1. Exactly one polygon then covers each point.
 """
 
@@ -130,7 +130,7 @@ def _nodes(labels: Labels) -> Ints:
 
 
 def _with_nodes_between(corners: Ints, ring: Ints, labels: Labels) -> tuple[Ints, Ints]:
-    """Add the nodes on the straight edges of the rings as points of their own."""
+    """Add the nodes on the straight edges of the rings as separate points."""
     height, width = labels.shape
     nodes = _nodes(labels)
     x, y = nodes % (width + 1), nodes // (width + 1)
@@ -159,7 +159,7 @@ def _with_nodes_between(corners: Ints, ring: Ints, labels: Labels) -> tuple[Ints
 
 
 def _next(ring: Ints) -> Ints:
-    """The index of the next point along each ring."""
+    """Return the index of the next point along each ring."""
     following = np.arange(1, len(ring) + 1)
     last = np.flatnonzero(np.diff(ring, append=-1))
     following[last] = np.concatenate([[0], last[:-1] + 1])
@@ -179,7 +179,7 @@ def _cuts(points: Ints, keys: Ints, ring: Ints, is_node: NDArray[np.bool_]) -> N
     cut |= (keys == lowest[ring]) & (count == 0)[ring]
     few = count <= 1
     origin = np.zeros((len(starts), 2), np.int64)
-    origin[ring[cut]] = points[cut]  # of rings with a single cut: that one
+    origin[ring[cut]] = points[cut]  # the cut of rings with only one
     distance = ((points - origin[ring]) ** 2).sum(axis=1)
     farthest = distance == np.maximum.reduceat(distance, starts)[ring]
     first = np.minimum.reduceat(np.where(farthest, keys, keys.max() + 1), starts)
@@ -187,7 +187,7 @@ def _cuts(points: Ints, keys: Ints, ring: Ints, is_node: NDArray[np.bool_]) -> N
 
 
 def _from_a_cut(ring: Ints, cut: NDArray[np.bool_]) -> Ints:
-    """The order of the points in which every ring begins at a cut."""
+    """Return the order of the points in which every ring begins at a cut."""
     starts = np.flatnonzero(np.diff(ring, prepend=-1))
     lengths = np.diff(starts, append=len(ring))
     first = np.minimum.reduceat(np.where(cut, np.arange(len(ring)), len(ring)), starts)
@@ -196,7 +196,7 @@ def _from_a_cut(ring: Ints, cut: NDArray[np.bool_]) -> Ints:
 
 
 def _joined_again(arcs: _Arcs, tolerances: Floats) -> tuple[Ints, Ints]:
-    """Simplify every arc and join them to rings: their points, and the ring of each."""
+    """Simplify every arc and join the arcs to rings; return the points, and the ring of each."""
     lines = shapely.linestrings(arcs.points, indices=arcs.arc_of_point)
     simple = shapely.simplify(lines, tolerances, preserve_topology=False)
     points, arc = shapely.get_coordinates(simple, return_index=True)
@@ -212,7 +212,7 @@ def _joined_again(arcs: _Arcs, tolerances: Floats) -> tuple[Ints, Ints]:
 def _invalid(
     points: Ints, ring: Ints, polygon_of_ring: Ints, is_outer: NDArray[np.bool_]
 ) -> NDArray[np.bool_]:
-    """Whether each polygon is not valid, or has a ring that turns the wrong way."""
+    """Return whether each polygon is invalid, or has a ring that turns the wrong way."""
     starts = np.flatnonzero(np.diff(ring, prepend=-1))
     ahead = points[_next(ring)]
     area = np.add.reduceat(points[:, 0] * ahead[:, 1] - ahead[:, 0] * points[:, 1], starts)

@@ -1,8 +1,9 @@
-"""Labels of a photo at its own size, along its edges, from the network's coarse probabilities.
+"""Make labels that follow the photo's edges, from the network's coarse probabilities.
 
-Labels that are repeated to the size of a large photo are stairs. Here the probabilities of the
-classes are enlarged, and before that sharpened along the edges of the photo by a guided filter
-(He, Sun and Tang, 2013; computed on the small photo as in "Fast Guided Filter", He and Sun 2015):
+Labels that are repeated to the size of a large photo have borders like stairs. Here, the
+probabilities of the classes are sharpened along the edges of the photo by a guided filter (He, Sun
+and Tang, 2013; computed on the small photo as in "Fast Guided Filter", He and Sun 2015), and then
+enlarged. The filter works like this:
 in each small window a probability is a linear function of the photo's brightness.
 """
 
@@ -19,7 +20,7 @@ from postprocess.grid import Grid
 from postprocess.runs import Labels
 
 RADIUS = 8  # of the windows, in pixels of the guide; logits are 4 pixels apart
-MOST_CLASSES = 16  # of one photo: the time grows with them, and noise may have any number
+MOST_CLASSES = 16  # per photo: the time grows with them, and noise may have any number
 EPSILON = 0.002  # a variance of brightness, 0 to 1: weaker edges than its root are ignored
 
 Plane = NDArray[np.floating[Any]]  # float32
@@ -100,7 +101,7 @@ class Guide:
 
 
 def box_sum(plane: Plane, radius: int) -> Plane:
-    """Add up the square of 2 * `radius` + 1 pixels around each pixel, as far as it is inside."""
+    """Add up the square of 2 * `radius` + 1 pixels around each pixel, clipped to the plane."""
     for axis in (0, 1):
         length = plane.shape[axis]
         sums = np.cumsum(np.moveaxis(plane, axis, 0), axis=0, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Leave out pixels whose class is not sure enough."""
+"""Remove the class of pixels whose confidence is too low."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def min_confidences(
 ) -> tuple[float, ...]:
     """Parse `min_confidence` into one threshold per class: 0.6, "0.6" or "cat:0.8,3:0.5".
 
-    Classes that it does not name keep their threshold of `base`, by default 0. In a list,
-    a number without a class is for all classes. Raises InvalidOption.
+    Classes that it does not name keep their threshold in `base`, by default 0. In a list,
+    a number without a class applies to all classes. Raises InvalidOption.
     """
     found = list(base or [0.0] * len(classes))
     names = {name.lower(): index for index, name in enumerate(classes)}
@@ -57,7 +57,7 @@ def _number(text: float | str) -> float:
 def sure_labels(
     labels: Labels, confidence: Labels, thresholds: Sequence[float], below: int
 ) -> Labels:
-    """Replace the labels of unsure pixels by `below`: (R, C) -> (R, C).
+    """Replace the labels of pixels with too little confidence by `below`: (R, C) -> (R, C).
 
     `confidence`: the probability of each label times 255. A pixel keeps its label if that is at
     least the threshold of its class.

@@ -1,9 +1,9 @@
 """Attack a running service while ordinary clients use it: `python -m service.bench.attack`.
 
 It starts the service and repeats each attack from several connections for some seconds.
-Meanwhile an ordinary client sends photos one after another, and `/livez` is asked. The table
-shows for each attack what it costs the attacker, how it is answered, how long the ordinary
-client and `/livez` waited at most, and the most memory of the service with its decoders.
+Meanwhile an ordinary client sends photos one after another, and `/livez` is requested. The table
+shows for each attack its cost to the attacker, the answers, the longest wait of the ordinary
+client and of `/livez`, and the peak memory of the service with its decoders.
 The exit code is 1 if an ordinary client did not get its mask, the service ended or it used
 more than --max-memory-mib. Everything stays on this host.
 """
@@ -42,7 +42,7 @@ ANY = frozenset(range(100, 600))
 
 @dataclass(frozen=True)
 class Attack:
-    """A hostile request, and from how many connections it is sent."""
+    """A hostile request, and the number of connections that send it."""
 
     name: str
     make: Callable[[], bytes]  # the body
@@ -135,7 +135,7 @@ def run(options: Options) -> tuple[list[Outcome], list[str]]:
 
 
 def problems(outcomes: Sequence[Outcome], options: Options) -> Iterator[str]:
-    """Yield a description of everything that must not happen."""
+    """Yield a description of everything that went wrong."""
     for each in outcomes:
         if each.ordinary.keys() - {"200"}:
             yield f"{each.name}: an ordinary client got {dict(each.ordinary)}"
@@ -186,7 +186,7 @@ async def _attacker(
 
 
 async def _ordinary(server: launch.Server, until: float, outcome: Outcome) -> None:
-    """Send photos one after another until the time is over, at least one."""
+    """Send photos one after another until the time is over, but at least one."""
     client = _client(server, 0)
     photo = (SAMPLES / "astronaut.jpg").read_bytes()
     case = Case("ordinary", frozenset({200}), "/segment", IMAGE, photo)
@@ -203,7 +203,7 @@ async def _ordinary(server: launch.Server, until: float, outcome: Outcome) -> No
 
 
 async def _watch(server: launch.Server, outcome: Outcome) -> None:
-    """Note the most memory and the slowest answer of /livez."""
+    """Record the peak memory and the slowest answer of /livez."""
     async with httpx.AsyncClient(base_url=server.url, trust_env=False, timeout=60) as client:
         while True:
             memory = await asyncio.to_thread(vitals.tree_mib, server.pid)
@@ -260,7 +260,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run and print. Return 1 if something must not have happened."""
+    """Run and print. Return 1 if something went wrong."""
     args = parser().parse_args(argv)
     flags = () if args.decoders is None else ("--decoders", args.decoders)
     options = Options(args.model_dir, args.seconds, tuple(args.only), flags, args.max_memory_mib)

@@ -1,4 +1,4 @@
-"""Files and requests that are made to cost a service far more than they cost their sender."""
+"""Make files and requests that cost a service far more than they cost their sender."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SIDE = 7000  # 49 megapixels, just below the default limit
 
 
 def png_file(width: int, height: int, bits: int, kind: int, rows: bytes, *more: bytes) -> bytes:
-    """Return a PNG of compressed `rows`, with more chunks in front of them."""
+    """Return a PNG of compressed `rows`, with additional chunks before them."""
     header = struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0)
     data = b"".join((_chunk(b"IHDR", header), *more, _chunk(b"IDAT", rows), _chunk(b"IEND", b"")))
     return b"\x89PNG\r\n\x1a\n" + data
@@ -90,7 +90,7 @@ def noise(side: int) -> bytes:
 
 
 def tensor_as_json(size: int) -> bytes:
-    """Return an Open Inference request of about `size` bytes, whose shape is a lie."""
+    """Return an Open Inference request of about `size` bytes that declares a wrong shape."""
     data = ",".join(["7"] * (size // 2))
     inputs = {"name": "image", "datatype": "UINT8", "shape": [1, 8, 8, 3]}
     return json.dumps({"inputs": [inputs]}).encode()[:-3] + f', "data": [{data}]}}]}}'.encode()

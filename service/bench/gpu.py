@@ -41,7 +41,7 @@ from service.settings import SAMPLES
 
 FORMAT = 1  # of the JSON
 CONCURRENCY = (1, 16, 64)
-MAX_REQUESTS = 2 * CONCURRENCY[-1]  # so that the service refuses none
+MAX_REQUESTS = 2 * CONCURRENCY[-1]  # so that the service refuses no request
 REQUEST_TIMEOUT_MS = 120_000  # as patient as the load generator
 MAX_BATCH = 4
 RELOADS = 3

@@ -38,7 +38,7 @@ from service.settings import SAMPLES
 
 CONCURRENCY = (1, 4, 16)
 SERVICE = "service"
-# The other engine of the same service, by --device: it is measured beside the first one.
+# Options of the same service with the other engine, which is measured too.
 SECOND: dict[Device, tuple[Device, str]] = {
     "cpu": ("openvino", "service with OpenVINO"),
     "openvino": ("cpu", "service with ONNX Runtime"),
@@ -274,7 +274,7 @@ def versus(contestants: Mapping[str, Figures], other: str) -> Table:
 
 
 def against_rivals(contestants: Mapping[str, Figures], names: Sequence[str]) -> Table:
-    """Compare each engine of the service with its rivals; the last column names who is ahead."""
+    """Compare each engine of the service with its rivals; the last column names the faster one."""
     candidates = [SERVICE, *(name for _, name in SECOND.values())]
     ours = [name for name in candidates if f"{name} at 1" in contestants]
     rows = []

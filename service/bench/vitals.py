@@ -43,7 +43,7 @@ def read(pid: int) -> Vitals:
 
 
 def descendants(pid: int) -> list[int]:
-    """Return the processes that a process has started, and theirs, as long as they run."""
+    """Return the running processes that a process has started, and their children."""
     found = []
     with suppress(OSError):  # it has ended
         for thread in (Path("/proc") / str(pid) / "task").iterdir():

@@ -199,7 +199,7 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _export(arguments: Sequence[str]) -> int:
-    """Run `export`, whose libraries the client otherwise does without."""
+    """Run `export`, whose libraries the rest of the client does not need."""
     try:
         from service.client import export  # noqa: PLC0415 - needs the extra `labels`
     except ModuleNotFoundError as error:
@@ -231,7 +231,7 @@ def _results(out: Path) -> Iterator[Results]:
 
 
 def is_video(options: argparse.Namespace) -> bool:
-    """Whether the call is about a video; raises UsageError for one among others, or into OUT/."""
+    """Return whether the input is a video; raises UsageError for wrong inputs or a wrong OUT."""
     videos = [each for each in options.inputs if each.lower().endswith(VIDEO_SUFFIXES)]
     if not videos:
         if options.steady > 1:

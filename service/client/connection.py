@@ -23,7 +23,7 @@ from service.client.transport import AsyncClient
 async def connected(
     options: argparse.Namespace, pace: Pace, progress: Progress
 ) -> AsyncIterator[AsyncClient]:
-    """Give a client of the service, or of one in this process."""
+    """Yield a client of the service, or of one in this process."""
     if not options.local:
         async with _service(options, pace, progress) as client:
             yield client

@@ -29,7 +29,7 @@ from service.client.plain import sentence
 from service.client.progress import Counts, Progress
 from service.client.records import DONE, Record, Results
 
-MASKS = (".mask.png", ".labels.npz")  # what labels are read from, the quickest first
+MASKS = (".mask.png", ".labels.npz")  # files that labels are read from, the quickest first
 ORIENTATION = 0x0112  # the EXIF tag
 SHOWN = 20
 
@@ -44,7 +44,7 @@ examples:
 
 @dataclass
 class Exported:
-    """What was written, and what was not."""
+    """The counts of what was written, and the problems."""
 
     photos: int = 0
     shapes: int = 0
@@ -52,7 +52,7 @@ class Exported:
     problems: list[str] = field(default_factory=list)
 
     def lines(self) -> Iterator[str]:
-        """Return the notes and problems for reading."""
+        """Return the notes and problems as lines of text."""
         yield from (f"note: {line}" for line in self.notes.lines())
         yield from (f"problem: {line}" for line in self.problems[:SHOWN])
         if len(self.problems) > SHOWN:
@@ -131,7 +131,7 @@ def _add(
     exported: Exported,
     add: Callable[[Finished, list[Piece]], None],
 ) -> None:
-    """Write one photo; what is wrong with it becomes a problem."""
+    """Write one photo, or add its error to the problems."""
     scores = {
         each.class_id: each.confidence
         for each in record.classes or ()
@@ -150,7 +150,7 @@ def _add(
 
 
 def label_map(out: Path, record: Record) -> NDArray[np.uint8]:
-    """The class ids of a photo, (H, W); raises ClientError if no output holds them."""
+    """Return the class ids of a photo, (H, W); raises ClientError if no output contains them."""
     for suffix in MASKS:
         file = record.stem + suffix
         if file not in record.outputs:
@@ -167,7 +167,7 @@ def label_map(out: Path, record: Record) -> NDArray[np.uint8]:
 
 
 def palette_of(out: Path, record: Record) -> dict[int, Color]:
-    """The colours of the classes, as the mask's palette has them; none if it has no palette."""
+    """Return the colours of the classes in the mask's palette; none if it has no palette."""
     file = f"{record.stem}.mask.png"
     if file not in record.outputs:
         return {}
@@ -181,7 +181,7 @@ def palette_of(out: Path, record: Record) -> dict[int, Color]:
 
 
 def _at_full_size(record: Record, ids: NDArray[np.uint8], notes: Notes) -> NDArray[np.uint8]:
-    """The ids at the photo's own size, where it was shrunk before it was sent."""
+    """Return the ids at the photo's own size, if it was shrunk before it was sent."""
     if record.max_side is None:
         return ids
     try:

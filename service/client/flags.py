@@ -12,7 +12,7 @@ from service.client.protocol import FILES
 
 LONGEST_WINDOW = 31  # frames: a second
 DEFAULT_OUTPUT = "mask,overlay"
-# Flags that only photos have.
+# Flags that only apply to photos.
 NOT_OF_VIDEOS = (
     *("max_side", "base", "report", "contour", "overlay_format", "mask_format"),
     *("instances", "simplify", "top", "coverage"),

@@ -1,6 +1,6 @@
 """Segment without a server: `deeplab-client --local`.
 
-The client installs without an engine. Hence the module that runs one is named here as text,
+The client can be installed without an engine. So the module that runs one is named here as text,
 and loaded only for this option.
 """
 
@@ -21,7 +21,7 @@ URL = "http://localhost"  # never connected to
 def transport(
     folder: Path | None, model: str | None, timeout_s: float
 ) -> AbstractAsyncContextManager[httpx.AsyncBaseTransport]:
-    """Give httpx a service in this process; raises UsageError without the service's libraries."""
+    """Return a service in this process for httpx; raises UsageError without its libraries."""
     try:
         module = import_module(MODULE)
     except ModuleNotFoundError as error:

@@ -76,8 +76,8 @@ def ask_segment(
 class AsyncClient:
     """A client for asyncio. Raises StatusError, UnreachableError, BadAnswerError, UsageError.
 
-    `on_retry` hears of every outcome that is tried again. `transport` replaces the connections
-    to `url`, such as httpx.ASGITransport.
+    `on_retry` is called with every outcome that is retried. `transport` replaces the connections
+    to `url`, for example by httpx.ASGITransport.
     """
 
     def __init__(

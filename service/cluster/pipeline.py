@@ -283,7 +283,7 @@ class Pipeline:
 
 
 def _reason(error: ServiceError) -> str:
-    """The same text as in the batch client."""
+    """Return the same text as the batch client."""
     return f"{error.status} {error.code}: {error}"
 
 

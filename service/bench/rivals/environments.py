@@ -1,4 +1,4 @@
-"""Start the rivals whose environments are installed: `make bench` makes them in build/rivals."""
+"""Start the rivals whose environments `make bench` has installed in build/rivals."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Rival:
 
 
 def rivals(threads: int) -> tuple[Rival, ...]:
-    """The servers, LitServe in both ways that suit a CPU."""
+    """Return the servers; LitServe in both configurations that suit a CPU."""
     litserve = "service.bench.rivals.litserve_server"
     each = ("--workers", str(threads), "--threads", "1")
     return (
@@ -47,7 +47,7 @@ def program(environment: str) -> str | None:
 
 @contextmanager
 def servers(file: Path, threads: int) -> Iterator[dict[str, launch.Server]]:
-    """Run all installed rivals on one exported file; name -> server."""
+    """Run all installed rivals on one exported file; yield name -> server."""
     with ExitStack() as stack:
         found = {}
         for rival in rivals(threads):
@@ -65,7 +65,7 @@ def _started(rival: Rival, python: str, flags: tuple[str, ...]) -> Iterator[laun
     with launch.module(rival.module, *flags, program=python) as server:
         yield server
         workers = vitals.descendants(server.pid)
-    for pid in workers:  # of a server that does not end them itself
+    for pid in workers:  # children of a server that does not end them itself
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
@@ -74,7 +74,7 @@ class LiteRt:
     """A TFLite file in its own process; each call runs its image once."""
 
     def __init__(self, file: Path, image: Path, threads: int) -> None:
-        """Start the process; raises RuntimeError if it does not get ready."""
+        """Start the process; raises RuntimeError if it does not become ready."""
         python = program("litert")
         if python is None:
             raise RuntimeError("LiteRT is not installed: `make bench` does it")

@@ -16,7 +16,7 @@ from service.bench.rivals.pictures import mask_png, model_input
 
 
 def create_app(file: str) -> FastAPI:
-    """An application with one exported file; ONNX Runtime takes all CPUs, as is its default."""
+    """Create an application for one exported file; ONNX Runtime uses all CPUs by default."""
     ort.set_default_logger_severity(3)  # it warns of inputs with defaults
     session = ort.InferenceSession(file, providers=["CPUExecutionProvider"])
     size = tuple(session.get_inputs()[0].shape[1:3])

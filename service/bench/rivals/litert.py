@@ -1,4 +1,4 @@
-"""The published 8-bit MobileNetV2 in TensorFlow Lite's runtime, a run for each line of input.
+"""Run the published 8-bit MobileNetV2 in TensorFlow Lite's runtime, once per input line.
 
 Prints "ready", then a line after each run. Run it in the environment of litert.txt:
 python -m service.bench.rivals.litert FILE.tflite IMAGE.npy --threads 2

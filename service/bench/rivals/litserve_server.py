@@ -3,7 +3,8 @@
 Run it in the environment of litserve.txt, from the root of the repository:
 python -m service.bench.rivals.litserve_server MODEL.onnx --port 8002
 
-Without `from __future__ import annotations`: LitServe compares annotations with its classes.
+There is no `from __future__ import annotations`, because LitServe compares annotations with its
+classes.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from service.bench.rivals.pictures import mask_png, model_input
 
 
 class Segmenter(ls.LitAPI):  # type: ignore[misc] # not installed where types are checked
-    """An exported file; each worker is a process with a session of its own."""
+    """An exported file; each worker is a process with its own session."""
 
     def __init__(self, file: str, threads: int) -> None:
         super().__init__(api_path="/segment")

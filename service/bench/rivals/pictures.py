@@ -1,4 +1,4 @@
-"""What both servers do around the model: a photo in, a mask out. Needs only NumPy and Pillow."""
+"""Decode a photo and encode a mask, for both servers. Needs only NumPy and Pillow."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ def model_input(file: IO[bytes], size: tuple[int, int]) -> tuple[NDArray[np.uint
     """
     height, width = size
     stored = Image.open(file)
-    stored.draft("RGB", (width, height))  # as our service: a large JPEG is decoded at half its size
+    stored.draft(
+        "RGB", (width, height)
+    )  # as in our service, a large JPEG is decoded at half its size
     image = ImageOps.exif_transpose(stored).convert("RGB")
     own = image.size
     image.thumbnail((width, height), Image.Resampling.BILINEAR)

@@ -1,4 +1,4 @@
-"""The command line's part for videos."""
+"""Run the command line on a video."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def run(options: argparse.Namespace) -> int:
             if model is None:
                 raise ClientError("the service names no default model: choose one with --model")
             query = dict(parse_qsl(flags.query(options)))
-            query.pop("alpha", None)  # of the overlay, which is made here
+            query.pop("alpha", None)  # for the overlay, which is made here
             clip = Clip(
                 client, model, query, source, options.out, look, pace, progress, options.local
             )

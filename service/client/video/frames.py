@@ -22,9 +22,9 @@ from service.client.plain import sentence
 Pixels = NDArray[np.uint8]
 
 UNKNOWN = 2  # AVCOL_SPC_UNSPECIFIED
-HD_ROWS = 720  # videos of this height and more that do not name their colours have BT.709's
+HD_ROWS = 720  # videos of at least this height have BT.709's colours unless they say otherwise
 BT709 = 1
-USUAL_RATE = Fraction(25)  # where a file names none
+USUAL_RATE = Fraction(25)  # used if a file names none
 LOSSLESS = "ffv1"
 LOSSLESS_SUFFIXES = (".mkv", ".avi")  # of containers that hold it
 # Codec -> its options: visually close to the source, and fast enough to keep up.
@@ -49,7 +49,7 @@ class Source:
     """A video file; iterate over it to get frames, and packets of sound, in the file's order."""
 
     def __init__(self, path: Path) -> None:
-        """Raises UsageError if it is no video."""
+        """Raises UsageError if it is not a video."""
         try:
             self._container = av.open(str(path))
         except (av.FFmpegError, OSError) as error:
@@ -66,7 +66,7 @@ class Source:
         self.time_base = self._video.time_base or 1 / self.rate
 
     def count(self) -> int | None:
-        """Return the number of frames, or a guess by the duration; None if neither is known."""
+        """Return the number of frames, or an estimate by the duration; None if both are unknown."""
         if self._video.frames:
             return self._video.frames
         if self._container.duration is None:
@@ -200,7 +200,7 @@ def upright(frame: av.VideoFrame) -> Pixels:
 
 
 def _even(pixels: Pixels) -> Pixels:
-    """Repeat the last row or column of odd ones: 4:2:0 has colours for 2 x 2 pixels."""
+    """Repeat the last row or column of odd sizes, because 4:2:0 has colours for 2 x 2 pixels."""
     height, width = pixels.shape[:2]
     if height % 2 == width % 2 == 0:
         return np.ascontiguousarray(pixels)

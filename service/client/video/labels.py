@@ -1,4 +1,4 @@
-"""Label maps of a video: steady them over time, and paint them."""
+"""Smooth the label maps of a video over time, and paint them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ IDS = 256
 
 
 def majority(maps: Sequence[Map], own: int) -> Map:
-    """The most frequent class of each pixel in several maps; `own` decides between equals."""
+    """Return the most frequent class of each pixel in several maps; `own` decides a tie."""
     ordered = [maps[own], *maps[:own], *maps[own + 1 :]]
     best, most = ordered[0], np.zeros(maps[own].shape, np.uint8)
     for number, each in enumerate(ordered):
@@ -39,13 +39,13 @@ class Steady(Generic[Item]):
     _next: int = 0  # of those held, the first that has not been returned
 
     def add(self, item: Item, labels: Map) -> Iterator[tuple[Item, Map]]:
-        """Take the next map; give the items whose window is complete."""
+        """Add the next map; return the items whose window is complete."""
         self._held.append((item, labels))
         while len(self._held) - self._next > self.window // 2:
             yield self._take()
 
     def rest(self) -> Iterator[tuple[Item, Map]]:
-        """Give the last items, whose windows are shorter."""
+        """Return the last items, whose windows are shorter."""
         while self._next < len(self._held):
             yield self._take()
 

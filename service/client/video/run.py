@@ -1,7 +1,7 @@
 """Segment a video: `deeplab-client URL clip.mp4 -o out.mp4`.
 
-Frames are decoded, sent, painted and encoded as a stream, in their order. No more frames are
-held than requests are in flight, and the window of `--steady`.
+Frames are decoded, sent, painted and encoded as a stream, in their order. Only the frames in flight
+and those in the window of `--steady` are held.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ JPEG_QUALITY = {"qmin": "2", "qmax": "2"}  # FFmpeg's scale: about 95 of 100 els
 
 @dataclass(frozen=True)
 class Look:
-    """How the result looks."""
+    """The appearance of the result."""
 
     output: str = "overlay"  # or color, or mask
     alpha: float = 0.5
@@ -94,7 +94,7 @@ class Clip:
             raise
 
     async def _segmented(self) -> AsyncIterator[tuple[Frame | Sound, Pixels | None]]:
-        """Give frames with their labels, and sound, in the source's order."""
+        """Yield frames with their labels, and sound, in the source's order."""
         items = iter(self.source)
         waiting: deque[tuple[Frame | Sound, asyncio.Task[Pixels] | None]] = deque()
         try:
@@ -160,12 +160,12 @@ async def _first(
 
 
 def bmp(pixels: Pixels) -> bytes:
-    """Encode RGB pixels without loss and without work."""
+    """Encode RGB pixels without loss, in little time."""
     return _encoded(pixels, "bmp", "bgr24", {})
 
 
 def jpeg(pixels: Pixels) -> bytes:
-    """Encode RGB pixels small enough for a network, with whole colours (4:4:4)."""
+    """Encode RGB pixels in few bytes, with full colour resolution (4:4:4)."""
     return _encoded(pixels, "mjpeg", "yuvj444p", JPEG_QUALITY)
 
 
