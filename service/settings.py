@@ -20,6 +20,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from service.allow_list import AllowList
 from service.logs import LogFormat
 from service.pydantic_errors import mistakes
 
@@ -349,6 +350,16 @@ class Settings(BaseSettings):
             "https://example.org; * is every origin (default: only the service's own page)"
         ),
     ] = ()
+    allow_url_hosts: Annotated[
+        tuple[str, ...],
+        NoDecode,
+        Field(
+            description="hosts from which the service may fetch photos that a request names by URL,"
+            " separated by commas: example.org, *.example.org:8080, * for every public host, and "
+            "networks such as 10.0.0.0/8 for hosts at private addresses (default: none, URLs are "
+            "refused)"
+        ),
+    ] = ()
     watch_models_s: Annotated[
         float,
         Field(
@@ -358,6 +369,7 @@ class Settings(BaseSettings):
 
     @field_validator(
         "api_keys",
+        "allow_url_hosts",
         "admin_keys",
         "cors_origins",
         "gpus",
@@ -427,6 +439,12 @@ class Settings(BaseSettings):
         if self.rate_limit_per_minute and not self.api_keys:
             raise ValueError("--rate-limit-per-minute applies to each key: set --api-keys too")
         return self
+
+    @field_validator("allow_url_hosts")
+    @classmethod
+    def _allow_list(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        AllowList.of(hosts)  # raises a clear ValueError
+        return hosts
 
     @field_validator("trusted_proxies")
     @classmethod

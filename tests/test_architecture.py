@@ -69,7 +69,7 @@ def test_training_loads_plotting_and_comparison_libraries_only_on_request() -> N
 # Which parts of its package a part may import from, besides itself. A part is a folder or a module
 # at the package's top. Modules that only start a command are in COMMANDS. Those in FOR_ALL import
 # nothing of the package; every part but the client may import them.
-FOR_ALL = {"errors", "files", "logs", "pydantic_errors", "text"}
+FOR_ALL = {"allow_list", "errors", "files", "logs", "pydantic_errors", "text"}
 SERVICE = {
     "settings": set(),
     "inference": {"settings"},

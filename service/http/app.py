@@ -13,6 +13,7 @@ from fastapi.routing import APIRoute
 from starlette.formparsers import MultiPartParser
 from starlette.middleware.cors import CORSMiddleware
 
+from service.allow_list import AllowList
 from service.decoders.interface import Decoders, Threads
 from service.errors import (
     AnswerTooLarge,
@@ -43,6 +44,7 @@ from service.http import (
 )
 from service.http.bodies import json_request
 from service.http.bodies.json_request import SegmentRequest
+from service.http.bodies.urls import Fetcher
 from service.http.middleware.keys import Keys, is_open
 from service.http.middleware.limits import Admission, BodyLimit, HeldResponse
 from service.http.middleware.metrics_port import MetricsPort
@@ -261,7 +263,10 @@ def _answer_head(app: FastAPI) -> None:
 
 
 def _add_segment(app: FastAPI, settings: Settings, models: Models, resources: Resources) -> None:
-    intake = Intake(settings.max_files, settings.max_body_bytes, resources.pool)
+    fetcher = None
+    if settings.allow_url_hosts:
+        fetcher = Fetcher(AllowList.of(settings.allow_url_hosts), settings.max_body_bytes)
+    intake = Intake(settings.max_files, settings.max_body_bytes, resources.pool, fetcher)
 
     @app.post(
         "/segment",

@@ -18,6 +18,7 @@ from starlette.requests import ClientDisconnect
 from service.errors import InvalidRequest, UnsupportedMedia
 from service.http.bodies import json_request, zip_request
 from service.http.bodies.json_request import Parsed, SegmentRequest
+from service.http.bodies.urls import Fetcher
 from service.http.middleware.limits import Admission
 from service.http.problems import component
 from service.images.imaging import MEDIA_TYPES
@@ -78,6 +79,7 @@ class Intake:
     max_files: int
     max_bytes: int  # of a body, and of the photos that it unpacks to
     pool: Executor
+    fetcher: Fetcher | None = None  # None: fetch no URLs
 
 
 def media_type(request: Request) -> str:
@@ -98,6 +100,9 @@ async def json_options(request: Request, admission: Admission) -> Parsed | None:
 async def uploads(request: Request, intake: Intake, parsed: Parsed | None = None) -> Sent:
     """Return the images: the body itself, those in a form or a ZIP, or of the `parsed` JSON."""
     refuse_encoding(request)
+    if parsed is not None and parsed.url is not None:
+        photo = await fetched(intake.fetcher, parsed.url)
+        return Sent([Upload(photo)], unpacked=len(photo))
     if parsed is not None:
         decode = partial(json_request.decode, parsed.image)
         photo = await _in_thread(intake, decode)
@@ -117,6 +122,16 @@ async def uploads(request: Request, intake: Intake, parsed: Parsed | None = None
             'application/json with {"image": "BASE64"}'
         )
     return Sent(await _form(request, intake.max_files))
+
+
+async def fetched(fetcher: Fetcher | None, url: str) -> bytes:
+    """Fetch a photo; raises InvalidRequest, also if the service fetches no URLs."""
+    if fetcher is None:
+        raise InvalidRequest(
+            "url: this service fetches no URLs; send the photo itself, or start the service with "
+            "--allow-url-hosts"
+        )
+    return await fetcher.fetch(url)
 
 
 async def _in_thread(intake: Intake, work: Callable[[], Result]) -> Result:

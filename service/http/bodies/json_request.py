@@ -1,5 +1,7 @@
 """Read a photo and its options from JSON: `{"image": "BASE64", "output": "json", ...}`.
 
+Or its URL in place of the photo.
+
 The base64 text is cut out before the rest is parsed. The rest is short, so that no body holds up
 other requests: to parse 32 MB of nested lists would take seconds.
 """
@@ -21,7 +23,7 @@ from service.pydantic_errors import mistakes
 from service.text import from_base64
 
 MEDIA_TYPE = "application/json"
-IMAGE = "image"
+IMAGE, URL = "image", "url"
 LONGEST_REST = 64 * 1024  # bytes of the JSON without the image
 # A key of this name. Inside a text its quotes would have backslashes.
 BEFORE_IMAGE = re.compile(rb'"image"[ \t\r\n]*:[ \t\r\n]*"')
@@ -38,8 +40,12 @@ class SegmentRequest(SegmentQuery):
     """The JSON body of POST /segment: a photo, and the options of the query beside it."""
 
     image: Annotated[
-        str, Field(description="base64 of the encoded photo, or a data: URL with base64")
-    ]
+        str | None, Field(description="base64 of the encoded photo, or a data: URL with base64")
+    ] = None
+    url: Annotated[
+        str | None,
+        Field(description="where to fetch the photo instead, if the service allows its host"),
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,7 @@ class Parsed:
     """A JSON body whose base64 is not yet decoded."""
 
     image: bytes  # base64, with the escapes of JSON
+    url: str | None  # of the photo instead
     options: dict[str, Any]  # of SegmentQuery, as a query string would give them
 
 
@@ -64,10 +71,14 @@ def parse(body: bytes) -> Parsed:
             'body is {"image": "BASE64", ...} with the options of the query'
         )
     values = _values(rest)
-    if values.pop(IMAGE, None) != "" or not found:
-        raise InvalidRequest('the JSON has no text `image`: send {"image": "BASE64"}')
-    given = {key: _option(key, value) for key, value in values.items() if value is not None}
-    return Parsed(body[start:end], given)
+    image, url = values.pop(IMAGE, None), values.pop(URL, None)
+    if image is None and isinstance(url, str) and url:
+        return Parsed(b"", url, _options(values))
+    if image != "" or not found or url is not None:
+        raise InvalidRequest(
+            'the JSON has no text `image`: send {"image": "BASE64"}, or {"url": "https://..."}'
+        )
+    return Parsed(body[start:end], None, _options(values))
 
 
 def decode(text: bytes) -> bytes:
@@ -98,7 +109,7 @@ def merged(request: Request, options: Mapping[str, Any]) -> SegmentQuery:
         return SegmentQuery.model_validate({**given, **options})
     except ValidationError as error:
         fields = SegmentQuery.model_fields
-        found = mistakes(error.errors(), kind="option", known=lambda _: (IMAGE, *fields))
+        found = mistakes(error.errors(), kind="option", known=lambda _: (IMAGE, URL, *fields))
         raise InvalidRequest(found) from None
 
 
@@ -130,6 +141,10 @@ def _without_repeats(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
         repeated = sorted({name for name in names if names.count(name) > 1})
         raise ValueError(f"{', '.join(repeated)} is repeated, send it once")
     return made
+
+
+def _options(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: _option(key, value) for key, value in values.items() if value is not None}
 
 
 def _option(key: str, value: object) -> object:
