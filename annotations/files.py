@@ -52,10 +52,19 @@ def label_files(where: Path, *suffixes: str, at_most: int | None = None) -> list
     return found
 
 
+def load_text(path: Path) -> str:
+    """Read a text file, with or without a byte order mark; raises AnnotationError."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except ValueError as error:
+        raise AnnotationError(f"{path} is no text in UTF-8: {error}") from None
+
+
 def load_json(path: Path) -> Any:
     """Parse a JSON file; raises AnnotationError."""
+    text = load_text(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise AnnotationError(f"{path} is no JSON: {error}") from None
 

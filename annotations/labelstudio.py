@@ -30,6 +30,7 @@ from annotations.shapes import (
 )
 
 UPLOADED = re.compile(r"^[0-9a-f]{8}-(?=.)")  # Label Studio's prefix of uploaded files
+WEB = ("http", "https")  # whose addresses are percent-encoded
 KINDS = ("polygon", "brush", "rectangle", "ellipse")
 # Results that say something about the photo or about regions, and are no regions.
 OTHERS = ("choices", "textarea", "rating", "taxonomy", "relation", "number", "datetime")
@@ -74,7 +75,7 @@ def _photo(task: dict[str, Any], path: Path, reading: Reading, notes: Notes) -> 
         problem = f"it was turned by {rotated[0]} degrees in the tool" if rotated else ""
         regions = tuple(_regions(results, reading, notes, where))
         return Labelled(photo_name(address), _size(results), regions, problem=problem)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise AnnotationError(f"{path}, {where}: not Label Studio's JSON: {error!r}") from None
 
 
@@ -86,8 +87,13 @@ def _address(data: dict[str, Any]) -> str | None:
 
 
 def photo_name(address: str) -> str:
-    """The photo's path: `/data/upload/3/0123abcd-a.jpg` -> a.jpg, `...?d=b/a.jpg` -> b/a.jpg."""
+    """The photo's path: `/data/upload/3/0123abcd-a.jpg` -> a.jpg, `...?d=b/a.jpg` -> b/a.jpg.
+
+    Raises ValueError for an address that is broken.
+    """
     parts = urlsplit(address)
+    if "://" in address and parts.scheme not in WEB:  # an object store's keys are not encoded
+        return address.partition("://")[2].partition("/")[2]
     local = parse_qs(parts.query).get("d")
     if local:
         return local[0]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from annotations.errors import AnnotationError, Notes
-from annotations.files import Reading, label_files, load_json, split_of
+from annotations.files import Reading, label_files, load_json, load_text, split_of
 from annotations.shapes import Color, Labelled, Labels, Outline, Painted, Region, painted, ring
 
 LABEL_MAP = "labelmap.txt"
@@ -65,7 +65,7 @@ def _label_map(path: Path) -> dict[str, Color]:
     if not path.is_file():
         return {}
     colors: dict[str, Color] = {}
-    for line in path.read_text(encoding="utf-8-sig").splitlines():
+    for line in load_text(path).splitlines():
         if not line.strip() or line.startswith("#"):
             continue
         name, _, rest = line.partition(":")
@@ -82,7 +82,7 @@ def _splits(home: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for path in sorted((home / "ImageSets" / "Segmentation").glob("*.txt")):
         if path.stem in ("train", "val", "test"):
-            for line in path.read_text(encoding="utf-8-sig").splitlines():
+            for line in load_text(path).splitlines():
                 found.setdefault(line.strip(), path.stem)
     return found
 
@@ -111,8 +111,8 @@ def _city_photo(path: Path, where: Path, ending: str) -> tuple[str, str | None]:
 def _polygons(path: Path, where: Path, reading: Reading, notes: Notes) -> Labelled:
     """The objects of a file; they are painted in its order."""
     photo, split = _city_photo(path, where, POLYGONS)
+    document = load_json(path)
     try:
-        document = load_json(path)
         size = (int(document["imgWidth"]), int(document["imgHeight"]))
         regions = []
         for each in document["objects"]:
@@ -121,7 +121,7 @@ def _polygons(path: Path, where: Path, reading: Reading, notes: Notes) -> Labell
                 continue
             if (region := _object(each, reading, notes, path.name)) is not None:
                 regions.append(region)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise AnnotationError(f"{path} is not Cityscapes' JSON of polygons: {error!r}") from None
     return Labelled(photo, size, tuple(regions), split)
 

@@ -6,26 +6,38 @@ import base64
 import io
 import json
 import posixpath
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TextIO
+from urllib.parse import quote, urlsplit
 from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
 from PIL import Image
 
 from annotations.errors import AnnotationError
+from annotations.labelstudio import WEB
 from annotations.runs import brush, coco_runs, cvat_runs
 from annotations.writing import Finished, Form, Piece, Writer, Writing, whole
 
 DIGITS = 3  # of coordinates in pixels
+NOT_XML = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+LINE_BREAKS = re.compile(r"[\r\n]")
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    """JSON on one line. Bytes of a file name that are no UTF-8 become escapes such as \\udce9."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _attribute(text: str) -> str:
+    """A quoted XML attribute; what XML cannot hold becomes a question mark."""
+    return quoteattr(NOT_XML.sub("?", text))
 
 
 def _numbers(piece: Piece) -> list[float]:
@@ -112,8 +124,8 @@ class Cvat(Writer):
 
     def add(self, photo: Finished, pieces: list[Piece]) -> None:
         width, height = photo.size
-        name = quoteattr(self._writing.prefix + photo.photo)
-        subset = f" subset={quoteattr(photo.split)}" if photo.split else ""
+        name = _attribute(self._writing.prefix + photo.photo)
+        subset = f" subset={_attribute(photo.split)}" if photo.split else ""
         self._file.write(
             f'<image id="{self._photos}" name={name}{subset} width="{width}" height="{height}">\n'
         )
@@ -124,7 +136,7 @@ class Cvat(Writer):
 
     @staticmethod
     def _shape(piece: Piece) -> str:
-        common = f'label={quoteattr(piece.label)} source="auto" occluded="0"'
+        common = f'label={_attribute(piece.label)} source="auto" occluded="0"'
         if piece.patch is None:
             numbers = iter(_numbers(piece))
             points = ";".join(f"{x},{y}" for x, y in zip(numbers, numbers, strict=True))
@@ -162,7 +174,7 @@ class LabelStudio(Writer):
 def label_studio_task(photo: Finished, pieces: list[Piece], writing: Writing) -> dict[str, Any]:
     """A task with one prediction or annotation."""
     results = label_studio_results(photo, pieces)
-    data = {"image": writing.prefix + photo.photo}
+    data = {"image": label_studio_address(writing.prefix, photo.photo)}
     if not writing.as_predictions:
         return {"data": data, "annotations": [{"result": results, "was_cancelled": False}]}
     scores = [piece.score for piece in pieces if piece.score is not None]
@@ -170,6 +182,13 @@ def label_studio_task(photo: Finished, pieces: list[Piece], writing: Writing) ->
     if scores:
         prediction["score"] = round(sum(scores) / len(scores), 4)
     return {"data": data, "predictions": [prediction]}
+
+
+def label_studio_address(prefix: str, photo: str) -> str:
+    """Where Label Studio asks for a photo. Names are percent-encoded, except in object stores."""
+    if "://" in prefix and urlsplit(prefix).scheme not in WEB:
+        return prefix + photo
+    return prefix + quote(photo, errors="surrogateescape")
 
 
 def label_studio_results(
@@ -210,7 +229,7 @@ def label_studio_config(writing: Writing) -> str:
     tag = "PolygonLabels" if writing.form == "polygons" else "BrushLabels"
     labels = "".join(
         '    <Label value={} background="#{:02x}{:02x}{:02x}"/>\n'.format(
-            quoteattr(label), *writing.colors[label]
+            _attribute(label), *writing.colors[label]
         )
         for label in writing.labels.values()
     )
@@ -220,17 +239,35 @@ def label_studio_config(writing: Writing) -> str:
     )
 
 
+class _Files:
+    """The files of a folder, one for each photo."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._owners: dict[str, str] = {}  # file -> photo
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def place(self, photo: str, *folders: str, suffix: str) -> Path:
+        """Where a photo's file belongs; raises ValueError if another photo has the same file."""
+        file = PurePosixPath(*folders, PurePosixPath(photo).with_suffix(suffix))
+        # Upper and lower case count as equal, because some file systems do not distinguish them.
+        owner = self._owners.setdefault(str(file).lower(), photo)
+        if owner != photo:
+            raise ValueError(f"its file {file} is that of {owner}: rename one of them")
+        path = self._folder / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+
 class LabelMe(Writer):
     """A folder of JSON files that mirrors the photos' folders."""
 
     def __init__(self, path: Path, writing: Writing) -> None:
-        self._folder, self._writing = path, writing
-        path.mkdir(parents=True, exist_ok=True)
+        self._files, self._writing = _Files(path), writing
 
     def add(self, photo: Finished, pieces: list[Piece]) -> None:
         place = PurePosixPath(photo.photo)
-        path = self._folder / place.with_suffix(".json")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = self._files.place(photo.photo, suffix=".json")
         there = posixpath.join(self._writing.prefix, photo.photo)
         width, height = photo.size
         document: dict[str, Any] = {
@@ -275,17 +312,14 @@ class Yolo(Writer):
     """A folder with data.yaml and labels/SPLIT/NAME.txt; class numbers count from 0."""
 
     def __init__(self, path: Path, writing: Writing) -> None:
-        self._folder, self._writing = path, writing
+        self._folder, self._files, self._writing = path, _Files(path), writing
         self._index = {number: at for at, number in enumerate(writing.labels)}
         self._splits: dict[str, None] = {}
-        path.mkdir(parents=True, exist_ok=True)
 
     def add(self, photo: Finished, pieces: list[Piece]) -> None:
         split = photo.split or "train"
+        path = self._files.place(photo.photo, "labels", split, suffix=".txt")
         self._splits[split] = None
-        name = PurePosixPath(photo.photo).with_suffix(".txt")
-        path = self._folder / "labels" / split / name
-        path.parent.mkdir(parents=True, exist_ok=True)
         lines = [self._line(photo, piece) for piece in pieces]
         path.write_text("".join(lines), encoding="utf-8")
 
@@ -308,9 +342,13 @@ class Voc(Writer):
     """A folder of colour masks as CVAT reads them: Segmentation mask 1.1, PASCAL VOC."""
 
     def __init__(self, path: Path, writing: Writing) -> None:
-        self._folder, self._writing = path, writing
-        self._lists: dict[str, Any] = {}
-        (path / "SegmentationClass").mkdir(parents=True, exist_ok=True)
+        for label in writing.labels.values():
+            if ":" in label or LINE_BREAKS.search(label):
+                raise AnnotationError(
+                    f"label {label!r}: labelmap.txt cannot hold a colon or a line break: rename it"
+                )
+        self._folder, self._files, self._writing = path, _Files(path), writing
+        self._lists: dict[str, TextIO] = {}
         (path / "ImageSets" / "Segmentation").mkdir(parents=True, exist_ok=True)
         lines = ["# label:color_rgb:parts:actions\n", "background:0,0,0::\n"]
         lines += [
@@ -320,19 +358,19 @@ class Voc(Writer):
         (path / "labelmap.txt").write_text("".join(lines), encoding="utf-8")
 
     def add(self, photo: Finished, pieces: list[Piece]) -> None:
+        if LINE_BREAKS.search(photo.photo):
+            raise ValueError("the lists of photos cannot hold a line break: rename it")
+        path = self._files.place(photo.photo, "SegmentationClass", suffix=".png")
         picture = np.zeros((*photo.ids.shape, 3), np.uint8)
         for piece in pieces:
             if piece.patch is not None:
                 picture[whole(piece.patch, photo.size)] = self._writing.colors[piece.label]
-        name = PurePosixPath(photo.photo).with_suffix("")
-        path = self._folder / "SegmentationClass" / f"{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).save(path)
         split = photo.split or "default"
         if split not in self._lists:
             place = self._folder / "ImageSets" / "Segmentation" / f"{split}.txt"
-            self._lists[split] = place.open("w", encoding="utf-8")
-        self._lists[split].write(f"{name}\n")
+            self._lists[split] = place.open("w", encoding="utf-8", errors="surrogateescape")
+        self._lists[split].write(f"{PurePosixPath(photo.photo).with_suffix('')}\n")
 
     def close(self) -> None:
         for stream in self._lists.values():

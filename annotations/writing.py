@@ -82,7 +82,7 @@ class Writer(ABC):
 
     @abstractmethod
     def add(self, photo: Finished, pieces: list[Piece]) -> None:
-        """Write a photo."""
+        """Write a photo; raises ValueError, and writes nothing, if its name cannot be used."""
 
     @abstractmethod
     def close(self) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from annotations.errors import AnnotationError, Notes
-from annotations.files import Reading, label_files, split_of
+from annotations.files import Reading, label_files, load_text, split_of
 from annotations.shapes import Labelled, Labels, Outline, Region, box, ring
 
 LISTS = ("classes.txt", "obj.names", "labels.txt")  # of class names, one per line
@@ -44,7 +44,7 @@ def _names(where: Path) -> tuple[str, ...]:
             return tuple(map(str, names))
     for path in (where / name for name in LISTS):
         if path.is_file():
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
+            lines = load_text(path).splitlines()
             return tuple(line.strip() for line in lines if line.strip())
     raise AnnotationError(
         f"{where} names no classes: it has no data.yaml with `names` and no classes.txt; "
@@ -55,8 +55,9 @@ def _names(where: Path) -> tuple[str, ...]:
 def _yaml(path: Path) -> dict[str, Any]:
     import yaml  # noqa: PLC0415 - only data.yaml needs it
 
+    text = load_text(path)
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        document = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as error:
         raise AnnotationError(f"{path} is no YAML: {error}") from None
     return document if isinstance(document, dict) else {}
@@ -64,7 +65,7 @@ def _yaml(path: Path) -> dict[str, Any]:
 
 def _regions(path: Path, names: tuple[str, ...], reading: Reading, notes: Notes) -> list[Region]:
     regions = []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    for number, line in enumerate(load_text(path).splitlines(), start=1):
         if not line.strip():
             continue
         try:

@@ -144,7 +144,11 @@ def _add(
     except (ClientError, OSError, ValueError, KeyError, Image.DecompressionBombError) as error:
         exported.problems.append(f"{record.name}: {sentence(error)}")
         return
-    add(photo, found)
+    try:
+        add(photo, found)
+    except ValueError as error:
+        exported.problems.append(f"{record.name}: {sentence(error)}")
+        return
     exported.photos += 1
     exported.shapes += len(found)
 
@@ -174,7 +178,7 @@ def palette_of(out: Path, record: Record) -> dict[int, Color]:
     try:
         with Image.open(io.BytesIO(read_photo(inside(out, file))), formats=["PNG"]) as picture:
             colors = picture.getpalette("RGB") or []
-    except (OSError, ClientError):
+    except (OSError, ClientError, Image.DecompressionBombError):
         return {}
     triples = zip(colors[::3], colors[1::3], colors[2::3], strict=True)
     return dict(enumerate((int(r), int(g), int(b)) for r, g, b in triples))

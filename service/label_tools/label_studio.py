@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import uvicorn
@@ -94,7 +94,7 @@ class PhotoSource:
         parts = urlsplit(address)
         local = parse_qs(parts.query).get("d")
         if self.local_files is not None and parts.path == LOCAL_FILES and local:
-            return read_photo(inside(self.local_files, unquote(local[0])))
+            return read_photo(inside(self.local_files, local[0]))
         if not parts.scheme and address.startswith("/"):
             if self.label_studio is None:
                 raise RequestError(f"{address}: give --label-studio URL, where the photo is")

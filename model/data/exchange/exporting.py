@@ -41,7 +41,11 @@ def export(
                 for what, (count, first) in own.found.items():
                     for _ in range(count):
                         notes.add(what, first)
-                writer.add(photo, found)
+                try:
+                    writer.add(photo, found)
+                except ValueError as error:
+                    problems.append(f"{pair.name}: {error}")
+                    continue
                 photos, shapes = photos + 1, shapes + len(found)
     return photos, shapes, problems
 

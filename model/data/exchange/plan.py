@@ -289,6 +289,8 @@ def _agrees(declared: Size, size: Size, wish: Wish) -> bool:
 
 def _same_shape(one: Size, other: Size) -> bool:
     """Whether two sizes have the same proportions, to a pixel or a hundredth."""
+    if min(one) < 1:  # some tools declare 0 x 0
+        return False
     scale = other[0] / one[0]
     return abs(one[1] * scale - other[1]) <= max(1.0, scale, SAME_SHAPE * other[1])
 

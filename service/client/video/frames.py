@@ -99,7 +99,8 @@ class Source:
 
     def _decoded(self, packet: av.Packet[Any]) -> list[av.VideoFrame]:
         try:
-            return self._video.codec_context.decode(packet if packet.dts is not None else None)
+            # The last packet is empty; packets of a bare stream (H.264) have no times either.
+            return self._video.codec_context.decode(packet if packet.size else None)
         except av.FFmpegError:
             self.damaged += 1
             return []

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 import av
 import numpy as np
@@ -31,6 +32,8 @@ from service.client.video.labels import Paint, Steady
 MOST_IN_FLIGHT = 16  # a frame of HD has 6 MB
 BACKGROUND = "background"
 JPEG_QUALITY = {"qmin": "2", "qmax": "2"}  # FFmpeg's scale: about 95 of 100 elsewhere
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -74,18 +77,19 @@ class Clip:
         """Segment every frame; raises ClientError."""
         steady: Steady[Frame] = Steady(self.look.window)
         try:
-            async for item, labels in self._segmented():
-                if isinstance(item, Frame):
-                    assert labels is not None
-                    for ready in steady.add(item, labels):
-                        await asyncio.to_thread(self._write, *ready)
-                else:
-                    await asyncio.to_thread(self._write_sound, item)
+            async with aclosing(self._segmented()) as segmented:
+                async for item, labels in segmented:
+                    if isinstance(item, Frame):
+                        assert labels is not None
+                        for ready in steady.add(item, labels):
+                            await completed(partial(self._write, *ready))
+                    else:
+                        await completed(partial(self._write_sound, item))
             for ready in steady.rest():
-                await asyncio.to_thread(self._write, *ready)
+                await completed(partial(self._write, *ready))
             if self._target is None:
                 raise ClientError("no frame of the video can be decoded")
-            await asyncio.to_thread(self._target.finish)
+            await completed(self._target.finish)
         except BaseException as error:
             if self._target is not None:
                 self._target.discard()
@@ -93,12 +97,12 @@ class Clip:
                 raise ClientError(f"cannot write {self.out}: {sentence(error)}") from error
             raise
 
-    async def _segmented(self) -> AsyncIterator[tuple[Frame | Sound, Pixels | None]]:
+    async def _segmented(self) -> AsyncGenerator[tuple[Frame | Sound, Pixels | None], None]:
         """Yield frames with their labels, and sound, in the source's order."""
         items = iter(self.source)
         waiting: deque[tuple[Frame | Sound, asyncio.Task[Pixels] | None]] = deque()
         try:
-            while (item := await asyncio.to_thread(next, items, None)) is not None:
+            while (item := await completed(partial(next, items, None))) is not None:
                 task = None
                 if isinstance(item, Frame):
                     task = asyncio.create_task(self._labels(item))
@@ -147,6 +151,19 @@ class Clip:
             self._early.append(packet)
         else:
             self._target.sound(packet)
+
+
+async def completed(work: Callable[[], Answer]) -> Answer:
+    """Do work in a thread; when cancelled, first wait for the thread.
+
+    Closing a file while another thread decodes or writes it could crash the process.
+    """
+    running = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.gather(running, return_exceptions=True)
+        raise
 
 
 async def _first(

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import warnings
 import xml.etree.ElementTree as ET
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -188,6 +189,68 @@ def test_results_of_a_ray_batch_are_exported_too(tmp_path: Path) -> None:
     (out / FILE_NAME).unlink()
     found = read_again("coco", run(out, "coco"), {"a": (60, 40)})
     assert (found["a"] == labels(1)).all()
+
+
+ODD = ("a b#1&2+3%41.jpg", "line\nbreak.jpg", "bell\x07.jpg", "\u96ea.jpg")
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_any_name_of_a_photo_can_be_exported(kind: str, tmp_path: Path) -> None:
+    """Signs of URLs and XML, line breaks, control characters; the next photo is exported too."""
+    for number, name in enumerate(ODD):
+        out = results(tmp_path / str(number) / "out", {name: labels(1), "z.jpg": labels(2)})
+        target = out.parent / ("labels" if kind in FORMATS[3:] else "labels.json")
+        code = main(["export", str(out), "--format", kind, "-o", str(target)])
+        assert code == int(kind == "voc" and "\n" in name)
+        known = [name.removesuffix(".jpg"), "z", "bell?"]  # XML cannot hold a bell
+        sizes = dict.fromkeys(known, (60, 40))
+        found = read_again(kind, target, sizes)
+        assert (found["z"] == labels(2)).all()
+        assert len(found) == 2 - code
+        if kind in ("coco", "labelstudio", "labelme"):
+            assert (found[name.removesuffix(".jpg")] == labels(1)).all()
+
+
+@pytest.mark.parametrize("kind", FORMATS[3:])
+def test_a_photo_does_not_replace_the_labels_of_another(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """These formats name a photo's file by its stem."""
+    out = results(tmp_path / "out", {"a.jpg": labels(1), "a.png": labels(2), "b.jpg": labels(3)})
+    target = tmp_path / "labels"
+    assert main(["export", str(out), "--format", kind, "-o", str(target)]) == 1
+    told = capsys.readouterr()
+    assert "problem: a.png: its file " in told.err
+    assert "is that of a.jpg: rename one of them" in told.err
+    assert "2 photos" in told.out
+    found = read_again(kind, target, {"a": (60, 40), "b": (60, 40)})
+    assert (found["a"] == labels(1)).all()
+
+
+def test_a_label_that_vocs_list_cannot_hold_is_a_usage_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = results(tmp_path / "out", {"a.jpg": labels(1)})
+    with Manifest(out / FILE_NAME) as manifest:
+        manifest.set_classes(("background", "cat: a pet", "dog"))
+    words = ["export", str(out), "--format", "voc", "-o", str(tmp_path / "labels")]
+    assert main(words) == 2
+    assert "cannot hold a colon" in capsys.readouterr().err
+    assert not (tmp_path / "labels").exists()
+
+
+def test_a_mask_that_claims_to_be_huge_is_a_problem_of_its_photo(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = results(tmp_path / "out", {"a.jpg": labels(1), "b.jpg": labels(2)})
+    png = bytearray((out / "a.mask.png").read_bytes())
+    png[16:24] = (60_000).to_bytes(4, "big") * 2
+    png[29:33] = zlib.crc32(png[12:29]).to_bytes(4, "big")
+    (out / "a.mask.png").write_bytes(png)
+    target = tmp_path / "labels.json"
+    assert main(["export", str(out), "--format", "coco", "-o", str(target)]) == 1
+    assert "problem: a.jpg: " in capsys.readouterr().err
+    assert [each["file_name"] for each in json.loads(target.read_text())["images"]] == ["b.jpg"]
 
 
 def test_an_empty_out_is_a_usage_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

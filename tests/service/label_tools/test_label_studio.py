@@ -15,6 +15,7 @@ from annotations.draw import draw
 from annotations.errors import Notes
 from annotations.files import Reading
 from annotations.formats import READERS
+from annotations.labelstudio import photo_name
 from service.client import Client
 from service.label_tools.drafts import Drafter, matched
 from service.label_tools.label_studio import Backend, PhotoSource, create_app, main
@@ -222,3 +223,24 @@ def test_a_model_that_the_service_lacks_is_a_usage_error(
 ) -> None:
     assert main([url, "--model", "huge"]) == 2
     assert "model huge: the service has tiny" in capsys.readouterr().err
+
+
+def test_names_of_local_files_are_decoded_once(tmp_path: Path) -> None:
+    """`a%20b.png` is a file's own name here; Label Studio encodes it again."""
+    (tmp_path / "a%20b.png").write_bytes(b"photo")
+    source = PhotoSource(local_files=tmp_path)
+    assert source.read("/data/local-files/?d=a%2520b.png") == b"photo"
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("/data/upload/3/0123abcd-a.jpg", "a.jpg"),
+        ("/data/local-files/?d=b/a%26b.jpg", "b/a&b.jpg"),
+        ("https://cdn.example/b/a%20b.jpg?token=1", "b/a b.jpg"),
+        ("s3://bucket/b/a%20b#1?.jpg", "b/a%20b#1?.jpg"),
+        ("C:\\photos\\a.jpg", "\\photos\\a.jpg"),
+    ],
+)
+def test_photos_are_named_by_their_address(address: str, expected: str) -> None:
+    assert photo_name(address) == expected

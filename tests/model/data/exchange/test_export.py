@@ -6,6 +6,7 @@ import base64
 import contextlib
 import io
 import json
+import sys
 import warnings
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -228,6 +229,23 @@ def test_a_broken_mask_is_named_and_the_others_are_written(
     assert "problem: 1: " in capsys.readouterr().out
     images = json.loads(out.read_text())["images"]
     assert [image["file_name"] for image in images] == ["0.jpg", "2.jpg"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_name_that_is_no_utf8_can_be_exported(kind: str, data: Path) -> None:
+    """`caf\\xe9.jpg` of an old disk; JSON holds it as an escape, which our import reads again."""
+    photo, name = data / "images" / "train" / "1.jpg", "caf\udce9"
+    photo.rename(photo.with_name(f"{name}.jpg"))
+    mask = data / "masks" / "train" / "1.png"
+    mask.rename(mask.with_name(f"{name}.png"))
+    target = export(data, kind)
+    if kind == "coco":
+        images = json.loads(target.read_text(encoding="utf-8"))["images"]
+        assert f"{name}.jpg" in {image["file_name"] for image in images}
+    if kind == "voc":
+        listed = target / "ImageSets" / "Segmentation" / "train.txt"
+        assert b"caf\xe9\n" in listed.read_bytes()
 
 
 def test_a_folder_with_files_in_it_is_not_overwritten(

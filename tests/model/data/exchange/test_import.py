@@ -505,6 +505,52 @@ def test_files_of_another_tool_are_refused_with_a_clear_message(
     assert str(wrong) in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "content"),
+    [
+        ("yolo-seg", "a.txt", b"0 \xff\xfe"),
+        ("yolo-seg", "classes.txt", b"\xff\xfe"),
+        (
+            "labelstudio",
+            "a.json",
+            b'[{"data": {"image": "http://[x"}, "annotations": [{"result": []}]}]',
+        ),
+        (
+            "cityscapes-like",
+            "a_polygons.json",
+            b'{"imgWidth": "wide", "imgHeight": 1, "objects": []}',
+        ),
+        ("cityscapes-like", "a_polygons.json", b"{"),
+    ],
+)
+def test_broken_files_are_named(
+    kind: str,
+    name: str,
+    content: bytes,
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    (folder / "classes.txt").write_text("square\n")
+    (folder / "a.txt").write_text("0 0 0 1 0 1 1\n")
+    (folder / name).write_bytes(content)
+    assert run(kind, folder, photos) == 2
+    told = capsys.readouterr().err
+    assert str(folder / name) in told
+    assert told.count(str(folder)) == 1
+
+
+def test_a_declared_size_of_nothing_is_a_problem_of_its_photo(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = [{"id": 7, "file_name": "a.jpg", "width": 0, "height": 0}]
+    labels = files.coco_file(tmp_path / "a.json", images=images)
+    assert run("coco", labels, photos, "--rescale") == 1
+    assert "its labels are for 0 x 0 pixels" in capsys.readouterr().out
+
+
 def test_a_second_import_does_not_overwrite_the_first(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

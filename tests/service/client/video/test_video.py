@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
+import threading
 import tracemalloc
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from service.client.cli import main
+from service.client.video.frames import Frame, Source
+from service.client.video.run import completed
 from tests.service import onnx_models
 from tests.service.processes import running
 from tests.service.web import photo
@@ -75,6 +80,40 @@ def test_a_video_of_a_service_has_the_colours_of_the_classes(
         shares = np.where(labels > 0, 0.7, 0.0)[..., None]
         expected = colors if output == "color" else picture * (1 - shares) + colors * shares
         assert np.abs(each - expected).mean() < 8
+
+
+def test_packets_without_times_are_decoded_too(tmp_path: Path) -> None:
+    """A bare H.264 stream, as some cameras write it, has neither pts nor dts."""
+    clip = clips.save(tmp_path / "clip.h264", PICTURES, codec="libx264")
+    with Source(clip) as source:
+        frames = [each for each in source if isinstance(each, Frame)]
+        assert source.damaged == 0
+    assert len(frames) == len(PICTURES)
+    steps = {after.pts - before.pts for before, after in pairwise(frames)}
+    assert steps == {round(1 / source.rate / source.time_base)}
+
+
+def test_a_cancelled_run_waits_for_the_thread_that_uses_its_files() -> None:
+    """FFmpeg would crash if its file were closed meanwhile."""
+    begun, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun.set()
+        go_on.wait(10)
+        ended.set()
+
+    async def cancelled() -> None:
+        task = asyncio.create_task(completed(work))
+        await asyncio.to_thread(begun.wait, 10)
+        task.cancel()
+        await asyncio.sleep(0.01)
+        assert not task.done()
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cancelled())
+    assert ended.is_set()
 
 
 def test_odd_sizes_gain_a_row_and_a_column(here: list[str], tmp_path: Path) -> None:
