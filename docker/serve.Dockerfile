@@ -38,6 +38,7 @@ FROM builder AS app
 COPY LICENSE NOTICE /build/app/
 COPY docker/healthcheck.py docker/check_gpu.py /build/app/docker/
 COPY annotations /build/app/annotations
+COPY pixels /build/app/pixels
 COPY postprocess /build/app/postprocess
 COPY service /build/app/service
 RUN sh /build/build_app.sh /build/app

@@ -38,6 +38,7 @@ ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin \
 COPY --from=venv /rootfs /
 COPY LICENSE NOTICE /app/
 COPY annotations /app/annotations
+COPY pixels /app/pixels
 COPY postprocess /app/postprocess
 COPY model /app/model
 COPY export /app/export

@@ -163,7 +163,7 @@ def test_nothing_imports_a_command() -> None:
     commands = {
         f"{package}.{name}" for package, names in COMMANDS.items() for name in names - {"__main__"}
     }
-    for package in ("annotations", "postprocess", "model", "export", "service"):
+    for package in ("annotations", "pixels", "postprocess", "model", "export", "service"):
         for path in (ROOT / package).rglob("*.py"):
             for node in imports(path):
                 if isinstance(node, ast.ImportFrom) and node.module:
@@ -173,7 +173,7 @@ def test_nothing_imports_a_command() -> None:
 
 def test_library_code_is_not_kept_in_a_command() -> None:
     """Scripts and studies may import the command from a `__main__`, but nothing else."""
-    for package in ("annotations", "postprocess", "model", "export", "service", "tests"):
+    for package in ("annotations", "pixels", "postprocess", "model", "export", "service", "tests"):
         for path in (ROOT / package).rglob("*.py"):
             if "__main__" not in path.read_text(encoding="utf-8"):
                 continue
@@ -186,6 +186,7 @@ def test_library_code_is_not_kept_in_a_command() -> None:
     ("package", "forbidden"),
     [
         ("annotations", {"model", "service", "export", "torch", "onnx"}),
+        ("pixels", {"annotations", "postprocess", "model", "service", "export", "torch", "onnx"}),
         ("postprocess", {"model", "service", "export", "torch", "onnx", "pydantic"}),
         ("model", {"service", "export"}),
         ("service", {"model", "export", "torch", "onnx"}),
@@ -196,8 +197,8 @@ def test_dependencies_run_one_way(package: str, forbidden: set[str]) -> None:
         assert imports_of(path).isdisjoint(forbidden), path
 
 
-@pytest.mark.parametrize("part", ["postprocess", "service/images", "service/inference"])
-def test_postprocess_images_and_inference_know_no_http(part: str) -> None:
+@pytest.mark.parametrize("part", ["pixels", "postprocess", "service/images", "service/inference"])
+def test_pixels_masks_and_inference_know_no_http(part: str) -> None:
     web = {"fastapi", "starlette", "uvicorn", "httpx"}
     for path in (ROOT / part).glob("*.py"):
         assert imports_of(path).isdisjoint(web), path
@@ -214,5 +215,5 @@ def test_the_batcher_does_not_know_the_engine() -> None:
 
 def test_no_file_is_named_after_a_library() -> None:
     libraries = {"onnx", "json", "torch", "fastapi", "httpx", "pydantic", "numpy", "PIL"}
-    for package in ("annotations", "postprocess", "model", "export", "service"):
+    for package in ("annotations", "pixels", "postprocess", "model", "export", "service"):
         assert libraries.isdisjoint(path.stem for path in (ROOT / package).rglob("*.py"))

@@ -31,7 +31,7 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 MODULE = re.compile(r"python\s+-m\s+((?:model|export|service)[\w.]*)")
 PATH = re.compile(
-    r"`((?:annotations|postprocess|model|export|service|docker|docs|tests)/[\w./-]+)`"
+    r"`((?:annotations|pixels|postprocess|model|export|service|docker|docs|tests)/[\w./-]+)`"
 )
 
 
@@ -112,7 +112,7 @@ def test_constants_named_in_contributing_exist() -> None:
     """The guides to common changes name the tables to extend, such as `BACKBONES`."""
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`([A-Z][A-Z_]{4,})`", text))
-    folders = ("annotations", "postprocess", "model", "export", "service")
+    folders = ("annotations", "pixels", "postprocess", "model", "export", "service")
     sources = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
     defined = {
         name

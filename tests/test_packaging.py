@@ -19,7 +19,7 @@ from tests.conftest import is_wholly_slow
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 COMMANDS: dict[str, str] = PROJECT["project"]["scripts"]
-PACKAGES = ("annotations/", "postprocess/", "model/", "export/", "service/")
+PACKAGES = ("annotations/", "pixels/", "postprocess/", "model/", "export/", "service/")
 
 
 # One interpreter for all of them: each would load torch anew. {name: [exit code, output]}

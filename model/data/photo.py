@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import TiffImageFile
 
-from model.data.colors import to_srgb
+from pixels.srgb import to_srgb
 
 EXIF_ORIENTATION = 0x0112
 EXIF_ERRORS = (ValueError, TypeError, KeyError, SyntaxError, struct.error)
@@ -108,16 +108,7 @@ def as_photo(source: Path | str | Image.Image | NDArray[np.uint8]) -> NDArray[np
 
 def rgb(image: Image.Image) -> Image.Image:
     """Convert to sRGB: 16-bit grey is scaled to 8 bits, transparent pixels become white."""
-    profile = image.info.get("icc_profile")
-    if image.mode.startswith("I;16"):  # `convert` would clip it
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.has_transparency_data:  # what is transparent holds arbitrary colours
-        rgba = image.convert("RGBA")
-        opaque = image.getchannel("L") if image.mode == "LA" else rgba.convert("RGB")
-        shown = Image.new("RGB", rgba.size, "white")
-        shown.paste(to_srgb(opaque, profile), mask=rgba.getchannel("A"))
-        return shown
-    return to_srgb(image, profile)
+    return to_srgb(image, image.info.get("icc_profile"))
 
 
 def upright(image: Image.Image) -> Image.Image:

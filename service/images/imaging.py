@@ -24,11 +24,11 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 from pycocotools import mask as coco
 
+from pixels.srgb import to_srgb
 from postprocess.runs import Spread
 from service.errors import ImageTooLarge, InvalidImage
 from service.images import heif, png, scans, tags
 from service.images.chunks import readable
-from service.images.colors import to_srgb
 from service.images.png import Rows
 from service.images.tiff import Tiff, is_tiff, open_tiff
 from service.inference.contract import Color, InputSize

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
-from service.images import colors, imaging
+from service.images import imaging
 from tests.service.images.profiles import cmyk_profile, wide_profile
 
 GRADIENT = np.stack(np.meshgrid(np.arange(0, 256, 5), np.arange(0, 256, 7)), -1).astype(np.uint8)
@@ -91,17 +91,3 @@ def test_an_srgb_profile_changes_nothing() -> None:
 def test_lightness_and_hue_of_a_lab_file_become_srgb() -> None:
     lab = Image.new("LAB", (4, 3), (255, 128, 128))  # white; a and b of zero are 128
     assert shown(encoded(lab, "TIFF")).min() >= 254
-
-
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-def test_strips_of_a_transparent_photo_join_without_a_seam(
-    mode: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Many strips, of which the last is shorter, give the pixels of a single one."""
-    rng = np.random.default_rng(0)
-    image = Image.fromarray(rng.integers(0, 256, (50, 30, 4), np.uint8)).convert(mode)
-    if mode == "P":
-        image.info["transparency"] = 3
-    whole = np.asarray(colors.to_srgb(image, None))
-    monkeypatch.setattr(colors, "STRIP", 7 * 30)
-    assert (np.asarray(colors.to_srgb(image, None)) == whole).all()

@@ -1,7 +1,8 @@
 """Convert pixels of any mode to sRGB: apply ICC profiles, and make transparency white.
 
-Networks are trained on sRGB, and screens show it. Without the conversion an Adobe RGB photo
-is pale, and a CMYK photo is off by some twenty levels. Little CMS converts; ICC.1:2022.
+Networks are trained on sRGB and served sRGB, and screens show it. Without the conversion an
+Adobe RGB photo is pale, and a CMYK photo is off by some twenty levels. Little CMS converts;
+ICC.1:2022.
 """
 
 from __future__ import annotations
@@ -10,23 +11,25 @@ import io
 from functools import cache, lru_cache
 from typing import Literal
 
+import numpy as np
 from PIL import Image, ImageCms
 from PIL.ImageCms import ImageCmsProfile, ImageCmsTransform, PyCMSError
 
-from service.images import tiff
-
-WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 SPACES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # colour space of a profile -> Pillow's mode
-MAX_PROFILE = 8 * 1024 * 1024
+MAX_PROFILE = 8 * 1024 * 1024  # bytes; larger ones are ignored
 STRIP = 1 << 20  # pixels
 REMEMBERED = 8  # cached profiles: a camera or an archive uses one or two
 
 
 def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Convert a decoded image to RGB; ignore a profile that is broken or for another mode."""
+    """Convert a decoded image of any mode to RGB, of the same size.
+
+    `profile`: the ICC profile; one that is broken or for another mode is ignored. Grey of 16 bits
+    keeps its highest 8.
+    """
     if image.mode.startswith("I;16"):  # Pillow would clip it, not scale it
-        image = Image.fromarray(tiff.eight_bits(image))
-    if image.mode in WITH_ALPHA or "transparency" in image.info:
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
         return _on_white(image, profile)
     return _converted(image, profile)
 
