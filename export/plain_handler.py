@@ -20,7 +20,7 @@ from fastapi import FastAPI, Response, UploadFile
 from PIL import Image, ImageOps
 
 from export.graph import LabelGraph
-from model import checkpoint
+from model import arguments, checkpoint
 from service.inference import cpus
 
 
@@ -54,16 +54,14 @@ def create_app(source: Path, size: tuple[int, int], device: str = "cpu") -> Fast
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until a signal ends it."""
     p = argparse.ArgumentParser(prog="python -m export.plain_handler", description=__doc__)
-    p.add_argument(
-        "checkpoint", type=Path, help="checkpoint: NAME of NAME.safetensors and NAME.json"
-    )
+    arguments.add_checkpoint(p)
     p.add_argument("--port", type=int, required=True, help="port to listen on")
-    p.add_argument("--size", metavar="H,W", default="513,513", help="input size in pixels")
+    size = "input size in pixels (default: 513,513)"
+    p.add_argument("--size", type=arguments.size, metavar="H,W", default=(513, 513), help=size)
     p.add_argument("--device", default="cpu", help="torch device (default: cpu)")
     args = p.parse_args(argv)
-    height, width = map(int, args.size.split(","))
     torch.set_num_threads(cpus.available())
-    app = create_app(args.checkpoint, (height, width), args.device)
+    app = create_app(args.checkpoint, args.size, args.device)
     uvicorn.run(app, port=args.port, log_level="warning")
     return 0
 

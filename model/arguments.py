@@ -38,6 +38,37 @@ def add_passes(p: ArgumentParser) -> None:
     p.add_argument("--flip", action="store_true", help="also average with the mirrored photo")
 
 
+def add_checkpoint(p: ArgumentParser) -> None:
+    """Add the checkpoint that a command reads."""
+    p.add_argument(
+        "checkpoint", type=Path, help="checkpoint: NAME of NAME.safetensors and NAME.json"
+    )
+
+
+def add_dataset(p: ArgumentParser, split: str | None = "val") -> None:
+    """Add --dataset, --data and --split; without a default split it is the one trained on."""
+    p.add_argument("--dataset", choices=sorted(DATASETS), help=DATASET_HELP)
+    p.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of the data set")
+    usual = split or "the one trained on"
+    p.add_argument("--split", default=split, help=f"part of the data set (default: {usual})")
+
+
+def add_rates(p: ArgumentParser, multi_grid: str, atrous_rates: str) -> None:
+    """Add --multi-grid and --atrous-rates; their defaults are told in these words."""
+    p.add_argument(
+        "--multi-grid",
+        type=integers,
+        metavar="A,B,C",
+        help=f"factors of the last block's rates (default: {multi_grid})",
+    )
+    p.add_argument(
+        "--atrous-rates",
+        type=integers,
+        metavar="R,...",
+        help=f"rates of the ASPP at output stride 16 (default: {atrous_rates})",
+    )
+
+
 def add_device(p: ArgumentParser) -> None:
     """Add --device, for every command that runs a network on photos."""
     import torch  # noqa: PLC0415 - takes seconds to load, and few options need it
@@ -53,19 +84,11 @@ def add_device(p: ArgumentParser) -> None:
 
 def add_remade(p: ArgumentParser) -> None:
     """Add the checkpoint to read, the one to write, and the data set it was trained on."""
-    p.add_argument(
-        "checkpoint", type=Path, help="checkpoint: NAME of NAME.safetensors and NAME.json"
-    )
+    add_checkpoint(p)
     p.add_argument(
         "-o", "--out", type=Path, required=True, help="checkpoint to write, another NAME"
     )
-    p.add_argument(
-        "--dataset",
-        choices=sorted(DATASETS),
-        help=DATASET_HELP,
-    )
-    p.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of the data set")
-    p.add_argument("--split", help="part of the data set (default: the one trained on)")
+    add_dataset(p, None)
     p.add_argument(
         "--sampling",
         default="balanced",
@@ -98,6 +121,10 @@ def add_windows(p: ArgumentParser, *, whole: bool = True) -> None:
     )
 
 
+# What takes less memory: for commands with `add_passes` and `add_windows`, and for others.
+SMALLER_CROP = (
+    "take a checkpoint of a smaller model.crop_size, or --device cpu where a GPU is too small"
+)
 LESS_MEMORY = (
     "take fewer or smaller --scales, a larger --output-stride, or --sliding; leave out --whole "
     "and --flip"

@@ -96,7 +96,7 @@ MODEL = {
     "weights": {"checkpoint", "convert", "data", "network"},
     "evaluate": {"arguments", "checkpoint", "data", "memory", "network"},
     "train": {"arguments", "checkpoint", "data", "evaluate", "memory", "network"},
-    "curate": {"arguments", "checkpoint", "data", "evaluate", "network"},
+    "curate": {"arguments", "checkpoint", "data", "evaluate", "memory", "network"},
     "finish": {"arguments", "checkpoint", "data", "evaluate", "memory", "network"},
     "paper": {"arguments", "checkpoint", "data", "evaluate", "network", "train"},
     "start": {"data", "network", "train"},

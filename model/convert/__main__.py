@@ -77,18 +77,10 @@ def parser() -> argparse.ArgumentParser:
             help="class names: voc, cityscapes, ade20k or a file with a line `name [R G B]` per "
             "class (default: guessed from the number of classes)",
         )
-    tf.add_argument(
-        "--multi-grid",
-        type=arguments.integers,
-        metavar="A,B,C",
-        help="factors of the last block's rates (default: 1,2,4 for ResNet, else 1,1,1)",
-    )
-    tf.add_argument(
-        "--atrous-rates",
-        type=arguments.integers,
-        metavar="R,...",
-        help="rates of the ASPP at output stride 16 (default: 6,12,18, or none in a network "
-        "without atrous branches)",
+    arguments.add_rates(
+        tf,
+        multi_grid="1,2,4 for ResNet, else 1,1,1",
+        atrous_rates="6,12,18, or none in a network without atrous branches",
     )
     return p
 

@@ -22,12 +22,11 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from model import arguments, checkpoint
+from model import arguments, checkpoint, memory
 from model.checkpoint import Card, CheckpointError
 from model.curate.suspects import Suspect, suspects
-from model.data.dataset import DATASETS, Dataset, DatasetError, Pair, find, read_pair
-from model.data.guess import choose
-from model.evaluate.evaluation import check_classes
+from model.data.dataset import Dataset, DatasetError, Pair, read_pair
+from model.evaluate.options import open_dataset
 from model.evaluate.pictures import overlaid
 from model.evaluate.report import jpeg, legend, picture
 from model.network.deeplab import DeepLabV3Plus
@@ -150,10 +149,8 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example: python -m model.audit runs/mine/model --data DIR --split train -o audit",
     )
-    p.add_argument("checkpoint", help="checkpoint: NAME of NAME.safetensors and NAME.json")
-    p.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of the data set")
-    p.add_argument("--dataset", choices=sorted(DATASETS), help=arguments.DATASET_HELP)
-    p.add_argument("--split", default="train", help="part of the data set (default: train)")
+    arguments.add_checkpoint(p)
+    arguments.add_dataset(p, "train")
     p.add_argument(
         "-o", "--out", type=Path, required=True, metavar="DIR", help="folder for the results"
     )
@@ -175,13 +172,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         card = checkpoint.read_card(args.checkpoint)
         net = checkpoint.load_on(args.device, args.checkpoint)
-        kind = choose(args.dataset, args.data, card.training.get("dataset"))
-        dataset = find(kind, args.data, args.split)
-        check_classes(card.classes, dataset)
-        judge = Judge(net, card, dataset)
-        found, problems = audit(judge)
-        written = write(found, judge, args.out, args.shown)
-    except (CheckpointError, DatasetError, OSError) as error:
+        judge = Judge(net, card, open_dataset(args, card.classes, card.training.get("dataset")))
+        with memory.advising(arguments.SMALLER_CROP):
+            found, problems = audit(judge)
+            written = write(found, judge, args.out, args.shown)
+    except (CheckpointError, DatasetError, memory.ShortageError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if args.json:

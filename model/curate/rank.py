@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from model import arguments, checkpoint
+from model import arguments, checkpoint, memory
 from model.checkpoint import CheckpointError
 from model.curate.uncertainty import feature, measured, spread
 from model.data.pairs import DatasetError
@@ -117,7 +117,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example: python -m model.rank runs/mine/model photos -o next --by diverse -n 100",
     )
-    p.add_argument("checkpoint", help="checkpoint: NAME of NAME.safetensors and NAME.json")
+    arguments.add_checkpoint(p)
     p.add_argument(
         "photos",
         type=Path,
@@ -153,10 +153,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         photos = find_photos(args.photos)
         net = checkpoint.load_on(args.device, args.checkpoint)
-        ranked, problems = rank(net, photos, args.by, args.count)
+        with memory.advising(arguments.SMALLER_CROP):
+            ranked, problems = rank(net, photos, args.by, args.count)
         base = args.photos if args.photos.is_dir() else args.photos.parent
         written = write(ranked, args.by, base, args.out, args.shown)
-    except (CheckpointError, DatasetError, OSError) as error:
+    except (CheckpointError, DatasetError, memory.ShortageError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for problem in problems:

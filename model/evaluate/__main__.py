@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from model import arguments, checkpoint, memory
 from model.data.dataset import DatasetError
@@ -34,9 +33,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example: python -m model.evaluate runs/light/model --data DATA --output-stride 8",
     )
-    p.add_argument(
-        "checkpoint", type=Path, help="checkpoint: NAME of NAME.safetensors and NAME.json"
-    )
+    arguments.add_checkpoint(p)
     add_evaluation_arguments(p)
     arguments.add_passes(p)
     arguments.add_windows(p)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from model import arguments
-from model.data.dataset import DATASETS, Dataset, find
+from model.data.dataset import Dataset, find
 from model.data.guess import choose
 from model.evaluate.evaluation import check_classes, show
 
@@ -19,13 +19,7 @@ PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 
 def add_evaluation_arguments(p: argparse.ArgumentParser) -> None:
     """The options that model.evaluate and export.evaluate share."""
-    p.add_argument(
-        "--dataset",
-        choices=sorted(DATASETS),
-        help=arguments.DATASET_HELP,
-    )
-    p.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of the data set")
-    p.add_argument("--split", default="val", help="part of the data set (default: val)")
+    arguments.add_dataset(p)
     p.add_argument(
         "--trimap",
         type=arguments.widths,

@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=EXAMPLES,
     )
-    p.add_argument("checkpoint", help="checkpoint: NAME of NAME.safetensors and NAME.json")
+    arguments.add_checkpoint(p)
     p.add_argument("images", nargs="*", type=Path, metavar="PHOTO", help="photos to segment")
     p.add_argument(
         "-o", "--out", type=Path, required=True, metavar="DIR", help="folder for the masks"

@@ -282,7 +282,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
-        with memory.advising("take --device cpu, or a checkpoint of a smaller model.crop_size"):
+        with memory.advising(arguments.SMALLER_CROP):
             text = build(args)
         out = args.out or args.run / "report.html"
         out.write_text(text, encoding="utf-8")

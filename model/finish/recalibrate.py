@@ -138,6 +138,12 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
+def less_memory(batch: int) -> str:
+    """What takes less memory than batches of so many photos, of which the fewest are 2."""
+    fewer = f"--batch {batch}: take fewer photos at once; or "
+    return (fewer if batch > 2 else "") + arguments.SMALLER_CROP
+
+
 def main(argv: list[str] | None = None) -> int:
     p = parser()
     args = p.parse_args(argv)
@@ -150,7 +156,7 @@ def main(argv: list[str] | None = None) -> int:
         kind = choose(args.dataset, args.data, card.training.get("dataset"))
         dataset = find(kind, args.data, args.split)
         order = drawn(dataset, args.sampling, args.photos, args.seed)
-        with memory.advising(f"--batch {args.batch}: take fewer photos at once"):
+        with memory.advising(less_memory(args.batch)):
             recalibrate(net, whole(dataset, order, net), args.photos, args.batch)
         note = {key: getattr(args, key) for key in ("split", "sampling", "photos", "batch", "seed")}
         training = card.training | {"recalibrated": note}

@@ -31,10 +31,9 @@ from tqdm import tqdm
 
 from model import arguments, checkpoint, memory
 from model.checkpoint import CheckpointError
-from model.data.dataset import DATASETS, Dataset, DatasetError, find, read_pair
-from model.data.guess import choose
+from model.data.dataset import Dataset, DatasetError, read_pair
 from model.data.survey import expect_classes, survey
-from model.evaluate.evaluation import check_classes
+from model.evaluate.options import open_dataset
 from model.network.deeplab import DeepLabV3Plus
 from model.network.inference import full_logits, nearest, prepare, shrunk
 
@@ -140,15 +139,11 @@ def parser() -> argparse.ArgumentParser:
         epilog="example: python -m model.temperature runs/light/model -o runs/sure/model "
         "--data DATA --split val",
     )
-    p.add_argument(
-        "checkpoint", type=Path, help="checkpoint: NAME of NAME.safetensors and NAME.json"
-    )
+    arguments.add_checkpoint(p)
     p.add_argument(
         "-o", "--out", type=Path, required=True, help="checkpoint to write, another NAME"
     )
-    p.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of the data set")
-    p.add_argument("--dataset", choices=sorted(DATASETS), help=arguments.DATASET_HELP)
-    p.add_argument("--split", default="val", help="part of the data set (default: val)")
+    arguments.add_dataset(p)
     p.add_argument(
         "--pixels",
         type=arguments.positive,
@@ -166,13 +161,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         net = checkpoint.load_on(args.device, args.checkpoint)
         card = checkpoint.read_card(args.checkpoint)
-        kind = choose(args.dataset, args.data, card.training.get("dataset"))
-        dataset = find(kind, args.data, args.split)
-        check_classes(card.classes, dataset)
+        dataset = open_dataset(args, card.classes, card.training.get("dataset"))
         expect_classes(survey(dataset))
         if len(dataset.pairs) < 2:
             raise DatasetError(f"{dataset.name} {args.split} has one photo: give two or more")
-        with memory.advising("crop_size: take a network of smaller crops"):
+        with memory.advising(arguments.SMALLER_CROP):
             photos = drawn(net, dataset, args.pixels, np.random.default_rng(args.seed))
         found = report(photos, dataset)
         state = net.state_dict()

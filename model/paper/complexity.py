@@ -253,25 +253,8 @@ def parser() -> argparse.ArgumentParser:
         metavar="X",
         help="width of MobileNetV2 (default: 1)",
     )
-    p.add_argument(
-        "--multi-grid",
-        type=arguments.integers,
-        metavar="A,B,C",
-        help="factors of the last block's rates (default: as published)",
-    )
-    p.add_argument(
-        "--atrous-rates",
-        type=arguments.integers,
-        metavar="R,...",
-        help="rates of the ASPP at output stride 16 (default: 6,12,18)",
-    )
-    p.add_argument(
-        "--size",
-        type=arguments.size,
-        default=PAPER_SIZE,
-        metavar="H,W",
-        help="photo in pixels (default: 513,513)",
-    )
+    arguments.add_rates(p, multi_grid="as published", atrous_rates="6,12,18")
+    add_size(p)
     p.add_argument(
         "--scales",
         type=arguments.scales,
@@ -285,6 +268,17 @@ def parser() -> argparse.ArgumentParser:
         "--summary", action="store_true", help="print output shapes and costs block by block"
     )
     return p
+
+
+def add_size(p: argparse.ArgumentParser) -> None:
+    """Add the size of the photo that is counted or drawn."""
+    p.add_argument(
+        "--size",
+        type=arguments.size,
+        default=PAPER_SIZE,
+        metavar="H,W",
+        help="photo in pixels (default: 513,513)",
+    )
 
 
 def config_of(args: argparse.Namespace) -> ModelConfig:

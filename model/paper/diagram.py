@@ -8,9 +8,8 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import NamedTuple, get_args
 
-from model import arguments
 from model.network.config import PUBLISHED, BackboneName, ModelConfig
-from model.paper.complexity import PAPER_SIZE, BlockRow, build, shape_table
+from model.paper.complexity import PAPER_SIZE, BlockRow, add_size, build, shape_table
 
 WIDTH, HEIGHT = 1180, 640
 BY = "\N{MULTIPLICATION SIGN}"
@@ -238,13 +237,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="default: xception_65",
     )
     p.add_argument("--output-stride", type=int, choices=(8, 16, 32), default=16, help="default: 16")
-    p.add_argument(
-        "--size",
-        type=arguments.size,
-        default=PAPER_SIZE,
-        metavar="H,W",
-        help="photo in pixels (default: 513,513)",
-    )
+    add_size(p)
     p.add_argument(
         "-o",
         "--out",

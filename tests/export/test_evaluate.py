@@ -22,7 +22,8 @@ from model.evaluate import __main__ as model_evaluate
 from model.network.deeplab import DeepLabV3Plus
 from service.inference.contract import InputSize
 from tests.export.conftest import CONFIG
-from tests.model import voc_folder
+from tests.model import limits, voc_folder
+from tests.service import onnx_models
 
 
 def test_importing_the_service_keeps_the_pixel_limit_of_training(tmp_path: Path) -> None:
@@ -100,3 +101,19 @@ def test_an_option_that_does_not_apply_to_a_file_is_refused(
     with pytest.raises(SystemExit, match="2"):
         export_evaluate.main(["x.onnx", "--data", str(tmp_path), "--whole"])
     assert "--whole" in capsys.readouterr().err
+
+
+@limits.needs_linux
+def test_running_out_of_memory_names_what_takes_less(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file whose input has 2.7 GB for each photo."""
+    monkeypatch.setattr(onnx_models, "SIZE", (30_000, 30_000))
+    monkeypatch.setattr(onnx_models, "CLASSES", VOC_CLASSES)
+    monkeypatch.setattr(onnx_models, "PALETTE", voc_palette(len(VOC_CLASSES)))
+    file = onnx_models.save(tmp_path / "large.onnx")
+    data = voc_folder.make(tmp_path, count=1, split="val")
+    with limits.memory_at_most():
+        assert export_evaluate.main([str(file), "--data", str(data)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: out of memory: export with a smaller --size, or fewer")

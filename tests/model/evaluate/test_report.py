@@ -18,7 +18,7 @@ from model.checkpoint import Card
 from model.data.dataset import VOC_CLASSES, voc_palette
 from model.evaluate import __main__ as evaluate
 from model.evaluate import plots, report
-from tests.model import voc_folder
+from tests.model import limits, voc_folder
 from tests.model.nets import tiny
 
 EVIL = '<script>alert("x")</script>'
@@ -185,3 +185,19 @@ def test_class_names_with_dollars_are_not_formulas(run: Path) -> None:
     """matplotlib would try to parse a formula and fail."""
     checkpoint.record_metrics(run / "model", {"miou": 0.1, "iou": {r"a $\frac$ b$": 0.4}})
     assert "IoU by class" in made(run).images()
+
+
+@limits.needs_linux
+def test_a_report_that_runs_out_of_memory_says_what_takes_less(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = checkpoint.read_card(run / "model")
+    large = card.model.model_copy(update={"crop_size": (limits.LARGEST, limits.LARGEST)})
+    net = checkpoint.load(run / "model")
+    checkpoint.save(run / "model", net.state_dict(), card.model_copy(update={"model": large}))
+    data = voc_folder.make(tmp_path, count=1, split="val")
+    with limits.memory_at_most():
+        assert report.main([str(run), "--data", str(data), "--device", "cpu"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: out of memory: take a checkpoint of a smaller model.crop_size")
+    assert not (run / "report.html").exists()

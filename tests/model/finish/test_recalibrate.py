@@ -14,7 +14,7 @@ from model.checkpoint import Card
 from model.data.dataset import VOC_CLASSES, find, voc_palette
 from model.finish import recalibrate
 from model.network.layers import batch_norms
-from tests.model import voc_folder
+from tests.model import limits, voc_folder
 from tests.model.nets import shake, tiny
 
 
@@ -105,3 +105,30 @@ def test_a_missing_split_is_named(
 ) -> None:
     assert run(source, tmp_path / "out", "--split", "nowhere") == 1
     assert "nowhere" in capsys.readouterr().err
+
+
+@limits.needs_linux
+@pytest.mark.parametrize(
+    ("batch", "advice"),
+    [
+        ("4", "--batch 4: take fewer photos at once; or take a checkpoint of a smaller"),
+        ("2", "take a checkpoint of a smaller model.crop_size"),
+    ],
+)
+def test_running_out_of_memory_names_what_takes_less(
+    batch: str,
+    advice: str,
+    source: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Batches of fewer than two photos are refused, so no smaller one is advised."""
+    card = checkpoint.read_card(source)
+    large = card.model.model_copy(update={"crop_size": (limits.LARGEST, limits.LARGEST)})
+    state = checkpoint.load(source).state_dict()
+    checkpoint.save(source, state, card.model_copy(update={"model": large}))
+    options = ["--photos", batch, "--batch", batch, "--sampling", "uniform"]
+    with limits.memory_at_most():
+        assert run(source, tmp_path / "out", *options) == 1
+    assert capsys.readouterr().err.startswith(f"error: out of memory: {advice}")
+    assert not list(tmp_path.glob("out*"))

@@ -42,8 +42,8 @@ from model.train.run import (
     restore,
     rewind,
 )
-from tests.model import voc_folder
-from tests.model.train.test_main import make_recipe, run
+from tests.model import limits, voc_folder
+from tests.model.train.test_main import TINY, make_recipe, run
 
 
 @pytest.fixture
@@ -492,6 +492,23 @@ def test_the_error_of_running_out_of_memory_says_how_to_use_less(tmp_path: Path)
             failing()
     with pytest.raises(RuntimeError, match="must match"), memory_advice(tmp_path):
         torch.ones(2) + torch.ones(3)
+
+
+@limits.needs_linux
+def test_running_out_of_memory_while_validating_names_what_takes_less(
+    data: Path, tmp_path: Path
+) -> None:
+    """Crops of 33 pixels fit, photos padded to 16,384 do not; the trained state is kept."""
+    model = TINY.model_copy(update={"crop_size": (limits.LARGEST, limits.LARGEST)})
+    config = make_recipe(model=model, validation_split="train", validate_every=1)
+    with (
+        limits.memory_at_most(),
+        pytest.raises(
+            TrainingError, match=r"while validating.*lower that, or set validate_every=0"
+        ),
+    ):
+        run(config, data, tmp_path / "run")
+    assert (tmp_path / "run" / STATE).exists()
 
 
 def test_a_log_is_cut_back_to_the_state(tmp_path: Path) -> None:
