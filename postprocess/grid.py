@@ -48,6 +48,12 @@ class Grid:
             (columns[1], rows[1]),
         )
 
+    def scaled(self, size: tuple[int, int], to: tuple[int, int]) -> Grid:
+        """Return the grid on the photo of `size` (W, H) resized `to` another size."""
+        x, y = to[0] / size[0], to[1] / size[1]
+        origin, step = self.origin, self.step
+        return Grid(self.values, (origin[0] * x, origin[1] * y), (step[0] * x, step[1] * y))
+
     @property
     def transform(self) -> Floats:
         """(2, 3): (x, y) of the photo = transform @ (column, row, 1) of the grid."""

@@ -14,7 +14,7 @@ LONGEST_WINDOW = 31  # frames: a second
 DEFAULT_OUTPUT = "mask,overlay"
 # Flags that only apply to photos.
 NOT_OF_VIDEOS = (
-    *("max_side", "base", "report", "contour", "overlay_format", "mask_format"),
+    *("max_side", "base", "report", "contour", "overlay_format", "mask_format", "picture_side"),
     *("instances", "simplify", "top", "coverage"),
     *("dry_run", "retry_failed", "fail_fast", "max_failures"),
 )
@@ -38,7 +38,9 @@ QUERY = (
     "contour",
     "overlay_format",
     "mask_format",
+    "picture_side",
 )
+RENAMED = {"picture_side": "max_side"}  # --max-side shrinks photos before they are sent
 
 
 def add_results(parser: argparse.ArgumentParser) -> None:
@@ -104,6 +106,8 @@ def add_query(parser: argparse.ArgumentParser) -> None:
     add("--overlay-format", choices=("jpeg", "png"), help="format of the overlay (default: jpeg)")
     formats = "format of the mask: with class colours, or 8-bit grey for OpenCV (default: palette)"
     add("--mask-format", choices=("palette", "gray"), help=formats)
+    small = "longest side of pictures in the answer, in pixels; JSON keeps the photo's own pixels"
+    add("--picture-side", metavar="PX", type=positive, help=f"{small} (default: as the photo)")
 
 
 def _add_refinement(add: Callable[..., object]) -> None:
@@ -151,13 +155,14 @@ def _odd(text: str) -> int:
 def query(options: argparse.Namespace) -> str:
     """Return the given flags of `add_query` as a query string."""
     given = ((name, getattr(options, name)) for name in QUERY)
-    return urlencode([(name, value) for name, value in given if value is not None])
+    return urlencode([(RENAMED.get(name, name), each) for name, each in given if each is not None])
 
 
 def correction(query: str, detail: str) -> str:
     """Return `correct --classes`: the flags whose parameters the service's `detail` names."""
+    flags = {parameter: flag for flag, parameter in RENAMED.items()}
     named = [
-        f"--{name.replace('_', '-')}"
+        f"--{flags.get(name, name).replace('_', '-')}"
         for name in (*parse_qs(query), "output")
         if re.search(rf"(?:^|; ){name}\b", detail)
     ]

@@ -159,10 +159,14 @@ def most_bytes(outputs: tuple[str, ...], size: Size | None) -> int:
 
 
 def segmentation(
-    response: httpx.Response, outputs: tuple[str, ...], size: Size | None = None
+    response: httpx.Response,
+    outputs: tuple[str, ...],
+    size: Size | None = None,
+    max_side: int | None = None,
 ) -> Segmentation:
     """Parse a 200 answer of `/segment`, and check it against the photo's `size` if known.
 
+    `max_side`: the longest side of pictures that was asked for.
     Raises BadAnswerError if it is not what was requested, or not complete.
     """
     headers = response.headers
@@ -177,12 +181,16 @@ def segmentation(
         provider=_text(headers.get("x-execution-provider")),
         request_id=_text(headers.get("x-request-id")),
         timing=parse_timing(headers.get("server-timing", "")),
-        _files=_files(response.content, content_type, outputs, size),
+        _files=_files(response.content, content_type, outputs, size, max_side),
     )
 
 
 def _files(
-    content: bytes, content_type: str, outputs: tuple[str, ...], size: Size | None
+    content: bytes,
+    content_type: str,
+    outputs: tuple[str, ...],
+    size: Size | None,
+    max_side: int | None,
 ) -> dict[str, bytes]:
     """Return the files of an answer; raises BadAnswerError if one is missing or broken."""
     limit = most_bytes(outputs, size)
@@ -197,10 +205,19 @@ def _files(
         if name is None:
             raise BadAnswerError(f"the ZIP answer lacks {output}")
         try:
-            _check_file(output, name, files[name], size, limit)
+            wanted = limited(size, max_side) if output in PICTURES else size
+            _check_file(output, name, files[name], wanted, limit)
         except BadAnswerError as error:
             raise BadAnswerError(f"output={output} is not usable: {error}") from error
     return files
+
+
+def limited(size: Size | None, max_side: int | None) -> Size | None:
+    """Return a size shrunk until no side is longer than `max_side`."""
+    if size is None or max_side is None or max(size) <= max_side:
+        return size
+    width, height = (max(1, round(side * max_side / max(size))) for side in size)
+    return width, height
 
 
 def _check_file(output: str, name: str, content: bytes, size: Size | None, limit: int) -> None:
@@ -220,7 +237,7 @@ def _check_file(output: str, name: str, content: bytes, size: Size | None, limit
         return
     if found not in {size, size[::-1]}:  # EXIF rotation may have turned it
         told = "no size" if found is None else f"{found[0]} x {found[1]} pixels"
-        raise BadAnswerError(f"it has {told}, the photo {size[0]} x {size[1]}")
+        raise BadAnswerError(f"it has {told}, not {size[0]} x {size[1]}")
 
 
 def _json_size(content: bytes) -> Size | None:

@@ -127,8 +127,9 @@ class AsyncClient:
         if not isinstance(image, bytes):
             image = await asyncio.to_thread(protocol.image_bytes, image)
         response = await self._send(ask_segment(image, outputs, model, options))
-        size = pictures.size_of(image)
-        return await asyncio.to_thread(protocol.segmentation, response, outputs, size)
+        size, side = pictures.size_of(image), options.get("max_side")
+        max_side = None if side is None else int(str(side))
+        return await asyncio.to_thread(protocol.segmentation, response, outputs, size, max_side)
 
     async def models(self) -> tuple[ModelInfo, ...]:
         """The models that the service offers."""

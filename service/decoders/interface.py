@@ -1,4 +1,4 @@
-"""What the service needs of its decoders, and the simplest kind: threads."""
+"""What the service needs of its decoders, which also encode, and the simplest kind: threads."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
-from service.images import imaging
+from service.images import imaging, outputs
+from service.images.outputs import Result, Wish
 from service.images.prepare import Header, Plan, Prepared, header, prepare
 from service.inference import tensors
 from service.inference.tensors import Call, Shape
 
 
 class Decoders(Protocol):
-    """Decode photos, and read tensors. To cancel a future abandons its photo."""
+    """Decode photos, encode outputs, read tensors. To cancel a future abandons its work."""
 
     ended: Counter[str]  # processes that ended in the middle of a photo, by reason
 
@@ -24,6 +25,9 @@ class Decoders(Protocol):
 
     def prepare(self, found: Header, plan: Plan) -> Future[Prepared]:
         """Decode a photo and make a model's inputs; the future raises as `open` does."""
+
+    def encode(self, found: Header, result: Result, wish: Wish) -> Future[dict[str, bytes]]:
+        """Make the outputs of a photo, by name; the future raises ImageTooLarge."""
 
     def read_tensor(self, body: bytes, shape: Shape) -> Future[Call]:
         """Read a tensor from JSON; the future raises InvalidRequest."""
@@ -37,7 +41,7 @@ class Decoders(Protocol):
 
 
 class Threads:
-    """Decoders in threads of the service: a photo that has begun cannot be abandoned."""
+    """Decoders in threads of the service: work that has begun cannot be abandoned."""
 
     healthy = True
 
@@ -52,6 +56,11 @@ class Threads:
     def prepare(self, found: Header, plan: Plan) -> Future[Prepared]:
         """Decode a photo and make a model's inputs."""
         return self._pool.submit(partial(_prepare, found, plan))
+
+    def encode(self, found: Header, result: Result, wish: Wish) -> Future[dict[str, bytes]]:
+        """Make the outputs of a photo, by name."""
+        del found
+        return self._pool.submit(outputs.encode_each, result, wish)
 
     def read_tensor(self, body: bytes, shape: Shape) -> Future[Call]:
         """Read a tensor from JSON."""

@@ -27,9 +27,10 @@ ANSWER = struct.Struct("<i")  # a process id, a wait status, or a negative error
 ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
-    # glibc would return the few megabytes of each photo to the system and fetch them again.
-    "MALLOC_MMAP_THRESHOLD_": str(4 * 2**20),
-    "MALLOC_TRIM_THRESHOLD_": str(32 * 2**20),
+    # glibc would return the megabytes of each photo to the system and fetch them again, with a
+    # page fault for every 4 KB: that takes as long as decoding. The worker trims when it is idle.
+    "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
+    "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20),
 }
 
 

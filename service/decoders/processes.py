@@ -1,9 +1,9 @@
-"""Decoders in processes, which end when their photo takes too long.
+"""Decoders in processes, which end when their photo takes too long. They also encode outputs.
 
 Every thread here owns one process and waits for it. A photo whose request is over, or whose
 decoding takes far more processor time than an honest photo, loses its process; the thread then
-forks another. Photos of much work have processes of their own, so that others need not wait
-for them.
+forks another. Photos and outputs of much work have processes of their own, so that others need
+not wait for them.
 """
 
 from __future__ import annotations
@@ -16,17 +16,20 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from service.decoders import tasks, wire
 from service.decoders.nursery import Nursery
 from service.decoders.wire import Array, Fields
-from service.errors import InvalidImage, Overloaded, StartupError
-from service.images.prepare import Header, Plan, Prepared
+from service.errors import ImageTooLarge, InvalidImage, Overloaded, ServiceError, StartupError
+from service.images.outputs import Result, Wish
+from service.images.prepare import HEAVY, Header, Plan, Prepared
 from service.inference import cpus
 from service.inference.tensors import Call, Shape
 
@@ -39,12 +42,18 @@ TENSOR_S_PER_BYTE = 2e-6
 LONG_TENSOR = 4 * 2**20  # bytes of JSON: about a second
 # How long a photo that nobody waits for may go on: most end sooner than a new process starts.
 GRACE_S = 0.2
+# Processor seconds to encode: for each pixel of an output it takes at most a tenth of these.
+ENCODE_S, ENCODE_S_PER_PIXEL = 20.0, 1e-6
+LARGE_OUTPUTS = 60_000_000  # pixels of all outputs: about a second and a half
+ROUGH = 30_000  # changes of the label along the rows: above, polygons take half a second
 STUCK_S = 10.0  # photos wait, and none was done for so long
 RETRY_S = 0.5  # between attempts to start a process
 # Address space of a decoder: its libraries, a body, and the worst format's bytes per pixel.
 BASE_BYTES, BYTES_PER_PIXEL = 512 * 2**20, 48
 
 ON_LINUX = sys.platform == "linux"  # which has shared memory without a file system
+
+OF_SHAPES = {"polygons", "rle", "json"}  # their cost grows with the number of regions
 
 Read = Callable[[Fields, list[Array]], Any]
 
@@ -64,9 +73,17 @@ class _Process:
 class _Task(Future[Any]):
     """A call of a decoder. To cancel it while it runs abandons it."""
 
-    def __init__(self, fields: Fields, data: bytes, read: Read, on_abandon: Callable[[], None]):
+    def __init__(
+        self,
+        fields: Fields,
+        arrays: Sequence[Array],
+        data: bytes,
+        read: Read,
+        on_abandon: Callable[[], None],
+    ) -> None:
         super().__init__()
         self.fields = fields
+        self.arrays = arrays
         self.data = data
         self.read = read  # the answer
         self.abandoned_at: float | None = None
@@ -100,10 +117,13 @@ class _Lane:
     progress_at: float = 0.0  # when a photo was last done, or the first one came
 
     def add(self, task: _Task) -> None:
-        """Let a photo wait."""
+        """Let a photo wait; outputs come first, because their photos hold memory."""
         if not self.waiting and not self.running:
             self.progress_at = time.monotonic()
-        self.waiting.append(task)
+        if task.fields["do"] == tasks.ENCODE:
+            self.waiting.appendleft(task)
+        else:
+            self.waiting.append(task)
 
     def stuck(self, now: float) -> bool:
         """Return whether photos wait and none gets done."""
@@ -132,7 +152,7 @@ class Processes:
 
     def open(self, data: bytes, max_pixels: int) -> Future[Header]:
         """Read and check a photo's header."""
-        fields = {**tasks.open_request(max_pixels), "cpu_s": OPEN_S}
+        fields = {**tasks.open_request(max_pixels), "cpu_s": OPEN_S, "memory": 0}
         return self._submit(self._light, fields, data, lambda a, _: tasks.read_header(data, a))
 
     def prepare(self, found: Header, plan: Plan) -> Future[Prepared]:
@@ -140,9 +160,21 @@ class Processes:
         seconds = PREPARE_S + PREPARE_S_PER_WORK * found.work
         fields = {**tasks.prepare_request(found, plan), "cpu_s": seconds, "memory": found.memory}
         lane = self._heavy if found.heavy else self._light
+        data = found.data
         return self._submit(
-            lane, fields, found.data, lambda a, arrays: tasks.read_prepared(plan, a, arrays)
+            lane, fields, data, lambda a, arrays: tasks.read_prepared(data, plan, a, arrays)
         )
+
+    def encode(self, found: Header, result: Result, wish: Wish) -> Future[dict[str, bytes]]:
+        """Make the outputs of a photo, by name."""
+        fields, arrays = tasks.encode_request(result, wish)
+        pixels = found.pixels * len(wish.all_outputs)
+        again = found.work if result.photo.data and result.photo.picture is None else 0
+        seconds = ENCODE_S + ENCODE_S_PER_PIXEL * pixels + PREPARE_S_PER_WORK * again
+        fields |= {"cpu_s": seconds, "memory": found.memory}
+        large = again > HEAVY or pixels > LARGE_OUTPUTS or _rough(result, wish)
+        lane = self._heavy if large else self._light
+        return self._submit(lane, fields, result.photo.data, tasks.read_outputs, arrays)
 
     def read_tensor(self, body: bytes, shape: Shape) -> Future[Call]:
         """Read a tensor from JSON."""
@@ -151,8 +183,10 @@ class Processes:
         lane = self._heavy if len(body) > LONG_TENSOR else self._light
         return self._submit(lane, fields, body, tasks.read_call)
 
-    def _submit(self, lane: _Lane, fields: Fields, data: bytes, read: Read) -> Future[Any]:
-        task = _Task(fields, data, read, self._abandoned.set)
+    def _submit(
+        self, lane: _Lane, fields: Fields, data: bytes, read: Read, arrays: Sequence[Array] = ()
+    ) -> Future[Any]:
+        task = _Task(fields, arrays, data, read, self._abandoned.set)
         with self._lock:
             if self._closed:
                 raise RuntimeError("the decoders are closed")
@@ -284,11 +318,11 @@ class Processes:
     def _failed(self, lane: _Lane, task: _Task, reason: str) -> None:
         """Answer for a photo whose process has ended; decode it once more if it may be sound."""
         if reason == "time":
-            seconds = task.fields["cpu_s"]
-            error = f"decoding the image takes more than {seconds:.0f} s: encode it again"
-            task.set_exception(InvalidImage(error))
+            task.set_exception(_too_slow(task))
         elif reason == "abandoned" or self._closed:
             task.set_exception(DecoderEndedError(reason))
+        elif task.begun and task.fields["do"] == tasks.ENCODE:
+            task.set_exception(DecoderEndedError(f"encoding the outputs crashes: {reason}"))
         elif task.begun:
             task.set_exception(InvalidImage(f"decoding the image crashes: {reason}"))
         else:
@@ -328,14 +362,32 @@ def start(number: int | None, max_pixels: int) -> Processes | None:
     return Processes(number, max(1, number // 2), max_pixels) if number else None
 
 
+def _rough(result: Result, wish: Wish) -> bool:
+    """Return whether finding the regions of the labels takes long."""
+    if not (wish.simplify or wish.instances or OF_SHAPES & wish.all_outputs):
+        return False
+    return int(np.count_nonzero(result.cells[:, 1:] != result.cells[:, :-1])) > ROUGH
+
+
+def _too_slow(task: _Task) -> ServiceError:
+    seconds = task.fields["cpu_s"]
+    if task.fields["do"] == tasks.ENCODE:
+        return ImageTooLarge(
+            f"encoding the outputs takes more than {seconds:.0f} s: request fewer of them, "
+            "or send a smaller image"
+        )
+    return InvalidImage(f"decoding the image takes more than {seconds:.0f} s: encode it again")
+
+
 def _start_thread(name: str, function: Callable[..., None], *given: object) -> None:
     # A daemon: a thread that waits for its process must not keep the service from ending.
     threading.Thread(target=function, args=given, name=name, daemon=True).start()
 
 
 def _call(process: _Process, task: _Task) -> tuple[Fields, list[Array]]:
-    wire.send_bytes(process.connection, task.fields, task.data)
-    return wire.receive_arrays(process.connection)
+    wire.send(process.connection, task.fields, task.arrays, task.data)
+    answer = wire.receive(process.connection, max_data=0)
+    return answer.fields, answer.arrays
 
 
 def _answer(task: _Task, fields: Fields, arrays: list[Array]) -> None:

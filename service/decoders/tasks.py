@@ -5,21 +5,27 @@ from __future__ import annotations
 from dataclasses import asdict
 
 import numpy as np
-from PIL import Image
+from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
+from postprocess.grid import Grid
+from postprocess.runs import Ints, Spread
 from service import errors
-from service.decoders.wire import Array, Fields
+from service.decoders.wire import Array, Fields, Message
 from service.errors import ImageTooLarge, InvalidImage, InvalidRequest, ServiceError
-from service.images import imaging, windows
+from service.images import imaging, outputs, windows
 from service.images.imaging import Fitted, Photo, Picture
+from service.images.outputs import Result, Wish
 from service.images.prepare import Header, Plan, Prepared, header, prepare
 from service.images.windows import Sliding
 from service.inference import tensors
-from service.inference.contract import InputSize
+from service.inference.contract import Contract, InputSize
 from service.inference.tensors import Call, Shape
 
 REFUSALS = (InvalidImage, ImageTooLarge, InvalidRequest)
-OPEN, PREPARE, TENSOR = "open", "prepare", "tensor"
+OPEN, PREPARE, ENCODE, TENSOR = "open", "prepare", "encode", "tensor"
+WISH = TypeAdapter(Wish)
+PROBABILITIES = "grid"
 
 
 def open_request(max_pixels: int) -> Fields:
@@ -44,11 +50,39 @@ def tensor_request(shape: Shape) -> Fields:
     return {"do": TENSOR, **asdict(shape)}
 
 
-def run(request: Fields, data: bytes) -> tuple[Fields, list[Array]]:
+def encode_request(result: Result, wish: Wish) -> tuple[Fields, list[Array]]:
+    """Write the request to encode outputs; the photo's data go beside it."""
+    photo, grid = result.photo, result.grid
+    arrays = {
+        "cells": result.cells,
+        "heights": result.spread.heights.view(np.uint8),
+        "widths": result.spread.widths.view(np.uint8),
+        "sure": result.sure,
+        PROBABILITIES: None if grid is None else grid.values,
+        "picture": None if photo.picture is None else np.asarray(photo.picture),
+        "decoded": None if photo.decoded is None else np.asarray(photo.decoded),
+    }
+    kept = {name: array for name, array in arrays.items() if array is not None}
+    fields = {
+        "do": ENCODE,
+        "wish": WISH.dump_python(wish, mode="json"),
+        "contract": result.contract.model_dump(mode="json"),
+        "size": photo.size,
+        "orientation": photo.orientation,
+        "names": list(kept),
+        "placed": None if grid is None else [grid.origin, grid.step],
+    }
+    return fields, list(kept.values())
+
+
+def run(message: Message) -> tuple[Fields, list[Array]]:
     """Do what a request asks for; an error of the photo becomes part of the answer."""
+    request, data = message.fields, message.data
     try:
         if request["do"] == TENSOR:
             return _tensor(request, data)
+        if request["do"] == ENCODE:
+            return _encoded(message)
         opened = imaging.open_checked(data, request["max_pixels"])
         if request["do"] == OPEN:
             found = header(opened)
@@ -56,11 +90,43 @@ def run(request: Fields, data: bytes) -> tuple[Fields, list[Array]]:
         plan = _plan(request)
         return _written(prepare(opened, plan), plan)
     except MemoryError:
-        return _refused(
-            ImageTooLarge("decoding the image needs too much memory: send a smaller one")
-        )
+        what = "encoding its outputs" if request["do"] == ENCODE else "decoding the image"
+        return _refused(ImageTooLarge(f"{what} needs too much memory: send a smaller image"))
     except ServiceError as error:
         return _refused(error)
+
+
+def _encoded(message: Message) -> tuple[Fields, list[Array]]:
+    request = message.fields
+    arrays = dict(zip(request["names"], message.arrays, strict=True))
+    width, height = request["size"]
+    photo = Photo(
+        (width, height),
+        request["orientation"],
+        arrays.get("picture"),
+        arrays.get("decoded"),
+        message.data,
+    )
+    spread = Spread(_integers(arrays["heights"]), _integers(arrays["widths"]))
+    contract = Contract.model_validate(request["contract"])
+    grid = None
+    if request["placed"]:
+        (x, y), (right, down) = request["placed"]
+        grid = Grid(arrays[PROBABILITIES], (x, y), (right, down))
+    result = Result(photo, arrays["cells"], arrays.get("sure"), spread, contract, grid)
+    files = outputs.encode_each(result, WISH.validate_python(request["wish"]))
+    return {"names": list(files)}, [np.frombuffer(body, np.uint8) for body in files.values()]
+
+
+def _integers(data: Array) -> Ints:
+    integers: NDArray[np.int64] = data.view(np.int64)
+    return integers
+
+
+def read_outputs(fields: Fields, arrays: list[Array]) -> dict[str, bytes]:
+    """Read the answer to an `encode_request`; raises the error that it contains."""
+    _raise_error(fields)
+    return dict(zip(fields["names"], map(bytes, arrays), strict=True))
 
 
 def _tensor(request: Fields, data: bytes) -> tuple[Fields, list[Array]]:
@@ -102,9 +168,9 @@ def _written(prepared: Prepared, plan: Plan) -> tuple[Fields, list[Array]]:
         arrays.append(inputs.pixels)
     elif prepared.image is not None:
         arrays.append(prepared.image)
-    if plan.whole and not _contains_photo(inputs, photo.size):
+    if photo.picture is not None and not _contains_photo(inputs, photo.size):
         fields["whole"] = len(arrays)
-        arrays.append(np.asarray(photo.whole))
+        arrays.append(np.asarray(photo.picture))
     if plan.decoded:
         fields["decoded"] = len(arrays)
         arrays.append(np.asarray(photo.image))
@@ -122,30 +188,34 @@ def read_header(data: bytes, fields: Fields) -> Header:
     return Header(data, (width, height), fields["work"], fields["memory"])
 
 
-def read_prepared(plan: Plan, fields: Fields, arrays: list[Array]) -> Prepared:
+def read_prepared(data: bytes, plan: Plan, fields: Fields, arrays: list[Array]) -> Prepared:
     """Read the answer to a `prepare_request`; raises the error that it contains."""
     _raise_error(fields)
+    photo = _photo(data, plan, fields, arrays)
     width, height = fields["size"]
     if "valid" in fields:
         valid_height, valid_width = fields["valid"]
-        pixels = arrays[0] if len(arrays) == 1 else arrays[0].copy()  # frees the shared memory
-        fitted = Fitted(pixels, (valid_height, valid_width))
-        return Prepared(_photo(plan, fields, arrays), fitted)
+        return Prepared(photo, Fitted(arrays[0], (valid_height, valid_width)))
     if plan.sliding is None:
         raise ValueError("a decoder sent windows that were not asked for")
     inputs = windows.cut(arrays[0], (width, height), plan.target, plan.sliding.overlap)
-    return Prepared(_photo(plan, fields, arrays), inputs, arrays[0])
+    return Prepared(photo, inputs, arrays[0])
 
 
-def _photo(plan: Plan, fields: Fields, arrays: list[Array]) -> Photo:
+def _photo(data: bytes, plan: Plan, fields: Fields, arrays: list[Array]) -> Photo:
     width, height = fields["size"]
     whole: Picture | None = None
     if "whole" in fields:
-        whole = Image.fromarray(arrays[fields["whole"]])  # frees the shared memory
-    elif plan.whole:
+        whole = arrays[fields["whole"]]
+    elif plan.whole and _contains_photo_of(fields, (width, height)):
         whole = arrays[0][:height, :width]
-    decoded = Image.fromarray(arrays[fields["decoded"]]) if "decoded" in fields else None
-    return Photo((width, height), fields["orientation"], whole, decoded)
+    decoded = arrays[fields["decoded"]] if "decoded" in fields else None
+    kept = data if plan.whole else b""
+    return Photo((width, height), fields["orientation"], whole, decoded, kept)
+
+
+def _contains_photo_of(fields: Fields, size: tuple[int, int]) -> bool:
+    return "valid" not in fields or tuple(fields["valid"]) == size[::-1]
 
 
 def _raise_error(fields: Fields) -> None:

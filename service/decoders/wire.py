@@ -1,8 +1,8 @@
 """Messages between the service and its decoder processes, over a Unix socket.
 
-A message is a JSON object, followed by the bytes of a photo or accompanied by the descriptor
-of shared memory with arrays. Nothing is unpickled: a process that a hostile photo has taken
-over could send anything.
+A message is a JSON object, accompanied by the descriptor of shared memory with arrays and
+followed by the bytes of a photo, if it has some. Nothing is unpickled: a process that a hostile
+photo has taken over could send anything.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import socket
 import struct
 from collections.abc import Sequence
-from io import BufferedReader
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,33 +28,35 @@ MAX_JSON = 1 << 20
 ALIGNED = 64  # bytes: where an array may start
 
 
-def send_bytes(to: socket.socket, fields: Fields, data: bytes) -> None:
-    """Send an object and bytes; raises OSError if the other side has ended."""
-    text = json.dumps(fields).encode()
-    to.sendall(LENGTHS.pack(len(text), len(data)) + text)
+@dataclass(frozen=True)
+class Message:
+    """What one side has sent: an object, arrays in shared memory, bytes."""
+
+    fields: Fields
+    arrays: list[Array] = field(default_factory=list)
+    data: bytes = b""
+
+
+def send(
+    to: socket.socket, fields: Fields, arrays: Sequence[Array] = (), data: bytes = b""
+) -> None:
+    """Send an object, arrays, which are copied once, and bytes.
+
+    Raises OSError if the other side has ended.
+    """
+    shapes = [array.shape for array in arrays]
+    text = json.dumps({**fields, "shapes": shapes}).encode()
+    head = LENGTHS.pack(len(text), len(data)) + text
+    if not arrays:
+        to.sendall(head)
+    else:
+        _send_with_memory(to, head, arrays, shapes)
     to.sendall(data)
 
 
-def receive_bytes(source: BufferedReader) -> tuple[Fields, bytes] | None:
-    """Return the next object and its bytes, or None if the other side has ended."""
-    head = source.read(LENGTHS.size)
-    if len(head) < LENGTHS.size:
-        return None
-    of_text, of_data = LENGTHS.unpack(head)
-    text, data = source.read(of_text), source.read(of_data)
-    if len(text) < of_text or len(data) < of_data:
-        return None
-    return json.loads(text), data
-
-
-def send_arrays(to: socket.socket, fields: Fields, arrays: Sequence[Array]) -> None:
-    """Send an object and arrays, which are copied once, into shared memory."""
-    shapes = [array.shape for array in arrays]
-    text = json.dumps({**fields, "shapes": shapes}).encode()
-    head = LENGTHS.pack(len(text), 0) + text
-    if not arrays:
-        to.sendall(head)
-        return
+def _send_with_memory(
+    to: socket.socket, head: bytes, arrays: Sequence[Array], shapes: Sequence[tuple[int, ...]]
+) -> None:
     memory = os.memfd_create("photo")
     try:
         starts, size = _layout(shapes)
@@ -75,32 +77,47 @@ def _write(memory: int, array: Array, start: int) -> None:
         left, start = left[written:], start + written
 
 
-def receive_arrays(source: socket.socket) -> tuple[Fields, list[Array]]:
-    """Return the next object and its arrays, read-only and not copied.
+def receive(source: socket.socket, *, max_data: int) -> Message:
+    """Return the next message; its arrays are read-only and not copied.
 
     Raises EOFError if the other side has ended, and ValueError for a message that is wrong.
     """
-    data, memories, _, _ = socket.recv_fds(source, 65536, 1)
+    head, memories, _, _ = socket.recv_fds(source, LENGTHS.size, 1)
     try:
-        while len(data) < LENGTHS.size or len(data) < LENGTHS.size + LENGTHS.unpack_from(data)[0]:
-            if len(data) > MAX_JSON:
-                raise ValueError("a message of a decoder is too long")
-            more = source.recv(65536) if data else b""
-            if not more:
-                raise EOFError("the decoder has ended")
-            data += more
-        fields: Fields = json.loads(data[LENGTHS.size :])
+        head += _exactly(source, LENGTHS.size - len(head)) if head else b""
+        if not head:
+            raise EOFError("the other side has ended")
+        of_text, of_data = LENGTHS.unpack(head)
+        if of_text > MAX_JSON or of_data > max_data:
+            raise ValueError("a message of a decoder is too long")
+        fields: Fields = json.loads(_exactly(source, of_text))
+        data = _exactly(source, of_data)
         shapes = [tuple(map(int, shape)) for shape in fields.pop("shapes")]
-        if not shapes:
-            return fields, []
-        starts, size = _layout(shapes)
-        if not memories or os.fstat(memories[0]).st_size != size:
-            raise ValueError("a decoder sent shared memory of a wrong size")
-        shared = mmap.mmap(memories[0], size, prot=mmap.PROT_READ)
-        return fields, [_view(shared, *each) for each in zip(starts, shapes, strict=True)]
+        return Message(fields, _mapped(memories, shapes) if shapes else [], data)
     finally:
         for memory in memories:
             os.close(memory)
+
+
+def _exactly(source: socket.socket, size: int) -> bytes:
+    parts = []
+    while size:
+        part = source.recv(size, socket.MSG_WAITALL)
+        if not part:
+            raise EOFError("the other side has ended")
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
+
+
+def _mapped(memories: Sequence[int], shapes: Sequence[tuple[int, ...]]) -> list[Array]:
+    starts, size = _layout(shapes)
+    if not memories or os.fstat(memories[0]).st_size != size:
+        raise ValueError("a decoder sent shared memory of a wrong size")
+    if not size:
+        return [np.empty(shape, np.uint8) for shape in shapes]
+    shared = mmap.mmap(memories[0], size, prot=mmap.PROT_READ)
+    return [_view(shared, *each) for each in zip(starts, shapes, strict=True)]
 
 
 def _layout(shapes: Sequence[tuple[int, ...]]) -> tuple[list[int], int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import resource
+import select
 import signal
 import socket
 import traceback
@@ -11,7 +12,8 @@ from contextlib import suppress
 
 from service.decoders import tasks, wire
 
-LARGE = 8_000_000  # pixels or bytes: after such a task freed memory goes back to the system
+LARGE = 25_000_000  # pixels or bytes: after such a task freed memory goes back to the system
+IDLE_S = 0.5  # without a task: then too
 
 
 def serve(descriptor: int, max_bytes: int) -> None:
@@ -19,20 +21,25 @@ def serve(descriptor: int, max_bytes: int) -> None:
     connection = socket.socket(fileno=descriptor)
     if max_bytes:
         resource.setrlimit(resource.RLIMIT_AS, (max_bytes, max_bytes))
-    with connection, connection.makefile("rb") as requests, suppress(OSError):
-        while message := wire.receive_bytes(requests):
-            fields, data = message
+    with connection, suppress(OSError, EOFError):
+        trimmed = True
+        while True:
+            if not trimmed and not select.select([connection], [], [], IDLE_S)[0]:
+                _trim_heap()
+            message = wire.receive(connection, max_data=2**62)
             # The kernel ends the process when the time is over, even inside of a C library.
-            signal.setitimer(signal.ITIMER_PROF, fields["cpu_s"])
+            signal.setitimer(signal.ITIMER_PROF, message.fields["cpu_s"])
             try:
-                answer, arrays = tasks.run(fields, data)
+                answer, arrays = tasks.run(message)
             except Exception:
                 answer, arrays = {"failed": traceback.format_exc()}, []
             signal.setitimer(signal.ITIMER_PROF, 0)
-            del message, data
-            wire.send_arrays(connection, answer, arrays)
+            memory = message.fields["memory"]
+            del message
+            wire.send(connection, answer, arrays)
             del arrays
-            if fields["do"] != tasks.OPEN and fields["memory"] > LARGE:
+            trimmed = memory > LARGE
+            if trimmed:
                 _trim_heap()
 
 

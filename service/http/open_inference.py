@@ -37,7 +37,7 @@ from service.http.problems import component, documented
 from service.http.query import SegmentQuery
 from service.http.segment import Job, Resources, segment_each
 from service.http.upload import refuse_encoding, unless_gone
-from service.images.outputs import Result, Wish
+from service.images.outputs import Result
 from service.inference import tensors
 from service.inference.contract import CONFIDENCE, INPUT, LABELS
 from service.inference.models import Models, ServedModel
@@ -179,7 +179,7 @@ async def infer_photos(call: Call, asked: Asked) -> dict[str, Array]:
     return {name: np.stack([each[name] for each in maps]) for name in call.outputs}
 
 
-def _maps(result: Result, _: Wish) -> dict[str, Array]:
+def _maps(result: Result) -> dict[str, Array]:
     """Return labels and confidence of a photo at its own size."""
     maps: dict[str, Array] = {LABELS: result.labels.image}
     if result.confidence is not None:

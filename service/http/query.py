@@ -76,6 +76,12 @@ class SegmentQuery(BaseModel):
     overlay_format: Annotated[
         OverlayFormat | None, Field(description="default: by Accept, else jpeg")
     ] = None
+    max_side: Annotated[
+        int | None,
+        Field(
+            ge=1, description="longest side of pictures, in pixels; default: as long as the photo's"
+        ),
+    ] = None
     mask_format: Annotated[
         MaskFormat, Field(description="palette: PNG with the class colours; gray: 8-bit grey PNG")
     ] = "palette"
@@ -189,6 +195,7 @@ class SegmentQuery(BaseModel):
             self.smooth,
             self.top,
             self.coverage,
+            self.max_side,
         )
         check(wish, contract)
         return wish

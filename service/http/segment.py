@@ -31,8 +31,8 @@ from service.inference.contract import Contract
 from service.inference.engine import Prediction
 from service.inference.models import ServedModel
 
-Encoded = TypeVar("Encoded")
 Done = TypeVar("Done")
+Made = TypeVar("Made")
 
 # Errors of one photo, which do not affect the other photos of the request.
 OF_ONE_PHOTO = (InvalidImage, ImageTooLarge, InferenceFailed)
@@ -132,20 +132,30 @@ async def segment(uploads: Sequence[Upload], job: Job, *, several: bool = False)
 
 
 async def segment_each(
-    photos: Sequence[bytes], job: Job, encode: Callable[[Result, Wish], Encoded]
-) -> list[Encoded]:
-    """Segment encoded images and return what `encode` makes of each; an error is of them all."""
+    photos: Sequence[bytes], job: Job, make: Callable[[Result], Made]
+) -> list[Made]:
+    """Segment encoded images and return what `make` makes of each; an error is of them all."""
     began = time.monotonic()
     opened = await _all([_open(photo, job) for photo in photos])
+
+    async def made(found: Header, claim: Claim) -> Made:
+        result = await _result(found, claim, job, began)
+        return await claim.work(job.resources.pool, partial(make, result))
+
     with job.resources.admission.claim(_checked_memory(opened, job)) as claim:
-        return await _all([_segmented(each, claim, job, encode, began) for each in opened])
+        return await _all([made(each, claim) for each in opened])
 
 
 async def _segment_one(data: bytes, job: Job) -> Answer:
     began = time.monotonic()
     found = await _open(data, job)
     with job.resources.admission.claim(_memory(found, job)) as claim:
-        body, media_type = await _segmented(found, claim, job, outputs.encode, began)
+        files, _ = await _segmented(found, claim, job, began)
+        join_files = partial(outputs.joined, files, job.wish)
+        if len(files) == 1:
+            body, media_type = join_files()
+        else:
+            body, media_type = await claim.work(job.resources.pool, join_files)
     return Answer(body, media_type, job.stages)
 
 
@@ -192,13 +202,11 @@ async def _outcome(
 ) -> Outcome:
     if isinstance(found, ServiceError):
         return Outcome(upload.name, error=found)
-    encode = partial(_encode_outcome, upload.name)
-    made = await _or_problem(_segmented(found, claim, job, encode, began), job)
-    return Outcome(upload.name, error=made) if isinstance(made, ServiceError) else made
-
-
-def _encode_outcome(name: str, result: Result, wish: Wish) -> Outcome:
-    return Outcome(name, result.photo.size, outputs.encode_each(result, wish))
+    made = await _or_problem(_segmented(found, claim, job, began), job)
+    if isinstance(made, ServiceError):
+        return Outcome(upload.name, error=made)
+    files, size = made
+    return Outcome(upload.name, size, files)
 
 
 async def _open(data: bytes, job: Job) -> Header:
@@ -241,21 +249,26 @@ def _windows(size: tuple[int, int], job: Job) -> int:
 
 
 async def _segmented(
-    found: Header,
-    claim: Claim,
-    job: Job,
-    encode: Callable[[Result, Wish], Encoded],
-    began: float,
-) -> Encoded:
+    found: Header, claim: Claim, job: Job, began: float
+) -> tuple[dict[str, bytes], tuple[int, int]]:
+    """Return the outputs of an image by name, and its size (W, H); the rest as `_result`."""
+    result = await _result(found, claim, job, began)
+    with job.stages.measured("encode"):
+        encoding = job.resources.decoders.encode(found, result, job.wish)
+        return await claim.result(encoding), result.photo.size
+
+
+async def _result(found: Header, claim: Claim, job: Job, began: float) -> Result:
     """Segment an image whose memory is reserved; `began`: when decoding started."""
-    resources, stages = job.resources, job.stages
+    resources = job.resources
     resources.on_pixels(found.pixels)
     prepared = await claim.result(resources.decoders.prepare(found, job.plan))
-    stages.record("decode", time.monotonic() - began)
+    job.stages.record("decode", time.monotonic() - began)
     predictions = await _infer(prepared, job)
-    with stages.measured("encode"):
-        finish = partial(_finish, prepared, predictions, job, encode)
-        return await claim.work(resources.pool, finish)
+    join_all = partial(join.result, prepared, predictions, job.contract)
+    if len(predictions) == 1:
+        return join_all()
+    return await claim.work(resources.pool, join_all)  # windows of a large photo are copied
 
 
 async def _infer(prepared: Prepared, job: Job) -> list[Prediction]:
@@ -274,12 +287,3 @@ async def _infer(prepared: Prepared, job: Job) -> list[Prediction]:
     if shadow := job.model.shadow:
         shadow.offer(prepared.pixels, [each.labels for each in predictions], prepared.valid)
     return predictions
-
-
-def _finish(
-    prepared: Prepared,
-    predictions: list[Prediction],
-    job: Job,
-    encode: Callable[[Result, Wish], Encoded],
-) -> Encoded:
-    return encode(join.result(prepared, predictions, job.contract), job.wish)

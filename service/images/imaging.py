@@ -10,8 +10,8 @@ import base64
 import io
 import struct
 import zipfile
-from collections.abc import Collection, Container
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Container, Iterator
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -29,7 +29,7 @@ from postprocess.runs import Spread
 from service.errors import ImageTooLarge, InvalidImage
 from service.images import heif, png, scans, tags
 from service.images.chunks import readable
-from service.images.png import Rows
+from service.images.png import Pixels, Rows
 from service.images.tiff import Tiff, is_tiff, open_tiff
 from service.inference.contract import Color, InputSize
 
@@ -58,6 +58,8 @@ LONGEST_JPEG_SIDE = 65_500  # libjpeg's own limit, JPEG_MAX_DIMENSION
 # A reduced JPEG needs this share of the wanted pixels per side. An eighth of 4000 is 500 pixels;
 # if 513 are wanted, decoding a quarter instead would take 1.5 times as long.
 ENOUGH = 0.95
+BILINEAR = Image.Resampling.BILINEAR
+STRIP = 64  # rows of a picture that are worked on at once
 
 
 Picture = Image.Image | NDArray[np.uint8]  # sRGB
@@ -69,24 +71,47 @@ class Photo:
 
     size: tuple[int, int]  # (W, H), upright
     orientation: int = 1  # the applied value of the EXIF tag; 1: as stored
-    picture: Picture | None = None  # of `size`, if it was requested
+    picture: Picture | None = None  # at least of `size`, if it was requested
     decoded: Picture | None = None  # possibly smaller than `size`, if it was requested
+    data: bytes = field(default=b"", repr=False)  # encoded, to decode a picture of `size` later
 
     @cached_property
     def whole(self) -> Image.Image:
-        """The picture of `size`; raises ValueError if it was not kept."""
-        return _image(self.picture)
+        """The picture of `size`, decoded now if need be; raises ValueError if nothing was kept."""
+        if self.picture is None and self.data:
+            image = decode(_opened(self.data), reduce_to=max(self.size)).image
+        else:
+            image = _image(self.picture)
+        return shrunk(image, self.size)
 
     @cached_property
     def image(self) -> Image.Image:
         """The picture as it was decoded; raises ValueError if it was not kept."""
         return _image(self.decoded)
 
+    def limited(self, size: tuple[int, int]) -> Photo:
+        """Return the photo at a smaller size (W, H)."""
+        return replace(self, size=size)
+
 
 def _image(picture: Picture | None) -> Image.Image:
     if picture is None:
         raise ValueError("the photo was decoded without keeping its picture")
     return picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+
+
+def shrunk(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Return a picture at a size (W, H)."""
+    return image if image.size == size else image.resize(size, BILINEAR, reducing_gap=2.0)
+
+
+def limited(size: tuple[int, int], max_side: int | None) -> tuple[int, int]:
+    """Return a size (W, H) shrunk until no side is longer than `max_side`."""
+    longest = max(size)
+    if max_side is None or longest <= max_side:
+        return size
+    width, height = (max(1, round(side * max_side / longest)) for side in size)
+    return width, height
 
 
 @dataclass(frozen=True)
@@ -96,12 +121,12 @@ class DecodedPhoto:
     image: Image.Image  # sRGB; possibly smaller than `size`
     size: tuple[int, int]  # (W, H) of the photo itself
     orientation: int = 1  # the applied value of the EXIF tag; 1: as stored
-    whole: Image.Image | None = None  # sRGB of `size`, if `image` is smaller and it was requested
 
     @property
     def photo(self) -> Photo:
-        """What the outputs need; of a photo that was decoded with `whole`, if it was reduced."""
-        return Photo(self.size, self.orientation, self.whole or self.image, self.image)
+        """The photo with the decoded image, and with its picture if that is as large."""
+        picture = self.image if self.image.size == self.size else None
+        return Photo(self.size, self.orientation, picture, self.image)
 
 
 @dataclass(frozen=True)
@@ -195,23 +220,19 @@ def _read_header(data: bytes) -> ImageFile.ImageFile:
     raise InvalidImage(f"not an image of a known format: send {', '.join(FORMATS)}")
 
 
-def decode(opened: Opened, *, reduce_to: int | None = None, whole: bool = False) -> DecodedPhoto:
+def decode(opened: Opened, *, reduce_to: int | None = None) -> DecodedPhoto:
     """Decode an image and turn it upright; raises InvalidImage if it is truncated or broken.
 
     `reduce_to`: the pixels needed on the longer side. A JPEG may then be decoded at a half,
-    a quarter or an eighth of its size, see ENOUGH. `whole`: the photo is also needed at its
-    own size. It is then decoded twice, so that the labels do not depend on the outputs.
+    a quarter or an eighth of its size, see ENOUGH.
     """
     try:
-        photo = _decoded(opened, reduce_to)
+        return _decoded(opened, reduce_to)
     except InvalidImage:
         ended = _ended(opened)
         if ended is None:
             raise
-        opened, photo = ended, _decoded(ended, reduce_to)
-    if whole and photo.image.size != photo.size:
-        return replace(photo, whole=_decoded(_opened(opened.data), None).image)
-    return photo
+        return _decoded(ended, reduce_to)
 
 
 def _decoded(opened: Opened, reduce_to: int | None) -> DecodedPhoto:
@@ -289,11 +310,8 @@ def fit(photo: DecodedPhoto, target: InputSize) -> Fitted:
     width, height = photo.size
     scale = min(1.0, target.width / width, target.height / height)
     w, h = max(1, round(width * scale)), max(1, round(height * scale))
-    image = photo.image
-    if image.size != (w, h):
-        image = image.resize((w, h), Image.Resampling.BILINEAR, reducing_gap=2.0)
     pixels = np.empty((target.height, target.width, 3), np.uint8)
-    pixels[:h, :w] = np.asarray(image)
+    pixels[:h, :w] = np.asarray(shrunk(photo.image, (w, h)))
     pixels[h:] = target.pad
     pixels[:h, w:] = target.pad
     return Fitted(pixels, (h, w))
@@ -312,7 +330,7 @@ def spread(fitted: Fitted, size: tuple[int, int]) -> Spread:
     each label gets at least one pixel.
     """
     h, w = fitted.valid
-    rows, columns = _nearest(h, size[1]), _nearest(w, size[0])
+    rows, columns = png.nearest(h, size[1]), png.nearest(w, size[0])
     return Spread(np.bincount(rows, minlength=h), np.bincount(columns, minlength=w))
 
 
@@ -322,11 +340,6 @@ def enlarged(values: NDArray[np.uint8], spread: Spread) -> Rows:
     if (spread.widths == 1).all():
         return rows
     return replace(rows, different=rows.different.repeat(spread.widths, axis=1))
-
-
-def _nearest(have: int, want: int) -> NDArray[np.intp]:
-    """For each of `want` pixels return the index of the nearest of `have`, by their centres."""
-    return ((np.arange(want) + 0.5) * (have / want)).astype(np.intp)
 
 
 def mask_png(labels: Rows, palette: tuple[Color, ...]) -> bytes:
@@ -367,24 +380,60 @@ def grey_png(values: Rows) -> bytes:
 
 def overlay(
     photo: Photo,
-    labels: NDArray[np.uint8],
+    labels: Rows,
     palette: tuple[Color, ...],
     *,
     alpha: float,
     shown: Collection[int],
     contour: int = 0,
+    spare: bool = False,
 ) -> Image.Image:
     """Blend the colours of the `shown` classes into the photo; leave the rest clear.
 
-    `contour`: width in pixels of a solid line along the inner edge of each region.
+    `contour`: width in pixels of a solid line along the inner edge of each region. `spare`:
+    nobody else needs the photo's picture.
     """
-    strength = np.zeros(256, np.uint8)
-    strength[list(shown)] = round(255 * alpha)
-    weights = Image.fromarray(labels).point(strength.tolist())
-    if contour:
-        solid = Image.fromarray(labels).point([255 * (label in shown) for label in range(256)])
-        weights.paste(solid, mask=Image.fromarray(edges(labels, contour)))
-    return Image.composite(_indexed(labels, palette).convert("RGB"), photo.whole, weights)
+    # A picture that was kept belongs to the caller; one that was decoded here does not.
+    blended = photo.whole if spare and photo.picture is None else photo.whole.copy()
+    visible = np.zeros(256, np.bool_)
+    visible[list(shown)] = True
+    for strip in _visible_strips(labels, visible):
+        colors = full_palette(palette)[strip.rows][strip.repeated]
+        shows = visible[strip.rows]
+        weights = (shows * np.uint8(round(255 * alpha)))[strip.repeated]
+        if contour:
+            weights[strip.edges(labels, contour) & shows[strip.repeated]] = 255
+        blended.paste(Image.fromarray(colors), strip.corner, Image.fromarray(weights))
+    return blended
+
+
+@dataclass(frozen=True)
+class _Strip:
+    """Some rows of a map, without the columns at both ends that have no visible class."""
+
+    rows: Pixels  # (R, W) the different ones
+    repeated: NDArray[np.intp]  # for each row of the strip the index of the different one
+    corner: tuple[int, int]  # (x, y) of the top left
+
+    def edges(self, labels: Rows, width: int) -> NDArray[np.bool_]:
+        """Return the pixels less than `width` away from another class, in the whole map."""
+        (left, top), (height, across) = self.corner, (len(self.repeated), self.rows.shape[1])
+        above = min(width, top)
+        found = edges(labels.between(top - above, top + height + width), width)
+        return found[above : above + height, left : left + across]
+
+
+def _visible_strips(labels: Rows, visible: NDArray[np.bool_]) -> Iterator[_Strip]:
+    """Yield the parts with visible classes, some rows at a time.
+
+    Strips stay in the processor's cache, and most photos have large parts without any class.
+    """
+    for top in range(0, labels.height, STRIP):
+        rows, repeated = labels.stretch(top, top + STRIP)
+        columns = np.flatnonzero(visible[rows].any(axis=0))
+        if len(columns):
+            left, right = int(columns[0]), int(columns[-1]) + 1
+            yield _Strip(rows[:, left:right], repeated, (left, top))
 
 
 def edges(labels: NDArray[np.uint8], width: int) -> NDArray[np.bool_]:

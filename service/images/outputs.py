@@ -18,11 +18,11 @@ from postprocess.errors import TooComplex
 from postprocess.grid import Grid, least_for, sets, top
 from postprocess.instances import Instances
 from postprocess.refine import Refinement
-from postprocess.runs import Spread
+from postprocess.runs import Ints, Spread
 from postprocess.simplify import simplified
 from postprocess.smooth import candidates, smooth_labels
 from service.errors import ImageTooLarge, InvalidRequest
-from service.images import imaging, pictures
+from service.images import imaging, pictures, png
 from service.images.imaging import Photo
 from service.images.png import Rows
 from service.images.selection import Selection
@@ -47,6 +47,8 @@ OUTPUTS = {
 INCLUDABLE = ("mask", "color", "overlay", "confidence")
 UNCALIBRATED = "this model has not been calibrated; use `python -m export.calibrate`"
 ZIP = "application/zip"
+# Pictures, whose size `max_side` limits; the other outputs are in the photo's own pixels.
+PICTURES = {name for name, (kind, _) in OUTPUTS.items() if kind.startswith("image/")}
 OF_SUBJECT = {"cutout", "blur", "replace"}  # with a soft edge where there are probabilities
 NEEDS_PHOTO = {"overlay", "side-by-side", *OF_SUBJECT}  # needs the photo at full resolution
 NEEDS_PROBABILITIES = {"probabilities"}
@@ -75,6 +77,7 @@ class Wish:
     smooth: bool = False  # labels along the edges of the photo, at its own size
     top: int = 0  # give the probabilities of so many classes; 0: of all
     coverage: float | None = None
+    max_side: int | None = None  # of pictures, in pixels; None: the photo's own
 
     @property
     def all_outputs(self) -> set[str]:
@@ -98,6 +101,29 @@ class Result:
     spread: Spread
     contract: Contract
     grid: Grid | None = None
+    max_side: int | None = None  # of `pictures`
+
+    @cached_property
+    def pictures(self) -> Result:
+        """The result at the size of pictures: each pixel has the label nearest to its centre."""
+        size = imaging.limited(self.photo.size, self.max_side)
+        if size == self.photo.size:
+            return self
+        (rows, heights), (columns, widths) = (
+            _kept(lengths, want)
+            for lengths, want in zip(
+                (self.spread.heights, self.spread.widths), size[::-1], strict=True
+            )
+        )
+        return replace(
+            self,
+            photo=self.photo.limited(size),
+            cells=self.cells[rows][:, columns],
+            sure=None if self.sure is None else self.sure[rows][:, columns],
+            spread=Spread(heights, widths),
+            grid=self.grid and self.grid.scaled(self.photo.size, size),
+            max_side=None,
+        )
 
     @cached_property
     def labels(self) -> Rows:
@@ -108,6 +134,17 @@ class Result:
     def confidence(self) -> Rows | None:
         """The confidence at the photo's own size (H, W)."""
         return None if self.sure is None else imaging.enlarged(self.sure, self.spread)
+
+
+def _kept(lengths: Ints, want: int) -> tuple[Ints, Ints]:
+    """Return the cells that `want` pixels are nearest to, and how many pixels each gets.
+
+    `lengths`: how many pixels of the photo each cell stands for.
+    """
+    ends = lengths.cumsum()
+    nearest = ends.searchsorted(png.nearest(int(ends[-1]), want), "right")
+    used, counts = np.unique(nearest, return_counts=True)
+    return used, counts
 
 
 def extras(wish: Wish, contract: Contract) -> Extras:
@@ -192,7 +229,11 @@ def _least(coverage: float, contract: Contract) -> int:
 
 def encode(result: Result, wish: Wish) -> tuple[bytes, str]:
     """Return the body of the answer and its media type; several outputs become a ZIP."""
-    files = encode_each(result, wish)
+    return joined(encode_each(result, wish), wish)
+
+
+def joined(files: dict[str, bytes], wish: Wish) -> tuple[bytes, str]:
+    """Return the body of the answer to encoded outputs and its media type."""
     if len(files) == 1:
         ((name, body),) = files.items()
         return body, wish.kind(name)[0]
@@ -201,7 +242,7 @@ def encode(result: Result, wish: Wish) -> tuple[bytes, str]:
 
 def encode_each(result: Result, wish: Wish) -> dict[str, bytes]:
     """Encode all requested outputs, by name; raises ImageTooLarge."""
-    result = refined(result, wish)
+    result = replace(refined(result, wish), max_side=wish.max_side)
     return {name: _encode_one(name, result, wish) for name in wish.outputs}
 
 
@@ -217,10 +258,8 @@ def refined(result: Result, wish: Wish) -> Result:
 
 def _smoothed(result: Result, grid: Grid) -> Result:
     """Return the result with labels along the edges of the photo."""
-    image = result.photo.image
     height, width = result.cells.shape
-    if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
+    image = imaging.shrunk(result.photo.image, (width, height))
     classes = candidates(result.cells)
     labels = smooth_labels(grid, classes, np.asarray(image), result.photo.size)
     sure = None if result.confidence is None else result.confidence.image
@@ -252,7 +291,7 @@ def _encode_one(name: str, result: Result, wish: Wish) -> bytes:
         "replace": _replace,
         "side-by-side": _side_by_side,
     }
-    return encoders[name](result, wish)
+    return encoders[name](result.pictures if name in PICTURES else result, wish)
 
 
 def _selected(result: Result, wish: Wish) -> Rows:
@@ -312,11 +351,12 @@ def _hidden(result: Result, wish: Wish) -> Image.Image:
 def _blended(result: Result, wish: Wish) -> Image.Image:
     return imaging.overlay(
         result.photo,
-        result.labels.image,
+        result.labels,
         result.contract.palette,
         alpha=wish.alpha,
         shown=wish.selection.ids - {result.contract.background},
         contour=wish.contour,
+        spare=NEEDS_PHOTO & wish.all_outputs == {"overlay"},
     )
 
 

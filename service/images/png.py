@@ -54,14 +54,25 @@ class Rows:
         """The decoded image."""
         return self.different.repeat(self.counts, axis=0)
 
-    def resized(self, size: tuple[int, int]) -> Rows:
-        """Return the image at another size (W, H): each pixel is the nearest one of this image."""
-        width, height = size
-        starts = self.counts.cumsum()  # of the following rows
-        wanted = nearest(int(starts[-1]), height)
-        used, counts = np.unique(starts.searchsorted(wanted, "right"), return_counts=True)
-        columns = nearest(self.different.shape[1], width)
-        return Rows(self.different[used].take(columns, axis=1), counts)
+    @property
+    def height(self) -> int:
+        """The number of rows."""
+        return int(self.counts.sum())
+
+    @cached_property
+    def _used(self) -> NDArray[np.intp]:
+        """For each row the index of the different one that it repeats."""
+        return np.arange(len(self.counts)).repeat(self.counts)
+
+    def between(self, top: int, bottom: int) -> Pixels:
+        """Return the rows from `top` up to `bottom`, or to the end."""
+        rows, repeated = self.stretch(top, bottom)
+        return rows[repeated]
+
+    def stretch(self, top: int, bottom: int) -> tuple[Pixels, NDArray[np.intp]]:
+        """Return the different rows in a stretch, and for each of its rows which one it is."""
+        used = self._used[top:bottom]
+        return self.different[used[0] : used[-1] + 1], used - used[0]
 
 
 def nearest(have: int, want: int) -> NDArray[np.intp]:

@@ -43,7 +43,7 @@ class Plan:
 
     target: InputSize
     sliding: Sliding | None  # None: shrink a photo that is larger than the model's input
-    whole: bool  # the photo is also needed at its own size, for an overlay
+    whole: bool  # the picture is needed too, for an overlay
     decoded: bool = False  # it is also needed as decoded, for smooth labels
 
 
@@ -77,15 +77,20 @@ def header(opened: Opened) -> Header:
 
 
 def prepare(opened: Opened, plan: Plan) -> Prepared:
-    """Decode a photo; raises InvalidImage, or ImageTooLarge if it needs too many windows."""
+    """Decode a photo; raises InvalidImage, or ImageTooLarge if it needs too many windows.
+
+    A JPEG that the model needs at a fraction of its size is decoded again when outputs are made
+    of its picture: so the labels do not depend on the outputs, and no picture waits in memory.
+    """
     target, sliding = plan.target, plan.sliding
     reduce_to = None if sliding else max(target.height, target.width)
-    decoded = imaging.decode(opened, reduce_to=reduce_to, whole=plan.whole)
+    decoded = imaging.decode(opened, reduce_to=reduce_to)
     photo = Photo(
         decoded.size,
         decoded.orientation,
-        decoded.photo.whole if plan.whole else None,
+        decoded.photo.picture if plan.whole else None,
         decoded.image if plan.decoded else None,
+        opened.data if plan.whole else b"",
     )
     if sliding and windows.needed(decoded.size, target):
         windows.check(decoded.size, target, sliding)

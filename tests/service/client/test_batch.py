@@ -211,7 +211,7 @@ def test_options_for_the_service_are_sent_and_a_change_redoes_everything(
     server: FlakyServer, photos: Path
 ) -> None:
     given = "--fit sliding --overlap 0.3 --classes cat,9 --alpha 0 --contour 2 --overlay-format png"
-    given += " --mask-format gray"
+    given += " --mask-format gray --picture-side 9999"
     for _ in range(2):
         assert run(server, photos, *given.split()) == 0
     assert len(server.segmented()) == 3
@@ -227,6 +227,7 @@ def test_options_for_the_service_are_sent_and_a_change_redoes_everything(
             "contour": "2",
             "overlay_format": "png",
             "mask_format": "gray",
+            "max_side": "9999",
         }
     run(server, photos, *given.split(), "--fit", "resize")
     assert len(server.segmented()) == 6

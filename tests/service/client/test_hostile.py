@@ -65,7 +65,7 @@ LZMA = zipped(BOTH, zipfile.ZIP_LZMA)
         (MASK[:60] + b"\xff" + MASK[61:], "damaged"),
         (MASK + b"more", "follow"),
         (b"\xff\xd8\xff" + bytes(50) + b"\xff\xd9", "not a PNG"),
-        (png(5, 3), "5 x 3 pixels, the photo 40 x 30"),
+        (png(5, 3), "5 x 3 pixels, not 40 x 30"),
     ],
     ids=["empty", "garbage", "no end", "no IEND", "bit", "tail", "other kind", "size"],
 )

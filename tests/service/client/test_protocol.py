@@ -49,6 +49,17 @@ def test_client_and_service_name_the_same_files() -> None:
     assert of_service == FILES | JPEGS  # for these, PNG is the client's default
 
 
+@pytest.mark.parametrize("max_side", [4, 7])
+def test_pictures_must_have_the_size_that_was_asked_for(max_side: int) -> None:
+    """With max_side a picture of a photo of 8 x 6 pixels is smaller, or as large as the photo."""
+    response = httpx.Response(200, content=png(4, 3), headers={"Content-Type": "image/png"})
+    if max_side == 4:
+        assert segmentation(response, ("mask",), (8, 6), max_side).files()
+    else:
+        with pytest.raises(BadAnswerError, match="4 x 3 pixels, not 7 x 5"):
+            segmentation(response, ("mask",), (8, 6), max_side)
+
+
 def test_jpeg_overlay_gets_its_own_suffix() -> None:
     assert list(answer(JPEG, "image/jpeg", "overlay").files()) == ["overlay.jpg"]
     both = answer(zipped("mask.png", "overlay.jpg"), "application/zip", "mask", "overlay")

@@ -653,6 +653,55 @@ def test_labels_are_the_same_whatever_else_is_asked_for(folder: Path) -> None:
                 assert archive.read("mask.png") == alone
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize(
+    ("max_side", "size"), [(80, (80, 60)), (16, (16, 12)), (1, (1, 1)), (999, (160, 120))]
+)
+def test_pictures_can_be_limited_in_size(
+    client: TestClient, kind: str, max_side: int, size: tuple[int, int]
+) -> None:
+    """The photo is shrunk, each pixel has the label nearest to its centre, the JSON stays."""
+    across = np.linspace(0, 255, 160)[None, :, None]
+    picture = (np.ones((120, 1, 3)) * across).astype(np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(picture).save(out, kind)
+    sent = (out.getvalue(), f"image/{kind.lower()}")
+    asked: dict[str, Any] = {"overlay_format": "png", "max_side": max_side}
+    clear = opened(post(client, *sent, output="overlay", alpha=0, **asked).content)
+    assert clear.shape == (*size[::-1], 3)
+    small = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR))
+    assert np.abs(clear.astype(int) - small).mean() < 2
+    whole = opened(post(client, *sent, output="mask").content)
+    at = np.ix_(*(((np.arange(n) + 0.5) * 160 // size[0]).astype(int) for n in size[::-1]))
+    labels = whole[at]
+    assert (opened(post(client, *sent, output="mask", **asked).content) == labels).all()
+    colors = np.array(onnx_models.PALETTE)[labels]
+    assert (opened(post(client, *sent, output="color", **asked).content) == colors).all()
+    solid = opened(post(client, *sent, output="overlay", alpha=1, **asked).content)
+    shown = labels != 0  # the background stays clear
+    assert (solid[shown] == colors[shown]).all()
+    assert (solid[~shown] == clear[~shown]).all()
+    beside = opened(post(client, *sent, output="side-by-side", **asked).content)
+    assert beside.shape == (size[1], 2 * size[0], 3)
+    found = post(client, *sent, output="json", include="mask", **asked).json()
+    assert (found["width"], found["height"]) == (160, 120)
+    assert sum(each["pixels"] for each in found["classes"]) == 160 * 120
+    assert opened(base64.b64decode(found["mask"]["base64"])).shape == size[::-1]
+
+
+@pytest.mark.parametrize("fit", ["resize", "sliding"])
+def test_a_limited_overlay_is_turned_as_the_photo(client: TestClient, fit: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    out = io.BytesIO()
+    Image.new("RGB", (120, 60), (9, 200, 9)).save(out, "JPEG", exif=exif)
+    answer = post(
+        client, out.getvalue(), "image/jpeg", output="overlay", alpha=0, fit=fit, max_side=40
+    )
+    assert opened(answer.content).shape == (40, 20, 3)
+    assert np.abs(opened(answer.content).astype(int) - (9, 200, 9)).max() < 6
+
+
 def test_a_repeated_key_is_a_list_where_a_list_makes_sense(
     client: TestClient, photo: NDArray[np.uint8]
 ) -> None:

@@ -16,6 +16,7 @@ from pycocotools import mask as coco
 from service.errors import ImageTooLarge, InvalidImage
 from service.images import imaging
 from service.images.png import Rows
+from service.images.prepare import Plan, prepare
 from service.inference.contract import InputSize
 from service.settings import PILLOW_MAX_PIXELS
 from tests.service.images.profiles import wide_profile
@@ -221,9 +222,30 @@ def test_colours_and_confidence_come_back_whether_rows_repeat_or_not(times: int)
 @pytest.mark.parametrize(("shown", "expected"), [([], [100, 100, 100]), ([0], [50, 50, 50])])
 def test_only_classes_that_are_shown_cover_the_photo(shown: list[int], expected: list[int]) -> None:
     photo = imaging.Photo((1, 1), picture=Image.new("RGB", (1, 1), (100, 100, 100)))
-    labels = np.zeros((1, 1), np.uint8)
+    labels = Rows.of(np.zeros((1, 1), np.uint8))
     blended = imaging.overlay(photo, labels, ((0, 0, 0),), alpha=0.5, shown=shown)
     assert np.asarray(blended)[0, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("contour", [0, 1, 3, 32])
+@pytest.mark.parametrize("height", [1, 63, 64, 65, 200])
+def test_an_overlay_in_strips_is_the_overlay_of_the_whole(contour: int, height: int) -> None:
+    """NumPy blends the whole photo at once: the same pixels, also where strips meet."""
+    rng = np.random.default_rng(height)
+    labels = rng.integers(0, 4, (40, 9), np.uint8).repeat(5, 0).repeat(7, 1)[:height]
+    picture = rng.integers(0, 256, (*labels.shape, 3), np.uint8)
+    palette = ((0, 0, 0), (250, 10, 90), (1, 2, 3), (9, 99, 199))
+    photo = imaging.Photo(labels.shape[::-1], picture=picture)
+    made = imaging.overlay(
+        photo, Rows.of(labels), palette, alpha=0.25, shown={1, 3}, contour=contour
+    )
+    weights = np.where(np.isin(labels, [1, 3]), 64, 0)
+    if contour:
+        weights[imaging.edges(labels, contour) & (weights > 0)] = 255
+    colors, share = np.array(palette)[labels], weights[..., None] / 255
+    expected = colors * share + picture * (1 - share)
+    assert np.abs(np.asarray(made) - expected).max() <= 0.51
+    assert (np.asarray(photo.picture) == picture).all()  # it is left as it was
 
 
 def test_the_summary_counts_and_boxes_each_class() -> None:
@@ -380,15 +402,16 @@ def test_a_png_of_chunks_without_end_is_refused_at_once() -> None:
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 def test_what_the_model_sees_does_not_depend_on_what_else_is_asked_for(mode: str) -> None:
-    """For a mask a JPEG is decoded at a fraction of its size, for an overlay also as a whole."""
+    """For a mask a JPEG is decoded at a fraction of its size, for an overlay later as a whole."""
     data = encoded(picture(1600, 1200).convert(mode), "JPEG")
-    opened = imaging.open_checked(data, 10**7)
-    alone = imaging.decode(opened, reduce_to=100)
-    both = imaging.decode(imaging.open_checked(data, 10**7), reduce_to=100, whole=True)
-    assert alone.image.size == both.image.size == (200, 150)
-    assert (np.asarray(alone.image) == np.asarray(both.image)).all()
-    assert both.whole is not None
-    assert (np.asarray(both.whole) == np.asarray(decoded(data).image)).all()
+    target = InputSize(policy="fixed", height=100, width=100, pad=(0, 0, 0))
+    alone, both = (
+        prepare(imaging.open_checked(data, 10**7), Plan(target, None, whole))
+        for whole in (False, True)
+    )
+    assert (alone.pixels[0] == both.pixels[0]).all()
+    assert both.photo.picture is None
+    assert (np.asarray(both.photo.whole) == np.asarray(decoded(data).image)).all()
 
 
 def test_large_bmp_of_run_lengths_is_refused_before_decoding() -> None:

@@ -121,13 +121,3 @@ def test_a_photo_takes_hardly_more_bytes_than_from_pillow(path: Path) -> None:
     out = io.BytesIO()
     photo.save(out, "PNG", compress_level=1)
     assert len(png.encode_picture(np.asarray(photo))) < 1.1 * len(out.getvalue())
-
-
-@pytest.mark.parametrize("size", [(7, 5), (1, 1), (30, 24), (14, 3)])
-def test_a_map_of_another_size_has_the_nearest_labels(size: tuple[int, int]) -> None:
-    """As NumPy's plain indexing of the whole map, at half pixels."""
-    maps = np.random.default_rng(0).integers(0, 3, (6, 15), np.uint8).repeat([1, 2, 1, 4, 1, 3], 0)
-    width, height = size
-    rows = np.floor((np.arange(height) + 0.5) * 12 / height).astype(int)
-    columns = np.floor((np.arange(width) + 0.5) * 15 / width).astype(int)
-    assert (Rows.of(maps).resized(size).image == maps[np.ix_(rows, columns)]).all()
