@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -59,7 +60,7 @@ def writing(
     form = args.shapes or FORMS[kind][0]
     if form not in FORMS[kind]:
         raise AnnotationError(f"--shapes {form}: {kind} holds {FORMS[kind][0]} only")
-    if args.tolerance < 0 or args.min_area < 0:
+    if not 0 <= args.tolerance < math.inf or args.min_area < 0:
         raise AnnotationError("--tolerance and --min-area are pixels from 0 on")
     if args.tolerance and form == "masks":
         raise AnnotationError("--tolerance is for polygons: leave it out, or --shapes masks")

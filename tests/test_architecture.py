@@ -99,7 +99,7 @@ MODEL = {
     "curate": {"arguments", "checkpoint", "data", "evaluate", "memory", "network"},
     "finish": {"arguments", "checkpoint", "data", "evaluate", "memory", "network"},
     "paper": {"arguments", "checkpoint", "data", "evaluate", "network", "train"},
-    "start": {"data", "network", "train"},
+    "start": {"data", "memory", "network", "train"},
     "pretrain": {"arguments", "checkpoint", "data", "memory", "network", "train"},
     "bench": {"data", "memory", "train"},
 }

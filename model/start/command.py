@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shlex
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from model import memory
 from model.data.check import check
 from model.data.dataset import DatasetError, find
 from model.data.exchange.command import names, pairs
@@ -27,6 +29,10 @@ from model.start.proposal import Proposal, propose
 from model.start.source import known_set, photos_of, tool
 
 RECIPE, SUMMARY = "recipe.toml", "start.json"
+LESS_MEMORY = (
+    "end other programs, or train by a recipe with a smaller batch_size or augment.crop "
+    "(docs/training.md)"
+)
 
 
 @dataclass(frozen=True)
@@ -80,13 +86,21 @@ def parser() -> argparse.ArgumentParser:
     )
     add(
         "--minutes",
-        type=float,
+        type=minutes,
         default=60.0,
         metavar="M",
         help="most minutes to train (default: 60)",
     )
     add("--go", action="store_true", help="carry out all steps instead of only proposing them")
     return p
+
+
+def minutes(text: str) -> float:
+    """Parse a number above 0."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of minutes above 0")
+    return value
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -99,8 +113,9 @@ def main(argv: list[str] | None = None) -> int:
         if not report.usable:
             print("first correct what the verdict names; docs/data.md says how", file=sys.stderr)
             return 2
-        proposal = propose(report, args.minutes)
-    except (DatasetError, OSError) as error:
+        with memory.advising(LESS_MEMORY):
+            proposal = propose(report, args.minutes)
+    except (DatasetError, memory.ShortageError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print("\n".join(proposal.lines()))

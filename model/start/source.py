@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from model.data.guess import kinds
@@ -44,14 +45,19 @@ def _of_folder(folder: Path) -> str:
         return "yolo-seg"
     if (folder / "labelmap.txt").is_file() or (folder / "SegmentationClass").is_dir():
         return "voc-colours"
-    if any(folder.rglob("*.xml")):
+    if _sorted(folder.rglob("*.xml")):
         return "cvat"
-    first = next(iter(sorted(folder.rglob("*.json"))), None)
+    first = next(iter(_sorted(folder.rglob("*.json"))), None)
     if first is not None:
         return _of_json(first)
-    if any(_is_colored(path) for path in sorted(folder.glob("masks/*.png"))[:3]):
+    if any(_is_colored(path) for path in _sorted(folder.glob("masks/*.png"))[:3]):
         return "voc-colours"
     raise DatasetError(f"{folder} holds no labels that are known; what can be read is {KNOWN}")
+
+
+def _sorted(paths: Iterable[Path]) -> list[Path]:
+    """The paths in order, without the ._NAME that macOS leaves beside each file it copies."""
+    return sorted(path for path in paths if not path.name.startswith("."))
 
 
 def _of_json(path: Path) -> str:
@@ -82,6 +88,6 @@ def photos_of(source: Path) -> Path:
     for place in places:
         if place.is_dir():
             return place
-    if any(base.rglob("*.jpg")) or any(base.rglob("*.jpeg")):
+    if any(path.suffix.lower() in (".jpg", ".jpeg") for path in base.rglob("*")):
         return base
     raise DatasetError(f"--images DIR: say where the photos of {source} are")

@@ -164,9 +164,11 @@ def _start(response: httpx.Response) -> int:
 
 
 def _require_secure(url: str, response: httpx.Response) -> None:
-    """Refuse a redirect away from https: somebody could have changed the content."""
-    if url.startswith("https:") and response.url.scheme != "https":
-        raise DownloadError(f"{url} redirects to {response.url}, which is not encrypted")
+    """Refuse a redirect away from https, even if it comes back: it could have been changed."""
+    passed = [each.url for each in (*response.history, response)]
+    plain = next((each for each in passed if each.scheme != "https"), None)
+    if url.startswith("https:") and plain is not None:
+        raise DownloadError(f"{url} redirects to {plain}, which is not encrypted")
 
 
 def _version_file(partial: Path) -> Path:

@@ -18,8 +18,9 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -192,10 +193,16 @@ class RayBatch:
         self._failures: list[tuple[str, str, str]] = []
         self._rejected_before = 0
 
-    def work(self) -> Summary:
-        """Run everything; raises ClientError, StartupError or ServiceError."""
+    def work(self, connect: Callable[[], None] = lambda: None) -> Summary:
+        """Run everything; raises ClientError, StartupError or ServiceError.
+
+        `connect` joins the cluster. It is called only if there are photos to process: to start a
+        cluster takes some twenty seconds.
+        """
         began = time.monotonic()
         found = self._look()
+        if found.todos:
+            connect()
         parts = Parts(found.job.out)
         parts.put_classes(found.classes)
         stopped = self._settle(found, parts) if found.todos else None
@@ -406,8 +413,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = _options(arguments)
         if arguments.dry_run:
             return dry_run(options, as_json=arguments.json)
-        connect(arguments.address)
-        summary = RayBatch(options, Progress(Counts(), sys.stderr)).work()
+        run = RayBatch(options, Progress(Counts(), sys.stderr))
+        summary = run.work(partial(connect, arguments.address))
     except (UsageError, ServiceError) as error:
         print(plain(f"ray_batch: {error}"), file=sys.stderr)
         return 2
@@ -440,8 +447,10 @@ def connect(address: str | None) -> None:
     """Join the cluster at `address`, at RAY_ADDRESS or on this machine; if none runs, start one."""
     if not ray.is_initialized():
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # send no usage statistics
-        ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+        # Its warnings are about its own defaults: tokens, and the progress bars turned off here.
+        logging.getLogger("ray").setLevel(logging.ERROR)
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
 def _options(arguments: argparse.Namespace) -> RayBatchOptions:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -33,6 +34,13 @@ class Drafter:
     form: Form = "polygons"
     tolerance: float = 1.0
     min_area: int = 50
+
+    def __post_init__(self) -> None:
+        """Raise UsageError for pixels that there cannot be."""
+        if not 0 <= self.tolerance < math.inf or self.min_area < 0:
+            raise UsageError(
+                f"tolerance {self.tolerance:g}, min_area {self.min_area}: give pixels from 0 on"
+            )
 
     def about(self) -> ModelInfo:
         """The model; raises UsageError if the service does not have it."""

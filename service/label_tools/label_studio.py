@@ -303,12 +303,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _backend(options: argparse.Namespace, client: Client) -> Backend:
     """The backend that the options describe; raises ClientError without its model."""
-    pairs = [word.partition("=") for word in options.map.split(",") if word]
     drafter = Drafter(client, options.model, tolerance=options.tolerance, min_area=options.min_area)
     about = drafter.about()
     log.info("%s drafts %s", about.name, ", ".join(about.classes))
     photos = PhotoSource(
         options.label_studio, options.token, options.local_files, tuple(options.photo_host)
     )
-    wanted = {key.strip(): value.strip() for key, _, value in pairs}
-    return Backend(drafter, photos, wanted, options.shapes)
+    return Backend(drafter, photos, wanted_labels(options.map, about.classes), options.shapes)
+
+
+def wanted_labels(text: str, classes: Sequence[str]) -> dict[str, str]:
+    """Parse --map: `cat=Animal` -> {"cat": "Animal"}; raises UsageError for an unknown class."""
+    wanted = {}
+    for word in filter(None, (word.strip() for word in text.split(","))):
+        name, _, label = (part.strip() for part in word.partition("="))
+        if not label or name not in classes:
+            raise UsageError(f"--map {word}: give CLASS=LABEL; classes are {', '.join(classes)}")
+        wanted[name] = label
+    return wanted

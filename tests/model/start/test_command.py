@@ -117,3 +117,13 @@ def test_go_ends_with_a_model_to_serve(
     assert summary["judged_on"] == "val"
     assert 0 <= summary["miou"] <= 1
     assert "to serve it: python -m service --models" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("minutes", ["0", "-5", "nan", "inf", "soon"])
+def test_minutes_that_no_training_can_take_are_usage_errors(
+    minutes: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["labels", "-o", "out", "--minutes", minutes])
+    assert stopped.value.code == 2
+    assert "--minutes" in capsys.readouterr().err

@@ -54,3 +54,13 @@ def test_photos_are_looked_for_beside_the_labels(tmp_path: Path) -> None:
         photos_of(labels)
     files.photo(tmp_path / "photos" / "a.jpg")
     assert photos_of(labels) == tmp_path / "photos"
+
+
+def test_what_macos_and_cameras_add_to_names_is_no_obstacle(tmp_path: Path) -> None:
+    """A ._NAME beside each file that was copied, and suffixes in capitals."""
+    folder = files.labelme_file(tmp_path / "labels" / "a.json").parent
+    (folder / "._a.json").write_bytes(b"\0\5\x16\7")
+    (folder / "._a.xml").write_bytes(b"\0\5\x16\7")
+    files.photo(folder / "a.JPG")
+    assert tool(folder) == "labelme"
+    assert photos_of(folder) == folder

@@ -7,10 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 
-from model.weights.download import ATTEMPTS, DownloadError, download
+from model.weights.download import ATTEMPTS, DownloadError, _require_secure, download
 from tests.model.weights.server import Behaviour, serving
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
@@ -200,3 +201,13 @@ def test_a_file_larger_than_the_disk_is_not_started(tmp_path: Path) -> None:
     with serving(how) as address, pytest.raises(DownloadError, match=r"make room.*-o"):
         download(f"{address}/file", tmp_path / "file", size=10**18)
     assert how.seen == []
+
+
+def test_a_redirect_by_way_of_http_is_refused() -> None:
+    """Whoever changes the unencrypted answer in the middle chooses where the next one leads."""
+    middle = httpx.Response(302, request=httpx.Request("GET", "http://b.example/file"))
+    last = httpx.Response(
+        200, request=httpx.Request("GET", "https://c.example/file"), history=[middle]
+    )
+    with pytest.raises(DownloadError, match=r"http://b\.example/file, which is not encrypted"):
+        _require_secure("https://a.example/file", last)

@@ -18,6 +18,7 @@ from pyarrow import fs
 from service.client import cli
 from service.client.errors import UsageError
 from service.client.progress import Counts, Progress
+from service.client.records import REJECTED, Record
 from service.cluster.pipeline import BatchJob
 from service.cluster.storage import place
 from service.errors import InvalidRequest, StartupError
@@ -134,6 +135,51 @@ def test_inputs_without_a_photo_are_a_usage_error(model: Path, tmp_path: Path) -
     options = ray_batch.RayBatchOptions([str(tmp_path / "in")], str(tmp_path / "out"), str(model))
     with pytest.raises(UsageError, match=r"no photo found in .*; 1 file left out: 1 \.gif"):
         ray_batch.RayBatch(options, Progress(Counts(), io.StringIO())).work()
+
+
+def test_mistakes_are_told_before_a_cluster_is_joined(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """There is no cluster at this address."""
+    missing, out = str(tmp_path / "missing"), str(tmp_path / "out")
+    nowhere = ["--address", "127.0.0.1:1"]
+    assert ray_batch.main([missing, "-o", out, "--model", str(model), *nowhere]) == 2
+    assert "no such file or folder" in capsys.readouterr().err
+    assert ray_batch.main([str(tmp_path), "-o", out, "--model", missing, *nowhere]) == 1
+    assert "cannot read the model" in capsys.readouterr().err
+
+
+def test_no_cluster_is_joined_if_nothing_is_to_do(model: Path, tmp_path: Path) -> None:
+    """The only photo was rejected in an earlier run."""
+    (tmp_path / "in").mkdir()
+    photo = tmp_path / "in" / "a.jpg"
+    photo.write_bytes(b"broken")
+    file = ray_batch.read_model(str(model))
+    record = Record(
+        name="a.jpg",
+        source=str(photo),
+        stem="a",
+        size=photo.stat().st_size,
+        mtime_ns=photo.stat().st_mtime_ns,
+        sha256=None,
+        model=file.stem,
+        model_digest=file.digest,
+        status=REJECTED,
+        error="broken",
+    )
+    (tmp_path / "out" / "manifest").mkdir(parents=True)
+    (tmp_path / "out" / "manifest" / "0.jsonl").write_text(record.json() + "\n")
+    options = ray_batch.RayBatchOptions([str(tmp_path / "in")], str(tmp_path / "out"), str(model))
+
+    def connect() -> None:
+        raise AssertionError("a cluster was joined")
+
+    run = ray_batch.RayBatch(options, Progress(Counts(), io.StringIO()))
+    summary = run.work(connect)
+    assert summary.counts.rejected == 1
+    photo.write_bytes(b"another photo")
+    with pytest.raises(AssertionError, match="joined"):
+        ray_batch.RayBatch(options, Progress(Counts(), io.StringIO())).work(connect)
 
 
 @pytest.mark.parametrize(

@@ -225,6 +225,23 @@ def test_a_model_that_the_service_lacks_is_a_usage_error(
     assert "model huge: the service has tiny" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--map", "dim"], "--map dim: give CLASS=LABEL; classes are background, dim, bright"),
+        (["--map", "dim=Dark,dusk=Dark"], "--map dusk=Dark: give CLASS=LABEL"),
+        (["--tolerance", "-1"], "give pixels from 0 on"),
+        (["--tolerance", "inf"], "give pixels from 0 on"),
+        (["--min-area", "-1"], "give pixels from 0 on"),
+    ],
+)
+def test_options_without_a_meaning_are_usage_errors(
+    options: list[str], message: str, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([url, *options]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_names_of_local_files_are_decoded_once(tmp_path: Path) -> None:
     """`a%20b.png` is a file's own name here; Label Studio encodes it again."""
     (tmp_path / "a%20b.png").write_bytes(b"photo")

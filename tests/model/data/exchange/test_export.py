@@ -209,6 +209,8 @@ def test_classes_are_chosen_by_name(data: Path, capsys: pytest.CaptureFixture[st
         ("yolo-seg", ["--shapes", "masks"], "yolo-seg holds polygons only"),
         ("coco", ["--shapes", "masks", "--tolerance", "1"], "--tolerance is for polygons"),
         ("coco", ["--min-area", "-1"], "pixels from 0 on"),
+        ("coco", ["--tolerance", "inf"], "pixels from 0 on"),
+        ("coco", ["--tolerance", "nan"], "pixels from 0 on"),
     ],
 )
 def test_options_that_a_format_lacks_are_usage_errors(
