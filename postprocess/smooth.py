@@ -1,15 +1,16 @@
-"""Make labels that follow the photo's edges, from the network's coarse probabilities.
+"""Labels of a photo at its own size, along its edges, from the network's coarse probabilities.
 
-Labels that are repeated to the size of a large photo have borders like stairs. Here, the
-probabilities of the classes are sharpened along the edges of the photo by a guided filter (He, Sun
-and Tang, 2013; computed on the small photo as in "Fast Guided Filter", He and Sun 2015), and then
-enlarged. The filter works like this:
-in each small window a probability is a linear function of the photo's brightness.
+Labels that are repeated to the size of a large photo are stairs. Here the probabilities of the
+classes are enlarged, and before that sharpened along the edges of the photo by a guided filter
+(He, Sun and Tang, 2013): in each small window a probability is a linear function of the photo's
+brightness. As in "Fast Guided Filter" (He and Sun, 2015) these functions are computed on smaller
+pictures. Only tiles that a border may cross are enlarged; the others have a single class.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -17,13 +18,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from postprocess.grid import Grid
-from postprocess.runs import Labels
+from postprocess.runs import Ints, Labels
 
-RADIUS = 8  # of the windows, in pixels of the guide; logits are 4 pixels apart
-MOST_CLASSES = 16  # per photo: the time grows with them, and noise may have any number
+RADIUS = 4  # of the windows, in points of the functions; logits are 2 of them apart
+STRIDE = 2  # pixels of the guide between these points
+MOST_CLASSES = 16  # of one photo: the time grows with them, and noise may have any number
 EPSILON = 0.002  # a variance of brightness, 0 to 1: weaker edges than its root are ignored
+TILE = 16  # pixels of the guide
 
 Plane = NDArray[np.floating[Any]]  # float32
+Scores = NDArray[np.uint8]  # (K, h, w), probabilities times 255
 
 
 def candidates(labels: Labels) -> list[int]:
@@ -41,22 +45,108 @@ def smooth_labels(
     `guide`: the photo (h, w, 3), at any size that is not larger. Of equal probabilities the class
     with the lower id wins.
     """
-    grey = np.asarray(Image.fromarray(guide).convert("L"), np.float32) / 255
-    window = Guide(grey)
-    labels: Labels | None = None
-    for label in sorted(classes):
-        plane = window.sharpened(enlarged(grid, label, guide.shape[1::-1], size))
-        bytes_ = Image.fromarray((plane.clip(0, 1) * 255 + 0.5).astype(np.uint8))
-        chance = np.asarray(bytes_.resize(size, Image.Resampling.BILINEAR))
-        if labels is None:
-            labels, best = np.full(chance.shape, label, np.uint8), chance.copy()
-            continue
-        better = chance > best
-        np.copyto(labels, label, where=better)
-        np.copyto(best, chance, where=better)
-    if labels is None:
+    if not classes:
         raise ValueError("classes is empty")
+    ordered = np.array(sorted(classes), np.uint8)
+    return largest(sharpened(grid, ordered.tolist(), guide, size), ordered, size)
+
+
+def sharpened(
+    grid: Grid, classes: Collection[int], guide: Labels, photo: tuple[int, int]
+) -> Scores:
+    """Return the probabilities of some classes at the guide's size, along its edges: (K, h, w)."""
+    height, width = guide.shape[:2]
+    grey = Image.fromarray(np.asarray(Image.fromarray(guide).convert("L"), np.float32) / 255)
+    few = (-(-width // STRIDE), -(-height // STRIDE))
+    planes = np.stack([enlarged(grid, label, few, photo) for label in classes])
+    small = np.asarray(grey.resize(few, Image.Resampling.BILINEAR))
+    slopes, offsets = Guide(small).functions(planes)
+    scores = np.empty((len(classes), height, width), np.uint8)
+    for slope, offset, score in zip(slopes, offsets, scores, strict=True):
+        plane = _resized(slope, (width, height))
+        plane *= np.asarray(grey)
+        plane += _resized(offset, (width, height))
+        plane *= 255
+        plane += 0.5
+        np.clip(plane, 0, 255, out=plane)
+        score[:] = plane
+    return scores
+
+
+def largest(scores: Scores, classes: Labels, size: tuple[int, int]) -> Labels:
+    """Enlarge the scores (K, h, w) of `classes` (K,), and return the class of the largest: (H, W).
+
+    The result is that of enlarging all scores with bilinear interpolation. As an interpolated
+    score is never larger than the largest one around it, most tiles have only one class that can
+    win.
+    """
+    height, width = scores.shape[1:]
+    if size == (width, height):
+        winners: Labels = classes[scores.argmax(axis=0)]
+        return winners
+    rows, columns = _bounds(height, size[1]), _bounds(width, size[0])
+    able = _able(scores, rows * (height / size[1]), columns * (width / size[0]))
+    first: Labels = classes[able.argmax(axis=0)]
+    labels = first.repeat(np.diff(rows), axis=0).repeat(np.diff(columns), axis=1)
+    images = [Image.fromarray(each) for each in scores]
+    for row, column in np.argwhere(able.sum(axis=0) > 1).tolist():
+        (top, bottom), (left, right) = rows[row : row + 2], columns[column : column + 2]
+        part = (left, top, right, bottom)
+        known = [(classes[k], images[k]) for k in np.flatnonzero(able[:, row, column])]
+        labels[top:bottom, left:right] = _contest(known, part, size)
     return labels
+
+
+def _bounds(few: int, many: int) -> Ints:
+    """Return where tiles of about TILE of `few` pixels begin and end, in `many` pixels."""
+    return np.linspace(0, many, max(1, few // TILE) + 1).astype(np.int64)
+
+
+def _able(scores: Scores, rows: Plane, columns: Plane) -> NDArray[np.bool_]:
+    """Return which classes can win somewhere in each tile: (K, tiles down, tiles across)."""
+    high = _extreme(np.maximum, scores, rows, columns)
+    low = _extreme(np.minimum, scores.max(axis=0, keepdims=True), rows, columns)
+    return high >= low
+
+
+def _extreme(extreme: np.ufunc, scores: Scores, rows: Plane, columns: Plane) -> Scores:
+    """Reduce each tile, with the pixels around it that enlarging reads."""
+    for axis, bounds in ((1, rows), (2, columns)):
+        length = scores.shape[axis]
+        from_to = [
+            (max(0, int(start - 0.5)), min(length, int(end + 0.5) + 1))
+            for start, end in pairwise(bounds.tolist())
+        ]
+        # An end may be past the last pixel only with one more behind it.
+        scores = np.concatenate([scores, scores.take([-1], axis=axis)], axis=axis)
+        scores = extreme.reduceat(scores, np.ravel(from_to), axis=axis)
+        scores = scores.take(np.arange(0, scores.shape[axis], 2), axis=axis)
+    return scores
+
+
+def _contest(
+    known: list[tuple[np.uint8, Image.Image]],
+    part: tuple[int, int, int, int],
+    size: tuple[int, int],
+) -> Labels:
+    """Return the class of the largest score in a part of the photo, (left, top, right, bottom)."""
+    left, top, right, bottom = part
+    image = known[0][1]
+    across, down = image.width / size[0], image.height / size[1]
+    box = (left * across, top * down, right * across, bottom * down)
+    enlarge = (right - left, bottom - top), Image.Resampling.BILINEAR, box
+    labels = np.full((bottom - top, right - left), known[0][0], np.uint8)
+    best = np.asarray(image.resize(*enlarge))
+    for label, other in known[1:]:
+        score = np.asarray(other.resize(*enlarge))
+        np.copyto(labels, label, where=score > best)
+        best = np.maximum(best, score)
+    return labels
+
+
+def _resized(plane: Plane, wanted: tuple[int, int]) -> Plane:
+    """Interpolate a plane at another size (w, h)."""
+    return np.array(Image.fromarray(plane).resize(wanted, Image.Resampling.BILINEAR))
 
 
 def enlarged(grid: Grid, label: int, wanted: tuple[int, int], photo: tuple[int, int]) -> Plane:
@@ -89,24 +179,24 @@ class Guide:
         self.mean = self._mean(grey)
         self.spread = self._mean(grey * grey) - self.mean * self.mean + epsilon
 
-    def sharpened(self, plane: Plane) -> Plane:
-        """Return the guided filter's output for a plane."""
-        mean = self._mean(plane)
-        slope = (self._mean(self.grey * plane) - self.mean * mean) / self.spread
+    def functions(self, planes: Plane) -> tuple[Plane, Plane]:
+        """Return slopes and offsets (K, h, w): slope * grey + offset is the filtered plane."""
+        mean = self._mean(planes)
+        slope = (self._mean(self.grey * planes) - self.mean * mean) / self.spread
         offset = mean - slope * self.mean
-        return self._mean(slope) * self.grey + self._mean(offset)
+        return self._mean(slope), self._mean(offset)
 
-    def _mean(self, plane: Plane) -> Plane:
-        return box_sum(plane, self.radius) * self.weights
+    def _mean(self, planes: Plane) -> Plane:
+        return box_sum(planes, self.radius) * self.weights
 
 
-def box_sum(plane: Plane, radius: int) -> Plane:
-    """Add up the square of 2 * `radius` + 1 pixels around each pixel, clipped to the plane."""
-    for axis in (0, 1):
-        length = plane.shape[axis]
-        sums = np.cumsum(np.moveaxis(plane, axis, 0), axis=0, dtype=np.float32)
+def box_sum(planes: Plane, radius: int) -> Plane:
+    """Add up the square of 2 * `radius` + 1 pixels around each pixel, as far as it is inside."""
+    for axis in (-2, -1):
+        length = planes.shape[axis]
+        sums = np.cumsum(np.moveaxis(planes, axis, 0), axis=0, dtype=np.float32)
         padded = np.concatenate([np.zeros_like(sums[:1]), sums])
         at = np.arange(length)
-        plane = padded[np.minimum(at + radius + 1, length)] - padded[np.maximum(at - radius, 0)]
-        plane = np.moveaxis(plane, 0, axis)
-    return np.ascontiguousarray(plane)
+        found = padded[np.minimum(at + radius + 1, length)] - padded[np.maximum(at - radius, 0)]
+        planes = np.moveaxis(found, 0, axis)
+    return np.ascontiguousarray(planes)

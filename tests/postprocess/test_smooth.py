@@ -7,11 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 from scipy import ndimage
 
 from postprocess import smooth
 from postprocess.grid import Grid
-from postprocess.smooth import Guide, box_sum, candidates, enlarged, smooth_labels
+from postprocess.smooth import Guide, box_sum, candidates, enlarged, largest, smooth_labels
+
+BILINEAR = Image.Resampling.BILINEAR
 
 
 def ramp(step: float = 4.0) -> Grid:
@@ -86,6 +89,34 @@ def test_the_guided_filter_is_the_papers() -> None:
         mean(grey * grey) - mean(grey) ** 2 + epsilon
     )
     expected = mean(slope) * grey + mean(mean(plane) - slope * mean(grey))
-    ours = Guide(grey, radius, epsilon).sharpened(plane)
+    (ours_slope,), (offset,) = Guide(grey, radius, epsilon).functions(plane[None])
+    ours = ours_slope * grey + offset
     inner = (slice(9, -9), slice(9, -9))
     assert np.abs(ours[inner] - expected[inner]).max() < 1e-3
+
+
+@pytest.mark.parametrize("size", [(260, 190), (267, 191), (1301, 977), (131, 950)])
+def test_tiles_give_the_labels_of_enlarging_everything(size: tuple[int, int]) -> None:
+    """Most tiles are not enlarged; the labels are as if they were, but for rounding to 1/255."""
+    rng = np.random.default_rng(1)
+    noise = ndimage.gaussian_filter(rng.random((5, 95, 130)), (0, 6, 6))
+    noise = (noise - noise.min()) / np.ptp(noise)
+    noise[4] *= 0.9  # wins nearly nowhere
+    scores = (noise * 255).astype(np.uint8)
+    classes = np.array([0, 3, 7, 8, 20], np.uint8)
+    ours = largest(scores, classes, size)
+    whole = np.stack([np.asarray(Image.fromarray(each).resize(size, BILINEAR)) for each in scores])
+    won = np.take_along_axis(whole, np.searchsorted(classes, ours)[None], axis=0)[0]
+    assert len(np.unique(ours)) >= 4
+    assert (ours == classes[whole.argmax(axis=0)]).mean() > 0.999
+    assert (won.astype(np.int64) + 1 >= whole.max(axis=0)).all()
+
+
+def test_tiles_with_one_class_are_not_enlarged() -> None:
+    """One border from top to bottom: only the tiles along it are contested."""
+    scores = np.zeros((2, 96, 160), np.uint8)
+    scores[0, :, :70], scores[1, :, 70:] = 200, 200
+    rows, columns = np.linspace(0, 96, 7), np.linspace(0, 160, 11)
+    contested = smooth._able(scores, rows, columns).sum(axis=0) > 1
+    assert contested.any(axis=1).all()
+    assert contested.any(axis=0).tolist() == [False] * 4 + [True] + [False] * 5
