@@ -63,6 +63,13 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="also return the probabilities of all classes, at the network's own resolution",
     )
+    p.add_argument(
+        "--best-iou",
+        type=Path,
+        metavar="DIR",
+        help="each pixel takes the class that maximises the expected IoU over photos like those of "
+        "this folder (default: the most probable class)",
+    )
     quantization = p.add_argument_group("for --precision int8 and fp16")
     quantization.add_argument(
         "--calibration",

@@ -2,7 +2,8 @@
 
 It runs the file on photos with true masks, and writes into its contract
 
-- for each class the confidence that gives the best F1 of its pixels, for `threshold=best`;
+- for each class the confidence that gives the best F1 of its pixels, for `threshold=best`; 0 where
+  such thresholds gain nothing on photos that they were not chosen on;
 - how often the truth is among the classes above a probability, for `coverage=` (only for files
   exported with `--probabilities`).
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,7 @@ from service.inference.digest import contract_digest
 from service.inference.engine import Engine, EngineOptions
 
 LEVELS = 256  # of confidence and probabilities
+FOLDS = 4  # of the photos: each is judged by thresholds of the others
 COVERAGES = (0.8, 0.9, 0.95, 0.99)  # measured and printed
 
 Counts = NDArray[np.int64]
@@ -114,6 +117,36 @@ def best_f1(photos: list[Photo]) -> tuple[list[float], list[float], list[float]]
     return (best / (LEVELS - 1)).round(4).tolist(), chosen.tolist(), f1[:, 0].tolist()
 
 
+def proven_f1(photos: list[Photo]) -> list[float]:
+    """The thresholds of `best_f1`, but 0 for classes that thresholds do not help on other photos.
+
+    Each of FOLDS parts is judged by the thresholds of the other parts. F1 must rise on average,
+    and fall in one part at most. Without this, a rare class gets a threshold by chance.
+    """
+    gains = np.zeros((FOLDS, len(photos[0].true)))
+    for part in range(FOLDS):
+        judged = photos[part::FOLDS]
+        others = [each for index, each in enumerate(photos) if index % FOLDS != part]
+        if judged and others:
+            after = f1_at(judged, best_f1(others)[0])
+            gains[part] = after - f1_at(judged, [0.0] * len(after))
+    proven = (gains.mean(axis=0) > 0) & ((gains < 0).sum(axis=0) <= 1)
+    kept: list[float] = np.where(proven, best_f1(photos)[0], 0).tolist()
+    return kept
+
+
+def f1_at(photos: list[Photo], thresholds: Sequence[float]) -> Shares:
+    """F1 of each class, (K,), of its pixels with at least its threshold of confidence."""
+    classes = np.arange(len(thresholds))
+    levels = np.rint(np.multiply(thresholds, LEVELS - 1)).astype(np.intp)
+    kept, hits, true = np.zeros((3, len(classes)))
+    for each in photos:
+        kept += each.predicted[:, ::-1].cumsum(axis=1)[:, ::-1][classes, levels]
+        hits += each.right[:, ::-1].cumsum(axis=1)[:, ::-1][classes, levels]
+        true += each.true
+    return 2 * hits / np.maximum(1, kept + true)
+
+
 def calibration(photos: list[Photo], dataset: Dataset) -> Calibration:
     """Compute what the contract stores, from some photos."""
     curves = [each.missed for each in photos if each.missed is not None]
@@ -122,7 +155,7 @@ def calibration(photos: list[Photo], dataset: Dataset) -> Calibration:
         dataset=dataset.name,
         split=dataset.split,
         images=len(curves) or len(photos),
-        best_f1=tuple(best_f1(photos)[0]),
+        best_f1=tuple(proven_f1(photos)),
         missed=None if mean is None else tuple(mean.tolist()),
     )
 
@@ -150,17 +183,12 @@ def measured(photos: list[Photo], dataset: Dataset) -> dict[str, Any]:
 
 def _f1_gain(photos: list[Photo], found: Calibration) -> tuple[float, float]:
     """Return the mean F1 over the classes that occur, of all pixels and of confident ones."""
-    before: list[float] = []
-    after: list[float] = []
-    for label, threshold in enumerate(found.best_f1):
-        true = sum(int(each.true[label]) for each in photos)
-        if not true:
-            continue
-        for values, level in ((before, 0), (after, round(threshold * (LEVELS - 1)))):
-            kept = sum(int(each.predicted[label, level:].sum()) for each in photos)
-            hits = sum(int(each.right[label, level:].sum()) for each in photos)
-            values.append(2 * hits / (kept + true))
-    return float(np.mean(before)), float(np.mean(after))
+    occurs = sum((each.true for each in photos), np.zeros_like(photos[0].true)) > 0
+    before, after = (
+        f1_at(photos, thresholds)[occurs]
+        for thresholds in ([0.0] * len(found.best_f1), found.best_f1)
+    )
+    return float(before.mean()), float(after.mean())
 
 
 def thinned(dataset: Dataset, count: int) -> Dataset:

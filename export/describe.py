@@ -121,6 +121,7 @@ def show(found: dict[str, Any]) -> str:
         "precision": contract["precision"],
         "confidence": "yes" if contract["confidence"] else "no",
         "probabilities": "yes" if contract["probability_grid"] else "no",
+        "labels": "best expected IoU" if contract["best_iou"] else "most probable class",
         "parity": f"{parity['agreement']:.4%} of {parity['pixels']} labels as {original}, "
         f"largest logit error {parity['max_logit_error']:.2g}{change}",
         "mIoU": contract["metrics"].get("miou", "not measured"),

@@ -18,6 +18,7 @@ from export.tail import PHASE_WEIGHTS
 from model.network.deeplab import DeepLabV3Plus
 from model.network.inference import average_probabilities
 from model.network.layers import resize
+from service.inference.contract import BestIou
 
 
 class HalfPrecision(DeepLabV3Plus):
@@ -36,6 +37,9 @@ class HalfPrecision(DeepLabV3Plus):
 class LabelGraph(nn.Module):
     """Normalisation, network, resizing of logits, averaging and argmax in one graph."""
 
+    weights: Tensor
+    margins: Tensor
+
     def __init__(
         self,
         net: DeepLabV3Plus,
@@ -44,6 +48,7 @@ class LabelGraph(nn.Module):
         flip: bool = False,
         confidence: bool = False,
         probabilities: bool = False,
+        best_iou: BestIou | None = None,
     ) -> None:
         super().__init__()
         self.net = net
@@ -51,6 +56,10 @@ class LabelGraph(nn.Module):
         self.flip = flip
         self.confidence = confidence
         self.probabilities = probabilities
+        self.best_iou = best_iou is not None
+        if best_iou is not None:
+            self.register_buffer("weights", torch.tensor(best_iou.weights))
+            self.register_buffer("margins", torch.tensor(best_iou.margins))
 
     @property
     def single_pass(self) -> bool:
@@ -66,20 +75,35 @@ class LabelGraph(nn.Module):
         not return them.
         """
         x = image.permute(0, 3, 1, 2).float()
-        if self.single_pass:
-            logits = self.net(x)
-            scores = self.spread(logits, x)
-        else:
-            scores = average_probabilities(self.net, x, self.scales, flip=self.flip)
+        coarse, scores = self.scored(x)
         labels = scores.argmax(dim=1).to(torch.uint8)
         found = [self.laid_out(labels), self.laid_out(scores)]
         if self.confidence:
-            best = largest_probability(scores) if self.single_pass else scores.amax(dim=1)
-            found.append(self.laid_out(in_bytes(best)))
+            found.append(self.laid_out(in_bytes(self.probability(scores, labels))))
         if self.probabilities:
-            coarse = F.softmax(logits, dim=1) if self.single_pass else self.thinned(scores)
             found.append(in_bytes(coarse))
         return tuple(found)
+
+    def scored(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Image (N, 3, H, W) -> probabilities (N, K, h, w), and scores, whose largest is taken."""
+        if self.single_pass:
+            logits = self.net(x)
+            coarse = F.softmax(logits, dim=1)
+            return coarse, self.spread(self.decided(coarse) if self.best_iou else logits, x)
+        scores = average_probabilities(self.net, x, self.scales, flip=self.flip)
+        return self.thinned(scores), self.decided(scores) if self.best_iou else scores
+
+    def decided(self, probabilities: Tensor) -> Tensor:
+        """What each class gains in expected IoU: (N, K, h, w) -> (N, K, h, w)."""
+        weights, margins = (each[:, None, None] for each in (self.weights, self.margins))
+        return probabilities * weights - margins
+
+    def probability(self, scores: Tensor, labels: Tensor) -> Tensor:
+        """The probability of each label: scores (N, K, ...) and labels (N, ...) -> (N, ...)."""
+        if self.best_iou:
+            chosen = labels.long()
+            return (scores.amax(dim=1) + self.margins[chosen]) / self.weights[chosen]
+        return largest_probability(scores) if self.single_pass else scores.amax(dim=1)
 
     def spread(self, logits: Tensor, x: Tensor) -> Tensor:
         """Logits of one pass over the image x, at its size: (N, K, h, w) -> (N, K, H, W)."""
@@ -114,9 +138,10 @@ class PhasedGraph(LabelGraph):
         *,
         confidence: bool = False,
         probabilities: bool = False,
+        best_iou: BestIou | None = None,
     ) -> None:
         """Raises ValueError if logits of this size (H, W) are not whole pixels apart."""
-        super().__init__(net, confidence=confidence, probabilities=probabilities)
+        super().__init__(net, confidence=confidence, probabilities=probabilities, best_iou=best_iou)
         spacing = logit_spacing(net, size)
         if spacing is None:
             raise ValueError(f"logits of {size} are not a whole number of pixels apart")

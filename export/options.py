@@ -41,6 +41,7 @@ def options(args: argparse.Namespace) -> ExportOptions:
         flip=args.flip,
         confidence=args.confidence,
         probabilities=args.probabilities,
+        best_iou=() if args.best_iou is None else tuple(photos_in(args.best_iou)),
         precision=args.precision,
         quantization=Quantization(calibration(args)) if args.precision == "int8" else None,
         validation=validation,

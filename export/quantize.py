@@ -69,7 +69,7 @@ def photos_in(folder: Path) -> list[Path]:
     """The photos of a folder; raises QuantizationError if it holds none."""
     paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in PHOTO_SUFFIXES)
     if not paths:
-        raise QuantizationError(f"{folder} holds no photo to calibrate on")
+        raise QuantizationError(f"{folder} holds no photo to measure on")
     return paths
 
 

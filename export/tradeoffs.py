@@ -1,8 +1,9 @@
 """Measure what each option for clean masks gains and costs: `python -m export.tradeoffs FILE.onnx`.
 
 It runs an exported file once on each photo of a data set and applies the service's options to the
-result. It prints two tables in Markdown: mIoU and mIoU within 3 pixels of the borders by option,
-and the processor time that each option adds for a usual photo and for one of 12 megapixels.
+result. It prints two tables in Markdown: by option mIoU, mIoU within 3 pixels of the void rims of
+borders, and boundary IoU for a distance of 3 pixels; and the processor time that each option adds
+for a usual photo and for one of 12 megapixels.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from model import arguments
 from model.data.dataset import DATASETS, Dataset, DatasetError, find, read_pair
 from model.data.guess import choose
 from model.data.survey import expect_classes, survey
+from model.evaluate.boundary import BoundaryIoU
 from model.evaluate.evaluation import check_classes
 from model.evaluate.metrics import Confusion
 from model.evaluate.trimap import Trimap
@@ -59,6 +62,7 @@ LABELS: tuple[Options, ...] = (  # options that change the labels, judged on mas
     {"smooth": "true"},
     {"smooth": "true", "min_area": "0.1%"},
 )
+OF_OTHERS: tuple[Options, ...] = ({}, {"smooth": "true"})  # judged for --best-iou
 COSTS: tuple[Options, ...] = (  # options and outputs, measured beside the mask
     {"output": "mask"},
     {"output": "mask", "min_area": "0.1%"},
@@ -101,23 +105,58 @@ def result(engine: Engine, photo: Image.Image) -> Result:
     return join.result(prepared, predictions, engine.contract)
 
 
-def judged(engine: Engine, dataset: Dataset) -> list[str]:
-    """The rows of the first table."""
+@dataclass(frozen=True)
+class Contestant:
+    """One row of the first table: an option of a file, and its measures."""
+
+    name: str
+    engine: Engine
+    wish: Wish
+    measures: tuple[Confusion, Trimap, BoundaryIoU]
+
+    def row(self) -> str:
+        """The row in Markdown."""
+        confusion, trimap, boundary = self.measures
+        found = (confusion.miou(), trimap.miou()[BAND], boundary.miou())
+        return f"| {self.name} | " + " | ".join(f"{figure:.4f}" for figure in found) + " |"
+
+
+def contestants(engine: Engine, prefix: str, rows: Sequence[Options]) -> list[Contestant]:
+    """The rows that the file of an engine can give."""
     classes = len(engine.contract.classes)
-    wishes = [(options, wish(options, engine.contract)) for options in LABELS]
-    known = [(options, each) for options, each in wishes if each is not None]
-    metrics = [(Confusion(classes), Trimap(classes, [BAND])) for _ in known]
+    found = []
+    for options in rows:
+        asked = wish(options, engine.contract)
+        if asked is not None:
+            name = ", ".join(
+                filter(None, (prefix, named(options) if options or not prefix else ""))
+            )
+            measures = (
+                Confusion(classes),
+                Trimap(classes, [BAND]),
+                BoundaryIoU(classes, pixels=BAND),
+            )
+            found.append(Contestant(name, engine, asked, measures))
+    return found
+
+
+def judged(engines: dict[str, Engine], dataset: Dataset) -> list[str]:
+    """The rows of the first table. Of engines with a name only some rows."""
+    rows = [
+        each
+        for prefix, engine in engines.items()
+        for each in contestants(engine, prefix, OF_OTHERS if prefix else LABELS)
+    ]
     for pair in tqdm(dataset.pairs, unit="photo", disable=not sys.stderr.isatty()):
         photo, truth = read_pair(dataset, pair)
-        found = result(engine, Image.fromarray(np.asarray(photo)))
-        for (_, each), both in zip(known, metrics, strict=True):
-            labels = with_a_class(outputs.refined(found, each).labels.image, classes)
-            for metric in both:
-                metric.add(truth, labels)
-    return [
-        f"| {named(options)} | {confusion.miou():.4f} | {trimap.miou()[BAND]:.4f} |"
-        for (options, _), (confusion, trimap) in zip(known, metrics, strict=True)
-    ]
+        image = Image.fromarray(np.asarray(photo))
+        results = {id(engine): result(engine, image) for engine in engines.values()}
+        for row in rows:
+            found = outputs.refined(results[id(row.engine)], row.wish).labels.image
+            labels = with_a_class(found, len(row.engine.contract.classes))
+            for measure in row.measures:
+                measure.add(truth, labels)
+    return [row.row() for row in rows]
 
 
 def with_a_class(labels: NDArray[np.uint8], classes: int) -> NDArray[np.uint8]:
@@ -178,6 +217,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="number of photos, evenly spread (default: all)",
     )
+    p.add_argument(
+        "--best-iou",
+        type=Path,
+        metavar="BEST.onnx",
+        help="the same network exported with --best-iou, for rows of its own",
+    )
     p.add_argument("--photo", type=Path, default=SAMPLES / "astronaut.jpg", help="for the times")
     return p
 
@@ -185,15 +230,19 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
-        engine = Engine(args.file, EngineOptions("cpu", threads=cpus.available()))
+        options = EngineOptions("cpu", threads=cpus.available())
+        engine = Engine(args.file, options)
         if args.data is not None:
             dataset = find(choose(args.dataset, args.data), args.data, args.split)
             check_classes(engine.contract.classes, dataset)
             expect_classes(survey(dataset))
             dataset = thinned(dataset, args.photos or len(dataset.pairs))
-            print(f"| {len(dataset.pairs)} photos | mIoU | {BAND} px around borders |")
-            print("|---|---|---|")
-            print("\n".join(judged(engine, dataset)) + "\n")
+            engines = {"": engine}
+            if args.best_iou is not None:
+                engines["`--best-iou`"] = Engine(args.best_iou, options)
+            heads = "mIoU", f"{BAND} px around borders", f"boundary IoU, {BAND} px"
+            print(f"| {len(dataset.pairs)} photos | {' | '.join(heads)} |\n|---|---|---|---|")
+            print("\n".join(judged(engines, dataset)) + "\n")
         print("| ms of processor time | 500 x 375 | 4000 x 3000 |\n|---|---|---|")
         print("\n".join(measured(engine, args.photo)))
     except (StartupError, DatasetError, OSError) as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +17,7 @@ import onnx
 import torch
 from torch.export import Dim
 
-from export import parity, quantize
+from export import best_iou, parity, quantize
 from export.graph import HalfPrecision, LabelGraph, PhasedGraph, logit_spacing
 from export.optional import on_request
 from export.quantize import Quantization
@@ -35,6 +35,7 @@ from service.inference.contract import (
     LABELS,
     METADATA_KEY,
     PROBABILITIES,
+    BestIou,
     Contract,
     InputSize,
     Parity,
@@ -62,6 +63,7 @@ class ExportOptions:
     flip: bool = False
     confidence: bool = False
     probabilities: bool = False
+    best_iou: tuple[Path, ...] = ()  # photos to maximise the expected IoU on; empty: do not
     precision: Precision = "fp32"
     quantization: Quantization | None = None  # required for int8
     validation: Dataset | None = None  # where the change of mIoU is measured
@@ -80,9 +82,14 @@ def export(source: Path, target: Path, options: ExportOptions) -> Contract:
     if options.validation is not None:
         check_classes(card.classes, options.validation)
     size = options.size or net.config.crop_size
-    truth = _graph(net, options)
-    final = build(_fast_graph(net, size, options), size, dynamic=options.dynamic)
     contract = _contract(card, net, size, checkpoint.digest(source), options)
+    if options.best_iou:
+        log.info("measuring probabilities on photos, for the best expected IoU")
+        found = best_iou.measured(_probing(net, options), options.best_iou, contract.input)
+        contract = contract.model_copy(update={"best_iou": found})
+    truth = _graph(net, options, contract.best_iou)
+    fast = _fast_graph(net, size, options, contract.best_iou)
+    final = build(fast, size, dynamic=options.dynamic)
     if options.quantization is not None:
         final = quantize.quantized(final, contract.input, options.quantization)
     final = on_request(final)
@@ -175,26 +182,34 @@ def pad_color(net: DeepLabV3Plus) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def _graph(net: DeepLabV3Plus, options: ExportOptions) -> LabelGraph:
+def _graph(net: DeepLabV3Plus, options: ExportOptions, found: BestIou | None) -> LabelGraph:
     return LabelGraph(
         net,
         scales=options.scales,
         flip=options.flip,
         confidence=options.confidence,
         probabilities=options.probabilities,
+        best_iou=found,
     ).eval()
 
 
-def _fast_graph(net: DeepLabV3Plus, size: Size, options: ExportOptions) -> LabelGraph:
+def _probing(net: DeepLabV3Plus, options: ExportOptions) -> LabelGraph:
+    """A graph whose last output is the probabilities."""
+    return _graph(net, replace(options, probabilities=True), None)
+
+
+def _fast_graph(
+    net: DeepLabV3Plus, size: Size, options: ExportOptions, found: BestIou | None
+) -> LabelGraph:
     """The graph to export: what `_graph` computes, rewritten for speed."""
     # Ranges of int8 are of whole maps.
     fast = rewritten(net) if options.precision == "fp32" else rewritten(net, strip_bytes=None)
     if options.precision == "fp16":  # for GPUs: their Resize is fast, and rounds in float32
-        return _graph(HalfPrecision(fast), options)
-    graph = _graph(fast, options)
+        return _graph(HalfPrecision(fast), options, found)
+    graph = _graph(fast, options, found)
     if graph.single_pass and not options.dynamic and logit_spacing(net, size):
         asked = {"confidence": options.confidence, "probabilities": options.probabilities}
-        return PhasedGraph(fast, size, **asked).eval()
+        return PhasedGraph(fast, size, **asked, best_iou=found).eval()
     return graph
 
 

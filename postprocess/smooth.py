@@ -1,15 +1,16 @@
-"""Labels of a photo at its own size, along its edges, from the network's coarse probabilities.
+"""Make labels that follow the photo's edges, from the network's coarse probabilities.
 
-Labels that are repeated to the size of a large photo are stairs. Here the probabilities of the
-classes are enlarged, and before that sharpened along the edges of the photo by a guided filter
-(He, Sun and Tang, 2013): in each small window a probability is a linear function of the photo's
-brightness. As in "Fast Guided Filter" (He and Sun, 2015) these functions are computed on smaller
-pictures. Only tiles that a border may cross are enlarged; the others have a single class.
+Labels that are repeated to the size of a large photo have borders like stairs. Here, the
+probabilities of the classes are sharpened along the edges of the photo by a guided filter (He, Sun
+and Tang, 2013), and then enlarged. In each small window, the filter makes a probability a linear
+function of the photo's brightness. As in "Fast Guided Filter" (He and Sun, 2015), these functions
+are computed on smaller pictures. Only tiles that a border may cross are enlarged; the others have
+a single class.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -22,12 +23,13 @@ from postprocess.runs import Ints, Labels
 
 RADIUS = 4  # of the windows, in points of the functions; logits are 2 of them apart
 STRIDE = 2  # pixels of the guide between these points
-MOST_CLASSES = 16  # of one photo: the time grows with them, and noise may have any number
+MOST_CLASSES = 16  # per photo: the time grows with them, and noise may have any number
 EPSILON = 0.002  # a variance of brightness, 0 to 1: weaker edges than its root are ignored
 TILE = 16  # pixels of the guide
 
 Plane = NDArray[np.floating[Any]]  # float32
-Scores = NDArray[np.uint8]  # (K, h, w), probabilities times 255
+Scores = NDArray[Any]  # (K, h, w), uint8 or float32; the largest wins
+Values = Sequence[float]  # of each class of the grid
 
 
 def candidates(labels: Labels) -> list[int]:
@@ -38,22 +40,29 @@ def candidates(labels: Labels) -> list[int]:
 
 
 def smooth_labels(
-    grid: Grid, classes: Collection[int], guide: Labels, size: tuple[int, int]
+    grid: Grid,
+    classes: Collection[int],
+    guide: Labels,
+    size: tuple[int, int],
+    decision: tuple[Values, Values] | None = None,
 ) -> Labels:
     """Return the most probable of `classes` for each pixel of a photo of `size` (W, H): (H, W).
 
-    `guide`: the photo (h, w, 3), at any size that is not larger. Of equal probabilities the class
-    with the lower id wins.
+    `guide`: the photo (h, w, 3), at any size that is not larger. `decision`: weights and margins
+    of all classes; then the class with the largest weight * probability - margin is taken. Of
+    equal ones the class with the lower id wins.
     """
     if not classes:
         raise ValueError("classes is empty")
     ordered = np.array(sorted(classes), np.uint8)
-    return largest(sharpened(grid, ordered.tolist(), guide, size), ordered, size)
+    planes = sharpened(grid, ordered.tolist(), guide, size)
+    if decision is None:
+        return largest((planes * 255 + 0.5).astype(np.uint8), ordered, size)
+    weights, margins = (np.array(each, np.float32)[ordered][:, None, None] for each in decision)
+    return largest(planes * weights - margins, ordered, size)
 
 
-def sharpened(
-    grid: Grid, classes: Collection[int], guide: Labels, photo: tuple[int, int]
-) -> Scores:
+def sharpened(grid: Grid, classes: Collection[int], guide: Labels, photo: tuple[int, int]) -> Plane:
     """Return the probabilities of some classes at the guide's size, along its edges: (K, h, w)."""
     height, width = guide.shape[:2]
     grey = Image.fromarray(np.asarray(Image.fromarray(guide).convert("L"), np.float32) / 255)
@@ -61,16 +70,11 @@ def sharpened(
     planes = np.stack([enlarged(grid, label, few, photo) for label in classes])
     small = np.asarray(grey.resize(few, Image.Resampling.BILINEAR))
     slopes, offsets = Guide(small).functions(planes)
-    scores = np.empty((len(classes), height, width), np.uint8)
-    for slope, offset, score in zip(slopes, offsets, scores, strict=True):
-        plane = _resized(slope, (width, height))
-        plane *= np.asarray(grey)
-        plane += _resized(offset, (width, height))
-        plane *= 255
-        plane += 0.5
-        np.clip(plane, 0, 255, out=plane)
-        score[:] = plane
-    return scores
+    found = np.empty((len(classes), height, width), np.float32)
+    for slope, offset, plane in zip(slopes, offsets, found, strict=True):
+        np.multiply(_resized(slope, (width, height)), np.asarray(grey), out=plane)
+        np.add(plane, _resized(offset, (width, height)), out=plane)
+    return found.clip(0, 1, out=found)
 
 
 def largest(scores: Scores, classes: Labels, size: tuple[int, int]) -> Labels:
@@ -191,7 +195,7 @@ class Guide:
 
 
 def box_sum(planes: Plane, radius: int) -> Plane:
-    """Add up the square of 2 * `radius` + 1 pixels around each pixel, as far as it is inside."""
+    """Add up the square of 2 * `radius` + 1 pixels around each pixel, clipped to the plane."""
     for axis in (-2, -1):
         length = planes.shape[axis]
         sums = np.cumsum(np.moveaxis(planes, axis, 0), axis=0, dtype=np.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,6 +62,20 @@ def test_the_bundled_file_comes_from_the_bundled_checkpoint(served: models.Model
     assert contract.classes == checkpoint.read_card(CHECKPOINT).classes
 
 
+def test_the_bundled_file_gives_everything_that_a_request_can_ask_for(
+    served: models.Models, client: TestClient
+) -> None:
+    """`make serve` shows every option, without a further export."""
+    contract = served.get(NAME).engine.contract
+    assert contract.confidence
+    assert contract.calibration is not None
+    assert contract.calibration.images >= 100
+    files = {"file": SAMPLES[0].read_bytes()}
+    options = {"output": "probabilities", "coverage": "0.95", "smooth": "true", "threshold": "best"}
+    answer = client.post("/segment", params={"model": NAME, **options}, files=files)
+    assert answer.status_code == 200, answer.text
+
+
 @pytest.mark.slow
 def test_http_gives_the_exported_files_mask_pixel_for_pixel(
     served: models.Models, over_http: Masks
@@ -95,8 +110,8 @@ def test_refined_masks_are_the_same_over_http_and_from_python(
 ) -> None:
     options = {"min_area": "0.2%", "fill_holes": "5%", "min_confidence": "0.5,person:0.8"}
     net = checkpoint.load(CHECKPOINT)
-    for path in SAMPLES:
-        mask = mask_of(client, path, **options)
-        from_python = model.predict(net, path, **options)  # type: ignore[arg-type] # all are text
+    for path, smooth in zip(SAMPLES, itertools.cycle([True, False])):
+        mask = mask_of(client, path, **options, smooth=str(smooth).lower())
+        from_python = model.predict(net, path, smooth=smooth, **options)  # type: ignore[arg-type] # all are text
         assert (mask == from_python).mean() >= 0.999, path.name
         assert (mask != over_http[path.stem]).any(), path.name

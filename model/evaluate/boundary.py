@@ -2,8 +2,8 @@
 
 For each class only pixels near the edge of the true and of the predicted region
 count: those within d of the region's outside, where d is 2 % of the picture's
-diagonal. Intersections and unions are summed over the whole set, then divided,
-then averaged over classes, like mIoU.
+diagonal, or a number of pixels. Intersections and unions are summed over the whole
+set, then divided, then averaged over classes, like mIoU.
 
 The measure does not define void pixels. They are removed from both regions before
 the edges are taken; otherwise VOC's void rim would move the edge of a perfect
@@ -23,8 +23,12 @@ DILATION_RATIO = 0.02  # of the diagonal; the authors' value for whole pictures
 class BoundaryIoU:
     """Intersection and union of the pixels near edges, by class, over a whole data set."""
 
-    def __init__(self, classes: int, ratio: float = DILATION_RATIO) -> None:
+    def __init__(
+        self, classes: int, ratio: float = DILATION_RATIO, pixels: int | None = None
+    ) -> None:
+        """`pixels`: the distance d in all pictures, in place of a share of the diagonal."""
         self.ratio = ratio
+        self.pixels = pixels
         self.intersections = np.zeros(classes, np.int64)
         self.unions = np.zeros(classes, np.int64)
 
@@ -32,7 +36,7 @@ class BoundaryIoU:
         """Count one picture, (H, W) twice; truth >= K is void."""
         classes = len(self.unions)
         judged = truth < classes
-        width = max(1, round(self.ratio * float(np.hypot(*truth.shape))))
+        width = self.pixels or max(1, round(self.ratio * float(np.hypot(*truth.shape))))
         for label in np.union1d(truth[judged], prediction[judged]):
             true = inner_boundary(truth == label, width)
             predicted = inner_boundary((prediction == label) & judged, width)

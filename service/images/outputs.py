@@ -261,7 +261,9 @@ def _smoothed(result: Result, grid: Grid) -> Result:
     height, width = result.cells.shape
     image = imaging.shrunk(result.photo.image, (width, height))
     classes = candidates(result.cells)
-    labels = smooth_labels(grid, classes, np.asarray(image), result.photo.size)
+    best = result.contract.best_iou
+    decision = None if best is None else (best.weights, best.margins)
+    labels = smooth_labels(grid, classes, np.asarray(image), result.photo.size, decision)
     sure = None if result.confidence is None else result.confidence.image
     return replace(result, cells=labels, sure=sure, spread=Spread.none(labels.shape))
 

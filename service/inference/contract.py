@@ -93,6 +93,19 @@ class Calibration(BaseModel):
     missed: Annotated[tuple[float, ...], Field(min_length=256, max_length=256)] | None = None
 
 
+class BestIou(BaseModel):
+    """Labels are not the most probable classes, but those that maximise the expected IoU.
+
+    A pixel takes the class with the largest `weight * probability - margin`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    photos: Positive  # that weights and margins were measured on
+    weights: tuple[Annotated[float, Field(gt=0, le=1)], ...]  # by class
+    margins: tuple[Annotated[float, Field(ge=0, le=1)], ...]
+
+
 class Contract(BaseModel):
     """The metadata of an exported model."""
 
@@ -113,6 +126,7 @@ class Contract(BaseModel):
     # input have one; centres: each is in the middle of a block of pixels.
     probability_grid: Literal["corners", "centres"] | None = None
     calibration: Calibration | None = None
+    best_iou: BestIou | None = None  # None: labels are the most probable classes
     checkpoint_sha256: str
     graph_sha256: str | None = None  # of the file without its metadata; None in older files
     contract_sha256: str | None = None  # of this contract without this field; likewise
@@ -125,11 +139,13 @@ class Contract(BaseModel):
         return self.classes.index("background") if "background" in self.classes else None
 
     @model_validator(mode="after")
-    def _one_threshold_per_class(self) -> Contract:
-        if self.calibration and len(self.calibration.best_f1) != len(self.classes):
-            raise ValueError(
-                f"{len(self.classes)} classes but {len(self.calibration.best_f1)} thresholds"
-            )
+    def _one_value_per_class(self) -> Contract:
+        found = {} if self.calibration is None else {"thresholds": self.calibration.best_f1}
+        if self.best_iou is not None:
+            found |= {"weights": self.best_iou.weights, "margins": self.best_iou.margins}
+        for what, values in found.items():
+            if len(values) != len(self.classes):
+                raise ValueError(f"{len(self.classes)} classes but {len(values)} {what}")
         return self
 
     @model_validator(mode="after")

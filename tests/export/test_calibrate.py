@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from export.calibrate import Photo, best_f1, missed
+from export.calibrate import Photo, best_f1, f1_at, missed, proven_f1
 from export.writer import ExportOptions, export
 from model import checkpoint
 from postprocess.grid import Grid, least_for, sets, top
@@ -77,6 +77,30 @@ def test_the_best_threshold_is_the_one_with_the_best_f1() -> None:
         assert f1[label] == pytest.approx(max(tried))
         assert before[label] == pytest.approx(tried[0])
         assert tried[round(thresholds[label] * 255)] == pytest.approx(max(tried))
+
+
+def photo_of(unsure: int, sure: int, right: int) -> Photo:
+    """Pixels of class 1 with confidence 50 and 200; the sure ones are right, and `right` others."""
+    predicted, correct = np.zeros((2, 2, 256), np.int64)
+    predicted[1, [50, 200]] = unsure, sure
+    correct[1, [50, 200]] = right, sure
+    return Photo(predicted, correct, np.array([0, sure + right]), None)
+
+
+def test_a_threshold_that_one_photo_asks_for_is_not_kept() -> None:
+    """Seven photos need no threshold; the eighth has so many wrong pixels that all together do."""
+    good, bad = photo_of(100, 100, 90), photo_of(2000, 0, 0)
+    assert best_f1([*[good] * 7, bad])[0][1] > 50 / 255
+    assert proven_f1([*[good] * 7, bad])[1] == 0
+    always = photo_of(100, 100, 10)  # unsure pixels are wrong in every photo
+    assert 50 / 255 < proven_f1([always] * 8)[1] <= 200 / 255
+    assert proven_f1([always]) == [0, 0]  # nothing to prove it on
+
+
+def test_f1_is_that_of_the_pixels_that_are_kept() -> None:
+    photos = [photo_of(100, 40, 30), photo_of(10, 5, 0)]
+    for threshold, hits, kept in ((0.0, 75, 155), (0.5, 45, 45), (0.9, 0, 0)):
+        assert f1_at(photos, [0, threshold])[1] == pytest.approx(2 * hits / (kept + 75))
 
 
 def test_the_most_probable_classes_come_first() -> None:

@@ -35,12 +35,13 @@ def edge(mask: NDArray[np.bool_], width: int) -> NDArray[np.bool_]:
     return np.asarray(mask & ~ndimage.binary_erosion(mask, np.ones((3, 3)), iterations=width))
 
 
-def oracle(masks: Masks, classes: int) -> list[float]:
+def oracle(masks: Masks, classes: int, pixels: int | None = None) -> list[float]:
     found = []
     for label in range(classes):
         intersection = union = 0
         for truth, prediction in masks:
-            width = max(1, round(0.02 * (truth.shape[0] ** 2 + truth.shape[1] ** 2) ** 0.5))
+            diagonal = (truth.shape[0] ** 2 + truth.shape[1] ** 2) ** 0.5
+            width = pixels or max(1, round(0.02 * diagonal))
             seen = np.where(truth == 255, 255, prediction)
             true, predicted = edge(truth == label, width), edge(seen == label, width)
             intersection += int((true & predicted).sum())
@@ -49,12 +50,13 @@ def oracle(masks: Masks, classes: int) -> list[float]:
     return found
 
 
-def test_boundary_iou_equals_iterated_erosion() -> None:
+@pytest.mark.parametrize("pixels", [None, 3])
+def test_boundary_iou_equals_iterated_erosion(pixels: int | None) -> None:
     masks = pictures()
-    metric = BoundaryIoU(5)
+    metric = BoundaryIoU(5, pixels=pixels)
     for truth, prediction in masks:
         metric.add(truth, prediction)
-    expected = oracle(masks, 5)
+    expected = oracle(masks, 5, pixels)
     assert np.allclose(metric.iou(), expected, equal_nan=True)
     assert metric.miou() == pytest.approx(np.nanmean(expected))
     assert np.isnan(metric.iou()[4])
