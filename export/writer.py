@@ -17,7 +17,8 @@ import onnx
 import torch
 from torch.export import Dim
 
-from export import best_iou, parity, quantize
+from export import parity, quantize
+from export.best_iou import measured as measured_best_iou
 from export.graph import HalfPrecision, LabelGraph, PhasedGraph, logit_spacing
 from export.optional import on_request
 from export.quantize import Quantization
@@ -85,7 +86,7 @@ def export(source: Path, target: Path, options: ExportOptions) -> Contract:
     contract = _contract(card, net, size, checkpoint.digest(source), options)
     if options.best_iou:
         log.info("measuring probabilities on photos, for the best expected IoU")
-        found = best_iou.measured(_probing(net, options), options.best_iou, contract.input)
+        found = measured_best_iou(_probing(net, options), options.best_iou, contract.input)
         contract = contract.model_copy(update={"best_iou": found})
     truth = _graph(net, options, contract.best_iou)
     fast = _fast_graph(net, size, options, contract.best_iou)

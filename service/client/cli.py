@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from service.client import flags, local, records
+from service.client import flags, local, records, selection
 from service.client.batch import Batch, Limits
 from service.client.connection import choose, connected
 from service.client.errors import ClientError, ManifestError, UsageError
@@ -176,15 +176,27 @@ def _report_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="deeplab-client report",
         description="Write report.csv, contact-sheet.html and contact-sheet.png of the results.",
-        epilog="example:\n  deeplab-client report out/",
+        epilog=(
+            "examples:\n  deeplab-client report out/\n"
+            "  deeplab-client report out/ --where 'person > 0.05 and not car > 10%'\n"
+            "  deeplab-client report out/ --where 'confidence < 60%' --copy doubtful/"
+        ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("out", metavar="OUT", type=Path, help="folder with the results of a run")
+    where_help = "print the photos that an expression is true for, and write no report"
+    parser.add_argument("--where", metavar="EXPRESSION", help=where_help)
+    copy_help = "with --where: copy these photos into this folder"
+    parser.add_argument("--copy", metavar="DIR", type=Path, help=copy_help)
     parser.add_argument("--json", action="store_true", help="print the files' paths as JSON")
     return parser
 
 
 def _report(options: argparse.Namespace) -> int:
+    if options.where is not None:
+        return _select(options)
+    if options.copy is not None:
+        raise UsageError("--copy copies the photos that --where chooses: give --where")
     with _results(options.out) as results:
         written, missing = write_report(options.out, results)
     for reason in missing:
@@ -196,6 +208,22 @@ def _report(options: argparse.Namespace) -> int:
         else "\n".join(map(plain, files))
     )
     return 0
+
+
+def _select(options: argparse.Namespace) -> int:
+    """Print or copy the photos that --where chooses."""
+    with _results(options.out) as results:
+        found = selection.chosen(results, options.where)
+    failed = [] if options.copy is None else selection.copied(found, options.copy)
+    if options.json:
+        photos = [{"photo": each.name, "source": each.source} for each in found]
+        print(json.dumps({"photos": photos, "not_copied": failed}))
+    else:
+        for each in found:
+            print(plain(each.source))
+    for reason in failed:
+        print(plain(reason), file=sys.stderr)
+    return int(bool(failed))
 
 
 def _export(arguments: Sequence[str]) -> int:

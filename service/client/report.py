@@ -14,17 +14,23 @@ import io
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from urllib.parse import quote
 
+from service.client.charts import charts
 from service.client.files import read_photo
+from service.client.moments import moment
 from service.client.outputs import OutsideError, inside, replacing
 from service.client.plain import cell, plain
 from service.client.records import DONE, Record, Results
 
 TABLE = "report.csv"
 PARQUET = "report.parquet"
-FIELDS = ("photo", "status", "error", "model", "model_digest", "confidence", "pixels")
+FIELDS = (
+    *("photo", "status", "error", "model", "model_digest", "confidence", "pixels"),
+    *("taken", "latitude", "longitude"),  # by the photo's EXIF data
+)
 HTML_SHEET = "contact-sheet.html"
 PNG_SHEET = "contact-sheet.png"
 PICTURES = (".overlay.png", ".overlay.jpg", ".color.png", ".mask.png")  # best first
@@ -32,13 +38,18 @@ PICTURES = (".overlay.png", ".overlay.jpg", ".color.png", ".mask.png")  # best f
 COLUMNS, ROWS, THUMBNAIL, GAP = 10, 10, 160, 8  # the PNG sheet; sizes in pixels
 PARQUET_BATCH = 10_000  # rows in memory at once
 
-Cell = str | int | float | None
+Cell = str | int | float | datetime | None
 
 STYLE = """\
 body { font: 14px system-ui, sans-serif; margin: 1rem; background: #111; color: #ddd }
 main { display: grid; grid-template-columns: repeat(auto-fill, minmax(220px, 1fr)); gap: 1rem }
 figure { margin: 0 } img { width: 100%; height: 165px; object-fit: contain; background: #000 }
 figcaption { overflow-wrap: anywhere } small { color: #999 }
+table { border-collapse: collapse; margin-bottom: 2rem }
+td, th { padding: 2px 1rem 2px 0; text-align: left }
+td.n { text-align: right; font-variant-numeric: tabular-nums }
+svg { display: block } rect { fill: #4fd1c0 }
+svg text { fill: #999; font: 11px system-ui, sans-serif }
 """
 
 
@@ -81,12 +92,14 @@ def table(results: Results) -> Iterator[list[Cell]]:
     numbers = list(columns(results))
     for record in results.records():
         told = [record.name, record.status, record.error, record.model, record.model_digest]
+        found = moment(record.source)
+        when_where = [found.taken, found.latitude, found.longitude]
         if record.classes is None:
-            yield [*told, None, None, *[None] * len(numbers)]
+            yield [*told, None, None, *when_where, *[None] * len(numbers)]
             continue
         pixels = {each.class_id: each.pixels for each in record.classes}
         counts = [pixels.get(number, 0) for number in numbers]
-        yield [*told, record.confidence(), sum(pixels.values()), *counts]
+        yield [*told, record.confidence(), sum(pixels.values()), *when_where, *counts]
 
 
 def write_csv(out: Path, results: Results) -> Path:
@@ -103,7 +116,8 @@ def write_parquet(out: Path, results: Results) -> Path:
     """Write the same table to OUT/report.parquet; needs pyarrow."""
     arrow = importlib.import_module("pyarrow")
     parquet = importlib.import_module("pyarrow.parquet")
-    kinds = {"confidence": arrow.float64(), "pixels": arrow.int64()}
+    kinds = dict.fromkeys(("confidence", "latitude", "longitude"), arrow.float64())
+    kinds |= {"pixels": arrow.int64(), "taken": arrow.timestamp("s")}
     fields = [(name, kinds.get(name, arrow.string())) for name in FIELDS]
     fields += [(name, arrow.int64()) for name in columns(results).values()]
     schema, rows = arrow.schema(fields), table(results)
@@ -121,7 +135,8 @@ def write_html(out: Path, results: Results) -> Path:
         stream.write(
             f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{title}</title>\n'
         )
-        stream.write(f"<style>\n{STYLE}</style>\n<h1>{title}</h1>\n<main>\n")
+        stream.write(f"<style>\n{STYLE}</style>\n<h1>{title}</h1>\n")
+        stream.write(charts(results) + "<main>\n")
         for record, picture in _pictures(results):
             stream.write(_figure(record.name, picture, _shares(record)))
         stream.write("</main></html>\n")

@@ -72,7 +72,7 @@ def test_table_has_a_row_per_photo_and_a_column_per_class_of_the_model(tmp_path:
     assert main(["report", str(tmp_path)]) == 0
     head = ["photo", "status", "error", "model", "model_digest", "confidence", "pixels"]
     found = rows(tmp_path)
-    assert list(found[0]) == [*head, *CLASSES]
+    assert list(found[0]) == [*head, "taken", "latitude", "longitude", *CLASSES]
     shown = (*head, "background", "cat", "dog", "aeroplane")
     assert [[row[name] for name in shown] for row in found] == [
         ["2.jpg", "done", "", "light", "d1", "", "75", "70", "0", "5", "0"],
@@ -167,7 +167,7 @@ def test_run_with_report_counts_pixels_and_keeps_no_json(
     summary = json.loads(capsys.readouterr().out)
     assert summary["sent"] == 3
     assert summary["classes"][1] == {"id": 8, "name": "cat", "pixels": 30, "photos": 3}
-    assert "trip/dog.png,done,,light,d1,,40,30,0,10\n" in (out / "report.csv").read_text()
+    assert "trip/dog.png,done,,light,d1,,40,,,,30,0,10\n" in (out / "report.csv").read_text()
     assert not list(out.rglob("*.json"))
     assert main([*command, "--report"]) == 0
     assert len(server.segmented()) == 6
