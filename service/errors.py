@@ -50,6 +50,25 @@ class RateLimited(ServiceError):
         self.retry_after_s = retry_after_s
 
 
+class UnknownJob(ServiceError):
+    """The key has no job of that id."""
+
+    status, code, title = 404, "unknown-job", "Unknown job"
+
+
+class JobNotDone(ServiceError):
+    """The job has no result, because it has not ended or has failed."""
+
+    status, code, title = 409, "job-not-done", "Job not done"
+
+
+class JobsFull(ServiceError):
+    """The jobs folder has no room for more."""
+
+    status, code, title = 503, "jobs-full", "Jobs full"
+    retry_after_s = 60
+
+
 class ModelUnusable(ServiceError):
     """The new model file cannot be used; the old model is still served."""
 

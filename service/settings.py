@@ -350,6 +350,47 @@ class Settings(BaseSettings):
             "https://example.org; * is every origin (default: only the service's own page)"
         ),
     ] = ()
+    jobs: Annotated[
+        Path | None,
+        Field(
+            description="folder in which jobs of many photos and their results are kept; POST "
+            "/jobs needs it (default: none, no jobs)"
+        ),
+    ] = None
+    job_inputs: Annotated[
+        Path | None,
+        Field(description="folder whose files a job may name as paths (default: none)"),
+    ] = None
+    max_job_bytes: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="most bytes of the body of a job; larger ones are answered with 413 "
+            "(default: 1073741824, which is 1 GiB)",
+        ),
+    ] = 1024 * 1024 * 1024
+    max_jobs_bytes: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="most bytes of all jobs on the disk; beyond that 503 (default: "
+            "10737418240, which is 10 GiB)",
+        ),
+    ] = 10 * 1024 * 1024 * 1024
+    max_job_photos: Annotated[
+        int,
+        Field(
+            ge=1, description="most photos of a job; more are answered with 400 (default: 10000)"
+        ),
+    ] = 10_000
+    job_ttl_s: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="seconds after its end for which a job and its result are kept (default: "
+            "86400, a day)",
+        ),
+    ] = 86_400
     allow_url_hosts: Annotated[
         tuple[str, ...],
         NoDecode,

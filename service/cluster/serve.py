@@ -158,6 +158,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if settings.metrics_port is not None:
             raise StartupError("--metrics-port: Ray's own proxies listen here; use --port")
+        if settings.jobs is not None:
+            raise StartupError("--jobs: replicas cannot share a folder of jobs; leave it out")
         check_runtime()
         models.model_files(settings.models)  # fail here at once: a cluster would retry for minutes
         run(settings)

@@ -45,6 +45,8 @@ from service.http import (
 from service.http.bodies import json_request
 from service.http.bodies.json_request import SegmentRequest
 from service.http.bodies.urls import Fetcher
+from service.http.jobs import routes
+from service.http.jobs.runner import Jobs
 from service.http.middleware.keys import Keys, is_open
 from service.http.middleware.limits import Admission, BodyLimit, HeldResponse
 from service.http.middleware.metrics_port import MetricsPort
@@ -75,7 +77,7 @@ ASKED_WITH = (
 )
 ANSWERED_WITH = (
     *("X-Model", "X-Model-Digest", "X-Execution-Provider", "X-Execution-Precision", "X-Request-ID"),
-    *("X-Quality", "Server-Timing", "Retry-After", LENGTH_HEADER),
+    *("X-Quality", "Server-Timing", "Retry-After", "Location", LENGTH_HEADER),
 )
 
 ANSWERS: dict[int | str, dict[str, Any]] = {
@@ -145,12 +147,24 @@ def create_app(
         on_problem=lambda code: measured.rejected.labels(code).inc(),
     )
 
+    fetcher = None
+    if settings.allow_url_hosts:
+        allowed = AllowList.of(settings.allow_url_hosts)
+        fetcher = Fetcher(allowed, settings.max_body_bytes)
+    jobs = None
+    if settings.jobs is not None:
+        jobs = Jobs(settings.jobs, settings, models, resources, fetcher)
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await models.start()
         await _started(decoders)
+        if jobs is not None:
+            jobs.start()
         async with models.watched():
             yield
+        if jobs is not None:
+            await jobs.stop()
         await models.stop()
         decoders.close()
         pool.shutdown(wait=False, cancel_futures=True)
@@ -170,7 +184,7 @@ def create_app(
     )
     _add_middleware(app, settings, models, measured, tracing, admission=resources.admission)
     problems.install(app)
-    _add_routes(app, settings, models, resources, measured)
+    _add_routes(app, settings, models, resources, measured, fetcher=fetcher, jobs=jobs)
     return app
 
 
@@ -197,6 +211,7 @@ def _add_middleware(
         max_bytes=settings.max_body_bytes,
         timeout_s=settings.body_timeout_s,
         admission=admission,
+        stored={} if settings.jobs is None else {routes.PATH: settings.max_job_bytes},
     )
     if settings.api_keys:
         app.add_middleware(
@@ -217,7 +232,14 @@ def _add_middleware(
 
 
 def _add_routes(
-    app: FastAPI, settings: Settings, models: Models, resources: Resources, measured: Metrics
+    app: FastAPI,
+    settings: Settings,
+    models: Models,
+    resources: Resources,
+    measured: Metrics,
+    *,
+    fetcher: Fetcher | None,
+    jobs: Jobs | None,
 ) -> None:
     """Add every endpoint, then the schema of them all."""
     playground.add_routes(app)
@@ -225,11 +247,19 @@ def _add_routes(
     probes.add_routes(app, models)
     catalogue.add_routes(app, settings, models, resources.admission)
     metrics.add_route(app, measured)
-    _add_segment(app, settings, models, resources)
+    _add_segment(app, settings, models, resources, fetcher)
+    if jobs is not None:
+        routes.add_routes(app, jobs)
     open_inference.add_routes(app, settings, models, resources)
     problems.describe(
         app,
-        (*answers.RESULTS, SegmentRequest, InferRequest, InferAnswer),
+        (
+            *answers.RESULTS,
+            SegmentRequest,
+            InferRequest,
+            InferAnswer,
+            *(routes.BODIES if jobs else ()),
+        ),
         needs_key=lambda path: bool(settings.api_keys) and not is_open(path),
     )
     measured.know(app.routes)
@@ -246,7 +276,7 @@ def _allow_origins(app: FastAPI, origins: tuple[str, ...]) -> None:
     app.add_middleware(
         CORSMiddleware,
         allow_origins=origins,
-        allow_methods=["GET", "POST"],
+        allow_methods=["GET", "POST", "DELETE"],
         allow_headers=ASKED_WITH,
         expose_headers=ANSWERED_WITH,
     )
@@ -262,10 +292,13 @@ def _answer_head(app: FastAPI) -> None:
             route.methods.add("HEAD")
 
 
-def _add_segment(app: FastAPI, settings: Settings, models: Models, resources: Resources) -> None:
-    fetcher = None
-    if settings.allow_url_hosts:
-        fetcher = Fetcher(AllowList.of(settings.allow_url_hosts), settings.max_body_bytes)
+def _add_segment(
+    app: FastAPI,
+    settings: Settings,
+    models: Models,
+    resources: Resources,
+    fetcher: Fetcher | None,
+) -> None:
     intake = Intake(settings.max_files, settings.max_body_bytes, resources.pool, fetcher)
 
     @app.post(

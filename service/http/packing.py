@@ -62,7 +62,7 @@ def pack(outcomes: Sequence[Outcome], wish: Wish, packing: Packing) -> tuple[byt
         {output: f"{stem}.{wish.kind(output)[1]}" for output in outcome.files}
         for outcome, stem in zip(outcomes, stems([each.name for each in outcomes]), strict=True)
     ]
-    results = [_entry(*pair) for pair in zip(outcomes, names, strict=True)]
+    results = [entry(*pair) for pair in zip(outcomes, names, strict=True)]
     files = {RESULTS: (json.dumps({"results": results}).encode(), "application/json")}
     for outcome, named in zip(outcomes, names, strict=True):
         for output, body in outcome.files.items():
@@ -72,7 +72,7 @@ def pack(outcomes: Sequence[Outcome], wish: Wish, packing: Packing) -> tuple[byt
     return imaging.archive({name: body for name, (body, _) in files.items()}), ZIP
 
 
-def _entry(outcome: Outcome, names: dict[str, str]) -> dict[str, Any]:
+def entry(outcome: Outcome, names: dict[str, str]) -> dict[str, Any]:
     """Return the entry of one photo in results.json."""
     name, error = _readable(outcome.name), outcome.error
     if error is not None:

@@ -146,6 +146,14 @@ async def segment_each(
         return await _all([made(each, claim) for each in opened])
 
 
+async def segment_photo(data: bytes, job: Job) -> tuple[dict[str, bytes], tuple[int, int]]:
+    """Return the outputs of an encoded image by name, and its size (W, H)."""
+    began = time.monotonic()
+    found = await _open(data, job)
+    with job.resources.admission.claim(_memory(found, job)) as claim:
+        return await _segmented(found, claim, job, began)
+
+
 async def _segment_one(data: bytes, job: Job) -> Answer:
     began = time.monotonic()
     found = await _open(data, job)

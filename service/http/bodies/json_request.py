@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import Request
-from pydantic import Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from service.errors import InvalidRequest
 from service.http.query import REPEATABLE, SegmentQuery
@@ -36,8 +36,16 @@ ESCAPES = (
 )
 
 
+def _without_defaults(schema: dict[str, Any]) -> None:
+    """Leave defaults out: generated clients would send them, against those in the query."""
+    for option in schema["properties"].values():
+        option.pop("default", None)
+
+
 class SegmentRequest(SegmentQuery):
     """The JSON body of POST /segment: a photo, and the options of the query beside it."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra=_without_defaults)
 
     image: Annotated[
         str | None, Field(description="base64 of the encoded photo, or a data: URL with base64")
@@ -98,19 +106,24 @@ def decode(text: bytes) -> bytes:
 
 
 def merged(request: Request, options: Mapping[str, Any]) -> SegmentQuery:
-    """Return the options of query and body together; raises InvalidRequest if both have one."""
+    """Return the options of query and body together; raises InvalidRequest if they differ."""
     query = request.query_params
-    if both := sorted(options.keys() & query.keys()):
-        raise InvalidRequest(
-            f"{', '.join(both)}: in the query and in the JSON, send it in one of them"
-        )
     given = {key: query.getlist(key) if key in REPEATABLE else query[key] for key in query}
+    both = sorted(options.keys() & given.keys())
+    if differing := [key for key in both if _joined(options[key]) != _joined(given[key])]:
+        raise InvalidRequest(
+            f"{', '.join(differing)}: in the query and in the JSON, send it in one of them"
+        )
     try:
         return SegmentQuery.model_validate({**given, **options})
     except ValidationError as error:
         fields = SegmentQuery.model_fields
         found = mistakes(error.errors(), kind="option", known=lambda _: (IMAGE, URL, *fields))
         raise InvalidRequest(found) from None
+
+
+def _joined(value: Any) -> str:
+    return value if isinstance(value, str) else ",".join(value)
 
 
 def _values(text: bytes) -> dict[str, Any]:

@@ -53,7 +53,7 @@ class Fetcher:
 
     async def _follow(self, url: str) -> bytes:
         for _ in range(MOST_REDIRECTS + 1):
-            target = self._checked(url)
+            target = self.check(url)
             addresses = await self._addresses(target)
             async with self._connection() as client:
                 answer = await self._first_answer(client, target, addresses)
@@ -68,7 +68,7 @@ class Fetcher:
             url = str(onward)
         raise InvalidRequest(f"url: it redirects more than {MOST_REDIRECTS} times")
 
-    def _checked(self, url: str) -> httpx.URL:
+    def check(self, url: str) -> httpx.URL:
         """Parse a URL; raises InvalidRequest unless its host is allowed."""
         if len(url) > LONGEST:
             raise InvalidRequest(f"url: it has {len(url)} characters, the limit is {LONGEST}")

@@ -51,12 +51,29 @@ def photos(file: IO[bytes], limits: Limits) -> Iterator[tuple[str, bytes]]:
     _check_directory(file, limits)
     try:
         with zipfile.ZipFile(file) as archive:
-            members = [each for each in archive.infolist() if not _is_left_out(each)]
-            _check(members, limits)
-            for each in members:
-                yield each.filename, _read(archive, each)
+            found = members(archive)
+            _check(found, limits)
+            for each in found:
+                yield each.filename, content(archive, each)
     except BROKEN as error:
         raise InvalidRequest(f"the ZIP is broken: {error}") from None
+
+
+def names(file: IO[bytes], limits: Limits) -> list[str]:
+    """Return the names of the photos, without unpacking them; raises as `photos` does."""
+    _check_directory(file, limits)
+    try:
+        with zipfile.ZipFile(file) as archive:
+            found = members(archive)
+    except BROKEN as error:
+        raise InvalidRequest(f"the ZIP is broken: {error}") from None
+    _check(found, limits)
+    return [each.filename for each in found]
+
+
+def members(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+    """Return the files of an archive, without those that systems add."""
+    return [each for each in archive.infolist() if not _is_left_out(each)]
 
 
 def _check(members: list[zipfile.ZipInfo], limits: Limits) -> None:
@@ -74,13 +91,17 @@ def _check(members: list[zipfile.ZipInfo], limits: Limits) -> None:
     limits.check_bytes(sum(each.file_size for each in members))
 
 
-def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
-    with archive.open(member) as file:
-        content = file.read(member.file_size)  # never more, whatever the data unpack to
-        file.read(1)  # at the end zipfile compares the checksum
-    if len(content) < member.file_size:
+def content(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    """Unpack a member; raises InvalidRequest."""
+    try:
+        with archive.open(member) as file:
+            data = file.read(member.file_size)  # never more, whatever it unpacks to
+            file.read(1)  # at the end zipfile compares the checksum
+    except BROKEN as error:
+        raise InvalidRequest(f"the ZIP is broken: {error}") from None
+    if len(data) < member.file_size:
         raise InvalidRequest(f"the ZIP is broken: {member.filename!r} is cut off")
-    return content
+    return data
 
 
 def _is_left_out(member: zipfile.ZipInfo) -> bool:

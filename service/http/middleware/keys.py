@@ -69,7 +69,7 @@ class Keys:
         await self.app(scope, receive, send)
 
     def _admit(self, scope: Scope) -> None:
-        bucket = self._buckets[self._known(_digest(scope))]
+        bucket = self._buckets[self._known(digest_of_key(scope))]
         # Only POST counts: reading models and metrics is free.
         wait_s = bucket.take() if bucket and scope["method"] == "POST" else 0.0
         if wait_s:
@@ -91,7 +91,7 @@ def check_admin(scope: Scope, admins: tuple[str, ...]) -> None:
     neither a page in a browser, which sends Origin, nor a proxy.
     """
     if admins:
-        given = _digest(scope)
+        given = digest_of_key(scope)
         if not given:
             raise Unauthorized("send an admin key as `Authorization: Bearer KEY`")
         if not _matching(admins, given):
@@ -123,7 +123,8 @@ def is_open(path: str) -> bool:
     return path in OPEN or path.startswith(OPEN_BELOW)
 
 
-def _digest(scope: Scope) -> str:
+def digest_of_key(scope: Scope) -> str:
+    """Return the SHA-256 of the key that a request carries; empty if it carries none."""
     header = dict(scope["headers"]).get(b"authorization", b"")
     scheme, _, key = header.partition(b" ")
     return hashlib.sha256(key.strip()).hexdigest() if scheme.lower() == b"bearer" else ""

@@ -132,8 +132,18 @@ class BodyLimit:
     """
 
     def __init__(
-        self, app: ASGIApp, max_bytes: int, timeout_s: float, admission: Admission
+        self,
+        app: ASGIApp,
+        max_bytes: int,
+        timeout_s: float,
+        admission: Admission,
+        stored: Mapping[str, int] | None = None,
     ) -> None:
+        """`stored`: other limits, of paths whose bodies go to a disk as they come.
+
+        Such a body may take any time, if some of it comes every `timeout_s`.
+        """
+        self.stored = stored or {}
         self.app = app
         self.admission = admission
         self.max_bytes = max_bytes
@@ -143,28 +153,34 @@ class BodyLimit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        stored = self.stored.get(scope["path"])
+        limit = stored or self.max_bytes
         received = 0
         until = asyncio.get_running_loop().time() + self.timeout_s
         complete = False
 
         async def limited() -> Message:
-            nonlocal received, complete
+            nonlocal received, complete, until
             if complete:  # from now on the application waits for the client to disconnect
                 return await receive()
             if received == 0:
-                self._check(_content_length(scope))
+                _check(_content_length(scope), limit)
             message = await self._in_time(receive, until)
             complete = not message.get("more_body", False)
             size = len(message.get("body", b""))
-            self._check(received + size)
-            self.admission.hold(size, received)
+            _check(received + size, limit)
+            if stored is None:
+                self.admission.hold(size, received)
+            else:
+                until = asyncio.get_running_loop().time() + self.timeout_s
             received += size
             return message
 
         try:
             await self.app(scope, limited, send)
         finally:
-            self.admission.release(received)
+            if stored is None:
+                self.admission.release(received)
 
     async def _in_time(self, receive: Receive, until: float) -> Message:
         try:
@@ -175,11 +191,10 @@ class BodyLimit:
                 f"the body was not complete after {self.timeout_s:g} s: send it faster"
             ) from None
 
-    def _check(self, size: int) -> None:
-        if size > self.max_bytes:
-            raise BodyTooLarge(
-                f"a body may have at most {self.max_bytes} bytes: send a smaller image"
-            )
+
+def _check(size: int, limit: int) -> None:
+    if size > limit:
+        raise BodyTooLarge(f"a body may have at most {limit} bytes: send a smaller image")
 
 
 def _content_length(scope: Scope) -> int:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import importlib
 import io
 import json
 import subprocess
 import sys
+import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -29,7 +32,10 @@ NAME = "generated_deeplab"
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("models")
     onnx_models.save(folder / "tiny.onnx")
-    with running(folder, "--max-body-bytes", "100000") as (url, _):
+    (folder / "inputs").mkdir()
+    (folder / "inputs" / "cat.png").write_bytes(png(photo()))
+    jobs = ("--jobs", str(folder / "jobs"), "--job-inputs", str(folder / "inputs"))
+    with running(folder, "--max-body-bytes", "100000", *jobs) as (url, _):
         yield url
 
 
@@ -131,7 +137,10 @@ def test_every_good_answer_has_a_type(address: str) -> None:
     paths = httpx.get(f"{address}/openapi.json").json()["paths"]
     for path, operations in paths.items():
         for operation in operations.values():
-            for kind, content in operation["responses"]["200"]["content"].items():
+            good = [each for status, each in operation["responses"].items() if status[0] == "2"]
+            for kind, content in (
+                pair for each in good for pair in each.get("content", {}).items()
+            ):
                 assert content.get("schema"), (path, kind)
 
 
@@ -150,6 +159,28 @@ def test_tensors_are_typed(package: str, client: Any) -> None:
     assert [(each.name, each.shape) for each in about.inputs] == [("image", [-1, 48, 64, 3])]
     assert operation(package, "model_ready").sync("tiny", client=client).ready is True
     assert "# HELP" in operation(package, "get_metrics").sync(client=client)
+
+
+def test_json_with_a_photo_is_typed(package: str, client: Any) -> None:
+    body = models(package).SegmentRequest(image=base64.b64encode(png(photo())).decode())
+    answer = operation(package, "post_segment").sync(client=client, body=body, output=["mask"])
+    assert isinstance(answer, types(package).File), answer
+    assert (opened(answer.payload.read()) == onnx_models.expected(photo())).all()
+
+
+def test_jobs_are_typed(package: str, client: Any) -> None:
+    body = models(package).JobRequest(paths=["cat.png"])
+    job = operation(package, "post_job").sync(client=client, body=body)
+    assert isinstance(job, models(package).JobStatus)
+    until = time.monotonic() + 20
+    while operation(package, "get_job").sync(job.id, client=client).state != "done":
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    result = operation(package, "get_job_result").sync(job.id, client=client)
+    with zipfile.ZipFile(result.payload) as archive:
+        assert archive.namelist() == ["results.json", "cat.mask.png"]
+    assert operation(package, "delete_job").sync_detailed(job.id, client=client).status_code == 204
+    assert operation(package, "list_jobs").sync(client=client).jobs == []
 
 
 def test_problem_is_defined_once(address: str) -> None:

@@ -38,7 +38,8 @@ CHECKS = [
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("models")
     onnx_models.save(folder / "tiny.onnx")
-    with running(folder, "--log-level", "error") as (url, _):
+    jobs = ("--jobs", str(folder / "jobs"))
+    with running(folder, "--log-level", "error", *jobs) as (url, _):
         yield url
 
 

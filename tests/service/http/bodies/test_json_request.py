@@ -117,7 +117,7 @@ def test_numbers_and_booleans_mean_what_they_mean_in_the_query(client: TestClien
         ('{"image": "QUJD", "alpha": {}}', {}, "alpha: send text, a number"),
         ('{"image": "QUJD", "alpha": [1]}', {}, "alpha: send text, a number"),
         ('{"image": "QUJD", "ouput": "json"}', {}, "did you mean output?"),
-        ('{"image": "QUJD", "output": "json"}', {"output": "json"}, "in the query and in the JSON"),
+        ('{"image": "QUJD", "output": "json"}', {"output": "mask"}, "in the query and in the JSON"),
     ],
 )
 def test_json_that_is_wrong_says_what_to_change(

@@ -1,0 +1,259 @@
+"""POST /jobs and what follows: status, events, result, removal. A job is known to its key alone."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Query, Request, Response
+from fastapi.responses import FileResponse, StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from service.errors import (
+    BodyTimeout,
+    BodyTooLarge,
+    InvalidRequest,
+    JobNotDone,
+    JobsFull,
+    UnknownJob,
+    UnknownModel,
+    UnsupportedMedia,
+)
+from service.http.answers import BINARY
+from service.http.bodies import zip_request
+from service.http.jobs.runner import Jobs
+from service.http.jobs.sources import files
+from service.http.jobs.store import INPUT, RESULT, Kind, State, StoredJob
+from service.http.middleware.keys import digest_of_key
+from service.http.problems import component, documented
+from service.http.query import SegmentQuery
+from service.http.upload import fetched, media_type, refuse_encoding
+from service.images import outputs
+from service.pydantic_errors import mistakes
+
+PATH = "/jobs"
+MOST_UNFINISHED = 1000  # jobs
+MAX_JSON = 4 * 1024 * 1024  # bytes; 10,000 URLs of 400 characters
+EVENTS = "text/event-stream"
+
+
+class JobRequest(BaseModel):
+    """Photos of a job that are not sent along: URLs, or files of the service's own folder."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    urls: Annotated[list[str] | None, Field(description="of hosts that the service allows")] = None
+    paths: Annotated[
+        list[str] | None, Field(description="files and folders below the folder for jobs")
+    ] = None
+
+
+class JobStatus(BaseModel):
+    """The state of a job."""
+
+    id: str
+    state: State
+    photos: int
+    done: Annotated[int, Field(description="photos that are finished, failed ones too")]
+    failed: int
+    created: Annotated[float, Field(description="seconds since 1970, as all times")]
+    ended: float | None
+    expires: Annotated[float | None, Field(description="when the job and its result are removed")]
+    error: Annotated[str | None, Field(description="why the job failed as a whole")]
+
+
+class JobList(BaseModel):
+    """The jobs of a key."""
+
+    jobs: list[JobStatus]
+
+
+BODIES: tuple[type[BaseModel], ...] = (JobRequest,)  # that no annotation names
+# First: a generated client takes the first type it knows.
+ZIP_ANSWER = {"application/octet-stream": BINARY, "application/zip": BINARY}
+BODY = {
+    "required": True,
+    "content": {
+        "application/json": {"schema": component(JobRequest)},
+        zip_request.MEDIA_TYPES[0]: BINARY,
+    },
+}
+
+
+def add_routes(app: FastAPI, jobs: Jobs) -> None:  # noqa: PLR0915 - eight short functions
+    """Serve the paths below /jobs."""
+    store, settings = jobs.store, jobs.settings
+    has_keys = bool(settings.api_keys or settings.admin_keys)
+
+    def owner(request: Request) -> str:
+        return digest_of_key(request.scope) if has_keys else ""
+
+    def known(request: Request, name: str) -> StoredJob:
+        job = store.get(name, owner(request))
+        if job is None:
+            raise UnknownJob("there is no such job of this key: it may have expired")
+        return job
+
+    def status(job: StoredJob) -> JobStatus:
+        expires = None if job.ended is None else job.ended + settings.job_ttl_s
+        fields = {name: getattr(job, name) for name in JobStatus.model_fields if name != "expires"}
+        return JobStatus(**fields, expires=expires)
+
+    @app.post(
+        PATH,
+        status_code=202,
+        openapi_extra={"requestBody": BODY},
+        responses=documented(
+            *(InvalidRequest, UnknownModel, BodyTimeout, BodyTooLarge, UnsupportedMedia, JobsFull)
+        ),
+    )
+    async def post_job(
+        request: Request, response: Response, query: Annotated[SegmentQuery, Query()]
+    ) -> JobStatus:
+        """Queue many photos: a ZIP, or JSON with URLs or with paths. Options as at /segment."""
+        refuse_encoding(request)
+        served = jobs.models.get(query.model)
+        windows = query.sliding(settings) is not None
+        outputs.check_fit(query.wish(served.engine.contract, ""), windows=windows)
+        if store.unfinished() >= MOST_UNFINISHED:
+            raise JobsFull(f"{MOST_UNFINISHED} jobs wait or run: try again later")
+        jobs.check_space(_length(request))
+        name, folder = await asyncio.to_thread(store.reserve)
+        try:
+            kind, photos, size = await _photos(request, jobs, folder)
+            options = query.model_dump_json(exclude_defaults=True)
+            job = await asyncio.to_thread(
+                store.add, name, owner(request), kind, query=options, photos=photos, size=size
+            )
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        jobs.added()
+        response.headers["Location"] = f"{PATH}/{name}"
+        return status(job)
+
+    @app.get(PATH)
+    async def list_jobs(request: Request) -> JobList:
+        """List the jobs of the caller's key."""
+        return JobList(jobs=[status(job) for job in store.all(owner(request))])
+
+    @app.get(PATH + "/{name}", responses=documented(UnknownJob))
+    async def get_job(request: Request, name: str) -> JobStatus:
+        """Tell the state of a job."""
+        return status(known(request, name))
+
+    events: dict[int | str, dict[str, Any]] = {
+        200: {"content": {EVENTS: {"schema": {"type": "string"}}}}
+    }
+
+    @app.get(
+        PATH + "/{name}/events",
+        response_class=StreamingResponse,
+        responses={**events, **documented(UnknownJob)},
+    )
+    async def get_job_events(request: Request, name: str) -> Response:
+        """Send the state of a job at every change until it ends (server-sent events)."""
+        told = _told(jobs.events(known(request, name)))
+        if request.method == "HEAD":  # there is nothing to wait for
+            return Response(media_type=EVENTS)
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx would hold them
+        return StreamingResponse(told, media_type=EVENTS, headers=headers)
+
+    async def _told(changes: AsyncIterator[StoredJob | None]) -> AsyncIterator[str]:
+        async for job in changes:
+            if job is None:
+                yield ": no change\n\n"
+            else:
+                yield f"event: progress\ndata: {status(job).model_dump_json()}\n\n"
+
+    results: dict[int | str, dict[str, Any]] = {200: {"content": ZIP_ANSWER}}
+
+    @app.get(
+        PATH + "/{name}/result",
+        response_class=FileResponse,
+        responses={**results, **documented(UnknownJob, JobNotDone)},
+    )
+    async def get_job_result(request: Request, name: str) -> FileResponse:
+        """Send the ZIP of the results: `results.json`, and the outputs of the photos."""
+        job = known(request, name)
+        if job.state != "done":
+            raise JobNotDone(f"the job is {job.state}: see {PATH}/{name}")
+        return FileResponse(
+            store.folder / job.id / RESULT, media_type="application/zip", filename=f"{name}.zip"
+        )
+
+    @app.delete(PATH + "/{name}", status_code=204, responses=documented(UnknownJob))
+    async def delete_job(request: Request, name: str) -> None:
+        """Cancel a job and remove it with its result."""
+        await jobs.remove(known(request, name))
+
+
+def _length(request: Request) -> int:
+    text = request.headers.get("content-length", "")
+    return int(text) if text.isascii() and text.isdigit() else 0
+
+
+async def _photos(request: Request, jobs: Jobs, folder: Path) -> tuple[Kind, list[str], int]:
+    """Return where the photos come from, their names, and the bytes stored in the folder."""
+    most = jobs.settings.max_job_photos
+    kind = media_type(request)
+    if kind in zip_request.MEDIA_TYPES:
+        size = await _save(request, jobs, folder / INPUT)
+        return "zip", await asyncio.to_thread(_members, folder / INPUT, most), size
+    if kind != "application/json":
+        raise UnsupportedMedia(
+            f"Content-Type {kind or 'is missing'}: send a ZIP as application/zip, or JSON with "
+            "`urls` or `paths`"
+        )
+    asked = await _listed(request)
+    if asked.paths is not None:
+        root = jobs.settings.job_inputs
+        return "paths", await asyncio.to_thread(files, root, asked.paths, most), 0
+    urls = asked.urls or []
+    if len(urls) > most:
+        raise InvalidRequest(f"urls: {len(urls)} of them, the limit of a job is {most}")
+    if jobs.fetcher is None:
+        await fetched(None, "")  # says what is missing
+    else:
+        for url in urls:
+            jobs.fetcher.check(url)
+    return "urls", urls, 0
+
+
+async def _save(request: Request, jobs: Jobs, path: Path) -> int:
+    """Write the body to a file as it comes; raises JobsFull."""
+    size = 0
+    try:
+        with path.open("wb") as file:
+            async for piece in request.stream():
+                jobs.check_space(size + len(piece))
+                file.write(piece)
+                size += len(piece)
+    except OSError as error:
+        raise JobsFull(f"the body cannot be stored: {error.strerror}") from None
+    return size
+
+
+def _members(path: Path, most: int) -> list[str]:
+    limits = zip_request.Limits(most, bytes=2**62, directory=most * 300 + 65_536)
+    with path.open("rb") as file:
+        return zip_request.names(file, limits)
+
+
+async def _listed(request: Request) -> JobRequest:
+    parts, size = [], 0
+    async for piece in request.stream():
+        size += len(piece)
+        if size > MAX_JSON:
+            raise BodyTooLarge(f"the JSON of a job may have {MAX_JSON} bytes: make several jobs")
+        parts.append(piece)
+    try:
+        asked = await asyncio.to_thread(JobRequest.model_validate_json, b"".join(parts))
+    except ValidationError as error:
+        raise InvalidRequest(mistakes(error.errors(), whole="body", values=False)) from None
+    if not (asked.urls or asked.paths) or (asked.urls and asked.paths):
+        raise InvalidRequest('send {"urls": [...]} or {"paths": [...]}, one of them and not empty')
+    return asked

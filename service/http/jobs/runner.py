@@ -1,0 +1,265 @@
+"""Work on jobs in the background: photo by photo, behind the requests that somebody waits for."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import shutil
+import time
+import zipfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from service.errors import EngineUnavailable, JobsFull, Overloaded, ServiceError, ShuttingDown
+from service.http import deadlines, packing
+from service.http.bodies.urls import Fetcher
+from service.http.jobs.sources import FolderSource, Source, UrlSource, ZipSource
+from service.http.jobs.store import INPUT, OUTPUTS, RESULT, Store, StoredJob
+from service.http.operating_point import chosen
+from service.http.packing import Outcome
+from service.http.query import SegmentQuery
+from service.http.segment import Job, Resources, segment_photo
+from service.images.imaging import EPOCH
+from service.images.outputs import Wish
+from service.inference.models import Models
+from service.settings import Settings
+
+log = logging.getLogger("service.jobs")
+
+JOBS_AT_ONCE, PHOTOS_AT_ONCE = 4, 2  # jobs, and photos of each: small jobs pass large ones
+SWEEP_S = 30.0
+TRANSIENT = (Overloaded, EngineUnavailable, ShuttingDown)
+NEWS_S, NO_NEWS_S = 0.2, 15  # least and most time between two events of a job
+
+
+class Jobs:
+    """All jobs of the service."""
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: Settings,
+        models: Models,
+        resources: Resources,
+        fetcher: Fetcher | None,
+    ) -> None:
+        """Open the folder; raises StartupError."""
+        self.store = Store(folder)
+        self.settings = settings
+        self.models = models
+        self.fetcher = fetcher
+        self._resources = resources
+        self._queued = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begin to work, first on what an earlier process left."""
+        self.store.requeue()
+        self._queued.set()
+        self._tasks = [asyncio.create_task(self._work()) for _ in range(JOBS_AT_ONCE)]
+        self._tasks.append(asyncio.create_task(self._sweep()))
+
+    async def stop(self) -> None:
+        """Stop working; what is unfinished goes on after the next start."""
+        for task in (*self._tasks, *self._running.values()):
+            task.cancel()
+        await asyncio.gather(*self._tasks, *self._running.values(), return_exceptions=True)
+        self.store.close()
+
+    def added(self) -> None:
+        """Notice a job that has been queued."""
+        self._queued.set()
+
+    async def remove(self, job: StoredJob) -> None:
+        """Cancel a job, if it runs, and forget it."""
+        if task := self._running.get(job.id):
+            task.cancel()
+            await asyncio.wait([task])
+        await asyncio.to_thread(self.store.remove, job.id)
+        self._tell()
+
+    async def events(self, job: StoredJob) -> AsyncIterator[StoredJob | None]:
+        """Yield the job at every change until it ends; None if nothing changed for a while."""
+        last: StoredJob | None = None
+        while not self.models.draining:
+            changed = self._changed
+            now = self.store.get(job.id)
+            if now is None:  # removed
+                return
+            if now != last:
+                yield now
+                last = now
+            if now.ended is not None:
+                return
+            await asyncio.sleep(NEWS_S)
+            if not await self._has_changed(changed):
+                yield None
+
+    async def _has_changed(self, changed: asyncio.Event) -> bool:
+        """Wait for a change of any job, for a while and until the service drains."""
+        for _ in range(NO_NEWS_S):
+            with suppress(TimeoutError):
+                return await asyncio.wait_for(changed.wait(), 1)
+            if self.models.draining:
+                break
+        return False
+
+    def _tell(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def _work(self) -> None:
+        while True:
+            job = await asyncio.to_thread(self.store.take)
+            if job is None:
+                self._queued.clear()
+                await self._queued.wait()
+                continue
+            task = self._running[job.id] = asyncio.create_task(self._run(job))
+            try:
+                await asyncio.wait([task])
+            finally:
+                self._running.pop(job.id, None)
+
+    async def _run(self, job: StoredJob) -> None:
+        """Work on a job to its end."""
+        self._tell()
+        source: Source | None = None
+        try:
+            source = await asyncio.to_thread(self._source, job)
+            names = self.store.names(job.id)
+            stems = list(packing.stems(names))
+            pending = iter(self.store.pending(job.id))
+            async with asyncio.TaskGroup() as workers:
+                for _ in range(PHOTOS_AT_ONCE):
+                    workers.create_task(self._photos(job, source, stems, pending))
+            size = await asyncio.to_thread(self._pack, job)
+            await asyncio.to_thread(self.store.end, job.id, "done", None, size)
+            log.info("job %s: done", job.id)
+        except Exception as error:
+            await self._failed(job, error)
+        finally:
+            if source is not None:
+                source.close()
+            self._tell()
+
+    async def _failed(self, job: StoredJob, error: Exception) -> None:
+        while isinstance(error, ExceptionGroup):
+            error = error.exceptions[0]
+        text = error.detail if isinstance(error, ServiceError) else "internal error"
+        log.error("job %s failed", job.id, exc_info=error)
+        await asyncio.to_thread(self.store.end, job.id, "failed", text, 0)
+
+    def _source(self, job: StoredJob) -> Source:
+        most = self.settings.max_body_bytes
+        if job.kind == "zip":
+            return ZipSource(self.store.folder / job.id / INPUT, most)
+        if job.kind == "urls":
+            return UrlSource(self.fetcher)
+        return FolderSource(self.settings.job_inputs, most)
+
+    async def _photos(
+        self,
+        job: StoredJob,
+        source: Source,
+        stems: list[str],
+        pending: Iterator[tuple[int, str]],
+    ) -> None:
+        query = SegmentQuery.model_validate_json(job.query)
+        for number, name in pending:
+            try:
+                data = await _persistent(partial(source.read, number, name))
+                work = partial(self._segmented, data, query)
+                (wish, outcome) = await _persistent(work)
+                named = {key: f"{stems[number]}.{wish.kind(key)[1]}" for key in outcome.files}
+                size = await asyncio.to_thread(self._write, job, outcome, named)
+                entry = packing.entry(Outcome(name, outcome.size), named)
+            except JobsFull:
+                raise
+            except ServiceError as error:
+                entry, size = packing.entry(Outcome(name, error=error), {}), 0
+            await asyncio.to_thread(self.store.note, job.id, number, entry, size)
+            self._tell()
+
+    async def _segmented(self, data: bytes, query: SegmentQuery) -> tuple[Wish, Outcome]:
+        """Segment a photo when at most half of the request slots are in use."""
+        resources, settings = self._resources, self.settings
+        while resources.admission.requests > resources.admission.max_requests // 2:
+            await asyncio.sleep(0.05)
+        async with deadlines.enforced(settings.request_timeout_ms) as deadline:
+            served, _ = chosen(query, self.models, resources.admission, deadline)
+            with (
+                served.used(),
+                resources.admission.held(len(data)),
+                resources.admission.request(),
+            ):
+                wish = packing.wish_for_each(query.wish(served.engine.contract, ""))
+                asked = Job(served, wish, "", resources, deadline, query.sliding(settings))
+                files, size = await segment_photo(data, asked)
+        return wish, Outcome("", size, files)
+
+    def _write(self, job: StoredJob, outcome: Outcome, named: dict[str, str]) -> int:
+        """Write the outputs of a photo; return their bytes. Raises JobsFull."""
+        size = sum(map(len, outcome.files.values()))
+        self.check_space(size)
+        try:
+            for output, content in outcome.files.items():
+                (self.store.folder / job.id / OUTPUTS / named[output]).write_bytes(content)
+        except OSError as error:
+            raise JobsFull(f"the outputs cannot be written: {error.strerror}") from None
+        return size
+
+    def check_space(self, size: int) -> None:
+        """Raise JobsFull if so many bytes more would exceed the limit of all jobs."""
+        limit = self.settings.max_jobs_bytes
+        if self.store.size() + size > limit:
+            raise JobsFull(f"the jobs have {limit} bytes, their limit: delete old ones, or wait")
+
+    def _pack(self, job: StoredJob) -> int:
+        """Write the ZIP of the results; return its bytes. Raises JobsFull."""
+        folder = self.store.folder / job.id
+        part = folder / (RESULT + ".part")
+        entries = self.store.entries(job.id)
+        try:
+            with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
+                archive.writestr(
+                    zipfile.ZipInfo(packing.RESULTS, EPOCH), json.dumps({"results": entries})
+                )
+                for name in (
+                    each for entry in entries for each in entry.get("outputs", {}).values()
+                ):
+                    info = zipfile.ZipInfo(name, EPOCH)
+                    with (
+                        archive.open(info, "w") as to,
+                        (folder / OUTPUTS / name).open("rb") as file,
+                    ):
+                        shutil.copyfileobj(file, to)
+            part.rename(folder / RESULT)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise JobsFull(f"the result cannot be written: {error.strerror}") from None
+        return (folder / RESULT).stat().st_size
+
+    async def _sweep(self) -> None:
+        """Remove jobs whose time is over."""
+        while True:
+            with suppress(OSError):
+                before = time.time() - self.settings.job_ttl_s
+                for name in await asyncio.to_thread(self.store.expired, before):
+                    await asyncio.to_thread(self.store.remove, name)
+            await asyncio.sleep(SWEEP_S)
+
+
+async def _persistent(work: Any) -> Any:
+    """Call `work` again while the service is overloaded."""
+    while True:
+        try:
+            return await work()
+        except TRANSIENT as error:
+            await asyncio.sleep(error.retry_after_s or 1)

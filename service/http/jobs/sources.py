@@ -1,0 +1,128 @@
+"""Where the photos of a job come from: a ZIP on the disk, URLs, or files in an allowed folder."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+from service.errors import BodyTooLarge, InvalidImage, InvalidRequest
+from service.http.bodies import zip_request
+from service.http.bodies.urls import Fetcher
+from service.http.upload import fetched
+
+
+class Source(Protocol):
+    """Gives the content of a job's photos."""
+
+    async def read(self, number: int, name: str) -> bytes:
+        """Return a photo; raises a ServiceError if there is none."""
+
+    def close(self) -> None:
+        """Free what is open."""
+
+
+class ZipSource:
+    """The members of a ZIP."""
+
+    def __init__(self, path: Path, max_bytes: int) -> None:
+        self._archive = zipfile.ZipFile(path)
+        self._members = zip_request.members(self._archive)
+        self._max_bytes = max_bytes
+        self._lock = threading.Lock()
+
+    async def read(self, number: int, _name: str) -> bytes:
+        """Unpack a member."""
+        return await asyncio.to_thread(self._read, self._members[number])
+
+    def _read(self, member: zipfile.ZipInfo) -> bytes:
+        _check_size(member.file_size, self._max_bytes)
+        with self._lock:
+            return zip_request.content(self._archive, member)
+
+    def close(self) -> None:
+        """Close the archive."""
+        self._archive.close()
+
+
+class UrlSource:
+    """Photos of other hosts."""
+
+    def __init__(self, fetcher: Fetcher | None) -> None:
+        self._fetcher = fetcher
+
+    async def read(self, _number: int, name: str) -> bytes:
+        """Fetch a photo."""
+        return await fetched(self._fetcher, name)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class FolderSource:
+    """Files below a folder of the service's host."""
+
+    def __init__(self, root: Path | None, max_bytes: int) -> None:
+        self._root = root
+        self._max_bytes = max_bytes
+
+    async def read(self, _number: int, name: str) -> bytes:
+        """Read a file."""
+        return await asyncio.to_thread(self._read, name)
+
+    def _read(self, name: str) -> bytes:
+        path = inside(self._root, name)
+        if not path.is_file():
+            raise InvalidImage(f"{name!r}: there is no such file any more")
+        _check_size(path.stat().st_size, self._max_bytes)
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise InvalidImage(f"{name!r} cannot be read: {error.strerror}") from None
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def _check_size(size: int, limit: int) -> None:
+    if size > limit:
+        raise BodyTooLarge(f"the photo has {size} bytes, the limit is {limit}: send a smaller one")
+
+
+def inside(root: Path | None, name: str) -> Path:
+    """Return a path below the folder, links followed; raises InvalidRequest if it leads out."""
+    if root is None:
+        raise InvalidRequest("paths: this service reads no files; it needs --job-inputs")
+    try:
+        path = (root / name).resolve()
+    except (OSError, ValueError, RuntimeError):
+        raise InvalidRequest(f"paths: {name!r} is no path") from None
+    if not path.is_relative_to(root.resolve()):
+        raise InvalidRequest(f"paths: {name!r} leads out of the folder for jobs")
+    return path
+
+
+def files(root: Path | None, names: list[str], most: int) -> list[str]:
+    """Return the files that paths name, and all below folders; raises InvalidRequest."""
+    found: list[str] = []
+    for name in names:
+        path = inside(root, name)
+        if not path.exists():
+            raise InvalidRequest(f"paths: there is no {name!r}")
+        for each in _below(path):
+            found.append(str(each.relative_to(root.resolve())))  # type: ignore[union-attr]
+            if len(found) > most:
+                raise InvalidRequest(f"paths: more than {most} files, the limit of a job")
+    return found
+
+
+def _below(path: Path) -> Iterator[Path]:
+    if path.is_file():
+        yield path
+        return
+    for each in sorted(path.rglob("*")):  # follows no links to folders
+        if each.is_file() and not each.is_symlink() and not each.name.startswith("."):
+            yield each

@@ -1,0 +1,213 @@
+"""The jobs and their photos in SQLite, and their files in a folder below it.
+
+The folder belongs to one process, which holds a lock on it.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from service.errors import StartupError
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
+State = Literal["queued", "running", "done", "failed"]
+Kind = Literal["zip", "urls", "paths"]
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS jobs (
+    id TEXT PRIMARY KEY, owner TEXT NOT NULL, state TEXT NOT NULL, kind TEXT NOT NULL,
+    query TEXT NOT NULL, created REAL NOT NULL, ended REAL, error TEXT,
+    photos INTEGER NOT NULL, done INTEGER NOT NULL DEFAULT 0, failed INTEGER NOT NULL DEFAULT 0,
+    bytes INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS photos (
+    job TEXT NOT NULL REFERENCES jobs ON DELETE CASCADE, number INTEGER NOT NULL,
+    name TEXT NOT NULL, entry TEXT, PRIMARY KEY (job, number)) WITHOUT ROWID;
+"""
+COLUMNS = "id, owner, state, kind, query, created, ended, error, photos, done, failed, bytes"
+INPUT, OUTPUTS, RESULT = "input.zip", "outputs", "result.zip"
+
+
+@dataclass(frozen=True)
+class StoredJob:
+    """A job as it is stored."""
+
+    id: str
+    owner: str  # digest of the key that made it, or empty
+    state: State
+    kind: Kind
+    query: str  # JSON of the options
+    created: float  # seconds since 1970, as all times here
+    ended: float | None
+    error: str | None
+    photos: int
+    done: int  # photos that are finished, failed ones too
+    failed: int
+    bytes: int  # on the disk
+
+
+class Store:
+    """Jobs on a disk."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open or make the store; raises StartupError."""
+        self.folder = folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock_file = _locked(folder / "lock")
+            self._database = sqlite3.connect(folder / "jobs.sqlite", check_same_thread=False)
+            self._database.executescript(
+                "PRAGMA journal_mode=WAL; PRAGMA foreign_keys=ON;" + SCHEMA
+            )
+        except (OSError, sqlite3.Error) as error:
+            raise StartupError(f"--jobs {folder}: {error}") from None
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Close the store."""
+        self._database.close()
+        self._lock_file.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        with self._lock, self._database:
+            yield self._database
+
+    def _rows(self, sql: str, *values: object) -> list[Any]:
+        with self._lock:
+            return self._database.execute(sql, values).fetchall()
+
+    def reserve(self) -> tuple[str, Path]:
+        """Return the id and the folder of a new job, which is not listed yet."""
+        name = secrets.token_urlsafe(16)
+        (self.folder / name / OUTPUTS).mkdir(parents=True)
+        return name, self.folder / name
+
+    def add(
+        self, name: str, owner: str, kind: Kind, *, query: str, photos: Sequence[str], size: int
+    ) -> StoredJob:
+        """Queue a job."""
+        with self._writing() as database:
+            database.execute(
+                "INSERT INTO jobs (id, owner, state, kind, query, created, photos, bytes) "
+                "VALUES (?, ?, 'queued', ?, ?, ?, ?, ?)",
+                (name, owner, kind, query, time.time(), len(photos), size),
+            )
+            database.executemany(
+                "INSERT INTO photos (job, number, name) VALUES (?, ?, ?)",
+                [(name, number, photo) for number, photo in enumerate(photos)],
+            )
+        return StoredJob(*self._rows(f"SELECT {COLUMNS} FROM jobs WHERE id = ?", name)[0])
+
+    def get(self, name: str, owner: str | None = None) -> StoredJob | None:
+        """Return a job, if it is of this owner."""
+        rows = self._rows(f"SELECT {COLUMNS} FROM jobs WHERE id = ?", name)
+        jobs = [StoredJob(*row) for row in rows]
+        return next((job for job in jobs if owner in {None, job.owner}), None)
+
+    def all(self, owner: str) -> list[StoredJob]:
+        """Return the jobs of an owner, the oldest first."""
+        where = f"SELECT {COLUMNS} FROM jobs WHERE owner = ? ORDER BY created"
+        return [StoredJob(*row) for row in self._rows(where, owner)]
+
+    def unfinished(self) -> int:
+        """Return the number of jobs that wait or run, of all owners."""
+        (row,) = self._rows("SELECT count(*) FROM jobs WHERE ended IS NULL")
+        return int(row[0])
+
+    def size(self) -> int:
+        """Return the bytes of all jobs."""
+        (row,) = self._rows("SELECT coalesce(sum(bytes), 0) FROM jobs")
+        return int(row[0])
+
+    def requeue(self) -> None:
+        """Queue the jobs that ran when the process ended, and remove files of no job."""
+        with self._writing() as database:
+            database.execute("UPDATE jobs SET state = 'queued' WHERE state = 'running'")
+        known = {row[0] for row in self._rows("SELECT id FROM jobs")}
+        for path in self.folder.iterdir():
+            if path.is_dir() and path.name not in known:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def take(self) -> StoredJob | None:
+        """Mark the oldest queued job as running and return it."""
+        with self._writing() as database:
+            row = database.execute(
+                "UPDATE jobs SET state = 'running' WHERE id = (SELECT id FROM jobs "
+                "WHERE state = 'queued' ORDER BY created LIMIT 1) RETURNING id"
+            ).fetchone()
+        return None if row is None else self.get(row[0])
+
+    def names(self, name: str) -> list[str]:
+        """Return the names of a job's photos."""
+        return [row[0] for row in self._rows("SELECT name FROM photos WHERE job = ?", name)]
+
+    def pending(self, name: str) -> list[tuple[int, str]]:
+        """Return number and name of the photos that are not finished."""
+        return self._rows("SELECT number, name FROM photos WHERE job = ? AND entry IS NULL", name)
+
+    def entries(self, name: str) -> list[dict[str, Any]]:
+        """Return the results of the photos, for results.json."""
+        rows = self._rows("SELECT entry FROM photos WHERE job = ? ORDER BY number", name)
+        return [json.loads(row[0]) for row in rows]
+
+    def note(self, name: str, number: int, entry: dict[str, Any], size: int) -> None:
+        """Store the result of a photo."""
+        failed = int(entry["status"] != 200)
+        with self._writing() as database:
+            database.execute(
+                "UPDATE photos SET entry = ? WHERE job = ? AND number = ?",
+                (json.dumps(entry), name, number),
+            )
+            database.execute(
+                "UPDATE jobs SET done = done + 1, failed = failed + ?, bytes = bytes + ? "
+                "WHERE id = ?",
+                (failed, size, name),
+            )
+
+    def end(self, name: str, state: State, error: str | None, size: int) -> None:
+        """Store the end of a job, and remove all of its files but the result."""
+        with self._writing() as database:
+            database.execute(
+                "UPDATE jobs SET state = ?, error = ?, ended = ?, bytes = ? WHERE id = ?",
+                (state, error, time.time(), size, name),
+            )
+        shutil.rmtree(self.folder / name / OUTPUTS, ignore_errors=True)
+        (self.folder / name / INPUT).unlink(missing_ok=True)
+
+    def remove(self, name: str) -> None:
+        """Forget a job and remove its files."""
+        with self._writing() as database:
+            database.execute("DELETE FROM jobs WHERE id = ?", (name,))
+        shutil.rmtree(self.folder / name, ignore_errors=True)
+
+    def expired(self, before: float) -> list[str]:
+        """Return the jobs that ended before a time."""
+        return [row[0] for row in self._rows("SELECT id FROM jobs WHERE ended < ?", before)]
+
+
+def _locked(path: Path) -> IO[bytes]:
+    """Hold a lock until the process ends; raises OSError if another one holds it."""
+    file = path.open("ab")
+    if fcntl is not None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            raise OSError(
+                "another process uses this folder: give each replica a folder of its own"
+            ) from None
+    return file

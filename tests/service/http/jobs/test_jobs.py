@@ -1,0 +1,255 @@
+"""Jobs of many photos as clients see them, across restarts too."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi.testclient import TestClient
+
+from service.errors import StartupError
+from service.http.jobs.store import Store
+from tests.service import onnx_models
+from tests.service.processes import running
+from tests.service.web import opened, photo, png, serving
+
+KEYS = {name: {"Authorization": f"Bearer {name}"} for name in ("ann", "bob")}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    onnx_models.save(folder / "tiny.onnx")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("inputs")
+    (root / "sub").mkdir()
+    for seed, name in enumerate(("a.png", "sub/b.png")):
+        (root / name).write_bytes(png(photo(seed=seed)))
+    (root / "out.png").symlink_to("/etc/passwd")
+    return root
+
+
+@pytest.fixture(scope="module")
+def client(
+    folder: Path, inputs: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[TestClient]:
+    jobs = tmp_path_factory.mktemp("jobs")
+    with serving(folder, jobs=jobs, job_inputs=inputs, max_job_photos=5) as client:
+        yield client
+
+
+@contextmanager
+def with_keys(folder: Path, jobs: Path) -> Iterator[TestClient]:
+    keys = tuple(sha256(name.encode()).hexdigest() for name in KEYS)
+    with serving(folder, jobs=jobs, api_keys=keys) as client:
+        yield client
+
+
+def zipped(files: dict[str, bytes]) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return out.getvalue()
+
+
+def send(client: Any, body: bytes, **query: Any) -> Any:
+    kind = {"Content-Type": "application/zip"}
+    return client.post("/jobs", content=body, headers=kind, params=query)
+
+
+def ended(client: Any, name: str, headers: dict[str, str] | None = None) -> dict[str, Any]:
+    until = time.monotonic() + 20
+    while True:
+        job: dict[str, Any] = client.get(f"/jobs/{name}", headers=headers or {}).json()
+        if job["ended"] is not None:
+            return job
+        assert time.monotonic() < until, job
+        time.sleep(0.02)
+
+
+def results(body: bytes) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
+    with zipfile.ZipFile(io.BytesIO(body)) as archive:
+        assert archive.testzip() is None
+        files = {name: archive.read(name) for name in archive.namelist()}
+    assert next(iter(files)) == "results.json"
+    return json.loads(files.pop("results.json"))["results"], files
+
+
+def test_a_zip_gives_the_zip_that_segment_gives(client: TestClient) -> None:
+    files = {"a.png": png(photo()), "b/a.png": png(photo(seed=1)), "notes.txt": b"no photo"}
+    sent = send(client, zipped(files), output="mask,json")
+    assert sent.status_code == 202
+    assert sent.headers["location"] == f"/jobs/{sent.json()['id']}"
+    job = ended(client, sent.json()["id"])
+    assert (job["state"], job["photos"], job["done"], job["failed"]) == ("done", 3, 3, 1)
+    assert job["expires"] == job["ended"] + 86_400
+    result = client.get(f"/jobs/{job['id']}/result")
+    assert result.headers["content-type"] == "application/zip"
+    kind = {"Content-Type": "application/zip"}
+    query = {"output": "mask,json"}
+    at_once = client.post("/segment", content=zipped(files), headers=kind, params=query)
+    assert results(result.content) == results(at_once.content)
+    assert job in client.get("/jobs").json()["jobs"]
+
+
+def test_paths_are_files_and_folders_of_the_allowed_folder(client: TestClient) -> None:
+    sent = client.post("/jobs", json={"paths": ["a.png", "sub"]}, params={"output": "mask"})
+    entries, files = results(
+        client.get(f"/jobs/{ended(client, sent.json()['id'])['id']}/result").content
+    )
+    assert [each["file"] for each in entries] == ["a.png", "sub/b.png"]
+    assert (opened(files["b.mask.png"]) == onnx_models.expected(photo(seed=1))).all()
+
+
+def test_events_tell_every_change_until_the_end(client: TestClient) -> None:
+    name = send(client, zipped({"a.png": png(photo())})).json()["id"]
+    with client.stream("GET", f"/jobs/{name}/events") as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        lines = [line for line in answer.iter_lines() if line]
+    assert set(lines[::2]) == {"event: progress"}
+    told = [json.loads(line.removeprefix("data: ")) for line in lines[1::2]]
+    assert told[-1] == client.get(f"/jobs/{name}").json()
+    assert told[-1]["state"] == "done"
+
+
+def test_a_removed_job_is_gone(client: TestClient) -> None:
+    name = send(client, zipped({"a.png": png(photo())})).json()["id"]
+    assert client.delete(f"/jobs/{name}").status_code == 204
+    for path in (f"/jobs/{name}", f"/jobs/{name}/result", f"/jobs/{name}/events"):
+        assert client.get(path).json()["code"] == "unknown-job"
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "says"),
+    [
+        ({}, 400, "one of them"),
+        ({"urls": []}, 400, "one of them"),
+        ({"urls": ["http://a/"], "paths": ["a.png"]}, 400, "one of them"),
+        ({"urls": ["http://example.org/"]}, 400, "--allow-url-hosts"),
+        ({"paths": ["../x"]}, 400, "leads out"),
+        ({"paths": ["/etc/passwd"]}, 400, "leads out"),
+        ({"paths": ["out.png"]}, 400, "leads out"),
+        ({"paths": ["none.png"]}, 400, "there is no"),
+        ({"paths": ["a\0b"]}, 400, "no path"),
+        ({"paths": ["a.png"] * 6}, 400, "more than 5"),
+        ({"path": ["a.png"]}, 400, "path"),
+    ],
+)
+def test_what_no_job_may_ask_is_refused(
+    client: TestClient, body: dict[str, Any], status: int, says: str
+) -> None:
+    answer = client.post("/jobs", json=body)
+    assert answer.status_code == status
+    assert says in answer.json()["detail"]
+
+
+def test_a_bad_zip_or_option_makes_no_job(client: TestClient) -> None:
+    before = client.get("/jobs").json()
+    assert send(client, b"no zip").json()["code"] == "invalid-request"
+    many = zipped({f"{number}.png": b"x" for number in range(6)})
+    assert "limit is 5" in send(client, many).json()["detail"]
+    good = zipped({"a.png": png(photo())})
+    assert send(client, good, output="none").json()["code"] == "invalid-request"
+    assert send(client, good, model="none").json()["code"] == "unknown-model"
+    assert client.post("/jobs", content=b"x").json()["code"] == "unsupported-media-type"
+    assert client.get("/jobs").json() == before
+
+
+def test_a_job_is_known_to_its_key_alone(folder: Path, tmp_path: Path) -> None:
+    with with_keys(folder, tmp_path) as client:
+        kind = {"Content-Type": "application/zip"}
+        body = zipped({"a.png": png(photo())})
+        name = client.post("/jobs", content=body, headers=KEYS["ann"] | kind).json()["id"]
+        ended(client, name, KEYS["ann"])
+        for path in (f"/jobs/{name}", f"/jobs/{name}/result", f"/jobs/{name}/events"):
+            assert client.get(path).status_code == 401
+            assert client.get(path, headers=KEYS["bob"]).json()["code"] == "unknown-job"
+            assert client.get(path, headers=KEYS["ann"]).status_code == 200
+        assert client.delete(f"/jobs/{name}", headers=KEYS["bob"]).status_code == 404
+        assert client.get("/jobs", headers=KEYS["bob"]).json() == {"jobs": []}
+
+
+def test_the_disk_is_bounded(folder: Path, tmp_path: Path) -> None:
+    body = zipped({"a.png": png(photo(400, 500))})
+    with serving(folder, jobs=tmp_path / "a", max_jobs_bytes=len(body) - 1) as client:
+        assert send(client, body).json()["code"] == "jobs-full"
+    with serving(folder, jobs=tmp_path / "b", max_jobs_bytes=len(body) + 100) as client:
+        job = ended(client, send(client, body, output="npz,color").json()["id"])
+        assert job["state"] == "failed"
+        assert "their limit" in job["error"]
+        assert client.get(f"/jobs/{job['id']}/result").json()["code"] == "job-not-done"
+    with serving(folder, jobs=tmp_path / "c", max_job_bytes=len(body) - 1) as client:
+        assert send(client, body).json()["code"] == "body-too-large"
+
+
+def test_bodies_of_jobs_may_be_larger_than_others(folder: Path, tmp_path: Path) -> None:
+    body = zipped({f"{number}.png": png(photo(200, 200, number)) for number in range(20)})
+    with serving(folder, jobs=tmp_path, max_body_bytes=len(body) // 2) as client:
+        assert ended(client, send(client, body).json()["id"])["failed"] == 0
+
+
+def test_jobs_expire(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.http.jobs.runner.SWEEP_S", 0.05)
+    with serving(folder, jobs=tmp_path, job_ttl_s=1) as client:
+        name = send(client, zipped({"a.png": png(photo())})).json()["id"]
+        ended(client, name)
+        assert (tmp_path / name).exists()
+        until = time.monotonic() + 10
+        while client.get(f"/jobs/{name}").status_code == 200:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        assert not (tmp_path / name).exists()
+
+
+def test_a_second_process_on_the_same_folder_is_refused(tmp_path: Path) -> None:
+    first = Store(tmp_path)
+    with pytest.raises(StartupError, match="another process"):
+        Store(tmp_path)
+    first.close()
+    Store(tmp_path).close()
+
+
+def test_without_the_setting_there_are_no_jobs(folder: Path) -> None:
+    with serving(folder) as client:
+        assert client.get("/jobs").status_code == 404
+        assert "/jobs" not in client.get("/openapi.json").json()["paths"]
+
+
+def test_a_killed_service_finishes_its_jobs_after_the_next_start(
+    folder: Path, tmp_path: Path
+) -> None:
+    """The real service in the serving environment, killed in the middle of a job."""
+    count = 200
+    body = zipped({f"{number}.png": png(photo(300, 400, number % 7)) for number in range(count)})
+    jobs = tmp_path / "jobs"
+    flags = ("--jobs", str(jobs), "--log-level", "error")
+    with running(folder, *flags) as (url, process), httpx.Client(base_url=url) as client:
+        name = send(client, body).json()["id"]
+        until = time.monotonic() + 20
+        while not 0 < client.get(f"/jobs/{name}").json()["done"] < count:
+            assert time.monotonic() < until
+        process.kill()
+    with running(folder, *flags) as (url, _), httpx.Client(base_url=url) as client:
+        job = ended(client, name)
+        assert (job["state"], job["done"], job["failed"]) == ("done", count, 0)
+        entries, files = results(client.get(f"/jobs/{name}/result").content)
+        kind = {"Content-Type": "image/png"}
+        at_once = client.post("/segment", content=png(photo(300, 400, 1)), headers=kind)
+    assert [each["file"] for each in entries] == [f"{number}.png" for number in range(count)]
+    assert len(files) == count
+    assert files["8.mask.png"] == at_once.content
+    assert sorted(path.name for path in (jobs / name).iterdir()) == ["result.zip"]
