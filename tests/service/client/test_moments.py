@@ -17,7 +17,7 @@ from service.client.moments import UNKNOWN, moment
 from service.client.records import ClassPixels, Origin
 
 
-def taken(path: Path, date: str | None, place: dict[int, object] | None = None) -> Path:
+def taken(path: Path, date: str | None, place: Mapping[int, object] | None = None) -> Path:
     """Write a photo with EXIF data."""
     photo = Image.new("RGB", (8, 8))
     exif = photo.getexif()
