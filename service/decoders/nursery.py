@@ -16,7 +16,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 
 FORK, REAP = b"F", b"R"
@@ -151,12 +150,14 @@ def _fork(control: socket.socket, serve: Callable[[], None]) -> int:
 
 
 def _reap(pid: int) -> int:
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
     try:
-        return os.waitpid(pid, 0)[1]
+        ended, status = os.waitpid(pid, os.WNOHANG)  # fails if it is the child of another process
+        if not ended:
+            os.kill(pid, signal.SIGKILL)
+            _, status = os.waitpid(pid, 0)
     except OSError as error:
         return -(error.errno or 1)
+    return status
 
 
 if __name__ == "__main__":

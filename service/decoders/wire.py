@@ -57,12 +57,15 @@ def send(
 def _send_with_memory(
     to: socket.socket, head: bytes, arrays: Sequence[Array], shapes: Sequence[tuple[int, ...]]
 ) -> None:
-    memory = os.memfd_create("photo")
+    import fcntl  # noqa: PLC0415 - Windows has none, and the service imports this module there
+
+    memory = os.memfd_create("photo", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         starts, size = _layout(shapes)
         os.ftruncate(memory, size)
         for start, array in zip(starts, arrays, strict=True):
             _write(memory, array, start)
+        fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
         sent = socket.send_fds(to, [head], [memory])
         to.sendall(head[sent:])
     finally:
@@ -80,7 +83,7 @@ def _write(memory: int, array: Array, start: int) -> None:
 def receive(source: socket.socket, *, max_data: int) -> Message:
     """Return the next message; its arrays are read-only and not copied.
 
-    Raises EOFError if the other side has ended, and ValueError for a message that is wrong.
+    Raises EOFError if the other side has ended, and ValueError or OSError for a wrong message.
     """
     head, memories, _, _ = socket.recv_fds(source, LENGTHS.size, 1)
     try:
@@ -111,8 +114,13 @@ def _exactly(source: socket.socket, size: int) -> bytes:
 
 
 def _mapped(memories: Sequence[int], shapes: Sequence[tuple[int, ...]]) -> list[Array]:
+    import fcntl  # noqa: PLC0415 - as above
+
     starts, size = _layout(shapes)
-    if not memories or os.fstat(memories[0]).st_size != size:
+    # The kernel would end the service if a decoder shrank memory that the service reads.
+    if not memories or not fcntl.fcntl(memories[0], fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
+        raise ValueError("a decoder sent no shared memory, or some that can still shrink")
+    if os.fstat(memories[0]).st_size != size:
         raise ValueError("a decoder sent shared memory of a wrong size")
     if not size:
         return [np.empty(shape, np.uint8) for shape in shapes]
