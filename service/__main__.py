@@ -10,9 +10,12 @@ import logging
 import os
 import signal
 import sys
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, ExitStack
+from functools import partial
 from typing import TYPE_CHECKING
 
+from fastapi import FastAPI
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
@@ -51,6 +54,8 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         with ExitStack() as open_ports:
             ports = [settings.port, settings.metrics_port]
+            if settings.grpc_port is not None:  # gRPC opens its port itself, after the models
+                listen(settings.host, settings.grpc_port).close()
             listeners = [
                 open_ports.enter_context(listen(settings.host, port))
                 for port in ports
@@ -59,13 +64,23 @@ def main(argv: list[str] | None = None) -> int:
             # Process 1 of a container ignores SIGTERM by default: handle it while models load.
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
             tracing = start_tracing() if wants_traces(os.environ) else None
+            beside = start_grpc(settings) if settings.grpc_port is not None else None
             decoders = processes.start(settings.decoders, settings.max_pixels)
             loaded = models.load(settings)
-            app = create_app(settings, loaded, tracing, decoders)
+            app = create_app(settings, loaded, tracing, decoders, beside)
             return serve(app, listeners, settings, loaded.drain)
     except StartupError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+def start_grpc(settings: Settings) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    """Return what serves gRPC; raises StartupError without the libraries."""
+    try:
+        from service.rpc.server import serving  # noqa: PLC0415 - loaded only with --grpc-port
+    except ImportError as error:
+        raise StartupError(f"--grpc-port: {error}: install the grpc extra") from None
+    return partial(serving, settings=settings)
 
 
 def start_tracing() -> Tracing:

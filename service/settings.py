@@ -99,6 +99,15 @@ class Settings(BaseSettings):
             " else (default: only on --port)",
         ),
     ] = None
+    grpc_port: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=65535,
+            description="serve the Open Inference Protocol over gRPC on this port too; needs the "
+            "extra grpc (default: none)",
+        ),
+    ] = None
     trusted_proxies: Annotated[
         tuple[str, ...],
         NoDecode,
@@ -473,6 +482,8 @@ class Settings(BaseSettings):
     def _ports_differ(self) -> Self:
         if self.metrics_port == self.port:
             raise ValueError("--metrics-port must differ from --port")
+        if self.grpc_port is not None and self.grpc_port in {self.port, self.metrics_port}:
+            raise ValueError("--grpc-port must differ from --port and --metrics-port")
         return self
 
     @model_validator(mode="after")

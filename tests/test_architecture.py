@@ -76,6 +76,7 @@ SERVICE = {
     "images": {"inference", "settings"},
     "decoders": {"images", "inference"},
     "http": {"decoders", "images", "inference", "settings"},
+    "rpc": {"inference", "settings"},
     "client": set(),
     "label_tools": {"client"},
     "scripts": set(),

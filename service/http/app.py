@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Depends, FastAPI, Header, Query, Request, Response
@@ -121,10 +121,11 @@ def create_app(
     models: Models,
     tracing: Tracing | None = None,
     decoders: Decoders | None = None,
+    beside: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None,
 ) -> FastAPI:
     """Build the application for loaded models, which are warmed up when it starts.
 
-    `decoders`: None decodes in threads.
+    `decoders`: None decodes in threads. `beside`: serves the application in another way too.
     """
     pool = ThreadPoolExecutor(cpus.available() + 1, thread_name_prefix="imaging")
     decoders = decoders or Threads(pool)
@@ -161,7 +162,7 @@ def create_app(
         await _started(decoders)
         if jobs is not None:
             jobs.start()
-        async with models.watched():
+        async with models.watched(), beside(app) if beside else nullcontext():
             yield
         if jobs is not None:
             await jobs.stop()
