@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
@@ -211,6 +212,72 @@ def test_the_confidence_is_shown_if_the_model_has_one(page: Page) -> None:
     _move(page, 12, 12)
     percent = round(int(PHOTO[12, 12, 0]) / 2.55)
     expect(page.locator("#tip span")).to_contain_text(f"{percent} % sure")
+
+
+def slide(page: Page, slider: str, value: int) -> None:
+    """Move a slider, as dragging and letting go of it does."""
+    page.evaluate(
+        """([id, value]) => {
+            const slider = document.getElementById(id);
+            slider.value = value;
+            for (const kind of ["input", "change"]) slider.dispatchEvent(new Event(kind));
+        }""",
+        [slider, value],
+    )
+
+
+@needs_chromium
+def test_the_least_confidence_works_at_once_and_as_in_the_service(page: Page, address: str) -> None:
+    """No request is sent; picture, legend, saved mask and command agree with the service's."""
+    expect(page.locator("#least-row")).to_be_hidden()  # this model has no confidence
+    page.locator("#model").select_option("sure")
+    pick(page)
+    expect(legend(page)).to_have_count(3)
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    slide(page, "least", 60)
+    query = {"model": "sure", "output": "mask", "min_confidence": "0.6", "below": "background"}
+    answer = httpx.post(f"{address}/segment", params=query, files={"file": png(PHOTO)})
+    wanted = opened(answer.content)
+    assert (wanted != LABELS).any()
+    assert (drawn(page, "mask")[..., 3] == np.where(wanted > 0, 255, 0)).all()
+    expect(legend(page)).to_have_count(len(np.unique(wanted)))
+    assert not requests
+    expect(page.locator("#curl")).to_contain_text("min_confidence=0.6")
+    with page.expect_download() as mask:
+        page.locator("#get-mask").click()
+    assert (opened(Path(mask.value.path()).read_bytes()) == wanted).all()
+    slide(page, "least", 0)
+    assert (drawn(page, "mask")[..., 3] == np.where(LABELS > 0, 255, 0)).all()
+
+
+@needs_chromium
+def test_small_regions_are_left_out_by_the_service(page: Page, address: str) -> None:
+    speck = PHOTO.copy()
+    speck[2:4, 2:4] = 255 - speck[2:4, 2:4] // 2
+    pick(page, png(speck))
+    expect(legend(page).first).to_be_visible()
+    with page.expect_response("**/segment**") as answered:
+        slide(page, "area", 20)
+    assert "min_area=2" in answered.value.url
+    expect(page.locator("#area-text")).to_have_text("2.0 % of the photo")
+    query = {"model": "plain", "min_area": "2%"}
+    answer = httpx.post(f"{address}/segment", params=query, files={"file": png(speck)})
+    page.wait_for_function("document.getElementById('busy').hidden")
+    painted = drawn(page, "mask")[..., 3]
+    assert (painted == np.where(opened(answer.content) > 0, 255, 0)).all()
+
+
+@needs_chromium
+@pytest.mark.parametrize(("button", "mode"), [("#get-cutout", "RGBA"), ("#get-blur", "RGB")])
+def test_cutout_and_blurred_photo_are_saved(page: Page, button: str, mode: str) -> None:
+    pick(page)
+    expect(legend(page)).to_have_count(3)
+    page.locator("#legend button", has_text="bright").click()
+    with page.expect_download() as saved:
+        page.locator(button).click()
+    with Image.open(saved.value.path()) as image:
+        assert image.mode == mode
 
 
 @needs_chromium
