@@ -30,7 +30,8 @@ from service.settings import Settings
 
 log = logging.getLogger("service.jobs")
 
-JOBS_AT_ONCE, PHOTOS_AT_ONCE = 4, 2  # jobs, and photos of each: small jobs pass large ones
+JOBS_AT_ONCE, PHOTOS_AT_ONCE = 4, 2  # jobs, so that small ones pass large ones; photos of all
+PATIENCE_S = 5.0  # for which a photo of a job waits while other requests are in progress
 SWEEP_S = 30.0
 TRANSIENT = (Overloaded, EngineUnavailable, ShuttingDown)
 NEWS_S, NO_NEWS_S = 0.2, 15  # least and most time between two events of a job
@@ -53,6 +54,8 @@ class Jobs:
         self.models = models
         self.fetcher = fetcher
         self._resources = resources
+        self._turns = asyncio.Semaphore(PHOTOS_AT_ONCE)
+        self._own = 0  # photos of jobs among the requests in progress
         self._queued = asyncio.Event()
         self._changed = asyncio.Event()
         self._running: dict[str, asyncio.Task[None]] = {}
@@ -188,10 +191,26 @@ class Jobs:
             self._tell()
 
     async def _segmented(self, data: bytes, query: SegmentQuery) -> tuple[Wish, Outcome]:
-        """Segment a photo when at most half of the request slots are in use."""
+        """Segment a photo when other requests leave room for it."""
+        async with self._turns:
+            await self._until_free()
+            self._own += 1
+            try:
+                return await self._segmented_now(data, query)
+            finally:
+                self._own -= 1
+
+    async def _until_free(self) -> None:
+        """Wait while others are busy: at half of the limit without end, below it PATIENCE_S."""
+        admission = self._resources.admission
+        until = time.monotonic() + PATIENCE_S
+        while admission.requests > (
+            self._own if time.monotonic() < until else admission.max_requests // 2
+        ):
+            await asyncio.sleep(0.02)
+
+    async def _segmented_now(self, data: bytes, query: SegmentQuery) -> tuple[Wish, Outcome]:
         resources, settings = self._resources, self.settings
-        while resources.admission.requests > resources.admission.max_requests // 2:
-            await asyncio.sleep(0.05)
         async with deadlines.enforced(settings.request_timeout_ms) as deadline:
             served, _ = chosen(query, self.models, resources.admission, deadline)
             with (

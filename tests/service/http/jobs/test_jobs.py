@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 import time
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -17,7 +19,10 @@ import pytest
 from fastapi.testclient import TestClient
 
 from service.errors import StartupError
+from service.http.app import create_app
 from service.http.jobs.store import Store
+from service.inference import models
+from service.settings import Settings
 from tests.service import onnx_models
 from tests.service.processes import running
 from tests.service.web import opened, photo, png, serving
@@ -213,6 +218,30 @@ def test_jobs_expire(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
             assert time.monotonic() < until
             time.sleep(0.05)
         assert not (tmp_path / name).exists()
+
+
+def test_photos_of_jobs_wait_for_other_requests(folder: Path, tmp_path: Path) -> None:
+    settings = Settings(models=folder, device="cpu", threads=1, jobs=tmp_path, decoders=0)
+    loaded = models.load(settings)
+    app = create_app(settings, loaded)
+    with TestClient(app) as client, ThreadPoolExecutor(1) as other:
+        gate, entered, run = threading.Event(), threading.Event(), loaded.get(None).engine.predict
+
+        def held(images: Any, extras: Any) -> Any:
+            entered.set()
+            assert gate.wait(10)
+            return run(images, extras)
+
+        loaded.get(None).batcher.sessions[0].run = held
+        kind = {"Content-Type": "image/png"}
+        asked = other.submit(client.post, "/segment", content=png(photo()), headers=kind)
+        assert entered.wait(10)
+        name = send(client, zipped({"a.png": png(photo())})).json()["id"]
+        time.sleep(0.3)
+        assert client.get(f"/jobs/{name}").json()["done"] == 0
+        gate.set()
+        assert asked.result().status_code == 200
+        assert ended(client, name)["failed"] == 0
 
 
 def test_a_second_process_on_the_same_folder_is_refused(tmp_path: Path) -> None:
