@@ -30,10 +30,9 @@ from tqdm import tqdm
 
 from export import writer
 from model import arguments
-from model.data.dataset import DATASETS, Dataset, DatasetError, find, read_pair
-from model.data.guess import choose
+from model.data.dataset import Dataset, DatasetError, read_pair
 from model.data.survey import expect_classes, survey
-from model.evaluate.evaluation import check_classes
+from model.evaluate.options import open_dataset
 from postprocess.grid import Grid, least_for
 from service.errors import StartupError
 from service.images import join
@@ -161,13 +160,17 @@ def calibration(photos: list[Photo], dataset: Dataset) -> Calibration:
 
 
 def measured(photos: list[Photo], dataset: Dataset) -> dict[str, Any]:
-    """Measure coverage and F1 on photos that the thresholds do not come from."""
+    """Measure coverage and F1 on photos that the thresholds do not come from; at least two.
+
+    F1 is None if no pixel of these photos has a class.
+    """
     halves = photos[::2], photos[1::2]
     covered: dict[str, list[float]] = {}
     gains = []
     for ours, others in (halves, halves[::-1]):
         found = calibration(ours, dataset)
-        gains.append(_f1_gain(others, found))
+        if (gain := _f1_gain(others, found)) is not None:
+            gains.append(gain)
         for coverage in COVERAGES if found.missed is not None else ():
             least = least_for(coverage, found.missed or (), found.images)
             curves = [each.missed for each in others if each.missed is not None]
@@ -176,14 +179,23 @@ def measured(photos: list[Photo], dataset: Dataset) -> dict[str, Any]:
                 covered.setdefault(str(coverage), []).append(share)
     return {
         "coverage": {name: round(float(np.mean(found)), 4) for name, found in covered.items()},
-        "mean_f1": round(float(np.mean([before for before, _ in gains])), 4),
-        "mean_f1_at_best": round(float(np.mean([after for _, after in gains])), 4),
+        "mean_f1": _mean([before for before, _ in gains]),
+        "mean_f1_at_best": _mean([after for _, after in gains]),
     }
 
 
-def _f1_gain(photos: list[Photo], found: Calibration) -> tuple[float, float]:
-    """Return the mean F1 over the classes that occur, of all pixels and of confident ones."""
+def _mean(values: Sequence[float]) -> float | None:
+    return round(float(np.mean(values)), 4) if values else None
+
+
+def _f1_gain(photos: list[Photo], found: Calibration) -> tuple[float, float] | None:
+    """Return the mean F1 over the classes that occur, of all pixels and of confident ones.
+
+    None if no class occurs.
+    """
     occurs = sum((each.true for each in photos), np.zeros_like(photos[0].true)) > 0
+    if not occurs.any():
+        return None
     before, after = (
         f1_at(photos, thresholds)[occurs]
         for thresholds in ([0.0] * len(found.best_f1), found.best_f1)
@@ -197,16 +209,20 @@ def thinned(dataset: Dataset, count: int) -> Dataset:
     return replace(dataset, pairs=dataset.pairs[::step][:count])
 
 
+def segmented(engine: Engine, photo: Image.Image) -> Result:
+    """Segment an upright RGB photo as the service does, with all outputs of the model."""
+    decoded = DecodedPhoto(photo, photo.size)
+    prepared = Prepared(decoded.photo, fit(decoded, engine.contract.input))
+    predictions = engine.predict(prepared.pixels[0][None], "probabilities")
+    return join.result(prepared, predictions, engine.contract)
+
+
 def run(engine: Engine, dataset: Dataset) -> list[Photo]:
     """Observe every photo of a data set, as the service segments it."""
-    contract, found = engine.contract, []
+    found = []
     for pair in tqdm(dataset.pairs, unit="photo", disable=not sys.stderr.isatty()):
         photo, truth = read_pair(dataset, pair)
-        image = Image.fromarray(np.asarray(photo))
-        decoded = DecodedPhoto(image, image.size)
-        prepared = Prepared(decoded.photo, fit(decoded, contract.input))
-        predictions = engine.predict(prepared.pixels[0][None], "probabilities")
-        found.append(observe(join.result(prepared, predictions, contract), truth))
+        found.append(observe(segmented(engine, photo), truth))
     return found
 
 
@@ -226,11 +242,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="example: python -m export.calibrate models/light.onnx --data DATA --split val",
     )
     p.add_argument("file", type=Path, metavar="FILE.onnx", help="exported file")
-    p.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of the data set")
-    p.add_argument(
-        "--dataset", choices=sorted(DATASETS), help="kind of data set (default: found in --data)"
-    )
-    p.add_argument("--split", default="val", help="part of the data set (default: val)")
+    arguments.add_dataset(p)
     p.add_argument(
         "--photos",
         type=arguments.count,
@@ -254,11 +266,12 @@ def main(argv: list[str] | None = None) -> int:
         engine = Engine(args.file, EngineOptions(args.device, threads=cpus.available()))
         if not engine.contract.confidence:
             raise CalibrateError(f"{args.file} has no confidence: export it with --confidence")
-        dataset = find(choose(args.dataset, args.data), args.data, args.split)
-        check_classes(engine.contract.classes, dataset)
+        dataset = open_dataset(args, engine.contract.classes)
         expect_classes(survey(dataset))
         if args.photos:
             dataset = thinned(dataset, args.photos)
+        if len(dataset.pairs) < 2:
+            raise CalibrateError("one photo is too few: half of the photos judge the other half")
         photos = run(engine, dataset)
         found = calibration(photos, dataset)
         if not args.dry_run:

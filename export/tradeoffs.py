@@ -22,21 +22,18 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from export.calibrate import thinned
+from export.calibrate import segmented, thinned
 from model import arguments
-from model.data.dataset import DATASETS, Dataset, DatasetError, find, read_pair
-from model.data.guess import choose
+from model.data.dataset import DATASETS, Dataset, DatasetError, read_pair
 from model.data.survey import expect_classes, survey
 from model.evaluate.boundary import BoundaryIoU
-from model.evaluate.evaluation import check_classes
 from model.evaluate.metrics import Confusion
+from model.evaluate.options import open_dataset
 from model.evaluate.trimap import Trimap
 from service.errors import InvalidRequest, StartupError
 from service.http.query import SegmentQuery
-from service.images import join, outputs
-from service.images.imaging import DecodedPhoto, fit
+from service.images import outputs
 from service.images.outputs import NEEDS_PHOTO, Result, Wish
-from service.images.prepare import Prepared
 from service.inference import cpus
 from service.inference.contract import Contract
 from service.inference.engine import Engine, EngineOptions
@@ -97,14 +94,6 @@ def named(options: Options) -> str:
     return ", ".join(f"`{name}={value}`" for name, value in options.items()) or "plain"
 
 
-def result(engine: Engine, photo: Image.Image) -> Result:
-    """Segment a photo with all outputs of the model."""
-    decoded = DecodedPhoto(photo, photo.size)
-    prepared = Prepared(decoded.photo, fit(decoded, engine.contract.input))
-    predictions = engine.predict(prepared.pixels[0][None], "probabilities")
-    return join.result(prepared, predictions, engine.contract)
-
-
 @dataclass(frozen=True)
 class Contestant:
     """One row of the first table: an option of a file, and its measures."""
@@ -150,7 +139,7 @@ def judged(engines: dict[str, Engine], dataset: Dataset) -> list[str]:
     for pair in tqdm(dataset.pairs, unit="photo", disable=not sys.stderr.isatty()):
         photo, truth = read_pair(dataset, pair)
         image = Image.fromarray(np.asarray(photo))
-        results = {id(engine): result(engine, image) for engine in engines.values()}
+        results = {id(engine): segmented(engine, image) for engine in engines.values()}
         for row in rows:
             found = outputs.refined(results[id(row.engine)], row.wish).labels.image
             labels = with_a_class(found, len(row.engine.contract.classes))
@@ -168,7 +157,7 @@ def measured(engine: Engine, photo: Path) -> list[str]:
     """The rows of the second table."""
     with Image.open(photo) as image:
         sizes = [image.convert("RGB").resize(size) for size in (USUAL, LARGE)]
-    found = [result(engine, each) for each in sizes]
+    found = [segmented(engine, each) for each in sizes]
     rows = []
     for options in COSTS:
         each = wish(options, engine.contract)
@@ -233,8 +222,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = EngineOptions("cpu", threads=cpus.available())
         engine = Engine(args.file, options)
         if args.data is not None:
-            dataset = find(choose(args.dataset, args.data), args.data, args.split)
-            check_classes(engine.contract.classes, dataset)
+            dataset = open_dataset(args, engine.contract.classes)
             expect_classes(survey(dataset))
             dataset = thinned(dataset, args.photos or len(dataset.pairs))
             engines = {"": engine}

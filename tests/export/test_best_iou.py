@@ -13,7 +13,8 @@ from PIL import Image
 
 from export.__main__ import main
 from export.best_iou import best, decision
-from export.tradeoffs import result, wish
+from export.calibrate import segmented
+from export.tradeoffs import wish
 from export.writer import ExportOptions, export
 from model import checkpoint
 from model.network.inference import average_probabilities
@@ -149,7 +150,7 @@ def test_smooth_labels_are_of_the_best_expected_iou_too(
         options = ExportOptions(confidence=True, probabilities=True, best_iou=chosen)
         export(unsure, file, options)
         engine = Engine(file, EngineOptions("cpu", threads=1))
-        found = result(engine, photo)
+        found = segmented(engine, photo)
         asked = wish({"smooth": "true"}, engine.contract)
         assert asked is not None
         agreements.append((outputs.refined(found, asked).labels.image, found.labels.image))

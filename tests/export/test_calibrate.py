@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +10,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from export.calibrate import Photo, best_f1, f1_at, missed, proven_f1
+from export import calibrate
+from export.calibrate import Photo, best_f1, f1_at, measured, missed, proven_f1
 from export.writer import ExportOptions, export
 from model import checkpoint
+from model.data.dataset import VOC_CLASSES, Dataset, voc_palette
 from postprocess.grid import Grid, least_for, sets, top
 from service.inference.contract import Calibration
 from service.inference.engine import Engine, EngineOptions
 from tests.export.conftest import PHASED_SIZE, SIZE
+from tests.model import voc_folder
+from tests.service import onnx_models
 
 
 def random_grid(seed: int = 0) -> Grid:
@@ -95,6 +100,34 @@ def test_a_threshold_that_one_photo_asks_for_is_not_kept() -> None:
     always = photo_of(100, 100, 10)  # unsure pixels are wrong in every photo
     assert 50 / 255 < proven_f1([always] * 8)[1] <= 200 / 255
     assert proven_f1([always]) == [0, 0]  # nothing to prove it on
+
+
+def test_photos_without_a_class_leave_the_figures_out() -> None:
+    """Each half of the photos judges the other; here one half is all void."""
+    whole = photo_of(4, 9, 9)
+    void = Photo(whole.predicted * 0, whole.right * 0, whole.true * 0, None)
+    data = Dataset("voc", "val", (), ("a", "b"), ((0, 0, 0), (9, 9, 9)))
+    assert measured([void, void], data) == {
+        "coverage": {},
+        "mean_f1": None,
+        "mean_f1_at_best": None,
+    }
+    half = measured([whole, void], data)
+    assert half["mean_f1"] is not None
+    assert math.isfinite(half["mean_f1"])
+
+
+def test_one_photo_is_refused_before_the_file_is_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(onnx_models, "CLASSES", VOC_CLASSES)
+    monkeypatch.setattr(onnx_models, "PALETTE", voc_palette(len(VOC_CLASSES)))
+    file = onnx_models.save(tmp_path / "tiny.onnx", confidence=True)
+    before = file.read_bytes()
+    data = voc_folder.make(tmp_path, count=3, split="val")
+    assert calibrate.main([str(file), "--data", str(data), "--photos", "1"]) == 1
+    assert "one photo is too few" in capsys.readouterr().err
+    assert file.read_bytes() == before
 
 
 def test_f1_is_that_of_the_pixels_that_are_kept() -> None:

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image, ImageFilter
 
 import model
-from export.tradeoffs import result, wish
+from export.calibrate import segmented
+from export.tradeoffs import wish
 from export.writer import ExportOptions, export
 from model import checkpoint
 from postprocess.errors import InvalidOption
@@ -34,7 +35,7 @@ def test_smooth_labels_are_the_same_from_python_and_in_the_service(
     ):
         asked = wish(options, engine.contract)
         assert asked is not None
-        served = outputs.refined(result(engine, noise), asked).labels.image
+        served = outputs.refined(segmented(engine, noise), asked).labels.image
         chosen: dict[str, Any] = {**options, "smooth": True}
         ours = model.predict(net, np.asarray(noise), **chosen)
         assert served.shape == ours.shape == size[::-1]
