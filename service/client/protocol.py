@@ -37,9 +37,10 @@ FILES = {
     "blur": "blur.png",
     "replace": "replace.png",
     "side-by-side": "side-by-side.png",
+    "heatmap": "heatmap.png",
 }
 # These come as PNG or JPEG.
-PHOTO_LIKE = frozenset({"overlay", "blur", "replace", "side-by-side"})
+PHOTO_LIKE = frozenset({"overlay", "blur", "replace", "side-by-side", "heatmap"})
 JPEGS = {output: f"{output}.jpg" for output in PHOTO_LIKE}
 ENCODED = "UTF-8''"  # in front of a header's value with percent signs (RFC 8187)
 ZIP = "application/zip"
@@ -61,6 +62,7 @@ BYTES_PER_PIXEL = {
     "blur": 4,
     "replace": 4,
     "side-by-side": 8,
+    "heatmap": 4,
     "probabilities": 40,  # at a quarter of the photo's sides, of up to 256 classes
 }
 SMALLEST_LIMIT = 4 << 20  # for answers without pixels, such as lists of models

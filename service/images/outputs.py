@@ -43,6 +43,7 @@ OUTPUTS = {
     "blur": ("image/jpeg", "blur.jpg"),
     "replace": ("image/jpeg", "replace.jpg"),
     "side-by-side": ("image/jpeg", "side-by-side.jpg"),
+    "heatmap": ("image/jpeg", "heatmap.jpg"),
 }
 INCLUDABLE = ("mask", "color", "overlay", "confidence")
 UNCALIBRATED = "this model has not been calibrated; use `python -m export.calibrate`"
@@ -50,8 +51,13 @@ ZIP = "application/zip"
 # Pictures, whose size `max_side` limits; the other outputs are in the photo's own pixels.
 PICTURES = {name for name, (kind, _) in OUTPUTS.items() if kind.startswith("image/")}
 OF_SUBJECT = {"cutout", "blur", "replace"}  # with a soft edge where there are probabilities
-NEEDS_PHOTO = {"overlay", "side-by-side", *OF_SUBJECT}  # needs the photo at full resolution
-NEEDS_PROBABILITIES = {"probabilities"}
+NEEDS_PHOTO = {
+    "overlay",
+    "side-by-side",
+    "heatmap",
+    *OF_SUBJECT,
+}  # needs the photo at full resolution
+NEEDS_PROBABILITIES = {"probabilities", "heatmap"}
 # Outputs that contain the confidence; it is not computed for the others.
 HAS_CONFIDENCE = {"confidence", "json", "npz", "polygons", "rle"}
 
@@ -202,6 +208,8 @@ def check(wish: Wish, contract: Contract) -> None:
         raise InvalidRequest(
             f"output={', '.join(subject)}: this model has no class `background`: choose classes"
         )
+    if "heatmap" in wish.outputs and (not wish.selection.named or len(wish.selection.ids) != 1):
+        raise InvalidRequest("output=heatmap shows one class: choose it, as in classes=person")
     if "probabilities" not in wish.outputs and (wish.top or wish.coverage is not None):
         raise InvalidRequest("top and coverage need output=probabilities, which they change")
     if wish.coverage is not None:
@@ -292,6 +300,7 @@ def _encode_one(name: str, result: Result, wish: Wish) -> bytes:
         "blur": _blur,
         "replace": _replace,
         "side-by-side": _side_by_side,
+        "heatmap": _heatmap,
     }
     return encoders[name](result.pictures if name in PICTURES else result, wish)
 
@@ -318,6 +327,15 @@ def _photo_like(picture: Image.Image, wish: Wish) -> bytes:
 def _side_by_side(result: Result, wish: Wish) -> bytes:
     whole = result.photo.whole
     return _photo_like(pictures.beside(whole, _blended(result, wish)), wish)
+
+
+def _heatmap(result: Result, wish: Wish) -> bytes:
+    grid = result.grid
+    if grid is None:  # `check` refuses such requests
+        raise InvalidRequest("output=heatmap: this model has no probabilities")
+    (label,) = wish.selection.ids
+    whole = result.photo.whole
+    return _photo_like(pictures.heatmap(whole, grid, label, result.photo.size), wish)
 
 
 def _cutout(result: Result, wish: Wish) -> bytes:

@@ -20,6 +20,11 @@ from service.images.imaging import edges
 BAND = 3  # cells of the label map on either side of a border
 BLUR = 1 / 40  # of the photo's longer side: what stands out at normal size is not recognisable
 
+# Colours of a probability from 0 to 1, evenly spaced: dark blue, purple, red, orange, light yellow.
+# They get lighter all the way, so that they read in grey too.
+HEAT = ((13, 8, 60), (110, 20, 120), (205, 55, 75), (245, 145, 40), (252, 250, 180))
+HEAT_OPACITY = 0.75
+
 Cells = NDArray[np.uint8]
 
 
@@ -66,6 +71,20 @@ def blurred(photo: Image.Image, mask: Image.Image) -> Image.Image:
 def filled(photo: Image.Image, mask: Image.Image, color: tuple[int, int, int]) -> Image.Image:
     """Fill the photo with a colour where the mask is white."""
     return Image.composite(Image.new("RGB", photo.size, color), photo, mask)
+
+
+def heatmap(photo: Image.Image, grid: Grid, label: int, size: tuple[int, int]) -> Image.Image:
+    """Return the photo in grey, coloured by a class's probability.
+
+    `size`: (W, H) that the grid lies on; the photo may be smaller.
+    """
+    chance = np.clip(enlarged(grid, label, photo.size, size), 0, 1)
+    places = np.linspace(0, 1, len(HEAT))
+    levels = np.linspace(0, 1, 256)
+    channels = [np.interp(levels, places, channel) for channel in zip(*HEAT, strict=True)]
+    colors = np.stack(channels, axis=1).round().astype(np.uint8)
+    hot = Image.fromarray(colors[(chance * 255 + 0.5).astype(np.uint8)])
+    return Image.blend(photo.convert("L").convert("RGB"), hot, HEAT_OPACITY)
 
 
 def beside(photo: Image.Image, other: Image.Image) -> Image.Image:

@@ -127,3 +127,27 @@ def test_the_default_is_jpeg_and_several_come_together(client: TestClient) -> No
     assert answer.headers["content-type"] == "image/jpeg"
     together = post(client, png(PHOTO), output="blur,cutout,side-by-side", model="plain")
     assert together.headers["content-type"] == "application/zip"
+
+
+def test_a_heatmap_is_the_lighter_the_more_probable_the_class_is(client: TestClient) -> None:
+    """The photo is grey below it, so compare a dark photo's colours with the probabilities."""
+    answer = post(client, png(PHOTO), output="probabilities", model="full").content
+    with np.load(io.BytesIO(answer)) as found:
+        chance, transform = found["probabilities"][1], found["transform"]
+    heat = picture(client, output="heatmap", classes="dim", model="full").astype(int)
+    assert heat.shape == PHOTO.shape
+    rows, columns = np.indices(chance.shape)
+    x, y = transform[:, :2] @ np.stack([columns.ravel(), rows.ravel()]) + transform[:, 2:]
+    light = heat.sum(axis=2)[y.astype(int), x.astype(int)]
+    assert np.ptp(chance) > 100
+    assert np.corrcoef(light, chance.ravel())[0, 1] > 0.8
+
+
+@pytest.mark.parametrize("classes", [None, "dim,bright"])
+def test_a_heatmap_is_of_one_class(client: TestClient, classes: str | None) -> None:
+    query: dict[str, Any] = {} if classes is None else {"classes": classes}
+    refused = post(client, png(PHOTO), output="heatmap", model="full", **query)
+    assert (refused.status_code, refused.json()["code"]) == (400, "invalid-request")
+    assert "classes=person" in refused.json()["detail"]
+    lacking = post(client, png(PHOTO), output="heatmap", model="plain", classes="dim")
+    assert "--probabilities" in lacking.json()["detail"]
