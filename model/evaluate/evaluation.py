@@ -21,6 +21,9 @@ from model.evaluate.boundary import BoundaryIoU
 from model.evaluate.metrics import Confusion, Metric
 from model.evaluate.trimap import Trimap
 
+# Keys of the JSON and their titles in the table. F1 and Dice are one figure by two names.
+COLUMNS = {"dice": "F1 = Dice", "precision": "precision", "recall": "recall"}
+
 Predictor = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 
 
@@ -92,11 +95,16 @@ def evaluate(dataset: Dataset, predict: Predictor, args: argparse.Namespace) -> 
 def show(result: dict[str, Any]) -> str:
     """The figures as a text table."""
     edges = result.get("boundary_iou", {})
-    rows = ["class                 IoU   boundary IoU"] if edges else []
+    columns = {"IoU": result["iou"]}
+    columns |= {name: result[key] for key, name in COLUMNS.items() if key in result}
+    columns |= {"boundary IoU": edges} if edges else {}
+    rows = [f"{'class':16} " + "  ".join(f"{title:>9}" for title in columns)]
     rows += [
-        f"{name:16} {_cell(iou)}" + (f"   {_cell(edges[name])}" if edges else "")
-        for name, iou in result["iou"].items()
+        f"{name:16} " + "  ".join(f"{_cell(column[name]):>9}" for column in columns.values())
+        for name in result["iou"]
     ]
+    if "pixel_accuracy" in result:
+        rows.append(f"pixel accuracy {result['pixel_accuracy']:.4f}")
     total = f"mIoU {result['miou']:.4f} on {result['images']} images of {result['dataset']}"
     rows.append(f"{total} {result['split']} ({result['pixels']} pixels)")
     if (photos := result.get("larger_photos")) and photos["count"]:

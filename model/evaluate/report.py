@@ -28,7 +28,7 @@ from model.checkpoint import Card, CheckpointError
 from model.data.dataset import DATASETS, Dataset, DatasetError, Pair, read_pair
 from model.data.survey import expect_classes, survey
 from model.evaluate import plots
-from model.evaluate.evaluation import Predictor, figures, score
+from model.evaluate.evaluation import COLUMNS, Predictor, figures, score
 from model.evaluate.options import open_dataset
 from model.evaluate.pictures import overlaid
 from model.network.inference import served_map
@@ -139,10 +139,25 @@ def figures_section(result: Mapping[str, Any]) -> str:
     known = ("dataset", "split", "images", "pixels", "output_stride", "scales", "flip", "iteration")
     parts = [f'<p class="big">mIoU {100 * result["miou"]:.2f} %</p>']
     parts.append(rows({key: result[key] for key in known if key in result}))
+    if "pixel_accuracy" in result:
+        parts.append(f"<p>{100 * result['pixel_accuracy']:.2f} % of the pixels are right.</p>")
     if result.get("iou"):
         drawn = plots.png(plots.bars(result["iou"]))
         parts.append(picture(drawn, "png", "IoU by class"))
+        parts.append(class_table(result))
     return section("Quality", *parts)
+
+
+def class_table(result: Mapping[str, Any]) -> str:
+    """IoU, F1, precision and recall by class; a dash where a class never occurs."""
+    columns = {"IoU": "iou"} | {title: key for key, title in COLUMNS.items() if key in result}
+    head = "".join(f"<th>{title}</th>" for title in ("class", *columns))
+    body = ""
+    for name in result["iou"]:
+        values = (result[key][name] for key in columns.values())
+        shown = "".join(f"<td>{'-' if v is None else f'{v:.4f}'}</td>" for v in values)
+        body += f"<tr><th>{html.escape(name)}</th>{shown}</tr>"
+    return f"<table><tr>{head}</tr>{body}</table>"
 
 
 def matrix_section(counts: np.ndarray[Any, np.dtype[np.int64]], names: Sequence[str]) -> str:
