@@ -1,0 +1,230 @@
+"""Spoil labels on purpose and count how many `model.audit` finds: a study of its ranking.
+
+    python -m model.curate.spoiled CHECKPOINT --data DIR --split val --photos 300
+
+A share of the photos gets one wrong label each: an object of another class, an object that is
+background, or an object's box in place of its outline. The audit then ranks the regions of all
+photos. A region is a hit if at least half of it is spoiled. Labels that were wrong before count
+as misses, so the precision is a lower bound.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from model import arguments, checkpoint
+from model.checkpoint import CheckpointError
+from model.curate.audit import Judge, audit
+from model.curate.suspects import Suspect
+from model.data.dataset import DATASETS, VOID, Dataset, DatasetError, Pair, find, read_mask
+from model.data.guess import choose
+from model.data.pairs import write_mask
+from model.evaluate.evaluation import check_classes
+
+KINDS = ("another class", "dropped", "box")
+SMALLEST = 0.01  # of the photo: objects that are smaller are not worth a look either
+TOP = 50  # regions on the audit's page, as many as somebody looks at
+
+Labels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Spoiled:
+    """A wrong label that was made on purpose."""
+
+    kind: str
+    before: Labels  # (H, W)
+    after: Labels
+
+    @property
+    def changed(self) -> NDArray[np.bool_]:
+        """Where the label is wrong now."""
+        return np.asarray(self.before != self.after)
+
+
+def objects(labels: Labels) -> Iterator[NDArray[np.bool_]]:
+    """Connected regions of a class other than 0 that are large enough to be noticed."""
+    for label in np.unique(labels[(labels != VOID) & (labels != 0)]).tolist():
+        numbered, count = ndimage.label(labels == label)
+        sizes = np.bincount(numbered.ravel())
+        for number in range(1, count + 1):
+            if sizes[number] >= SMALLEST * labels.size:
+                yield numbered == number
+
+
+def spoil(labels: Labels, kind: str, classes: int, rng: np.random.Generator) -> Spoiled | None:
+    """Make one label wrong; None where there is no object, or the change would be too small."""
+    found = list(objects(labels))
+    if not found:
+        return None
+    region = found[int(rng.integers(len(found)))]
+    after = labels.copy()
+    label = int(labels[region][0])
+    if kind == "another class":
+        after[region] = rng.choice([c for c in range(1, classes) if c != label])
+    elif kind == "dropped":
+        after[region] = 0
+    else:
+        (box,) = ndimage.find_objects(region.astype(np.int8))
+        inside = after[box]
+        inside[inside == 0] = label
+    result = Spoiled(kind, labels, after)
+    return result if result.changed.sum() >= SMALLEST * labels.size else None
+
+
+def first_possible(
+    labels: Labels, number: int, classes: int, rng: np.random.Generator
+) -> Spoiled | None:
+    """Spoil by the kind whose turn it is, or by the next one that this photo allows."""
+    for step in range(len(KINDS)):
+        spoiled = spoil(labels, KINDS[(number + step) % len(KINDS)], classes, rng)
+        if spoiled is not None:
+            return spoiled
+    return None
+
+
+def spoil_dataset(
+    dataset: Dataset, share: float, seed: int, folder: Path
+) -> tuple[Dataset, dict[str, Spoiled]]:
+    """The data set with a share of its masks spoiled, kinds in turn, and what was done by name."""
+    rng = np.random.default_rng(seed)
+    chosen = rng.permutation(len(dataset.pairs))
+    wanted = round(share * len(dataset.pairs))
+    pairs: list[Pair] = list(dataset.pairs)
+    made: dict[str, Spoiled] = {}
+    for index in chosen:
+        if len(made) == wanted:
+            break
+        pair = dataset.pairs[index]
+        labels = read_mask(pair.mask, classes=len(dataset.classes), void=dataset.void)
+        spoiled = first_possible(labels, len(made), len(dataset.classes), rng)
+        if spoiled is None:
+            continue
+        path = folder / f"{index}.png"
+        write_mask(path, spoiled.after, dataset.palette)
+        pairs[index] = replace(pair, mask=path)
+        made[pair.name] = spoiled
+    return replace(dataset, pairs=tuple(pairs), void=VOID), made
+
+
+def is_hit(suspect: Suspect, made: dict[str, Spoiled]) -> bool:
+    """Whether at least half of a region's pixels are spoiled."""
+    spoiled = made.get(suspect.photo)
+    if spoiled is None:
+        return False
+    left, top, right, bottom = suspect.box
+    box = (slice(top, bottom), slice(left, right))
+    wrong = spoiled.changed[box] & (spoiled.after[box] == suspect.label)
+    return bool(2 * wrong.sum() >= suspect.pixels)
+
+
+def figures(found: Sequence[Suspect], made: dict[str, Spoiled], top: int = TOP) -> dict[str, Any]:
+    """Precision among the first `top` regions, and the share of each kind that they show."""
+    first = found[:top]
+    seen = {each.photo for each in first if is_hit(each, made)}
+    kinds = {
+        kind: {
+            "spoiled": sum(each.kind == kind for each in made.values()),
+            "found": sum(made[name].kind == kind for name in seen),
+        }
+        for kind in KINDS
+    }
+    hits = sum(is_hit(each, made) for each in first)
+    return {
+        "top": len(first),
+        "precision": round(hits / max(1, len(first)), 3),
+        "spoiled_photos": len(made),
+        "kinds": kinds,
+    }
+
+
+def study(judge: Judge, share: float, seed: int, top: int) -> dict[str, Any]:
+    """Spoil, audit and count."""
+    with tempfile.TemporaryDirectory() as folder:
+        dataset, made = spoil_dataset(judge.dataset, share, seed, Path(folder))
+        found, problems = audit(replace(judge, dataset=dataset))
+    if problems:
+        raise DatasetError(problems[0])
+    return {"photos": len(dataset.pairs), "share": share, "seed": seed, **figures(found, made, top)}
+
+
+def show(result: dict[str, Any]) -> str:
+    """The figures as text."""
+    kinds = ", ".join(f"{k} {v['found']} of {v['spoiled']}" for k, v in result["kinds"].items())
+    return (
+        f"{result['photos']} photos, {result['spoiled_photos']} spoiled\n"
+        f"precision at {result['top']}: {result['precision']:.2f}\nfound among them: {kinds}"
+    )
+
+
+def evenly(dataset: Dataset, count: int | None) -> Dataset:
+    """`count` pairs at even distances through the split, or all."""
+    pairs = dataset.pairs
+    if count is not None and count < len(pairs):
+        places = np.linspace(0, len(pairs) - 1, count).round().astype(int)
+        pairs = tuple(pairs[at] for at in places)
+    return replace(dataset, pairs=pairs)
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m model.curate.spoiled",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("checkpoint", help="the judge: NAME of NAME.safetensors and NAME.json")
+    p.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of the data set")
+    p.add_argument("--dataset", choices=sorted(DATASETS), help=arguments.DATASET_HELP)
+    p.add_argument("--split", default="val", help="part of the data set (default: val)")
+    p.add_argument(
+        "--photos", type=arguments.positive, metavar="N", help="photos to judge (default: all)"
+    )
+    p.add_argument(
+        "--share", type=float, default=0.25, help="photos to spoil, 0 to 1 (default: 0.25)"
+    )
+    p.add_argument("--seed", type=int, default=0, help="of the choice of labels (default: 0)")
+    p.add_argument(
+        "--top",
+        type=arguments.positive,
+        default=TOP,
+        metavar="N",
+        help=f"regions to look at (default: {TOP})",
+    )
+    p.add_argument("--json", action="store_true", help="print the figures as JSON")
+    arguments.add_device(p)
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    """0, or 2 where checkpoint or data cannot be used."""
+    p = parser()
+    args = p.parse_args(argv)
+    if not 0 < args.share <= 1:
+        p.error(f"--share {args.share}: give a number above 0, at most 1")
+    try:
+        card = checkpoint.read_card(args.checkpoint)
+        net = checkpoint.load_on(args.device, args.checkpoint)
+        kind = choose(args.dataset, args.data, card.training.get("dataset"))
+        dataset = evenly(find(kind, args.data, args.split), args.photos)
+        check_classes(card.classes, dataset)
+        result = study(Judge(net, card, dataset), args.share, args.seed, args.top)
+    except (CheckpointError, DatasetError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(result, indent=2) if args.json else show(result))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
