@@ -69,8 +69,8 @@ soak: $(DEV)/.installed $(SERVE)/.installed ## send 10,000 requests, hostile one
 attack: $(DEV)/.installed $(SERVE)/.installed ## attack a service, and measure what ordinary clients see
 	$(DEV)/bin/python -m service.bench.attack
 
-bench-train: $(DEV)/.installed ## compare training speed with segmentation_models_pytorch
-	$(DEV)/bin/python -m model.bench
+bench-train: $(DEV)/.installed ## compare training speed with two other loops (VARIANTS=1: with options of our own)
+	$(DEV)/bin/python -m model.bench $(if $(VARIANTS),--variants)
 
 export-matrix: $(DEV)/.installed ## export every inference strategy of the paper's tables 3 and 5
 	$(DEV)/bin/python -m export.matrix

@@ -22,7 +22,8 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 
 from model import files
-from model.network.config import BackboneName, ModelConfig, Rgb
+from model.network.backbones.features import BackboneError
+from model.network.config import AnyBackbone, ModelConfig, Rgb
 from model.network.deeplab import DeepLabV3Plus
 from model.pydantic_errors import mistakes
 
@@ -67,7 +68,7 @@ class BackboneCard(BaseModel):
 
     kind: Literal["backbone"] = "backbone"
     version: int = 1
-    backbone: BackboneName
+    backbone: AnyBackbone
     depth_multiplier: float = Field(1.0, gt=0)
     mean: Rgb
     std: Rgb
@@ -201,6 +202,8 @@ def _expect_shapes(path: Path | str, config: ModelConfig, state: dict[str, torch
     try:
         with torch.device("meta"):
             wanted = DeepLabV3Plus(config).state_dict()
+    except BackboneError as error:
+        raise CheckpointError(f"{path}: {error}") from None
     except RuntimeError as error:  # more elements than can be counted
         raise CheckpointError(f"{path}: no such network: {str(error).splitlines()[0]}") from None
     odd = sorted(

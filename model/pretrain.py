@@ -298,7 +298,7 @@ def main(argv: list[str] | None = None) -> int:
     p = parser()
     args = p.parse_args(argv)
     folder = run_folder(p, args)
-    return command(lambda world: pretrain_from(args, folder, world))
+    return command(lambda world: pretrain_from(args, folder, world), folder)
 
 
 def pretrain_from(args: argparse.Namespace, directory: Path, world: World) -> Path:

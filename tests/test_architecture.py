@@ -102,7 +102,7 @@ MODEL = {
     "paper": {"arguments", "checkpoint", "data", "evaluate", "network", "train"},
     "start": {"data", "memory", "network", "train"},
     "pretrain": {"arguments", "checkpoint", "data", "memory", "network", "train"},
-    "bench": {"data", "memory", "train"},
+    "bench": {"data", "memory", "network", "train"},
 }
 COMMANDS = {
     "service": {"__main__", "label_studio", "ray_batch", "ray_serve"},

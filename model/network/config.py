@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 BackboneName = Literal[
     "resnet_v1_50_beta",
@@ -20,6 +21,18 @@ BackboneName = Literal[
     "efficientnet_lite2",
 ]
 OutputStride = Literal[8, 16, 32]
+# No path and no address behind `timm:`: a card may come from anywhere.
+TIMM = re.compile(r"timm:[A-Za-z0-9_.]+")
+
+
+def _known(backbone: str) -> str:
+    names = get_args(BackboneName)
+    if backbone not in names and not TIMM.fullmatch(backbone):
+        raise ValueError(f"unknown; take {', '.join(names)}, or timm:NAME, a network of timm")
+    return backbone
+
+
+AnyBackbone = Annotated[str, Field(max_length=100), AfterValidator(_known)]  # ours, or timm's
 AfterDepthwise = Literal["batch_norm", "batch_norm+relu", "nothing"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Rgb = tuple[Finite, Finite, Finite]
@@ -58,7 +71,7 @@ class ModelConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    backbone: BackboneName
+    backbone: AnyBackbone
     num_classes: Annotated[int, Field(ge=2, le=255)] = 21
     output_stride: OutputStride = 16
     mean: Rgb = REFERENCE_MEAN

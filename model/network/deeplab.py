@@ -21,6 +21,7 @@ from model.network.backbones.efficientnet_lite import EfficientNetLite
 from model.network.backbones.features import Backbone, Features
 from model.network.backbones.mobilenet_v2 import MobileNetV2
 from model.network.backbones.resnet import ResNet
+from model.network.backbones.timm_features import PREFIX, TimmFeatures
 from model.network.backbones.xception import Xception
 from model.network.config import ModelConfig
 from model.network.layers import ConvBN, FixedPadConv, Norm, resize
@@ -39,6 +40,13 @@ BACKBONES: dict[str, Callable[[ModelConfig], Backbone]] = {
     "efficientnet_lite1": lambda c: EfficientNetLite(1, c.output_stride),
     "efficientnet_lite2": lambda c: EfficientNetLite(2, c.output_stride),
 }
+
+
+def backbone_of(config: ModelConfig) -> Backbone:
+    """The encoder of a config; raises BackboneError if timm cannot provide it."""
+    if config.backbone.startswith(PREFIX):
+        return TimmFeatures(config.backbone, config.output_stride)
+    return BACKBONES[config.backbone](config)
 
 
 def _resnet(depth: int, beta: bool, config: ModelConfig) -> ResNet:
@@ -168,7 +176,7 @@ class DeepLabV3Plus(nn.Module):
         self.classes: tuple[str, ...] = ()  # their names; empty if unknown
         self.register_buffer("mean", torch.tensor(config.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1), persistent=False)
-        self.backbone = BACKBONES[config.backbone](config)
+        self.backbone = backbone_of(config)
         self.aspp = ASPP(self.backbone.channels.high, config)
         self.decoder = Decoder(self.backbone, config) if config.decoder else None
         width = config.decoder_channels if config.decoder else config.aspp_channels
@@ -177,8 +185,9 @@ class DeepLabV3Plus(nn.Module):
 
     def _initialise(self) -> None:
         """He initialisation, for training from scratch; the classifier starts near uniform."""
+        own = {*self.backbone.modules()} if self.backbone.initialised else set()
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, nn.Conv2d) and module not in own:
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         nn.init.normal_(self.logits.weight, std=0.01)
         nn.init.zeros_(self.logits.bias)  # type: ignore[arg-type]

@@ -48,6 +48,14 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--tensorboard", action="store_true", help="also draw curves and overlays for TensorBoard"
     )
+    p.add_argument(
+        "--mlflow", action="store_true", help="also send them to MLflow, at MLFLOW_TRACKING_URI"
+    )
+    p.add_argument(
+        "--wandb",
+        action="store_true",
+        help="also send them to Weights & Biases; WANDB_MODE=offline keeps them on disk",
+    )
     return p
 
 

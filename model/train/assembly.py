@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from model.checkpoint import CheckpointError
 from model.network import depthwise, recompute
+from model.network.backbones.features import BackboneError
 from model.network.deeplab import DeepLabV3Plus
 from model.network.layers import batch_norms
 from model.train import distributed, pretrained
@@ -24,7 +25,10 @@ ADAM_SECOND = 0.99  # decay of AdamW's second moment: runs of a few hundred iter
 def build(config: Recipe) -> DeepLabV3Plus:
     """The network with its initial weights."""
     torch.manual_seed(config.seed)
-    net = DeepLabV3Plus(config.model)
+    try:
+        net = DeepLabV3Plus(config.model)
+    except BackboneError as error:
+        raise RecipeError(f"model.{error}") from None
     if config.init is not None:
         initialise(net, config.init, config.init_part)
     for norm in batch_norms(net):
@@ -66,7 +70,7 @@ def parameter_groups(net: DeepLabV3Plus, config: Recipe) -> list[dict[str, Any]]
     for name, parameter in net.named_parameters():
         if not parameter.requires_grad:
             continue
-        decayed = parameter.ndim == 4 and parameter.shape[1] > 1
+        decayed = parameter.ndim == 2 or (parameter.ndim == 4 and parameter.shape[1] > 1)
         groups.setdefault((name.startswith("backbone."), decayed), []).append(parameter)
     return [
         {

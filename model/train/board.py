@@ -1,14 +1,16 @@
 """Write curves and sample overlays for TensorBoard (`--tensorboard`).
 
-To see them, run `tensorboard --logdir RUNS`.
+To see them, run `tensorboard --logdir RUNS`. `model/train/loggers.py` has the boards of others.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from model.checkpoint import Card
 from model.data.dataset import Dataset, DatasetError, read_pair
@@ -24,6 +26,43 @@ FOLDER = "tensorboard"
 SAMPLES = 4  # photos shown, the same ones during the whole run
 
 
+class Board(Protocol):
+    """Shows a run's curves and pictures."""
+
+    def scalars(self, iteration: int, values: dict[str, Any]) -> None:
+        """Show the numbers of a log line."""
+
+    def overlays(self, iteration: int, net: DeepLabV3Plus, dataset: Dataset, card: Card) -> None:
+        """Show a few photos with the true and the predicted mask."""
+
+    def close(self) -> None:
+        """Write what is still in memory."""
+
+
+def numbers(values: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a log line by name; those of a nested table become `key/name`."""
+    found = {}
+    for key, value in values.items():
+        for name, number in (value if isinstance(value, dict) else {"": value}).items():
+            if isinstance(number, int | float):
+                found[f"{key}/{name}" if name else key] = float(number)
+    return found
+
+
+def pictures(
+    net: DeepLabV3Plus, dataset: Dataset, card: Card
+) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """The first photos by name: the true mask at the left, the predicted one at the right."""
+    for pair in dataset.pairs[:SAMPLES]:
+        try:
+            picture, truth = read_pair(dataset, pair)
+        except (DatasetError, OSError):  # a picture less to look at ends no training
+            continue
+        photo = np.asarray(picture)
+        drawn = [overlaid(photo, labels, card) for labels in (truth, served_map(net, photo))]
+        yield pair.name, np.concatenate([np.asarray(each) for each in drawn], axis=1)
+
+
 class TensorBoard:
     """Writes below `directory/tensorboard`."""
 
@@ -36,25 +75,15 @@ class TensorBoard:
         self._writer: SummaryWriter | None = None
 
     def scalars(self, iteration: int, values: dict[str, Any]) -> None:
-        """Write the numbers of a log line; those of a nested table become `key/name`."""
+        """Write the numbers of a log line."""
         writer = self._at(iteration)
-        for key, value in values.items():
-            table = value if isinstance(value, dict) else {"": value}
-            for name, number in table.items():
-                if isinstance(number, int | float):
-                    writer.add_scalar(f"{key}/{name}" if name else key, number, iteration)
+        for name, number in numbers(values).items():
+            writer.add_scalar(name, number, iteration)
 
     def overlays(self, iteration: int, net: DeepLabV3Plus, dataset: Dataset, card: Card) -> None:
-        """Show the first photos: the true mask at the left, the predicted one at the right."""
-        for pair in dataset.pairs[:SAMPLES]:
-            try:
-                picture, truth = read_pair(dataset, pair)
-            except (DatasetError, OSError):  # a picture less to look at ends no training
-                continue
-            photo = np.asarray(picture)
-            pictures = [overlaid(photo, labels, card) for labels in (truth, served_map(net, photo))]
-            both = np.concatenate([np.asarray(picture) for picture in pictures], axis=1)
-            self._at(iteration).add_image(pair.name, both, iteration, dataformats="HWC")
+        """Show `pictures`."""
+        for name, both in pictures(net, dataset, card):
+            self._at(iteration).add_image(name, both, iteration, dataformats="HWC")
 
     def close(self) -> None:
         """Write the events that are still in memory."""

@@ -13,13 +13,16 @@ from model.data.loader import LoaderError
 from model.train import distributed
 from model.train.distributed import World
 from model.train.recipe import RecipeError
-from model.train.run import StoppedAtOnce, TrainingError
+from model.train.run import StoppedAtOnce, TrainingError, kept
 
 log = logging.getLogger("model.train")
 
 
-def command(work: Callable[[World], Path]) -> int:
-    """Do `work` as one of torchrun's processes or as the only one; returns the exit code."""
+def command(work: Callable[[World], Path], directory: Path) -> int:
+    """Do `work` as one of torchrun's processes or as the only one; returns the exit code.
+
+    `directory` is the run's folder, where a run that is cut off can go on.
+    """
     try:
         with distributed.join() as world:
             return _report(work, world)
@@ -32,7 +35,12 @@ def command(work: Callable[[World], Path]) -> int:
     except RuntimeError as error:
         if not distributed.is_lost_peer(error):
             raise
-        print(f"stopped, because another process ended first: {error}", file=sys.stderr)
+        log.debug("the connection says: %s", error)
+        print(
+            "error: stopped, because another process of this run has ended, was killed or cannot "
+            f"be reached; {kept(directory)}: continue with --resume {directory}",
+            file=sys.stderr,
+        )
         return 1
 
 

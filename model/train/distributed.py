@@ -9,6 +9,7 @@ each if CUDA is present, over Gloo on the CPU otherwise.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -106,7 +107,10 @@ class World:
             return net
         gpus = [self.device] if self.device.type == "cuda" else None
         # Statistics are equal everywhere already, or frozen: nothing to broadcast.
-        return DistributedDataParallel(net, device_ids=gpus, broadcast_buffers=False)
+        with warnings.catch_warnings():
+            # PyTorch 2.15 has a new name for this option, which earlier ones do not know.
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            return DistributedDataParallel(net, device_ids=gpus, broadcast_buffers=False)
 
 
 @contextmanager

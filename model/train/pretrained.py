@@ -6,23 +6,29 @@ and std must be those of the weights. `model.convert` makes the files.
 
 from __future__ import annotations
 
+import logging
 import re
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from model import checkpoint
-from model.checkpoint import BackboneCard
+from model.checkpoint import BackboneCard, Card, CheckpointError
+from model.network.backbones.features import BackboneError
+from model.network.backbones.timm_features import PREFIX, created, library, name_of
 from model.network.config import (
     EFFICIENTNET_LITE_MEAN,
     EFFICIENTNET_LITE_STD,
-    BackboneName,
+    AnyBackbone,
     ModelConfig,
 )
 from model.network.deeplab import DeepLabV3Plus
 from model.train.recipe import InitPart, RecipeError
+
+log = logging.getLogger("model.train")
 
 IMAGENET = "imagenet"
 PACKAGES = {
@@ -56,20 +62,61 @@ def initialise(net: DeepLabV3Plus, init: str, part: InitPart = "all") -> None:
     if shapes != {key: value.shape for key, value in state.items()}:
         raise RecipeError(_differences(net.config, card.model, init))
     net.load_state_dict(ours | state)
+    if part != "all":
+        _tell_what_is_new(net.config, card, init, part)
+
+
+def _tell_what_is_new(config: ModelConfig, card: Card, init: str, part: InitPart) -> None:
+    """Log that the head starts anew, and which classes the weights had."""
+    had = ", ".join(card.classes[:5]) + (", ..." if len(card.classes) > 5 else "")
+    log.info(
+        "init=%s: %s replaced by a new one for %d classes; the weights had %d (%s)",
+        init,
+        "the classifier is" if part == "features" else "ASPP, decoder and classifier are",
+        config.num_classes,
+        len(card.classes),
+        had,
+    )
 
 
 def _read(
-    init: str, backbone: BackboneName
+    init: str, backbone: AnyBackbone
 ) -> tuple[checkpoint.Card | BackboneCard, dict[str, Tensor]]:
     if init != IMAGENET:
         return checkpoint.read_any_card(init), checkpoint.read_weights(init)
+    if backbone.startswith(PREFIX):
+        return timm_weights(backbone)
     if backbone not in PACKAGES:
         raise RecipeError(
             f"model.backbone={backbone}: init={init!r} is for {', '.join(PACKAGES)}, whose weights "
-            "are in packages; convert others with model.convert and name the file"
+            "are in packages, and for timm's backbones; convert others with model.convert and name "
+            "the file"
         )
     card = BackboneCard(backbone=backbone, mean=EFFICIENTNET_LITE_MEAN, std=EFFICIENTNET_LITE_STD)
     return card, efficientnet_lite(PACKAGES[backbone])
+
+
+def timm_weights(
+    backbone: AnyBackbone, **options: Any
+) -> tuple[checkpoint.BackboneCard, dict[str, Tensor]]:
+    """timm's own pretrained weights, which it downloads and keeps; `options` are its own.
+
+    Raises CheckpointError where they cannot be had.
+    """
+    timm = library()
+    try:
+        net = created(backbone, 32, pretrained=True, **options)
+        given = timm.get_pretrained_cfg(name_of(backbone))
+    except BackboneError:
+        raise
+    except Exception as error:  # of timm, of the hub's client, of the network
+        raise CheckpointError(
+            f"timm's weights of {backbone} cannot be loaded: {str(error).splitlines()[0]}; they "
+            "are downloaded once from huggingface.co"
+        ) from error
+    mean, std = (tuple(round(255 * x, 3) for x in values) for values in (given.mean, given.std))
+    card = BackboneCard(backbone=backbone, mean=mean, std=std, source=f"timm {timm.__version__}")
+    return card, {f"net.{key}": value for key, value in net.state_dict().items()}
 
 
 def _check_backbone(config: ModelConfig, card: checkpoint.Card | BackboneCard, init: str) -> None:

@@ -29,11 +29,11 @@ from model import files, memory
 from model.data.dataset import DatasetError
 from model.data.loader import Batch, StillLoading
 from model.train import STARTED
-from model.train.distributed import World
+from model.train.distributed import World, is_lost_peer
 from model.train.recipe import LOG_EVERY
 
 if TYPE_CHECKING:
-    from model.train.board import TensorBoard
+    from model.train.board import Board
 
 log = logging.getLogger("model.train")
 
@@ -162,7 +162,7 @@ def restore(run: Run, directory: Path) -> None:
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """The keys in which two recipes differ, with both values; empty if they are equal."""
-    old, new = (dict(_flat(recipe)) for recipe in (before, now))
+    old, new = (dict(flat(recipe)) for recipe in (before, now))
     return ", ".join(
         f"{key}={value!r} (before: {old.get(key)!r})"
         for key, value in new.items()
@@ -170,11 +170,11 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     )
 
 
-def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted keys and values, as --set takes them."""
     for key, value in table.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
@@ -207,7 +207,7 @@ def _load(run: Run, state: Mapping[str, Any]) -> None:
 class RunFolder:
     """The files of a run; only the main process writes."""
 
-    def __init__(self, path: Path, world: World, board: TensorBoard | None = None) -> None:
+    def __init__(self, path: Path, world: World, board: Board | None = None) -> None:
         self.path = path
         self.world = world
         self.board = board
@@ -299,9 +299,12 @@ class StopSignals:
             self._previous[number] = signal.signal(number, self._note)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        if isinstance(error, RuntimeError) and is_lost_peer(error):
+            # torchrun ends this process too, at once: it first has to say why and where to go on.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def _note(self, *_: object) -> None:
         now = time.monotonic()

@@ -10,9 +10,11 @@ from pathlib import Path
 from model.data.dataset import find
 from model.data.photo_list import find_photos
 from model.train import preflight, recipe
-from model.train.board import TensorBoard
+from model.train.board import Board, TensorBoard
 from model.train.command import command
 from model.train.distributed import World
+from model.train.loggers import Boards, MLflow, WandB
+from model.train.recipe import Recipe
 from model.train.run import Pace, RunFolder
 from model.train.training import Taught, train
 
@@ -21,7 +23,19 @@ log = logging.getLogger("model.train")
 
 def command_line(args: argparse.Namespace, directory: Path) -> int:
     """Train as one of torchrun's processes or as the only one; returns the exit code."""
-    return command(lambda world: train_from(args, directory, world))
+    return command(lambda world: train_from(args, directory, world), directory)
+
+
+def opened_boards(args: argparse.Namespace, directory: Path, config: Recipe) -> Boards | None:
+    """The boards that the command line asks for; raises RecipeError if one cannot be opened."""
+    boards: list[Board] = []
+    if args.tensorboard:
+        boards.append(TensorBoard(directory))
+    if args.mlflow:
+        boards.append(MLflow(directory, config))
+    if args.wandb:
+        boards.append(WandB(directory, config))
+    return Boards(boards) if boards else None
 
 
 def train_from(args: argparse.Namespace, directory: Path, world: World) -> Path:
@@ -43,7 +57,7 @@ def train_from(args: argparse.Namespace, directory: Path, world: World) -> Path:
     preflight.log_start(config, dataset, recipe.path_of(args.recipe))
     preflight.log_rate(config)
     preflight.check_norm_momentum(config)
-    board = TensorBoard(directory) if args.tensorboard and world.is_main else None
+    board = opened_boards(args, directory, config) if world.is_main else None
     with closing(board) if board else nullcontext():
         return train(
             config,

@@ -8,6 +8,10 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 
+class BackboneError(ValueError):
+    """A backbone does not exist here, or cannot run as the configuration asks."""
+
+
 class Features(NamedTuple):
     """The maps that DeepLabv3+ reads from an encoder."""
 
@@ -28,6 +32,7 @@ class Backbone(nn.Module):
     """An encoder whose `forward` maps (N, 3, H, W) normalised images to `Features`."""
 
     channels: Channels
+    initialised = False  # whether its weights have values of their own before any training
 
 
 def residual_features(units: Iterable[nn.Module], x: Tensor, *, conv2: int, conv3: int) -> Features:

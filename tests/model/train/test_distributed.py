@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -19,9 +23,10 @@ from model.train import assembly, preflight, training
 from model.train.distributed import DistributedError, World, join
 from model.train.recipe import RecipeError
 from model.train.run import LOG, STATE, RunFolder
+from model.train.validation import judge
 from tests.model import voc_folder
 from tests.model.train.test_main import make_recipe, pace
-from tests.model.train.two_processes import CHANGES, in_float64
+from tests.model.train.two_processes import CHANGES, FROZEN, UNEVEN, in_float64, run
 
 
 def torchrun(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -82,6 +87,108 @@ def test_two_processes_have_the_loss_curve_of_one(
     moved = torch.cat([(ours[name] - start[name]).flatten() for name in ours])
     apart = torch.cat([(ours[name] - theirs[name]).flatten() for name in ours])
     assert apart.norm() < 1e-3 * moved.norm()
+    statistics = [name for name in ours if name.endswith(("running_mean", "running_var"))]
+    assert len(statistics) > 50
+    for name in statistics:
+        torch.testing.assert_close(theirs[name], ours[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_of_two_parts_train_like_one_process_on_the_whole_batch(
+    data: Path, two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With frozen batch norm, in float64, with every option of the loss: equal to 9 digits."""
+    monkeypatch.setattr(assembly, "build", in_float64(assembly.build))
+    changes = {**FROZEN, "accumulate": 1}
+    path = run(data, tmp_path / "run", World(), changes=changes)
+    ours, theirs = checkpoint.read_weights(path), checkpoint.read_weights(two / "frozen" / "model")
+    start = assembly.build(make_recipe(**changes)).state_dict()
+    moved = torch.cat([(ours[name] - start[name]).flatten() for name in ours])
+    apart = torch.cat([(ours[name] - theirs[name]).flatten() for name in ours])
+    assert apart.norm() < 1e-9 * moved.norm()
+
+
+@pytest.mark.slow
+def test_photos_that_do_not_divide_into_the_processes_are_all_judged_once(
+    data: Path, two: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five photos in two processes: the confusion matrix of one process, in both of them."""
+    monkeypatch.setattr(assembly, "build", in_float64(assembly.build))
+    dataset = find("voc", data, "train")
+    five = replace(dataset, pairs=dataset.pairs[:UNEVEN])
+    alone = judge(assembly.build(make_recipe()).eval(), five, World())
+    for rank in (0, 1):
+        assert np.array_equal(np.load(two / f"uneven{rank}.npy"), alone.counts)
+
+
+@pytest.mark.slow
+def test_pytorchs_own_synchronised_batch_norm_refuses_cpus(two: Path) -> None:
+    """So processes on CPUs use a layer of ours, and its tests say nothing of the one on GPUs."""
+    assert "GPU" in (two / "syncbn.txt").read_text()
+
+
+# Enough iterations for somebody to kill a process in their midst.
+LONG = """
+split = "train"
+iterations = 60
+batch_size = 4
+[augment]
+crop = 33
+[model]
+backbone = "mobilenet_v2"
+depth_multiplier = 0.25
+aspp_channels = 16
+aspp_dropout = 0.0
+"""
+SECONDS_TO_STOP = 20.0  # the machine may be busy; alone it takes one
+
+
+def started(recipe: Path, data: Path, *options: str | Path) -> subprocess.Popen[str]:
+    """A training in two processes, saved after each third iteration."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [*launcher, "--nproc-per-node", "2", "-m", "model.train", recipe, "--data", data]
+    pacing = ["--workers", "0", "--log-every", "1", "--save-every", "3"]
+    return subprocess.Popen(
+        [*map(str, [*command, *options]), *pacing],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def process_of(launcher: int, rank: int) -> int:
+    """The id of one of the processes that torchrun has started."""
+    listed = subprocess.check_output(["pgrep", "-P", str(launcher)], text=True)
+    for process in map(int, listed.split()):
+        if f"RANK={rank}".encode() in Path(f"/proc/{process}/environ").read_bytes().split(b"\0"):
+            return process
+    raise LookupError(f"torchrun has no process {rank}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_process_ends_the_others_with_advice_and_the_run_resumes(
+    data: Path, tmp_path: Path, victim: int
+) -> None:
+    recipe, out = tmp_path / "long.toml", tmp_path / "run"
+    recipe.write_text(LONG)
+    launcher = started(recipe, data, "--out", out)
+    while not (out / LOG).exists() or len(lines(out)) < 5:
+        assert launcher.poll() is None, launcher.communicate()[1]
+        time.sleep(0.1)
+    os.kill(process_of(launcher.pid, victim), signal.SIGKILL)
+    killed = time.monotonic()
+    says = launcher.communicate(timeout=60)[1]
+    assert time.monotonic() - killed < SECONDS_TO_STOP
+    assert launcher.returncode == 1
+    assert "another process of this run has ended, was killed or cannot be reached" in says
+    assert f"is intact: continue with --resume {out}" in says
+    saved = torch.load(out / STATE, weights_only=True)["iteration"]
+    assert 3 <= saved < 60
+    resumed = started(recipe, data, "--resume", out, "--set", f"iterations={saved + 3}")
+    assert resumed.communicate(timeout=120)[1].count("Traceback") == 0
+    assert resumed.returncode == 0
+    assert [line["iteration"] for line in lines(out)] == list(range(1, saved + 4))
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from PIL import Image
 from model import checkpoint
 from model.data.augment import AugmentConfig
 from model.data.dataset import find
+from model.data.loader import Batch
 from model.network.config import ModelConfig
 from model.train import __main__ as train
 from model.train import assembly, preflight, training
@@ -199,6 +200,47 @@ def test_a_batch_too_small_for_batch_norm_causes_a_warning(
 ) -> None:
     preflight.check(make_recipe(batch_size=4))
     assert "freeze_batch_norm" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"class_weights": [0.5] + [1.0] * 20, "hard_mining": 0.5},
+        {"lovasz": 1.0, "dice": 0.5, "focal": 2.0},
+    ],
+)
+def test_a_batch_in_micro_batches_trains_like_the_whole(
+    data: Path, options: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With frozen batch norm, in float64: equal losses and weights to 9 digits."""
+    build = assembly.build
+    monkeypatch.setattr(assembly, "build", lambda config: build(config).double())
+    model = TINY.model_copy(update={"aspp_dropout": 0.0})
+    base = make_recipe(model=model, freeze_batch_norm=True, iterations=2, **options)
+    results = []
+    for parts in (1, 2, 4):
+        config = base.model_copy(update={"accumulate": parts})
+        begun = assembly.start(config, World())
+        crops, loss = training.samples(config, find("voc", data, "train"), World())
+        losses = []
+        for iteration in range(config.iterations):
+            samples = [crops[4 * iteration + at] for at in range(4)]
+            batch = Batch.of(samples)
+            weight = training.weight(loss, batch.labels)
+            losses.append(
+                train_step(
+                    begun, batch, weight, factor=1.0, loss=loss, config=config, world=World()
+                )
+            )
+        weights = torch.cat([p.detach().flatten() for p in begun.net.parameters()])
+        results.append((losses, weights))
+    (whole, expected), *others = results
+    start = torch.cat([p.detach().flatten() for p in assembly.build(base).parameters()])
+    assert (expected - start).norm() > 0.01
+    for losses, weights in others:
+        assert losses == pytest.approx(whole, rel=1e-9)
+        assert (weights - expected).norm() < 1e-9 * (expected - start).norm()
 
 
 @pytest.mark.slow

@@ -39,6 +39,19 @@ def same(a: DeepLabV3Plus, b: DeepLabV3Plus, prefix: str) -> bool:
     return all(torch.equal(ours[k], theirs[k]) for k in ours if k.startswith(prefix))
 
 
+def test_a_replaced_head_is_told_with_the_classes_that_the_weights_had(
+    trained: tuple[str, DeepLabV3Plus], caplog: pytest.LogCaptureFixture
+) -> None:
+    path, net = trained
+    ours = fresh(net, num_classes=2)
+    with caplog.at_level("INFO", "model.train"):
+        initialise(ours, path, "features")
+    assert "the classifier is replaced by a new one for 2 classes" in caplog.text
+    assert "the weights had 5 (a, b, c, d, e)" in caplog.text
+    assert same(ours, net, "decoder.")
+    assert ours.logits.weight.shape[0] == 2
+
+
 @pytest.mark.slow
 def test_checkpoint_initialises_the_whole_network(trained: tuple[str, DeepLabV3Plus]) -> None:
     """The output stride may differ, because it changes no weight."""

@@ -22,7 +22,10 @@ SPLITS = {
     "cityscapes": {"train", "train_extra"},
     "coco": {"train"},
     "camvid": {"train"},
+    "folder": {"train"},
 }
+
+CLASSES = {"cityscapes": 19, "camvid": 11, "folder": 2}
 
 
 @pytest.mark.parametrize("name", recipe.presets())
@@ -31,7 +34,7 @@ def test_every_preset_is_valid_and_described(name: str) -> None:
     preflight.check(config)
     assert config.description
     assert config.split in SPLITS[config.dataset]
-    assert config.model.num_classes == {"cityscapes": 19, "camvid": 11}.get(config.dataset, 21)
+    assert config.model.num_classes == CLASSES.get(config.dataset, 21)
 
 
 @pytest.mark.parametrize("name", recipe.presets())

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -18,6 +19,7 @@ from model.train.distributed import World
 from model.train.recipe import Recipe
 from model.train.run import RunFolder, TrainingError
 from model.train.step import train_step
+from model.train.validation import judge
 from tests.model.train.test_main import make_recipe, pace
 
 CHANGES: dict[str, object] = {
@@ -31,20 +33,52 @@ CHANGES: dict[str, object] = {
     "validate_every": 2,
 }
 
+# Gradients of micro-batches add up to those of the batch where batch norm does not see them.
+FROZEN: dict[str, object] = {
+    **CHANGES,
+    "freeze_batch_norm": True,
+    "lovasz": 0.5,
+    "dice": 0.5,
+    "focal": 1.0,
+    "validation_split": None,
+    "validate_every": 0,
+}
+UNEVEN = 5  # photos, for two processes
+
 
 def in_float64(build: Callable[[Recipe], DeepLabV3Plus]) -> Callable[[Recipe], DeepLabV3Plus]:
     """Build networks of float64: training amplifies float32's rounding to percents of the loss."""
     return lambda config: build(config).double()
 
 
-def run(data: Path, out: Path, world: World, *, resume: bool = False) -> None:
-    config = make_recipe(**CHANGES)
+def run(
+    data: Path,
+    out: Path,
+    world: World,
+    *,
+    resume: bool = False,
+    changes: dict[str, object] = CHANGES,
+) -> Path:
+    config = make_recipe(**changes)
     dataset = find("voc", data, "train")
     out.mkdir(exist_ok=True)
-    folder = RunFolder(out, world)
-    training.train(
-        config, dataset, folder, pace(config), resume=resume, workers=0, validated_on=dataset
+    return training.train(
+        config,
+        dataset,
+        RunFolder(out, world),
+        pace(config),
+        resume=resume,
+        workers=0,
+        validated_on=dataset if config.validation_split else None,
     )
+
+
+def judge_unevenly(data: Path, out: Path, world: World) -> None:
+    """Validate on one photo more than the processes can share out."""
+    dataset = find("voc", data, "train")
+    net = assembly.build(make_recipe()).eval()
+    confusion = judge(net, replace(dataset, pairs=dataset.pairs[:UNEVEN]), world)
+    np.save(out / f"uneven{world.rank}.npy", confusion.counts)
 
 
 def stop_by_a_signal_to_one(data: Path, out: Path, world: World) -> None:
@@ -111,6 +145,14 @@ def normalise_in_slices(out: Path, world: World) -> None:
     torch.save(gathered, out / f"norm{world.rank}.pt")
 
 
+def ask_pytorchs_own(out: Path, world: World) -> None:
+    """Keep what PyTorch's SyncBatchNorm says to a tensor on a CPU."""
+    try:
+        nn.SyncBatchNorm(3)(torch.randn(2, 3, 5, 5))
+    except ValueError as error:
+        (out / "syncbn.txt").write_text(str(error))
+
+
 def main() -> None:
     torch.set_num_threads(1)
     assembly.build = in_float64(assembly.build)  # type: ignore[assignment]
@@ -125,6 +167,9 @@ def main() -> None:
         (out / "unjudged").mkdir(exist_ok=True)
         fail_to_judge_in_one(data, out / "unjudged", world)
         normalise_in_slices(out, world)
+        run(data, out / "frozen", world, changes=FROZEN)
+        judge_unevenly(data, out, world)
+        ask_pytorchs_own(out, world)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Measure the speed of training: against other loops, by phase, and by option."""
