@@ -34,7 +34,6 @@ learning_rate = 0.01
 head_multiplier = 10.0
 nesterov = true
 warmup = {warmup}
-batch_norm_momentum = 0.02
 ema_decay = {ema}
 {sampling}
 [model]
@@ -102,6 +101,12 @@ class Proposal:
             f"iterations: {self.iterations} of {BATCH} crops: {views}",
             f"time: about {minutes:.0f} minutes ({pace})",
         ]
+        if self.iterations < LEAST:
+            enough = LEAST * self.seconds / 60 / SHARE_OF_TIME
+            lines.append(
+                f"too few iterations: below {LEAST} a network hardly learns; give --minutes "
+                f"{enough:.0f} or more, or wait until nothing else keeps this machine busy"
+            )
         if self.rare:
             lines.append(f"rare classes: {', '.join(self.rare)}; photos with them are shown more")
         return lines

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,7 +101,7 @@ def test_a_checkpoint_without_timms_network_is_explained(tmp_path: Path) -> None
 
 def test_pretrained_weights_reach_the_network(tmp_path: Path) -> None:
     """From a file in place of the download, which timm is told by its own option."""
-    theirs = timm.create_model("test_efficientnet")
+    theirs: Any = timm.create_model("test_efficientnet")
     save_file(theirs.state_dict(), tmp_path / "weights.safetensors")
     overlay = {"file": str(tmp_path / "weights.safetensors"), "hf_hub_id": None, "url": ""}
     card, state = timm_weights("timm:test_efficientnet", pretrained_cfg_overlay=overlay)

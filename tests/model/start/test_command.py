@@ -56,6 +56,26 @@ def test_the_time_bounds_the_iterations(tmp_path: Path) -> None:
     assert propose(report, 0.5, a_second).iterations == 25
 
 
+def test_a_time_too_short_for_learning_is_told_with_the_time_that_is_enough(
+    tmp_path: Path,
+) -> None:
+    """At 17 seconds an iteration, 60 of them are 17 minutes, and 20 with all that is around."""
+    shapes.make(tmp_path)
+    report = check(find("folder", tmp_path, "train"))
+    short = propose(report, 3, lambda *_: 17.0)
+    assert short.iterations < LEAST
+    assert "give --minutes 20 or more" in "\n".join(short.lines())
+    assert "too few" not in "\n".join(propose(report, 20, lambda *_: 17.0).lines())
+
+
+def test_the_recipe_follows_batch_norms_statistics_however_short_it_is(tmp_path: Path) -> None:
+    """Without a momentum of its own a recipe gets one that fits its length."""
+    shapes.make(tmp_path)
+    report = check(find("folder", tmp_path, "train"))
+    (tmp_path / "recipe.toml").write_text(propose(report, 60, lambda *_: 1.0).recipe())
+    assert recipe.read(str(tmp_path / "recipe.toml"), []).batch_norm_momentum is None
+
+
 def test_rare_classes_change_the_sampling(tmp_path: Path) -> None:
     shapes.make(tmp_path)
     for path in (tmp_path / "masks" / "train").iterdir():
