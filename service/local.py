@@ -24,7 +24,7 @@ from service.inference.models import Models, load_engines, model_files
 from service.pydantic_errors import mistakes
 from service.settings import Settings
 
-# What guards a port, or the other users of a service, has no meaning here.
+# Settings that protect a port, or other users of a service, have no meaning here.
 WITHOUT_A_PORT: dict[str, Any] = {
     "api_keys": (),
     "admin_keys": (),
@@ -41,9 +41,9 @@ WITHOUT_A_PORT: dict[str, Any] = {
 async def transport(
     folder: Path | None, model: str | None, timeout_s: float
 ) -> AsyncIterator[httpx.AsyncBaseTransport]:
-    """Load one model, and give httpx the way to it; raises UsageError or ClientError.
+    """Load one model and return a transport to it for httpx; raises UsageError or ClientError.
 
-    `folder` and `model` replace the DEEPLAB_* variables, which set all else as they do for
+    `folder` and `model` replace the DEEPLAB_* variables, which set everything else as for
     the service. `timeout_s` is the deadline of a request.
     """
     settings = _settings(folder, timeout_s)

@@ -61,7 +61,7 @@ def run(name: str) -> int:
     script = SCRIPTS[name]
     try:
         command = getattr(import_module(script.module), script.function)
-        return int(command())  # loads more, once the command line is read
+        return int(command())  # loads more after the command line is read
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing in PACKAGES:

@@ -6,7 +6,7 @@ import binascii
 
 SPACES = b" \t\r\n"
 URL_SAFE = bytes.maketrans(b"-_", b"+/")  # RFC 4648, section 5
-STEP = 1 << 20  # characters decoded at once: other threads run in between
+STEP = 1 << 20  # characters decoded at a time, so that other threads can run in between
 DATA_URL = b"data:"
 LONGEST_PREFIX = 200  # of a data URL: media type and parameters
 

@@ -34,7 +34,7 @@ class Decoders(Protocol):
 
     @property
     def healthy(self) -> bool:
-        """Whether photos get decoded."""
+        """Whether photos are being decoded."""
 
     def close(self) -> None:
         """Abandon all photos."""
@@ -67,7 +67,7 @@ class Threads:
         return self._pool.submit(tensors.read, body, shape)
 
     def close(self) -> None:
-        """Let the photos that have begun end."""
+        """Wait for the photos that have started."""
 
 
 def _open(data: bytes, max_pixels: int) -> Header:

@@ -1,7 +1,7 @@
-"""A small process that has the decoders' libraries loaded and forks decoder processes.
+"""A small process that has loaded the decoders' libraries and forks decoder processes.
 
 The service itself cannot fork: it has threads. Starting an interpreter for each new decoder
-would take 0.3 s, and a hostile photo can end many. Run as
+would take 0.3 s, and hostile photos can end many. Run as
 `python -m service.decoders.nursery DESCRIPTOR MAX_BYTES`; it ends with the service.
 """
 
@@ -37,7 +37,7 @@ class Nursery:
     """The service's side: starts and ends decoder processes."""
 
     def __init__(self, max_bytes: int) -> None:
-        """`max_bytes`: of address space, for each decoder; 0: no limit."""
+        """`max_bytes`: limit of address space for each decoder; 0: no limit."""
         self._max_bytes = max_bytes
         self._closed = False
         self._lock = threading.Lock()
@@ -70,7 +70,7 @@ class Nursery:
             answer = self._control.recv(ANSWER.size, socket.MSG_WAITALL)
         except OSError:
             answer = b""
-        if len(answer) < ANSWER.size:  # somebody has ended it
+        if len(answer) < ANSWER.size:  # it was ended from outside
             if not self._closed:
                 self._end()
                 self._process, self._control = _start(self._max_bytes)
@@ -97,7 +97,7 @@ def _start(max_bytes: int) -> tuple[subprocess.Popen[bytes], socket.socket]:
     with theirs:
         descriptor = theirs.fileno()
         command = [sys.executable, "-m", __spec__.name, str(descriptor), str(max_bytes)]
-        # One thread each: a fork has no others, and there is a process for each core.
+        # One thread each: a fork has no other threads, and there is a process for each core.
         environment = os.environ | ENVIRONMENT
         process = subprocess.Popen(
             command, pass_fds=[descriptor], env=environment, stdin=subprocess.DEVNULL
@@ -107,13 +107,13 @@ def _start(max_bytes: int) -> tuple[subprocess.Popen[bytes], socket.socket]:
 
 def main(argv: list[str]) -> int:
     """Fork and reap decoders until the service closes the connection."""
-    # Not above: the service imports this module on systems that have no `resource` too.
+    # Imported here because the service also imports this module on systems without `resource`.
     from service.decoders import worker  # noqa: PLC0415
 
-    # Ctrl-C and service managers signal every process of the group: photos shall be finished.
+    # Ctrl-C and service managers signal every process of the group, but photos must be finished.
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)
-    gc.freeze()  # the decoders share this memory as long as nobody writes to it
+    gc.freeze()  # the decoders share this memory until it is written to
     with socket.socket(fileno=int(argv[0])) as control:
         while True:
             message, descriptors, _, _ = socket.recv_fds(control, REQUEST.size, 1)
@@ -146,7 +146,7 @@ def _fork(control: socket.socket, serve: Callable[[], None]) -> int:
         serve()
         code = 0
     finally:
-        os._exit(code)  # not through the caller's loop
+        os._exit(code)  # exit here, without returning to the caller's loop
 
 
 def _reap(pid: int) -> int:

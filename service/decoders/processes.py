@@ -35,12 +35,12 @@ from service.inference.tensors import Call, Shape
 
 log = logging.getLogger("service.decoders")
 
-# Processor seconds of one call. Honest photos take at most a tenth of it on a slow core.
+# Processor seconds of one call. Ordinary photos take at most a tenth of it on a slow core.
 OPEN_S = 2.0
 PREPARE_S, PREPARE_S_PER_WORK = 2.0, 0.05e-6
 TENSOR_S_PER_BYTE = 2e-6
 LONG_TENSOR = 4 * 2**20  # bytes of JSON: about a second
-# How long a photo that nobody waits for may go on: most end sooner than a new process starts.
+# How long an abandoned photo may continue: most end sooner than a new process could start.
 GRACE_S = 0.2
 # Processor seconds to encode: for each pixel of an output it takes at most a tenth of these.
 ENCODE_S, ENCODE_S_PER_PIXEL = 20.0, 1e-6
@@ -48,10 +48,10 @@ LARGE_OUTPUTS = 60_000_000  # pixels of all outputs: about a second and a half
 ROUGH = 30_000  # changes of the label along the rows: above, polygons take half a second
 STUCK_S = 10.0  # photos wait, and none was done for so long
 RETRY_S = 0.5  # between attempts to start a process
-# Address space of a decoder: its libraries, a body, and the worst format's bytes per pixel.
+# Address space of a decoder: libraries, a body, and the bytes per pixel of the worst format.
 BASE_BYTES, BYTES_PER_PIXEL = 512 * 2**20, 48
 
-ON_LINUX = sys.platform == "linux"  # which has shared memory without a file system
+ON_LINUX = sys.platform == "linux"  # only Linux has shared memory without a file system
 
 OF_SHAPES = {"polygons", "rle", "json"}  # their cost grows with the number of regions
 
@@ -71,7 +71,7 @@ class _Process:
 
 
 class _Task(Future[Any]):
-    """A call of a decoder. To cancel it while it runs abandons it."""
+    """A call of a decoder. Cancelling it while it runs abandons it."""
 
     def __init__(
         self,
@@ -85,20 +85,20 @@ class _Task(Future[Any]):
         self.fields = fields
         self.arrays = arrays
         self.data = data
-        self.read = read  # the answer
+        self.read = read  # turns the answer into the result
         self.abandoned_at: float | None = None
-        self.begun = False  # whether a process has ended in the middle of it
+        self.begun = False  # whether a process has already ended in the middle of it
         self._on_abandon = on_abandon
 
     def begin(self) -> bool:
-        """Return whether to decode the photo; begin it, or begin it again."""
+        """Start the photo, perhaps for the second time; return False if it was cancelled."""
         if self.abandoned_at is not None:
             self.set_exception(DecoderEndedError("abandoned"))
             return False
         return self.running() or self.set_running_or_notify_cancel()
 
     def cancel(self) -> bool:
-        """Cancel the call if it waits; else mark it as abandoned and return False."""
+        """Cancel the call if it waits; otherwise mark it as abandoned and return False."""
         if super().cancel():
             return True
         if not self.done() and self.abandoned_at is None:
@@ -114,7 +114,7 @@ class _Lane:
     changed: threading.Condition
     waiting: deque[_Task] = field(default_factory=deque)
     running: dict[_Process, _Task] = field(default_factory=dict)
-    progress_at: float = 0.0  # when a photo was last done, or the first one came
+    progress_at: float = 0.0  # when a photo was last finished, or the first one arrived
 
     def add(self, task: _Task) -> None:
         """Let a photo wait; outputs come first, because their photos hold memory."""
@@ -126,12 +126,12 @@ class _Lane:
             self.waiting.append(task)
 
     def stuck(self, now: float) -> bool:
-        """Return whether photos wait and none gets done."""
+        """Return whether photos wait and none is being finished."""
         return bool(self.waiting or self.running) and now - self.progress_at > STUCK_S
 
 
 class Processes:
-    """A pool of decoder processes: `light` for most photos, `heavy` for those of much work."""
+    """A pool of decoder processes: `light` for most photos, `heavy` for those with much work."""
 
     def __init__(self, light: int, heavy: int, max_pixels: int) -> None:
         self.ended: Counter[str] = Counter()  # processes, by the reason of their end
@@ -196,7 +196,7 @@ class Processes:
 
     @property
     def healthy(self) -> bool:
-        """Whether processes start, and photos that wait get decoded."""
+        """Whether processes can be started, and waiting photos are decoded."""
         now = time.monotonic()
         with self._lock:
             return self._starts and not any(lane.stuck(now) for lane in self._lanes)
@@ -227,7 +227,7 @@ class Processes:
         self._nursery.close()
 
     def _serve(self, lane: _Lane) -> None:
-        """Give the lane's photos to a process of this thread, and to the next when it ends."""
+        """Give the lane's photos to a process of this thread, and to a new one when that ends."""
         process: _Process | None = None
         while not self._closed:
             process = process or self._started()
@@ -236,7 +236,7 @@ class Processes:
             task = self._next(lane, process)
             if task is not None:
                 process = self._handled(lane, task, process)
-            del task  # the next one may be long in coming, and this one's photo is shared memory
+            del task  # free this photo's shared memory; the next one may take long to arrive
         if process is not None:
             process.connection.close()
 
@@ -281,7 +281,7 @@ class Processes:
         """Decode a photo; return the process, or None if it has ended."""
         try:
             answer = _call(process, task)
-        except Exception:  # the process has ended, or a photo made it send anything
+        except Exception:  # the process has ended, or a hostile photo made it send garbage
             self._remove(lane, process, done=False)
             self._failed(lane, task, self._reaped(process, task))
             return None
@@ -302,7 +302,7 @@ class Processes:
             self._processes.discard(process)
         try:
             status = self._nursery.reap(process.pid)
-        except OSError:  # the nursery has ended, and with it what it knew
+        except OSError:  # the nursery has ended, so the reason is unknown
             status = signal.SIGKILL
         number = os.WTERMSIG(status)
         if number == signal.SIGPROF:
@@ -316,7 +316,7 @@ class Processes:
         return reason
 
     def _failed(self, lane: _Lane, task: _Task, reason: str) -> None:
-        """Answer for a photo whose process has ended; decode it once more if it may be sound."""
+        """Answer for a photo whose process has ended, or decode it once more if it may be valid."""
         if reason == "time":
             task.set_exception(_too_slow(task))
         elif reason == "abandoned" or self._closed:
@@ -350,9 +350,9 @@ class Processes:
 
 
 def start(number: int | None, max_pixels: int) -> Processes | None:
-    """Start `number` processes and some for photos of much work; None for 0 of them.
+    """Start `number` processes, and some for photos with much work; return None for 0.
 
-    By default one for each CPU, and one more to decode while another waits for its next photo.
+    The default is one per CPU, and one more to decode while another waits for its next photo.
     Raises StartupError.
     """
     if number is None:
@@ -402,7 +402,7 @@ def _answer(task: _Task, fields: Fields, arrays: list[Array]) -> None:
 
 
 def _kill(process: _Process) -> None:
-    """End a process; its thread then reaps it, so that the id still belongs to it."""
+    """End a process. Its thread reaps it later, so the id still belongs to it here."""
     with suppress(ProcessLookupError):
         os.kill(process.pid, signal.SIGKILL)
 

@@ -1,4 +1,4 @@
-"""What a decoder process does for the service, and how both sides write it as a message."""
+"""The tasks of a decoder process, and their messages on both sides."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def _plan(request: Fields) -> Plan:
 
 
 def _written(prepared: Prepared, plan: Plan) -> tuple[Fields, list[Array]]:
-    """Write the inputs, and the photo unless the inputs contain it unchanged."""
+    """Return the inputs as a message, and the photo unless the inputs contain it unchanged."""
     photo, inputs = prepared.photo, prepared.inputs
     fields: Fields = {"size": photo.size, "orientation": photo.orientation}
     arrays: list[Array] = []

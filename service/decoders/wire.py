@@ -73,7 +73,7 @@ def _send_with_memory(
 
 
 def _write(memory: int, array: Array, start: int) -> None:
-    """Write an array; a mapping would cost a page fault for every 4 KB."""
+    """Write an array without mapping the memory, which would cost a page fault for every 4 KB."""
     left = np.ascontiguousarray(array).data.cast("B")
     while left:
         written = os.pwrite(memory, left, start)
@@ -129,7 +129,7 @@ def _mapped(memories: Sequence[int], shapes: Sequence[tuple[int, ...]]) -> list[
 
 
 def _layout(shapes: Sequence[tuple[int, ...]]) -> tuple[list[int], int]:
-    """Return where each array starts, and the size of them all."""
+    """Return where each array starts, and the total size."""
     starts, size = [], 0
     for shape in shapes:
         starts.append(size)

@@ -1,4 +1,4 @@
-"""A decoder process: serves one request after another, within a limit of memory and time."""
+"""A decoder process: handle one request after another, within limits of memory and time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ IDLE_S = 0.5  # without a task: then too
 
 
 def serve(descriptor: int, max_bytes: int) -> None:
-    """Answer requests until the service closes the connection. `max_bytes`: of address space."""
+    """Answer requests until the connection closes, within `max_bytes` of address space."""
     connection = socket.socket(fileno=descriptor)
     if max_bytes:
         resource.setrlimit(resource.RLIMIT_AS, (max_bytes, max_bytes))

@@ -68,7 +68,7 @@ from service.settings import Settings
 if TYPE_CHECKING:  # else loaded only where traces are asked for
     from service.http.telemetry.tracing import Tracing
 
-DECODERS_START_S = 10.0  # loading their libraries takes less than a second
+DECODERS_START_S = 10.0  # to load their libraries, which takes less than a second
 
 # Headers that pages of allowed other origins may send and read (CORS).
 ASKED_WITH = (
@@ -190,7 +190,7 @@ def create_app(
 
 
 async def _started(decoders: Decoders) -> None:
-    """Wait until photos get decoded; after the time limit /readyz tells that they are not."""
+    """Wait until photos can be decoded; after the time limit, /readyz reports that they cannot."""
     with suppress(TimeoutError):
         async with asyncio.timeout(DECODERS_START_S):
             while not decoders.healthy:
@@ -331,7 +331,7 @@ def _add_segment(
             with served.used():
                 wish = query.wish(served.engine.contract, accept)
                 resources.admission.check()
-                sent = await uploads(request, intake, parsed)  # slow ones occupy no slot
+                sent = await uploads(request, intake, parsed)  # slow bodies occupy no slot
                 held = resources.admission.held(sent.unpacked, sent.body)
                 with held, resources.admission.request():
                     sliding = query.sliding(settings)

@@ -65,7 +65,7 @@ class ReloadQuery(BaseModel):
     ] = 1.5
 
     def trial(self) -> Trial:
-        """The terms of the shadow; raises InvalidRequest where it has none."""
+        """Return the settings of the trial; raises InvalidRequest for any without `shadow`."""
         if not self.shadow:
             # Generated clients send defaults too.
             odd = sorted(self.model_dump(exclude={"digest", "shadow"}, exclude_defaults=True))

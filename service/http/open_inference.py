@@ -79,7 +79,7 @@ EXTENSIONS = {"stats": "statistics", "config": "model configuration"}
 
 @dataclass(frozen=True)
 class Asked:
-    """What a request asks, and of whom."""
+    """A request, and the model that answers it."""
 
     served: ServedModel
     settings: Settings
@@ -188,7 +188,7 @@ def _maps(result: Result) -> dict[str, Array]:
 
 
 def _read(body: bytes, shape: Shape, resources: Resources) -> Future[Call]:
-    """Read the tensor; a decoder reads long JSON, which would hold up all requests here."""
+    """Read the tensor. A decoder reads long JSON, which would delay all requests here."""
     if tensors.json_length(body, shape) > LONG_JSON:
         return resources.decoders.read_tensor(body, shape)
     return resources.pool.submit(tensors.read, body, shape)

@@ -118,7 +118,7 @@ class Job:
 async def segment(uploads: Sequence[Upload], job: Job, *, several: bool = False) -> Answer:
     """Segment the encoded images of a request; raises ServiceError subclasses.
 
-    `several`: answer a single image as several are answered.
+    `several`: answer in the form for several images, even for a single one.
     """
     outputs.check_fit(job.wish, windows=job.sliding is not None)
     if several or len(uploads) > 1:

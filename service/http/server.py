@@ -74,15 +74,15 @@ def serve(
 
 
 class Watchdog:
-    """Ends the process if it still runs long after it should have stopped.
+    """End the process if it still runs long after it should have stopped.
 
-    Python waits at exit for all threads, and work inside of a C library cannot be interrupted.
+    At exit Python waits for all threads, and work inside a C library cannot be interrupted.
     """
 
     def __init__(self, timeout_s: float) -> None:
         self.code = 1  # set to 0 when all requests have been answered
         self._timeout_s = timeout_s
-        # A signal handler starts it: the only queue whose `put` may be interrupted by itself.
+        # A signal handler uses it: this is the only queue whose `put` is reentrant.
         self._started = queue.SimpleQueue[None]()
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 

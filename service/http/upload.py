@@ -67,14 +67,16 @@ class Sent:
     """The images of a request."""
 
     photos: list[Upload]
-    several: bool = False  # came as a collection: they are answered as one, even a single photo
+    several: bool = (
+        False  # sent as a collection, which is answered as one even if it has a single photo
+    )
     unpacked: int = 0  # bytes of the photos that the body itself does not contain
     body: int = 0  # bytes of the body that they were unpacked from
 
 
 @dataclass(frozen=True)
 class Intake:
-    """How to read bodies: within which limits, and in which threads."""
+    """How to read bodies: the limits and the threads."""
 
     max_files: int
     max_bytes: int  # of a body, and of the photos that it unpacks to
@@ -89,7 +91,7 @@ def media_type(request: Request) -> str:
 
 
 async def json_options(request: Request, admission: Admission) -> Parsed | None:
-    """Read a JSON body, whose options decide about the rest; None for other bodies."""
+    """Read a JSON body, whose options are needed first; return None for other bodies."""
     if media_type(request) != json_request.MEDIA_TYPE:
         return None
     refuse_encoding(request)
@@ -98,7 +100,7 @@ async def json_options(request: Request, admission: Admission) -> Parsed | None:
 
 
 async def uploads(request: Request, intake: Intake, parsed: Parsed | None = None) -> Sent:
-    """Return the images: the body itself, those in a form or a ZIP, or of the `parsed` JSON."""
+    """Return the images: the body itself, those of a form or a ZIP, or that of `parsed` JSON."""
     refuse_encoding(request)
     if parsed is not None and parsed.url is not None:
         photo = await fetched(intake.fetcher, parsed.url)

@@ -1,4 +1,4 @@
-"""Read HEIC and AVIF: photos of phones in the container of ISO/IEC 23008-12.
+"""Read HEIC and AVIF, which phones write in the container of ISO/IEC 23008-12.
 
 Pillow reads AVIF. HEIC needs pi-heif (libheif without the encoder x265, which is under the GPL)
 or pillow-heif. Both turn the picture as the container's own properties say, which take precedence
@@ -25,8 +25,8 @@ MOST_BRANDS = 100  # files have about five
 FORMATS = ("AVIF", "HEIF")  # as Pillow and the library call them
 MEDIA_TYPES = ("image/avif", "image/heic", "image/heif")
 
-# A thread of its own for each photo: photos are decoded in parallel, and each thread reserves
-# address space, which is limited.
+# One thread per photo: photos are decoded in parallel anyway, and each thread reserves address
+# space, which is limited.
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
 
@@ -54,7 +54,7 @@ def is_heif(data: bytes) -> bool:
 
 
 def read_header(data: bytes) -> ImageFile:
-    """Read the header; raises InvalidImage, also where the library for the format is missing."""
+    """Read the header; raises InvalidImage, also if the library for the format is missing."""
     if not AVIF_BRANDS.isdisjoint(_brands(data)):
         if not features.check("avif"):
             raise InvalidImage("this Pillow reads no AVIF: send JPEG or PNG")

@@ -326,8 +326,8 @@ def restore(labels: NDArray[np.uint8], fitted: Fitted, size: tuple[int, int]) ->
 def spread(fitted: Fitted, size: tuple[int, int]) -> Spread:
     """Return how many pixels of a photo of `size` (W, H) each row and column of its part gets.
 
-    A pixel takes the label that is nearest to its centre. The photo was never enlarged, so that
-    each label gets at least one pixel.
+    A pixel takes the label that is nearest to its centre. The photo was never enlarged, so each
+    label gets at least one pixel.
     """
     h, w = fitted.valid
     rows, columns = png.nearest(h, size[1]), png.nearest(w, size[0])

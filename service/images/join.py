@@ -1,4 +1,4 @@
-"""Join what the model gave for the inputs of a photo to the photo's result."""
+"""Join the model's predictions for a photo's inputs into the photo's result."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from service.inference.engine import Prediction
 
 
 def result(prepared: Prepared, predictions: Sequence[Prediction], contract: Contract) -> Result:
-    """Return the result of a photo, of one prediction for each of its inputs."""
+    """Return the result of a photo, from one prediction for each of its inputs."""
     photo, inputs = prepared.photo, prepared.inputs
     labels = _joined(prepared, [each.labels for each in predictions])
     sure = [each.confidence for each in predictions if each.confidence is not None]

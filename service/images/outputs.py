@@ -81,7 +81,7 @@ class Wish:
     simplify: float = 0.0  # tolerance in pixels of the polygons
     fill: Color = (255, 255, 255)  # of output=replace
     smooth: bool = False  # labels along the edges of the photo, at its own size
-    top: int = 0  # give the probabilities of so many classes; 0: of all
+    top: int = 0  # number of classes whose probabilities to give; 0: all
     coverage: float | None = None
     max_side: int | None = None  # of pictures, in pixels; None: the photo's own
 
@@ -154,7 +154,7 @@ def _kept(lengths: Ints, want: int) -> tuple[Ints, Ints]:
 
 
 def extras(wish: Wish, contract: Contract) -> Extras:
-    """Return what to compute besides the labels: what an output or an option needs."""
+    """Return what an output or an option needs besides the labels."""
     if needs_probabilities(wish):
         return "probabilities"
     if contract.probability_grid and not OF_SUBJECT.isdisjoint(wish.outputs):
@@ -169,7 +169,7 @@ def needs_probabilities(wish: Wish) -> bool:
 
 
 def _in_need(wish: Wish) -> str:
-    """Name what needs the probabilities, as in the query; empty if nothing does."""
+    """Return the option that needs the probabilities, as in the query; empty if none does."""
     named = ", ".join(sorted(NEEDS_PROBABILITIES & wish.all_outputs))
     return f"output={named}" if named else "smooth=true" if wish.smooth else ""
 
@@ -278,7 +278,7 @@ def _smoothed(result: Result, grid: Grid) -> Result:
 
 @contextmanager
 def _limited(cure: str) -> Iterator[None]:
-    """Answer TooComplex with ImageTooLarge, and say what to do."""
+    """Turn TooComplex into ImageTooLarge, and add what to do."""
     try:
         yield
     except TooComplex as error:
@@ -339,7 +339,7 @@ def _heatmap(result: Result, wish: Wish) -> bytes:
 
 
 def _cutout(result: Result, wish: Wish) -> bytes:
-    """The selected classes; by default everything but the background."""
+    """Return the selected classes; by default all but the background."""
     whole = result.photo.whole
     ids = wish.selection.ids
     if not wish.selection.named:
@@ -359,7 +359,7 @@ def _replace(result: Result, wish: Wish) -> bytes:
 
 
 def _hidden(result: Result, wish: Wish) -> Image.Image:
-    """What to blur or fill: the selected classes; by default the background."""
+    """Return what to blur or fill: the selected classes, by default the background."""
     ids = wish.selection.ids
     if wish.selection.named:
         return pictures.opacity(result.cells, ids, result.grid, result.photo.size, generous=True)
@@ -426,7 +426,7 @@ def _found(result: Result, wish: Wish) -> list[dict[str, Any]]:
 
 
 def _instances(result: Result, wish: Wish) -> Instances:
-    """Find the instances of the selected classes; of the background only if it is named."""
+    """Find the instances of the selected classes; background only if it is named."""
     ids = wish.selection.ids
     if not wish.selection.named:
         ids -= {result.contract.background}

@@ -1,7 +1,7 @@
-"""Pictures made of a photo and its labels: cut out, blurred or filled with a colour.
+"""Make pictures from a photo and its labels: cut out, blurred or filled with a colour.
 
-The edge of the subject is soft where the model gives probabilities: within a few pixels of the
-border of the labels the opacity is the subject's probability.
+If the model gives probabilities, the edge of the subject is soft: within a few pixels of the border
+of the labels, the opacity is the subject's probability.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from postprocess.smooth import enlarged
 from service.images.imaging import edges
 
 BAND = 3  # cells of the label map on either side of a border
-BLUR = 1 / 40  # of the photo's longer side: what stands out at normal size is not recognisable
+BLUR = 1 / 40  # of the photo's longer side, so that nothing is recognisable at normal size
 
 # Colours of a probability from 0 to 1, evenly spaced: dark blue, purple, red, orange, light yellow.
 # They get lighter all the way, so that they read in grey too.
@@ -38,7 +38,7 @@ def opacity(
 ) -> Image.Image:
     """Return how much each pixel of a photo of `size` (W, H) belongs to the classes: grey.
 
-    `generous`: pixels with a label of the classes belong to them wholly.
+    `generous`: pixels with a label of the classes belong to them completely.
     """
     subject = np.isin(cells, list(ids))
     soft = np.where(subject, np.uint8(255), np.uint8(0))
@@ -53,7 +53,7 @@ def opacity(
 
 
 def cut_out(photo: Image.Image, mask: Image.Image) -> Image.Image:
-    """Return the subject on a transparent ground, cropped to it; the whole size if it is empty."""
+    """Return the subject on a transparent background, cropped to it unless it is empty."""
     cut = photo.copy()
     cut.putalpha(mask)
     box = mask.getbbox()

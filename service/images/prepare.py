@@ -1,4 +1,4 @@
-"""From the bytes of a photo to the inputs of a model: check, decode, fit or cut."""
+"""Turn the bytes of a photo into the inputs of a model: check, decode, fit or cut."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from service.images.imaging import Fitted, Opened, Photo
 from service.images.windows import Sliding, Window
 from service.inference.contract import InputSize
 
-# A photo of more work than this is decoded apart from others: about half a second on one core.
+# Photos with more work than this are decoded separately: about half a second on one core.
 HEAVY = 60_000_000
 
 
 @dataclass(frozen=True)
 class Header:
-    """What is known of a photo before it is decoded."""
+    """The facts about a photo that are known before it is decoded."""
 
     data: bytes
     size: tuple[int, int]  # (W, H) as stored
-    work: int  # of decoding: about the pixels of a JPEG of one scan that take as long
+    work: int  # work of decoding: the pixels of a JPEG of one scan that take about as long
     memory: int  # the pixels to reserve memory for
     opened: Opened | None = None  # if this process has opened it
 
@@ -39,7 +39,7 @@ class Header:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to make of a photo."""
+    """The inputs and pictures to make from a photo."""
 
     target: InputSize
     sliding: Sliding | None  # None: shrink a photo that is larger than the model's input

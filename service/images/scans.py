@@ -1,4 +1,4 @@
-"""Limit what makes a JPEG slow to decode: its scans, its segments and its EXIF data.
+"""Limit the parts that make a JPEG slow to decode: scans, segments and EXIF data.
 
 Every scan of a progressive JPEG makes the decoder visit all blocks of the photo, even if the
 scan itself has only a few bytes. Pillow reads segments and EXIF values one by one in Python.

@@ -1,6 +1,6 @@
 """Read how many values the tags of a TIFF directory have, before Pillow reads the values.
 
-EXIF data are such a directory. Pillow converts values one by one in Python, so that a tag of
+EXIF data are such a directory. Pillow converts values one by one in Python, so a tag with
 millions of them takes seconds. TIFF revision 6.0, section 2; BigTIFF, libtiff's description.
 """
 
@@ -17,7 +17,7 @@ SIZES |= {16: 8, 17: 8, 18: 8}  # of BigTIFF
 AS_A_WHOLE = (1, 2, 6, 7)  # types that Pillow reads without a loop: bytes, text, undefined
 RATIONALS = (5, 10)
 MAX_RATIONALS = 1000  # a photo has about 30
-MAX_VALUES = 1_000_000  # mostly offsets of strips, of which a photo may have one for each row
+MAX_VALUES = 1_000_000  # mostly offsets of strips; a photo may have a strip for each row
 MAX_TAGS = 4096  # a photo has fewer than 100
 
 
@@ -40,7 +40,7 @@ def check(data: bytes) -> None:
 
 
 def counts(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Yield number, type and count of values of each tag; stop where the data are cut off."""
+    """Yield number, type and count of values of each tag; stop if the data are truncated."""
     order = "<" if data[:2] == b"II" else ">"
     try:
         (version,) = struct.unpack_from(order + "H", data, 2)

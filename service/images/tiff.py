@@ -201,7 +201,7 @@ def _described(tags: Tags) -> str:
 
 
 def _cure(tags: Tags) -> str:
-    """Return what to send instead; only bands that the file has can be chosen."""
+    """Return what to send instead, naming only bands that the file has."""
     bands = {1: "", 2: "-b 1 ", 3: ""}.get(_samples(tags), "-b 1 -b 2 -b 3 ")
     return f"send 8 or 16 bits of grey or RGB: `gdal_translate -ot Byte -scale {bands}IN OUT`"
 

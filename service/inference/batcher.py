@@ -37,7 +37,7 @@ from service.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed,
 log = logging.getLogger("service.batcher")
 
 Array = NDArray[np.uint8]
-RECENT = 0.2  # the weight of a batch in the moving average of what an item takes
+RECENT = 0.2  # weight of a batch in the moving average of the seconds of an item
 MAX_FAILURES = 5  # in a row; then the session is at fault, not a batch
 
 Result = TypeVar("Result")  # of one item
@@ -101,7 +101,7 @@ class Batcher(Generic[Result]):
         `on_death` is called in the event loop when the last session has died.
         """
         self.sizes: Counter[int] = Counter()  # batch size -> number of batches run
-        self.item_s = 0.0  # what an item took in recent batches; 0 before the first
+        self.item_s = 0.0  # seconds of an item in recent batches; 0 before the first batch
         self.sessions = [Session(run, number) for number, run in enumerate(runs)]
         self._max_batch = max_batch
         self._max_wait_s = max_wait_ms / 1000
@@ -136,7 +136,7 @@ class Batcher(Generic[Result]):
 
     @property
     def waiting_s(self) -> float:
-        """The seconds until the waiting items will have run, as recent batches took them."""
+        """Estimate the seconds until the waiting items have run, from recent batches."""
         return self.depth * self.item_s / max(1, self.live_sessions)
 
     async def submit(self, item: Array, *options: object, deadline: float) -> tuple[Result, Timing]:

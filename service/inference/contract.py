@@ -29,7 +29,7 @@ PROBABILITIES: Literal["probabilities"] = "probabilities"
 WITH_PROBABILITIES = "with_probabilities"  # the same for these
 OPTIONAL = {CONFIDENCE: WITH_CONFIDENCE, PROBABILITIES: WITH_PROBABILITIES}
 
-# What to give besides the labels; each has those before it, as far as the model has them.
+# Outputs besides the labels. Each level includes those before it, if the model has them.
 Extras = Literal["labels", "confidence", "probabilities"]
 
 Byte = Annotated[int, Field(ge=0, le=255)]
@@ -60,7 +60,7 @@ class InputSize(BaseModel):
 class Parity(BaseModel):
     """The comparison of the exported file with PyTorch (float32) at export.
 
-    Of a network of another library: with its own file.
+    For a network of another library, the comparison is with the original file.
 
     Errors are those of the logits, or of the mean probabilities if the graph averages
     several scales or flips.
@@ -156,7 +156,7 @@ class Contract(BaseModel):
 
 
 def choices(contract: Contract) -> list[tuple[str, ...]]:
-    """The combinations of outputs that are asked for: each with the ones before it."""
+    """Return the combinations of outputs that can be requested: each with those before it."""
     found: list[tuple[str, ...]] = [(LABELS,)]
     if contract.confidence:
         found.append((*found[-1], CONFIDENCE))

@@ -194,7 +194,7 @@ class Engine:
         ]
 
     def _choice(self, extras: Extras) -> tuple[str, ...]:
-        """The names of the outputs to compute."""
+        """Return the names of the outputs to compute."""
         if extras == LABELS:
             return (LABELS,)
         found = choices(self.contract)
@@ -237,7 +237,7 @@ class Engine:
         self._lanes = []
 
     def warm_up(self, max_batch: int) -> None:
-        """Run every batch size once, with and without what else the model gives.
+        """Run every batch size once, with and without the optional outputs.
 
         Requests then do not wait for memory allocation and algorithm search. Lanes run at
         the same time, as they do in service: one session that they share allocates for all.
@@ -252,7 +252,7 @@ class Engine:
 
     @property
     def _levels(self) -> list[Extras]:
-        """What may be asked for besides the labels, from the least on."""
+        """Return what may be requested besides the labels, from nothing to everything."""
         levels: list[Extras] = [LABELS]
         if self.contract.confidence:
             levels.append(CONFIDENCE)
@@ -333,7 +333,7 @@ def _session(path: Path, data: bytes, options: EngineOptions) -> ort.InferenceSe
         raise StartupError(f"--precision bf16 needs OpenVINO: {openvino_cpu.problem()}")
     wanted = _providers(path, data, options)
     if options.device == "tensorrt":
-        # An input that sizes others would need a profile; a GPU has these outputs for nothing.
+        # An input that sets sizes would need a profile, and on a GPU these outputs cost nothing.
         for flag in OPTIONAL.values():
             data = without_input(data, flag)
     session = _load(path, data, wanted, options.threads)

@@ -110,7 +110,9 @@ class Models:
         self.quality = self._quality(settings.quality) if settings.quality else None
         self.ready = False
         self.draining = False
-        self.others_healthy: Callable[[], bool] = lambda: True  # what else requests need
+        self.others_healthy: Callable[[], bool] = lambda: (
+            True
+        )  # the optional outputs that requests need
         self._loading = asyncio.Lock()  # one reload at a time
         self._background: set[asyncio.Task[None]] = set()
 
@@ -188,10 +190,10 @@ class Models:
             return True
 
     async def try_out(self, name: str, digest: str | None, trial: Trial) -> bool:
-        """Run the model's new file as its shadow; return False if the file is the same as before.
+        """Run the model's new file as its shadow; return False if the file has not changed.
 
-        A shadow that runs already ends. Raises UnknownModel, or ModelUnusable if the file cannot
-        be used or compared.
+        This ends a shadow that is already running. Raises UnknownModel, or ModelUnusable if the
+        file cannot be used or compared.
         """
         async with self._loading:
             served, before = self.get(name), resident_bytes()

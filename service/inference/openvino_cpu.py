@@ -54,7 +54,7 @@ class Lane:
     def run(self, outputs: Sequence[str], images: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
         """(N, H, W, 3) uint8 -> each of the outputs, (N, ...) uint8.
 
-        Images go one by one: a CPU is no faster with several, and one size is compiled.
+        Images run one by one: a CPU is not faster with several, and only one size is compiled.
         """
         request = self._requests[tuple(outputs)]
         found = [request.infer([image[None]], share_inputs=True) for image in images]

@@ -3,8 +3,8 @@
 `python -m export` writes the bilinear enlargement of logits as a convolution of 2 x 2 logits
 to r x r pixels for each class, which is fast in ONNX Runtime. OpenVINO computes it with the
 channels last, and then brings 5.6 million results back into the order that argmax reads. The
-same sums of four shifted maps, written as products and sums, need no other order: OpenVINO
-makes them one loop. docs/performance.md has the times.
+same sums of four shifted maps, written as products and sums, keep that order: OpenVINO
+turns them into one loop. docs/performance.md has the times.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def rewrite(model: Any) -> bool:
 
 
 def _enlarges(node: Any) -> bool:
-    """Whether a node computes several pixels of each class, alike for all, from 2 x 2 logits."""
+    """Return whether a node computes several pixels per class from 2 x 2 logits, alike for all."""
     if node.get_type_name() != "GroupConvolution" or node.input_value(0).partial_shape.is_dynamic:
         return False
     wanted = {"strides": [1, 1], "dilations": [1, 1], "pads_begin": [1, 1], "pads_end": [1, 1]}
@@ -42,7 +42,7 @@ def _enlarges(node: Any) -> bool:
 
 
 def _weights(node: Any) -> Any:
-    """The constant weights of a convolution, (K, r * r, h, w); None for others."""
+    """Return the constant weights of a convolution, (K, r * r, h, w); None for other nodes."""
     groups, pixels, channels, height, width = node.input_value(1).get_shape()
     source = node.input_value(1).get_node()
     while source.get_type_name() in {"Reshape", "Convert"}:

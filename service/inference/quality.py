@@ -1,8 +1,8 @@
 """Several operating points of one network, and the choice between them for each request.
 
-The points are models of the folder, named by --quality from the most exact to the cheapest: a
-network exported at output stride 8, at 16, and in 8 bits, say. A request with `quality=auto` gets
-the most exact point that
+The points are models of the folder, named by --quality from the most accurate to the cheapest, such
+as a network exported at output stride 8, at 16, and in 8 bits. A request with `quality=auto` gets
+the most accurate point that
 
 - the load allows: with n points the k-th while fewer than k / n of the request slots are taken,
 - and that is expected to answer within half of the time that the request has left,
@@ -20,12 +20,12 @@ from service.inference.batcher import Batcher
 from service.inference.contract import Contract
 from service.inference.engine import Prediction
 
-SPARE = 0.5  # of the time left, for decoding, encoding and what was not foreseen
+SPARE = 0.5  # share of the time left, for decoding, encoding and delays
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A point, and its place: 1 is the most exact one of `points`."""
+    """A point and its position: 1 is the most accurate one of `points`."""
 
     name: str
     place: int
@@ -36,9 +36,9 @@ class Choice:
 
 
 def choose(expected_s: Sequence[float], load: float, remaining_s: float) -> int:
-    """Index of the point for a request.
+    """Return the index of the point for a request.
 
-    `expected_s`: for each point, the most exact first, the seconds until it would have run.
+    `expected_s`: for each point, the most accurate first, the seconds until it would have run.
     `load`: share of the request slots that are taken, 0 to 1.
     """
     points = len(expected_s)
@@ -52,13 +52,13 @@ class Quality:
     """The points of a service."""
 
     def __init__(self, names: Sequence[str], batcher: Callable[[str], Batcher[Prediction]]) -> None:
-        """`names`: of the models, the most exact first; `batcher`: that of the model of a name."""
+        """`names`: the models, the most accurate first; `batcher` returns a model's batcher."""
         self.names = tuple(names)
         self.chosen = Counter(dict.fromkeys(self.names, 0))  # requests, by model
         self._batcher = batcher
 
     def choice(self, load: float, remaining_s: float) -> Choice:
-        """The point for a request; see `choose`."""
+        """Return the point for a request; see `choose`."""
         batchers = [self._batcher(name) for name in self.names]
         waiting_s = sum(each.waiting_s for each in batchers)  # they share the CPUs or the GPU
         expected = [waiting_s + each.item_s for each in batchers]

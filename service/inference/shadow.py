@@ -1,7 +1,7 @@
-"""A new file beside the served model, on a share of live requests, before it takes over.
+"""Run a new model file on a share of live requests before it replaces the served model.
 
-Clients only ever get the served model's answers. The shadow sees the same inputs afterwards, and
-its labels are compared with those that were sent.
+Clients only get the served model's answers. The new file, called the shadow, gets the same inputs
+afterwards, and its labels are compared with those that were sent.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Verdict = Literal["running", "promoted", "dropped"]
 
 @dataclass(frozen=True)
 class Trial:
-    """How long a shadow runs, and what it must reach."""
+    """How long a shadow runs, and the conditions for its promotion."""
 
     share: float  # of the images, above 0 and up to 1
     images: int = 0  # to compare before the verdict; 0: an operator decides
@@ -46,7 +46,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Report:
-    """What a shadow has shown so far."""
+    """The results of a shadow so far."""
 
     verdict: Verdict
     reason: str | None  # of the verdict
@@ -63,7 +63,7 @@ class Report:
 
 
 class Shadow:
-    """A candidate for a served model's place."""
+    """A candidate to replace a served model."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class Shadow:
         memory_bytes: int,
         on_verdict: Callable[[Shadow, Verdict, str], Coroutine[Any, Any, None]],
     ) -> None:
-        """`on_verdict` is awaited once, when the trial is over; it ends the shadow."""
+        """`on_verdict` is awaited once, when the trial is over. It ends the shadow."""
         self.candidate = candidate
         self.trial = trial
         self._served = served
@@ -92,7 +92,7 @@ class Shadow:
     def offer(
         self, images: Sequence[Array], labels: Sequence[Array], valid: tuple[int, int]
     ) -> None:
-        """Perhaps compare some inputs (H, W, 3) with the labels (H, W) that the client gets.
+        """Compare a share of inputs (H, W, 3) with the labels (H, W) that the client gets.
 
         `valid`: the photo's part (h, w) at the top left; the rest is padding. Returns at once.
         """
@@ -107,7 +107,7 @@ class Shadow:
             task.add_done_callback(self._running.discard)
 
     def _repadded(self, image: Array, valid: tuple[int, int]) -> Array:
-        """A copy, since another photo may get the memory next, with the candidate's padding."""
+        """Return a copy with the candidate's padding; the original's memory is used again."""
         height, width = valid
         copy, pad = image.copy(), self.candidate.engine.contract.input.pad
         copy[height:] = pad
@@ -123,7 +123,7 @@ class Shadow:
                 _confusion, served[part], found.labels[part], len(self.counts)
             )
             self.images += 1
-        except Exception as error:  # of whatever kind: the client's answer is out already
+        except Exception as error:  # any error: the client already has its answer
             self._failures += 1
             log.warning("the shadow of %s failed on an image: %s", self.candidate.name, error)
         await self._judge()
@@ -152,7 +152,7 @@ class Shadow:
         return None
 
     def report(self, verdict: Verdict = "running", reason: str | None = None) -> Report:
-        """What was seen so far."""
+        """Return the results so far."""
         pixels = int(self.counts.sum())
         same = np.diagonal(self.counts)
         either = self.counts.sum(axis=0) + self.counts.sum(axis=1) - same
@@ -179,7 +179,9 @@ class Shadow:
     def stop(self) -> None:
         """Compare nothing more."""
         self._judged = True
-        current = asyncio.current_task()  # may be a comparison that ended the trial
+        current = (
+            asyncio.current_task()
+        )  # this may be called by a comparison, which ended the trial
         for task in self._running:
             if task is not current:
                 task.cancel()
@@ -202,7 +204,7 @@ def unlike(candidate: Contract, served: Contract) -> str | None:
 
 
 def resident_bytes() -> int:
-    """The memory that this process occupies; 0 where it is not known."""
+    """Return the memory that this process occupies; 0 if it is unknown."""
     try:
         pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
     except OSError:  # not Linux

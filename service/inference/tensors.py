@@ -28,7 +28,7 @@ ENCODED = "BYTES"  # encoded photos of any size, in place of the model's own ten
 LENGTH = struct.Struct("<I")  # before each element of a binary BYTES tensor
 MOST_PHOTOS = 1024  # read from a request; --max-files may be less
 
-MAX_JSON_NUMBERS = 2_000_000  # of an answer; writing them holds up all requests for 0.1 s
+MAX_JSON_NUMBERS = 2_000_000  # numbers of an answer; writing them delays all requests by 0.1 s
 
 Array = NDArray[np.uint8]
 
@@ -78,7 +78,7 @@ class InferRequest(BaseModel):
 
 
 class OutputTensor(BaseModel):
-    """One output, with its data in the JSON, or as bytes after it where it was asked for so."""
+    """One output, with its data in the JSON, or as bytes after it if requested."""
 
     name: str
     datatype: str
@@ -131,7 +131,7 @@ class ModelReady(BaseModel):
 
 @dataclass(frozen=True)
 class Shape:
-    """What a request must fit to."""
+    """The shape and outputs that a request must match."""
 
     header_length: str | None  # of the request: the length of its JSON part
     size: tuple[int, int]  # (H, W) of the model

@@ -1,4 +1,4 @@
-"""The service inside label tools: a Label Studio ML backend, and functions for CVAT.
+"""Use the service in label tools: a Label Studio ML backend, and functions for CVAT.
 
-Each asks a running service through the client; none of them loads a model.
+Each calls a running service through the client; none of them loads a model.
 """

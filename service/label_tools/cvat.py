@@ -70,7 +70,7 @@ def create(
     min_area: int = 50,
     api_key: str | None = None,
 ) -> Function:
-    """What cvat-cli calls, with the parameters given by -p. Raises UsageError."""
+    """Create the function; cvat-cli calls this with the parameters of -p. Raises UsageError."""
     forms: dict[str, Form] = {"polygons": "polygons", "masks": "masks"}
     if shapes not in forms:
         raise UsageError(f"shapes={shapes}: choose from {', '.join(forms)}")

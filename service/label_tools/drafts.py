@@ -1,4 +1,4 @@
-"""Ask the service about a photo, and turn its mask into shapes to correct."""
+"""Segment a photo with the service, and turn its mask into shapes for people to correct."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Drafter:
 def matched(
     classes: tuple[str, ...], wanted: Mapping[str, str], labels: tuple[str, ...]
 ) -> dict[int, str]:
-    """The label of each class id: by `wanted` (class -> label), else of the same name.
+    """Return the label of each class id: from `wanted` (class -> label), else of the same name.
 
     Upper and lower case count as equal. Classes without a label are left out.
     """

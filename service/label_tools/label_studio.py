@@ -1,7 +1,7 @@
 """A Label Studio ML backend: `python -m service.label_studio URL`.
 
-Label Studio asks `/health`, `/setup` and `/predict` (https://labelstud.io/guide/ml_create);
-the photos are asked for at Label Studio itself, or read from its folder of local files.
+Label Studio calls `/health`, `/setup` and `/predict` (https://labelstud.io/guide/ml_create). The
+photos are requested from Label Studio itself, or read from its folder of local files.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def control(config: str, preferred: Form | None = None) -> Control:
 class PhotoSource:
     """Where the photos of tasks come from.
 
-    Only Label Studio and the hosts named are asked: a task may hold any address.
+    Only Label Studio and the named hosts are contacted, because a task may contain any address.
     """
 
     label_studio: str | None = None  # its URL
@@ -140,7 +140,7 @@ class Backend:
     drafter: Drafter
     photos: PhotoSource
     wanted: Mapping[str, str] = field(default_factory=dict)  # class of the model -> label
-    form: Form | None = None  # None: what the labelling interface takes
+    form: Form | None = None  # None: the kind that the labelling interface takes
 
     def setup(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Check that the labelling interface and the model fit; Label Studio shows the version."""
@@ -155,7 +155,7 @@ class Backend:
         return {"model_version": f"{about.name} {(about.digest or '')[:12]}".strip()}
 
     def predict(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """One prediction for each task; a task that fails has an empty one, which tells why."""
+        """Return a prediction for each task; a failed task gets an empty one with the reason."""
         tasks = body.get("tasks")
         if not isinstance(tasks, list) or not body.get("label_config"):
             raise RequestError("the request has no list of tasks or no label_config")
@@ -201,7 +201,7 @@ def create_app(backend: Backend) -> Starlette:
         return JSONResponse({"status": "UP", "model_class": "DeepLabv3+"})
 
     async def ignored(_: Request) -> JSONResponse:
-        """Label Studio tells of events and asks to train; nothing is done about it."""
+        """Ignore the events and training requests of Label Studio."""
         return JSONResponse({"status": "ignored"}, 201)
 
     return Starlette(
@@ -217,7 +217,7 @@ def create_app(backend: Backend) -> Starlette:
 
 
 async def _body(request: Request) -> dict[str, Any]:
-    """Parse a JSON object; raises RequestError if it is none, or too large."""
+    """Parse a JSON object; raises RequestError if it is something else or too large."""
     content = b""
     async for piece in request.stream():
         content += piece

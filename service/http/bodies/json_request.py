@@ -1,9 +1,9 @@
 """Read a photo and its options from JSON: `{"image": "BASE64", "output": "json", ...}`.
 
-Or its URL in place of the photo.
+The JSON may have the photo's URL in `url` instead.
 
-The base64 text is cut out before the rest is parsed. The rest is short, so that no body holds up
-other requests: to parse 32 MB of nested lists would take seconds.
+The base64 text is cut out before the rest is parsed. The rest must be short, so that no body delays
+other requests: parsing 32 MB of nested lists would take seconds.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from service.text import from_base64
 MEDIA_TYPE = "application/json"
 IMAGE, URL = "image", "url"
 LONGEST_REST = 64 * 1024  # bytes of the JSON without the image
-# A key of this name. Inside a text its quotes would have backslashes.
+# A key of this name. Inside a string, its quotes would have backslashes.
 BEFORE_IMAGE = re.compile(rb'"image"[ \t\r\n]*:[ \t\r\n]*"')
 # JSON escapes of base64's characters, as PHP (`\/`) and .NET (`\u002B`) write them.
 ESCAPES = (
@@ -61,8 +61,8 @@ class Parsed:
     """A JSON body whose base64 is not yet decoded."""
 
     image: bytes  # base64, with the escapes of JSON
-    url: str | None  # of the photo instead
-    options: dict[str, Any]  # of SegmentQuery, as a query string would give them
+    url: str | None  # of the photo, instead of `image`
+    options: dict[str, Any]  # fields of SegmentQuery, as in a query string
 
 
 def parse(body: bytes) -> Parsed:
@@ -92,7 +92,7 @@ def parse(body: bytes) -> Parsed:
 def decode(text: bytes) -> bytes:
     """Decode the base64 of a body; raises InvalidRequest. Takes 0.1 s for 32 MB: call in a thread.
 
-    Other escapes than ESCAPES stay, and are refused: no base64 needs them.
+    Escapes other than ESCAPES are not decoded and so refused: base64 never needs them.
     """
     if b"\\" in text:
         for escape, character in ESCAPES:
@@ -161,7 +161,7 @@ def _options(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _option(key: str, value: object) -> object:
-    """Write an option as the query would have it."""
+    """Write an option as in a query string."""
     if key in REPEATABLE:
         return [_text(key, each) for each in (value if isinstance(value, list) else [value])]
     return _text(key, value)

@@ -1,7 +1,7 @@
-"""Read photos from a ZIP within limits of members, of bytes and of names.
+"""Read photos from a ZIP, with limits on members, bytes and the directory.
 
-Only what its directory declares is unpacked, and the directory itself is bounded before it is
-parsed: Python makes an object for each entry. APPNOTE.TXT of PKWARE, section 4.3.
+Only the bytes that the directory declares are unpacked. The size of the directory is checked before
+it is parsed, because Python creates an object for each entry. APPNOTE.TXT of PKWARE, section 4.3.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ END_SIGNATURE, LONGEST_COMMENT = b"PK\x05\x06", 65_535
 ZIP64_SIGNATURE, ZIP64_LOCATOR = b"PK\x06\x07", 20
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 ENCRYPTED = 0x1
-# What zipfile raises for broken archives.
+# Exceptions of zipfile for broken archives.
 BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError, ValueError, struct.error)
 OF_SYSTEMS = ("__MACOSX", "Thumbs.db", "desktop.ini")
 
@@ -46,7 +46,7 @@ class Limits:
 def photos(file: IO[bytes], limits: Limits) -> Iterator[tuple[str, bytes]]:
     """Yield name and content of each photo; raises InvalidRequest or BodyTooLarge.
 
-    Folders, hidden files and the files that systems add are left out.
+    Folders, hidden files and files that operating systems add are left out.
     """
     _check_directory(file, limits)
     try:

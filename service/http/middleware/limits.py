@@ -16,7 +16,9 @@ from service.errors import AnswerTooLarge, BodyTimeout, BodyTooLarge, Overloaded
 
 Result = TypeVar("Result")
 
-SMALL = 1024 * 1024  # bytes of a body or an answer; most photos and masks have fewer
+SMALL = (
+    1024 * 1024
+)  # bytes of a body or an answer that counts as small, as most photos and masks do
 PIECE = 256 * 1024  # bytes of an answer that the server takes at once
 
 
@@ -24,7 +26,7 @@ class Admission:
     """Counts requests, pixels and bytes in progress, and refuses more than the limits."""
 
     def __init__(self, max_requests: int, max_pixels: int, max_bytes: int = 2**62) -> None:
-        """`max_bytes`: of request bodies and of answers that have not been sent."""
+        """`max_bytes`: limit for request bodies and answers that have not been sent."""
         self.max_requests = max_requests
         self.max_pixels = max_pixels
         self.max_bytes = max_bytes
@@ -61,8 +63,8 @@ class Admission:
     def hold(self, size: int, held: int = 0) -> None:
         """Count bytes of a body or an answer, until `release`; raises Overloaded at the limit.
 
-        `held`: bytes of the same body or answer so far. A single one is always let in. The last
-        quarter is for small ones, so that a few large ones that are read slowly stop no others.
+        `held`: bytes of the same body or answer so far. A single one is always allowed. The last
+        quarter is for small ones, so that a few large and slow ones do not block the others.
         """
         limit = self.max_bytes if held + size <= SMALL else self.max_bytes * 3 // 4
         if self.bytes > held and self.bytes + size > limit:
@@ -207,7 +209,7 @@ def _content_length(scope: Scope) -> int:
 class HeldResponse(Response):
     """An answer whose bytes count until the client has read them.
 
-    The server would take all of a large body at once; in pieces it waits for the client.
+    The server would accept a large body as a whole. If it gets pieces, it waits for the client.
     """
 
     def __init__(
