@@ -56,13 +56,13 @@ def parser() -> argparse.ArgumentParser:
         state_dict.add_argument("src", type=Path, help="state dict: .pth or .safetensors")
     for kind in (tf, torchvision, timm):
         kind.add_argument("dst", type=Path, help="result: NAME of NAME.safetensors and NAME.json")
-    for kind, stride in ((tf, 16), (torchvision, 8)):
+    for kind, stride, said in ((tf, 16, "16"), (torchvision, None, "8, on MobileNetV3 16")):
         kind.add_argument(
             "--output-stride",
             type=int,
             choices=(8, 16, 32),
             default=stride,
-            help=f"default: {stride}",
+            help=f"default: {said}",
         )
         kind.add_argument(
             "--crop-size",

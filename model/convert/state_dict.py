@@ -20,7 +20,7 @@ BACKBONE = (
     "{k.removeprefix('backbone.'): v for k, v in state.items() if k.startswith('backbone.')} "
     "and convert that"
 )
-NO_BACKBONE = "there is no such backbone here; `python -m model.train --list` shows others"
+LRASPP = "its head is no DeepLab; torchvision's deeplabv3_mobilenet_v3_large can be converted"
 ENCODER = BACKBONE.replace("backbone", "encoder")
 # How training scripts nest one; model_state: VainF/DeepLabV3Plus-Pytorch.
 WRAPPERS = ("state_dict_ema", "state_dict", "model_state", "model")
@@ -39,7 +39,7 @@ FOREIGN = (
     (r"encoder\.", SMP, ELSEWHERE),
     (r"classifier\.(aspp|classifier)\.", "a network of VainF/DeepLabV3Plus-Pytorch", BACKBONE),
     (r"aspp\.aspp\d\.", "a network of jfzhang95/pytorch-deeplab-xception", BACKBONE),
-    (r"(backbone\.\d+|features\.\d+\.block)\.", "a network on MobileNetV3", NO_BACKBONE),
+    (r"classifier\.(cbr|scale)\.", "torchvision's LRASPP", LRASPP),
 )
 
 

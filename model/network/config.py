@@ -16,6 +16,7 @@ BackboneName = Literal[
     "xception_65",
     "xception_71",
     "mobilenet_v2",
+    "mobilenet_v3_large",
     "efficientnet_lite0",
     "efficientnet_lite1",
     "efficientnet_lite2",
@@ -60,6 +61,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "xception_65": {},
     "xception_71": {},
     "mobilenet_v2": {"atrous_rates": ()},  # the reference gives it the 1x1 and the pooling only
+    "mobilenet_v3_large": {"mean": IMAGENET_MEAN, "std": IMAGENET_STD},
     "efficientnet_lite0": EFFICIENTNET_LITE,
     "efficientnet_lite1": EFFICIENTNET_LITE,
     "efficientnet_lite2": EFFICIENTNET_LITE,

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from model.network.backbones.efficientnet_lite import EfficientNetLite
 from model.network.backbones.features import Backbone, Features
 from model.network.backbones.mobilenet_v2 import MobileNetV2
+from model.network.backbones.mobilenet_v3 import MobileNetV3Large
 from model.network.backbones.resnet import ResNet
 from model.network.backbones.timm_features import PREFIX, TimmFeatures
 from model.network.backbones.xception import Xception
@@ -36,6 +37,7 @@ BACKBONES: dict[str, Callable[[ModelConfig], Backbone]] = {
     "xception_65": lambda c: _xception(65, c),
     "xception_71": lambda c: _xception(71, c),
     "mobilenet_v2": lambda c: MobileNetV2(c.depth_multiplier, output_stride=c.output_stride),
+    "mobilenet_v3_large": lambda c: MobileNetV3Large(output_stride=c.output_stride),
     "efficientnet_lite0": lambda c: EfficientNetLite(0, c.output_stride),
     "efficientnet_lite1": lambda c: EfficientNetLite(1, c.output_stride),
     "efficientnet_lite2": lambda c: EfficientNetLite(2, c.output_stride),

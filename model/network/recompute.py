@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from model.network.backbones.inverted_residual import InvertedResidual
+from model.network.backbones.mobilenet_v3 import ExcitedResidual
 from model.network.backbones.resnet import Bottleneck
 from model.network.backbones.xception import XceptionModule
 from model.network.layers import batch_norms
 
-UNITS = (Bottleneck, InvertedResidual, XceptionModule)
+UNITS = (Bottleneck, ExcitedResidual, InvertedResidual, XceptionModule)
 
 
 def units(backbone: nn.Module) -> None:

@@ -33,7 +33,7 @@ from model.pydantic_errors import mistakes
 PAPER_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # section 4.1
 PAPER_SIZE = (513, 513)
 ROW = re.compile(
-    r"backbone\.(root|stem)(\.\d+)?|backbone\.(blocks|stages)\.\d+"
+    r"backbone\.(root|stem|last)(\.\d+)?|backbone\.(blocks|stages)\.\d+"
     r"|aspp\.(pooling|project|refine|branches\.\d+)|decoder\.conv\d\.(reduce|convs\.\d+)|logits"
 )
 

@@ -72,7 +72,6 @@ LEFT_OUT = {  # by the zoo's name
     "xception_41_imagenet": "the backbone Xception-41, which this network does not have",
     "mobilenetv2_coco_voc_trainaug_8bit": _8BIT,
     "mobilenetv2_dm05_coco_voc_trainaug_8bit": _8BIT,
-    "deeplabv3_mobilenet_v3_large": f"torchvision's, on {_V3}",
 }
 
 

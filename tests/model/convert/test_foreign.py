@@ -40,8 +40,7 @@ def test_a_pickled_network_is_reported_and_not_unpickled(tmp_path: Path) -> None
     [
         (["backbone.stem.0.weight", "decode_head.conv_seg.weight"], "mmsegmentation"),
         (["backbone.conv1.weight", "classifier.aspp.convs.0.0.weight"], "VainF.*ResNet"),
-        (["backbone.0.0.weight", "classifier.0.project.0.weight"], "MobileNetV3.*no such"),
-        (["features.4.block.0.0.weight"], "MobileNetV3"),
+        (["backbone.0.0.weight", "classifier.cbr.0.weight"], "LRASPP.*deeplabv3_mobilenet_v3"),
         (["encoder._conv_stem.weight"], "segmentation_models_pytorch.*published-weights"),
         (["backbone.conv1.weight", "aspp.aspp1.bn.weight"], "jfzhang95.*ResNet"),
         (["model.encoder.conv1.weight"], r"segmentation_models.*startswith\('model.encoder.'\)"),

@@ -61,6 +61,42 @@ def test_torchvision_deeplab_has_the_same_logits(depth: int, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
+def test_torchvision_deeplab_on_mobilenet_has_the_same_logits(tmp_path: Path) -> None:
+    """Output stride 16; a block that gives up its stride is dilated itself."""
+    from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large
+
+    theirs = shake(deeplabv3_mobilenet_v3_large(weights=None, weights_backbone=None, aux_loss=True))
+    ours = checkpoint.load(convert("torchvision", theirs, tmp_path))
+    image = batch(97, 120)
+    with torch.inference_mode():
+        logits = resize(ours(image), (97, 120), align_corners=False)
+        normalised = (image - ours.mean) / ours.std
+        assert worst(logits, theirs(normalised)["out"]) < 1e-3
+    assert (ours.config.output_stride, ours.config.rates) == (16, (12, 24, 36))
+
+
+@pytest.mark.slow
+def test_torchvision_mobilenet_has_the_same_features(tmp_path: Path) -> None:
+    """An ImageNet MobileNetV3-Large, at output stride 32 as it was trained."""
+    from torchvision.models import mobilenet_v3_large
+
+    theirs = shake(mobilenet_v3_large(weights=None))
+    path = convert("torchvision", theirs, tmp_path)
+    image = batch(65, 97)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    x: Any = (image / 255 - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
+    stages = []
+    with torch.inference_mode():
+        for stage in theirs.features:  # type: ignore[union-attr]
+            x = stage(x)
+            stages.append(x)
+    ours = features(path, image, 32)
+    assert worst(ours.conv2, stages[3]) < 1e-4
+    assert worst(ours.conv3, stages[6]) < 1e-4
+    assert worst(ours.high, stages[16]) < 1e-3
+
+
+@pytest.mark.slow
 def test_torchvision_resnet_has_the_same_features(tmp_path: Path) -> None:
     """An ImageNet ResNet, at output stride 32 as it was trained."""
     from torchvision.models import resnet50

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from model.network.backbones.mobilenet_v3 import ExcitedResidual
 from model.network.backbones.xception import SeparableConv, Xception
 from model.network.config import AfterDepthwise, BackboneName, ModelConfig
 from model.network.deeplab import BACKBONES, ImagePooling
@@ -48,7 +49,8 @@ def test_one_set_of_weights_serves_every_output_stride(backbone: str) -> None:
 
     This is what atrous convolution promises, and it holds exactly on sizes
     32k + 1, where all grids start and end at the corners. It fails for a rate
-    that is off anywhere, multi-grid included.
+    that is off anywhere, multi-grid included. MobileNetV3's squeeze-and-excite takes means
+    over the grid, so it is left out; of its strides only 8 and 16 belong together.
     """
     image = batch(65, 97) / 255 - 0.5
     multi_grid = (1, 2, 4) if "resnet" in backbone or "xception" in backbone else (1, 1, 1)
@@ -61,12 +63,16 @@ def test_one_set_of_weights_serves_every_output_stride(backbone: str) -> None:
         with torch.device("meta"):
             net = BACKBONES[backbone](config)
         net.to_empty(device="cpu")
+        for part in net.modules():
+            if isinstance(part, ExcitedResidual):
+                part.excite = nn.Identity()
         state = shake(net).state_dict() if state is None else state
         net.load_state_dict(state)
         with torch.inference_mode():
             maps[stride] = net.eval()(image).high
     assert worst(maps[8][..., ::2, ::2], maps[16]) < 1e-3
-    assert worst(maps[16][..., ::2, ::2], maps[32]) < 1e-3
+    if backbone != "mobilenet_v3_large":
+        assert worst(maps[16][..., ::2, ::2], maps[32]) < 1e-3
 
 
 def test_the_heads_rates_follow_the_output_stride() -> None:
