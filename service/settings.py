@@ -292,6 +292,30 @@ class Settings(BaseSettings):
             "(default: 60)",
         ),
     ] = 60.0
+    min_bytes_per_s: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="bytes per second in which a client must at least send a body, after 5 "
+            "seconds, and read an answer; 0: no limit (default: 1000)",
+        ),
+    ] = 1000
+    max_connections: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="most open connections; a further one closes the one that is idle for "
+            "longest, or gets 503 if all have a request in progress; 0: no limit (default: 2000)",
+        ),
+    ] = 2000
+    max_requests_per_client: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="most requests in progress of one API key or, without keys, of one "
+            "address, which may be that of a proxy; more get 429; 0: no limit (default: 0)",
+        ),
+    ] = 0
     keep_alive_s: Annotated[
         int,
         Field(

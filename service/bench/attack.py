@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -78,9 +78,10 @@ def attacks(model: str, max_body: int) -> list[Attack]:
     """Return all attacks; `model`: the name of a served model."""
     overlay, infer = "/segment?output=overlay", f"/v2/models/{model}/infer"
     png_overlay = "/segment?output=overlay&overlay_format=png"
+    many = IMAGE | {f"x{number}": "" for number in range(9000)}
     accept = IMAGE | {"Accept": "image/png;q=0.1," * 3500}
     header = IMAGE | {"X-Filler": "x" * 1_000_000}
-    dripping = Manner.DRIPPING
+    dripping, parameters = Manner.DRIPPING, "&".join(f"k{n:x}=" for n in range(9000))
     return [
         Attack("none", lambda: b"", connections=0),
         Attack("JPEG of 100 scans", partial(crafted.jpeg_of_scans, 100), overlay, SOON),
@@ -101,6 +102,9 @@ def attacks(model: str, max_body: int) -> list[Attack]:
         ),
         Attack("long Accept", partial(crafted.webp_lossless, 16), headers=accept, connections=20),
         Attack("header of 1 MB", lambda: b"", headers=header, connections=20),
+        Attack("9,000 headers", lambda: b"", headers=many, connections=20),
+        Attack("9,000 parameters", lambda: b"", "/segment?" + parameters, connections=20),
+        Attack("chunks of one byte", partial(bytes, 200_000), manner=Manner.CRUMBS),
         Attack("dripping bodies", partial(crafted.noise, 800), manner=dripping, connections=64),
         Attack("slow readers", partial(crafted.noise, 4000), png_overlay, manner=Manner.READING),
         Attack("clients that leave", partial(crafted.noise, 3000), overlay, manner=Manner.LEAVING),
@@ -266,7 +270,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = Options(args.model_dir, args.seconds, tuple(args.only), flags, args.max_memory_mib)
     outcomes, wrong = run(options)
     if args.json:
-        figures = {"attacks": [asdict(each) for each in outcomes], "problems": wrong}
+        figures = {"attacks": [vars(each) for each in outcomes], "problems": wrong}
         args.json.write_text(json.dumps(figures, indent=2), encoding="utf-8")
     print(table(outcomes).text())
     print("\n".join(f"FAILED: {each}" for each in wrong) or "all checks passed")

@@ -29,9 +29,13 @@ class Manner(enum.Enum):
 
     WHOLE = "whole"
     CHUNKED = "chunked"  # without Content-Length
+    CRUMBS = "in chunks of one byte"
     DRIPPING = "dripping"  # a few bytes at a time
     READING = "reading slowly"  # one byte of the answer a second
     LEAVING = "leaving"  # disconnect before the answer, perhaps before the end of the body
+
+
+CHUNKS = {Manner.CHUNKED: CHUNK, Manner.CRUMBS: 1}  # bytes of each
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class Case:
         """Return the request line and the headers."""
         length = (
             {"Transfer-Encoding": "chunked"}
-            if self.manner is Manner.CHUNKED
+            if self.manner in CHUNKS
             else {"Content-Length": str(len(self.body))}
         )
         lines = [
@@ -196,15 +200,20 @@ async def _send(writer: asyncio.StreamWriter, case: Case) -> None:
     step = 10 if case.manner is Manner.DRIPPING else CHUNK
     for start in range(0, len(case.body), step):
         piece = case.body[start : start + step]
-        if case.manner is Manner.CHUNKED:
-            piece = b"%x\r\n%b\r\n" % (len(piece), piece)
+        if case.manner in CHUNKS:
+            piece = _chunked(piece, CHUNKS[case.manner])
         writer.write(piece)
         await writer.drain()
         if case.manner is Manner.DRIPPING:
             await asyncio.sleep(DRIP_S)
-    if case.manner is Manner.CHUNKED:
+    if case.manner in CHUNKS:
         writer.write(b"0\r\n\r\n")
     await writer.drain()
+
+
+def _chunked(data: bytes, size: int) -> bytes:
+    pieces = (data[start : start + size] for start in range(0, len(data), size))
+    return b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces)
 
 
 async def _read_slowly(reader: asyncio.StreamReader) -> None:

@@ -51,6 +51,7 @@ from service.http.middleware.keys import Keys, is_open
 from service.http.middleware.limits import Admission, BodyLimit, HeldResponse
 from service.http.middleware.metrics_port import MetricsPort
 from service.http.middleware.protocol import AbsoluteForm
+from service.http.middleware.shares import Shares
 from service.http.middleware.shutdown import ShutdownAnswer
 from service.http.operating_point import chosen
 from service.http.query import SegmentQuery, refuse_repeats
@@ -213,7 +214,12 @@ def _add_middleware(
         timeout_s=settings.body_timeout_s,
         admission=admission,
         stored={} if settings.jobs is None else {routes.PATH: settings.max_job_bytes},
+        min_bytes_per_s=settings.min_bytes_per_s,
     )
+    if settings.max_requests_per_client:
+        app.add_middleware(
+            Shares, most=settings.max_requests_per_client, by_key=bool(settings.api_keys)
+        )
     if settings.api_keys:
         app.add_middleware(
             Keys,

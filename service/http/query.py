@@ -33,11 +33,15 @@ from service.settings import Fit, Settings
 
 # Comma-separated lists may also be repeated keys, as many clients write lists.
 REPEATABLE = frozenset({"output", "classes", "include"})
+MOST_PARAMETERS = 500  # classes=1&classes=2...; errors list them, so that more would take long
 ONCE = ("Content-Type", deadlines.HEADER, LENGTH_HEADER, "Authorization")
 
 
 async def refuse_repeats(request: Request) -> None:
     """Raise InvalidRequest if a parameter or header is repeated: only one value would count."""
+    count = request.scope["query_string"].count(b"&")  # to parse thousands takes long
+    if count > MOST_PARAMETERS:
+        raise InvalidRequest(f"the query has {count} parameters, the limit is {MOST_PARAMETERS}")
     keys = [key for key, _ in request.query_params.multi_items() if key not in REPEATABLE]
     if repeated := sorted({key for key in keys if keys.count(key) > 1}):
         raise InvalidRequest(

@@ -11,6 +11,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from service.decoders.interface import Decoders
 from service.errors import (
     ImageTooLarge,
@@ -27,12 +30,16 @@ from service.images import join, outputs, windows
 from service.images.outputs import NEEDS_PHOTO, Result, Wish
 from service.images.prepare import Header, Plan, Prepared
 from service.images.windows import Sliding
+from service.inference.batcher import Timing
 from service.inference.contract import Contract
 from service.inference.engine import Prediction
 from service.inference.models import ServedModel
 
 Done = TypeVar("Done")
 Made = TypeVar("Made")
+
+# Windows of one photo that wait for the engine: all 64 would hold up the photos of others.
+AT_ONCE = 4
 
 # Errors of one photo, which do not affect the other photos of the request.
 OF_ONE_PHOTO = (InvalidImage, ImageTooLarge, InferenceFailed)
@@ -284,8 +291,13 @@ async def _infer(prepared: Prepared, job: Job) -> list[Prediction]:
     began = time.monotonic()
     batcher = job.model.batcher
     extras = outputs.extras(job.wish, job.contract)
-    submitted = [batcher.submit(each, extras, deadline=job.deadline) for each in prepared.pixels]
-    answers = await _all(submitted)
+    turns = asyncio.Semaphore(AT_ONCE)
+
+    async def predicted(pixels: NDArray[np.uint8]) -> tuple[Prediction, Timing]:
+        async with turns:
+            return await batcher.submit(pixels, extras, deadline=job.deadline)
+
+    answers = await _all([predicted(each) for each in prepared.pixels])
     timings = [timing for _, timing in answers]
     queued = min(timing.queued_s for timing in timings)
     ran = timings[0].ran_s if len(timings) == 1 else time.monotonic() - began - queued

@@ -8,6 +8,7 @@ import os
 import queue
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -28,6 +29,7 @@ log = logging.getLogger("service")
 LOOP: Literal["asyncio"] = "asyncio"
 
 
+OTHER_FILES = 512  # that the service opens besides connections
 END_MARGIN_S = 5.0  # to stop the engines, after --shutdown-timeout-s for the requests
 
 
@@ -48,6 +50,7 @@ def serve(
     app: FastAPI, listeners: list[socket.socket], settings: Settings, drain: Callable[[], None]
 ) -> int:
     """Serve until SIGTERM or SIGINT. Return 0 after a clean stop."""
+    _allow_open_files(settings.max_connections)
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -56,7 +59,12 @@ def serve(
         proxy_headers=bool(settings.trusted_proxies),
         forwarded_allow_ips=list(settings.trusted_proxies),
         ws="none",  # else a library that happens to be installed would take upgrades
-        http=protocol_with_timeouts(settings.header_timeout_s, settings.send_timeout_s),
+        http=protocol_with_timeouts(
+            settings.header_timeout_s,
+            settings.send_timeout_s,
+            settings.min_bytes_per_s,
+            settings.max_connections,
+        ),
         timeout_keep_alive=settings.keep_alive_s,
         timeout_graceful_shutdown=max(1, round(settings.shutdown_timeout_s)),
     )
@@ -71,6 +79,19 @@ def serve(
     server.run(sockets=listeners)
     watchdog.code = 0
     return 0 if server.started else 1
+
+
+def _allow_open_files(connections: int) -> None:
+    """Let the process open a file for each connection, as far as the system allows."""
+    if sys.platform == "win32":
+        return
+    import resource  # noqa: PLC0415 - Windows has none
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 class Watchdog:

@@ -19,6 +19,7 @@ Result = TypeVar("Result")
 SMALL = (
     1024 * 1024
 )  # bytes of a body or an answer that counts as small, as most photos and masks do
+GRACE_S = 5.0  # before a body must come with the least bytes per second
 PIECE = 256 * 1024  # bytes of an answer that the server takes at once
 
 
@@ -139,7 +140,9 @@ class BodyLimit:
         max_bytes: int,
         timeout_s: float,
         admission: Admission,
+        *,
         stored: Mapping[str, int] | None = None,
+        min_bytes_per_s: int = 0,
     ) -> None:
         """`stored`: other limits, of paths whose bodies go to a disk as they come.
 
@@ -147,6 +150,7 @@ class BodyLimit:
         """
         self.stored = stored or {}
         self.app = app
+        self.min_bytes_per_s = min_bytes_per_s
         self.admission = admission
         self.max_bytes = max_bytes
         self.timeout_s = timeout_s
@@ -158,7 +162,8 @@ class BodyLimit:
         stored = self.stored.get(scope["path"])
         limit = stored or self.max_bytes
         received = 0
-        until = asyncio.get_running_loop().time() + self.timeout_s
+        began = asyncio.get_running_loop().time()
+        until = began + self._patience_s(0)
         complete = False
 
         async def limited() -> Message:
@@ -173,6 +178,7 @@ class BodyLimit:
             _check(received + size, limit)
             if stored is None:
                 self.admission.hold(size, received)
+                until = began + self._patience_s(received + size)
             else:
                 until = asyncio.get_running_loop().time() + self.timeout_s
             received += size
@@ -184,13 +190,20 @@ class BodyLimit:
             if stored is None:
                 self.admission.release(received)
 
+    def _patience_s(self, received: int) -> float:
+        """Return after how many seconds the next bytes must have come."""
+        if not self.min_bytes_per_s:
+            return self.timeout_s
+        return min(self.timeout_s, GRACE_S + received / self.min_bytes_per_s)
+
     async def _in_time(self, receive: Receive, until: float) -> Message:
         try:
             async with asyncio.timeout_at(until):
                 return await receive()
         except TimeoutError:
             raise BodyTimeout(
-                f"the body was not complete after {self.timeout_s:g} s: send it faster"
+                f"the body was not complete after {self.timeout_s:g} s, or came with fewer than "
+                f"{self.min_bytes_per_s} bytes per second: send it faster"
             ) from None
 
 

@@ -7,14 +7,57 @@ the body of a request that offers an upgrade to HTTP/2, as Java's client does by
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
 from urllib.parse import unquote
 
+import h11
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+# A body of more pieces than this, each of a few bytes, takes long to parse.
+MOST_CRUMBS, CRUMB_BYTES = 1000, 32
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+MOST_HEADER_BYTES, MOST_HEADERS = 65_536, 200
+END_OF_HEADERS = re.compile(rb"\r?\n\r?\n")
 FIRST_PROBE_S, LAST_PROBE_S = 0.1, 5.0
+
+
+class Connection(h11.Connection):
+    """Refuses what takes long to parse: thousands of headers, bodies in chunks of a few bytes.
+
+    64 KB of either take 50 ms, in which nobody else is served.
+    """
+
+    _pieces = _bytes = 0  # of the body
+    _lines = 0  # of the headers
+    _tail = b""  # of the data before: the end of the headers may come in two pieces
+
+    def receive_data(self, data: bytes) -> None:
+        """Take bytes of the client."""
+        if self.their_state in (h11.IDLE, h11.DONE):
+            self._lines += END_OF_HEADERS.split(self._tail + data, maxsplit=1)[0].count(b"\n")
+            self._tail = data[-3:]
+        super().receive_data(data)
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        """Return what the client sent next; raises RemoteProtocolError."""
+        if self.their_state is h11.IDLE and self._lines > MOST_HEADERS:
+            raise h11.RemoteProtocolError(f"there are more than {MOST_HEADERS} headers")
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self._pieces = self._bytes = self._lines = 0
+            self._tail = b""
+        elif isinstance(event, h11.Data):
+            self._pieces += 1
+            self._bytes += len(event.data)
+            if self._pieces > MOST_CRUMBS and self._bytes < CRUMB_BYTES * self._pieces:
+                self._refuse()
+        return event
+
+    def _refuse(self) -> None:
+        if self.our_state is h11.SEND_RESPONSE:  # else there is an answer already
+            raise h11.RemoteProtocolError(f"the body comes in pieces of fewer than {CRUMB_BYTES} B")
 
 
 class Protocol(H11Protocol):
@@ -27,6 +70,7 @@ class Protocol(H11Protocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.conn = Connection(h11.SERVER, MOST_HEADER_BYTES)
         self._half_closed = False
         self._probe_timer: asyncio.TimerHandle | None = None
 

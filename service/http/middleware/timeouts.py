@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from http import HTTPStatus
 from typing import Any
 
-from service.errors import HeaderTimeout
+from service.errors import HeaderTimeout, Overloaded, ServiceError
 from service.http import problems
 from service.http.middleware.protocol import Protocol
 
@@ -20,15 +21,20 @@ log = logging.getLogger("service.http")
 
 
 def protocol_with_timeouts(
-    header_timeout_s: float, send_timeout_s: float
+    header_timeout_s: float,
+    send_timeout_s: float,
+    min_bytes_per_s: int = 0,
+    max_connections: int = 0,
 ) -> type[asyncio.Protocol]:
-    """Return uvicorn's protocol class with these timeouts."""
+    """Return uvicorn's protocol class with these timeouts and limits."""
 
     class Configured(TimeoutProtocol):
         pass
 
     Configured.header_timeout_s = header_timeout_s
     Configured.send_timeout_s = send_timeout_s
+    Configured.min_bytes_per_s = min_bytes_per_s
+    Configured.max_connections = max_connections
     return Configured
 
 
@@ -37,9 +43,12 @@ class TimeoutProtocol(Protocol):
 
     header_timeout_s = 10.0  # to complete the headers of a request
     send_timeout_s = 60.0  # without progress, while there are bytes to send
+    min_bytes_per_s = 0  # which the client must read meanwhile
+    max_connections = 0  # 0: no limit
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._idle_since = 0.0  # on the loop's clock
         self._timer: asyncio.TimerHandle | None = None
         self._send_timer: asyncio.TimerHandle | None = None
 
@@ -48,7 +57,34 @@ class TimeoutProtocol(Protocol):
     ) -> None:
         """Start the header timer for the first request."""
         super().connection_made(transport)
+        self._idle_since = asyncio.get_running_loop().time()
         self._start_timer()
+        if self.max_connections and len(self.connections) > self.max_connections:
+            self._make_room()
+
+    def on_response_complete(self) -> None:
+        """Note since when the connection is idle."""
+        super().on_response_complete()
+        self._idle_since = asyncio.get_running_loop().time()
+
+    def _make_room(self) -> None:
+        """Close the connection that is idle for longest; with none idle, refuse this one."""
+        others = (each for each in self.connections if isinstance(each, TimeoutProtocol))
+        idle = [each for each in others if each is not self and each.is_idle]
+        if idle:
+            min(idle, key=lambda each: each._idle_since).transport.close()
+            return
+        self.transport.write(
+            _complete(Overloaded(f"{self.max_connections} connections are open: try again later"))
+        )
+        self.transport.close()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is in progress."""
+        return not self.transport.is_closing() and (
+            self.cycle is None or self.cycle.response_complete
+        )
 
     def data_received(self, data: bytes) -> None:
         """Start the header timer when bytes arrive between requests; stop it within a request."""
@@ -80,10 +116,12 @@ class TimeoutProtocol(Protocol):
 
     def _check_progress(self, unsent: int) -> None:
         now = self.transport.get_write_buffer_size()
-        if now < unsent:
+        least = max(1, min(unsent, round(self.min_bytes_per_s * self.send_timeout_s)))
+        if unsent - now >= least:
             self._watch_sending(now)
             return
-        log.info("closing a connection whose client read nothing for %g s", self.send_timeout_s)
+        read, seconds = unsent - now, self.send_timeout_s
+        log.info("closing a connection whose client read %d bytes in %g s", read, seconds)
         self.transport.abort()
 
     def _stop_send_timer(self) -> None:
@@ -113,12 +151,16 @@ class TimeoutProtocol(Protocol):
 
 def refusal(timeout_s: float) -> bytes:
     """Return a complete 408 response; such a request never reaches the application."""
-    error = HeaderTimeout(
-        f"the request headers were not complete after {timeout_s:g} s: send them faster"
-    )
+    error = f"the request headers were not complete after {timeout_s:g} s: send them faster"
+    return _complete(HeaderTimeout(error))
+
+
+def _complete(error: ServiceError) -> bytes:
+    """Return a complete response with an error."""
     body = json.dumps(problems.fields(error)).encode()
     head = (
-        f"HTTP/1.1 {error.status} Request Timeout\r\nContent-Type: {problems.MEDIA_TYPE}\r\n"
+        f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n"
+        f"Content-Type: {problems.MEDIA_TYPE}\r\n"
         f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
     )
     return head.encode() + body
