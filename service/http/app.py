@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
+from threading import Barrier
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Depends, FastAPI, Header, Query, Request, Response
@@ -128,7 +129,7 @@ def create_app(
 
     `decoders`: None decodes in threads. `beside`: serves the application in another way too.
     """
-    pool = ThreadPoolExecutor(cpus.available() + 1, thread_name_prefix="imaging")
+    pool = _started_pool(cpus.available() + 1)
     decoders = decoders or Threads(pool)
     models.others_healthy = lambda: decoders.healthy
     measured = Metrics(models)
@@ -188,6 +189,14 @@ def create_app(
     problems.install(app)
     _add_routes(app, settings, models, resources, measured, fetcher=fetcher, jobs=jobs)
     return app
+
+
+def _started_pool(threads: int) -> ThreadPoolExecutor:
+    """All threads start at once: more threads later on then always mean a leak."""
+    pool, all_started = ThreadPoolExecutor(threads, thread_name_prefix="imaging"), Barrier(threads)
+    for _ in range(threads):
+        pool.submit(all_started.wait)
+    return pool
 
 
 async def _started(decoders: Decoders) -> None:

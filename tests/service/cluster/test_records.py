@@ -181,9 +181,9 @@ def test_the_client_reports_on_what_a_batch_has_recorded(tmp_path: Path, out: Pl
     parts.close()
     assert cli.main(["report", str(tmp_path)]) == 0
     assert (tmp_path / "report.csv").read_text().splitlines() == [
-        "photo,status,error,model,model_digest,confidence,pixels,background,cat",
-        "a/x.jpg,done,,m,d1,0.5,7,7,0",
-        "b.jpg,rejected,400,m,d1,,,,",
+        "photo,status,error,model,model_digest,confidence,pixels,taken,latitude,longitude,background,cat",
+        "a/x.jpg,done,,m,d1,0.5,7,,,,7,0",
+        "b.jpg,rejected,400,m,d1,,,,,,,",
     ]
 
 

@@ -179,7 +179,7 @@ def owed(service: Service) -> Iterator[tuple[socket.socket, int]]:
 def test_a_client_that_reads_nothing_is_cut_off(service: Service) -> None:
     with owed(service) as (connection, length):
         deadline = time.monotonic() + 60
-        while "client read nothing" not in service.log.read_text():
+        while "client read 0 bytes" not in service.log.read_text():
             assert time.monotonic() < deadline
             time.sleep(0.1)
         assert len(rest(connection)) < length
