@@ -33,6 +33,7 @@ def in_file(path: Path) -> str:
     return str(path.relative_to(FOLDER))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("path", FILES, ids=in_file)
 def test_a_manifest_is_valid_without_unknown_fields(path: Path, version: str) -> None:

@@ -32,6 +32,7 @@ def test_the_health_command_fails_where_nothing_listens() -> None:
     assert "http://127.0.0.1:1/readyz: " in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the CUDA provider and ldd are Linux's")
 def test_the_gpu_check_sees_a_missing_library() -> None:
     """Without NVIDIA's wheels it names exactly the libraries that `ldd` finds missing."""

@@ -17,6 +17,7 @@ from tests.export.conftest import SIZE
 from tests.service.web import opened, photo, png
 
 
+@pytest.mark.slow
 def test_contestants_take_turns_and_the_first_round_is_not_counted() -> None:
     turns: list[str] = []
 
@@ -29,6 +30,7 @@ def test_contestants_take_turns_and_the_first_round_is_not_counted() -> None:
     assert set(found) == {"a", "b"}
 
 
+@pytest.mark.slow
 def test_processor_time_is_that_of_all_threads() -> None:
     def work(_: bench.Images) -> None:
         threads = [threading.Thread(target=sum, args=(range(1_000_000),)) for _ in range(2)]

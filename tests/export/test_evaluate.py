@@ -26,6 +26,7 @@ from tests.model import limits, voc_folder
 from tests.service import onnx_models
 
 
+@pytest.mark.slow
 def test_importing_the_service_keeps_the_pixel_limit_of_training(tmp_path: Path) -> None:
     """Pillow still refuses a decompression bomb after `export.evaluate` is imported."""
     assert "service.images.imaging" in sys.modules

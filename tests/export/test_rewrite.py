@@ -36,6 +36,7 @@ def scrambled(config: ModelConfig) -> DeepLabV3Plus:
     return net.eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

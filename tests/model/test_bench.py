@@ -51,6 +51,7 @@ def test_the_options_for_speed_train_to_the_same_result_within_their_bounds(
     assert all(row["weight_difference"] > 0 for row in rows[1:])  # other arithmetic was used
 
 
+@pytest.mark.slow
 def test_a_variant_that_trains_to_another_result_fails(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

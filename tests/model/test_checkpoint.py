@@ -84,6 +84,7 @@ def test_figures_are_recorded_without_touching_the_weights(saved: Path) -> None:
     checkpoint.load(saved)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "value", "says"),
     [

@@ -33,6 +33,7 @@ def check(pixels: Mask) -> None:
     assert shapely.union_all(found).symmetric_difference(squares).area == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("density", [0.1, 0.3, 0.5, 0.6, 0.8, 0.95])
 def test_random_masks_become_valid_polygons_of_the_same_pixels(density: float) -> None:
     rng = np.random.default_rng(round(100 * density))
@@ -70,6 +71,7 @@ def test_corners_are_limited_before_tracing() -> None:
         polygons(board, 31)
 
 
+@pytest.mark.slow
 def test_noise_of_nine_megapixels_is_refused() -> None:
     """By default a mask may have 1,000,000 corners; such noise has several millions."""
     assert MAX_CORNERS == 1_000_000

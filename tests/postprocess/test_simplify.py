@@ -39,6 +39,7 @@ def check(labels: Labels, tolerance: float) -> None:
         assert set(shapely.get_coordinates(new).flat) <= set(range(max(labels.shape) + 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tolerance", [0.5, 1, 2, 8])
 @pytest.mark.parametrize("size", [1, 3])
 def test_random_maps_stay_a_partition_within_the_tolerance(tolerance: float, size: int) -> None:

@@ -61,6 +61,7 @@ def data(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return part_of(SHARED / "data", tmp_path / "data", 3)
 
 
+@pytest.mark.slow
 def test_a_voc_submission_scores_what_evaluation_says(data: Path, tmp_path: Path) -> None:
     """Read as the server reads it: ids from palette PNGs of the photo's size."""
     source = save(tmp_path, VOC_CLASSES)

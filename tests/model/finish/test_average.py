@@ -24,6 +24,7 @@ def write(path: Path, seed: int, *, classes: int = 5) -> DeepLabV3Plus:
     return net
 
 
+@pytest.mark.slow
 def test_the_mean_lies_between_the_checkpoints(tmp_path: Path) -> None:
     a, b = write(tmp_path / "a", 0), write(tmp_path / "b", 1)
     arguments = [str(tmp_path / "a"), str(tmp_path / "b"), "-o", str(tmp_path / "mean")]

@@ -66,6 +66,7 @@ def test_the_last_map_is_that_of_timm_itself() -> None:
     assert torch.equal(features(x).high, theirs(x)[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("backbone", "output_stride", "says"),
     [

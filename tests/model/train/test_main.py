@@ -202,6 +202,7 @@ def test_a_batch_too_small_for_batch_norm_causes_a_warning(
     assert "freeze_batch_norm" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

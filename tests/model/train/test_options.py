@@ -148,6 +148,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decoder", [True, False], ids=["decoder", "no decoder"])
 def test_thinned_labels_are_compared_with_the_logits_without_resizing(decoder: bool) -> None:
     """Compare with PyTorch's cross-entropy of the unresized logits, every 4 or 16 pixels."""

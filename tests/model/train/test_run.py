@@ -184,6 +184,7 @@ def test_a_log_that_cannot_be_written_is_named(data: Path, tmp_path: Path) -> No
         run(make_recipe(), data, tmp_path / "run", resume=True)
 
 
+@pytest.mark.slow
 def test_a_run_that_begins_again_begins_its_log_again(data: Path, tmp_path: Path) -> None:
     """A run that was killed before its first state begins again with --out and with --resume."""
     for folder, resume in ((tmp_path / "out", False), (tmp_path / "resumed", True)):

@@ -50,6 +50,7 @@ def prepare(config: Recipe, data: Path, root: Path) -> Targets:
     return found
 
 
+@pytest.mark.slow
 def test_stored_answers_are_the_teachers_probabilities(
     config: Recipe, data: Path, tmp_path: Path
 ) -> None:

@@ -92,6 +92,7 @@ def published(content: bytes, address: str = "http://127.0.0.1:1", **fields: Any
     return WEIGHTS[name].model_copy(update=update)
 
 
+@pytest.mark.slow
 def test_a_download_becomes_a_checkpoint_with_its_card(
     tmp_path: Path, files: dict[str, bytes]
 ) -> None:
@@ -126,6 +127,7 @@ def test_a_download_becomes_a_checkpoint_with_its_card(
     assert left == names | {"net.tar.gz", "net.tar.gz.sha256"}
 
 
+@pytest.mark.slow
 def test_a_second_run_downloads_nothing_and_compares_with_the_record(
     tmp_path: Path, files: dict[str, bytes]
 ) -> None:
@@ -266,6 +268,7 @@ def test_a_damaged_archive_is_named(tmp_path: Path, files: dict[str, bytes]) -> 
     assert [each.name for each in tmp_path.iterdir()] == ["net.tar.gz"]
 
 
+@pytest.mark.slow
 def test_weights_that_do_not_segment_fail_the_self_check(tmp_path: Path) -> None:
     """Shuffled channels, numbers that are not finite, one class everywhere."""
     good = segmenting()

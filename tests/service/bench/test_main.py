@@ -88,6 +88,7 @@ def test_one_run_has_every_figure(tmp_path: Path) -> None:
     assert json.loads(json.dumps(result)) == result
 
 
+@pytest.mark.slow
 def test_a_missing_model_is_an_error_of_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

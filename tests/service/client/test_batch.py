@@ -399,6 +399,7 @@ def test_a_wrong_key_or_model_ends_the_run_at_once_and_fails_no_photo(
     assert len(server.segmented()) <= 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "detail", "hint"),
     [

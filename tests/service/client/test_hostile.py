@@ -314,6 +314,7 @@ NESTED = b"[" * 200_000
 ODD_PROBLEM = {"code": {"a": 1}, "detail": ["x"], "request_id": {"no": "text"}, "title": 1e9}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "answer",
     [

@@ -88,6 +88,7 @@ PHOTOS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "plan", [MASK, OVERLAY, SMOOTH, WINDOWS], ids=["mask", "overlay", "smooth", "windows"]
 )
@@ -123,6 +124,7 @@ ASKED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", ASKED)
 @pytest.mark.parametrize("name", ["small", "reduced", "turned", "narrow"])
 def test_outputs_are_those_of_threads(pool: Processes, asked: str, name: str) -> None:
@@ -145,6 +147,7 @@ def test_outputs_are_those_of_threads(pool: Processes, asked: str, name: str) ->
     assert made[0] == made[1]
 
 
+@pytest.mark.slow
 def test_outputs_that_are_abandoned_end_their_process(
     pool: Processes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,6 +168,7 @@ def test_outputs_that_are_abandoned_end_their_process(
     assert list(pool.encode(found, result, ASKED["mask"]).result(20)) == ["mask"]
 
 
+@pytest.mark.slow
 def test_outputs_of_too_much_processor_time_are_refused(
     pool: Processes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,6 +185,7 @@ def test_outputs_of_too_much_processor_time_are_refused(
     assert pool.ended == {"time": 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("data", "error", "says"),
     [
@@ -247,6 +252,7 @@ def test_photo_of_too_much_processor_time_is_refused(
     assert pool.prepare(found, MASK).result(20).photo.size == (7000, 7000)
 
 
+@pytest.mark.slow
 def test_killed_decoder_costs_no_photo(pool: Processes, slow: bytes) -> None:
     """A photo whose process is killed once is decoded again by the next."""
     found = pool.open(slow, 10**8).result(20)

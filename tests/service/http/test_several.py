@@ -190,6 +190,7 @@ def test_no_name_leads_out_of_the_folder_it_is_unpacked_in(
     assert list(files) == ["results.json", f"{stem}.mask.png", "other.mask.png"]
 
 
+@pytest.mark.slow
 def test_a_failure_of_the_request_drops_all_of_its_photos(folder: Path) -> None:
     held = Held(Settings(models=folder, device="cpu", threads=1, request_timeout_ms=300))
     with TestClient(create_app(held.settings, held.models)) as client:

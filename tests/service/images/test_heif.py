@@ -130,6 +130,7 @@ def test_other_files_of_the_same_container_are_refused() -> None:
     assert not heif.is_heif(b"\0\0\0\x18ftypmp42" + bytes(100))
 
 
+@pytest.mark.slow
 def test_without_its_library_heic_is_refused_with_the_extra_to_install() -> None:
     code = (
         "import sys; sys.modules.update(pi_heif=None, pillow_heif=None)\n"

@@ -340,6 +340,7 @@ def test_a_png_is_not_refused_for_invisible_chunks(kind: bytes, body: bytes) -> 
     assert (np.asarray(photo.image) == turned).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "each", "times"),
     [

@@ -30,6 +30,7 @@ def opened(data: bytes) -> Image.Image:
     return image
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "counts", [[1], [7], [1, 1, 1], [3, 1, 1, 500], [2] * 60, [9000, 1, 8000], [1] * 700]
 )

@@ -144,6 +144,7 @@ def test_calls_are_counted_and_logged_as_requests(addresses: tuple[str, str], cl
     assert count() == before + 1
 
 
+@pytest.mark.slow
 def test_without_the_extra_the_service_says_what_to_install(tmp_path: Path) -> None:
     onnx_models.save(tmp_path / "tiny.onnx")
     flags = ["--models", str(tmp_path), "--port", "0", "--grpc-port", str(free_port())]

@@ -182,6 +182,7 @@ def test_damaged_packets_are_counted(
     assert told["damaged"] == len(PICTURES) - told["frames"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -188,6 +188,7 @@ def test_a_job_is_known_to_its_key_alone(folder: Path, tmp_path: Path) -> None:
         assert client.get("/jobs", headers=KEYS["bob"]).json() == {"jobs": []}
 
 
+@pytest.mark.slow
 def test_the_disk_is_bounded(folder: Path, tmp_path: Path) -> None:
     body = zipped({"a.png": png(photo(400, 500))})
     with serving(folder, jobs=tmp_path / "a", max_jobs_bytes=len(body) - 1) as client:
@@ -207,6 +208,7 @@ def test_bodies_of_jobs_may_be_larger_than_others(folder: Path, tmp_path: Path) 
         assert ended(client, send(client, body).json()["id"])["failed"] == 0
 
 
+@pytest.mark.slow
 def test_jobs_expire(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.http.jobs.runner.SWEEP_S", 0.05)
     with serving(folder, jobs=tmp_path, job_ttl_s=1) as client:
@@ -220,6 +222,7 @@ def test_jobs_expire(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert not (tmp_path / name).exists()
 
 
+@pytest.mark.slow
 def test_photos_of_jobs_wait_for_other_requests(folder: Path, tmp_path: Path) -> None:
     settings = Settings(models=folder, device="cpu", threads=1, jobs=tmp_path, decoders=0)
     loaded = models.load(settings)
@@ -258,6 +261,7 @@ def test_without_the_setting_there_are_no_jobs(folder: Path) -> None:
         assert "/jobs" not in client.get("/openapi.json").json()["paths"]
 
 
+@pytest.mark.slow
 def test_a_killed_service_finishes_its_jobs_after_the_next_start(
     folder: Path, tmp_path: Path
 ) -> None:

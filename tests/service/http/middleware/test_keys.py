@@ -133,6 +133,7 @@ def test_admin_keys_alone_leave_photos_open(tmp_path: Path) -> None:
         assert client.post(RELOAD, headers=bearer("admin")).status_code == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("address", "headers", "status"),
     [

@@ -58,6 +58,7 @@ class Gate:
         return 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "same", "other"),
     [
