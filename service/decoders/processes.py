@@ -1,4 +1,4 @@
-"""Decoders in processes, which end when their photo takes too long. They also encode outputs.
+"""Decode photos and encode outputs in processes, which are ended when they take too long.
 
 Every thread here owns one process and waits for it. A photo whose request is over, or whose
 decoding takes far more processor time than an honest photo, loses its process; the thread then
