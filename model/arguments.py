@@ -45,6 +45,13 @@ def add_checkpoint(p: ArgumentParser) -> None:
     )
 
 
+def add_out(p: ArgumentParser) -> None:
+    """Add the checkpoint that a command writes."""
+    p.add_argument(
+        "-o", "--out", type=Path, required=True, help="checkpoint to write, another NAME"
+    )
+
+
 def add_dataset(p: ArgumentParser, split: str | None = "val") -> None:
     """Add --dataset, --data and --split; without a default split it is the one trained on."""
     p.add_argument("--dataset", choices=sorted(DATASETS), help=DATASET_HELP)
@@ -85,9 +92,7 @@ def add_device(p: ArgumentParser) -> None:
 def add_remade(p: ArgumentParser) -> None:
     """Add the checkpoint to read, the one to write, and the data set it was trained on."""
     add_checkpoint(p)
-    p.add_argument(
-        "-o", "--out", type=Path, required=True, help="checkpoint to write, another NAME"
-    )
+    add_out(p)
     add_dataset(p, None)
     p.add_argument(
         "--sampling",

@@ -27,7 +27,7 @@ from model import arguments, checkpoint
 from model.checkpoint import CheckpointError
 from model.curate.audit import Judge, audit
 from model.curate.suspects import Suspect
-from model.data.dataset import DATASETS, VOID, Dataset, DatasetError, Pair, find, read_mask
+from model.data.dataset import VOID, Dataset, DatasetError, Pair, find, read_mask
 from model.data.guess import choose
 from model.data.pairs import write_mask
 from model.evaluate.evaluation import check_classes
@@ -184,9 +184,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("checkpoint", help="the judge: NAME of NAME.safetensors and NAME.json")
-    p.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of the data set")
-    p.add_argument("--dataset", choices=sorted(DATASETS), help=arguments.DATASET_HELP)
-    p.add_argument("--split", default="val", help="part of the data set (default: val)")
+    arguments.add_dataset(p)
     p.add_argument(
         "--photos", type=arguments.positive, metavar="N", help="photos to judge (default: all)"
     )

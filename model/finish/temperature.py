@@ -20,7 +20,6 @@ import json
 import math
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -140,9 +139,7 @@ def parser() -> argparse.ArgumentParser:
         "--data DATA --split val",
     )
     arguments.add_checkpoint(p)
-    p.add_argument(
-        "-o", "--out", type=Path, required=True, help="checkpoint to write, another NAME"
-    )
+    arguments.add_out(p)
     arguments.add_dataset(p)
     p.add_argument(
         "--pixels",

@@ -135,21 +135,7 @@ def create_app(
     measured = Metrics(models)
     measured.registry.register(DecoderCollector(decoders.ended))
 
-    def on_stage(name: str, seconds: float, ended_ago_s: float) -> None:
-        measured.stage(name, seconds)
-        if tracing:
-            tracing.stage(name, seconds, ended_ago_s)
-
-    resources = Resources(
-        Admission(settings.max_requests, settings.max_pending_pixels, settings.max_pending_bytes),
-        pool,
-        decoders,
-        settings.max_pixels,
-        on_stage=on_stage,
-        on_pixels=measured.pixels.inc,
-        on_problem=lambda code: measured.rejected.labels(code).inc(),
-    )
-
+    resources = _resources(settings, measured, tracing, pool, decoders)
     fetcher = None
     if settings.allow_url_hosts:
         allowed = AllowList.of(settings.allow_url_hosts)
@@ -189,6 +175,31 @@ def create_app(
     problems.install(app)
     _add_routes(app, settings, models, resources, measured, fetcher=fetcher, jobs=jobs)
     return app
+
+
+def _resources(
+    settings: Settings,
+    measured: Metrics,
+    tracing: Tracing | None,
+    pool: ThreadPoolExecutor,
+    decoders: Decoders,
+) -> Resources:
+    """Join what all requests share with the metrics and traces that watch it."""
+
+    def on_stage(name: str, seconds: float, ended_ago_s: float) -> None:
+        measured.stage(name, seconds)
+        if tracing:
+            tracing.stage(name, seconds, ended_ago_s)
+
+    return Resources(
+        Admission(settings.max_requests, settings.max_pending_pixels, settings.max_pending_bytes),
+        pool,
+        decoders,
+        settings.max_pixels,
+        on_stage=on_stage,
+        on_pixels=measured.pixels.inc,
+        on_problem=lambda code: measured.rejected.labels(code).inc(),
+    )
 
 
 def _started_pool(threads: int) -> ThreadPoolExecutor:

@@ -5,9 +5,9 @@ as a network exported at output stride 8, at 16, and in 8 bits. A request with `
 the most accurate point that
 
 - the load allows: with n points the k-th while fewer than k / n of the request slots are taken,
-- and that is expected to answer within half of the time that the request has left,
+- and that is expected to answer within half of the time that the request has left.
 
-or the cheapest point, if there is none.
+If no point fulfils both, the request gets the cheapest one.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ class TimmFeatures(Backbone):
     initialised = True
 
     def __init__(self, backbone: str, output_stride: int) -> None:
-        """Raises BackboneError where there is none, or it cannot run at this stride."""
+        """Raises BackboneError where timm has no such network, or it cannot run at this stride."""
         super().__init__()
         self.net: nn.Module = created(backbone, output_stride)
         info: Any = self.net.feature_info

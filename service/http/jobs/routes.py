@@ -83,24 +83,51 @@ BODY = {
 }
 
 
-def add_routes(app: FastAPI, jobs: Jobs) -> None:  # noqa: PLR0915 - eight short functions
-    """Serve the paths below /jobs."""
-    store, settings = jobs.store, jobs.settings
-    has_keys = bool(settings.api_keys or settings.admin_keys)
+class Desk:
+    """What the routes share: whose request it is, which jobs they may see, and how one is told."""
 
-    def owner(request: Request) -> str:
-        return digest_of_key(request.scope) if has_keys else ""
+    def __init__(self, jobs: Jobs) -> None:
+        self._store = jobs.store
+        self._ttl_s = jobs.settings.job_ttl_s
+        self._has_keys = bool(jobs.settings.api_keys or jobs.settings.admin_keys)
 
-    def known(request: Request, name: str) -> StoredJob:
-        job = store.get(name, owner(request))
+    def owner(self, request: Request) -> str:
+        """The digest of the caller's key; empty where the service has no keys."""
+        return digest_of_key(request.scope) if self._has_keys else ""
+
+    def known(self, request: Request, name: str) -> StoredJob:
+        """The caller's job of that name; raises UnknownJob."""
+        job = self._store.get(name, self.owner(request))
         if job is None:
             raise UnknownJob("there is no such job of this key: it may have expired")
         return job
 
-    def status(job: StoredJob) -> JobStatus:
-        expires = None if job.ended is None else job.ended + settings.job_ttl_s
+    def status(self, job: StoredJob) -> JobStatus:
+        """What the caller is told of a job."""
+        expires = None if job.ended is None else job.ended + self._ttl_s
         fields = {name: getattr(job, name) for name in JobStatus.model_fields if name != "expires"}
         return JobStatus(**fields, expires=expires)
+
+    async def told(self, changes: AsyncIterator[StoredJob | None]) -> AsyncIterator[str]:
+        """The server-sent events of a job's changes; None: nothing has changed for a while."""
+        async for job in changes:
+            if job is None:
+                yield ": no change\n\n"
+            else:
+                yield f"event: progress\ndata: {self.status(job).model_dump_json()}\n\n"
+
+
+def add_routes(app: FastAPI, jobs: Jobs) -> None:
+    """Serve the paths below /jobs."""
+    desk = Desk(jobs)
+    _add_queue(app, jobs, desk)
+    _add_job(app, jobs, desk)
+    _add_outcome(app, jobs, desk)
+
+
+def _add_queue(app: FastAPI, jobs: Jobs, desk: Desk) -> None:
+    """Serve /jobs itself: queue a job, and list those of the caller."""
+    store, settings = jobs.store, jobs.settings
 
     @app.post(
         PATH,
@@ -115,6 +142,10 @@ def add_routes(app: FastAPI, jobs: Jobs) -> None:  # noqa: PLR0915 - eight short
     ) -> JobStatus:
         """Queue many photos: a ZIP, or JSON with URLs or with paths. Options as at /segment."""
         refuse_encoding(request)
+        if query.quality is not None:
+            raise InvalidRequest(
+                "quality=auto: results of a job do not depend on the load: name the model"
+            )
         served = jobs.models.get(query.model)
         windows = query.sliding(settings) is not None
         outputs.check_fit(query.wish(served.engine.contract, ""), windows=windows)
@@ -126,25 +157,37 @@ def add_routes(app: FastAPI, jobs: Jobs) -> None:  # noqa: PLR0915 - eight short
             kind, photos, size = await _photos(request, jobs, folder)
             options = query.model_dump_json(exclude_defaults=True)
             job = await asyncio.to_thread(
-                store.add, name, owner(request), kind, query=options, photos=photos, size=size
+                store.add, name, desk.owner(request), kind, query=options, photos=photos, size=size
             )
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
         jobs.added()
         response.headers["Location"] = f"{PATH}/{name}"
-        return status(job)
+        return desk.status(job)
 
     @app.get(PATH)
     async def list_jobs(request: Request) -> JobList:
         """List the jobs of the caller's key."""
-        return JobList(jobs=[status(job) for job in store.all(owner(request))])
+        return JobList(jobs=[desk.status(job) for job in store.all(desk.owner(request))])
+
+
+def _add_job(app: FastAPI, jobs: Jobs, desk: Desk) -> None:
+    """Serve /jobs/NAME: tell the state of a job, and remove it."""
 
     @app.get(PATH + "/{name}", responses=documented(UnknownJob))
     async def get_job(request: Request, name: str) -> JobStatus:
         """Tell the state of a job."""
-        return status(known(request, name))
+        return desk.status(desk.known(request, name))
 
+    @app.delete(PATH + "/{name}", status_code=204, responses=documented(UnknownJob))
+    async def delete_job(request: Request, name: str) -> None:
+        """Cancel a job and remove it with its result."""
+        await jobs.remove(desk.known(request, name))
+
+
+def _add_outcome(app: FastAPI, jobs: Jobs, desk: Desk) -> None:
+    """Serve what comes of a job: its events, and the ZIP of its results."""
     events: dict[int | str, dict[str, Any]] = {
         200: {"content": {EVENTS: {"schema": {"type": "string"}}}}
     }
@@ -156,18 +199,11 @@ def add_routes(app: FastAPI, jobs: Jobs) -> None:  # noqa: PLR0915 - eight short
     )
     async def get_job_events(request: Request, name: str) -> Response:
         """Send the state of a job at every change until it ends (server-sent events)."""
-        told = _told(jobs.events(known(request, name)))
+        told = desk.told(jobs.events(desk.known(request, name)))
         if request.method == "HEAD":  # there is nothing to wait for
             return Response(media_type=EVENTS)
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx would hold them
         return StreamingResponse(told, media_type=EVENTS, headers=headers)
-
-    async def _told(changes: AsyncIterator[StoredJob | None]) -> AsyncIterator[str]:
-        async for job in changes:
-            if job is None:
-                yield ": no change\n\n"
-            else:
-                yield f"event: progress\ndata: {status(job).model_dump_json()}\n\n"
 
     results: dict[int | str, dict[str, Any]] = {200: {"content": ZIP_ANSWER}}
 
@@ -178,17 +214,14 @@ def add_routes(app: FastAPI, jobs: Jobs) -> None:  # noqa: PLR0915 - eight short
     )
     async def get_job_result(request: Request, name: str) -> FileResponse:
         """Send the ZIP of the results: `results.json`, and the outputs of the photos."""
-        job = known(request, name)
+        job = desk.known(request, name)
         if job.state != "done":
             raise JobNotDone(f"the job is {job.state}: see {PATH}/{name}")
         return FileResponse(
-            store.folder / job.id / RESULT, media_type="application/zip", filename=f"{name}.zip"
+            jobs.store.folder / job.id / RESULT,
+            media_type="application/zip",
+            filename=f"{name}.zip",
         )
-
-    @app.delete(PATH + "/{name}", status_code=204, responses=documented(UnknownJob))
-    async def delete_job(request: Request, name: str) -> None:
-        """Cancel a job and remove it with its result."""
-        await jobs.remove(known(request, name))
 
 
 def _length(request: Request) -> int:

@@ -19,7 +19,7 @@ class Source(Protocol):
     """Gives the content of a job's photos."""
 
     async def read(self, number: int, name: str) -> bytes:
-        """Return a photo; raises a ServiceError if there is none."""
+        """Return a photo; raises a ServiceError if it cannot be read."""
 
     def close(self) -> None:
         """Free what is open."""

@@ -170,6 +170,7 @@ def test_a_bad_zip_or_option_makes_no_job(client: TestClient) -> None:
     good = zipped({"a.png": png(photo())})
     assert send(client, good, output="none").json()["code"] == "invalid-request"
     assert send(client, good, model="none").json()["code"] == "unknown-model"
+    assert "name the model" in send(client, good, quality="auto").json()["detail"]
     assert client.post("/jobs", content=b"x").json()["code"] == "unsupported-media-type"
     assert client.get("/jobs").json() == before
 
