@@ -38,7 +38,8 @@ from service.inference.models import ServedModel
 Done = TypeVar("Done")
 Made = TypeVar("Made")
 
-# Windows of one photo that wait for the engine: all 64 would hold up the photos of others.
+# Windows of one photo that wait for the engine, or a whole batch where that is more: all 64 would
+# hold up the photos of others.
 AT_ONCE = 4
 
 # Errors of one photo, which do not affect the other photos of the request.
@@ -291,7 +292,7 @@ async def _infer(prepared: Prepared, job: Job) -> list[Prediction]:
     began = time.monotonic()
     batcher = job.model.batcher
     extras = outputs.extras(job.wish, job.contract)
-    turns = asyncio.Semaphore(AT_ONCE)
+    turns = asyncio.Semaphore(max(AT_ONCE, job.model.max_batch))
 
     async def predicted(pixels: NDArray[np.uint8]) -> tuple[Prediction, Timing]:
         async with turns:

@@ -33,10 +33,10 @@ class ServedModel:
         self.engine = engines[0]  # describes the model; all engines run
         self.name = self.engine.name
         self.revive: Callable[[], None] = lambda: None  # called when no session is left
-        self._max_batch = settings.max_batch or self.engine.usual_batch
+        self.max_batch = settings.max_batch or self.engine.usual_batch
         self.batcher: Batcher[Prediction] = Batcher(
             *(run for engine in engines for run in engine.runs),
-            max_batch=self._max_batch,
+            max_batch=self.max_batch,
             max_wait_ms=settings.max_wait_ms,
             alone=self.engine.predict_alone if self.engine.lanes > 1 else None,
             on_death=self._died,
@@ -59,7 +59,7 @@ class ServedModel:
     async def start(self) -> None:
         """Warm up the engines, then accept requests."""
         for engine in self.engines:
-            await asyncio.to_thread(engine.warm_up, self._max_batch)
+            await asyncio.to_thread(engine.warm_up, self.max_batch)
         self.batcher.start()
         sessions = len(self.batcher.sessions)
         several = f", {sessions} sessions" if sessions > 1 else ""
