@@ -457,7 +457,7 @@ class Settings(BaseSettings):
             return listed
         return [part.strip() for part in listed.split(",") if part.strip()]
 
-    @field_validator("api_keys", "admin_keys", mode="before")
+    @field_validator("api_keys", "admin_keys", "quality", mode="before")
     @classmethod
     def _not_empty(cls, listed: object) -> object:
         # Runs before `_split`: pydantic calls the last `before` validator first.
@@ -500,6 +500,25 @@ class Settings(BaseSettings):
     def _tensorrt_needs_a_cache(self) -> Self:
         if self.device == "tensorrt" and self.trt_cache is None:
             raise ValueError("--device tensorrt needs --trt-cache, the folder with its engines")
+        return self
+
+    @model_validator(mode="after")
+    def _folders_of_jobs(self) -> Self:
+        if self.job_inputs is None:
+            return self
+        if self.jobs is None:
+            raise ValueError("--job-inputs is the folder of photos for jobs: set --jobs too")
+        if not self.job_inputs.is_dir():
+            raise ValueError(f"--job-inputs {self.job_inputs}: there is no such folder")
+        own, theirs = self.jobs.resolve(), self.job_inputs.resolve()
+        if own.is_relative_to(theirs) or theirs.is_relative_to(own):
+            raise ValueError("--jobs and --job-inputs must be apart: neither may contain the other")
+        return self
+
+    @model_validator(mode="after")
+    def _a_job_fits_on_the_disk(self) -> Self:
+        if self.max_job_bytes > self.max_jobs_bytes:
+            raise ValueError("--max-job-bytes of one job exceeds --max-jobs-bytes of all")
         return self
 
     @model_validator(mode="after")
@@ -559,7 +578,8 @@ def from_command_line(kind: type[S], arguments: list[str]) -> S:
             continue
         action.help = kind.model_fields[action.dest].description
         if action.metavar is not None and not str(action.metavar).startswith("{"):
-            unit = UNITS.get(action.dest.rpartition("_")[2])
+            rate = action.dest.endswith("_per_s")
+            unit = None if rate else UNITS.get(action.dest.rpartition("_")[2])
             action.metavar = unit or METAVARS.get(str(action.metavar), "LIST")
     return CliApp.run(kind, cli_args=arguments, cli_settings_source=source)
 

@@ -42,13 +42,13 @@ class ReloadQuery(BaseModel):
 
     digest: Annotated[str | None, Field(description="SHA-256 that the new file must have")] = None
     shadow: Annotated[
-        float,
+        float | None,
         Field(
-            ge=0,
+            gt=0,
             le=1,
             description="first try the file out beside the model, on this share of the images",
         ),
-    ] = 0.0
+    ] = None
     promote_after: Annotated[
         int,
         Field(
@@ -64,13 +64,14 @@ class ReloadQuery(BaseModel):
         float, Field(gt=0, description="times as long as the model that an image may take")
     ] = 1.5
 
-    def trial(self) -> Trial:
-        """Return the settings of the trial; raises InvalidRequest for any without `shadow`."""
-        if not self.shadow:
+    def trial(self) -> Trial | None:
+        """The terms of the shadow, if there is to be one; raises InvalidRequest for terms alone."""
+        if self.shadow is None:
             # Generated clients send defaults too.
             odd = sorted(self.model_dump(exclude={"digest", "shadow"}, exclude_defaults=True))
             if odd:
                 raise InvalidRequest(f"{', '.join(odd)}: only with shadow, such as shadow=0.1")
+            return None
         return Trial(self.shadow, self.promote_after, self.least_agreement, self.most_slowdown)
 
 
@@ -99,6 +100,10 @@ def add_routes(app: FastAPI, settings: Settings, models: Models, admission: Admi
         """Describe one model."""
         return ModelDescription(**described(models.get(name)))
 
+    def refuse_while_loading() -> None:
+        if models.loading:
+            raise Overloaded("another reload is in progress: try again in a moment")
+
     refusals = documented(
         *(InvalidRequest, Unauthorized, Forbidden, UnknownModel, ModelUnusable, Overloaded)
     )
@@ -112,12 +117,16 @@ def add_routes(app: FastAPI, settings: Settings, models: Models, admission: Admi
         Requires an admin key; without admin keys, a request from the service's own host.
         """
         check_admin(request.scope, settings.admin_keys)
-        if models.loading:
-            raise Overloaded("another reload is in progress: try again in a moment")
+        refuse_while_loading()
         trial = query.trial()
+        if trial is not None and settings.watch_models_s:
+            raise InvalidRequest(
+                "shadow: this service loads new files by itself, as --watch-models-s says"
+            )
+        changed = True
         with admission.request():
-            if trial.share:
-                changed = await models.try_out(name, query.digest, trial)
+            if trial is not None:
+                await models.try_out(name, query.digest, trial)
             else:
                 changed = await models.reload(name, query.digest)
         return Reloaded(changed=changed, **described(models.get(name)))
@@ -131,6 +140,7 @@ def add_routes(app: FastAPI, settings: Settings, models: Models, admission: Admi
         Requires the same rights as a reload.
         """
         check_admin(request.scope, settings.admin_keys)
+        refuse_while_loading()
         outcome: Verdict = "promoted" if verdict == "promote" else "dropped"
-        models.settle(name, outcome, "by request")
+        await models.settle(name, outcome, "by request")
         return ModelDescription(**described(models.get(name)))

@@ -103,7 +103,7 @@ async def uploads(request: Request, intake: Intake, parsed: Parsed | None = None
     """Return the images: the body itself, those of a form or a ZIP, or that of `parsed` JSON."""
     refuse_encoding(request)
     if parsed is not None and parsed.url is not None:
-        photo = await fetched(intake.fetcher, parsed.url)
+        photo = await unless_gone(request, fetched(intake.fetcher, parsed.url))
         return Sent([Upload(photo)], unpacked=len(photo))
     if parsed is not None:
         decode = partial(json_request.decode, parsed.image)

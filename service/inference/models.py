@@ -186,14 +186,15 @@ class Models:
                     await asyncio.to_thread(fresh.release)
             if served is not None:
                 self._end_trial(served, "dropped", "the model was reloaded")
+                fresh.past_trial = served.past_trial
                 self._retire(served)
             return True
 
-    async def try_out(self, name: str, digest: str | None, trial: Trial) -> bool:
-        """Run the model's new file as its shadow; return False if the file has not changed.
+    async def try_out(self, name: str, digest: str | None, trial: Trial) -> None:
+        """Run the model's new file as its shadow, which ends one that is already running.
 
-        This ends a shadow that is already running. Raises UnknownModel, or ModelUnusable if the
-        file cannot be used or compared.
+        Raises UnknownModel, or ModelUnusable if the file cannot be used or compared, or if it is
+        the one that is served.
         """
         async with self._loading:
             served, before = self.get(name), resident_bytes()
@@ -203,7 +204,7 @@ class Models:
                 if problem:
                     raise ModelUnusable(f"{name} gets no shadow of this file: {problem}")
                 if not await self._takes_over(fresh, served, digest):
-                    return False
+                    raise ModelUnusable(f"{name} gets no shadow: its file is the served one")
                 self._end_trial(served, "dropped", "another trial began")
                 served.shadow = Shadow(
                     fresh,
@@ -216,27 +217,32 @@ class Models:
                 if served.shadow is None or served.shadow.candidate is not fresh:
                     await fresh.batcher.close(0)
                     await asyncio.to_thread(fresh.release)
-            return True
 
-    def settle(self, name: str, verdict: Verdict, reason: str) -> None:
+    async def settle(self, name: str, verdict: Verdict, reason: str) -> None:
         """Promote or drop a model's shadow; raises UnknownModel, or ModelUnusable without one."""
-        served = self.get(name)
-        if served.shadow is None:
-            raise ModelUnusable(
-                f"{name} has no shadow: POST /models/{name}/reload?shadow=0.1 starts one"
-            )
+        async with self._loading:
+            served = self.get(name)
+            if served.shadow is None:
+                raise ModelUnusable(
+                    f"{name} has no shadow: POST /models/{name}/reload?shadow=0.1 starts one"
+                )
+            self._settle(served, verdict, reason)
+
+    def _settle(self, served: ServedModel, verdict: Verdict, reason: str) -> None:
+        assert served.shadow is not None
         candidate = served.shadow.candidate
         self._end_trial(served, verdict, reason)
         if verdict == "promoted":
             candidate.past_trial = served.past_trial
-            self._models[name] = candidate
+            self._models[served.name] = candidate
             self._retire(served)
 
     async def _judged(
         self, served: ServedModel, shadow: Shadow, verdict: Verdict, reason: str
     ) -> None:
-        if served.shadow is shadow and self._models.get(served.name) is served:
-            self.settle(served.name, verdict, reason)
+        async with self._loading:
+            if served.shadow is shadow and self._models.get(served.name) is served:
+                self._settle(served, verdict, reason)
 
     def _end_trial(self, served: ServedModel, verdict: Verdict, reason: str) -> None:
         """Stop comparing, keep the report, and free the candidate unless it is promoted."""
@@ -247,6 +253,7 @@ class Models:
         shadow.stop()
         log.info("the shadow of %s was %s: %s", served.name, verdict, reason)
         if verdict != "promoted":
+            log.info("its file is still in the folder; put the old one back before a restart")
             self._retire(shadow.candidate)
 
     async def _takes_over(

@@ -45,7 +45,7 @@ class Fetcher:
             if not limit.expired():
                 raise
             raise InvalidRequest(f"url: no photo came within {TIMEOUT_S:g} s") from None
-        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, OSError, UnicodeError) as error:
             reason = str(error) or type(error).__name__
             raise InvalidRequest(f"url: the photo cannot be fetched: {reason}") from None
         finally:
@@ -72,7 +72,10 @@ class Fetcher:
         """Parse a URL; raises InvalidRequest unless its host is allowed."""
         if len(url) > LONGEST:
             raise InvalidRequest(f"url: it has {len(url)} characters, the limit is {LONGEST}")
-        target = httpx.URL(url)
+        try:
+            target = httpx.URL(url)
+        except (httpx.InvalidURL, UnicodeError) as error:
+            raise InvalidRequest(f"url: {error}") from None
         if target.userinfo:
             raise InvalidRequest("url: it has a user name, which would be forwarded: remove it")
         host = target.raw_host.decode("ascii").lower()

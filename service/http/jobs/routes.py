@@ -24,7 +24,7 @@ from service.errors import (
 )
 from service.http.answers import BINARY
 from service.http.bodies import zip_request
-from service.http.jobs.runner import Jobs
+from service.http.jobs.runner import Arrival, Jobs
 from service.http.jobs.sources import files
 from service.http.jobs.store import INPUT, RESULT, Kind, State, StoredJob
 from service.http.middleware.keys import digest_of_key
@@ -154,11 +154,12 @@ def _add_queue(app: FastAPI, jobs: Jobs, desk: Desk) -> None:
         jobs.check_space(_length(request))
         name, folder = await asyncio.to_thread(store.reserve)
         try:
-            kind, photos, size = await _photos(request, jobs, folder)
-            options = query.model_dump_json(exclude_defaults=True)
-            job = await asyncio.to_thread(
-                store.add, name, desk.owner(request), kind, query=options, photos=photos, size=size
-            )
+            with jobs.arrival() as arrival:
+                kind, photos, size = await _photos(request, jobs, folder, arrival)
+                options, owner = query.model_dump_json(exclude_defaults=True), desk.owner(request)
+                job = await asyncio.to_thread(
+                    store.add, name, owner, kind, query=options, photos=photos, size=size
+                )
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -229,12 +230,14 @@ def _length(request: Request) -> int:
     return int(text) if text.isascii() and text.isdigit() else 0
 
 
-async def _photos(request: Request, jobs: Jobs, folder: Path) -> tuple[Kind, list[str], int]:
+async def _photos(
+    request: Request, jobs: Jobs, folder: Path, arrival: Arrival
+) -> tuple[Kind, list[str], int]:
     """Return where the photos come from, their names, and the bytes stored in the folder."""
     most = jobs.settings.max_job_photos
     kind = media_type(request)
     if kind in zip_request.MEDIA_TYPES:
-        size = await _save(request, jobs, folder / INPUT)
+        size = await _save(request, arrival, folder / INPUT)
         return "zip", await asyncio.to_thread(_members, folder / INPUT, most), size
     if kind != "application/json":
         raise UnsupportedMedia(
@@ -242,7 +245,7 @@ async def _photos(request: Request, jobs: Jobs, folder: Path) -> tuple[Kind, lis
             "`urls` or `paths`"
         )
     asked = await _listed(request)
-    if asked.paths is not None:
+    if asked.paths:
         root = jobs.settings.job_inputs
         return "paths", await asyncio.to_thread(files, root, asked.paths, most), 0
     urls = asked.urls or []
@@ -256,13 +259,13 @@ async def _photos(request: Request, jobs: Jobs, folder: Path) -> tuple[Kind, lis
     return "urls", urls, 0
 
 
-async def _save(request: Request, jobs: Jobs, path: Path) -> int:
+async def _save(request: Request, arrival: Arrival, path: Path) -> int:
     """Write the body to a file as it comes; raises JobsFull."""
     size = 0
     try:
         with path.open("wb") as file:
             async for piece in request.stream():
-                jobs.check_space(size + len(piece))
+                arrival.add(len(piece))
                 file.write(piece)
                 size += len(piece)
     except OSError as error:

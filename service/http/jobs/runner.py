@@ -9,17 +9,23 @@ import shutil
 import time
 import zipfile
 from collections.abc import AsyncIterator, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from service.errors import EngineUnavailable, JobsFull, Overloaded, ServiceError, ShuttingDown
+from service.errors import (
+    EngineUnavailable,
+    InferenceFailed,
+    JobsFull,
+    Overloaded,
+    ServiceError,
+    ShuttingDown,
+)
 from service.http import deadlines, packing
 from service.http.bodies.urls import Fetcher
 from service.http.jobs.sources import FolderSource, Source, UrlSource, ZipSource
 from service.http.jobs.store import INPUT, OUTPUTS, RESULT, Store, StoredJob
-from service.http.operating_point import chosen
 from service.http.packing import Outcome
 from service.http.query import SegmentQuery
 from service.http.segment import Job, Resources, segment_photo
@@ -35,6 +41,20 @@ PATIENCE_S = 5.0  # for which a photo of a job waits while other requests are in
 SWEEP_S = 30.0
 TRANSIENT = (Overloaded, EngineUnavailable, ShuttingDown)
 NEWS_S, NO_NEWS_S = 0.2, 15  # least and most time between two events of a job
+
+
+class Arrival:
+    """The bytes of a job that has not been stored yet."""
+
+    def __init__(self, jobs: Jobs) -> None:
+        self._jobs = jobs
+        self.size = 0
+
+    def add(self, size: int) -> None:
+        """Count bytes that are about to be written; raises JobsFull."""
+        self._jobs.check_space(size)
+        self._jobs.arriving += size
+        self.size += size
 
 
 class Jobs:
@@ -55,6 +75,8 @@ class Jobs:
         self.fetcher = fetcher
         self._resources = resources
         self._turns = asyncio.Semaphore(PHOTOS_AT_ONCE)
+        self.arriving = 0  # bytes on the disk of jobs that are not stored yet
+        self._removed: set[str] = set()  # jobs that may just be about to run
         self._own = 0  # photos of jobs among the requests in progress
         self._queued = asyncio.Event()
         self._changed = asyncio.Event()
@@ -81,11 +103,21 @@ class Jobs:
 
     async def remove(self, job: StoredJob) -> None:
         """Cancel a job, if it runs, and forget it."""
+        self._removed.add(job.id)
         if task := self._running.get(job.id):
             task.cancel()
             await asyncio.wait([task])
         await asyncio.to_thread(self.store.remove, job.id)
         self._tell()
+
+    @contextmanager
+    def arrival(self) -> Iterator[Arrival]:
+        """Count the bytes of a new job until it is stored, or refused."""
+        arrival = Arrival(self)
+        try:
+            yield arrival
+        finally:
+            self.arriving -= arrival.size
 
     async def events(self, job: StoredJob) -> AsyncIterator[StoredJob | None]:
         """Yield the job at every change until it ends; None if nothing changed for a while."""
@@ -123,6 +155,8 @@ class Jobs:
             if job is None:
                 self._queued.clear()
                 await self._queued.wait()
+                continue
+            if job.id in self._removed:
                 continue
             task = self._running[job.id] = asyncio.create_task(self._run(job))
             try:
@@ -187,6 +221,10 @@ class Jobs:
                 raise
             except ServiceError as error:
                 entry, size = packing.entry(Outcome(name, error=error), {}), 0
+            except Exception:
+                log.exception("job %s: %r failed", job.id, name)
+                failure = InferenceFailed("internal error: the service's log has the reason")
+                entry, size = packing.entry(Outcome(name, error=failure), {}), 0
             await asyncio.to_thread(self.store.note, job.id, number, entry, size)
             self._tell()
 
@@ -212,7 +250,7 @@ class Jobs:
     async def _segmented_now(self, data: bytes, query: SegmentQuery) -> tuple[Wish, Outcome]:
         resources, settings = self._resources, self.settings
         async with deadlines.enforced(settings.request_timeout_ms) as deadline:
-            served, _ = chosen(query, self.models, resources.admission, deadline)
+            served = self.models.get(query.model)
             with (
                 served.used(),
                 resources.admission.held(len(data)),
@@ -237,7 +275,7 @@ class Jobs:
     def check_space(self, size: int) -> None:
         """Raise JobsFull if so many bytes more would exceed the limit of all jobs."""
         limit = self.settings.max_jobs_bytes
-        if self.store.size() + size > limit:
+        if self.store.size() + self.arriving + size > limit:
             raise JobsFull(f"the jobs have {limit} bytes, their limit: delete old ones, or wait")
 
     def _pack(self, job: StoredJob) -> int:

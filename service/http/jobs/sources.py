@@ -98,10 +98,13 @@ def inside(root: Path | None, name: str) -> Path:
         raise InvalidRequest("paths: this service reads no files; it needs --job-inputs")
     try:
         path = (root / name).resolve()
+        there = path.exists()
     except (OSError, ValueError, RuntimeError):
-        raise InvalidRequest(f"paths: {name!r} is no path") from None
+        raise InvalidRequest(f"paths: {name[:200]!r} is no path") from None
     if not path.is_relative_to(root.resolve()):
         raise InvalidRequest(f"paths: {name!r} leads out of the folder for jobs")
+    if not there:
+        raise InvalidRequest(f"paths: there is no {name!r}")
     return path
 
 
@@ -110,13 +113,21 @@ def files(root: Path | None, names: list[str], most: int) -> list[str]:
     found: list[str] = []
     for name in names:
         path = inside(root, name)
-        if not path.exists():
-            raise InvalidRequest(f"paths: there is no {name!r}")
         for each in _below(path):
-            found.append(str(each.relative_to(root.resolve())))  # type: ignore[union-attr]
+            found.append(_storable(str(each.relative_to(root.resolve()))))  # type: ignore[union-attr]
             if len(found) > most:
                 raise InvalidRequest(f"paths: more than {most} files, the limit of a job")
+    if not found:
+        raise InvalidRequest("paths: there are no files")
     return found
+
+
+def _storable(name: str) -> str:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise InvalidRequest(f"paths: the name {name!r} is not UTF-8: rename the file") from None
+    return name
 
 
 def _below(path: Path) -> Iterator[Path]:

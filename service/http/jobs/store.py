@@ -1,6 +1,7 @@
-"""The jobs and their photos in SQLite, and their files in a folder below it.
+"""The jobs and their photos in SQLite, and their files in folders beside it.
 
-The folder belongs to one process, which holds a lock on it.
+The folder belongs to one process, which holds a lock on it. Nothing outside of its subfolder
+`files` is ever removed.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ CREATE TABLE IF NOT EXISTS photos (
     name TEXT NOT NULL, entry TEXT, PRIMARY KEY (job, number)) WITHOUT ROWID;
 """
 COLUMNS = "id, owner, state, kind, query, created, ended, error, photos, done, failed, bytes"
-INPUT, OUTPUTS, RESULT = "input.zip", "outputs", "result.zip"
+FILES, INPUT, OUTPUTS, RESULT = "files", "input.zip", "outputs", "result.zip"
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,9 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         """Open or make the store; raises StartupError."""
-        self.folder = folder
+        self.folder = folder / FILES  # of the jobs, each in a folder of its own
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
             self._lock_file = _locked(folder / "lock")
             self._database = sqlite3.connect(folder / "jobs.sqlite", check_same_thread=False)
             self._database.executescript(
@@ -77,8 +78,9 @@ class Store:
         self._lock = threading.Lock()
 
     def close(self) -> None:
-        """Close the store."""
-        self._database.close()
+        """Close the store, when no thread uses it: SQLite would crash the process."""
+        with self._lock:
+            self._database.close()
         self._lock_file.close()
 
     @contextmanager

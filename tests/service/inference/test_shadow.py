@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,11 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
+from service.http.app import create_app
+from service.inference import models
 from service.inference.contract import METADATA_KEY, InputSize
+from service.inference.shadow import Trial
+from service.settings import Settings
 from tests.service import onnx_models
 from tests.service.web import opened, photo, png, post, serving
 
@@ -144,9 +149,50 @@ def test_windows_are_compared_too(client: TestClient, folder: Path) -> None:
     until(lambda: shadow(client)["images"] + shadow(client)["skipped"] == 4)
 
 
-def test_the_same_file_gets_no_shadow(client: TestClient) -> None:
-    answer = client.post("/models/tiny/reload", params={"shadow": 0.5}).json()
-    assert (answer["changed"], answer["shadow"]) == (False, None)
+def test_the_file_that_is_served_gets_no_shadow(client: TestClient) -> None:
+    answer = client.post("/models/tiny/reload", params={"shadow": 0.5})
+    assert answer.status_code == 409
+    assert "its file is the served one" in answer.json()["detail"]
+    assert client.post("/models/tiny/reload", params={"shadow": 0}).status_code == 400
+
+
+def test_a_reload_keeps_the_last_report(client: TestClient, folder: Path) -> None:
+    begin(client, folder)
+    client.post("/models/tiny/shadow/drop")
+    onnx_models.save(folder / "tiny.onnx", brightest=0)
+    client.post("/models/tiny/reload")
+    assert shadow(client)["reason"] == "by request"
+
+
+def test_a_verdict_waits_for_a_reload(folder: Path) -> None:
+    """A promotion while another file is loaded would leave the new trial on a retired model."""
+    settings = Settings(models=folder, device="cpu", threads=1)
+    served = models.load(settings)
+    app = create_app(settings, served)
+
+    async def scenario() -> None:
+        async with app.router.lifespan_context(app):
+            onnx_models.save(folder / "tiny.onnx", brightest=1)
+            await served.try_out("tiny", None, Trial(1.0))
+            onnx_models.save(folder / "tiny.onnx", brightest=0)
+            second = asyncio.create_task(served.try_out("tiny", None, Trial(1.0)))
+            await asyncio.sleep(0)
+            assert served.loading
+            await served.settle("tiny", "promoted", "by request")
+            await second
+            now = served.get("tiny")
+            assert (now.shadow, now.past_trial is not None) == (None, True)
+            labels = now.engine.run(np.full((1, 48, 64, 3), 255, np.uint8))[0]
+            assert labels.max() == 0  # the second trial's file was promoted
+
+    asyncio.run(scenario())
+
+
+def test_a_service_that_watches_its_folder_tries_nothing_out(folder: Path) -> None:
+    with serving(folder, watch_models_s=60) as client:
+        answer = begin(client, folder)
+    assert answer.status_code == 400
+    assert "--watch-models-s" in answer.json()["detail"]
 
 
 @pytest.mark.parametrize(

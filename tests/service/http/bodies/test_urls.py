@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -155,6 +157,28 @@ def test_a_name_of_a_private_address_is_refused_even_if_every_host_is_allowed(
             assert answer.status_code == 400
         assert "not public" in ask(client, f"http://localhost:{port}/").json()["detail"]
         assert SEEN == []
+
+
+@pytest.mark.parametrize(
+    "url", ["http://a..b/", "http://.x/", f"http://{'e' * 70}.x/", "http://[::", "http://a\0b/"]
+)
+def test_a_host_that_is_no_name_is_refused(tmp_path: Path, url: str) -> None:
+    """Also for jobs, before one is made."""
+    onnx_models.save(tmp_path / "tiny.onnx")
+    jobs = tmp_path / "jobs"
+    with serving(tmp_path, allow_url_hosts="*", jobs=jobs, request_timeout_ms=5000) as client:
+        assert (ask(client, url).status_code, ask(client, url).json()["code"]) == (
+            400,
+            "invalid-request",
+        )
+        answer = client.post("/jobs", json={"urls": [url]})
+        if answer.status_code == 202:  # the name is looked up later
+            name = answer.json()["id"]
+            while (job := client.get(f"/jobs/{name}").json())["ended"] is None:
+                time.sleep(0.02)
+            assert (job["state"], job["failed"]) == ("done", 1)
+        else:
+            assert (answer.status_code, answer.json()["code"]) == (400, "invalid-request")
 
 
 def test_without_the_setting_urls_are_refused(tmp_path: Any) -> None:
