@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -45,9 +46,11 @@ def copied(records: Iterable[Record], folder: Path) -> list[str]:
                 raise FileNotFoundError("no such file")
             folder.mkdir(parents=True, exist_ok=True)
             target = inside(folder, record.name, create=True)
-            if not (target.exists() and target.samefile(source)):
+            if not target.exists():
                 with replacing(target, durable=False) as part:
                     shutil.copyfile(source, part)
+            elif not filecmp.cmp(source, target, shallow=False):
+                raise FileExistsError("another file of this name is there: choose an empty folder")
         except (OSError, OutsideError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else error
             failed.append(f"not copied: {record.source}: {reason}")

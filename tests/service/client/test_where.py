@@ -98,6 +98,19 @@ def test_chosen_photos_are_copied_and_missing_ones_are_told(
     assert (copy / "a/cat.jpg").read_bytes() == b"a/cat.jpg"
 
 
+def test_another_file_of_the_same_name_is_not_replaced(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "cats"
+    (copy / "a").mkdir(parents=True)
+    (copy / "a/cat.jpg").write_bytes(b"mine")
+    command = ["report", str(results), "--where", "cat > 10%", "--copy", str(copy), "--json"]
+    assert main(command) == 1
+    assert (copy / "a/cat.jpg").read_bytes() == b"mine"
+    found = json.loads(capsys.readouterr().out)
+    assert any("another file of this name" in reason for reason in found["not_copied"])
+
+
 def test_a_photo_copied_onto_itself_stays(results: Path, tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     main(["report", str(results), "--where", "cat = 0", "--copy", str(photos)])
