@@ -22,6 +22,7 @@ import httpx
 
 PYTHON_VARIABLE = "DEEPLAB_SERVE_PYTHON"  # set by the Makefile
 START_TIMEOUT_S = 120
+POLL_S = 0.05
 
 
 def python() -> str:
@@ -87,15 +88,16 @@ def free_port() -> int:
 def wait_until_ready(url: str, server: subprocess.Popen[bytes]) -> None:
     """Poll /readyz; raises SystemExit when the service ends or takes too long."""
     deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline:
-        if server.poll() is not None:
-            raise SystemExit(f"the service ended with code {server.returncode}, see above")
-        try:
-            if httpx.get(f"{url}/readyz", trust_env=False).status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.1)
+    with httpx.Client(trust_env=False) as client:
+        while time.monotonic() < deadline:
+            if server.poll() is not None:
+                raise SystemExit(f"the service ended with code {server.returncode}, see above")
+            try:
+                if client.get(f"{url}/readyz").status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(POLL_S)
     raise SystemExit(f"the service was not ready within {START_TIMEOUT_S} s")
 
 

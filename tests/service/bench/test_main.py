@@ -19,7 +19,7 @@ def report(answers: int, stages: dict[str, float] | None = None) -> LoadReport:
     return LoadReport(answers, 0, 2.0, 100.0, stages or {}, 0.1, 0.5)
 
 
-def test_contestants_take_turns() -> None:
+def test_contestants_take_turns(capsys: pytest.CaptureFixture[str]) -> None:
     turns: list[str] = []
 
     def contestant(name: str) -> measure.Contestant:
@@ -32,6 +32,7 @@ def test_contestants_take_turns() -> None:
     found = measure.take_turns({name: contestant(name) for name in ("a", "b")}, rounds=3)
     assert turns == ["a", "b"] * 3
     assert {name: len(reports) for name, reports in found.items()} == {"a": 3, "b": 3}
+    assert capsys.readouterr().err.splitlines() == [f"round {n} of 3 took 0 s" for n in (1, 2, 3)]
 
 
 def test_medians_are_taken_over_the_rounds() -> None:
@@ -85,6 +86,8 @@ def test_one_run_has_every_figure(tmp_path: Path) -> None:
     text = measure.shown(measure.tables(result), markdown=False)
     assert "not the model" in text
     assert "Added latency" in text
+    assert len(result["start_ms"][measure.SERVICE]) == measure.STARTS
+    assert "From start to ready" in text
     assert json.loads(json.dumps(result)) == result
 
 
