@@ -40,7 +40,7 @@ class AllowList:
         networks: list[Network] = []
         for entry in entries:
             if "/" in entry:
-                networks.append(ip_network(entry))
+                networks.append(network(entry))
                 continue
             host, port = _host_and_port(entry.lower())
             if literal := _literal(host):
@@ -80,6 +80,22 @@ class AllowList:
             if any(address in network for network in GATEWAYS):
                 return False
         return address.is_global and not address.is_multicast and not address.is_reserved
+
+
+def network(text: str) -> Network:
+    """Parse a network such as 10.0.0.0/8; raises a ValueError that says what to change."""
+    try:
+        return ip_network(text)
+    except ValueError:
+        pass
+    try:
+        nearest = ip_network(text, strict=False)
+    except ValueError:
+        raise ValueError(
+            f"{text!r}: give an address or a network, such as 10.0.0.0/8, and hosts without "
+            "scheme and path"
+        ) from None
+    raise ValueError(f"{text!r} is an address inside of a network: write {nearest}")
 
 
 def _matches(name: str, host: str) -> bool:

@@ -6,7 +6,6 @@ import re
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Mapping
 from inspect import cleandoc
-from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 
@@ -20,7 +19,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from service.allow_list import AllowList
+from service.allow_list import AllowList, network
 from service.logs import LogFormat
 from service.pydantic_errors import mistakes
 
@@ -545,7 +544,7 @@ class Settings(BaseSettings):
     @classmethod
     def _networks(cls, proxies: tuple[str, ...]) -> tuple[str, ...]:
         for proxy in proxies:
-            ip_network(proxy)  # raises a clear ValueError
+            network(proxy)  # raises a clear ValueError
         return proxies
 
     @field_validator("api_keys", "admin_keys")

@@ -3,9 +3,10 @@
 It starts the service and repeats each attack from several connections for some seconds.
 Meanwhile an ordinary client sends photos one after another, and `/livez` is requested. The table
 shows for each attack its cost to the attacker, the answers, the longest wait of the ordinary
-client and of `/livez`, and the peak memory of the service with its decoders.
-The exit code is 1 if an ordinary client did not get its mask, the service ended or it used
-more than --max-memory-mib. Everything stays on this host.
+client and of `/livez`, how long the event loop was held at most (in processor time, which does not
+grow on a busy machine), and the peak memory of the service with its decoders.
+The exit code is 1 if an ordinary client did not get its mask, the event loop was held for more than
+200 ms, the service ended or it used more than --max-memory-mib. Everything stays on this host.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from service import launch
-from service.bench import crafted, vitals
+from service.bench import crafted, turns, vitals
 from service.bench.hostile import IMAGE, Case, HostileClient, Manner
 from service.bench.tables import Table
 from service.settings import BUNDLED, SAMPLES
@@ -35,6 +36,7 @@ MIB = 1024 * 1024
 CONNECTIONS = 8
 EVERY_S = 0.1  # between looks at memory and /livez
 RECOVERY_S = 1.0  # between attacks
+MOST_LOOP_MS = 200  # for which /livez may wait
 JSON = {"Content-Type": "application/json"}
 SOON = IMAGE | {"X-Request-Timeout-Ms": "500"}
 ANY = frozenset(range(100, 600))
@@ -66,6 +68,7 @@ class Outcome:
     ordinary: Counter[str] = field(default_factory=Counter)
     waits_ms: list[float] = field(default_factory=list)  # of the ordinary client
     livez_ms: float = 0.0  # the longest
+    loop_ms: float = 0.0  # bound of the longest turn of the event loop, in processor time
     memory_mib: float = 0.0  # the most
 
     @property
@@ -145,6 +148,8 @@ def problems(outcomes: Sequence[Outcome], options: Options) -> Iterator[str]:
             yield f"{each.name}: an ordinary client got {dict(each.ordinary)}"
         if not each.ordinary["200"]:
             yield f"{each.name}: an ordinary client got no mask"
+        if each.loop_ms > MOST_LOOP_MS:
+            yield f"{each.name}: the event loop was held for {each.loop_ms:.0f} ms of its time"
         if each.memory_mib > options.max_memory_mib:
             yield f"{each.name}: {each.memory_mib:.0f} MiB, more than {options.max_memory_mib:g}"
 
@@ -154,6 +159,7 @@ async def _attacked(server: launch.Server, attack: Attack, seconds: float) -> Ou
     outcome = Outcome(attack.name)
     case = await asyncio.to_thread(attack.case)
     outcome.attack_bytes = len(case.head()) + len(case.body)
+    before = await asyncio.to_thread(_turns, server)
     until = time.monotonic() + seconds
     others = [
         asyncio.create_task(_attacker(server, case, number, until, outcome))
@@ -164,8 +170,13 @@ async def _attacked(server: launch.Server, attack: Attack, seconds: float) -> Ou
     for task in others:
         task.cancel()
     await asyncio.gather(*others, return_exceptions=True)
+    outcome.loop_ms = turns.longest_ms(before, await asyncio.to_thread(_turns, server))
     await asyncio.sleep(RECOVERY_S if attack.connections else 0)
     return outcome
+
+
+def _turns(server: launch.Server) -> turns.Turns:
+    return turns.read(httpx.get(f"{server.url}/metrics", trust_env=False, timeout=60).text)
 
 
 def _client(server: launch.Server, number: int) -> HostileClient:
@@ -221,7 +232,8 @@ async def _watch(server: launch.Server, outcome: Outcome) -> None:
 
 def table(outcomes: Sequence[Outcome]) -> Table:
     """Format the outcomes."""
-    header = ("attack", "KB sent", "answers", "ordinary", "longest ms", "/livez ms", "MiB")
+    header = ("attack", "KB sent", "answers", "ordinary", "longest ms", "/livez ms")
+    header = (*header, "loop ms", "MiB")
     rows = tuple(
         (
             each.name,
@@ -230,6 +242,7 @@ def table(outcomes: Sequence[Outcome]) -> Table:
             _counted(each.ordinary),
             f"{each.longest_ms:.0f}",
             f"{each.livez_ms:.0f}",
+            f"<= {each.loop_ms:g}",
             f"{each.memory_mib:.0f}",
         )
         for each in outcomes

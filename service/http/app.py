@@ -277,6 +277,8 @@ def _add_routes(
     _add_segment(app, settings, models, resources, fetcher)
     if jobs is not None:
         routes.add_routes(app, jobs)
+    else:
+        routes.add_refusals(app)
     open_inference.add_routes(app, settings, models, resources)
     problems.describe(
         app,

@@ -36,6 +36,8 @@ class Outcome:
     size: tuple[int, int] = (0, 0)  # (W, H) of the photo
     files: dict[str, bytes] = field(default_factory=dict)  # by output
     error: ServiceError | None = None
+    model: str = ""
+    digest: str = ""  # of the model's file: a job may see a reload
 
 
 def packing_for(accept: str) -> Packing:
@@ -78,7 +80,8 @@ def entry(outcome: Outcome, names: dict[str, str]) -> dict[str, Any]:
     if error is not None:
         return {"file": name, "status": error.status, "problem": problems.fields(error)}
     width, height = outcome.size
-    return {"file": name, "status": 200, "width": width, "height": height, "outputs": names}
+    sized = {"file": name, "status": 200, "width": width, "height": height}
+    return {**sized, "model": outcome.model, "model_digest": outcome.digest, "outputs": names}
 
 
 def stems(names: Sequence[str]) -> Iterator[str]:

@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match, Route
 from starlette.types import Scope
 
 from service.errors import CLIENT_GONE, InvalidRequest, RateLimited, ServiceError, Unauthorized
@@ -111,6 +112,8 @@ def install(app: FastAPI) -> None:
             detail=_not_served(request, error) if has_no_detail else str(error.detail),
         )
         response.headers.update(error.headers or {})
+        if "Allow" in response.headers:
+            response.headers["Allow"] = ", ".join(_methods(request))
         return response
 
     @app.exception_handler(ClientDisconnect)
@@ -133,8 +136,16 @@ def _parameters(request: Request, place: str) -> list[str]:
     return [each["name"] for each in operation.get("parameters", ()) if each["in"] == place]
 
 
+def _methods(request: Request) -> list[str]:
+    """Return the methods of all routes with this path: the error names those of the first alone."""
+    routes = (route for route in request.app.routes if isinstance(route, Route))
+    with_path = (route for route in routes if route.matches(request.scope)[0] is not Match.NONE)
+    return sorted({method for route in with_path for method in route.methods or ()} - {"HEAD"})
+
+
 def _not_served(request: Request, error: HTTPException) -> str:
-    if allowed := (error.headers or {}).get("Allow"):
+    if (error.headers or {}).get("Allow"):
+        allowed = ", ".join(_methods(request))
         return f"{request.url.path} does not take {request.method}: send {allowed}"
     return f"{request.method} {request.url.path} does not exist: see /docs"
 

@@ -222,7 +222,8 @@ async def _outcome(
     if isinstance(made, ServiceError):
         return Outcome(upload.name, error=made)
     files, size = made
-    return Outcome(upload.name, size, files)
+    model = job.model
+    return Outcome(upload.name, size, files, model=model.name, digest=model.engine.digest)
 
 
 async def _open(data: bytes, job: Job) -> Header:

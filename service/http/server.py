@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Literal
 
 import uvicorn
 from fastapi import FastAPI
@@ -26,7 +25,7 @@ log = logging.getLogger("service")
 
 # uvicorn's "auto" uses uvloop if another package, such as Ray, has installed it; tests would then
 # run another event loop than users. uvloop would save 0.05 ms per request.
-LOOP: Literal["asyncio"] = "asyncio"
+LOOP = "asyncio" if sys.platform == "win32" else "service.http.event_loop:MeasuredLoop"
 
 
 OTHER_FILES = 512  # that the service opens besides connections

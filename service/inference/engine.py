@@ -287,6 +287,11 @@ def _read(path: Path) -> bytes:
     return data
 
 
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a model file; raises StartupError if it cannot be read."""
+    return _digest(_read(path))
+
+
 def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 

@@ -14,7 +14,7 @@ from typing import Any
 from service.errors import ModelUnusable, StartupError, UnknownModel
 from service.inference import cpus, trt_engines
 from service.inference.batcher import Batcher
-from service.inference.engine import Engine, EngineOptions, Prediction
+from service.inference.engine import Engine, EngineOptions, Prediction, file_digest
 from service.inference.quality import Quality, mismatch
 from service.inference.shadow import Report, Shadow, Trial, Verdict, resident_bytes, unlike
 from service.inference.trt_engines import TrtOptions
@@ -175,7 +175,7 @@ class Models:
         """
         async with self._loading:
             served = self._models.get(name)
-            engines = await asyncio.to_thread(self._load, name)
+            engines = await asyncio.to_thread(self._load, name, digest)
             fresh = self._served(engines)
             try:
                 if not await self._takes_over(fresh, served, digest):
@@ -198,7 +198,7 @@ class Models:
         """
         async with self._loading:
             served, before = self.get(name), resident_bytes()
-            fresh = self._served(await asyncio.to_thread(self._load, name))
+            fresh = self._served(await asyncio.to_thread(self._load, name, digest))
             try:
                 problem = unlike(fresh.engine.contract, served.engine.contract)
                 if problem:
@@ -261,8 +261,7 @@ class Models:
     ) -> bool:
         """Start a loaded model and return True, unless the same model is already served."""
         found = fresh.engine.digest
-        if digest not in {None, found}:
-            raise ModelUnusable(f"{fresh.name}: the file has digest {found}, not {digest}")
+        _check_digest(fresh.name, found, digest)
         if served is not None and found == served.engine.digest and served.whole:
             return False
         self._check_point(fresh, self._settings.quality)
@@ -274,13 +273,16 @@ class Models:
             ) from error
         return True
 
-    def _load(self, name: str) -> list[Engine]:
+    def _load(self, name: str, digest: str | None) -> list[Engine]:
+        """Load a model's file, unless it has another digest than `digest`."""
         try:
             files = {path.stem: path for path in model_files(self._settings.models)}
             if name not in files:
                 raise UnknownModel(
                     f"there is no file {name}.onnx; the models are: {', '.join(files)}"
                 )
+            if digest is not None:  # before the file takes any memory or runs
+                _check_digest(name, file_digest(files[name]), digest)
             return load_engines(files[name], self._settings)
         except StartupError as error:
             raise ModelUnusable(f"{name} was not replaced: {error}") from None
@@ -293,14 +295,23 @@ class Models:
         self._in_background(self._load_again(model))
 
     async def _load_again(self, model: ServedModel) -> None:
-        """Replace a model whose sessions have all died; until then /readyz answers 503."""
+        """Replace a model whose sessions have all died; until then /readyz answers 503.
+
+        Only the file that was served will do: the folder may have one that was never tried, or
+        that was tried out and dropped.
+        """
         await asyncio.to_thread(model.release)  # they may have run out of this memory
         while self._models.get(model.name) is model:
             log.warning("reloading %s: all its sessions have died", model.name)
             try:
-                await self.reload(model.name)
+                await self.reload(model.name, model.engine.digest)
             except (ModelUnusable, UnknownModel) as error:
-                log.error("%s", error)
+                log.error(
+                    "%s: put the file that was served back, or POST /models/%s/reload to serve "
+                    "what is in the folder",
+                    error,
+                    model.name,
+                )
                 await asyncio.sleep(REVIVE_EVERY_S)
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
@@ -353,13 +364,25 @@ class Models:
 
 def load(settings: Settings) -> Models:
     """Load every .onnx file in the models folder; raises StartupError."""
-    engines = [load_engines(path, settings) for path in model_files(settings.models)]
+    files = model_files(settings.models)
+    _check_names(files, settings)
+    engines = [load_engines(path, settings) for path in files]
     try:
         return Models(engines, settings)
-    except UnknownModel as error:
-        raise StartupError(f"--default-model, --quality: {error.detail}") from None
     except ModelUnusable as error:
         raise StartupError(error.detail) from None
+
+
+def _check_names(files: Sequence[Path], settings: Settings) -> None:
+    """Raise StartupError if a setting names a model that is not in the folder."""
+    names = [path.stem for path in files]
+    chosen = [("--default-model", settings.default_model)] if settings.default_model else []
+    for flag, name in (*chosen, *(("--quality", each) for each in settings.quality)):
+        if name not in names:
+            raise StartupError(
+                f"{flag}: there is no model {name!r} in {settings.models}; the models are: "
+                f"{', '.join(names)}"
+            )
 
 
 def load_engines(path: Path, settings: Settings) -> list[Engine]:
@@ -419,6 +442,11 @@ def model_files(folder: Path) -> list[Path]:
     if not files:
         raise StartupError(f"--models {folder}: no .onnx file; create one with `python -m export`")
     return files
+
+
+def _check_digest(name: str, found: str, wanted: str | None) -> None:
+    if wanted not in {None, found}:
+        raise ModelUnusable(f"{name}: the file has digest {found}, not {wanted}")
 
 
 def _stamps(folder: Path) -> dict[str, tuple[int, int]]:

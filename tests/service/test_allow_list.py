@@ -40,6 +40,21 @@ def test_hosts(scheme: str, host: str, port: int | None, allowed: bool) -> None:
 
 
 @pytest.mark.parametrize(
+    ("entry", "says"),
+    [
+        ("http://example.org", "without scheme and path"),
+        ("example.org/photos", "without scheme and path"),
+        ("10.0.0.1/8", "write 10.0.0.0/8"),
+        ("example.org:x", "a port is a number"),
+        ("exam ple", "such as example.org"),
+    ],
+)
+def test_a_wrong_entry_says_what_to_write(entry: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        AllowList.of((entry,))
+
+
+@pytest.mark.parametrize(
     "host", ["127.1", "2130706433", "0x7f000001", "0177.0.0.1", "0x7f.1", "1.2.3.4.5", "fe80::1%1"]
 )
 def test_other_notations_of_addresses_are_refused_even_if_every_host_is_allowed(host: str) -> None:

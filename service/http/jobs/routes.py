@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import time
 from collections.abc import AsyncIterator
+from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.responses import FileResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.types import Message, Receive, Scope, Send
 
 from service.errors import (
     BodyTimeout,
@@ -28,7 +33,7 @@ from service.http.jobs.runner import Arrival, Jobs
 from service.http.jobs.sources import files
 from service.http.jobs.store import INPUT, RESULT, Kind, State, StoredJob
 from service.http.middleware.keys import digest_of_key
-from service.http.problems import component, documented
+from service.http.problems import component, documented, problem
 from service.http.query import SegmentQuery
 from service.http.upload import fetched, media_type, refuse_encoding
 from service.images import outputs
@@ -38,6 +43,8 @@ PATH = "/jobs"
 MOST_UNFINISHED = 1000  # jobs
 MAX_JSON = 4 * 1024 * 1024  # bytes; 10,000 URLs of 400 characters
 EVENTS = "text/event-stream"
+GONE = "there is no such job of this key: it may have expired"
+METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 
 
 class JobRequest(BaseModel):
@@ -98,9 +105,17 @@ class Desk:
     def known(self, request: Request, name: str) -> StoredJob:
         """The caller's job of that name; raises UnknownJob."""
         job = self._store.get(name, self.owner(request))
-        if job is None:
-            raise UnknownJob("there is no such job of this key: it may have expired")
+        if job is None or self._is_over(job):
+            raise UnknownJob(GONE)
         return job
+
+    def all(self, request: Request) -> list[StoredJob]:
+        """The caller's jobs, the oldest first."""
+        return [job for job in self._store.all(self.owner(request)) if not self._is_over(job)]
+
+    def _is_over(self, job: StoredJob) -> bool:
+        """Whether a job's time is over; its files are removed a little later."""
+        return job.ended is not None and time.time() >= job.ended + self._ttl_s
 
     def status(self, job: StoredJob) -> JobStatus:
         """What the caller is told of a job."""
@@ -170,7 +185,7 @@ def _add_queue(app: FastAPI, jobs: Jobs, desk: Desk) -> None:
     @app.get(PATH)
     async def list_jobs(request: Request) -> JobList:
         """List the jobs of the caller's key."""
-        return JobList(jobs=[desk.status(job) for job in store.all(desk.owner(request))])
+        return JobList(jobs=[desk.status(job) for job in desk.all(request)])
 
 
 def _add_job(app: FastAPI, jobs: Jobs, desk: Desk) -> None:
@@ -213,16 +228,62 @@ def _add_outcome(app: FastAPI, jobs: Jobs, desk: Desk) -> None:
         response_class=FileResponse,
         responses={**results, **documented(UnknownJob, JobNotDone)},
     )
-    async def get_job_result(request: Request, name: str) -> FileResponse:
+    async def get_job_result(request: Request, name: str) -> Response:
         """Send the ZIP of the results: `results.json`, and the outputs of the photos."""
         job = desk.known(request, name)
         if job.state != "done":
             raise JobNotDone(f"the job is {job.state}: see {PATH}/{name}")
-        return FileResponse(
-            jobs.store.folder / job.id / RESULT,
-            media_type="application/zip",
-            filename=f"{name}.zip",
+        path = jobs.store.folder / job.id / RESULT
+        try:
+            found = await asyncio.to_thread(path.stat)
+        except OSError:  # it has just been removed
+            raise UnknownJob(GONE) from None
+        return ResultResponse(
+            path, media_type="application/zip", filename=f"{name}.zip", stat_result=found
         )
+
+
+class ResultResponse(FileResponse):
+    """A file, or parts of it; a bad Range gets a problem."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the answer."""
+        refused: dict[bytes, bytes] = {}
+
+        async def watched(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] in {400, 416}:
+                refused.update({b"status": b"%d" % message["status"], **dict(message["headers"])})
+            if not refused:
+                await send(message)
+
+        await super().__call__(scope, receive, watched)
+        if refused:
+            await _bad_range(scope, refused)(scope, receive, send)
+
+
+def _bad_range(scope: Scope, refused: dict[bytes, bytes]) -> Response:
+    status, size = int(refused[b"status"]), refused.get(b"content-range", b"").decode()
+    asked = Headers(scope=scope).get("range", "")[:200]
+    detail = (
+        f"Range: {asked!r}: the result ends before it: it has {size.rpartition('/')[2]} bytes"
+        if size
+        else f"Range: {asked!r}: send bytes=FIRST-LAST or bytes=FIRST-"
+    )
+    title = HTTPStatus(status).phrase
+    code = title.lower().replace(" ", "-") if status == 416 else InvalidRequest.code
+    answer = problem(scope, status=status, code=code, title=title, detail=detail)
+    if size:
+        answer.headers["Content-Range"] = size
+    return answer
+
+
+def add_refusals(app: FastAPI) -> None:
+    """Say below /jobs that this service takes none."""
+
+    @app.api_route(PATH, methods=METHODS, include_in_schema=False)
+    @app.api_route(PATH + "/{rest:path}", methods=METHODS, include_in_schema=False)
+    async def refuse_job() -> Response:
+        raise HTTPException(404, "this service takes no jobs: start it with --jobs DIR")
 
 
 def _length(request: Request) -> int:

@@ -10,6 +10,7 @@ import time
 import zipfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -216,7 +217,7 @@ class Jobs:
                 (wish, outcome) = await _persistent(work)
                 named = {key: f"{stems[number]}.{wish.kind(key)[1]}" for key in outcome.files}
                 size = await asyncio.to_thread(self._write, job, outcome, named)
-                entry = packing.entry(Outcome(name, outcome.size), named)
+                entry = packing.entry(replace(outcome, name=name), named)
             except JobsFull:
                 raise
             except ServiceError as error:
@@ -259,7 +260,8 @@ class Jobs:
                 wish = packing.wish_for_each(query.wish(served.engine.contract, ""))
                 asked = Job(served, wish, "", resources, deadline, query.sliding(settings))
                 files, size = await segment_photo(data, asked)
-        return wish, Outcome("", size, files)
+            made = Outcome("", size, files, model=served.name, digest=served.engine.digest)
+        return wish, made
 
     def _write(self, job: StoredJob, outcome: Outcome, named: dict[str, str]) -> int:
         """Write the outputs of a photo; return their bytes. Raises JobsFull."""

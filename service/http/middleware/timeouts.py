@@ -10,14 +10,25 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import uuid
 from http import HTTPStatus
 from typing import Any
 
-from service.errors import HeaderTimeout, Overloaded, ServiceError
+from service.errors import HeaderTimeout, InvalidRequest, Overloaded, ServiceError
 from service.http import problems
-from service.http.middleware.protocol import Protocol
+from service.http.middleware.protocol import (
+    CRUMB_BYTES,
+    MOST_HEADER_BYTES,
+    MOST_HEADERS,
+    Protocol,
+)
 
 log = logging.getLogger("service.http")
+
+LIMITS = (
+    f"it has more than {MOST_HEADERS} headers, more than {MOST_HEADER_BYTES} bytes of them, or a "
+    f"body in chunks of fewer than {CRUMB_BYTES} bytes"
+)
 
 
 def protocol_with_timeouts(
@@ -66,6 +77,18 @@ class TimeoutProtocol(Protocol):
         """Note since when the connection is idle."""
         super().on_response_complete()
         self._idle_since = asyncio.get_running_loop().time()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse bytes that are not HTTP, or more than the parser's limits, with a problem.
+
+        `msg` is uvicorn's text, the same for every reason.
+        """
+        del msg
+        if self.is_idle or not self.cycle.response_started:
+            self.transport.write(
+                _complete(InvalidRequest(f"the request is not valid HTTP/1.1, or {LIMITS}"))
+            )
+        self.transport.close()
 
     def _make_room(self) -> None:
         """Close the connection that is idle for longest; with none idle, refuse this one."""
@@ -156,11 +179,17 @@ def refusal(timeout_s: float) -> bytes:
 
 
 def _complete(error: ServiceError) -> bytes:
-    """Return a complete response with an error."""
-    body = json.dumps(problems.fields(error)).encode()
-    head = (
-        f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n"
-        f"Content-Type: {problems.MEDIA_TYPE}\r\n"
-        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-    )
-    return head.encode() + body
+    """Return a complete response with an error, as the application would answer it."""
+    request_id = uuid.uuid4().hex  # the client's own has not been read
+    body = json.dumps({**problems.fields(error), "request_id": request_id}).encode()
+    head = {
+        "Content-Type": problems.MEDIA_TYPE,
+        "Content-Length": len(body),
+        "X-Request-ID": request_id,
+        "Connection": "close",
+    }
+    if error.retry_after_s is not None:
+        head["Retry-After"] = error.retry_after_s
+    lines = "".join(f"{name}: {value}\r\n" for name, value in head.items())
+    status = f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n"
+    return f"{status}{lines}\r\n".encode() + body

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter as Counts
 from collections.abc import Iterable, Iterator
 from itertools import accumulate, product
@@ -29,6 +30,7 @@ from prometheus_client.registry import Collector
 from starlette.routing import BaseRoute
 
 from service.errors import CLIENT_GONE, ServiceError
+from service.http.event_loop import MeasuredLoop
 from service.http.telemetry.gpu_memory import GpuMemory
 from service.inference.models import Models, ServedModel
 
@@ -86,6 +88,7 @@ class Metrics:
         )
         self.pixels = Counter("deeplab_pixels", "Pixels of the photos accepted", registry=to)
         self.registry.register(_ModelCollector(models))
+        self.registry.register(_LoopCollector())
         self.registry.register(GpuMemory(lambda: any(not model.engine.on_cpu for model in models)))
         self._start_at_zero()
         ProcessCollector(registry=to)
@@ -135,6 +138,35 @@ class DecoderCollector(Collector):
         for reason, count in {"time": 0, "abandoned": 0, **self._ended}.items():
             ended.add_metric([reason], count)
         yield ended
+
+
+class _LoopCollector(Collector):
+    """Reads the turns of the event loop that answers the scrape."""
+
+    def describe(self) -> list[Metric]:
+        """Return no metrics: the registry would call `collect` outside of a loop."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the histograms; empty if the loop measures nothing."""
+        turns = HistogramMetricFamily(
+            "deeplab_event_loop_turn_seconds",
+            "How long the event loop runs before it looks for new requests: time on the wall, and "
+            "processor time of its thread",
+            labels=["clock"],
+        )
+        loop = _running_loop()
+        if isinstance(loop, MeasuredLoop):
+            for clock, found in loop.turns.items():
+                turns.add_metric([clock], found.buckets(), found.sum_s)
+        yield turns
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 class _ModelCollector(Collector):

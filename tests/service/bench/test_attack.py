@@ -31,6 +31,7 @@ def test_ordinary_clients_get_their_masks_during_attacks(tmp_path: Path) -> None
     outcomes, wrong = attack.run(Options(tmp_path, seconds=1.0, only=QUICK))
     assert wrong == []
     assert [each.name for each in outcomes] == list(QUICK)
+    assert all(0 < each.loop_ms <= attack.MOST_LOOP_MS for each in outcomes)
     assert all(each.answers["200"] == 0 for each in outcomes if "scans" in each.name)
     text = attack.table(outcomes).text()
     assert all(name in text for name in QUICK)
@@ -41,11 +42,13 @@ def test_each_failure_of_the_service_is_named() -> None:
     sound = Outcome("a", ordinary=Counter({"200": 3}), memory_mib=100)
     refused = Outcome("b", ordinary=Counter({"200": 3, "503": 1}), memory_mib=100)
     silent = Outcome("c", memory_mib=5000)
-    found = list(attack.problems([sound, refused, silent], Options()))
+    deaf = Outcome("d", ordinary=Counter({"200": 3}), loop_ms=500)
+    found = list(attack.problems([sound, refused, silent, deaf], Options()))
     assert found == [
         "b: an ordinary client got {'200': 3, '503': 1}",
         "c: an ordinary client got no mask",
         "c: 5000 MiB, more than 4096",
+        "d: the event loop was held for 500 ms of its time",
     ]
 
 

@@ -79,6 +79,8 @@ def test_each_photo_has_its_mask_named_after_it(client: TestClient) -> None:
             "status": 200,
             "width": image.shape[1],
             "height": image.shape[0],
+            "model": "tiny",
+            "model_digest": client.get("/models/tiny").json()["digest"],
             "outputs": {"mask": mask},
         }
         for name, image, mask in zip(NAMES, PHOTOS, list(files)[1:], strict=True)

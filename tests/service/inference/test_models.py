@@ -20,6 +20,7 @@ from fastapi.testclient import TestClient
 from pydantic import ValidationError
 
 from service.bench import vitals
+from service.errors import StartupError
 from service.http.app import create_app
 from service.inference import models
 from service.inference.contract import METADATA_KEY, InputSize
@@ -210,6 +211,56 @@ def test_a_session_that_is_missing_is_replaced_by_a_reload(folder: Path) -> None
         answer = client.post("/models/tiny/reload").json()
         assert (answer["changed"], answer["sessions"]) == (True, 2)
         assert client.post("/models/tiny/reload").json()["changed"] is False
+
+
+def test_a_dead_model_is_revived_by_the_file_that_was_served_and_no_other(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The folder may have a file that was tried out and dropped. The log says what to do."""
+    monkeypatch.setattr("service.inference.models.REVIVE_EVERY_S", 0.05)
+    served = (folder / "tiny.onnx").read_bytes()
+    settings = Settings(models=folder, device="cpu", threads=1)
+    loaded = models.load(settings)
+    with loopback(create_app(settings, loaded)) as client:
+        digest = client.get("/models/tiny").json()["digest"]
+        onnx_models.save(folder / "tiny.onnx", brightest=1)
+        task = loaded.get(None).batcher.sessions[0].loop_task
+        assert task is not None
+        task.get_loop().call_soon_threadsafe(task.cancel)
+        assert until(lambda: "put the file that was served back" in caplog.text)
+        assert client.get("/readyz").status_code == 503
+        (folder / "tiny.onnx").write_bytes(served)
+        assert until(lambda: client.get("/readyz").status_code == 200)
+        assert client.get("/models/tiny").json()["digest"] == digest
+
+
+def test_an_operator_may_revive_a_dead_model_with_another_file(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.inference.models.REVIVE_EVERY_S", 60)
+    settings = Settings(models=folder, device="cpu", threads=1)
+    loaded = models.load(settings)
+    with loopback(create_app(settings, loaded)) as client:
+        onnx_models.save(folder / "tiny.onnx", brightest=1)
+        task = loaded.get(None).batcher.sessions[0].loop_task
+        assert task is not None
+        task.get_loop().call_soon_threadsafe(task.cancel)
+        assert until(lambda: client.get("/readyz").status_code == 503)
+        assert until(lambda: client.post("/models/tiny/reload").status_code == 200)
+        assert until(lambda: client.get("/readyz").status_code == 200)
+
+
+@pytest.mark.parametrize(
+    ("flag", "values"),
+    [("--default-model", {"default_model": "tyni"}), ("--quality", {"quality": ("tiny", "tyni")})],
+)
+def test_a_setting_that_names_no_model_is_named(
+    folder: Path, flag: str, values: dict[str, Any]
+) -> None:
+    """The message has the flag, the wrong name and the right ones."""
+    settings = Settings(models=folder, device="cpu", threads=1, **values)
+    with pytest.raises(StartupError, match=rf"^{flag}: there is no model 'tyni'.*: tiny$"):
+        models.load(settings)
 
 
 @pytest.mark.slow

@@ -277,10 +277,37 @@ def test_jobs_expire(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ended(client, name)
         assert (tmp_path / FILES / name).exists()
         until = time.monotonic() + 10
-        while client.get(f"/jobs/{name}").status_code == 200:
+        while (tmp_path / FILES / name).exists():
             assert time.monotonic() < until
             time.sleep(0.05)
-        assert not (tmp_path / FILES / name).exists()
+        assert client.get(f"/jobs/{name}").status_code == 404
+
+
+@pytest.mark.slow
+def test_a_job_is_gone_when_its_time_is_over_and_not_when_it_is_swept_away(
+    folder: Path, tmp_path: Path
+) -> None:
+    """The files are removed every 30 s; until then nobody gets an expired job."""
+    with serving(folder, jobs=tmp_path, job_ttl_s=1) as client:
+        name = send(client, zipped({"a.png": png(photo())})).json()["id"]
+        job = ended(client, name)
+        while time.time() < job["expires"]:
+            time.sleep(0.05)
+        assert client.get("/jobs").json() == {"jobs": []}
+        for path in ("", "/result", "/events"):
+            assert client.get(f"/jobs/{name}{path}").json()["code"] == "unknown-job"
+        assert (tmp_path / FILES / name).exists()
+
+
+def test_a_result_that_has_just_been_removed_is_an_unknown_job(
+    folder: Path, tmp_path: Path
+) -> None:
+    """Not a failure of the service."""
+    with serving(folder, jobs=tmp_path) as client:
+        name = send(client, zipped({"a.png": png(photo())})).json()["id"]
+        ended(client, name)
+        (tmp_path / FILES / name / "result.zip").unlink()
+        assert client.get(f"/jobs/{name}/result").json()["code"] == "unknown-job"
 
 
 @pytest.mark.slow
@@ -317,9 +344,57 @@ def test_a_second_process_on_the_same_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_without_the_setting_there_are_no_jobs(folder: Path) -> None:
+    """Every path of jobs says which setting is missing."""
     with serving(folder) as client:
-        assert client.get("/jobs").status_code == 404
+        for method, path in (("GET", ""), ("POST", ""), ("PUT", ""), ("DELETE", "/a/result")):
+            answer = client.request(method, f"/jobs{path}")
+            assert answer.status_code == 404
+            assert "--jobs DIR" in answer.json()["detail"]
         assert "/jobs" not in client.get("/openapi.json").json()["paths"]
+
+
+def test_a_method_that_jobs_do_not_take_names_all_that_they_take(client: TestClient) -> None:
+    """GET and POST of /jobs are two routes; the answer and its header name both."""
+    answer = client.put("/jobs")
+    assert answer.status_code == 405
+    assert answer.json()["detail"] == "/jobs does not take PUT: send GET, POST"
+    assert answer.headers["Allow"] == "GET, POST"
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "says"),
+    [
+        ("bytes=0-3", 206, ""),
+        ("bytes=x", 400, "send bytes=FIRST-LAST"),
+        ("lines=1-2", 400, "send bytes=FIRST-LAST"),
+        ("bytes=5-2", 400, "send bytes=FIRST-LAST"),
+        ("bytes=99999999-", 416, "the result ends before it"),
+    ],
+)
+def test_a_bad_range_of_a_result_is_answered_with_a_problem(
+    client: TestClient, asked: str, status: int, says: str
+) -> None:
+    name = send(client, zipped({"a.png": png(photo())})).json()["id"]
+    ended(client, name)
+    answer = client.get(f"/jobs/{name}/result", headers={"Range": asked})
+    assert answer.status_code == status
+    if status == 206:
+        assert answer.content == b"PK\3\4"
+        return
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert says in answer.json()["detail"]
+    assert answer.json()["request_id"] == answer.headers["X-Request-ID"]
+    assert ("Content-Range" in answer.headers) == (status == 416)
+
+
+def test_results_name_the_model_that_made_each(client: TestClient) -> None:
+    """The name and the digest are those of /models."""
+    name = send(client, zipped({"a.png": png(photo()), "b.txt": b"no photo"})).json()["id"]
+    ended(client, name)
+    (good, bad), _ = results(client.get(f"/jobs/{name}/result").content)
+    (served,) = client.get("/models").json()["models"]
+    assert (good["model"], good["model_digest"]) == (served["name"], served["digest"])
+    assert "model" not in bad
 
 
 @pytest.mark.slow
