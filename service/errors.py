@@ -117,6 +117,15 @@ class AnswerTooLarge(ServiceError):
     status, code, title = 413, "answer-too-large", "Answer too large"
 
 
+def check_answer(size: int, limit: int) -> None:
+    """Raise AnswerTooLarge for an answer of more bytes than the limit."""
+    if size > limit:
+        raise AnswerTooLarge(
+            f"the answer has {size} bytes or more, the limit is {limit}: request fewer outputs, "
+            "or send a smaller image"
+        )
+
+
 class UnknownModel(ServiceError):
     """The service has no model of that name."""
 

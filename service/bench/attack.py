@@ -103,6 +103,7 @@ def attacks(model: str, max_body: int) -> list[Attack]:
         Attack(
             "largest JSON tensor", partial(crafted.tensor_as_json, max_body - 1000), infer, JSON
         ),
+        Attack("JSON of empty lists", partial(crafted.json_of_lists, max_body - 1000), infer, JSON),
         Attack("long Accept", partial(crafted.webp_lossless, 16), headers=accept, connections=20),
         Attack("header of 1 MB", lambda: b"", headers=header, connections=20),
         Attack("9,000 headers", lambda: b"", headers=many, connections=20),
@@ -232,8 +233,8 @@ async def _watch(server: launch.Server, outcome: Outcome) -> None:
 
 def table(outcomes: Sequence[Outcome]) -> Table:
     """Format the outcomes."""
-    header = ("attack", "KB sent", "answers", "ordinary", "longest ms", "/livez ms")
-    header = (*header, "loop ms", "MiB")
+    waits = ("longest ms", "/livez ms", "loop ms")
+    header = ("attack", "KB sent", "answers", "ordinary", *waits, "MiB")
     rows = tuple(
         (
             each.name,

@@ -89,6 +89,27 @@ def noise(side: int) -> bytes:
     return out.getvalue()
 
 
+def cmyk(side: int) -> bytes:
+    """Return a JPEG of four colours, which are converted to three."""
+    out = io.BytesIO()
+    values = np.random.default_rng(0).integers(0, 256, (side // 8, side // 8, 4), np.uint8)
+    image = Image.fromarray(values, "CMYK").resize((side, side), Image.Resampling.NEAREST)
+    image.save(out, "JPEG", quality=70)
+    return out.getvalue()
+
+
+def form(photo: bytes, count: int) -> bytes:
+    """Return a multipart form (with the boundary `b`) that has a photo several times."""
+    head = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+    return (head + photo + b"\r\n") * count + b"--b--\r\n"
+
+
+def json_of_lists(size: int) -> bytes:
+    """Return an Open Inference request of about `size` bytes, as many small objects as possible."""
+    inputs = b'{"inputs":[{"name":"image","datatype":"UINT8","shape":[1,8,8,3],"data":['
+    return inputs + b",".join([b"[]"] * (size // 3)) + b"]}]}"
+
+
 def tensor_as_json(size: int) -> bytes:
     """Return an Open Inference request of about `size` bytes that declares a wrong shape."""
     data = ",".join(["7"] * (size // 2))

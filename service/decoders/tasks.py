@@ -12,7 +12,13 @@ from postprocess.grid import Grid
 from postprocess.runs import Ints, Spread
 from service import errors
 from service.decoders.wire import Array, Fields, Message
-from service.errors import ImageTooLarge, InvalidImage, InvalidRequest, ServiceError
+from service.errors import (
+    AnswerTooLarge,
+    ImageTooLarge,
+    InvalidImage,
+    InvalidRequest,
+    ServiceError,
+)
 from service.images import imaging, outputs, windows
 from service.images.imaging import Fitted, Photo, Picture
 from service.images.outputs import Result, Wish
@@ -22,7 +28,7 @@ from service.inference import tensors
 from service.inference.contract import Contract, InputSize
 from service.inference.tensors import Call, Shape
 
-REFUSALS = (InvalidImage, ImageTooLarge, InvalidRequest)
+REFUSALS = (InvalidImage, ImageTooLarge, InvalidRequest, AnswerTooLarge)
 OPEN, PREPARE, ENCODE, TENSOR = "open", "prepare", "encode", "tensor"
 WISH = TypeAdapter(Wish)
 PROBABILITIES = "grid"

@@ -49,7 +49,7 @@ from service.http.bodies.urls import Fetcher
 from service.http.jobs import routes
 from service.http.jobs.runner import Jobs
 from service.http.middleware.keys import Keys, is_open
-from service.http.middleware.limits import Admission, BodyLimit, HeldResponse
+from service.http.middleware.limits import BODY_BYTES, Admission, BodyLimit, HeldResponse
 from service.http.middleware.metrics_port import MetricsPort
 from service.http.middleware.protocol import AbsoluteForm
 from service.http.middleware.shares import Shares
@@ -360,10 +360,12 @@ def _add_segment(
                 wish = query.wish(served.engine.contract, accept)
                 resources.admission.check()
                 sent = await uploads(request, intake, parsed)  # slow bodies occupy no slot
-                held = resources.admission.held(sent.unpacked, sent.body)
+                body = request.scope.get(BODY_BYTES, 0)
+                held = resources.admission.held(sent.unpacked, own=body)
                 with held, resources.admission.request():
                     sliding = query.sliding(settings)
-                    job = Job(served, wish, accept, resources, deadline, sliding)
+                    own = body + sent.unpacked
+                    job = Job(served, wish, accept, resources, deadline, sliding, own)
                     work = segment(sent.photos, job, several=sent.several)
                     answer = await unless_gone(request, work)
                 headers = {
@@ -371,4 +373,6 @@ def _add_segment(
                     **quality,
                     "Server-Timing": answer.stages.header(),
                 }
-        return HeldResponse(answer.body, headers, answer.media_type, resources.admission)
+        return HeldResponse(
+            answer.body, headers, answer.media_type, resources.admission, request.scope
+        )

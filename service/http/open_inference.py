@@ -30,12 +30,13 @@ from service.errors import (
     ShuttingDown,
     UnknownModel,
     UnsupportedMedia,
+    check_answer,
 )
 from service.http import answers, catalogue, deadlines
 from service.http.middleware.limits import HeldResponse
 from service.http.problems import component, documented
 from service.http.query import SegmentQuery
-from service.http.segment import Job, Resources, segment_each
+from service.http.segment import BYTES_PER_PIXEL, Job, Resources, segment_each
 from service.http.upload import refuse_encoding, unless_gone
 from service.images.outputs import Result
 from service.inference import tensors
@@ -73,6 +74,7 @@ MODEL = "/v2/models/{name}"
 VERSION = "/versions/1"  # the only version of a model; optional in the path
 
 LONG_JSON = 64 * 1024  # bytes
+MEMORY_OF_JSON = 24  # for each byte: three bytes, `[],`, become a list and a place in another one
 
 EXTENSIONS = {"stats": "statistics", "config": "model configuration"}
 
@@ -126,14 +128,13 @@ def add_routes(app: FastAPI, settings: Settings, models: Models, resources: Reso
                 {} if length is None else {LENGTH_HEADER: str(length)}
             )
         media_type = "application/json" if length is None else BINARY
-        return HeldResponse(body, headers, media_type, resources.admission)
+        return HeldResponse(body, headers, media_type, resources.admission, request.scope)
 
 
 async def _infer(body: bytes, header_length: str | None, asked: Asked) -> tuple[bytes, int | None]:
     engine, resources = asked.served.engine, asked.resources
-    # Each pixel takes at least three bytes of the body, one per channel.
-    with resources.admission.claim(len(body) // 3) as claim:
-        shape = Shape(header_length, engine.input_size, tuple(engine.outputs))
+    shape = Shape(header_length, engine.input_size, tuple(engine.outputs))
+    with resources.admission.claim(_pixels(body, shape)) as claim:
         call = await claim.result(_read(body, shape, resources))
         if call.images is not None:
             results = await infer_tensor(call.images, call, asked)
@@ -175,7 +176,9 @@ async def infer_photos(call: Call, asked: Asked) -> dict[str, Array]:
         maps = await segment_each(call.photos, job, _maps)
     if len({each[LABELS].shape for each in maps}) > 1:
         raise InvalidRequest("the photos have different sizes: send each in a request of its own")
-    tensors.check_numbers(sum(each[LABELS].size for each in maps), call.outputs)
+    pixels = sum(each[LABELS].size for each in maps)
+    tensors.check_numbers(pixels, call.outputs)
+    check_answer(pixels * len(call.outputs), resources.admission.max_bytes)
     return {name: np.stack([each[name] for each in maps]) for name in call.outputs}
 
 
@@ -185,6 +188,12 @@ def _maps(result: Result) -> dict[str, Array]:
     if result.confidence is not None:
         maps[CONFIDENCE] = result.confidence.image
     return maps
+
+
+def _pixels(body: bytes, shape: Shape) -> int:
+    """Return the pixels to reserve: as bytes a pixel takes three of them, and JSON takes memory."""
+    text = tensors.json_length(body, shape)
+    return (len(body) - text) // 3 + text * MEMORY_OF_JSON // BYTES_PER_PIXEL
 
 
 def _read(body: bytes, shape: Shape, resources: Resources) -> Future[Call]:

@@ -41,6 +41,7 @@ Made = TypeVar("Made")
 # Windows of one photo that wait for the engine, or a whole batch where that is more: all 64 would
 # hold up the photos of others.
 AT_ONCE = 4
+BYTES_PER_PIXEL = 14  # of memory: what an admitted pixel stands for, see docs/deploy.md
 
 # Errors of one photo, which do not affect the other photos of the request.
 OF_ONE_PHOTO = (InvalidImage, ImageTooLarge, InferenceFailed)
@@ -105,6 +106,7 @@ class Job:
     resources: Resources
     deadline: float  # on the monotonic clock; work still waiting then is dropped
     sliding: Sliding | None = None  # None: larger photos are shrunk
+    own_bytes: int = 0  # of the request's body and of the photos unpacked from it
 
     @cached_property
     def stages(self) -> Stages:
@@ -185,9 +187,18 @@ async def _segment_several(uploads: Sequence[Upload], job: Job, how: Packing) ->
     opening = (_or_problem(_open(upload.data, job), job) for upload in uploads)
     opened = await asyncio.gather(*opening)
     found = [each for each in opened if isinstance(each, Header)]
-    with job.resources.admission.claim(_checked_memory(found, job)) as claim:
-        work = [_outcome(*pair, claim, job, began) for pair in zip(uploads, opened, strict=True)]
-        outcomes = await _all(work)
+    admission = job.resources.admission
+    with (
+        admission.claim(_checked_memory(found, job)) as claim,
+        admission.growing(job.own_bytes) as hold,
+    ):
+
+        async def outcome(upload: Upload, found: Header | ServiceError) -> Outcome:
+            made = await _outcome(upload, found, claim, job, began)
+            hold(sum(map(len, made.files.values())))  # outputs wait for those of other photos
+            return made
+
+        outcomes = await _all([outcome(*pair) for pair in zip(uploads, opened, strict=True)])
         pack = partial(packing.pack, outcomes, job.wish, how)
         body, kind = await claim.work(job.resources.pool, pack)
     return Answer(body, kind, job.stages)
@@ -237,10 +248,23 @@ async def _open(data: bytes, job: Job) -> Header:
 
 
 def _memory(found: Header, job: Job) -> int:
-    """Return the pixels to reserve: those of the photo, and of the outputs of its windows."""
+    """Return the pixels to reserve: those of the photo, of its windows' outputs, of its files."""
     pieces = max(_windows(size, job) for size in _sizes(found))
     height, width = job.model.engine.input_size
-    return found.memory + (pieces * height * width if pieces > 1 else 0)
+    inputs = pieces * height * width if pieces > 1 else 0
+    most = job.resources.admission.max_bytes // BYTES_PER_PIXEL
+    return found.memory + inputs + min(most, round(found.pixels * _extra_files(job.wish)))
+
+
+def _extra_files(wish: Wish) -> float:
+    """Return the memory of a photo's files, as multiples of what a pixel stands for.
+
+    BYTES_PER_PIXEL are enough for one lossless picture. Each further one keeps up to 3 bytes a
+    pixel, and one inside the JSON up to 15, as it is there as bytes, as base64 and as JSON.
+    """
+    lossless = {name for name in NEEDS_PHOTO if wish.kind(name)[0] == "image/png"}
+    alone, inside = lossless & set(wish.outputs), lossless & set(wish.include)
+    return (3 * max(0, len(alone) - 1) + 15 * len(inside)) / BYTES_PER_PIXEL
 
 
 def _checked_memory(found: Sequence[Header], job: Job) -> int:
@@ -271,7 +295,8 @@ async def _segmented(
     """Return the outputs of an image by name, and its size (W, H); the rest as `_result`."""
     result = await _result(found, claim, job, began)
     with job.stages.measured("encode"):
-        encoding = job.resources.decoders.encode(found, result, job.wish)
+        wish = replace(job.wish, most_bytes=job.resources.admission.max_bytes)
+        encoding = job.resources.decoders.encode(found, result, wish)
         return await claim.result(encoding), result.photo.size
 
 

@@ -71,7 +71,6 @@ class Sent:
         False  # sent as a collection, which is answered as one even if it has a single photo
     )
     unpacked: int = 0  # bytes of the photos that the body itself does not contain
-    body: int = 0  # bytes of the body that they were unpacked from
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ async def uploads(request: Request, intake: Intake, parsed: Parsed | None = None
     if parsed is not None:
         decode = partial(json_request.decode, parsed.image)
         photo = await _in_thread(intake, decode)
-        return Sent([Upload(photo)], unpacked=len(photo), body=len(parsed.image))
+        return Sent([Upload(photo)], unpacked=len(photo))
     kind = media_type(request)
     if kind in RAW_TYPES:
         return Sent([Upload(await request.body())])
@@ -116,7 +115,7 @@ async def uploads(request: Request, intake: Intake, parsed: Parsed | None = None
         body = await request.body()
         photos = await _in_thread(intake, partial(_unpacked, body, intake))
         unpacked = sum(len(each.data) for each in photos)
-        return Sent(photos, several=True, unpacked=unpacked, body=len(body))
+        return Sent(photos, several=True, unpacked=unpacked)
     if kind != "multipart/form-data":
         raise UnsupportedMedia(
             f"Content-Type {kind or 'is missing'}: send multipart/form-data with a field `file`, "

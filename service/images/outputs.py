@@ -21,7 +21,7 @@ from postprocess.refine import Refinement
 from postprocess.runs import Ints, Spread
 from postprocess.simplify import simplified
 from postprocess.smooth import candidates, smooth_labels
-from service.errors import ImageTooLarge, InvalidRequest
+from service.errors import ImageTooLarge, InvalidRequest, check_answer
 from service.images import imaging, pictures, png
 from service.images.imaging import Photo
 from service.images.png import Rows
@@ -84,6 +84,7 @@ class Wish:
     top: int = 0  # number of classes whose probabilities to give; 0: all
     coverage: float | None = None
     max_side: int | None = None  # of pictures, in pixels; None: the photo's own
+    most_bytes: int = 2**62  # of all encoded outputs together
 
     @property
     def all_outputs(self) -> set[str]:
@@ -249,9 +250,18 @@ def joined(files: dict[str, bytes], wish: Wish) -> tuple[bytes, str]:
 
 
 def encode_each(result: Result, wish: Wish) -> dict[str, bytes]:
-    """Encode all requested outputs, by name; raises ImageTooLarge."""
+    """Encode all requested outputs, by name; raises ImageTooLarge or AnswerTooLarge."""
     result = replace(refined(result, wish), max_side=wish.max_side)
-    return {name: _encode_one(name, result, wish) for name in wish.outputs}
+    files: dict[str, bytes] = {}
+    for name in wish.outputs:
+        files[name] = _encode_one(name, result, wish)
+        _check_total(files.values(), wish)
+    return files
+
+
+def _check_total(bodies: Iterable[bytes | str], wish: Wish) -> None:
+    """Raise AnswerTooLarge before more outputs are encoded, which would only take memory."""
+    check_answer(sum(map(len, bodies)), wish.most_bytes)
 
 
 def refined(result: Result, wish: Wish) -> Result:
@@ -465,9 +475,11 @@ def _json(result: Result, wish: Wish) -> bytes:
     answer: dict[str, Any] = {**_size(result), "classes": _found(result, wish)}
     if wish.instances:
         answer["instances"] = _entries(result, _instances(result, wish))
+    texts: list[str] = []
     for name in wish.include:
-        body = _encode_one(name, result, wish)
-        answer[name] = {"media_type": wish.kind(name)[0], "base64": imaging.as_text(body)}
+        texts.append(imaging.as_text(_encode_one(name, result, wish)))
+        _check_total(texts, wish)
+        answer[name] = {"media_type": wish.kind(name)[0], "base64": texts[-1]}
     return json.dumps(answer).encode()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager, suppress
@@ -12,15 +14,22 @@ from typing import Self, TypeVar
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import AnswerTooLarge, BodyTimeout, BodyTooLarge, Overloaded
+from service.errors import BodyTimeout, BodyTooLarge, Overloaded, check_answer
+
+log = logging.getLogger("service.http")
 
 Result = TypeVar("Result")
 
 SMALL = (
     1024 * 1024
 )  # bytes of a body or an answer that counts as small, as most photos and masks do
-GRACE_S = 5.0  # before a body must come with the least bytes per second
-PIECE = 256 * 1024  # bytes of an answer that the server takes at once
+GRACE_S = 5.0  # before a body must come, and an answer be read, with some bytes per second
+# Bytes of an answer that the server takes at once. A client that reads fewer in GRACE_S may lose
+# its answer when others need the memory.
+PIECE = 256 * 1024
+# Keys in the ASGI scope: bytes of the request's body that count; a function that ends the
+# connection at once.
+BODY_BYTES, ABORT = "body_bytes", "abort"
 
 
 class Admission:
@@ -34,6 +43,7 @@ class Admission:
         self.requests = 0
         self.pixels = 0
         self.bytes = 0
+        self._readings: set[Reading] = set()
 
     def check(self) -> None:
         """Raise Overloaded if no request slot is free, before a body is read."""
@@ -61,23 +71,26 @@ class Admission:
         self.pixels += pixels
         return Claim(self, pixels)
 
-    def hold(self, size: int, held: int = 0) -> None:
+    def hold(self, size: int, held: int = 0, own: int = 0) -> None:
         """Count bytes of a body or an answer, until `release`; raises Overloaded at the limit.
 
-        `held`: bytes of the same body or answer so far. A single one is always allowed. The last
-        quarter is for small ones, so that a few large and slow ones do not block the others.
+        `held`: bytes of the same body or answer so far; `own`: other bytes of the same request. A
+        request that is alone is always allowed. The last quarter is for small bodies and answers,
+        so that a few large and slow ones do not block the others.
         """
         limit = self.max_bytes if held + size <= SMALL else self.max_bytes * 3 // 4
-        if self.bytes > held and self.bytes + size > limit:
+        if self.bytes + size > limit:
+            self._drop_slow_readers(self.bytes + size - limit)
+        if self.bytes > held + own and self.bytes + size > limit:
             raise Overloaded(
                 f"{self.bytes} bytes of requests and answers are in progress: try again in a moment"
             )
         self.bytes += size
 
     @contextmanager
-    def held(self, size: int, held: int = 0) -> Iterator[None]:
+    def held(self, size: int, held: int = 0, own: int = 0) -> Iterator[None]:
         """Count bytes while the block runs, as `hold` does."""
-        self.hold(size, held)
+        self.hold(size, held, own)
         try:
             yield
         finally:
@@ -86,6 +99,77 @@ class Admission:
     def release(self, size: int) -> None:
         """Count bytes no longer."""
         self.bytes -= size
+
+    def _drop_slow_readers(self, size: int) -> None:
+        """Take so many bytes from answers that are read slowly, the slowest first."""
+        now = time.monotonic()
+        for each in sorted(self._readings, key=lambda reading: reading.taken_at):
+            if size <= 0 or now - each.taken_at < GRACE_S:
+                return
+            log.info("an answer of %d bytes is dropped: it is read too slowly", each.size)
+            size -= each.size
+            self._readings.discard(each)
+            each.drop()
+
+    @contextmanager
+    def reading(self, size: int, abort: Callable[[], object] | None) -> Iterator[Reading]:
+        """Watch an answer of `size` bytes, which are held, while it is sent; then release them.
+
+        `abort` ends its connection; without it the answer is never dropped.
+        """
+        reading = Reading(self, size, abort or (lambda: None))
+        if abort is not None:
+            self._readings.add(reading)
+        try:
+            yield reading
+        finally:
+            self._readings.discard(reading)
+            reading.end()
+
+    @contextmanager
+    def growing(self, own: int = 0) -> Iterator[Callable[[int], None]]:
+        """Give a function that counts more and more bytes of one answer, while the block runs.
+
+        It raises AnswerTooLarge, or Overloaded as `hold` does.
+        """
+        size = 0
+
+        def add(more: int) -> None:
+            nonlocal size
+            check_answer(size + more, self.max_bytes)
+            self.hold(more, size, own)
+            size += more
+
+        try:
+            yield add
+        finally:
+            self.release(size)
+
+
+class Reading:
+    """An answer that is being sent."""
+
+    def __init__(self, admission: Admission, size: int, abort: Callable[[], object]) -> None:
+        self.size = size
+        self.taken_at = time.monotonic()  # when the server took the last piece
+        self._admission = admission
+        self._abort = abort
+        self._held = True
+
+    def taken(self) -> None:
+        """Note that the server has taken a piece."""
+        self.taken_at = time.monotonic()
+
+    def drop(self) -> None:
+        """End the connection, so that its memory is free."""
+        self.end()
+        self._abort()
+
+    def end(self) -> None:
+        """Count its bytes no longer."""
+        if self._held:
+            self._held = False
+            self._admission.release(self.size)
 
 
 class Claim:
@@ -182,6 +266,7 @@ class BodyLimit:
             else:
                 until = asyncio.get_running_loop().time() + self.timeout_s
             received += size
+            scope[BODY_BYTES] = received if stored is None else 0
             return message
 
         try:
@@ -226,25 +311,25 @@ class HeldResponse(Response):
     """
 
     def __init__(
-        self, content: bytes, headers: Mapping[str, str], media_type: str, admission: Admission
+        self,
+        content: bytes,
+        headers: Mapping[str, str],
+        media_type: str,
+        admission: Admission,
+        scope: Scope,
     ) -> None:
         """Raises AnswerTooLarge, or Overloaded if too many bytes are in progress."""
         super().__init__(content, 200, headers, media_type)
-        if len(content) > admission.max_bytes:
-            raise AnswerTooLarge(
-                f"the answer has {len(content)} bytes, the limit is {admission.max_bytes}: "
-                "request fewer outputs, or send a smaller image"
-            )
-        admission.hold(len(content))
+        check_answer(len(content), admission.max_bytes)
+        admission.hold(len(content), own=scope.get(BODY_BYTES, 0))
         self._admission = admission
 
-    async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, _receive: Receive, send: Send) -> None:
         """Send the answer."""
-        try:
+        with self._admission.reading(len(self.body), scope.get(ABORT)) as reading:
             start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
             await send(start)
             for first in range(0, max(1, len(self.body)), PIECE):
                 piece, more = self.body[first : first + PIECE], first + PIECE < len(self.body)
                 await send({"type": "http.response.body", "body": piece, "more_body": more})
-        finally:
-            self._admission.release(len(self.body))
+                reading.taken()

@@ -11,11 +11,16 @@ import asyncio
 import json
 import logging
 import uuid
+from collections.abc import Callable
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
+from starlette.types import ASGIApp, Receive, Scope, Send
+
 from service.errors import HeaderTimeout, InvalidRequest, Overloaded, ServiceError
 from service.http import problems
+from service.http.middleware.limits import ABORT
 from service.http.middleware.protocol import (
     CRUMB_BYTES,
     MOST_HEADER_BYTES,
@@ -49,6 +54,14 @@ def protocol_with_timeouts(
     return Configured
 
 
+async def _abortable(
+    app: ASGIApp, abort: Callable[[], None], scope: Scope, receive: Receive, send: Send
+) -> None:
+    """Let an application end its connection, as closing it would first send what is left."""
+    scope[ABORT] = abort
+    await app(scope, receive, send)
+
+
 class TimeoutProtocol(Protocol):
     """Our protocol with one timer for request headers and one for sending answers."""
 
@@ -68,6 +81,7 @@ class TimeoutProtocol(Protocol):
     ) -> None:
         """Start the header timer for the first request."""
         super().connection_made(transport)
+        self.app = partial(_abortable, self.app, transport.abort)
         self._idle_since = asyncio.get_running_loop().time()
         self._start_timer()
         if self.max_connections and len(self.connections) > self.max_connections:

@@ -332,7 +332,7 @@ def test_bodies_and_answers_count_until_they_are_sent(
     folder: Path, photo: NDArray[np.uint8]
 ) -> None:
     """While a client reads no large answer, another large one gets 503, a small one 200."""
-    settings = make_settings(folder, max_pending_bytes=3 * 2**20, max_body_bytes=2**25)
+    settings = make_settings(folder, max_pending_bytes=6 * 2**20, max_body_bytes=2**25)
     app = create_app(settings, models.load(settings))
     noise = png(np.random.default_rng(0).integers(0, 256, (900, 800, 3), np.uint8))
     assert 2 * 2**20 < len(noise) < 3 * 2**20
@@ -343,6 +343,7 @@ def test_bodies_and_answers_count_until_they_are_sent(
             first = Request(app, noise, "image/png", "output=overlay&overlay_format=png", reads)
             while not first.sent:
                 await asyncio.sleep(0.01)
+            assert first.sent[0]["status"] == 200
             second = Request(app, noise, "image/png")
             small = Request(app, png(photo), "image/png")
             await asyncio.gather(second.task, small.task)

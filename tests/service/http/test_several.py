@@ -20,6 +20,8 @@ from fastapi.testclient import TestClient
 from numpy.typing import NDArray
 
 from service.http.app import create_app
+from service.images import outputs
+from service.inference import models
 from service.inference.models import Models
 from service.settings import Settings
 from tests.service import onnx_models
@@ -85,6 +87,51 @@ def test_each_photo_has_its_mask_named_after_it(client: TestClient) -> None:
         }
         for name, image, mask in zip(NAMES, PHOTOS, list(files)[1:], strict=True)
     ]
+
+
+NOISE = np.random.default_rng(0).integers(0, 256, (120, 120, 3), np.uint8)  # a PNG of 43 KB
+RAW = {"Content-Type": "image/png"}
+LOSSLESS = {"output": "overlay,cutout", "overlay_format": "png"}
+
+
+def test_files_that_wait_for_those_of_other_photos_count(folder: Path) -> None:
+    """Four photos of 86 KB of files each: 413 where all may have 250 KB, and nothing stays held."""
+    settings = Settings(models=folder, device="cpu", threads=1, max_pending_bytes=250_000)
+    app = create_app(settings, models.load(settings))
+    with TestClient(app) as client:
+        answer = ask(client, photos([NOISE] * 4, list("abcd")), **LOSSLESS)
+        assert (answer.status_code, answer.json()["code"]) == (413, "answer-too-large")
+        assert "250000" in answer.json()["detail"]
+        assert ask(client, photos([NOISE] * 2, list("ab")), **LOSSLESS).status_code == 200
+
+
+@pytest.mark.parametrize("query", [LOSSLESS, {"output": "json", "include": "overlay,color,mask"}])
+def test_encoding_ends_when_the_answer_is_too_large(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, query: dict[str, str]
+) -> None:
+    """The overlay exceeds the limit, also inside the JSON: nothing is made after it."""
+    made = []
+    encode = outputs._encode_one
+
+    def counted(name: str, result: outputs.Result, wish: outputs.Wish) -> bytes:
+        made.append(name)
+        return encode(name, result, wish)
+
+    monkeypatch.setattr(outputs, "_encode_one", counted)
+    with serving(folder, max_pending_bytes=500, decoders=0) as client:
+        answer = client.post("/segment", content=png(NOISE), params=query, headers=RAW)
+    assert (answer.status_code, answer.json()["code"]) == (413, "answer-too-large")
+    assert made[-1] == "overlay"
+
+
+def test_lossless_pictures_reserve_more_memory(folder: Path) -> None:
+    """Two photos of 14,400 pixels fit 30,000; with four lossless pictures of each they do not."""
+    with serving(folder, max_pending_pixels=30_000) as client:
+        two = photos([NOISE] * 2, list("ab"))
+        assert ask(client, two, output="overlay").status_code == 200
+        many = {"output": "overlay,cutout,blur,replace", "overlay_format": "png"}
+        assert ask(client, two, **many).json()["code"] == "image-too-large"
+        assert ask(client, two[:1], **many).status_code == 200
 
 
 def test_the_same_photos_give_the_same_bytes(client: TestClient) -> None:

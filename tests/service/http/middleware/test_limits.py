@@ -6,11 +6,13 @@ import asyncio
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
 
 import pytest
 
 from service.errors import Overloaded
-from service.http.middleware.limits import Admission
+from service.http.middleware.limits import GRACE_S, Admission
 
 
 def test_bytes_are_counted_until_they_are_released() -> None:
@@ -43,6 +45,36 @@ def test_parts_of_a_body_count_together() -> None:
     admission.hold(2 * mib)
     with pytest.raises(Overloaded):
         admission.hold(mib, held=2 * mib)
+
+
+def test_slow_readers_lose_their_answers_when_others_need_the_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The one that waits for longest first, only as many as needed, and none that just began."""
+    clock = [0.0]
+    monkeypatch.setattr("service.http.middleware.limits.time.monotonic", lambda: clock[0])
+    mib, dropped = 2**20, list[str]()
+    admission = Admission(9, 100, max_bytes=12 * mib)
+    with ExitStack() as answers:
+        made = {}
+        for name in ("slow", "slower", "fast"):
+            admission.hold(2 * mib)
+            answer = admission.reading(2 * mib, partial(dropped.append, name))
+            made[name] = answers.enter_context(answer)
+        admission.hold(3 * mib)
+        with pytest.raises(Overloaded):  # they have just begun
+            admission.hold(mib + 1)
+        clock[0] = 1
+        made["slow"].taken()
+        clock[0] = GRACE_S + 2
+        made["fast"].taken()
+        admission.hold(mib + 1)
+        assert dropped == ["slower"]
+        admission.hold(2 * mib - 1)
+        assert dropped == ["slower", "slow"]
+        with pytest.raises(Overloaded):
+            admission.hold(2 * mib)
+    assert admission.bytes == 3 * mib + 3 * mib  # what was dropped is not released again
 
 
 async def settled(claim: Callable[[], bool]) -> bool:

@@ -18,6 +18,7 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
+from service.http.middleware.limits import GRACE_S
 from service.http.middleware.timeouts import protocol_with_timeouts
 from tests.service import onnx_models
 from tests.service.processes import LOG, running
@@ -152,12 +153,13 @@ def test_other_clients_are_served_meanwhile(service: Service) -> None:
 
 
 @contextmanager
-def owed(service: Service) -> Iterator[tuple[socket.socket, int]]:
+def owed(service: Service, window: int | None = 65536) -> Iterator[tuple[socket.socket, int]]:
     """Request an answer of several megabytes without reading it; return connection and length."""
     # Encoded before connecting, because the time for headers is short.
     noise = png(np.random.default_rng(0).integers(0, 256, (1800, 1800, 3), np.uint8))
     with closing(socket.socket()) as connection:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        if window is not None:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
         connection.connect(service.address)
         connection.settimeout(60)
         connection.sendall(
@@ -183,6 +185,53 @@ def test_a_client_that_reads_nothing_is_cut_off(service: Service) -> None:
             assert time.monotonic() < deadline
             time.sleep(0.1)
         assert len(rest(connection)) < length
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("bytes_per_s", "whole"), [(200_000, False), (20_000_000, True)])
+def test_an_answer_must_be_read_with_the_least_rate(
+    tmp_path: Path, bytes_per_s: int, whole: bool
+) -> None:
+    """--min-bytes-per-s 500000: a client that reads 200 KB/s is cut off, one that reads 20 MB/s
+    gets all. The kernel's own buffers, some megabytes, are read by both."""
+    onnx_models.save(tmp_path / "tiny.onnx")
+    flags = ["--send-timeout-s", "1", "--min-bytes-per-s", "500000"]
+    with running(tmp_path, *flags) as (url, _):
+        host, port = url.removeprefix("http://").split(":")
+        with owed(Service(host, int(port), tmp_path / LOG)) as (connection, length):
+            assert (_read(connection, length, bytes_per_s) == length) == whole
+
+
+def _read(connection: socket.socket, length: int, bytes_per_s: float = 1e9) -> int:
+    """Read an answer at a rate; return its bytes, which may be fewer than promised."""
+    began, received = time.monotonic(), 0
+    connection.settimeout(20)
+    while received < length:
+        time.sleep(max(0.0, received / bytes_per_s - (time.monotonic() - began)))
+        try:
+            part = connection.recv(65536)
+        except ConnectionResetError:
+            return received
+        if not part:
+            return received
+        received += len(part)
+    return received
+
+
+@pytest.mark.slow
+def test_a_slow_reader_makes_room_for_others(tmp_path: Path) -> None:
+    """Two answers of 9 MB exceed the 15 MB for large ones: the one that nobody reads is dropped."""
+    onnx_models.save(tmp_path / "tiny.onnx")
+    flags = ["--max-pending-bytes", "20000000", "--min-bytes-per-s", "0"]
+    with running(tmp_path, *flags) as (url, _):
+        host, port = url.removeprefix("http://").split(":")
+        service = Service(host, int(port), tmp_path / LOG)
+        with owed(service) as (slow, length):
+            time.sleep(GRACE_S + 1)
+            with owed(service, window=None) as (fast, _):
+                assert _read(fast, length) == length
+            assert _read(slow, length) < length
+        assert "read too slowly" in service.log.read_text()
 
 
 class Transport(asyncio.Transport):
