@@ -64,18 +64,17 @@ def servers(file: Path, threads: int) -> Iterator[dict[str, launch.Server]]:
 @contextmanager
 def _started(rival: Rival, python: str, flags: tuple[str, ...]) -> Iterator[launch.Server]:
     # What a rival says while it starts, works and is stopped matters only if it does not start.
-    with tempfile.TemporaryFile() as log:
-        with ExitStack() as stack:
-            try:
-                server = stack.enter_context(
-                    launch.module(rival.module, *flags, program=python, log=log)
-                )
-            except SystemExit:
-                log.seek(0)
-                print(log.read().decode(errors="replace"), file=sys.stderr)
-                raise
-            yield server
-            workers = vitals.descendants(server.pid)
+    with tempfile.TemporaryFile() as log, ExitStack() as stack:
+        try:
+            server = stack.enter_context(
+                launch.module(rival.module, *flags, program=python, log=log)
+            )
+        except SystemExit:
+            log.seek(0)
+            print(log.read().decode(errors="replace"), file=sys.stderr)
+            raise
+        yield server
+        workers = vitals.descendants(server.pid)
     for pid in workers:  # children of a server that does not end them itself
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
