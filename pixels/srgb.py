@@ -18,6 +18,7 @@ from PIL.ImageCms import ImageCmsProfile, ImageCmsTransform, PyCMSError
 SPACES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # colour space of a profile -> Pillow's mode
 MAX_PROFILE = 8 * 1024 * 1024  # bytes; larger ones are ignored
 STRIP = 1 << 20  # pixels
+SRGB_TOLERANCE = 2  # levels; sRGB profiles of different makers differ by so much in the shadows
 REMEMBERED = 8  # cached profiles: a camera or an archive uses one or two
 
 
@@ -74,9 +75,17 @@ def _transform(profile: bytes, mode: str) -> ImageCmsTransform | None:
     """Return the conversion from a profile to sRGB, or None if none is needed or possible."""
     try:
         opened = ImageCmsProfile(io.BytesIO(profile))
-        about = opened.profile
-        if SPACES.get(about.xcolor_space) != mode or "sRGB" in (about.profile_description or ""):
+        if SPACES.get(opened.profile.xcolor_space) != mode:
             return None
-        return ImageCmsTransform(opened, _made("sRGB"), mode, "RGB")
+        transform = ImageCmsTransform(opened, _made("sRGB"), mode, "RGB")
     except (PyCMSError, OSError, ValueError, TypeError):
         return None
+    return None if mode == "RGB" and _changes_nothing(transform) else transform
+
+
+def _changes_nothing(transform: ImageCmsTransform) -> bool:
+    """Return whether a profile is sRGB, by what it does: "GIMP built-in Linear sRGB" is not."""
+    steps = np.linspace(0, 255, 9).astype(np.uint8)
+    colors = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(27, 27, 3)
+    converted = np.asarray(transform.apply(Image.fromarray(colors)))
+    return int(np.abs(converted.astype(int) - colors).max()) <= SRGB_TOLERANCE

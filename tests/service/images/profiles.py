@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import struct
 
+from PIL import ImageCms
+
 D50 = (0.9642, 1.0, 0.8249)
 # Adobe RGB's primaries, adapted to D50: much wider than sRGB in green.
 PRIMARIES = {
@@ -54,6 +56,17 @@ def wide_profile() -> bytes:
     tags |= {name: _xyz(*values) for name, values in PRIMARIES.items()}
     tags |= dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), curve)
     return _profile(b"mntr", b"RGB ", b"XYZ ", tags)
+
+
+def swapped_srgb_profile() -> bytes:
+    """Little CMS's own sRGB profile, name included, with red and green exchanged."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    count = struct.unpack_from(">L", profile, 128)[0]
+    entries = {bytes(profile[at : at + 4]): at + 4 for at in range(132, 132 + 12 * count, 12)}
+    red, green = entries[b"rXYZ"], entries[b"gXYZ"]
+    places = profile[red : red + 8], profile[green : green + 8]
+    profile[red : red + 8], profile[green : green + 8] = places[1], places[0]
+    return bytes(profile)
 
 
 def cmyk_profile(grid: int = 2) -> bytes:

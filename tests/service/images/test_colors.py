@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 from service.images import imaging
-from tests.service.images.profiles import cmyk_profile, wide_profile
+from tests.service.images.profiles import cmyk_profile, swapped_srgb_profile, wide_profile
 
 GRADIENT = np.stack(np.meshgrid(np.arange(0, 256, 5), np.arange(0, 256, 7)), -1).astype(np.uint8)
 RGB = np.concatenate([GRADIENT, 255 - GRADIENT[..., :1]], axis=-1)  # (37, 52, 3)
@@ -87,6 +87,14 @@ def test_a_broken_profile_does_not_cost_the_photo(profile: bytes) -> None:
 def test_an_srgb_profile_changes_nothing() -> None:
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     assert (shown(encoded(Image.fromarray(RGB), "PNG", icc_profile=profile)) == RGB).all()
+
+
+def test_a_profile_named_after_srgb_is_judged_by_what_it_does() -> None:
+    """GIMP embeds "GIMP built-in Linear sRGB": its name has sRGB in it, its colours are others."""
+    image, profile = Image.fromarray(RGB), swapped_srgb_profile()
+    assert "sRGB" in ImageCms.getProfileName(io.BytesIO(profile))
+    expected = RGB[..., [1, 0, 2]].astype(int)
+    assert np.abs(shown(encoded(image, "PNG", icc_profile=profile)) - expected).max() <= 2
 
 
 def test_lightness_and_hue_of_a_lab_file_become_srgb() -> None:
