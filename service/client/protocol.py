@@ -22,49 +22,34 @@ from service.client.files import read_photo
 from service.client.pictures import Size
 from service.client.plain import parse_json, sentence
 
-# Output -> its file name in a ZIP answer, which is also the suffix on disk.
-FILES = {
-    "mask": "mask.png",
-    "color": "color.png",
-    "overlay": "overlay.png",
-    "json": "result.json",
-    "rle": "rle.json",
-    "polygons": "polygons.json",
-    "npz": "labels.npz",
-    "confidence": "confidence.png",
-    "probabilities": "probabilities.npz",
-    "cutout": "cutout.png",
-    "blur": "blur.png",
-    "replace": "replace.png",
-    "side-by-side": "side-by-side.png",
-    "heatmap": "heatmap.png",
+# Outputs by name: the file in a ZIP answer, which is also the suffix on disk, and the most bytes
+# per pixel of the photo: more than a mask of pure noise takes (polygons: five corners of some 20
+# bytes per pixel).
+OUTPUTS = {
+    "mask": ("mask.png", 2),
+    "color": ("color.png", 4),
+    "overlay": ("overlay.png", 4),
+    "json": ("result.json", 0),
+    "rle": ("rle.json", 8),
+    "polygons": ("polygons.json", 128),
+    "npz": ("labels.npz", 5),  # with the numbers of instances, two bytes each
+    "confidence": ("confidence.png", 2),
+    "probabilities": ("probabilities.npz", 40),  # at a quarter of the sides, of up to 256 classes
+    "cutout": ("cutout.png", 6),
+    "blur": ("blur.png", 4),
+    "replace": ("replace.png", 4),
+    "side-by-side": ("side-by-side.png", 8),
+    "heatmap": ("heatmap.png", 4),
 }
+FILES = {output: file for output, (file, _) in OUTPUTS.items()}
+PICTURES = frozenset(output for output, file in FILES.items() if file.endswith(".png"))
 # These come as PNG or JPEG.
 PHOTO_LIKE = frozenset({"overlay", "blur", "replace", "side-by-side", "heatmap"})
 JPEGS = {output: f"{output}.jpg" for output in PHOTO_LIKE}
 ENCODED = "UTF-8''"  # in front of a header's value with percent signs (RFC 8187)
 ZIP = "application/zip"
-PICTURES = frozenset({"mask", "color", "confidence", "cutout", *PHOTO_LIKE})
 OTHER_SIZE = frozenset({"cutout", "side-by-side"})  # than the photo
 
-# The most bytes of an answer per pixel of the photo: more than a mask of pure noise takes
-# (polygons: five corners of some 20 bytes per pixel).
-BYTES_PER_PIXEL = {
-    "mask": 2,
-    "color": 4,
-    "overlay": 4,
-    "json": 0,
-    "rle": 8,
-    "polygons": 128,
-    "npz": 5,  # with the numbers of instances, two bytes each
-    "confidence": 2,
-    "cutout": 6,
-    "blur": 4,
-    "replace": 4,
-    "side-by-side": 8,
-    "heatmap": 4,
-    "probabilities": 40,  # at a quarter of the photo's sides, of up to 256 classes
-}
 SMALLEST_LIMIT = 4 << 20  # for answers without pixels, such as lists of models
 UNKNOWN_PIXELS = 50_000_000  # the service's own default limit
 MOST_PIXELS = 178_956_970  # no service takes more; a header may claim anything
@@ -157,7 +142,7 @@ def image_bytes(image: bytes | Path | str) -> bytes:
 def most_bytes(outputs: tuple[str, ...], size: Size | None) -> int:
     """Return the most bytes of an answer with these outputs for a photo of this size."""
     pixels = UNKNOWN_PIXELS if size is None else min(size[0] * size[1], MOST_PIXELS)
-    return SMALLEST_LIMIT + pixels * sum(BYTES_PER_PIXEL[output] for output in outputs)
+    return SMALLEST_LIMIT + pixels * sum(OUTPUTS[output][1] for output in outputs)
 
 
 def segmentation(
