@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
+from urllib.parse import unquote
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -161,9 +162,20 @@ def _scope(context: Any, method: str, path: str, own: dict[str, str]) -> dict[st
         "raw_path": path.encode(),
         "query_string": b"",
         "headers": [(name.lower().encode(), text.encode()) for name, text in headers.items()],
-        "client": (context.peer(), 0),
+        "client": (client_address(context.peer()), 0),
         "server": None,
     }
+
+
+def client_address(peer: str) -> str:
+    """Return the address in gRPC's name of a client, such as `ipv6:%5B::1%5D:50000`.
+
+    The port is left out: connections of one client have different ones.
+    """
+    kind, _, rest = unquote(peer).partition(":")
+    if kind not in {"ipv4", "ipv6"}:
+        return peer
+    return rest.rpartition(":")[0].removeprefix("[").removesuffix("]")
 
 
 def _path(name: str, version: str) -> str:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from functools import cached_property
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, partial
 
 import httpx
 
@@ -32,6 +33,8 @@ class Fetcher:
         self._allowed = allowed
         self._max_bytes = max_bytes
         self._running = 0
+        # Own threads: a slow name server holds them up, and nothing can end them.
+        self._resolvers = ThreadPoolExecutor(MOST_AT_ONCE, thread_name_prefix="resolver")
 
     async def fetch(self, url: str) -> bytes:
         """Return the content behind a URL; raises InvalidRequest, BodyTooLarge or Overloaded."""
@@ -91,7 +94,8 @@ class Fetcher:
         host = target.raw_host.decode("ascii").strip("[]")
         loop = asyncio.get_running_loop()
         port = target.port or PORTS[target.scheme]
-        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        resolve = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+        found = await loop.run_in_executor(self._resolvers, resolve)
         addresses = list(dict.fromkeys(str(each[4][0]) for each in found))
         if not addresses or not all(map(self._allowed.has_address, addresses)):
             raise InvalidRequest(

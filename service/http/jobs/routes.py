@@ -29,9 +29,10 @@ from service.errors import (
 )
 from service.http.answers import BINARY
 from service.http.bodies import zip_request
+from service.http.bodies.urls import Fetcher
 from service.http.jobs.runner import Arrival, Jobs
 from service.http.jobs.sources import files
-from service.http.jobs.store import INPUT, RESULT, Kind, State, StoredJob
+from service.http.jobs.store import INPUT, RESULT, Kind, State, Store, StoredJob
 from service.http.middleware.keys import digest_of_key
 from service.http.problems import component, documented, problem
 from service.http.query import SegmentQuery
@@ -40,7 +41,7 @@ from service.images import outputs
 from service.pydantic_errors import mistakes
 
 PATH = "/jobs"
-MOST_UNFINISHED = 1000  # jobs
+MOST_UNFINISHED, MOST_KEPT = 1000, 10_000  # jobs
 MAX_JSON = 4 * 1024 * 1024  # bytes; 10,000 URLs of 400 characters
 EVENTS = "text/event-stream"
 GONE = "there is no such job of this key: it may have expired"
@@ -102,16 +103,17 @@ class Desk:
         """The digest of the caller's key; empty where the service has no keys."""
         return digest_of_key(request.scope) if self._has_keys else ""
 
-    def known(self, request: Request, name: str) -> StoredJob:
+    async def known(self, request: Request, name: str) -> StoredJob:
         """The caller's job of that name; raises UnknownJob."""
-        job = self._store.get(name, self.owner(request))
+        job = await asyncio.to_thread(self._store.get, name, self.owner(request))
         if job is None or self._is_over(job):
             raise UnknownJob(GONE)
         return job
 
-    def all(self, request: Request) -> list[StoredJob]:
-        """The caller's jobs, the oldest first."""
-        return [job for job in self._store.all(self.owner(request)) if not self._is_over(job)]
+    async def all(self, request: Request) -> list[StoredJob]:
+        """The caller's newest jobs, the oldest of them first."""
+        jobs = await asyncio.to_thread(self._store.all, self.owner(request))
+        return [job for job in jobs if not self._is_over(job)]
 
     def _is_over(self, job: StoredJob) -> bool:
         """Whether a job's time is over; its files are removed a little later."""
@@ -164,8 +166,7 @@ def _add_queue(app: FastAPI, jobs: Jobs, desk: Desk) -> None:
         served = jobs.models.get(query.model)
         windows = query.sliding(settings) is not None
         outputs.check_fit(query.wish(served.engine.contract, ""), windows=windows)
-        if store.unfinished() >= MOST_UNFINISHED:
-            raise JobsFull(f"{MOST_UNFINISHED} jobs wait or run: try again later")
+        await asyncio.to_thread(_check_count, store)
         jobs.check_space(_length(request))
         name, folder = await asyncio.to_thread(store.reserve)
         try:
@@ -184,8 +185,8 @@ def _add_queue(app: FastAPI, jobs: Jobs, desk: Desk) -> None:
 
     @app.get(PATH)
     async def list_jobs(request: Request) -> JobList:
-        """List the jobs of the caller's key."""
-        return JobList(jobs=[desk.status(job) for job in desk.all(request)])
+        """List the newest jobs of the caller's key, at most 1000."""
+        return JobList(jobs=[desk.status(job) for job in await desk.all(request)])
 
 
 def _add_job(app: FastAPI, jobs: Jobs, desk: Desk) -> None:
@@ -194,12 +195,12 @@ def _add_job(app: FastAPI, jobs: Jobs, desk: Desk) -> None:
     @app.get(PATH + "/{name}", responses=documented(UnknownJob))
     async def get_job(request: Request, name: str) -> JobStatus:
         """Tell the state of a job."""
-        return desk.status(desk.known(request, name))
+        return desk.status(await desk.known(request, name))
 
     @app.delete(PATH + "/{name}", status_code=204, responses=documented(UnknownJob))
     async def delete_job(request: Request, name: str) -> None:
         """Cancel a job and remove it with its result."""
-        await jobs.remove(desk.known(request, name))
+        await jobs.remove(await desk.known(request, name))
 
 
 def _add_outcome(app: FastAPI, jobs: Jobs, desk: Desk) -> None:
@@ -215,7 +216,7 @@ def _add_outcome(app: FastAPI, jobs: Jobs, desk: Desk) -> None:
     )
     async def get_job_events(request: Request, name: str) -> Response:
         """Send the state of a job at every change until it ends (server-sent events)."""
-        told = desk.told(jobs.events(desk.known(request, name)))
+        told = desk.told(jobs.events(await desk.known(request, name)))
         if request.method == "HEAD":  # there is nothing to wait for
             return Response(media_type=EVENTS)
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx would hold them
@@ -230,7 +231,7 @@ def _add_outcome(app: FastAPI, jobs: Jobs, desk: Desk) -> None:
     )
     async def get_job_result(request: Request, name: str) -> Response:
         """Send the ZIP of the results: `results.json`, and the outputs of the photos."""
-        job = desk.known(request, name)
+        job = await desk.known(request, name)
         if job.state != "done":
             raise JobNotDone(f"the job is {job.state}: see {PATH}/{name}")
         path = jobs.store.folder / job.id / RESULT
@@ -315,9 +316,21 @@ async def _photos(
     if jobs.fetcher is None:
         await fetched(None, "")  # says what is missing
     else:
-        for url in urls:
-            jobs.fetcher.check(url)
+        await asyncio.to_thread(_check_urls, jobs.fetcher, urls)  # ten thousand take a second
     return "urls", urls, 0
+
+
+def _check_urls(fetcher: Fetcher, urls: list[str]) -> None:
+    for url in urls:
+        fetcher.check(url)
+
+
+def _check_count(store: Store) -> None:
+    """Raise JobsFull if there are too many jobs."""
+    if store.unfinished() >= MOST_UNFINISHED:
+        raise JobsFull(f"{MOST_UNFINISHED} jobs wait or run: try again later")
+    if store.count() >= MOST_KEPT:
+        raise JobsFull(f"{MOST_KEPT} jobs are kept: delete old ones, or wait")
 
 
 async def _save(request: Request, arrival: Arrival, path: Path) -> int:

@@ -125,7 +125,7 @@ class Jobs:
         last: StoredJob | None = None
         while not self.models.draining:
             changed = self._changed
-            now = self.store.get(job.id)
+            now = await asyncio.to_thread(self.store.get, job.id)
             if now is None:  # removed
                 return
             if now != last:
@@ -171,9 +171,7 @@ class Jobs:
         source: Source | None = None
         try:
             source = await asyncio.to_thread(self._source, job)
-            names = self.store.names(job.id)
-            stems = list(packing.stems(names))
-            pending = iter(self.store.pending(job.id))
+            stems, pending = await asyncio.to_thread(self._left, job)
             async with asyncio.TaskGroup() as workers:
                 for _ in range(PHOTOS_AT_ONCE):
                     workers.create_task(self._photos(job, source, stems, pending))
@@ -186,6 +184,11 @@ class Jobs:
             if source is not None:
                 source.close()
             self._tell()
+
+    def _left(self, job: StoredJob) -> tuple[list[str], Iterator[tuple[int, str]]]:
+        """Return the names of a job's files, and the photos that are not finished."""
+        stems = list(packing.stems(self.store.names(job.id)))
+        return stems, iter(self.store.pending(job.id))
 
     async def _failed(self, job: StoredJob, error: Exception) -> None:
         while isinstance(error, ExceptionGroup):
@@ -264,8 +267,11 @@ class Jobs:
         return wish, made
 
     def _write(self, job: StoredJob, outcome: Outcome, named: dict[str, str]) -> int:
-        """Write the outputs of a photo; return their bytes. Raises JobsFull."""
-        size = sum(map(len, outcome.files.values()))
+        """Write the outputs of a photo; return the bytes they will take. Raises JobsFull.
+
+        They count twice: at the end they are for a moment on the disk and in the ZIP of the result.
+        """
+        size = 2 * sum(map(len, outcome.files.values()))
         self.check_space(size)
         try:
             for output, content in outcome.files.items():

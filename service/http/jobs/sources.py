@@ -111,6 +111,8 @@ def inside(root: Path | None, name: str) -> Path:
 def files(root: Path | None, names: list[str], most: int) -> list[str]:
     """Return the files that paths name, and all below folders; raises InvalidRequest."""
     found: list[str] = []
+    if len(names) > most:
+        raise InvalidRequest(f"paths: {len(names)} of them, the limit of a job is {most}")
     for name in names:
         path = inside(root, name)
         for each in _below(path):

@@ -39,6 +39,7 @@ CREATE TABLE IF NOT EXISTS photos (
     name TEXT NOT NULL, entry TEXT, PRIMARY KEY (job, number)) WITHOUT ROWID;
 """
 COLUMNS = "id, owner, state, kind, query, created, ended, error, photos, done, failed, bytes"
+LISTED = 1000  # jobs
 FILES, INPUT, OUTPUTS, RESULT = "files", "input.zip", "outputs", "result.zip"
 
 
@@ -61,7 +62,7 @@ class StoredJob:
 
 
 class Store:
-    """Jobs on a disk."""
+    """Jobs on a disk. But for `size`, call it in threads: a full disk may hold up any call."""
 
     def __init__(self, folder: Path) -> None:
         """Open or make the store; raises StartupError."""
@@ -76,6 +77,7 @@ class Store:
         except (OSError, sqlite3.Error) as error:
             raise StartupError(f"--jobs {folder}: {error}") from None
         self._lock = threading.Lock()
+        self._size = self._total()
 
     def close(self) -> None:
         """Close the store, when no thread uses it: SQLite would crash the process."""
@@ -87,6 +89,11 @@ class Store:
     def _writing(self) -> Iterator[sqlite3.Connection]:
         with self._lock, self._database:
             yield self._database
+            self._size = self._total()
+
+    def _total(self) -> int:
+        (row,) = self._database.execute("SELECT coalesce(sum(bytes), 0) FROM jobs")
+        return int(row[0])
 
     def _rows(self, sql: str, *values: object) -> list[Any]:
         with self._lock:
@@ -121,9 +128,14 @@ class Store:
         return next((job for job in jobs if owner in {None, job.owner}), None)
 
     def all(self, owner: str) -> list[StoredJob]:
-        """Return the jobs of an owner, the oldest first."""
-        where = f"SELECT {COLUMNS} FROM jobs WHERE owner = ? ORDER BY created"
-        return [StoredJob(*row) for row in self._rows(where, owner)]
+        """Return the newest jobs of an owner, the oldest of them first."""
+        where = f"SELECT {COLUMNS} FROM jobs WHERE owner = ? ORDER BY created DESC LIMIT {LISTED}"
+        return [StoredJob(*row) for row in reversed(self._rows(where, owner))]
+
+    def count(self) -> int:
+        """Return the number of jobs, of all owners."""
+        (row,) = self._rows("SELECT count(*) FROM jobs")
+        return int(row[0])
 
     def unfinished(self) -> int:
         """Return the number of jobs that wait or run, of all owners."""
@@ -131,9 +143,8 @@ class Store:
         return int(row[0])
 
     def size(self) -> int:
-        """Return the bytes of all jobs."""
-        (row,) = self._rows("SELECT coalesce(sum(bytes), 0) FROM jobs")
-        return int(row[0])
+        """Return the bytes of all jobs, as of the last change; does not wait for the database."""
+        return self._size
 
     def requeue(self) -> None:
         """Queue the jobs that ran when the process ended, and remove files of no job."""

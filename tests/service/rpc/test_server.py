@@ -20,6 +20,7 @@ from tritonclient import grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from service.launch import free_port
+from service.rpc.server import client_address
 from tests.service import onnx_models
 from tests.service.processes import running
 from tests.service.web import photo
@@ -155,3 +156,17 @@ def test_without_the_extra_the_service_says_what_to_install(tmp_path: Path) -> N
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "install the grpc extra" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("peer", "address"),
+    [
+        ("ipv4:10.1.2.3:50123", "10.1.2.3"),
+        ("ipv6:%5B2001:db8::1%5D:50123", "2001:db8::1"),
+        ("ipv6:[::1]:50123", "::1"),
+        ("unix:/run/deeplab.sock", "unix:/run/deeplab.sock"),
+    ],
+)
+def test_a_client_is_its_address_whatever_its_port(peer: str, address: str) -> None:
+    """Else each connection would have a share of its own (--max-requests-per-client)."""
+    assert client_address(peer) == address

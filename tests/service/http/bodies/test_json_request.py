@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -154,3 +156,36 @@ def test_no_body_takes_long_to_parse(body: bytes) -> None:
     with pytest.raises(InvalidRequest):
         json_request.parse(body)
     assert time.process_time() - began < 0.1
+
+
+@pytest.mark.parametrize("step", range(6, 40))
+def test_escapes_at_the_ends_of_pieces_are_read(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long texts are cut into pieces, and no escape is; at every length of a piece."""
+    monkeypatch.setattr(json_request, "STEP", step)
+    text = (
+        TEXT.replace("/", r"\/")
+        .replace("+", r"\u002B")
+        .replace("A", r"A\n")
+        .replace("=", r"\u003d")
+    )
+    assert text.count("\\") > 20
+    assert json_request.decode(text.encode()) == png(PHOTO)
+
+
+def test_a_text_of_escapes_holds_other_threads_up_little() -> None:
+    """While 16 MB of them are decoded, another thread runs every 50 ms of processor time."""
+    text, waits, stop = rb"\u002F" * (16 * 2**20 // 6), [0.0], threading.Event()
+
+    def watch() -> None:
+        while not stop.is_set():
+            began = time.process_time()
+            time.sleep(0.001)
+            waits.append(time.process_time() - began)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    with suppress(InvalidRequest):
+        json_request.decode(text)
+    stop.set()
+    watcher.join()
+    assert max(waits) < 0.05

@@ -156,7 +156,7 @@ def test_a_removed_job_is_gone(client: TestClient) -> None:
         ({"paths": ["a\0b"]}, 400, "no path"),
         ({"paths": ["a" * 300]}, 400, "no path"),
         ({"paths": ["empty"]}, 400, "there are no files"),
-        ({"paths": ["a.png"] * 6}, 400, "more than 5"),
+        ({"paths": ["."] * 4}, 400, "more than 5"),
         ({"path": ["a.png"]}, 400, "path"),
     ],
 )
@@ -195,6 +195,57 @@ def test_a_photo_that_breaks_the_service_fails_alone(
     with serving(folder, jobs=tmp_path) as client:
         job = ended(client, send(client, three).json()["id"])
     assert (job["state"], job["done"], job["failed"]) == ("done", 3, 1)
+
+
+def test_paths_are_counted_before_they_are_looked_up(client: TestClient) -> None:
+    """A million paths in 4 MB of JSON would hold a thread up for a minute."""
+    answer = client.post("/jobs", json={"paths": ["a.png"] * 6})
+    assert "6 of them, the limit of a job is 5" in answer.json()["detail"]
+
+
+def test_jobs_that_have_ended_are_bounded_too(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Jobs are kept for a day; there must not be millions of them."""
+    monkeypatch.setattr("service.http.jobs.routes.MOST_KEPT", 2)
+    body = zipped({"a.png": png(photo())})
+    with serving(folder, jobs=tmp_path) as client:
+        names = [send(client, body).json()["id"] for _ in range(2)]
+        for name in names:
+            ended(client, name)
+        assert send(client, body).json()["code"] == "jobs-full"
+        client.delete(f"/jobs/{names[0]}")
+        assert send(client, body).status_code == 202
+
+
+def test_the_newest_jobs_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The list has a limit; the oldest of those in it comes first."""
+    monkeypatch.setattr("service.http.jobs.store.LISTED", 3)
+    store = Store(tmp_path)
+    for name in "abcde":
+        store.add(name, "", "urls", query="{}", photos=[], size=2)
+        time.sleep(0.002)
+    assert [job.id for job in store.all("")] == ["c", "d", "e"]
+    assert (store.count(), store.size()) == (5, 10)
+    store.close()
+    store = Store(tmp_path)
+    store.remove("a")
+    assert (store.count(), store.size()) == (4, 8)
+    store.close()
+
+
+def test_a_result_counts_twice_while_it_is_made(folder: Path, tmp_path: Path) -> None:
+    """The outputs and the ZIP that they are copied into are on the disk at the same time."""
+    body = zipped({"a.png": png(photo(400, 500))})
+    with serving(folder, jobs=tmp_path / "a") as client:
+        job = ended(client, send(client, body, output="color").json()["id"])
+        result = len(client.get(f"/jobs/{job['id']}/result").content)
+    most = len(body) + result * 3 // 2
+    with serving(folder, jobs=tmp_path / "b", max_jobs_bytes=most, max_job_bytes=most) as client:
+        assert ended(client, send(client, body, output="color").json()["id"])["state"] == "failed"
+    most = len(body) + result * 2
+    with serving(folder, jobs=tmp_path / "c", max_jobs_bytes=most, max_job_bytes=most) as client:
+        assert ended(client, send(client, body, output="color").json()["id"])["state"] == "done"
 
 
 def test_a_store_closes_while_threads_use_it(tmp_path: Path) -> None:
