@@ -29,15 +29,16 @@ from PIL import Image
 from tqdm import tqdm
 
 from export import writer
-from model import arguments
+from model import arguments, checkpoint
+from model.checkpoint import CheckpointError
 from model.data.dataset import Dataset, DatasetError, read_pair
 from model.data.survey import expect_classes, survey
 from model.evaluate.options import open_dataset
 from postprocess.grid import Grid, least_for
+from postprocess.results.outputs import Result
 from service.errors import StartupError
 from service.images import join
 from service.images.imaging import DecodedPhoto, fit
-from service.images.outputs import Result
 from service.images.prepare import Prepared
 from service.inference import cpus
 from service.inference.contract import Calibration, Contract
@@ -234,6 +235,24 @@ def write(path: Path, contract: Contract) -> None:
     writer.write(model, unsealed.model_copy(update={"contract_sha256": digest}), path)
 
 
+def expect_same(path: Path, contract: Contract) -> None:
+    """Raise CalibrateError unless a file comes from this checkpoint, and labels as it does."""
+    checkpoint.read_card(path)
+    if contract.best_iou is not None or contract.scales != (1.0,) or contract.flip:
+        raise CalibrateError(
+            "--checkpoint: the file was exported with --best-iou, --scales or --flip, so its "
+            "confidences are not those of the checkpoint alone"
+        )
+    if contract.checkpoint_sha256 != checkpoint.digest(path):
+        raise CalibrateError(f"--checkpoint {path}: the file was exported from other weights")
+
+
+def write_beside(path: Path, found: Calibration) -> None:
+    """Write a calibration beside the checkpoint."""
+    own = checkpoint.Calibration(weights_sha256=checkpoint.digest(path), **found.model_dump())
+    checkpoint.write_calibration(path, own)
+
+
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m export.calibrate",
@@ -248,6 +267,13 @@ def parser() -> argparse.ArgumentParser:
         type=arguments.count,
         metavar="N",
         help="use N photos, evenly spread (default: all)",
+    )
+    p.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="NAME",
+        help="the checkpoint that the file was exported from: also write NAME.calibration.json, "
+        "for model.predict and model.segment",
     )
     p.add_argument("--dry-run", action="store_true", help="measure, and do not change the file")
     devices = ("auto", "cpu", "openvino", "cuda")
@@ -266,6 +292,8 @@ def main(argv: list[str] | None = None) -> int:
         engine = Engine(args.file, EngineOptions(args.device, threads=cpus.available()))
         if not engine.contract.confidence:
             raise CalibrateError(f"{args.file} has no confidence: export it with --confidence")
+        if args.checkpoint is not None:
+            expect_same(args.checkpoint, engine.contract)
         dataset = open_dataset(args, engine.contract.classes)
         expect_classes(survey(dataset))
         if args.photos:
@@ -276,7 +304,9 @@ def main(argv: list[str] | None = None) -> int:
         found = calibration(photos, dataset)
         if not args.dry_run:
             write(args.file, engine.contract.model_copy(update={"calibration": found}))
-    except (StartupError, DatasetError, CalibrateError, OSError) as error:
+            if args.checkpoint is not None:
+                write_beside(args.checkpoint, found)
+    except (StartupError, DatasetError, CalibrateError, CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     names = engine.contract.classes

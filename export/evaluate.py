@@ -26,8 +26,8 @@ from model.evaluate.options import (
     open_dataset,
     report,
 )
+from postprocess import windows
 from service.errors import StartupError
-from service.images import windows
 from service.images.imaging import DecodedPhoto, fit, restore
 from service.inference import cpus
 from service.inference.contract import InputSize

@@ -30,10 +30,10 @@ from model.evaluate.boundary import BoundaryIoU
 from model.evaluate.metrics import Confusion
 from model.evaluate.options import open_dataset
 from model.evaluate.trimap import Trimap
+from postprocess.results import outputs
+from postprocess.results.outputs import NEEDS_PHOTO, Result, Wish
 from service.errors import InvalidRequest, StartupError
 from service.http.query import SegmentQuery
-from service.images import outputs
-from service.images.outputs import NEEDS_PHOTO, Result, Wish
 from service.inference import cpus
 from service.inference.contract import Contract
 from service.inference.engine import Engine, EngineOptions

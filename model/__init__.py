@@ -24,9 +24,12 @@ if TYPE_CHECKING:
 
     from model.checkpoint import Card
     from model.network.deeplab import DeepLabV3Plus
+    from model.network.results import Fit
     from postprocess.refine import Below
+    from postprocess.results.options import Names
+    from postprocess.results.outputs import MaskFormat, OverlayFormat
 
-__all__ = ["load", "predict", "read_card"]
+__all__ = ["load", "predict", "read_card", "segment"]
 
 
 def load(path: Path | str, output_stride: int | None = None) -> DeepLabV3Plus:
@@ -61,13 +64,16 @@ def predict(
     *,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
+    fit: Fit = "resize",
     overlap: float | None = None,
     whole: bool = False,
+    classes: Names | None = None,
     min_confidence: float | str | Mapping[str, float] = 0,
+    threshold: str | None = None,
     below: Below = "background",
+    smooth: bool = False,
     min_area: float | str = 0,
     fill_holes: float | str = 0,
-    smooth: bool = False,
 ) -> NDArray[np.uint8]:
     """Segment a photo of any size: (H, W) uint8, the class id of each pixel, 255 for none.
 
@@ -78,26 +84,103 @@ def predict(
 
     `scales` and `flip` average the class probabilities of the photo at several sizes, and of
     its mirror images; the paper uses 0.5, 0.75, 1, 1.25, 1.5, 1.75 with flip. A photo larger
-    than the network's crop size is shrunk to it, as the service does. `overlap`, a share from 0
-    to below 1, cuts it into windows that overlap by that much instead; `whole` takes it whole.
+    than the network's crop size is shrunk to it, as the service does; with `fit="sliding"` it is
+    cut into windows, as the service does, which overlap by `overlap`. `overlap` alone, a share
+    from 0 to below 1, averages the probabilities of windows as the reference does; `whole` takes
+    the photo whole.
 
-    `min_confidence` (0.6, or {"person": 0.8}), `below`, `min_area` (64 pixels, or 0.001 of the
-    photo), `fill_holes` and `smooth` are the service's options, with the same result: docs/api.md.
+    `classes`, `min_confidence` (0.6, or {"person": 0.8}), `threshold`, `below`, `smooth`,
+    `min_area` (64 pixels, or 0.001 of the photo) and `fill_holes` are the service's options, with
+    the same result: docs/api.md. `segment` has all of them.
 
     Raises OSError for a file that is missing or no picture; ValueError for an array of another
     form, options out of range and a network in training mode; TypeError for any other photo.
     """
     from model.data.photo import as_photo  # noqa: PLC0415 - loads NumPy and Pillow
-    from model.network.refined import refined_map, refinement  # noqa: PLC0415 - loads torch
+    from model.network.results import NetFacts, Passes, label_map  # noqa: PLC0415 - loads torch
+    from postprocess.results import options  # noqa: PLC0415 - loads NumPy and Pillow
 
-    names = net.classes or [""] * net.config.num_classes
-    refine = refinement(
-        names,
+    wish = options.wish(
+        NetFacts.of(net),
+        None,
+        classes=classes,
         min_confidence=min_confidence,
+        threshold=threshold,
         below=below,
+        smooth=smooth,
         min_area=min_area,
         fill_holes=fill_holes,
     )
-    return refined_map(
-        net, as_photo(photo), refine, scales, flip, overlap=overlap, whole=whole, smooth=smooth
+    passes = Passes(tuple(scales), flip, fit, overlap, whole)
+    return label_map(net, as_photo(photo), wish, passes)
+
+
+def segment(
+    net: DeepLabV3Plus,
+    photo: Path | str | Image.Image | NDArray[np.uint8],
+    output: Names = "mask",
+    *,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    fit: Fit = "resize",
+    overlap: float = 0.25,
+    classes: Names | None = None,
+    alpha: float = 0.5,
+    contour: int = 0,
+    legend: bool = False,
+    overlay_format: OverlayFormat = "jpeg",
+    max_side: int | None = None,
+    mask_format: MaskFormat = "palette",
+    include: Names = (),
+    min_confidence: float | str | Mapping[str, float] = 0,
+    threshold: str | None = None,
+    below: Below = "background",
+    smooth: bool = False,
+    min_area: float | str = 0,
+    fill_holes: float | str = 0,
+    instances: bool = False,
+    simplify: float = 0,
+    fill: str = "ffffff",
+    top: int = 0,
+    coverage: float | None = None,
+) -> dict[str, bytes]:
+    """Segment a photo and return result files by name, as `POST /segment` answers.
+
+    `output`: one name or several, such as "polygons" or "mask,json"; the files are called
+    `mask.png`, `result.json` and so on. All other options are those of the service, with its
+    defaults: docs/api.md. `scales`, `flip` and the photo are those of `predict`.
+
+        files = model.segment(net, "cat.jpg", "overlay,polygons", min_area="0.1%", simplify=2)
+
+    Errors are those of `predict`.
+    """
+    from model.data.photo import as_photo, orientation  # noqa: PLC0415 - loads NumPy and Pillow
+    from model.network.results import NetFacts, Passes, files  # noqa: PLC0415 - loads torch
+    from postprocess.results import options  # noqa: PLC0415 - loads NumPy and Pillow
+
+    wish = options.wish(
+        NetFacts.of(net),
+        output,
+        classes=classes,
+        alpha=alpha,
+        contour=contour,
+        legend=legend,
+        overlay_format=overlay_format,
+        max_side=max_side,
+        mask_format=mask_format,
+        include=include,
+        min_confidence=min_confidence,
+        threshold=threshold,
+        below=below,
+        smooth=smooth,
+        min_area=min_area,
+        fill_holes=fill_holes,
+        instances=instances,
+        simplify=simplify,
+        fill=fill,
+        top=top,
+        coverage=coverage,
     )
+    windows = overlap if fit == "sliding" else None
+    passes = Passes(tuple(scales), flip, fit, windows)
+    return files(net, as_photo(photo), wish, passes, orientation(photo))

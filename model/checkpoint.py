@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -59,6 +59,20 @@ class Card(BaseModel):
                     f"model.num_classes is {self.model.num_classes}; give one per class"
                 )
         return self
+
+
+class Calibration(BaseModel):
+    """NAME.calibration.json: what `python -m export.calibrate --checkpoint NAME` measured."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    weights_sha256: str  # of the weights that it belongs to
+    dataset: str
+    split: str
+    images: int = Field(gt=0)
+    best_f1: tuple[Annotated[float, Field(ge=0, le=1)], ...]  # by class
+    # Entry t: the mean share of a photo's pixels whose truth has a probability (times 255) below t.
+    missed: Annotated[tuple[float, ...], Field(min_length=256, max_length=256)] | None = None
 
 
 class BackboneCard(BaseModel):
@@ -193,8 +207,44 @@ def load(path: Path | str, output_stride: int | None = None) -> DeepLabV3Plus:
     _expect_shapes(path, config, state)
     net = DeepLabV3Plus(config)
     net.load_state_dict(state, strict=True)
-    net.classes = card.classes
+    net.classes, net.palette = card.classes, card.palette
+    net.calibration = read_calibration(path)
     return net.eval()
+
+
+def read_calibration(path: Path | str) -> Calibration | None:
+    """Read the calibration of a checkpoint; None if there is none, or if it is of other weights.
+
+    Raises CheckpointError for a file that is damaged or does not fit the classes.
+    """
+    file = calibration_file(path)
+    if not file.is_file():
+        return None
+    card = read_card(path)
+    try:
+        found = Calibration.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        raise CheckpointError(f"{file} is not valid: {mistakes(error, Calibration)}") from None
+    if found.weights_sha256 != (card.weights_sha256 or digest(path)):
+        return None
+    if len(found.best_f1) != len(card.classes):
+        raise CheckpointError(
+            f"{file}: {len(card.classes)} classes but {len(found.best_f1)} thresholds"
+        )
+    return found
+
+
+def write_calibration(path: Path | str, found: Calibration) -> Path:
+    """Write the calibration of a checkpoint beside it; returns the file."""
+    file = calibration_file(path)
+    files.write({file: f"{found.model_dump_json(indent=2)}\n".encode()})
+    return file
+
+
+def calibration_file(path: Path | str) -> Path:
+    """Return NAME.calibration.json for a checkpoint."""
+    weights, _ = paths(path)
+    return weights.with_name(f"{weights.stem}.calibration.json")
 
 
 def _expect_shapes(path: Path | str, config: ModelConfig, state: dict[str, torch.Tensor]) -> None:

@@ -9,3 +9,15 @@ class InvalidOption(ValueError):
 
 class TooComplex(ValueError):
     """A label map has more runs, regions or corners than the limit."""
+
+
+class TooLarge(ValueError):
+    """A result is larger than its format or a limit allows; the message says what to change."""
+
+
+class TooManyBytes(ValueError):
+    """The results of a photo have more bytes than the caller takes."""
+
+    def __init__(self, size: int, limit: int) -> None:
+        super().__init__(f"the results have {size} bytes or more, the limit is {limit}")
+        self.size, self.limit = size, limit

@@ -88,6 +88,8 @@ class Instances:
 
 def _merged(number: Ints, start: Ints, end: Ints, pixels: int) -> list[list[int]]:
     """Join runs that follow each other, and give the lengths of gaps and runs in turn."""
+    if not len(number):
+        return []
     order = np.lexsort((start, number))
     number, start, end = number[order], start[order], end[order]
     begins = np.diff(number, prepend=0) > 0

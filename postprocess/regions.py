@@ -40,7 +40,11 @@ class Regions:
 
         Raises TooComplex for more runs than postprocess.runs.MAX_RUNS.
         """
-        runs = Runs.of(labels, spread)
+        return cls.joined(Runs.of(labels, spread))
+
+    @classmethod
+    def joined(cls, runs: Runs) -> Regions:
+        """Join runs to regions."""
         upper, lower, _ = runs.stacked
         same = runs.labels[upper] == runs.labels[lower]
         return cls(runs, joined(len(runs.starts), upper[same], lower[same]))

@@ -11,9 +11,9 @@ import pytest
 
 import service.errors
 from model.weights.catalogue import LEFT_OUT, WEIGHTS
+from postprocess.results.outputs import OUTPUTS
 from service.errors import ServiceError
 from service.http.query import SegmentQuery
-from service.images.outputs import OUTPUTS
 from service.settings import Settings
 
 ROOT = Path(__file__).parent.parent

@@ -106,6 +106,21 @@ def as_photo(source: Path | str | Image.Image | NDArray[np.uint8]) -> NDArray[np
     )
 
 
+def orientation(source: Path | str | Image.Image | NDArray[np.uint8]) -> int:
+    """The EXIF orientation that `as_photo` turns a photo by, 1 to 8; 1 for none."""
+    if isinstance(source, np.ndarray):
+        return 1
+    try:
+        if isinstance(source, Image.Image):
+            value = int(source.getexif().get(EXIF_ORIENTATION, 1))
+        else:
+            with opened(Path(source)) as image:
+                value = int(image.getexif().get(EXIF_ORIENTATION, 1))
+    except EXIF_ERRORS:
+        return 1
+    return value if 1 <= value <= 8 else 1
+
+
 def rgb(image: Image.Image) -> Image.Image:
     """Convert to sRGB: 16-bit grey is scaled to 8 bits, transparent pixels become white."""
     return to_srgb(image, image.info.get("icc_profile"))

@@ -25,9 +25,12 @@ from model.evaluate.pictures import colored, overlaid
 from model.evaluate.submission import SubmissionError
 from model.network.deeplab import DeepLabV3Plus
 from model.network.inference import Labels, Photo
-from model.network.refined import refined_map, refinement
-from postprocess.errors import InvalidOption, TooComplex
-from postprocess.refine import Refinement
+from model.network.results import NetFacts, Passes, label_map
+from postprocess.errors import InvalidOption, TooLarge
+from postprocess.grid import Placing
+from postprocess.results import options
+from postprocess.results.facts import Facts
+from postprocess.results.outputs import Wish
 
 Target = tuple[Path, Path]  # a photo and its output
 EXAMPLES = """\
@@ -87,8 +90,12 @@ def parser() -> argparse.ArgumentParser:
 def add_refinement(p: argparse.ArgumentParser) -> None:
     """Add the options that the service has by the same names."""
     add = p.add_argument_group("clean masks, as in the service").add_argument
+    kept = "only these classes, by name or id, separated by commas (default: all)"
+    add("--classes", metavar="LIST", help=kept)
     sure = "pixels below this confidence get no class: 0.6, or person:0.8,car:0.5 (default: 0)"
     add("--min-confidence", metavar="P", default="0", help=sure)
+    best = "take the calibrated confidence for classes that --min-confidence does not name"
+    add("--threshold", choices=("best",), help=best)
     what = "what these pixels become: the class background, or void (default: %(default)s)"
     add("--below", choices=("background", "void"), default="background", help=what)
     edges = "make labels follow the edges of the photo at its own size"
@@ -117,32 +124,34 @@ def write(labels: Labels, image: Photo, card: Card, target: Path, *, overlay: bo
         overlaid(image, labels, card).save(target.with_name(f"{target.name}_overlay.jpg"))
 
 
-def chosen(args: argparse.Namespace, classes: Sequence[str]) -> Refinement:
+def chosen(args: argparse.Namespace, facts: Facts) -> Wish:
     """Return what the command line requests to do to the masks; raises InvalidOption."""
-    return refinement(
-        classes,
+    return options.wish(
+        facts,
+        None,
+        classes=args.classes,
         min_confidence=args.min_confidence,
+        threshold=args.threshold,
         below=args.below,
+        smooth=args.smooth,
         min_area=args.min_area,
         fill_holes=args.fill_holes,
     )
+
+
+def described(path: Path, card: Card) -> NetFacts:
+    """Return what results depend on, without the weights."""
+    placing: Placing = "corners" if card.model.align_corners else "centres"
+    return NetFacts(card.classes, card.palette, placing, checkpoint.read_calibration(path))
 
 
 def predictor(
     net: DeepLabV3Plus, args: argparse.Namespace, overlap: float | None
 ) -> Callable[[Photo], Labels]:
     """A function that predicts a photo as the options of the command line say."""
-    refine = chosen(args, net.classes)
-    return lambda photo: refined_map(
-        net,
-        photo,
-        refine,
-        args.scales,
-        args.flip,
-        overlap=overlap,
-        whole=args.whole,
-        smooth=args.smooth,
-    )
+    wish = chosen(args, NetFacts.of(net))
+    passes = Passes(tuple(args.scales), args.flip, overlap=overlap, whole=args.whole)
+    return lambda photo: label_map(net, photo, wish, passes)
 
 
 def run(
@@ -186,7 +195,7 @@ def main(argv: list[str] | None = None) -> int:
         card = checkpoint.read_card(args.checkpoint)
         if server:
             submission.check(server, card.classes)
-        chosen(args, card.classes)  # wrong options are reported before the weights are read
+        chosen(args, described(args.checkpoint, card))  # before the weights are read
         net = checkpoint.load_on(args.device, args.checkpoint, args.output_stride)
         args.out.mkdir(parents=True, exist_ok=True)
         if server:
@@ -200,7 +209,7 @@ def main(argv: list[str] | None = None) -> int:
         CheckpointError,
         SubmissionError,
         InvalidOption,
-        TooComplex,
+        TooLarge,
         memory.ShortageError,
         OSError,
     ) as error:

@@ -26,6 +26,7 @@ from model.network.backbones.timm_features import PREFIX, TimmFeatures
 from model.network.backbones.xception import Xception
 from model.network.config import ModelConfig
 from model.network.layers import ConvBN, FixedPadConv, Norm, resize
+from postprocess.results.facts import Calibration, Color
 
 NORM = Norm(eps=1e-5, momentum=0.0003)  # of everything behind the backbone
 
@@ -176,6 +177,8 @@ class DeepLabV3Plus(nn.Module):
         super().__init__()
         self.config = config
         self.classes: tuple[str, ...] = ()  # their names; empty if unknown
+        self.palette: tuple[Color, ...] = ()  # their colours; empty if unknown
+        self.calibration: Calibration | None = None
         self.register_buffer("mean", torch.tensor(config.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1), persistent=False)
         self.backbone = backbone_of(config)

@@ -14,7 +14,8 @@ LONGEST_WINDOW = 31  # frames: a second
 DEFAULT_OUTPUT = "mask,overlay"
 # Flags that only apply to photos.
 NOT_OF_VIDEOS = (
-    *("max_side", "base", "report", "contour", "overlay_format", "mask_format", "picture_side"),
+    *("max_side", "base", "report", "contour", "legend", "include"),
+    *("overlay_format", "mask_format", "picture_side"),
     *("instances", "simplify", "top", "coverage"),
     *("dry_run", "retry_failed", "fail_fast", "max_failures"),
 )
@@ -36,9 +37,11 @@ QUERY = (
     "coverage",
     "alpha",
     "contour",
+    "legend",
     "overlay_format",
     "mask_format",
     "picture_side",
+    "include",
 )
 RENAMED = {"picture_side": "max_side"}  # --max-side shrinks photos before they are sent
 
@@ -103,9 +106,15 @@ def add_query(parser: argparse.ArgumentParser) -> None:
         type=int,
         help="width of outlines in the overlay, in pixels (default: 0, none)",
     )
-    add("--overlay-format", choices=("jpeg", "png"), help="format of the overlay (default: jpeg)")
+    names = "draw names and shares of the classes into overlay and side-by-side"
+    add("--legend", action="store_const", const="true", help=names)
+    kinds = "format of overlay, blur, replace, side-by-side, heatmap (default: jpeg); cutout is png"
+    kinds += " with jpeg"
+    add("--overlay-format", choices=("jpeg", "png", "webp", "avif"), help=kinds)
     formats = "format of the mask: with class colours, or 8-bit grey for OpenCV (default: palette)"
     add("--mask-format", choices=("palette", "gray"), help=formats)
+    inside = "pictures to include in output json, as base64: mask, color, overlay, confidence"
+    add("--include", metavar="LIST", help=inside)
     small = "longest side of pictures in the answer, in pixels; JSON keeps the photo's own pixels"
     add("--picture-side", metavar="PX", type=positive, help=f"{small} (default: as the photo)")
 

@@ -26,7 +26,7 @@ from service.client import tars
 from service.client.errors import UsageError
 from service.client.files import read_photo
 from service.client.plain import plain
-from service.client.protocol import FILES, JPEGS
+from service.client.protocol import ALL_FILES
 
 STDIN = "-"
 GLOB_SIGNS = "*?["
@@ -38,7 +38,7 @@ IMAGE_SUFFIXES = (
     *(".avif", ".heic", ".heif", ".hif"),
 )
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
-OWN_SUFFIXES = tuple(f".{name}" for name in (*FILES.values(), *JPEGS.values()))
+OWN_SUFFIXES = tuple(f".{name}" for name in sorted(ALL_FILES))
 OTHER_SUFFIXES, OTHERS_NAMED = 20, 10  # suffixes counted separately, and files named
 OWN_NAMES = ("contact-sheet.png",)  # the only image of a report
 

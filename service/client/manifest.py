@@ -26,7 +26,7 @@ from service.client.plain import parse_json, sentence
 from service.client.records import DONE, FAILED, PENDING, REJECTED, ClassPixels, Origin, Record
 
 FILE_NAME = "manifest.sqlite"
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 SCHEMA = """
 CREATE TABLE photos (
@@ -45,6 +45,7 @@ CREATE INDEX photos_by_status ON photos (status);
 CREATE TABLE pixels (
     name TEXT NOT NULL, class_id INTEGER NOT NULL, class TEXT NOT NULL, pixels INTEGER NOT NULL,
     confidence REAL, -- mean over these pixels, 0 to 1
+    regions INTEGER, -- connected ones
     PRIMARY KEY (name, class_id)
 ) WITHOUT ROWID;
 CREATE TABLE classes (class_id INTEGER PRIMARY KEY, class TEXT NOT NULL); -- of the last model
@@ -57,6 +58,7 @@ UPDATE photos SET is_counted = 1 WHERE name IN (SELECT name FROM pixels);
 ALTER TABLE pixels ADD COLUMN confidence REAL;
 CREATE TABLE classes (class_id INTEGER PRIMARY KEY, class TEXT NOT NULL);
 """,
+    3: "ALTER TABLE pixels ADD COLUMN regions INTEGER;",
 }
 
 
@@ -199,7 +201,7 @@ class Manifest:
     ) -> None:
         """Record a complete result. `pixels` None: not counted; valid earlier counts stay."""
         entries = [
-            (name, entry.class_id, entry.name, entry.pixels, entry.confidence)
+            (name, entry.class_id, entry.name, entry.pixels, entry.confidence, entry.regions)
             for entry in pixels or ()
         ]
         with self._access(), self._transaction():
@@ -212,7 +214,7 @@ class Manifest:
                 "UPDATE photos SET error = NULL, outputs = ? WHERE name = ?",
                 (json.dumps(outputs), name),
             )
-            self._db.executemany("INSERT INTO pixels VALUES (?, ?, ?, ?, ?)", entries)
+            self._db.executemany("INSERT INTO pixels VALUES (?, ?, ?, ?, ?, ?)", entries)
 
     def fail(
         self,
@@ -301,7 +303,7 @@ class Manifest:
         return PhotoRow(**fields, classes=self._classes(fields["name"]) if is_counted else None)
 
     def _classes(self, name: str) -> tuple[ClassPixels, ...]:
-        query = "SELECT class_id, class, pixels, confidence FROM pixels WHERE name = ?"
+        query = "SELECT class_id, class, pixels, confidence, regions FROM pixels WHERE name = ?"
         return tuple(ClassPixels(*entry) for entry in self._select(query, name))
 
     def _outputs(self, name: str, text: str) -> dict[str, int]:

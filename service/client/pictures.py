@@ -16,6 +16,8 @@ Size = tuple[int, int]  # (W, H) in pixels, as stored: before any EXIF rotation
 
 PNG = b"\x89PNG\r\n\x1a\n"
 JPEG = b"\xff\xd8\xff"
+AVIF = (b"ftypavif", b"ftypavis")  # after the length of the first box
+LONGEST_AVIF_HEADER = 4096  # bytes: the box with the size is near the beginning
 JPEG_END = b"\xff\xd9"
 # SOF0 to SOF15 carry the size; C4, C8 and CC in that range are other segments (T.81, Table B.1).
 JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -25,7 +27,9 @@ TIFF_NUMBERS = {3: "H", 4: "I"}  # field type -> its struct code: SHORT, LONG
 
 
 def size_of(image: bytes) -> Size | None:
-    """Read (W, H) from the header of a JPEG, PNG, WebP, BMP or TIFF; None if there is none."""
+    """Read (W, H) from the header of a picture; None if there is none."""
+    if image[4:12] in AVIF:
+        return _avif_size(image)
     for signature, read in READERS.items():
         if image.startswith(signature):
             try:
@@ -42,6 +46,30 @@ def check_whole(image: bytes, kind: str) -> None:
         _check_png(image)
     elif kind == "image/jpeg" and not (image.startswith(JPEG) and image.endswith(JPEG_END)):
         raise BadAnswerError("it is not a complete JPEG")
+    elif kind == "image/webp" and not _is_whole_webp(image):
+        raise BadAnswerError("it is not a complete WebP")
+    elif kind == "image/avif" and not _is_whole_avif(image):
+        raise BadAnswerError("it is not a complete AVIF")
+
+
+def _is_whole_webp(image: bytes) -> bool:
+    """Return whether the length of a WebP is the one that its header tells."""
+    if image[:4] != b"RIFF" or image[8:12] != b"WEBP":
+        return False
+    return len(image) == 8 + int.from_bytes(image[4:8], "little")
+
+
+def _is_whole_avif(image: bytes) -> bool:
+    """Return whether the boxes of an AVIF fill it exactly."""
+    if image[4:12] not in AVIF:
+        return False
+    at = 0
+    while at + 8 <= len(image):
+        length = int.from_bytes(image[at : at + 4], "big")
+        if length < 8:  # 0 and 1 stand for long boxes, which our pictures do not need
+            return False
+        at += length
+    return at == len(image)
 
 
 def _check_png(image: bytes) -> None:
@@ -117,6 +145,15 @@ def _tiff_size(image: bytes) -> Size | None:
             code = f"{order}{TIFF_NUMBERS[kind]}"
             size[TIFF_SIZES[tag]] = struct.unpack_from(code, image, at + 8)[0]
     return size[0], size[1]
+
+
+def _avif_size(image: bytes) -> Size | None:
+    """Read the first box `ispe`, which is that of the picture."""
+    at = image.find(b"ispe", 0, LONGEST_AVIF_HEADER)
+    if at < 0 or len(image) < at + 16:
+        return None
+    width, height = struct.unpack_from(">II", image, at + 8)
+    return (width, height) if width and height else None
 
 
 READERS: dict[bytes, Callable[[bytes], Size | None]] = {

@@ -43,9 +43,14 @@ OUTPUTS = {
 }
 FILES = {output: file for output, (file, _) in OUTPUTS.items()}
 PICTURES = frozenset(output for output, file in FILES.items() if file.endswith(".png"))
-# These come as PNG or JPEG.
-PHOTO_LIKE = frozenset({"overlay", "blur", "replace", "side-by-side", "heatmap"})
-JPEGS = {output: f"{output}.jpg" for output in PHOTO_LIKE}
+# Suffix by media type of the pictures that come in several formats.
+SUFFIXES = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp", "image/avif": "avif"}
+KINDS = {suffix: kind for kind, suffix in SUFFIXES.items()}
+PHOTO_LIKE = frozenset({"overlay", "cutout", "blur", "replace", "side-by-side", "heatmap"})
+ALL_FILES = frozenset(
+    {*FILES.values(), *(f"{each}.{suffix}" for each in PHOTO_LIKE for suffix in KINDS)}
+)
+INCLUDABLE = ("mask", "color", "overlay", "confidence")  # as base64 in JSON
 ENCODED = "UTF-8''"  # in front of a header's value with percent signs (RFC 8187)
 ZIP = "application/zip"
 OTHER_SIZE = frozenset({"cutout", "side-by-side"})  # than the photo
@@ -142,7 +147,10 @@ def image_bytes(image: bytes | Path | str) -> bytes:
 def most_bytes(outputs: tuple[str, ...], size: Size | None) -> int:
     """Return the most bytes of an answer with these outputs for a photo of this size."""
     pixels = UNKNOWN_PIXELS if size is None else min(size[0] * size[1], MOST_PIXELS)
-    return SMALLEST_LIMIT + pixels * sum(OUTPUTS[output][1] for output in outputs)
+    each = [OUTPUTS[output][1] for output in outputs]
+    if "json" in outputs:
+        each.append(2 * sum(OUTPUTS[output][1] for output in INCLUDABLE))
+    return SMALLEST_LIMIT + pixels * sum(each)
 
 
 def segmentation(
@@ -184,8 +192,7 @@ def _files(
     if len(outputs) == 1:
         files = {_file_name(outputs[0], content_type): content}
     else:
-        known = {*FILES.values(), *JPEGS.values()}  # no other file names are accepted
-        files = archives.unpack(content, known, limit)
+        files = archives.unpack(content, ALL_FILES, limit)  # no other file names are accepted
     by_stem = {name.partition(".")[0]: name for name in files}
     for output in outputs:
         name = by_stem.get(FILES[output].partition(".")[0])
@@ -210,7 +217,7 @@ def limited(size: Size | None, max_side: int | None) -> Size | None:
 def _check_file(output: str, name: str, content: bytes, size: Size | None, limit: int) -> None:
     """Raise BadAnswerError unless this is a complete file of the photo's size, if known."""
     if output in PICTURES:
-        pictures.check_whole(content, "image/png" if name.endswith(".png") else "image/jpeg")
+        pictures.check_whole(content, KINDS[name.rpartition(".")[2]])
         found = pictures.size_of(content)
     elif output == "npz":
         height, width = archives.label_shape(content, limit)
@@ -325,7 +332,8 @@ def _check_type(outputs: tuple[str, ...], content_type: str) -> None:
 
 
 def _file_name(output: str, content_type: str) -> str:
-    return JPEGS.get(output, FILES[output]) if content_type == "image/jpeg" else FILES[output]
+    suffix = SUFFIXES.get(content_type)
+    return f"{output}.{suffix}" if output in PHOTO_LIKE and suffix else FILES[output]
 
 
 def _text(value: object) -> str | None:

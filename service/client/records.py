@@ -52,6 +52,7 @@ class ClassPixels:
     name: str
     pixels: int
     confidence: float | None = None  # mean over its pixels, 0 to 1; None: the model has none
+    regions: int | None = None  # connected ones; None: not counted
 
     @classmethod
     def parse(cls, entry: Any) -> Self:
@@ -59,7 +60,14 @@ class ClassPixels:
         sure = entry.get("confidence")
         if sure is not None and not (isinstance(sure, int | float) and 0 <= sure <= 1):
             raise ValueError(f"{sure!r} is not a confidence")
-        return cls(count(entry["id"]), sentence(entry["name"]), count(entry["pixels"]), sure)
+        regions = entry.get("regions")
+        return cls(
+            count(entry["id"]),
+            sentence(entry["name"]),
+            count(entry["pixels"]),
+            sure,
+            None if regions is None else count(regions),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +108,11 @@ class Record:
         pixels = sum(each.pixels for each in sure)
         total = sum(each.pixels * (each.confidence or 0.0) for each in sure)
         return round(total / pixels, 4) if pixels else None
+
+    def regions(self) -> int | None:
+        """Return the number of connected regions of all classes; None if they were not counted."""
+        found = [each.regions for each in self.classes or ()]
+        return sum(each or 0 for each in found) if found and None not in found else None
 
     def json(self) -> str:
         """Return the record as a line of JSON."""

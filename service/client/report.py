@@ -23,17 +23,20 @@ from service.client.files import read_photo
 from service.client.moments import moment
 from service.client.outputs import OutsideError, inside, replacing
 from service.client.plain import cell, plain
+from service.client.protocol import KINDS
 from service.client.records import DONE, Record, Results
 
 TABLE = "report.csv"
 PARQUET = "report.parquet"
 FIELDS = (
     *("photo", "status", "error", "model", "model_digest", "confidence", "pixels"),
-    *("taken", "latitude", "longitude"),  # by the photo's EXIF data
+    *("regions", "taken", "latitude", "longitude"),  # by the photo's EXIF data
 )
+REGIONS = "_regions"  # added to the name of a class
 HTML_SHEET = "contact-sheet.html"
 PNG_SHEET = "contact-sheet.png"
-PICTURES = (".overlay.png", ".overlay.jpg", ".color.png", ".mask.png")  # best first
+# Best first.
+PICTURES = (*(f".overlay.{suffix}" for suffix in KINDS), ".color.png", ".mask.png")
 
 COLUMNS, ROWS, THUMBNAIL, GAP = 10, 10, 160, 8  # the PNG sheet; sizes in pixels
 PARQUET_BATCH = 10_000  # rows in memory at once
@@ -77,36 +80,53 @@ def write_report(
 def columns(results: Results) -> dict[int, str]:
     """Return class id -> column for every class; equal names get their id appended."""
     names = results.class_names()
-    uses = Counter([*names.values(), *FIELDS])
+    of_regions = [f"{name}{REGIONS}" for name in names.values()]
+    uses = Counter([*names.values(), *of_regions, *FIELDS])
     return {
-        class_id: name if uses[name] == 1 else f"{name}_{class_id}"
+        class_id: f"{name}_{class_id}" if uses[name] > 1 or uses[f"{name}{REGIONS}"] > 1 else name
         for class_id, name in names.items()
     }
 
 
+def heads(results: Results) -> list[str]:
+    """Return all columns: FIELDS, then the pixels and the regions of each class."""
+    names = list(columns(results).values())
+    return [*FIELDS, *names, *(f"{name}{REGIONS}" for name in names)]
+
+
 def table(results: Results) -> Iterator[list[Cell]]:
-    """Yield a row per photo, done or not: FIELDS, then the pixels of each class.
+    """Yield a row per photo, done or not, with a value for each of `heads`.
 
     Unknown values are None, an empty cell; 0 means that the class is not in the photo.
     """
     numbers = list(columns(results))
     for record in results.records():
-        told = [record.name, record.status, record.error, record.model, record.model_digest]
+        told: list[Cell] = [
+            record.name,
+            record.status,
+            record.error,
+            record.model,
+            record.model_digest,
+        ]
         found = moment(record.source)
         when_where = [found.taken, found.latitude, found.longitude]
         if record.classes is None:
-            yield [*told, None, None, *when_where, *[None] * len(numbers)]
+            yield [*told, None, None, None, *when_where, *[None] * (2 * len(numbers))]
             continue
         pixels = {each.class_id: each.pixels for each in record.classes}
+        regions = {each.class_id: each.regions for each in record.classes}
+        told += [record.confidence(), sum(pixels.values()), record.regions()]
         counts = [pixels.get(number, 0) for number in numbers]
-        yield [*told, record.confidence(), sum(pixels.values()), *when_where, *counts]
+        # Results of earlier versions know no regions, also where a class is not in the photo.
+        absent = None if None in regions.values() else 0
+        yield [*told, *when_where, *counts, *(regions.get(number, absent) for number in numbers)]
 
 
 def write_csv(out: Path, results: Results) -> Path:
-    """Write OUT/report.csv: FIELDS, and one column per class."""
+    """Write OUT/report.csv."""
     with replacing(out / TABLE) as path, path.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(map(cell, [*FIELDS, *columns(results).values()]))
+        writer.writerow(map(cell, heads(results)))
         for row in table(results):
             writer.writerow([cell(value) if isinstance(value, str) else value for value in row])
     return out / TABLE
@@ -117,9 +137,10 @@ def write_parquet(out: Path, results: Results) -> Path:
     arrow = importlib.import_module("pyarrow")
     parquet = importlib.import_module("pyarrow.parquet")
     kinds = dict.fromkeys(("confidence", "latitude", "longitude"), arrow.float64())
-    kinds |= {"pixels": arrow.int64(), "taken": arrow.timestamp("s")}
+    kinds |= dict.fromkeys(("pixels", "regions"), arrow.int64())
+    kinds |= {"taken": arrow.timestamp("s")}
     fields = [(name, kinds.get(name, arrow.string())) for name in FIELDS]
-    fields += [(name, arrow.int64()) for name in columns(results).values()]
+    fields += [(name, arrow.int64()) for name in heads(results)[len(FIELDS) :]]
     schema, rows = arrow.schema(fields), table(results)
     with replacing(out / PARQUET) as path, parquet.ParquetWriter(path, schema) as writer:
         while batch := list(itertools.islice(rows, PARQUET_BATCH)):
@@ -194,7 +215,11 @@ def _figure(name: str, picture: str, shares: str) -> str:
 
 
 def _shares(record: Record) -> str:
-    """`background 75 %, cat 25 %`, largest first."""
+    """`background 75 %, cat 25 % in 2 regions`, largest first."""
     classes = sorted(record.classes or (), key=lambda each: -each.pixels)
     total = sum(each.pixels for each in classes) or 1
-    return ", ".join(f"{each.name} {100 * each.pixels / total:.0f} %" for each in classes)
+    return ", ".join(
+        f"{each.name} {100 * each.pixels / total:.0f} %"
+        + (f" in {each.regions} regions" if (each.regions or 0) > 1 else "")
+        for each in classes
+    )

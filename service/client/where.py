@@ -19,7 +19,7 @@ Test = Callable[[Values], bool]
 
 CONFIDENCE = "confidence"
 TOKEN = re.compile(
-    r'\s*(?:(?P<sign>>=|<=|==|!=|[<>=()])|(?P<number>\d+(?:\.\d*)?%?|\.\d+%?)|"(?P<quoted>[^"]*)"'
+    r'\s*(?:(?P<sign>>=|<=|==|!=|[<>=()])|(?P<number>(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?%?)|"(?P<quoted>[^"]*)"'
     r"|(?P<word>[^\W\d][\w-]*))"
 )
 COMPARE: dict[str, Callable[[float, float], bool]] = {

@@ -24,6 +24,9 @@ import numpy as np
 from pyarrow import fs
 from pydantic import ValidationError
 
+from postprocess.results import outputs
+from postprocess.results.outputs import NEEDS_PHOTO, Wish
+from postprocess.windows import Sliding
 from service.client.batch import class_pixels
 from service.client.files import check_size, read_photo
 from service.client.plain import sentence
@@ -34,10 +37,9 @@ from service.cluster.records import Todo
 from service.cluster.storage import Place, StoredPhoto
 from service.errors import InvalidRequest, ServiceError
 from service.http.query import REPEATABLE, SegmentQuery
-from service.images import imaging, join, outputs
-from service.images.outputs import NEEDS_PHOTO, Wish
+from service.images import imaging, join
 from service.images.prepare import Plan, Prepared, prepare
-from service.images.windows import Sliding
+from service.images.refusals import refusals
 from service.inference.contract import Contract
 from service.inference.engine import Engine, Prediction
 from service.pydantic_errors import mistakes
@@ -227,7 +229,8 @@ class Pipeline:
 
     def _encoded(self, each: Ready, predictions: list[Prediction]) -> dict[str, bytes]:
         result = join.result(each.prepared, predictions, self._engine.contract)
-        encoded = outputs.encode_each(result, self._wish)
+        with refusals():
+            encoded = outputs.encode_each(result, self._wish)
         return {self._wish.kind(name)[1]: body for name, body in encoded.items()}
 
     def _write(self, stem: str, files: dict[str, bytes]) -> dict[str, int]:
@@ -290,7 +293,8 @@ def _reason(error: ServiceError) -> str:
 def wish(job: BatchJob, contract: Contract) -> Wish:
     """Return the request as the service would get it; raises InvalidRequest if the model cannot."""
     found = job.query().wish(contract, accept="")
-    outputs.check_fit(found, windows=job.sliding() is not None)
+    with refusals():
+        outputs.check_fit(found, windows=job.sliding() is not None)
     return found
 
 

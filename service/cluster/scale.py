@@ -32,11 +32,12 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
+from postprocess.results import encoders, outputs
+from postprocess.results.outputs import Wish
+from postprocess.results.selection import select
 from service.client.inputs import is_image
-from service.images import imaging, join, outputs
-from service.images.outputs import Wish
+from service.images import imaging, join
 from service.images.prepare import Prepared
-from service.images.selection import select
 from service.inference import cpus
 from service.inference.engine import Engine, EngineOptions
 from service.settings import BUNDLED, SAMPLES
@@ -255,7 +256,7 @@ def enlarged(photo: bytes) -> bytes:
         large = np.asarray(image.convert("RGB").resize(LARGE, Image.Resampling.BICUBIC))
     noise = np.random.default_rng(0).normal(scale=NOISE, size=large.shape)
     noisy = (large + noise).round().clip(0, 255).astype(np.uint8)
-    return imaging.jpeg(Image.fromarray(noisy))
+    return encoders.jpeg(Image.fromarray(noisy))
 
 
 def machine() -> str:

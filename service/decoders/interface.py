@@ -8,9 +8,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
-from service.images import imaging, outputs
-from service.images.outputs import Result, Wish
+from postprocess.results import outputs
+from postprocess.results.outputs import Result, Wish
+from service.images import imaging
 from service.images.prepare import Header, Plan, Prepared, header, prepare
+from service.images.refusals import refusals
 from service.inference import tensors
 from service.inference.tensors import Call, Shape
 
@@ -60,7 +62,7 @@ class Threads:
     def encode(self, found: Header, result: Result, wish: Wish) -> Future[dict[str, bytes]]:
         """Make the outputs of a photo, by name."""
         del found
-        return self._pool.submit(outputs.encode_each, result, wish)
+        return self._pool.submit(_encode, result, wish)
 
     def read_tensor(self, body: bytes, shape: Shape) -> Future[Call]:
         """Read a tensor from JSON."""
@@ -79,3 +81,8 @@ def _prepare(found: Header, plan: Plan) -> Prepared:
     if found.opened is None:
         raise ValueError("the header was read by another process")
     return prepare(found.opened, plan)
+
+
+def _encode(result: Result, wish: Wish) -> dict[str, bytes]:
+    with refusals():
+        return outputs.encode_each(result, wish)

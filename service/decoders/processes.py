@@ -24,11 +24,12 @@ from typing import Any
 
 import numpy as np
 
+from postprocess.results.outputs import Result, Wish
 from service.decoders import tasks, wire
 from service.decoders.nursery import Nursery
 from service.decoders.wire import Array, Fields
 from service.errors import ImageTooLarge, InvalidImage, Overloaded, ServiceError, StartupError
-from service.images.outputs import Result, Wish
+from service.images.imaging import EncodedPhoto
 from service.images.prepare import HEAVY, Header, Plan, Prepared
 from service.inference import cpus
 from service.inference.tensors import Call, Shape
@@ -45,6 +46,7 @@ GRACE_S = 0.2
 # Processor seconds to encode: for each pixel of an output it takes at most a tenth of these.
 ENCODE_S, ENCODE_S_PER_PIXEL = 20.0, 1e-6
 LARGE_OUTPUTS = 60_000_000  # pixels of all outputs: about a second and a half
+SLOW = 6  # times as long as JPEG: WebP and AVIF
 ROUGH = 30_000  # changes of the label along the rows: above, polygons take half a second
 STUCK_S = 10.0  # photos wait, and none was done for so long
 RETRY_S = 0.5  # between attempts to start a process
@@ -168,13 +170,16 @@ class Processes:
     def encode(self, found: Header, result: Result, wish: Wish) -> Future[dict[str, bytes]]:
         """Make the outputs of a photo, by name."""
         fields, arrays = tasks.encode_request(result, wish)
-        pixels = found.pixels * len(wish.all_outputs)
-        again = found.work if result.photo.data and result.photo.picture is None else 0
+        slow = SLOW if wish.overlay_format in {"webp", "avif"} else 1
+        pixels = found.pixels * len(wish.all_outputs) * slow
+        photo = result.photo
+        data = photo.data if isinstance(photo, EncodedPhoto) else b""
+        again = found.work if data and photo.picture is None else 0
         seconds = ENCODE_S + ENCODE_S_PER_PIXEL * pixels + PREPARE_S_PER_WORK * again
         fields |= {"cpu_s": seconds, "memory": found.memory}
         large = again > HEAVY or pixels > LARGE_OUTPUTS or _rough(result, wish)
         lane = self._heavy if large else self._light
-        return self._submit(lane, fields, result.photo.data, tasks.read_outputs, arrays)
+        return self._submit(lane, fields, data, tasks.read_outputs, arrays)
 
     def read_tensor(self, body: bytes, shape: Shape) -> Future[Call]:
         """Read a tensor from JSON."""

@@ -8,8 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
+from postprocess import windows
 from postprocess.grid import Grid
+from postprocess.results import outputs
+from postprocess.results.outputs import Result, Wish
+from postprocess.results.photo import Picture
 from postprocess.runs import Ints, Spread
+from postprocess.windows import Sliding
 from service import errors
 from service.decoders.wire import Array, Fields, Message
 from service.errors import (
@@ -19,11 +24,10 @@ from service.errors import (
     InvalidRequest,
     ServiceError,
 )
-from service.images import imaging, outputs, windows
-from service.images.imaging import Fitted, Photo, Picture
-from service.images.outputs import Result, Wish
+from service.images import imaging
+from service.images.imaging import EncodedPhoto, Fitted
 from service.images.prepare import Header, Plan, Prepared, header, prepare
-from service.images.windows import Sliding
+from service.images.refusals import refusals
 from service.inference import tensors
 from service.inference.contract import Contract, InputSize
 from service.inference.tensors import Call, Shape
@@ -58,7 +62,9 @@ def tensor_request(shape: Shape) -> Fields:
 
 def encode_request(result: Result, wish: Wish) -> tuple[Fields, list[Array]]:
     """Write the request to encode outputs; the photo's data go beside it."""
-    photo, grid = result.photo, result.grid
+    photo, grid, contract = result.photo, result.grid, result.contract
+    if not isinstance(contract, Contract):
+        raise TypeError(f"contract is a {type(contract).__name__}")
     arrays = {
         "cells": result.cells,
         "heights": result.spread.heights.view(np.uint8),
@@ -72,7 +78,7 @@ def encode_request(result: Result, wish: Wish) -> tuple[Fields, list[Array]]:
     fields = {
         "do": ENCODE,
         "wish": WISH.dump_python(wish, mode="json"),
-        "contract": result.contract.model_dump(mode="json"),
+        "contract": contract.model_dump(mode="json"),
         "size": photo.size,
         "orientation": photo.orientation,
         "names": list(kept),
@@ -106,7 +112,7 @@ def _encoded(message: Message) -> tuple[Fields, list[Array]]:
     request = message.fields
     arrays = dict(zip(request["names"], message.arrays, strict=True))
     width, height = request["size"]
-    photo = Photo(
+    photo = EncodedPhoto(
         (width, height),
         request["orientation"],
         arrays.get("picture"),
@@ -120,7 +126,8 @@ def _encoded(message: Message) -> tuple[Fields, list[Array]]:
         (x, y), (right, down) = request["placed"]
         grid = Grid(arrays[PROBABILITIES], (x, y), (right, down))
     result = Result(photo, arrays["cells"], arrays.get("sure"), spread, contract, grid)
-    files = outputs.encode_each(result, WISH.validate_python(request["wish"]))
+    with refusals():
+        files = outputs.encode_each(result, WISH.validate_python(request["wish"]))
     return {"names": list(files)}, [np.frombuffer(body, np.uint8) for body in files.values()]
 
 
@@ -208,7 +215,7 @@ def read_prepared(data: bytes, plan: Plan, fields: Fields, arrays: list[Array]) 
     return Prepared(photo, inputs, arrays[0])
 
 
-def _photo(data: bytes, plan: Plan, fields: Fields, arrays: list[Array]) -> Photo:
+def _photo(data: bytes, plan: Plan, fields: Fields, arrays: list[Array]) -> EncodedPhoto:
     width, height = fields["size"]
     whole: Picture | None = None
     if "whole" in fields:
@@ -217,7 +224,7 @@ def _photo(data: bytes, plan: Plan, fields: Fields, arrays: list[Array]) -> Phot
         whole = arrays[0][:height, :width]
     decoded = arrays[fields["decoded"]] if "decoded" in fields else None
     kept = data if plan.whole else b""
-    return Photo((width, height), fields["orientation"], whole, decoded, kept)
+    return EncodedPhoto((width, height), fields["orientation"], whole, decoded, kept)
 
 
 def _contains_photo_of(fields: Fields, size: tuple[int, int]) -> bool:

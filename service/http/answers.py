@@ -10,8 +10,8 @@ from service.inference.contract import VERSION, Color, Contract
 from service.inference.shadow import Verdict
 
 
-class FoundClass(BaseModel):
-    """One class in a photo."""
+class Found(BaseModel):
+    """Some pixels of a class."""
 
     id: int
     name: str
@@ -21,7 +21,15 @@ class FoundClass(BaseModel):
     confidence: Annotated[float | None, Field(description="mean, if the model has it")] = None
 
 
-class FoundInstance(FoundClass):
+class FoundClass(Found):
+    """One class in a photo."""
+
+    regions: Annotated[
+        int | None, Field(description="connected regions; null in a mask with too many to count")
+    ] = None
+
+
+class FoundInstance(Found):
     """One connected region of a class."""
 
     id: Annotated[int, Field(description="from 1 on, by class, the largest first")]

@@ -14,6 +14,7 @@ from fastapi.routing import APIRoute
 from starlette.formparsers import MultiPartParser
 from starlette.middleware.cors import CORSMiddleware
 
+from postprocess.results import outputs
 from service.allow_list import AllowList
 from service.decoders.interface import Decoders, Threads
 from service.errors import (
@@ -61,7 +62,6 @@ from service.http.telemetry import metrics
 from service.http.telemetry.metrics import DecoderCollector, Metrics
 from service.http.telemetry.observation import Observation
 from service.http.upload import REQUEST_BODY, Intake, json_options, unless_gone, uploads
-from service.images import outputs
 from service.inference import cpus
 from service.inference.models import Models
 from service.inference.tensors import LENGTH_HEADER, InferAnswer, InferRequest

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
+from postprocess.results.encoders import FORMATS, Format
 from service.errors import InvalidRequest, NotAcceptable
 
 MAX_ACCEPT = 4096  # characters; browsers send about 150. Each entry is compared several times
@@ -16,6 +17,8 @@ BY_TYPE = {
     "application/json": "json",
     "application/geo+json": "polygons",
     "application/octet-stream": "npz",
+    "image/webp": "overlay",
+    "image/avif": "overlay",
 }
 
 
@@ -44,6 +47,14 @@ def output_for(accept: str) -> str:
             f"Accept: {accept}: the service has {', '.join(BY_TYPE)}; or set `output`"
         )
     return BY_TYPE[best]
+
+
+def preferred_format(accept: str) -> Format:
+    """Return the preferred format of pictures; JPEG if others are not preferred to it.
+
+    Browsers send `image/avif,image/webp,image/*`, which prefers none.
+    """
+    return max(FORMATS, key=lambda kind: quality(accept, FORMATS[kind][0]))  # the first of equals
 
 
 def quality(accept: str, media_type: str) -> float:

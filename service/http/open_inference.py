@@ -17,6 +17,7 @@ import numpy as np
 from fastapi import FastAPI, Header, Request, Response
 from starlette.exceptions import HTTPException
 
+from postprocess.results.outputs import Result
 from service.errors import (
     BodyTimeout,
     BodyTooLarge,
@@ -38,7 +39,6 @@ from service.http.problems import component, documented
 from service.http.query import SegmentQuery
 from service.http.segment import BYTES_PER_PIXEL, Job, Resources, segment_each
 from service.http.upload import refuse_encoding, unless_gone
-from service.images.outputs import Result
 from service.inference import tensors
 from service.inference.contract import CONFIDENCE, INPUT, LABELS
 from service.inference.models import Models, ServedModel

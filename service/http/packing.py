@@ -14,11 +14,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 from urllib.parse import quote
 
+from postprocess.results import encoders
+from postprocess.results.outputs import ZIP, Wish
 from service.errors import NotAcceptable, ServiceError
 from service.http import problems
 from service.http.negotiation import quality
-from service.images import imaging
-from service.images.outputs import ZIP, Wish
 
 MULTIPART = "multipart/mixed"
 RESULTS = "results.json"
@@ -71,7 +71,7 @@ def pack(outcomes: Sequence[Outcome], wish: Wish, packing: Packing) -> tuple[byt
             files[named[output]] = (body, wish.kind(output)[0])
     if packing == MULTIPART:
         return _multipart(files)
-    return imaging.archive({name: body for name, (body, _) in files.items()}), ZIP
+    return encoders.archive({name: body for name, (body, _) in files.items()}), ZIP
 
 
 def entry(outcome: Outcome, names: dict[str, str]) -> dict[str, Any]:

@@ -8,26 +8,16 @@ from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from postprocess import areas
-from postprocess.areas import area
-from postprocess.errors import InvalidOption
-from postprocess.refine import Below, Refinement, below_label
-from postprocess.sureness import min_confidences
+from postprocess.refine import Below
+from postprocess.results import options
+from postprocess.results.options import FILL, MOST_OVERLAP
+from postprocess.results.outputs import INCLUDABLE, OUTPUTS, MaskFormat, OverlayFormat, Wish
+from postprocess.windows import Sliding
 from service.errors import InvalidRequest, NotAcceptable
 from service.http import deadlines, packing
-from service.http.negotiation import output_for, quality
-from service.images.outputs import (
-    INCLUDABLE,
-    OUTPUTS,
-    UNCALIBRATED,
-    MaskFormat,
-    OverlayFormat,
-    Wish,
-    check,
-    parse_outputs,
-)
-from service.images.selection import select
-from service.images.windows import Sliding
-from service.inference.contract import Color, Contract
+from service.http.negotiation import output_for, preferred_format
+from service.images.refusals import refusals
+from service.inference.contract import Contract
 from service.inference.tensors import LENGTH_HEADER
 from service.settings import Fit, Settings
 
@@ -77,8 +67,15 @@ class SegmentQuery(BaseModel):
     contour: Annotated[
         int, Field(ge=0, le=32, description="width in pixels of outlines in the overlay")
     ] = 0
+    legend: Annotated[
+        bool, Field(description="draw names and shares of the classes into overlay, side-by-side")
+    ] = False
     overlay_format: Annotated[
-        OverlayFormat | None, Field(description="default: by Accept, else jpeg")
+        OverlayFormat | None,
+        Field(
+            description="format of overlay, blur, replace, side-by-side, heatmap; webp and avif "
+            "also of cutout; default: by Accept, else jpeg"
+        ),
     ] = None
     max_side: Annotated[
         int | None,
@@ -137,7 +134,7 @@ class SegmentQuery(BaseModel):
 
     fill: Annotated[
         str,
-        Field(pattern="^[0-9a-fA-F]{6}$", description="colour of output=replace, as RRGGBB"),
+        Field(pattern=FILL, description="colour of output=replace, as RRGGBB"),
     ] = "ffffff"
     top: Annotated[
         int, Field(ge=0, le=256, description="in probabilities: only so many classes of each point")
@@ -155,7 +152,8 @@ class SegmentQuery(BaseModel):
         ),
     ] = None
     overlap: Annotated[
-        float, Field(ge=0, le=0.5, description="least overlap of sliding windows, as a share")
+        float,
+        Field(ge=0, le=MOST_OVERLAP, description="least overlap of windows, as a share"),
     ] = 0.25
 
     def sliding(self, settings: Settings) -> Sliding | None:
@@ -163,67 +161,39 @@ class SegmentQuery(BaseModel):
         wanted = (self.fit or settings.fit) == "sliding"
         return Sliding(self.overlap, settings.max_windows) if wanted else None
 
-    def refinement(self, contract: Contract) -> Refinement:
-        """Return what to do to the labels; raises InvalidRequest."""
-        best: tuple[float, ...] = ()
-        if self.threshold == "best":
-            if contract.calibration is None:
-                raise InvalidRequest(f"threshold=best: {UNCALIBRATED}")
-            best = contract.calibration.best_f1
-        try:
-            return Refinement(
-                min_confidences(self.min_confidence or "", contract.classes, best),
-                below_label(self.below, contract.background),
-                area("min_area", self.min_area),
-                area("fill_holes", self.fill_holes),
-            )
-        except InvalidOption as error:
-            raise InvalidRequest(str(error)) from None
-
     def wish(self, contract: Contract, accept: str) -> Wish:
         """Return the requested outputs; raises InvalidRequest or NotAcceptable."""
-        wish = Wish(
-            _accepted(accept)
-            if self.output is None
-            else parse_outputs(",".join(self.output), "output", OUTPUTS),
-            select(None if self.classes is None else ",".join(self.classes), contract),
-            self.alpha,
-            self.contour,
-            self.overlay_format or _preferred_format(accept),
-            self.mask_format,
-            _included(self.include),
-            self.refinement(contract),
-            self.instances,
-            self.simplify,
-            _color(self.fill),
-            self.smooth,
-            self.top,
-            self.coverage,
-            self.max_side,
-        )
-        check(wish, contract)
-        return wish
+        with refusals():
+            return options.wish(
+                contract,
+                _accepted(accept) if self.output is None else self.output,
+                classes=None if self.classes is None else ",".join(self.classes),
+                alpha=self.alpha,
+                contour=self.contour,
+                legend=self.legend,
+                overlay_format=self.overlay_format or preferred_format(accept),
+                max_side=self.max_side,
+                mask_format=self.mask_format,
+                include=",".join(self.include or ()),
+                min_confidence=self.min_confidence or "",
+                below=self.below,
+                threshold=self.threshold,
+                smooth=self.smooth,
+                min_area=self.min_area,
+                fill_holes=self.fill_holes,
+                instances=self.instances,
+                simplify=self.simplify,
+                fill=self.fill,
+                top=self.top,
+                coverage=self.coverage,
+            )
 
 
-def _color(text: str) -> Color:
-    red, green, blue = bytes.fromhex(text)
-    return red, green, blue
-
-
-def _included(listed: list[str] | None) -> tuple[str, ...]:
-    text = ",".join(listed or ())
-    return parse_outputs(text, "include", INCLUDABLE) if text else ()
-
-
-def _accepted(accept: str) -> tuple[str, ...]:
-    """Return the output for Accept; none if it only allows ZIP or multipart/mixed."""
+def _accepted(accept: str) -> str | None:
+    """Return the output for Accept; None if it only allows ZIP or multipart/mixed."""
     try:
-        return (output_for(accept),)
+        return output_for(accept)
     except NotAcceptable:
         if not packing.is_packed(accept):
             raise
-        return ()
-
-
-def _preferred_format(accept: str) -> OverlayFormat:
-    return "png" if quality(accept, "image/png") > quality(accept, "image/jpeg") else "jpeg"
+        return None

@@ -14,6 +14,10 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from postprocess import windows
+from postprocess.results import outputs
+from postprocess.results.outputs import NEEDS_PHOTO, Result, Wish
+from postprocess.windows import Sliding
 from service.decoders.interface import Decoders
 from service.errors import (
     ImageTooLarge,
@@ -26,10 +30,9 @@ from service.http import packing
 from service.http.middleware.limits import Admission, Claim
 from service.http.packing import Outcome, Packing
 from service.http.upload import Upload
-from service.images import join, outputs, windows
-from service.images.outputs import NEEDS_PHOTO, Result, Wish
+from service.images import join
 from service.images.prepare import Header, Plan, Prepared
-from service.images.windows import Sliding
+from service.images.refusals import refusals
 from service.inference.batcher import Timing
 from service.inference.contract import Contract
 from service.inference.engine import Prediction
@@ -42,6 +45,9 @@ Made = TypeVar("Made")
 # hold up the photos of others.
 AT_ONCE = 4
 BYTES_PER_PIXEL = 14  # of memory: what an admitted pixel stands for, see docs/deploy.md
+
+AVIF_BYTES = 25  # of memory for each pixel, while it is encoded
+CLASSES_PER_PIXEL = 64  # whose probabilities take about as much memory as BYTES_PER_PIXEL
 
 # Errors of one photo, which do not affect the other photos of the request.
 OF_ONE_PHOTO = (InvalidImage, ImageTooLarge, InferenceFailed)
@@ -130,7 +136,8 @@ async def segment(uploads: Sequence[Upload], job: Job, *, several: bool = False)
 
     `several`: answer in the form for several images, even for a single one.
     """
-    outputs.check_fit(job.wish, windows=job.sliding is not None)
+    with refusals():
+        outputs.check_fit(job.wish, windows=job.sliding is not None)
     if several or len(uploads) > 1:
         job = replace(job, wish=packing.wish_for_each(job.wish))
         return await _segment_several(uploads, job, packing.packing_for(job.accept))
@@ -243,7 +250,8 @@ async def _open(data: bytes, job: Job) -> Header:
     found = await asyncio.wrap_future(opening)
     if job.sliding:
         fewest = min(_sizes(found), key=lambda size: _windows(size, job))
-        windows.check(fewest, job.contract.input, job.sliding)
+        with refusals():
+            windows.check(fewest, job.contract.input, job.sliding)
     return found
 
 
@@ -251,7 +259,7 @@ def _memory(found: Header, job: Job) -> int:
     """Return the pixels to reserve: those of the photo, of its windows' outputs, of its files."""
     pieces = max(_windows(size, job) for size in _sizes(found))
     height, width = job.model.engine.input_size
-    inputs = pieces * height * width if pieces > 1 else 0
+    inputs = pieces * height * width * _per_window(job) if pieces > 1 else 0
     most = job.resources.admission.max_bytes // BYTES_PER_PIXEL
     return found.memory + inputs + min(most, round(found.pixels * _extra_files(job.wish)))
 
@@ -264,7 +272,20 @@ def _extra_files(wish: Wish) -> float:
     """
     lossless = {name for name in NEEDS_PHOTO if wish.kind(name)[0] == "image/png"}
     alone, inside = lossless & set(wish.outputs), lossless & set(wish.include)
-    return (3 * max(0, len(alone) - 1) + 15 * len(inside)) / BYTES_PER_PIXEL
+    encoder = 0
+    if wish.overlay_format == "avif" and not NEEDS_PHOTO.isdisjoint(wish.all_outputs):
+        encoder = AVIF_BYTES * (2 if "side-by-side" in wish.outputs else 1)
+    return (3 * max(0, len(alone) - 1) + 15 * len(inside) + encoder) / BYTES_PER_PIXEL
+
+
+def _per_window(job: Job) -> int:
+    """Return the memory of a window's outputs, as a multiple of what its pixels stand for.
+
+    Probabilities are kept twice, at a quarter of the sides: of each window, and of all together.
+    """
+    if outputs.extras(job.wish, job.contract) != "probabilities":
+        return 1
+    return 1 + len(job.contract.classes) // CLASSES_PER_PIXEL
 
 
 def _checked_memory(found: Sequence[Header], job: Job) -> int:

@@ -11,8 +11,8 @@ import struct
 import zlib
 from collections.abc import Iterator
 
+from postprocess.results.png import SIGNATURE
 from service.errors import InvalidImage
-from service.images.png import SIGNATURE
 
 TEXT = (b"tEXt", b"zTXt", b"iTXt")
 # Text that may contain the orientation; ImageMagick writes the second.

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from postprocess import windows
 from postprocess.grid import Grid
+from postprocess.results.outputs import Result
 from postprocess.runs import Spread
-from service.images import imaging, windows
+from service.images import imaging
 from service.images.imaging import Fitted
-from service.images.outputs import Result
 from service.images.prepare import Prepared
 from service.inference.contract import Contract
 from service.inference.engine import Prediction
@@ -23,21 +24,25 @@ def result(prepared: Prepared, predictions: Sequence[Prediction], contract: Cont
     labels = _joined(prepared, [each.labels for each in predictions])
     sure = [each.confidence for each in predictions if each.confidence is not None]
     confidence = _joined(prepared, sure) if sure else None
-    if not isinstance(inputs, Fitted):
-        return Result(photo, labels, confidence, Spread.none(labels.shape), contract)
-    spread = imaging.spread(inputs, photo.size)
-    grid = _grid(prepared, inputs, predictions[0], contract)
-    return Result(photo, labels, confidence, spread, contract, grid)
+    spread = (
+        imaging.spread(inputs, photo.size)
+        if isinstance(inputs, Fitted)
+        else Spread.none(labels.shape)
+    )
+    return Result(
+        photo, labels, confidence, spread, contract, _grid(prepared, predictions, contract)
+    )
 
 
-def _grid(
-    prepared: Prepared, fitted: Fitted, prediction: Prediction, contract: Contract
-) -> Grid | None:
-    values, placing = prediction.probabilities, contract.probability_grid
-    if values is None or placing is None:
+def _grid(prepared: Prepared, predictions: Sequence[Prediction], contract: Contract) -> Grid | None:
+    values = [each.probabilities for each in predictions if each.probabilities is not None]
+    placing, target, size = contract.probability_grid, contract.input, prepared.photo.size
+    if not values or placing is None:
         return None
-    size = contract.input.height, contract.input.width
-    return Grid.of(values, placing, size, fitted.valid, prepared.photo.size)
+    if isinstance(prepared.inputs, Fitted):
+        sides = target.height, target.width
+        return Grid.of(values[0], placing, sides, prepared.inputs.valid, size)
+    return windows.merge_grids(values, prepared.inputs, placing, target, size)
 
 
 def _joined(prepared: Prepared, maps: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:

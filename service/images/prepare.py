@@ -7,9 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from service.images import imaging, windows
-from service.images.imaging import Fitted, Opened, Photo
-from service.images.windows import Sliding, Window
+from postprocess import windows
+from postprocess.windows import Sliding, Window
+from service.images import imaging
+from service.images.imaging import EncodedPhoto, Fitted, Opened
+from service.images.refusals import refusals
 from service.inference.contract import InputSize
 
 # Photos with more work than this are decoded separately: about half a second on one core.
@@ -51,7 +53,7 @@ class Plan:
 class Prepared:
     """A decoded photo and the model inputs made from it."""
 
-    photo: Photo
+    photo: EncodedPhoto
     inputs: Fitted | list[Window]  # shrunk to fit, or cut into windows
     image: NDArray[np.uint8] | None = None  # the windows are views of it
 
@@ -85,7 +87,7 @@ def prepare(opened: Opened, plan: Plan) -> Prepared:
     target, sliding = plan.target, plan.sliding
     reduce_to = None if sliding else max(target.height, target.width)
     decoded = imaging.decode(opened, reduce_to=reduce_to)
-    photo = Photo(
+    photo = EncodedPhoto(
         decoded.size,
         decoded.orientation,
         decoded.photo.picture if plan.whole else None,
@@ -93,7 +95,8 @@ def prepare(opened: Opened, plan: Plan) -> Prepared:
         opened.data if plan.whole else b"",
     )
     if sliding and windows.needed(decoded.size, target):
-        windows.check(decoded.size, target, sliding)
+        with refusals():
+            windows.check(decoded.size, target, sliding)
         image = windows.padded(np.asarray(decoded.image), target)
         return Prepared(photo, windows.cut(image, decoded.size, target, sliding.overlap), image)
     return Prepared(photo, imaging.fit(decoded, target))

@@ -29,8 +29,6 @@ PROBABILITIES: Literal["probabilities"] = "probabilities"
 WITH_PROBABILITIES = "with_probabilities"  # the same for these
 OPTIONAL = {CONFIDENCE: WITH_CONFIDENCE, PROBABILITIES: WITH_PROBABILITIES}
 
-# Outputs besides the labels. Each level includes those before it, if the model has them.
-Extras = Literal["labels", "confidence", "probabilities"]
 
 Byte = Annotated[int, Field(ge=0, le=255)]
 Color = tuple[Byte, Byte, Byte]

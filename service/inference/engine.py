@@ -17,6 +17,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from postprocess.results.facts import Extras
 from service.errors import StartupError
 from service.inference import openvino_cpu, trt_engines
 from service.inference.contract import (
@@ -27,7 +28,6 @@ from service.inference.contract import (
     PROBABILITIES,
     Contract,
     ContractError,
-    Extras,
     choices,
     parse,
 )

@@ -19,7 +19,7 @@ from export.writer import ExportOptions, export
 from model import checkpoint
 from model.network.inference import average_probabilities
 from model.network.layers import resize
-from service.images import outputs
+from postprocess.results import outputs
 from service.inference.engine import Engine, EngineOptions
 from tests.export.conftest import PHASED_SIZE, SIZE
 

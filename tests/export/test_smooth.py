@@ -15,7 +15,7 @@ from export.tradeoffs import wish
 from export.writer import ExportOptions, export
 from model import checkpoint
 from postprocess.errors import InvalidOption
-from service.images import outputs
+from postprocess.results import outputs
 from service.inference.engine import Engine, EngineOptions
 
 pytestmark = pytest.mark.slow
@@ -27,7 +27,9 @@ def test_smooth_labels_are_the_same_from_python_and_in_the_service(
 ) -> None:
     export(tiny, tmp_path / "tiny.onnx", ExportOptions(confidence=True, probabilities=True))
     engine = Engine(tmp_path / "tiny.onnx", EngineOptions("cpu", threads=1))
-    noise = Image.effect_noise(size, 200).convert("RGB").filter(ImageFilter.GaussianBlur(3))
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    blurred = np.asarray(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(3)), float)
+    noise = Image.fromarray(((blurred - 128) * 8 + 128).clip(0, 255).astype(np.uint8))
     net = checkpoint.load(tiny)
     for options in (
         {"smooth": "true"},

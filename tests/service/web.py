@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from starlette.types import Message
 
+from postprocess.results.facts import Extras
 from service.http.app import create_app
 from service.inference import models
-from service.inference.contract import Extras
 from service.inference.engine import Prediction
 from service.inference.models import Models
 from service.settings import Settings

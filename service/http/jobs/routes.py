@@ -17,6 +17,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope, Send
 
+from postprocess.results import outputs
 from service.errors import (
     BodyTimeout,
     BodyTooLarge,
@@ -37,7 +38,7 @@ from service.http.middleware.keys import digest_of_key
 from service.http.problems import component, documented, problem
 from service.http.query import SegmentQuery
 from service.http.upload import fetched, media_type, refuse_encoding
-from service.images import outputs
+from service.images.refusals import refusals
 from service.pydantic_errors import mistakes
 
 PATH = "/jobs"
@@ -165,7 +166,8 @@ def _add_queue(app: FastAPI, jobs: Jobs, desk: Desk) -> None:
             )
         served = jobs.models.get(query.model)
         windows = query.sliding(settings) is not None
-        outputs.check_fit(query.wish(served.engine.contract, ""), windows=windows)
+        with refusals():
+            outputs.check_fit(query.wish(served.engine.contract, ""), windows=windows)
         await asyncio.to_thread(_check_count, store)
         jobs.check_space(_length(request))
         name, folder = await asyncio.to_thread(store.reserve)

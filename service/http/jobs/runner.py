@@ -15,6 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from postprocess.results.encoders import EPOCH
+from postprocess.results.outputs import Wish
 from service.errors import (
     EngineUnavailable,
     InferenceFailed,
@@ -30,8 +32,6 @@ from service.http.jobs.store import INPUT, OUTPUTS, RESULT, Store, StoredJob
 from service.http.packing import Outcome
 from service.http.query import SegmentQuery
 from service.http.segment import Job, Resources, segment_photo
-from service.images.imaging import EPOCH
-from service.images.outputs import Wish
 from service.inference.models import Models
 from service.settings import Settings
 

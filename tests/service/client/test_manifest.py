@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from service.client.errors import ManifestError
-from service.client.manifest import Manifest
+from service.client.manifest import SCHEMA_VERSION, Manifest
 from service.client.plan import stems
 from service.client.records import DONE, PENDING, ClassPixels, Origin
 
@@ -83,13 +83,14 @@ def test_manifest_of_another_version_is_refused(tmp_path: Path) -> None:
 
 
 UNDO = {  # from a version back to the one before
+    4: "ALTER TABLE pixels DROP COLUMN regions;",
     3: "ALTER TABLE photos DROP COLUMN is_counted; ALTER TABLE pixels DROP COLUMN confidence;"
     " DROP TABLE classes;",
     2: "ALTER TABLE photos DROP COLUMN options;",
 }
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_manifest_of_an_earlier_version_is_read_and_converted(tmp_path: Path, version: int) -> None:
     """Reading does not change the file; the next run converts it to this version."""
     path = tmp_path / "m"
@@ -99,7 +100,7 @@ def test_manifest_of_an_earlier_version_is_read_and_converted(tmp_path: Path, ve
         manifest.finish("a.jpg", ORIGIN, {"a.mask.png": 9}, [ClassPixels(8, "cat", 7)])
         manifest.finish("b.jpg", ORIGIN, {})
     database = sqlite3.connect(path)
-    for each in range(3, version, -1):
+    for each in range(SCHEMA_VERSION, version, -1):
         database.executescript(f"{UNDO[each]} PRAGMA user_version = {each - 1};")
     database.close()
     before = path.read_bytes()

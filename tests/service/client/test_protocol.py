@@ -7,12 +7,19 @@ import zipfile
 
 import httpx
 import pytest
+from PIL import Image
 
+from postprocess.results import outputs
+from postprocess.results.encoders import FORMATS
+from postprocess.results.outputs import LIKE_PHOTO, OUTPUTS, Wish
+from postprocess.results.selection import Selection
 from service.client.errors import BadAnswerError
-from service.client.pictures import Size
+from service.client.pictures import Size, size_of
 from service.client.protocol import (
+    ALL_FILES,
     FILES,
-    JPEGS,
+    INCLUDABLE,
+    PHOTO_LIKE,
     Segmentation,
     media_type,
     parse_outputs,
@@ -20,7 +27,6 @@ from service.client.protocol import (
     retry_after_s,
     segmentation,
 )
-from service.images.outputs import OUTPUTS
 
 from .flaky_server import png
 
@@ -46,7 +52,34 @@ def zipped(*names: str, method: int = zipfile.ZIP_STORED) -> bytes:
 
 def test_client_and_service_name_the_same_files() -> None:
     of_service = {name: file for name, (_, file) in OUTPUTS.items()}
-    assert of_service == FILES | JPEGS  # for these, PNG is the client's default
+    assert {name: file for name, file in of_service.items() if name not in LIKE_PHOTO} == {
+        name: file for name, file in FILES.items() if name not in PHOTO_LIKE
+    }
+    assert PHOTO_LIKE == LIKE_PHOTO
+    every = Selection(frozenset(), 0, 1)
+    wishes = [Wish((name,), every, overlay_format=kind) for name in OUTPUTS for kind in FORMATS]
+    named = {wish.kind(name)[1] for wish in wishes for name in wish.outputs}
+    assert named <= ALL_FILES
+    assert named | {*FILES.values(), "cutout.jpg"} == ALL_FILES
+    assert INCLUDABLE == outputs.INCLUDABLE
+
+
+@pytest.mark.parametrize(("kind", "transparent"), [("WEBP", True), ("WEBP", False), ("AVIF", True)])
+@pytest.mark.parametrize("size", [(4, 3), (300, 200)])
+def test_webp_and_avif_are_checked_like_other_pictures(
+    kind: str, transparent: bool, size: Size
+) -> None:
+    """Not complete, or of another size: no file is written."""
+    buffer = io.BytesIO()
+    Image.effect_noise(size, 90).convert("RGBA" if transparent else "RGB").save(buffer, kind)
+    content, media, suffix = buffer.getvalue(), f"image/{kind.lower()}", kind.lower()
+    assert size_of(content) == size
+    assert list(answer(content, media, "overlay", size=size).files()) == [f"overlay.{suffix}"]
+    for broken in (content[:-1], content + b"\0", content[: len(content) // 2]):
+        with pytest.raises(BadAnswerError, match=f"not a complete {kind}".replace("WEBP", "WebP")):
+            answer(broken, media, "overlay", size=size)
+    with pytest.raises(BadAnswerError, match="pixels, not"):
+        answer(content, media, "overlay", size=(99, 98))
 
 
 @pytest.mark.parametrize("max_side", [4, 7])

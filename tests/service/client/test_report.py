@@ -72,7 +72,8 @@ def test_table_has_a_row_per_photo_and_a_column_per_class_of_the_model(tmp_path:
     assert main(["report", str(tmp_path)]) == 0
     head = ["photo", "status", "error", "model", "model_digest", "confidence", "pixels"]
     found = rows(tmp_path)
-    assert list(found[0]) == [*head, "taken", "latitude", "longitude", *CLASSES]
+    rest = ["regions", "taken", "latitude", "longitude", *CLASSES]
+    assert list(found[0]) == [*head, *rest, *(f"{name}_regions" for name in CLASSES)]
     shown = (*head, "background", "cat", "dog", "aeroplane")
     assert [[row[name] for name in shown] for row in found] == [
         ["2.jpg", "done", "", "light", "d1", "", "75", "70", "0", "5", "0"],
@@ -101,9 +102,26 @@ def test_confidence_is_the_mean_over_all_pixels(tmp_path: Path) -> None:
     assert rows(tmp_path)[0]["confidence"] == "0.8"
 
 
+def test_regions_are_counted_by_class_and_in_all(tmp_path: Path) -> None:
+    """Of a result that an earlier version wrote, nothing is known; that is not 0."""
+    counted = [ClassPixels(0, "background", 75, None, 2), ClassPixels(8, "cat", 25, None, 3)]
+    photos = {"1.jpg": counted, "2.jpg": [ClassPixels(0, "background", 100, None, 1)]}
+    with filled(tmp_path, photos | {"3.jpg": [BACKGROUND]}):
+        pass
+    main(["report", str(tmp_path)])
+    columns = ("regions", "background_regions", "cat_regions")
+    assert [[row[name] for name in columns] for row in rows(tmp_path)] == [
+        ["5", "2", "3"],
+        ["1", "1", "0"],
+        ["", "", ""],
+    ]
+    assert "cat 25 % in 3 regions" in (tmp_path / "contact-sheet.html").read_text()
+
+
 def test_parquet_says_the_same_as_csv(tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
-    with filled(tmp_path, {"1.jpg": [BACKGROUND, CAT], "2.jpg": [DOG]}) as manifest:
+    cats = ClassPixels(8, "cat", 30, 0.5, 4)
+    with filled(tmp_path, {"1.jpg": [BACKGROUND, cats], "2.jpg": [DOG]}) as manifest:
         manifest.claim("3.jpg", "/3.jpg", ["3"])
         manifest.fail("3.jpg", ORIGIN, "no", rejected=False)
     main(["report", str(tmp_path)])
@@ -116,10 +134,11 @@ def test_parquet_says_the_same_as_csv(tmp_path: Path) -> None:
 
 
 def test_classes_of_one_name_keep_columns_of_their_own(tmp_path: Path) -> None:
-    names = {1: "void", 2: "void", 3: "photo", 4: "pixels", 5: "cat"}
+    names = {1: "void", 2: "void", 3: "photo", 4: "pixels", 5: "cat", 6: "cat_regions"}
     photos = {"1.jpg": [ClassPixels(number, name, 1) for number, name in names.items()]}
     with filled(tmp_path, photos) as manifest:
-        own = {1: "void_1", 2: "void_2", 3: "photo_3", 4: "pixels_4", 5: "cat"}
+        own = {1: "void_1", 2: "void_2", 3: "photo_3", 4: "pixels_4", 5: "cat_5"}
+        own |= {6: "cat_regions_6"}
         assert columns(manifest) == own
 
 
@@ -167,7 +186,7 @@ def test_run_with_report_counts_pixels_and_keeps_no_json(
     summary = json.loads(capsys.readouterr().out)
     assert summary["sent"] == 3
     assert summary["classes"][1] == {"id": 8, "name": "cat", "pixels": 30, "photos": 3}
-    assert "trip/dog.png,done,,light,d1,,40,,,,30,0,10\n" in (out / "report.csv").read_text()
+    assert "trip/dog.png,done,,light,d1,,40,,,,,30,0,10,,,\n" in (out / "report.csv").read_text()
     assert not list(out.rglob("*.json"))
     assert main([*command, "--report"]) == 0
     assert len(server.segmented()) == 6

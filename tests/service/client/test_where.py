@@ -28,6 +28,8 @@ VALUES = {"background": 0.7, "cat": 0.2, "dining table": 0.1, "and": 0.0, "confi
         ("not not cat = 0.2", True),
         ('"and" != 0', False),
         ("confidence <= 80%", True),
+        ("cat > 1e-3", True),
+        ("cat > 2.5E-1 or cat < .1e+1%", False),
     ],
 )
 def test_an_expression_means_what_it_says(text: str, expected: bool) -> None:
@@ -38,7 +40,16 @@ def test_an_expression_means_what_it_says(text: str, expected: bool) -> None:
     "text",
     [
         *("", "cat", "cat >", "cat > cat", "dog > 1", "cat > 2", "cat > 101%", "cat > 0.1 cat > 0"),
-        *("(cat > 0", "cat > 0)", "cat > -1", "cat > 1e-3", "and > 0", '"cat > 0', "cat ~ 0"),
+        *(
+            "(cat > 0",
+            "cat > 0)",
+            "cat > -1",
+            "cat > 1e",
+            "cat > 1e9",
+            "and > 0",
+            '"cat > 0',
+            "cat ~ 0",
+        ),
         *("__import__('os').system('true') > 0", "not " * 60 + "cat > 0", "(" * 60 + "cat > 0"),
         "cat > 0 or " * 500 + "cat > 0",
     ],

@@ -186,8 +186,9 @@ def test_photos_of_a_bucket_become_the_services_masks_in_a_bucket(
         sheet = place(out).read("contact-sheet.png")
     finally:
         server.stop()
-    head = "photo,status,error,model,model_digest,confidence,pixels,taken,latitude,longitude,"
-    head += "background,dim,bright"
+    head = "photo,status,error,model,model_digest,confidence,pixels,regions,"
+    head += "taken,latitude,longitude,background,dim,bright"
+    head += ",background_regions,dim_regions,bright_regions"
     assert (table[0], len(table)) == (head, 9)
     assert opened(sheet).shape[2] == 3
     assert [total["name"] for total in second["classes"]] == ["background", "dim", "bright"]

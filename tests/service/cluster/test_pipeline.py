@@ -24,14 +24,14 @@ pytest.importorskip("pyarrow", reason="pyarrow comes with the extra `ray`")
 
 from pyarrow import fs
 
+from postprocess.results.facts import Extras
+from postprocess.results.outputs import OUTPUTS
 from service.client.records import DONE, FAILED, REJECTED, Record
 from service.client.uploads import shrink
 from service.cluster.pipeline import BatchJob, OutputError, Pipeline, ahead, batches, wish
 from service.cluster.records import Todo
 from service.cluster.storage import StoredPhoto, photos, place
 from service.errors import InvalidRequest
-from service.images.outputs import OUTPUTS
-from service.inference.contract import Extras
 from service.inference.engine import Engine, EngineOptions, Prediction
 from service.settings import BUNDLED
 from tests.service import onnx_models

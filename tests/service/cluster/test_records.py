@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("pyarrow", reason="pyarrow comes with the extra `ray`")
 
+from postprocess.results.outputs import OUTPUTS as OUTPUTS_BY_NAME
 from service.client import cli, inputs
 from service.client.errors import ManifestError
 from service.client.manifest import Manifest
@@ -18,7 +19,6 @@ from service.client.plan import UNKNOWN_TIME, Decision, Wanted, decide
 from service.client.records import DONE, FAILED, FOLDER, REJECTED, ClassPixels, Record
 from service.cluster.records import Parts, Plan, Todo, load
 from service.cluster.storage import Place, StoredPhoto, place
-from service.images.outputs import OUTPUTS as OUTPUTS_BY_NAME
 
 PHOTO = StoredPhoto("a/x.jpg", "/in/a/x.jpg", size=10, mtime_ns=5)
 OUTPUTS = {"a/x.mask.png": 3, "a/x.overlay.jpg": 4}
@@ -135,7 +135,7 @@ def test_a_name_that_an_earlier_run_gave_away_is_not_given_twice() -> None:
     assert other.stem == "a/x.png"
 
 
-COUNTED = replace(RECORD, classes=(ClassPixels(0, "background", 7, 0.5),), options="alpha=0.1")
+COUNTED = replace(RECORD, classes=(ClassPixels(0, "background", 7, 0.5, 2),), options="alpha=0.1")
 
 
 @pytest.mark.parametrize("change", [{"options": "alpha=0.1"}, {"max_side": 99}, {"pixels": True}])
@@ -180,10 +180,13 @@ def test_the_client_reports_on_what_a_batch_has_recorded(tmp_path: Path, out: Pl
     parts.add(replace(RECORD, name="b.jpg", status=REJECTED, error="400", outputs={}))
     parts.close()
     assert cli.main(["report", str(tmp_path)]) == 0
+    head = (
+        "photo,status,error,model,model_digest,confidence,pixels,regions,taken,latitude,longitude"
+    )
     assert (tmp_path / "report.csv").read_text().splitlines() == [
-        "photo,status,error,model,model_digest,confidence,pixels,taken,latitude,longitude,background,cat",
-        "a/x.jpg,done,,m,d1,0.5,7,,,,7,0",
-        "b.jpg,rejected,400,m,d1,,,,,,,",
+        f"{head},background,cat,background_regions,cat_regions",
+        "a/x.jpg,done,,m,d1,0.5,7,2,,,,7,0,2,0",
+        "b.jpg,rejected,400,m,d1,,,,,,,,,,",
     ]
 
 

@@ -19,15 +19,15 @@ from PIL import Image
 
 from postprocess.areas import area
 from postprocess.refine import Refinement
+from postprocess.results.outputs import NEEDS_PHOTO, Wish
+from postprocess.results.selection import select
+from postprocess.windows import Sliding
 from service.decoders import processes
 from service.decoders.interface import Threads
 from service.decoders.processes import Processes
 from service.errors import ImageTooLarge, InvalidImage, ServiceError
 from service.images import join
-from service.images.outputs import NEEDS_PHOTO, Wish
 from service.images.prepare import Plan
-from service.images.selection import select
-from service.images.windows import Sliding
 from service.inference.contract import InputSize
 from service.inference.engine import Prediction
 from tests.service import onnx_models

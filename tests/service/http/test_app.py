@@ -544,7 +544,7 @@ def test_a_connection_that_a_failure_ends_says_so(
     def fail(*_: object) -> bytes:
         raise RuntimeError("secret detail")
 
-    monkeypatch.setattr("service.images.imaging.mask_png", fail)
+    monkeypatch.setattr("postprocess.results.encoders.mask_png", fail)
     settings = make_settings(folder)
     app = create_app(settings, models.load(settings))
     with TestClient(app, raise_server_exceptions=False) as client:

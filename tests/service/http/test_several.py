@@ -19,8 +19,8 @@ import pytest
 from fastapi.testclient import TestClient
 from numpy.typing import NDArray
 
+from postprocess.results import outputs
 from service.http.app import create_app
-from service.images import outputs
 from service.inference import models
 from service.inference.models import Models
 from service.settings import Settings

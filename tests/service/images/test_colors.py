@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 from service.images import imaging
+from service.images.imaging import EncodedPhoto
 from tests.service.images.profiles import cmyk_profile, swapped_srgb_profile, wide_profile
 
 GRADIENT = np.stack(np.meshgrid(np.arange(0, 256, 5), np.arange(0, 256, 7)), -1).astype(np.uint8)
@@ -58,7 +59,7 @@ def test_an_overlay_of_a_large_photo_is_converted_too() -> None:
     image, profile = Image.fromarray(RGB).resize((800, 600)), wide_profile()
     data = encoded(image, "JPEG", icc_profile=profile, quality=100, subsampling=0)
     expected = by_little_cms(image, profile)
-    picture = np.asarray(imaging.Photo((800, 600), data=data).whole).astype(int)
+    picture = np.asarray(EncodedPhoto((800, 600), data=data).whole).astype(int)
     assert np.abs(picture - expected).mean() < 1
 
 

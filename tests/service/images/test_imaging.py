@@ -13,9 +13,11 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
+from postprocess.results import encoders
+from postprocess.results.png import Rows
 from service.errors import ImageTooLarge, InvalidImage
 from service.images import imaging
-from service.images.png import Rows
+from service.images.imaging import EncodedPhoto
 from service.images.prepare import Plan, prepare
 from service.inference.contract import InputSize
 from service.settings import PILLOW_MAX_PIXELS
@@ -197,7 +199,7 @@ def test_every_id_survives_a_mask_png() -> None:
         palette = tuple((i, 0, 0) for i in range(colors))
         subsets = (labels, labels[3:4], labels[:, 7:9])  # few ids: Pillow must not renumber
         for subset in (*subsets, labels.repeat(3, axis=0)):
-            mask = Image.open(io.BytesIO(imaging.mask_png(Rows.of(subset), palette)))
+            mask = Image.open(io.BytesIO(encoders.mask_png(Rows.of(subset), palette)))
             assert mask.mode == "P"
             assert (np.asarray(mask) == subset).all()
             assert len(mask.getpalette() or []) == 768
@@ -205,7 +207,7 @@ def test_every_id_survives_a_mask_png() -> None:
 
 def test_colours_follow_the_palette() -> None:
     labels = np.array([[0, 1]], np.uint8)
-    image = Image.open(io.BytesIO(imaging.color_png(Rows.of(labels), ((0, 0, 0), (9, 8, 7)))))
+    image = Image.open(io.BytesIO(encoders.color_png(Rows.of(labels), ((0, 0, 0), (9, 8, 7)))))
     assert np.asarray(image).tolist() == [[[0, 0, 0], [9, 8, 7]]]
 
 
@@ -213,17 +215,17 @@ def test_colours_follow_the_palette() -> None:
 def test_colours_and_confidence_come_back_whether_rows_repeat_or_not(times: int) -> None:
     labels = np.random.default_rng(0).integers(0, 256, (20, 30), np.uint8).repeat(times, axis=0)
     palette = tuple((i, 255 - i, i // 2) for i in range(256))
-    image = Image.open(io.BytesIO(imaging.color_png(Rows.of(labels), palette)))
+    image = Image.open(io.BytesIO(encoders.color_png(Rows.of(labels), palette)))
     assert (np.asarray(image) == np.array(palette, np.uint8)[labels]).all()
-    image = Image.open(io.BytesIO(imaging.grey_png(Rows.of(labels))))
+    image = Image.open(io.BytesIO(encoders.grey_png(Rows.of(labels))))
     assert (image.mode, np.asarray(image).tolist()) == ("L", labels.tolist())
 
 
 @pytest.mark.parametrize(("shown", "expected"), [([], [100, 100, 100]), ([0], [50, 50, 50])])
 def test_only_classes_that_are_shown_cover_the_photo(shown: list[int], expected: list[int]) -> None:
-    photo = imaging.Photo((1, 1), picture=Image.new("RGB", (1, 1), (100, 100, 100)))
+    photo = EncodedPhoto((1, 1), picture=Image.new("RGB", (1, 1), (100, 100, 100)))
     labels = Rows.of(np.zeros((1, 1), np.uint8))
-    blended = imaging.overlay(photo, labels, ((0, 0, 0),), alpha=0.5, shown=shown)
+    blended = encoders.overlay(photo, labels, ((0, 0, 0),), alpha=0.5, shown=shown)
     assert np.asarray(blended)[0, 0].tolist() == expected
 
 
@@ -235,13 +237,13 @@ def test_an_overlay_in_strips_is_the_overlay_of_the_whole(contour: int, height: 
     labels = rng.integers(0, 4, (40, 9), np.uint8).repeat(5, 0).repeat(7, 1)[:height]
     picture = rng.integers(0, 256, (*labels.shape, 3), np.uint8)
     palette = ((0, 0, 0), (250, 10, 90), (1, 2, 3), (9, 99, 199))
-    photo = imaging.Photo(labels.shape[::-1], picture=picture)
-    made = imaging.overlay(
+    photo = EncodedPhoto(labels.shape[::-1], picture=picture)
+    made = encoders.overlay(
         photo, Rows.of(labels), palette, alpha=0.25, shown={1, 3}, contour=contour
     )
     weights = np.where(np.isin(labels, [1, 3]), 64, 0)
     if contour:
-        weights[imaging.edges(labels, contour) & (weights > 0)] = 255
+        weights[encoders.edges(labels, contour) & (weights > 0)] = 255
     colors, share = np.array(palette)[labels], weights[..., None] / 255
     expected = colors * share + picture * (1 - share)
     assert np.abs(np.asarray(made) - expected).max() <= 0.51
@@ -251,7 +253,7 @@ def test_an_overlay_in_strips_is_the_overlay_of_the_whole(contour: int, height: 
 def test_the_summary_counts_and_boxes_each_class() -> None:
     labels = np.zeros((4, 6), np.uint8)
     labels[1:3, 2:5] = 1
-    assert imaging.summary(labels, ("background", "cat")) == [
+    assert encoders.summary(labels, ("background", "cat")) == [
         {"id": 0, "name": "background", "pixels": 18, "fraction": 0.75, "box": [0, 0, 6, 4]},
         {"id": 1, "name": "cat", "pixels": 6, "fraction": 0.25, "box": [2, 1, 5, 3]},
     ]
@@ -262,18 +264,18 @@ def test_the_summary_counts_and_boxes_each_class() -> None:
 def test_run_lengths_decode_to_the_mask(seed: int) -> None:
     labels = np.random.default_rng(seed).integers(0, 2, (5, 7), np.uint8)
     for label in (0, 1):
-        runs = json.loads(json.dumps(imaging.rle(labels, label)))
+        runs = json.loads(json.dumps(encoders.rle(labels, label)))
         assert (coco.decode(runs) == (labels == label)).all()
 
 
 def test_npz_needs_no_pickle() -> None:
     labels = np.arange(6, dtype=np.uint8).reshape(2, 3)
-    with np.load(io.BytesIO(imaging.npz({"labels": labels})), allow_pickle=False) as archive:
+    with np.load(io.BytesIO(encoders.npz({"labels": labels})), allow_pickle=False) as archive:
         assert (archive["labels"] == labels).all()
 
 
 def test_an_archive_holds_its_files_unchanged() -> None:
-    with zipfile.ZipFile(io.BytesIO(imaging.archive({"a": b"1", "b": b"2"}))) as archive:
+    with zipfile.ZipFile(io.BytesIO(encoders.archive({"a": b"1", "b": b"2"}))) as archive:
         assert {name: archive.read(name) for name in archive.namelist()} == {"a": b"1", "b": b"2"}
 
 

@@ -14,9 +14,9 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from postprocess import outlines
+from postprocess.results.outputs import Wish, extras
+from postprocess.results.selection import select
 from service.images.imaging import ORIENTATION
-from service.images.outputs import Wish, extras
-from service.images.selection import select
 from tests.service import onnx_models
 from tests.service.web import opened, photo, png, post, serving
 

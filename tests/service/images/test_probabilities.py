@@ -60,6 +60,31 @@ def test_the_photo_may_be_larger_than_the_model(client: TestClient) -> None:
     assert 110 < end[0] < 135
 
 
+@pytest.mark.parametrize("overlap", [0, 0.37])
+def test_windows_are_joined_into_one_grid(client: TestClient, overlap: float) -> None:
+    """The red channel rises evenly, so that points between those of the windows are known too."""
+    height, width = 131, 217
+    down, across = np.mgrid[:height, :width]
+    image = np.repeat((down // 2 + across // 2)[..., None], 3, axis=2).astype(np.uint8)
+    found = arrays(client, image, fit="sliding", overlap=overlap)
+    values, transform = found["probabilities"], found["transform"]
+    assert values.shape[0] == 3
+    assert transform.tolist() == [[4, 0, 2], [0, 4, 2]]
+    assert values.shape[1:] == (33, 54)  # all points on the photo: 2, 6, ... 130, and 214
+    rows, columns = np.mgrid[: values.shape[1], : values.shape[2]]
+    # A point has the value of the first pixel of its block, whose centre is 2 pixels away.
+    expected = rows * 2 + columns * 2
+    inner = (slice(None, -1), slice(None, -1))  # the last points may lie behind the last block
+    assert np.abs(values[1][inner].astype(int) - expected[inner]).max() <= 1
+    assert (values[0].astype(int) + values[1] - 255).max() <= 1
+
+
+def test_a_photo_that_fits_is_the_same_with_windows(client: TestClient) -> None:
+    plain, sliding = arrays(client, PHOTO), arrays(client, PHOTO, fit="sliding")
+    assert set(plain) == set(sliding)
+    assert all((plain[name] == sliding[name]).all() for name in plain)
+
+
 def test_top_gives_the_most_probable_classes_in_order(client: TestClient) -> None:
     found = arrays(client, PHOTO, top=2)
     assert "probabilities" not in found
@@ -90,7 +115,7 @@ def test_thresholds_of_the_model_are_taken_where_none_is_given(client: TestClien
     ("query", "told"),
     [
         ({"model": "plain", "output": "probabilities"}, "export it with --probabilities"),
-        ({"model": "full", "output": "probabilities", "fit": "sliding"}, "use fit=resize"),
+        ({"model": "full", "smooth": True, "fit": "sliding"}, "use fit=resize"),
         ({"model": "full", "top": 2}, "need output=probabilities"),
         ({"model": "new", "output": "probabilities", "coverage": 0.9}, "export.calibrate"),
         ({"model": "new", "threshold": "best"}, "export.calibrate"),

@@ -17,6 +17,7 @@ from scipy import ndimage
 from postprocess import instances, runs
 from postprocess.areas import Area
 from postprocess.refine import Refinement
+from postprocess.results import outputs
 from tests.service import onnx_models
 from tests.service.web import opened, png, post, serving
 
@@ -140,6 +141,30 @@ def test_instances_are_the_regions_of_the_mask(
         assert shape.bounds == tuple(entry["box"])
         assert 0 < entry["confidence"] <= 1
     assert (numbered > 0).sum() == sum(each["pixels"] for each in found)
+
+
+def test_a_photo_of_background_alone_has_no_instances(client: TestClient) -> None:
+    empty = png(np.zeros_like(PHOTO))
+    for output in ("json", "rle", "polygons"):
+        answer = post(client, empty, output=output, instances=True)
+        assert answer.status_code == 200, answer.text
+        assert not answer.json()["features" if output == "polygons" else "instances"]
+
+
+@pytest.mark.parametrize("photo", [PHOTO, LARGE], ids=["small", "large"])
+def test_regions_of_each_class_are_counted(client: TestClient, photo: NDArray[np.uint8]) -> None:
+    mask = opened(post(client, png(photo)).content)
+    for output in ("json", "rle"):
+        for entry in post(client, png(photo), output=output).json()["classes"]:
+            assert entry["regions"] == ndimage.label(mask == entry["id"])[1]
+
+
+def test_regions_of_noise_are_not_counted(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outputs, "MOST_RUNS", 10)
+    found = post(client, png(PHOTO), output="json").json()["classes"]
+    assert {entry["regions"] for entry in found} == {None}
 
 
 def test_background_has_instances_where_it_is_named(client: TestClient) -> None:

@@ -14,9 +14,9 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from service.errors import ImageTooLarge
-from service.images import windows
-from service.images.windows import Sliding
+from postprocess import windows
+from postprocess.errors import TooLarge
+from postprocess.windows import Sliding
 from service.inference.contract import InputSize
 from tests.service import onnx_models
 from tests.service.web import opened, photo, png, post, serving
@@ -69,7 +69,7 @@ def test_each_pixel_takes_the_label_of_its_most_central_window() -> None:
 
 def test_the_limit_is_exact() -> None:
     windows.check((64 + 48, 48), TARGET, Sliding(0.25, 2))
-    with pytest.raises(ImageTooLarge, match=r"needs at least 3 windows .* limit is 2"):
+    with pytest.raises(TooLarge, match=r"needs at least 3 windows .* limit is 2"):
         windows.check((64 + 49, 48), TARGET, Sliding(0.25, 2))
 
 

@@ -13,8 +13,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from service.images import png
-from service.images.png import Rows
+from postprocess.results import png
+from postprocess.results.png import Rows
 from service.settings import SAMPLES
 
 PALETTE = np.random.default_rng(1).integers(0, 256, (256, 3), np.uint8)

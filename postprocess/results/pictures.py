@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from postprocess.grid import Grid
+from postprocess.results.encoders import edges
 from postprocess.smooth import enlarged
-from service.images.imaging import edges
 
 BAND = 3  # cells of the label map on either side of a border
 BLUR = 1 / 40  # of the photo's longer side, so that nothing is recognisable at normal size

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from postprocess.errors import InvalidOption
+from postprocess.results.facts import Facts
 from postprocess.sureness import VOID
-from service.errors import InvalidRequest
-from service.inference.contract import Contract
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Selection:
         return table[labels]
 
 
-def select(text: str | None, contract: Contract) -> Selection:
-    """Parse comma-separated names or ids; None selects all. Raises InvalidRequest."""
+def select(text: str | None, contract: Facts) -> Selection:
+    """Parse comma-separated names or ids; None selects all. Raises InvalidOption."""
     other = VOID if contract.background is None else contract.background
     count = len(contract.classes)
     if text is None:
@@ -43,7 +43,7 @@ def select(text: str | None, contract: Contract) -> Selection:
     ids = frozenset(_id(part, names) for part in wanted)
     if not ids or -1 in ids:
         listed = ", ".join(f"{index} {name}" for index, name in enumerate(contract.classes))
-        raise InvalidRequest(f"classes={text!r}: choose names or ids of {listed}")
+        raise InvalidOption(f"classes={text!r}: choose names or ids of {listed}")
     return Selection(ids, other, count, named=True)
 
 

@@ -1,9 +1,9 @@
 """Sliding windows: segment a large photo at full resolution, in pieces of the model's size.
 
-The windows form a regular grid and overlap by at least the requested share. The engine
-returns labels, not probabilities, so overlaps are not averaged: each pixel takes the label
-from the window whose centre is nearest, because the network has seen the most context
-there. Neighbouring windows meet in the middle of their overlap.
+The windows form a regular grid and overlap by at least the requested share. Overlaps are not
+averaged: each pixel takes label, confidence and probabilities from the window whose centre is
+nearest, because the network has seen the most context there. Neighbouring windows meet in the
+middle of their overlap.
 """
 
 from __future__ import annotations
@@ -11,12 +11,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.errors import ImageTooLarge
-from service.inference.contract import InputSize
+from postprocess.errors import TooLarge
+from postprocess.grid import Grid, Placing, Probabilities
+
+OVERLAP = 0.25  # of neighbouring windows, unless something else is asked for
+
+Floats32 = NDArray[np.float32]
+
+
+class Target(Protocol):
+    """The size of a model's input, and the colour around photos that are smaller."""
+
+    @property
+    def height(self) -> int:
+        """Pixels from top to bottom."""
+
+    @property
+    def width(self) -> int:
+        """Pixels from left to right."""
+
+    @property
+    def pad(self) -> tuple[int, int, int]:
+        """The colour."""
 
 
 @dataclass(frozen=True)
@@ -44,22 +65,22 @@ class Window:
     x: Span
 
 
-def needed(size: tuple[int, int], target: InputSize) -> bool:
+def needed(size: tuple[int, int], target: Target) -> bool:
     """Return whether a photo of `size` (W, H) is larger than the model's input."""
     return size[0] > target.width or size[1] > target.height
 
 
-def count(size: tuple[int, int], target: InputSize, overlap: float) -> int:
+def count(size: tuple[int, int], target: Target, overlap: float) -> int:
     """Return the number of windows for a photo of `size` (W, H); 1 if it fits the model."""
     across = len(_starts(size[0], target.width, overlap))
     return across * len(_starts(size[1], target.height, overlap))
 
 
-def check(size: tuple[int, int], target: InputSize, sliding: Sliding) -> None:
-    """Raise ImageTooLarge if a photo of `size` (W, H) needs too many windows."""
+def check(size: tuple[int, int], target: Target, sliding: Sliding) -> None:
+    """Raise TooLarge if a photo of `size` (W, H) needs too many windows."""
     windows = count(size, target, sliding.overlap)
     if windows > sliding.max_windows:
-        raise ImageTooLarge(
+        raise TooLarge(
             f"the photo needs at least {windows} windows of {target.width} x "
             f"{target.height}, the limit is {sliding.max_windows}: send a smaller image, "
             "lower `overlap`, or use fit=resize"
@@ -67,7 +88,7 @@ def check(size: tuple[int, int], target: InputSize, sliding: Sliding) -> None:
 
 
 def cut(
-    image: NDArray[np.uint8], size: tuple[int, int], target: InputSize, overlap: float
+    image: NDArray[np.uint8], size: tuple[int, int], target: Target, overlap: float
 ) -> list[Window]:
     """Cut a `padded` photo of `size` (W, H) into windows, row by row; they share its memory."""
     width, height = size
@@ -94,6 +115,51 @@ def merge(
     return merged
 
 
+def merge_grids(
+    answers: Sequence[Probabilities],
+    windows: Sequence[Window],
+    placing: Placing,
+    target: Target,
+    size: tuple[int, int],
+) -> Grid:
+    """Join the probabilities (K, h, w) of all windows into one grid on a photo of `size` (W, H).
+
+    Its points are as far apart as those of a window. The points of a window rarely coincide with
+    them, so they are interpolated.
+    """
+    inside = min(target.height, size[1]), min(target.width, size[0])
+    sides = target.height, target.width
+    parts = [Grid.of(each, placing, sides, inside, inside[::-1]) for each in answers]
+    origin, step = parts[0].origin, parts[0].step
+    columns, rows = (
+        first + each * np.arange(1 + int((length - 0.5 - first) / each + 1e-9))
+        for first, each, length in zip(origin, step, size, strict=True)
+    )
+    merged = np.empty((len(answers[0]), len(rows), len(columns)), np.uint8)
+    for part, window in zip(parts, windows, strict=True):
+        (top, bottom), (left, right) = (
+            np.searchsorted(points, span.keep).tolist()
+            for points, span in ((rows, window.y), (columns, window.x))
+        )
+        down = (rows[top:bottom] - window.y.start - origin[1]) / step[1]
+        across = (columns[left:right] - window.x.start - origin[0]) / step[0]
+        values = _between(_between(part.values.astype(np.float32), down, 1), across, 2)
+        merged[:, top:bottom, left:right] = values + np.float32(0.5)
+    return Grid(merged, origin, step)
+
+
+def _between(values: Floats32, places: NDArray[np.floating[Any]], axis: int) -> Floats32:
+    """Interpolate along an axis at fractional places; those outside take the nearest value."""
+    last = values.shape[axis] - 1
+    places = places.clip(0, last)
+    below = places.astype(np.intp)
+    share = (places - below).astype(np.float32)
+    share = share[:, None] if axis == 1 else share
+    above = np.minimum(below + 1, last)
+    found: Floats32 = values.take(below, axis) * (1 - share) + values.take(above, axis) * share
+    return found
+
+
 def spans(length: int, window: int, overlap: float) -> list[Span]:
     """Return the windows along an axis; their `keep` parts cover it exactly once."""
     starts = _starts(length, window, overlap)
@@ -110,7 +176,7 @@ def _starts(length: int, window: int, overlap: float) -> list[int]:
     return [index * (length - window) // gaps for index in range(gaps + 1)]
 
 
-def padded(image: NDArray[np.uint8], target: InputSize) -> NDArray[np.uint8]:
+def padded(image: NDArray[np.uint8], target: Target) -> NDArray[np.uint8]:
     """Return a photo (H, W, 3) that is at least as large as the model's input."""
     height, width = image.shape[:2]
     if height >= target.height and width >= target.width:

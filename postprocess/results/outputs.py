@@ -14,19 +14,19 @@ from numpy.typing import NDArray
 from PIL import Image, ImageChops
 
 from postprocess import outlines
-from postprocess.errors import TooComplex
+from postprocess.errors import InvalidOption, TooComplex, TooLarge, TooManyBytes
 from postprocess.grid import Grid, least_for, sets, top
 from postprocess.instances import Instances
 from postprocess.refine import Refinement
-from postprocess.runs import Ints, Spread
+from postprocess.regions import Regions
+from postprocess.results import encoders, legend, pictures, png
+from postprocess.results.facts import Color, Extras, Facts
+from postprocess.results.photo import Photo, limited, shrunk
+from postprocess.results.png import Rows
+from postprocess.results.selection import Selection
+from postprocess.runs import Ints, Runs, Spread
 from postprocess.simplify import simplified
 from postprocess.smooth import candidates, smooth_labels
-from service.errors import ImageTooLarge, InvalidRequest, check_answer
-from service.images import imaging, pictures, png
-from service.images.imaging import Photo
-from service.images.png import Rows
-from service.images.selection import Selection
-from service.inference.contract import Color, Contract, Extras
 
 # Outputs by name: media type, and file name in a ZIP.
 OUTPUTS = {
@@ -46,6 +46,7 @@ OUTPUTS = {
     "heatmap": ("image/jpeg", "heatmap.jpg"),
 }
 INCLUDABLE = ("mask", "color", "overlay", "confidence")
+MOST_RUNS = 200_000  # that regions are counted for: noise has more, and would take a second
 UNCALIBRATED = "this model has not been calibrated; use `python -m export.calibrate`"
 ZIP = "application/zip"
 # Pictures, whose size `max_side` limits; the other outputs are in the photo's own pixels.
@@ -57,11 +58,13 @@ NEEDS_PHOTO = {
     "heatmap",
     *OF_SUBJECT,
 }  # needs the photo at full resolution
+LIKE_PHOTO = NEEDS_PHOTO  # their format is `overlay_format`
+HAS_LEGEND = {"overlay", "side-by-side"}
 NEEDS_PROBABILITIES = {"probabilities", "heatmap"}
 # Outputs that contain the confidence; it is not computed for the others.
 HAS_CONFIDENCE = {"confidence", "json", "npz", "polygons", "rle"}
 
-OverlayFormat = Literal["jpeg", "png"]
+OverlayFormat = Literal["jpeg", "png", "webp", "avif"]
 MaskFormat = Literal["palette", "gray"]  # OpenCV, FiftyOne and ffmpeg take a palette for colours
 
 
@@ -84,6 +87,7 @@ class Wish:
     top: int = 0  # number of classes whose probabilities to give; 0: all
     coverage: float | None = None
     max_side: int | None = None  # of pictures, in pixels; None: the photo's own
+    legend: bool = False  # in overlay and side-by-side
     most_bytes: int = 2**62  # of all encoded outputs together
 
     @property
@@ -93,9 +97,15 @@ class Wish:
 
     def kind(self, name: str) -> tuple[str, str]:
         """Return the media type and file name of an output."""
-        if OUTPUTS[name][0] == "image/jpeg" and self.overlay_format == "png":
-            return "image/png", f"{name}.png"
-        return OUTPUTS[name]
+        if name not in LIKE_PHOTO:
+            return OUTPUTS[name]
+        kind, suffix = encoders.FORMATS[self.format_of(name)]
+        return kind, f"{name}.{suffix}"
+
+    def format_of(self, name: str) -> OverlayFormat:
+        """Return the format of a picture; a cutout needs one with transparency."""
+        opaque = name == "cutout" and self.overlay_format == "jpeg"
+        return "png" if opaque else self.overlay_format
 
 
 @dataclass(frozen=True)
@@ -106,14 +116,15 @@ class Result:
     cells: NDArray[np.uint8]  # (R, C) class ids, 255 for none
     sure: NDArray[np.uint8] | None  # (R, C) confidence
     spread: Spread
-    contract: Contract
+    contract: Facts
     grid: Grid | None = None
     max_side: int | None = None  # of `pictures`
+    shares: dict[int, float] | None = None  # of the photo's pixels by class, if they are needed
 
     @cached_property
     def pictures(self) -> Result:
         """The result at the size of pictures: each pixel has the label nearest to its centre."""
-        size = imaging.limited(self.photo.size, self.max_side)
+        size = limited(self.photo.size, self.max_side)
         if size == self.photo.size:
             return self
         (rows, heights), (columns, widths) = (
@@ -135,12 +146,12 @@ class Result:
     @cached_property
     def labels(self) -> Rows:
         """The labels at the photo's own size (H, W)."""
-        return imaging.enlarged(self.cells, self.spread)
+        return encoders.enlarged(self.cells, self.spread)
 
     @cached_property
     def confidence(self) -> Rows | None:
         """The confidence at the photo's own size (H, W)."""
-        return None if self.sure is None else imaging.enlarged(self.sure, self.spread)
+        return None if self.sure is None else encoders.enlarged(self.sure, self.spread)
 
 
 def _kept(lengths: Ints, want: int) -> tuple[Ints, Ints]:
@@ -154,7 +165,7 @@ def _kept(lengths: Ints, want: int) -> tuple[Ints, Ints]:
     return used, counts
 
 
-def extras(wish: Wish, contract: Contract) -> Extras:
+def extras(wish: Wish, contract: Facts) -> Extras:
     """Return what an output or an option needs besides the labels."""
     if needs_probabilities(wish):
         return "probabilities"
@@ -176,60 +187,67 @@ def _in_need(wish: Wish) -> str:
 
 
 def check_fit(wish: Wish, *, windows: bool) -> None:
-    """Raise InvalidRequest if photos may be cut into windows and an output cannot join them."""
-    if windows and needs_probabilities(wish):
-        raise InvalidRequest(f"{_in_need(wish)} is of the whole photo: use fit=resize")
+    """Raise InvalidOption if photos may be cut into windows and an option cannot join them."""
+    if windows and wish.smooth:
+        raise InvalidOption("smooth=true is of photos that are shrunk as a whole: use fit=resize")
 
 
 def parse_outputs(text: str, what: str, valid: Iterable[str]) -> tuple[str, ...]:
-    """Split comma-separated output names; raises InvalidRequest for unknown ones."""
+    """Split comma-separated output names; raises InvalidOption for unknown ones."""
     names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
     wrong = [name for name in names if name not in valid]
     if wrong or not names:
-        raise InvalidRequest(f"{what}={text!r}: choose from {', '.join(valid)}")
+        raise InvalidOption(f"{what}={text!r}: choose from {', '.join(valid)}")
     return names
 
 
-def check(wish: Wish, contract: Contract) -> None:
-    """Raise InvalidRequest for outputs that the model lacks, and for a useless `include`."""
+def check(wish: Wish, contract: Facts) -> None:
+    """Raise InvalidOption for outputs that the model lacks, and for a useless `include`."""
     if wish.include and "json" not in wish.outputs:
-        raise InvalidRequest(
+        raise InvalidOption(
             f"include={','.join(wish.include)} needs output=json, which it adds images to"
         )
+    if wish.legend and HAS_LEGEND.isdisjoint(wish.all_outputs):
+        raise InvalidOption("legend=true needs output=overlay or output=side-by-side")
+    if wish.overlay_format not in encoders.writable():
+        raise InvalidOption(
+            f"overlay_format={wish.overlay_format}: Pillow is installed here without its encoder: "
+            f"choose from {', '.join(encoders.writable())}"
+        )
     if "confidence" in wish.all_outputs and not contract.confidence:
-        raise InvalidRequest(
+        raise InvalidOption(
             "output=confidence: this model has no confidence; export it with --confidence"
         )
     if needs_probabilities(wish) and contract.probability_grid is None:
-        raise InvalidRequest(
+        raise InvalidOption(
             f"{_in_need(wish)}: this model has no probabilities; export it with --probabilities"
         )
     chosen = wish.selection.named or contract.background is not None
     if not chosen and (subject := sorted(OF_SUBJECT & set(wish.outputs))):
-        raise InvalidRequest(
+        raise InvalidOption(
             f"output={', '.join(subject)}: this model has no class `background`: choose classes"
         )
     if "heatmap" in wish.outputs and (not wish.selection.named or len(wish.selection.ids) != 1):
-        raise InvalidRequest("output=heatmap shows one class: choose it, as in classes=person")
+        raise InvalidOption("output=heatmap shows one class: choose it, as in classes=person")
     if "probabilities" not in wish.outputs and (wish.top or wish.coverage is not None):
-        raise InvalidRequest("top and coverage need output=probabilities, which they change")
+        raise InvalidOption("top and coverage need output=probabilities, which they change")
     if wish.coverage is not None:
         _least(wish.coverage, contract)
     if wish.refinement.needs_confidence and not contract.confidence:
-        raise InvalidRequest(
+        raise InvalidOption(
             "min_confidence: this model has no confidence; export it with --confidence"
         )
 
 
-def _least(coverage: float, contract: Contract) -> int:
-    """Return the threshold of the sets; raises InvalidRequest if the model has none."""
+def _least(coverage: float, contract: Facts) -> int:
+    """Return the threshold of the sets; raises InvalidOption if the model has none."""
     calibration = contract.calibration
     if calibration is None or calibration.missed is None:
-        raise InvalidRequest(f"coverage={coverage}: {UNCALIBRATED}")
+        raise InvalidOption(f"coverage={coverage}: {UNCALIBRATED}")
     least = least_for(coverage, calibration.missed, calibration.images)
     if least is None:
         most = calibration.images / (calibration.images + 1)
-        raise InvalidRequest(
+        raise InvalidOption(
             f"coverage={coverage}: this model was calibrated on {calibration.images} photos, which "
             f"are enough for at most {most:.3f}"
         )
@@ -246,12 +264,14 @@ def joined(files: dict[str, bytes], wish: Wish) -> tuple[bytes, str]:
     if len(files) == 1:
         ((name, body),) = files.items()
         return body, wish.kind(name)[0]
-    return imaging.archive({wish.kind(name)[1]: body for name, body in files.items()}), ZIP
+    return encoders.archive({wish.kind(name)[1]: body for name, body in files.items()}), ZIP
 
 
 def encode_each(result: Result, wish: Wish) -> dict[str, bytes]:
-    """Encode all requested outputs, by name; raises ImageTooLarge or AnswerTooLarge."""
+    """Encode all requested outputs, by name; raises TooLarge or TooManyBytes."""
     result = replace(refined(result, wish), max_side=wish.max_side)
+    if wish.legend:
+        result = replace(result, shares=_shares(result))
     files: dict[str, bytes] = {}
     for name in wish.outputs:
         files[name] = _encode_one(name, result, wish)
@@ -260,12 +280,14 @@ def encode_each(result: Result, wish: Wish) -> dict[str, bytes]:
 
 
 def _check_total(bodies: Iterable[bytes | str], wish: Wish) -> None:
-    """Raise AnswerTooLarge before more outputs are encoded, which would only take memory."""
-    check_answer(sum(map(len, bodies)), wish.most_bytes)
+    """Raise TooManyBytes before more outputs are encoded, which would only take memory."""
+    size = sum(map(len, bodies))
+    if size > wish.most_bytes:
+        raise TooManyBytes(size, wish.most_bytes)
 
 
 def refined(result: Result, wish: Wish) -> Result:
-    """Refine the labels as requested; raises ImageTooLarge."""
+    """Refine the labels as requested; raises TooLarge."""
     if wish.smooth and result.grid is not None:
         result = _smoothed(result, result.grid)
     with _limited("leave out min_area and fill_holes, use fit=resize, or send a smaller image"):
@@ -274,10 +296,15 @@ def refined(result: Result, wish: Wish) -> Result:
     return result if cells is result.cells else replace(result, cells=cells)
 
 
+def label_map(result: Result, wish: Wish) -> NDArray[np.uint8]:
+    """Return the labels as requested, at the photo's own size (H, W); raises TooLarge."""
+    return _selected(refined(result, wish), wish).image
+
+
 def _smoothed(result: Result, grid: Grid) -> Result:
     """Return the result with labels along the edges of the photo."""
     height, width = result.cells.shape
-    image = imaging.shrunk(result.photo.image, (width, height))
+    image = shrunk(result.photo.image, (width, height))
     classes = candidates(result.cells)
     best = result.contract.best_iou
     decision = None if best is None else (best.weights, best.margins)
@@ -288,17 +315,17 @@ def _smoothed(result: Result, grid: Grid) -> Result:
 
 @contextmanager
 def _limited(cure: str) -> Iterator[None]:
-    """Turn TooComplex into ImageTooLarge, and add what to do."""
+    """Turn TooComplex into TooLarge, and add what to do."""
     try:
         yield
     except TooComplex as error:
-        raise ImageTooLarge(f"{error}: {cure}") from None
+        raise TooLarge(f"{error}: {cure}") from None
 
 
 def _encode_one(name: str, result: Result, wish: Wish) -> bytes:
-    encoders: dict[str, Callable[[Result, Wish], bytes]] = {
+    makers: dict[str, Callable[[Result, Wish], bytes]] = {
         "mask": _mask,
-        "color": lambda r, w: imaging.color_png(_selected(r, w), r.contract.palette),
+        "color": lambda r, w: encoders.color_png(_selected(r, w), r.contract.palette),
         "overlay": _overlay,
         "json": _json,
         "rle": _rle,
@@ -312,7 +339,7 @@ def _encode_one(name: str, result: Result, wish: Wish) -> bytes:
         "side-by-side": _side_by_side,
         "heatmap": _heatmap,
     }
-    return encoders[name](result.pictures if name in PICTURES else result, wish)
+    return makers[name](result.pictures if name in PICTURES else result, wish)
 
 
 def _selected(result: Result, wish: Wish) -> Rows:
@@ -322,8 +349,8 @@ def _selected(result: Result, wish: Wish) -> Rows:
 def _mask(result: Result, wish: Wish) -> bytes:
     labels = _selected(result, wish)
     if wish.mask_format == "gray":
-        return imaging.grey_png(labels)
-    return imaging.mask_png(labels, result.contract.palette)
+        return encoders.grey_png(labels)
+    return encoders.mask_png(labels, result.contract.palette)
 
 
 def _overlay(result: Result, wish: Wish) -> bytes:
@@ -331,7 +358,15 @@ def _overlay(result: Result, wish: Wish) -> bytes:
 
 
 def _photo_like(picture: Image.Image, wish: Wish) -> bytes:
-    return imaging.lossless(picture) if wish.overlay_format == "png" else imaging.jpeg(picture)
+    return encoders.picture(picture, wish.overlay_format)
+
+
+def _shares(result: Result) -> dict[int, float]:
+    """Return the share of the photo's pixels that each class has."""
+    sums = np.zeros(256)
+    for row, height in zip(result.cells, result.spread.heights.tolist(), strict=True):
+        sums += height * np.bincount(row, weights=result.spread.widths, minlength=256)
+    return {label: float(sums[label] / sums.sum()) for label in np.flatnonzero(sums).tolist()}
 
 
 def _side_by_side(result: Result, wish: Wish) -> bytes:
@@ -342,7 +377,7 @@ def _side_by_side(result: Result, wish: Wish) -> bytes:
 def _heatmap(result: Result, wish: Wish) -> bytes:
     grid = result.grid
     if grid is None:  # `check` refuses such requests
-        raise InvalidRequest("output=heatmap: this model has no probabilities")
+        raise InvalidOption("output=heatmap: this model has no probabilities")
     (label,) = wish.selection.ids
     whole = result.photo.whole
     return _photo_like(pictures.heatmap(whole, grid, label, result.photo.size), wish)
@@ -355,7 +390,7 @@ def _cutout(result: Result, wish: Wish) -> bytes:
     if not wish.selection.named:
         ids -= {result.contract.background}
     mask = pictures.opacity(result.cells, ids, result.grid, result.photo.size)
-    return imaging.lossless(pictures.cut_out(whole, mask))
+    return encoders.picture(pictures.cut_out(whole, mask), wish.format_of("cutout"))
 
 
 def _blur(result: Result, wish: Wish) -> bytes:
@@ -379,27 +414,32 @@ def _hidden(result: Result, wish: Wish) -> Image.Image:
 
 
 def _blended(result: Result, wish: Wish) -> Image.Image:
-    return imaging.overlay(
+    shown = wish.selection.ids - {result.contract.background}
+    blended = encoders.overlay(
         result.photo,
         result.labels,
         result.contract.palette,
         alpha=wish.alpha,
-        shown=wish.selection.ids - {result.contract.background},
+        shown=shown,
         contour=wish.contour,
         spare=NEEDS_PHOTO & wish.all_outputs == {"overlay"},
     )
+    if wish.legend and result.shares is not None:
+        found = {label: share for label, share in result.shares.items() if label in shown}
+        legend.draw(blended, result.labels, found, result.contract)
+    return blended
 
 
 def _confidence(result: Result, _: Wish) -> bytes:
     if result.confidence is None:  # `check` refuses such requests
-        raise InvalidRequest("output=confidence: this model has no confidence")
-    return imaging.grey_png(result.confidence)
+        raise InvalidOption("output=confidence: this model has no confidence")
+    return encoders.grey_png(result.confidence)
 
 
 def _probabilities(result: Result, wish: Wish) -> bytes:
     grid = result.grid
     if grid is None:  # `check` refuses such requests
-        raise InvalidRequest("output=probabilities: this model has no probabilities")
+        raise InvalidOption("output=probabilities: this model has no probabilities")
     arrays: dict[str, NDArray[Any]] = {
         "transform": grid.transform,
         "classes": np.array(result.contract.classes),
@@ -411,7 +451,7 @@ def _probabilities(result: Result, wish: Wish) -> bytes:
         arrays["probabilities"] = grid.values
     if wish.coverage is not None:
         arrays["sets"] = sets(grid.values, _least(wish.coverage, result.contract))
-    return imaging.npz(arrays)
+    return encoders.npz(arrays)
 
 
 def _npz(result: Result, wish: Wish) -> bytes:
@@ -423,16 +463,33 @@ def _npz(result: Result, wish: Wish) -> bytes:
         arrays["instances"] = numbers.repeat(result.spread.heights, axis=0).repeat(
             result.spread.widths, axis=1
         )
-    return imaging.npz(arrays)
+    return encoders.npz(arrays)
 
 
 def _found(result: Result, wish: Wish) -> list[dict[str, Any]]:
-    return imaging.summary(
+    """Return the entry of every class in the JSON."""
+    found = encoders.summary(
         result.labels.image,
         result.contract.classes,
         shown=wish.selection.ids,
         confidence=None if result.confidence is None else result.confidence.image,
     )
+    regions = _count_regions(result)
+    for entry in found:
+        entry["regions"] = None if regions is None else regions[entry["id"]]
+    return found
+
+
+def _count_regions(result: Result) -> list[int] | None:
+    """Return the number of connected regions of each label; None if there are too many."""
+    try:
+        runs = Runs.of(result.cells, result.spread)
+    except TooComplex:
+        return None
+    if len(runs.starts) > MOST_RUNS:
+        return None
+    counts: list[int] = np.bincount(Regions.joined(runs).labels, minlength=256).tolist()
+    return counts
 
 
 def _instances(result: Result, wish: Wish) -> Instances:
@@ -477,7 +534,7 @@ def _json(result: Result, wish: Wish) -> bytes:
         answer["instances"] = _entries(result, _instances(result, wish))
     texts: list[str] = []
     for name in wish.include:
-        texts.append(imaging.as_text(_encode_one(name, result, wish)))
+        texts.append(encoders.as_text(_encode_one(name, result, wish)))
         _check_total(texts, wish)
         answer[name] = {"media_type": wish.kind(name)[0], "base64": texts[-1]}
     return json.dumps(answer).encode()
@@ -487,12 +544,12 @@ def _rle(result: Result, wish: Wish) -> bytes:
     answer: dict[str, Any] = {**_size(result), "classes": _found(result, wish)}
     by_column = np.asfortranarray(result.labels.image)
     for entry in answer["classes"]:
-        entry["segmentation"] = imaging.rle(by_column, entry["id"])
+        entry["segmentation"] = encoders.rle(by_column, entry["id"])
     if wish.instances:
         instances = _instances(result, wish)
         answer["instances"] = _entries(result, instances)
         for entry, runs in zip(answer["instances"], instances.run_lengths(), strict=True):
-            entry["segmentation"] = imaging.compressed(runs, result.photo.size)
+            entry["segmentation"] = encoders.compressed(runs, result.photo.size)
     return json.dumps(answer).encode()
 
 

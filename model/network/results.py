@@ -1,0 +1,213 @@
+"""Results of photos from a network, as the service gives them with the exported file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from model.network import inference
+from model.network.deeplab import DeepLabV3Plus
+from model.network.inference import (
+    Labels,
+    average_probabilities,
+    nearest,
+    prepare,
+    probabilities,
+    shrunk,
+)
+from model.network.layers import resize
+from postprocess import windows
+from postprocess.errors import InvalidOption
+from postprocess.grid import Grid, Placing, Probabilities
+from postprocess.results import outputs
+from postprocess.results.facts import Calibration, Color, Extras
+from postprocess.results.outputs import Result, Wish
+from postprocess.results.photo import Photo
+from postprocess.runs import Spread
+
+BACKGROUND = "background"
+
+Image = NDArray[np.uint8]  # (H, W, 3), RGB
+Fit = Literal["resize", "sliding"]
+
+
+@dataclass(frozen=True)
+class NetFacts:
+    """What results depend on, of a network in PyTorch."""
+
+    classes: tuple[str, ...]
+    palette: tuple[Color, ...]
+    probability_grid: Placing
+    calibration: Calibration | None
+    confidence: bool = True
+    best_iou: None = None  # a choice of the exported file
+
+    @classmethod
+    def of(cls, net: DeepLabV3Plus) -> NetFacts:
+        """Describe a network; a class without a name has an empty one, and is black."""
+        count = net.config.num_classes
+        return cls(
+            net.classes or ("",) * count,
+            net.palette or ((0, 0, 0),) * count,
+            "corners" if net.config.align_corners else "centres",
+            net.calibration,
+        )
+
+    @property
+    def background(self) -> int | None:
+        """The id of the class `background`, if there is one."""
+        return self.classes.index(BACKGROUND) if BACKGROUND in self.classes else None
+
+
+@dataclass(frozen=True)
+class Passes:
+    """How often and in which parts a network sees a photo."""
+
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+    fit: Fit = "resize"  # of photos larger than the crop size
+    overlap: float | None = None  # of windows; with fit=resize their probabilities are averaged
+    whole: bool = False  # take larger photos as they are
+
+    def __post_init__(self) -> None:
+        if self.fit not in {"resize", "sliding"}:
+            raise InvalidOption(f"fit={self.fit!r}: choose from resize, sliding")
+        if self.fit == "sliding" and (self.whole or not 0 <= (self.overlap or 0) <= 0.5):
+            raise InvalidOption(
+                f"overlap={self.overlap}, whole={self.whole}: with fit=sliding, give an overlap "
+                "from 0 to 0.5, and do not take the photo whole"
+            )
+
+
+@dataclass(frozen=True)
+class Target:
+    """The crop size, and the colour around smaller photos."""
+
+    height: int
+    width: int
+    pad: Color
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a network gives for a photo or a window."""
+
+    labels: Labels  # (H, W)
+    confidence: Labels | None = None  # (H, W)
+    points: Probabilities | None = None  # (K, h, w)
+
+
+def label_map(net: DeepLabV3Plus, image: Image, wish: Wish, passes: Passes) -> Labels:
+    """Return the labels of a photo as requested, (H, W). Errors as for `files`."""
+    return outputs.label_map(_result_for(wish, net, image, passes), wish)
+
+
+def files(
+    net: DeepLabV3Plus, image: Image, wish: Wish, passes: Passes, orientation: int = 1
+) -> dict[str, bytes]:
+    """Return the outputs of a photo by file name; `orientation`: the EXIF value it was turned by.
+
+    Raises InvalidOption, TooLarge, and what `model.network.inference.label_map` raises.
+    """
+    found = _result_for(wish, net, image, passes, orientation)
+    return {wish.kind(name)[1]: body for name, body in outputs.encode_each(found, wish).items()}
+
+
+def _result_for(
+    wish: Wish, net: DeepLabV3Plus, image: Image, passes: Passes, orientation: int = 1
+) -> Result:
+    parts = passes.whole or passes.overlap is not None or passes.fit == "sliding"
+    outputs.check_fit(wish, windows=parts)
+    return result(net, image, outputs.extras(wish, NetFacts.of(net)), passes, orientation)
+
+
+def result(
+    net: DeepLabV3Plus, image: Image, extras: Extras, passes: Passes, orientation: int = 1
+) -> Result:
+    """Run a network on a photo; `extras`: what is needed besides labels. Errors as for `files`.
+
+    `orientation`: the EXIF value that the photo was turned by.
+    """
+    size = (image.shape[1], image.shape[0])
+    photo = Photo(size, orientation, image, image)
+    facts = NetFacts.of(net)
+    if passes.whole or (passes.overlap is not None and passes.fit == "resize"):
+        # The reference's way: probabilities at the photo's own size, averaged over windows.
+        seen = _seen(net, image, extras, passes)
+        return Result(photo, seen.labels, seen.confidence, Spread.none(seen.labels.shape), facts)
+    target = _target(net)
+    if passes.fit == "sliding" and windows.needed(size, target):
+        return _joined(net, image, extras, passes, photo)
+    fitted = shrunk(image, net.config.crop_size)
+    seen = _seen(net, fitted, extras, replace(passes, overlap=None))
+    grid = None
+    if seen.points is not None:
+        sides = target.height, target.width
+        grid = Grid.of(seen.points, facts.probability_grid, sides, fitted.shape[:2], size)
+    rows, columns = nearest(fitted.shape[0], size[1]), nearest(fitted.shape[1], size[0])
+    spread = Spread(np.bincount(rows), np.bincount(columns))
+    photo = replace(photo, decoded=fitted)
+    return Result(photo, seen.labels, seen.confidence, spread, facts, grid)
+
+
+def _target(net: DeepLabV3Plus) -> Target:
+    red, green, blue = (math.floor(value + 0.5) for value in net.config.mean)  # as in exports
+    return Target(*net.config.crop_size, (red, green, blue))
+
+
+def _joined(
+    net: DeepLabV3Plus, image: Image, extras: Extras, passes: Passes, photo: Photo
+) -> Result:
+    """Run a network on the windows of a photo, and join what it gives."""
+    size, target = photo.size, _target(net)
+    overlap = windows.OVERLAP if passes.overlap is None else passes.overlap
+    pieces = windows.cut(windows.padded(image, target), size, target, overlap)
+    alone = replace(passes, overlap=None)
+    seen = [_seen(net, piece.pixels, extras, alone) for piece in pieces]
+    labels = windows.merge([each.labels for each in seen], pieces, size)
+    sure = [each.confidence for each in seen if each.confidence is not None]
+    points = [each.points for each in seen if each.points is not None]
+    facts = NetFacts.of(net)
+    return Result(
+        photo,
+        labels,
+        windows.merge(sure, pieces, size) if sure else None,
+        Spread.none(labels.shape),
+        facts,
+        windows.merge_grids(points, pieces, facts.probability_grid, target, size)
+        if points
+        else None,
+    )
+
+
+def _seen(net: DeepLabV3Plus, image: Image, extras: Extras, passes: Passes) -> Seen:
+    """Run a network on a photo (H, W, 3) as it is."""
+    scales, flip, overlap = passes.scales, passes.flip, passes.overlap
+    if extras == "labels":
+        return Seen(inference.label_map(net, image, scales, flip, overlap=overlap))
+    scores = probabilities(net, image, scales, flip, overlap=overlap)
+    labels = scores.argmax(axis=0).astype(np.uint8)
+    confidence = (scores.max(axis=0) * 255 + 0.5).astype(np.uint8)  # as in exported files
+    whole = passes.whole or overlap is not None
+    points = _points(net, image, scales, flip) if extras == "probabilities" and not whole else None
+    return Seen(labels, confidence, points)
+
+
+def _points(net: DeepLabV3Plus, image: Image, scales: Sequence[float], flip: bool) -> Probabilities:
+    """Return the probabilities times 255 at the network's own resolution, (K, h, w)."""
+    padded, _ = prepare(net, image, scales, net.config.crop_size, None)
+    with torch.inference_mode():
+        if tuple(scales) == (1.0,) and not flip:
+            values = F.softmax(net(padded), dim=1)
+        else:
+            scores = average_probabilities(net, padded, scales, flip=flip)
+            height, width = (-(-side // net.stride) for side in padded.shape[2:])
+            values = resize(scores, (height, width), align_corners=net.config.align_corners)
+        return (values[0].float() * 255 + 0.5).to(torch.uint8).cpu().numpy()

@@ -1,0 +1,150 @@
+"""The options of results, by the names that the service, the client and Python share.
+
+`wish` checks them all; a mistake raises InvalidOption, whose message names option, value and range.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import get_args
+
+from postprocess.areas import area
+from postprocess.errors import InvalidOption
+from postprocess.refine import Below, Refinement, below_label
+from postprocess.results.facts import Color, Facts
+from postprocess.results.outputs import (
+    INCLUDABLE,
+    OUTPUTS,
+    UNCALIBRATED,
+    MaskFormat,
+    OverlayFormat,
+    Wish,
+    check,
+    parse_outputs,
+)
+from postprocess.results.selection import select
+from postprocess.sureness import min_confidences
+
+Names = str | Sequence[str]  # "a,b" or ["a", "b"]
+
+# Both ends are allowed.
+RANGES = {"alpha": (0, 1), "contour": (0, 32), "simplify": (0, 100), "top": (0, 256)}
+WHOLE = {"contour", "top"}
+MOST_OVERLAP = 0.5
+FILL = "^[0-9a-fA-F]{6}$"
+
+
+def wish(
+    facts: Facts,
+    output: Names | None,
+    *,
+    classes: Names | None = None,
+    alpha: float = 0.5,
+    contour: int = 0,
+    legend: bool = False,
+    overlay_format: OverlayFormat = "jpeg",
+    max_side: int | None = None,
+    mask_format: MaskFormat = "palette",
+    include: Names = (),
+    min_confidence: float | str | Mapping[str, float] = 0,
+    below: Below = "background",
+    threshold: str | None = None,
+    smooth: bool = False,
+    min_area: float | str = 0,
+    fill_holes: float | str = 0,
+    instances: bool = False,
+    simplify: float = 0,
+    fill: str = "ffffff",
+    top: int = 0,
+    coverage: float | None = None,
+) -> Wish:
+    """Return the requested outputs of a model; raises InvalidOption."""
+    numbers = {"alpha": alpha, "contour": contour, "simplify": simplify, "top": top}
+    for name, value in numbers.items():
+        _expect_within(name, value)
+    for name, text, known in (
+        ("overlay_format", overlay_format, get_args(OverlayFormat)),
+        ("mask_format", mask_format, get_args(MaskFormat)),
+        ("below", below, get_args(Below)),
+    ):
+        if text not in known:
+            raise InvalidOption(f"{name}={text!r}: choose from {', '.join(known)}")
+    if max_side is not None and max_side < 1:
+        raise InvalidOption(f"max_side={max_side}: give at least 1")
+    if coverage is not None and not 0 < coverage < 1:
+        raise InvalidOption(f"coverage={coverage}: give a share above 0 and below 1")
+    found = Wish(
+        () if output is None else parse_outputs(_joined(output), "output", OUTPUTS),
+        select(None if classes is None else _joined(classes), facts),
+        alpha,
+        contour,
+        overlay_format,
+        mask_format,
+        parse_outputs(_joined(include), "include", INCLUDABLE) if _joined(include) else (),
+        refinement(
+            facts,
+            min_confidence=min_confidence,
+            below=below,
+            threshold=threshold,
+            min_area=min_area,
+            fill_holes=fill_holes,
+        ),
+        instances,
+        simplify,
+        _color(fill),
+        smooth,
+        top,
+        coverage,
+        max_side,
+        legend,
+    )
+    check(found, facts)
+    return found
+
+
+def refinement(
+    facts: Facts,
+    *,
+    min_confidence: float | str | Mapping[str, float] = 0,
+    below: Below = "background",
+    threshold: str | None = None,
+    min_area: float | str = 0,
+    fill_holes: float | str = 0,
+) -> Refinement:
+    """Return what to do to the labels; raises InvalidOption."""
+    return Refinement(
+        min_confidences(min_confidence, facts.classes, _thresholds(facts, threshold)),
+        below_label(below, facts.background),
+        area("min_area", min_area),
+        area("fill_holes", fill_holes),
+    )
+
+
+def _thresholds(facts: Facts, threshold: str | None) -> tuple[float, ...]:
+    """Return the calibrated threshold of each class; none unless they are asked for."""
+    if threshold is None:
+        return ()
+    if threshold != "best":
+        raise InvalidOption(f"threshold={threshold!r}: give best, or leave it out")
+    if facts.calibration is None:
+        raise InvalidOption(f"threshold=best: {UNCALIBRATED}")
+    return facts.calibration.best_f1
+
+
+def _joined(names: Names) -> str:
+    return names if isinstance(names, str) else ",".join(map(str, names))
+
+
+def _expect_within(name: str, value: float) -> None:
+    low, high = RANGES[name]
+    if not low <= value <= high or (name in WHOLE and value % 1):
+        kind = "a whole number" if name in WHOLE else "a number"
+        raise InvalidOption(f"{name}={value}: give {kind} from {low} to {high}")
+
+
+def _color(text: str) -> Color:
+    if not re.match(FILL, text) or text.endswith("\n"):
+        raise InvalidOption(f"fill={text!r}: give a colour as RRGGBB, six hexadecimal digits")
+    red, green, blue = bytes.fromhex(text)
+    return red, green, blue

@@ -1,0 +1,26 @@
+"""Raise what the shared packages refuse as the errors that the service answers with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from postprocess.errors import InvalidOption, TooComplex, TooLarge, TooManyBytes
+from service.errors import ImageTooLarge, InvalidRequest, check_answer
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Turn InvalidOption into InvalidRequest, TooLarge and TooComplex into ImageTooLarge.
+
+    TooManyBytes becomes AnswerTooLarge.
+    """
+    try:
+        yield
+    except InvalidOption as error:
+        raise InvalidRequest(str(error)) from None
+    except (TooLarge, TooComplex) as error:
+        raise ImageTooLarge(str(error)) from None
+    except TooManyBytes as error:
+        check_answer(error.size, error.limit)  # raises AnswerTooLarge
+        raise

@@ -1,0 +1,293 @@
+"""HTTP, the client and Python offer the same options by the same names, with equal results."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+
+import model
+from export.calibrate import write, write_beside
+from export.writer import ExportOptions, export
+from model import checkpoint
+from model.network.deeplab import DeepLabV3Plus
+from postprocess.errors import InvalidOption, TooLarge
+from postprocess.results.options import wish
+from service.client import flags, protocol
+from service.client.cli import _parser
+from service.client.transport import ask_segment
+from service.http.query import SegmentQuery
+from service.inference.contract import Calibration
+from service.inference.engine import Engine, EngineOptions
+from tests.service.web import png, serving
+
+OF_A_SERVICE = {"model", "quality"}  # choose a model: Python and --local load the one they name
+CALIBRATION = Calibration(
+    dataset="tiny",
+    split="val",
+    images=99,
+    best_f1=(0.0, 0.5, 0.4, 0.45, 0.35),
+    missed=tuple([0.0] * 30 + [0.04] * 51 + [0.5] * 175),
+)
+
+
+def parameters(function: Any, *others: str) -> set[str]:
+    return {*inspect.signature(function).parameters} - {*others}
+
+
+def test_every_door_has_every_option() -> None:
+    """The table in docs/api.md says the same in words."""
+    of_http = {*SegmentQuery.model_fields} - OF_A_SERVICE
+    of_python = parameters(model.segment, "net", "photo", "scales", "flip")
+    of_command = {flags.RENAMED.get(name, name) for name in flags.QUERY} | {"output"}
+    assert of_python == of_http
+    assert of_command == of_http
+    of_labels = parameters(model.predict, "net", "photo", "scales", "flip", "whole")
+    assert of_labels < of_http
+    assert parameters(wish, "facts") == of_http - {"fit", "overlap"}
+
+
+def test_defaults_are_the_same() -> None:
+    fields = SegmentQuery.model_fields
+    signature = inspect.signature(model.segment).parameters
+    by_accept_or_settings = {"output", "overlay_format", "fit"}
+    for name in {*fields} - OF_A_SERVICE - by_accept_or_settings:
+        ours, theirs = signature[name].default, fields[name].default
+        assert ours == theirs or not (ours or float(theirs or 0)), name
+
+
+def test_every_flag_reaches_the_query() -> None:
+    """As the service takes it; a value of the wrong form would be refused here."""
+    given = {
+        "fit": "sliding",
+        "overlap": "0.3",
+        "classes": "a",
+        "min_confidence": "a:0.8",
+        "below": "void",
+        "threshold": "best",
+        "min_area": "0.1%",
+        "fill_holes": "9",
+        "simplify": "2.0",
+        "fill": "00ff00",
+        "top": "2",
+        "coverage": "0.9",
+        "alpha": "0.7",
+        "contour": "2",
+        "overlay_format": "webp",
+        "mask_format": "gray",
+        "picture_side": "99",
+        "include": "mask",
+    }
+    switches = ["smooth", "instances", "legend"]
+    arguments = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
+    arguments += [f"--{name}" for name in switches]
+    options = _parser().parse_intermixed_args(["u", "i", "-o", "o", *arguments])
+    sent = dict(httpx.QueryParams(flags.query(options)))
+    expected = given | dict.fromkeys(switches, "true")
+    assert sent == {flags.RENAMED.get(name, name): value for name, value in expected.items()}
+    assert set(expected) == set(flags.QUERY)
+
+
+@pytest.fixture(scope="module")
+def files(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a checkpoint and its exported file, both calibrated."""
+    folder = tmp_path_factory.mktemp("doors")
+    card = checkpoint.read_card(tiny)
+    checkpoint.save(folder / "tiny", checkpoint.read_weights(tiny), card)
+    path = folder / "tiny.onnx"
+    export(folder / "tiny", path, ExportOptions(confidence=True, probabilities=True))
+    contract = Engine(path, EngineOptions("cpu", threads=1)).contract
+    write(path, contract.model_copy(update={"calibration": CALIBRATION}))
+    write_beside(folder / "tiny", CALIBRATION)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def service(files: Path) -> Iterator[TestClient]:
+    with serving(files) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def net(files: Path) -> DeepLabV3Plus:
+    return model.load(files / "tiny")
+
+
+def noise(width: int, height: int) -> NDArray[np.uint8]:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    blurred = Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(3))
+    contrast = (np.asarray(blurred, float) - 128) * 8 + 128
+    return contrast.clip(0, 255).astype(np.uint8)
+
+
+SMALL, LARGE = noise(80, 60), noise(260, 190)  # than the model's input of 96 x 65
+ALL = "mask,color,overlay,json,rle,polygons,npz,confidence,probabilities,cutout,blur,replace"
+CASES: list[dict[str, Any]] = [
+    {"output": f"{ALL},side-by-side"},
+    {"output": "heatmap", "classes": "b"},
+    {"output": "mask,json,npz", "classes": "a,3", "min_area": "2%", "fill_holes": "5%"},
+    {"output": "mask,polygons", "min_confidence": "0.4,b:0.5", "below": "void"},
+    {"output": "mask,json", "threshold": "best"},
+    {"output": "mask,overlay,polygons", "smooth": True, "simplify": 2.0},
+    {"output": "json,rle,polygons,npz", "instances": True, "min_area": "30"},
+    {"output": "probabilities", "top": 2, "coverage": 0.95},
+    {"output": "overlay,side-by-side", "legend": True, "alpha": 0.7, "contour": 2},
+    {"output": "overlay,cutout,blur", "overlay_format": "webp", "classes": "a,b"},
+    {"output": "overlay,cutout", "overlay_format": "avif", "classes": "a"},
+    {"output": "json", "include": "mask,overlay", "overlay_format": "png", "max_side": 50},
+    {"output": "mask,replace", "mask_format": "gray", "fill": "00ff80", "classes": "c"},
+    {"output": "mask,json,probabilities,confidence", "fit": "sliding", "overlap": 0.4},
+    {"output": "heatmap,cutout", "fit": "sliding", "classes": "b", "overlay_format": "png"},
+]
+
+
+def test_the_cases_use_every_option() -> None:
+    assert {name for case in CASES for name in case} == {*SegmentQuery.model_fields} - OF_A_SERVICE
+
+
+def through_the_client(service: TestClient, photo: Any, case: dict[str, Any]) -> dict[str, bytes]:
+    """Send the client's own request, and let it read and check the answer."""
+    options = {name: value for name, value in case.items() if name != "output"}
+    outputs = protocol.parse_outputs(case["output"])
+    ask = ask_segment(png(photo), outputs, None, options)
+    sent = service.request(
+        ask.method, ask.path, params=ask.params, content=ask.body, headers=ask.headers()
+    )
+    assert sent.status_code == 200, sent.text
+    answer = httpx.Response(200, headers=dict(sent.headers), content=sent.content)
+    size = (photo.shape[1], photo.shape[0])
+    return protocol.segmentation(answer, outputs, size, case.get("max_side")).files()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("photo", [SMALL, LARGE], ids=["small", "large"])
+def test_all_doors_give_equal_files(
+    service: TestClient, net: DeepLabV3Plus, case: dict[str, Any], photo: Any
+) -> None:
+    """Python's network and the exported file may differ by a rounding of probabilities."""
+    ours = model.segment(net, photo, **case)
+    theirs = through_the_client(service, photo, case)
+    assert set(ours) == set(theirs)
+    for name, body in ours.items():
+        if body != theirs[name]:
+            expect_close(name, body, theirs[name])
+
+
+def expect_close(name: str, ours: bytes, theirs: bytes) -> None:
+    """Compare what two files say, within what rounding can change."""
+    if name.endswith(".npz"):
+        with np.load(io.BytesIO(ours)) as one, np.load(io.BytesIO(theirs)) as other:
+            assert set(one) == set(other)
+            for key in one:
+                expect_close_arrays(one[key], other[key])
+    elif name.endswith(".json"):
+        expect_close_values(json.loads(ours), json.loads(theirs))
+    else:
+        expect_close_arrays(*(np.asarray(Image.open(io.BytesIO(each))) for each in (ours, theirs)))
+
+
+def expect_close_arrays(one: Any, other: Any) -> None:
+    assert one.shape == other.shape
+    assert one.dtype == other.dtype
+    if one.dtype.kind in "iuf":
+        assert (np.abs(one.astype(float) - other) <= 1).mean() > 0.99
+    else:
+        assert (one == other).all()
+
+
+def expect_close_values(one: Any, other: Any) -> None:
+    if isinstance(one, dict):
+        assert set(one) == set(other)
+        for key in one:
+            expect_close_values(one[key], other[key])
+    elif isinstance(one, float) and isinstance(other, float):
+        assert one == pytest.approx(other, abs=0.003)
+    else:
+        assert type(one) is type(other)
+        assert one == other or isinstance(one, list | int | str)
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"alpha": 1.1}, "1"),
+    ({"contour": 33}, "32"),
+    ({"contour": 1.5}, "contour"),
+    ({"simplify": 101}, "100"),
+    ({"top": 257, "output": "probabilities"}, "256"),
+    ({"coverage": 1, "output": "probabilities"}, "1"),
+    ({"max_side": 0}, "1"),
+    ({"fill": "red", "output": "replace"}, "fill"),
+    ({"overlay_format": "gif"}, "avif"),
+    ({"mask_format": "rgb"}, "palette"),
+    ({"below": "car"}, "void"),
+    ({"threshold": "worst"}, "best"),
+    ({"min_confidence": "1.5"}, "0 to 1"),
+    ({"min_confidence": "cow:0.5"}, "0 background"),
+    ({"min_area": "-3"}, "min_area"),
+    ({"fill_holes": "101%"}, "100%"),
+    ({"overlap": 0.6, "fit": "sliding"}, "0.5"),
+    ({"fit": "crop"}, "sliding"),
+    ({"classes": "cow"}, "0 background"),
+    ({"output": "video"}, "polygons"),
+    ({"include": "npz", "output": "json"}, "confidence"),
+    ({"include": "mask"}, "output=json"),
+    ({"legend": True}, "side-by-side"),
+    ({"top": 3}, "output=probabilities"),
+    ({"smooth": True, "fit": "sliding"}, "fit=resize"),
+    ({"output": "heatmap", "classes": "a,b"}, "one class"),
+]
+
+
+@pytest.mark.parametrize(("bad", "told"), BAD, ids=str)
+@pytest.mark.parametrize("beside", [{}, {"min_area": "9", "instances": True}], ids=str)
+def test_a_bad_value_is_refused_and_the_range_named_at_each_door(
+    service: TestClient, net: DeepLabV3Plus, bad: dict[str, Any], told: str, beside: dict[str, Any]
+) -> None:
+    options = beside | bad
+    with pytest.raises(InvalidOption, match=told) as caught:
+        model.segment(net, SMALL, **options)
+    answer = service.post(
+        "/segment", params=options, content=png(SMALL), headers={"Content-Type": "image/png"}
+    )
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["code"] == "invalid-request"
+    name = next(iter(bad))
+    for message in (str(caught.value), answer.json()["detail"]):
+        assert name in message
+        assert told in message
+
+
+def test_python_refuses_with_its_own_errors(net: DeepLabV3Plus) -> None:
+    """They are ValueErrors, so that callers need to know no module of ours."""
+    assert issubclass(InvalidOption, ValueError)
+    assert issubclass(TooLarge, ValueError)
+    refused = partial(model.predict, net, SMALL)
+    with pytest.raises(InvalidOption, match="smooth"):
+        refused(smooth=True, whole=True)
+
+
+def test_a_calibration_of_other_weights_is_not_used(files: Path, tmp_path: Path) -> None:
+    card = checkpoint.read_card(files / "tiny")
+    weights = checkpoint.read_weights(files / "tiny")
+    for name in ("tiny.json", "tiny.safetensors", "tiny.calibration.json"):
+        (tmp_path / name).write_bytes((files / name).read_bytes())
+    assert model.load(tmp_path / "tiny").calibration is not None
+    weights["logits.bias"] += 1
+    checkpoint.save(tmp_path / "tiny", weights, card)
+    net = model.load(tmp_path / "tiny")
+    with pytest.raises(InvalidOption, match=r"export\.calibrate"):
+        model.predict(net, SMALL, threshold="best")
+    (tmp_path / "tiny.calibration.json").write_text("{}")
+    with pytest.raises(checkpoint.CheckpointError, match=r"tiny\.calibration\.json"):
+        model.load(tmp_path / "tiny")
