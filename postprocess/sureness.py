@@ -44,7 +44,7 @@ def _entries(value: float | str | Mapping[str, float]) -> list[tuple[str, float 
     # From the right: names of classes may contain a colon.
     pairs = [part.rpartition(":") for part in value.split(",") if part.strip()]
     pairs.sort(key=lambda pair: bool(pair[1]))  # plain numbers first: the classes refine them
-    return [(name.strip().lower() if colon else "", text) for name, colon, text in pairs]
+    return [((name.strip().lower() or colon) if colon else "", text) for name, colon, text in pairs]
 
 
 def _number(text: float | str) -> float:

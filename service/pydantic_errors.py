@@ -8,6 +8,10 @@ from typing import Any
 
 Location = tuple[int | str, ...]
 
+OF_NUMBERS = {
+    *("greater_than", "greater_than_equal", "less_than", "less_than_equal"),
+    *("float_parsing", "int_parsing", "int_parsing_size", "int_from_float", "finite_number"),
+}
 LONGEST_VALUE = 80  # characters shown: a value may be a whole request
 
 
@@ -19,19 +23,23 @@ def mistakes(
     values: bool = True,
     kind: str = "key",
     known: Callable[[Location], Iterable[str]] = lambda _: (),
+    bounds: Callable[[Location], str] = lambda _: "",
 ) -> str:
     """Each wrong part with its value and what is valid, from `error.errors()`.
 
     `name` turns a location into the name that the reader knows; `whole` names what
     an error without a location is about. `values=False` leaves the values out.
     For a part that does not exist, `kind` says what it is, and `known` lists the valid
-    ones at its location: the nearest is named, or all where none is near.
+    ones at its location: the nearest is named, or all where none is near. `bounds` says which
+    numbers are allowed at a location, or nothing: pydantic names one end of a range only.
     """
     found = []
     for item in errors:
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             message = f"unknown {kind}{_hint(str(item['loc'][-1]), known(item['loc']))}"
+        if item["type"] in OF_NUMBERS:
+            message = bounds(item["loc"]) or message
         key = name(item["loc"]) if item["loc"] else whole
         if not key:  # a rule over several parts, which names them itself
             found.append(message)

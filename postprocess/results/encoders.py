@@ -35,12 +35,15 @@ ALWAYS = ("jpeg", "png")  # Pillow may be built without the others
 # The limits of libjpeg (JPEG_MAX_DIMENSION), libwebp (WEBP_MAX_DIMENSION) and libavif
 # (AVIF_DEFAULT_IMAGE_DIMENSION_LIMIT).
 LONGEST_SIDE = {"jpeg": 65_500, "webp": 16_383, "avif": 32_768}
-# Of 100; WebP keeps transparency without loss. Speed and method: to encode takes longest of all.
+# Quality is of 100. Transparency is lossless in all of them.
 SETTINGS: dict[Format, dict[str, Any]] = {
     "jpeg": {"quality": 90},
     "webp": {"quality": 90, "method": 2},
     "avif": {"quality": 80, "speed": 8},
 }
+LOSSLESS_ALPHA: dict[str, Any] = {
+    "advanced": {"alpha:lossless": "1"}
+}  # else it gets quality 80 too
 STRIP = 64  # rows of a picture that are worked on at once
 
 
@@ -192,7 +195,8 @@ def picture(image: Image.Image, kind: Format) -> bytes:
             f"{LONGEST_SIDE[kind]}; use overlay_format=png, or max_side"
         )
     try:
-        return _encoded(image, kind.upper(), **SETTINGS[kind])
+        alpha = LOSSLESS_ALPHA if kind == "avif" and image.mode == "RGBA" else {}
+        return _encoded(image, kind.upper(), **SETTINGS[kind], **alpha)
     except RuntimeError as error:  # the AVIF encoder's, mostly for want of memory
         raise TooLarge(
             f"{image.width} x {image.height} pixels cannot be encoded as {kind.upper()} here "
@@ -209,7 +213,7 @@ def writable() -> tuple[Format, ...]:
 def _can_write(kind: Format) -> bool:
     """Return whether Pillow has the encoder: one without may still have the decoder."""
     try:
-        picture(Image.new("RGB", (8, 8)), kind)
+        picture(Image.new("RGBA", (8, 8)), kind)
     except (OSError, KeyError, ValueError):
         return False
     return True

@@ -36,7 +36,7 @@ from service.client.uploads import UnshrinkableError, shrink
 from service.cluster.records import Todo
 from service.cluster.storage import Place, StoredPhoto
 from service.errors import InvalidRequest, ServiceError
-from service.http.query import REPEATABLE, SegmentQuery
+from service.http.query import REPEATABLE, SegmentQuery, bounds
 from service.images import imaging, join
 from service.images.prepare import Plan, Prepared, prepare
 from service.images.refusals import refusals
@@ -86,7 +86,10 @@ class BatchJob:
             return SegmentQuery.model_validate(asked)
         except ValidationError as error:
             found = mistakes(
-                error.errors(), kind="parameter", known=lambda _: SegmentQuery.model_fields
+                error.errors(),
+                kind="parameter",
+                known=lambda _: SegmentQuery.model_fields,
+                bounds=bounds,
             )
             raise InvalidRequest(found) from None
 

@@ -56,7 +56,7 @@ from service.http.middleware.protocol import AbsoluteForm
 from service.http.middleware.shares import Shares
 from service.http.middleware.shutdown import ShutdownAnswer
 from service.http.operating_point import chosen
-from service.http.query import SegmentQuery, refuse_repeats
+from service.http.query import SegmentQuery, bounds, refuse_repeats
 from service.http.segment import Job, Resources, segment
 from service.http.telemetry import metrics
 from service.http.telemetry.metrics import DecoderCollector, Metrics
@@ -172,7 +172,7 @@ def create_app(
         dependencies=[Depends(refuse_repeats)],
     )
     _add_middleware(app, settings, models, measured, tracing, admission=resources.admission)
-    problems.install(app)
+    problems.install(app, bounds)
     _add_routes(app, settings, models, resources, measured, fetcher=fetcher, jobs=jobs)
     return app
 

@@ -16,7 +16,7 @@ from starlette.routing import Match, Route
 from starlette.types import Scope
 
 from service.errors import CLIENT_GONE, InvalidRequest, RateLimited, ServiceError, Unauthorized
-from service.pydantic_errors import mistakes
+from service.pydantic_errors import Location, mistakes
 
 log = logging.getLogger("service.http")
 
@@ -83,8 +83,8 @@ def _type(code: str) -> str:
     return f"urn:deeplab:problem:{code}"
 
 
-def install(app: FastAPI) -> None:
-    """Answer every failure of `app` with a problem."""
+def install(app: FastAPI, bounds: Callable[[Location], str] = lambda _: "") -> None:
+    """Answer every failure of `app` with a problem; `bounds`: which numbers a parameter takes."""
 
     @app.exception_handler(ServiceError)
     async def known(request: Request, error: ServiceError) -> Response:
@@ -97,6 +97,7 @@ def install(app: FastAPI) -> None:
             name=lambda where: str(where[-1]),
             kind="parameter",
             known=lambda where: _parameters(request, str(where[0])),
+            bounds=bounds,
         )
         return answer(request.scope, InvalidRequest(found))
 

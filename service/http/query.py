@@ -197,3 +197,19 @@ def _accepted(accept: str) -> str | None:
         if not packing.is_packed(accept):
             raise
         return None
+
+
+def bounds(where: tuple[int | str, ...]) -> str:
+    """Return which numbers a parameter takes, given where an error was found; empty if any."""
+    field = SegmentQuery.model_fields.get(str(where[-1]))
+    if field is None:
+        return ""
+    kind = "a whole number" if field.annotation in {int, int | None} else "a number"
+    words = {"ge": "from {}", "gt": "above {}", "le": "to {}", "lt": "below {}"}
+    ends = [
+        text.format(getattr(bound, name))
+        for name, text in words.items()
+        for bound in field.metadata
+        if hasattr(bound, name)
+    ]
+    return f"give {kind} {' '.join(ends)}".replace("0 below", "0 and below") if ends else ""

@@ -18,7 +18,7 @@ from fastapi import Request
 from pydantic import ConfigDict, Field, ValidationError
 
 from service.errors import InvalidRequest
-from service.http.query import REPEATABLE, SegmentQuery
+from service.http.query import REPEATABLE, SegmentQuery, bounds
 from service.pydantic_errors import mistakes
 from service.text import STEP, from_base64
 
@@ -136,7 +136,8 @@ def merged(request: Request, options: Mapping[str, Any]) -> SegmentQuery:
         return SegmentQuery.model_validate({**given, **options})
     except ValidationError as error:
         fields = SegmentQuery.model_fields
-        found = mistakes(error.errors(), kind="option", known=lambda _: (IMAGE, URL, *fields))
+        known = (IMAGE, URL, *fields)
+        found = mistakes(error.errors(), kind="option", known=lambda _: known, bounds=bounds)
         raise InvalidRequest(found) from None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zipfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from fastapi.testclient import TestClient
 from numpy.typing import NDArray
 from PIL import Image
 
+from postprocess.results import encoders
 from tests.service import onnx_models
 from tests.service.web import opened, png, post, serving
 
@@ -151,3 +153,85 @@ def test_a_heatmap_is_of_one_class(client: TestClient, classes: str | None) -> N
     assert "classes=person" in refused.json()["detail"]
     lacking = post(client, png(PHOTO), output="heatmap", model="plain", classes="dim")
     assert "--probabilities" in lacking.json()["detail"]
+
+
+@pytest.mark.parametrize("kind", ["webp", "avif"])
+def test_a_cutout_in_other_formats_keeps_its_transparency(client: TestClient, kind: str) -> None:
+    query: dict[str, Any] = {"output": "cutout", "classes": "dim,bright", "model": "full"}
+    plain = opened(post(client, png(PHOTO), **query).content)
+    answer = post(client, png(PHOTO), overlay_format=kind, **query)
+    assert answer.headers["content-type"] == f"image/{kind}"
+    picture = Image.open(io.BytesIO(answer.content))
+    assert (picture.format, picture.mode) == (kind.upper(), "RGBA")
+    found = np.asarray(picture)
+    assert (found[..., 3] == plain[..., 3]).all()
+    assert {0, 255} < {*np.unique(found[..., 3]).tolist()}  # a soft edge
+    shown = found[..., 3] == 255
+    assert np.abs(found[shown].astype(int) - plain[shown]).mean() < 25  # as below
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png", "webp", "avif"])
+@pytest.mark.parametrize("output", ["overlay", "blur", "replace", "side-by-side", "heatmap"])
+def test_pictures_come_in_every_format(client: TestClient, output: str, kind: str) -> None:
+    query: dict[str, Any] = {"output": output, "classes": "bright", "model": "full"}
+    answer = post(client, png(PHOTO), overlay_format=kind, **query)
+    assert answer.headers["content-type"] == f"image/{kind}"
+    found = Image.open(io.BytesIO(answer.content))
+    assert found.format == kind.upper()
+    exact = picture(client, **query)
+    assert found.size == exact.shape[1::-1]
+    # Colours of this pattern have a quarter of the pixels in all but PNG.
+    assert np.abs(np.asarray(found.convert("RGB")).astype(int) - exact).mean() < 25
+    packed = post(client, png(PHOTO), overlay_format=kind, **query | {"output": f"{output},json"})
+    suffix = "jpg" if kind == "jpeg" else kind
+    assert f"{output}.{suffix}" in zipfile.ZipFile(io.BytesIO(packed.content)).namelist()
+
+
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        ("image/webp", "webp"),
+        ("image/avif, image/png;q=0.9", "avif"),
+        ("image/avif,image/webp,image/apng,image/*,*/*;q=0.8", "jpeg"),  # a browser's
+        ("image/png, image/webp;q=0.9, image/jpeg;q=0.5", "png"),
+    ],
+)
+def test_accept_chooses_the_format(client: TestClient, accept: str, kind: str) -> None:
+    answer = post(client, png(PHOTO), output="overlay", headers={"Accept": accept})
+    assert answer.headers["content-type"] == f"image/{kind}"
+
+
+@pytest.mark.parametrize(("kind", "limit"), [("jpeg", 65_500), ("webp", 16_383), ("avif", 32_768)])
+def test_pictures_beyond_a_formats_size_are_refused(
+    client: TestClient, kind: str, limit: int
+) -> None:
+    wide = png(np.zeros((2, limit + 1, 3), np.uint8))
+    query: dict[str, Any] = {"output": "overlay", "overlay_format": kind}
+    refused = post(client, wide, **query)
+    assert (refused.status_code, refused.json()["code"]) == (413, "image-too-large")
+    assert str(limit) in refused.json()["detail"]
+    assert post(client, wide, **query, max_side=limit).status_code == 200
+
+
+def test_a_format_without_its_encoder_is_refused(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoders, "writable", lambda: ("jpeg", "png"))
+    refused = post(client, png(PHOTO), output="overlay", overlay_format="avif")
+    assert (refused.status_code, refused.json()["code"]) == (400, "invalid-request")
+    assert "choose from jpeg, png" in refused.json()["detail"]
+
+
+def test_a_legend_is_drawn_into_the_overlay_alone(client: TestClient) -> None:
+    large = np.kron(PHOTO, np.ones((6, 6, 1), np.uint8))
+    query: dict[str, Any] = {"overlay_format": "png", "model": "plain"}
+    plain = opened(post(client, png(large), output="overlay", **query).content)
+    drawn = opened(post(client, png(large), output="overlay", legend=True, **query).content)
+    changed = (plain != drawn).any(axis=2)
+    assert 0.01 < changed.mean() <= 0.2
+    beside = opened(post(client, png(large), output="side-by-side", legend=True, **query).content)
+    assert (beside[:, large.shape[1] :] == drawn).all()
+    assert (beside[:, : large.shape[1]] == large).all()
+    refused = post(client, png(large), output="mask,json", legend=True, **query)
+    assert refused.status_code == 400
+    assert "output=overlay" in refused.json()["detail"]

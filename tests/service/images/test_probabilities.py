@@ -120,8 +120,14 @@ def test_thresholds_of_the_model_are_taken_where_none_is_given(client: TestClien
         ({"model": "new", "output": "probabilities", "coverage": 0.9}, "export.calibrate"),
         ({"model": "new", "threshold": "best"}, "export.calibrate"),
         ({"model": "full", "output": "probabilities", "coverage": 0.995}, "at most 0.990"),
-        ({"model": "full", "output": "probabilities", "coverage": 1}, "less than 1"),
-        ({"model": "full", "output": "probabilities", "top": 257}, "less than or equal to 256"),
+        (
+            {"model": "full", "output": "probabilities", "coverage": 1},
+            "above 0 and below 1",
+        ),
+        (
+            {"model": "full", "output": "probabilities", "top": 257},
+            "from 0 to 256",
+        ),
         ({"model": "full", "threshold": "worst"}, "'best'"),
     ],
 )
