@@ -11,6 +11,7 @@ from service.client.errors import (
     UnreachableError,
     UsageError,
 )
+from service.client.jobs.job import Job
 from service.client.protocol import ModelInfo, Segmentation
 from service.client.retry import RetryPolicy
 from service.client.transport import AsyncClient, Client
@@ -20,6 +21,7 @@ __all__ = [
     "BadAnswerError",
     "Client",
     "ClientError",
+    "Job",
     "ModelInfo",
     "RetryPolicy",
     "Segmentation",

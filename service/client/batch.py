@@ -47,6 +47,8 @@ UNSHRUNK_SHOWN = 5  # further ones are only counted
 PHOTO_REFUSALS = frozenset({400, 413, 415, 422})  # about the photo; other 4xx concern all requests
 CALLER_REFUSALS = frozenset({401, 402, 403, 404, 405, 406, 407})  # the same for every photo,
 CALLER_CODES = frozenset({"invalid-request"})  # as is this code of 400: about options, not photos
+# What the service says about a URL in place of a photo.
+ABOUT_A_URL, FETCHES_NONE = "url: ", "fetches no URLs"
 # Errors about one file name; any other write error (disk full, ...) would affect the next photo.
 NAME_ERRORS = frozenset({errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ})
 
@@ -177,6 +179,9 @@ class Batch:
         try:
             await self._send(work)
         except StatusError as error:
+            if _is_about_the_url(error, work.photo):
+                self._record_failure(work, str(error), request_id=error.request_id)
+                return
             if error.code in CALLER_CODES and not self.counts.sent:
                 hint = flags.correction(self.wanted.options, error.detail)
                 raise UsageError(
@@ -207,12 +212,7 @@ class Batch:
         return not await self.client.ready()
 
     async def _send(self, work: Work) -> None:
-        upload = await asyncio.to_thread(prepare, work.photo, self.wanted.max_side)
-        self._tell_unshrunk(work.photo, upload.unshrunk)
-        asked = self.wanted.asked()
-        answer = await self.client.segment(
-            upload.body, ",".join(asked), self.wanted.model, dict(parse_qsl(self.wanted.options))
-        )
+        answer, sha256 = await self._answer(work.photo)
         files, pixels = _sort(answer, self.wanted)
         try:
             written = await asyncio.to_thread(write_files, self.out, work.stem, files)
@@ -220,12 +220,25 @@ class Batch:
             if error.errno in NAME_ERRORS:
                 raise
             raise StoppedError(f"cannot write below {self.out}: {error}") from error
-        origin = self._origin(work.photo, upload.sha256, answer.digest or self.wanted.model_digest)
+        origin = self._origin(work.photo, sha256, answer.digest or self.wanted.model_digest)
         outputs = work.kept_outputs(origin) | written
         if work.earlier is not None:
             remove_files(self.out, work.earlier.outputs.keys() - outputs.keys())
         self.manifest.finish(work.photo.name, origin, outputs, pixels, answer.request_id)
         self.counts.sent += 1
+
+    async def _answer(self, photo: Photo) -> tuple[Segmentation, str | None]:
+        """Return the answer for a photo, and the digest of the photo if it was read here."""
+        wanted = self.wanted
+        output, options = ",".join(wanted.asked()), dict(parse_qsl(wanted.options))
+        if photo.url is not None:
+            if wanted.max_side is not None:
+                self._tell_unshrunk(photo, "the service fetches it")
+            return await self.client.segment_url(photo.url, output, wanted.model, options), None
+        upload = await asyncio.to_thread(prepare, photo, wanted.max_side)
+        self._tell_unshrunk(photo, upload.unshrunk)
+        answer = await self.client.segment(upload.body, output, wanted.model, options)
+        return answer, upload.sha256
 
     def _tell_unshrunk(self, photo: Photo, reason: str | None) -> None:
         if reason is None:
@@ -284,6 +297,18 @@ def class_pixels(result: bytes) -> tuple[ClassPixels, ...]:
         return classes
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadAnswerError(f"output=json has no class pixels: {sentence(error)}") from error
+
+
+def _is_about_the_url(error: StatusError, photo: Photo) -> bool:
+    """Return whether only this URL fails: later, or for another host, it may work.
+
+    Raises UsageError if the service fetches none.
+    """
+    if photo.url is None or error.code not in CALLER_CODES:
+        return False
+    if FETCHES_NONE in error.detail:
+        raise UsageError(f"{error.detail} (with --local: set DEEPLAB_ALLOW_URL_HOSTS)") from error
+    return error.detail.startswith(ABOUT_A_URL)
 
 
 def _is_about_the_caller(error: StatusError) -> bool:

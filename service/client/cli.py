@@ -11,7 +11,6 @@ import importlib.util
 import io
 import itertools
 import json
-import os
 import sys
 import threading
 import time
@@ -24,8 +23,8 @@ from service.client.batch import Batch, Limits
 from service.client.connection import choose, connected
 from service.client.errors import ClientError, ManifestError, UsageError
 from service.client.files import read_photo
-from service.client.flags import positive
 from service.client.inputs import Inputs, nothing_found
+from service.client.jobs.command import main as jobs
 from service.client.manifest import FILE_NAME, Manifest
 from service.client.pace import Pace
 from service.client.plain import plain
@@ -34,10 +33,9 @@ from service.client.progress import Counts, Progress
 from service.client.protocol import parse_outputs
 from service.client.records import Results
 from service.client.report import write_report
-from service.client.retry import RetryPolicy
 from service.client.summary import Summary
-from service.client.transport import TIMEOUT_S
 from service.client.uploads import require_pillow
+from service.client.urls import is_url
 
 VIDEO_SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"),
@@ -52,6 +50,8 @@ examples:
   deeplab-client http://localhost:8000 scans/ -o out/ --fit sliding --classes person,car
   deeplab-client --local photos/ -o out/ --models exported/
   deeplab-client http://localhost:8000 clip.mp4 -o out.mp4 --steady 5
+  deeplab-client http://localhost:8000 https://example.org/cat.jpg --urls list.txt -o out/
+  deeplab-client jobs submit http://localhost:8000 photos/ -o results.zip
   deeplab-client report out/
   deeplab-client export out/ --format coco -o predictions.json
 
@@ -66,10 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        if arguments[:1] == ["report"]:
-            return _report(_report_parser().parse_args(arguments[1:]))
-        if arguments[:1] == ["export"]:
-            return _export(arguments[1:])
+        commands = {"report": _report, "export": _export, "jobs": jobs}
+        if arguments[:1] and arguments[0] in commands:
+            return commands[arguments[0]](arguments[1:])
         options = _options(arguments)
         return asyncio.run(_video(options) if is_video(options) else _run(options))
     except UsageError as error:
@@ -88,10 +87,16 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     options = _parser().parse_intermixed_args(arguments)
     if options.local:
         options.url = local.URL
+        if not options.inputs and options.urls is None:
+            raise UsageError("the inputs are missing: name files or folders")
         return options
     if options.models is not None:
         raise UsageError("--models is for --local: a service has models of its own")
+    if not options.inputs:
+        raise UsageError("the URL of the service is missing: write it as http://HOST:PORT")
     options.url, *options.inputs = options.inputs
+    if options.urls is not None and "://" in options.url:
+        return options
     if not options.inputs and "://" not in options.url:
         raise UsageError(
             f"the URL of the service is missing before {options.url!r}: write it as "
@@ -114,9 +119,14 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "inputs",
         metavar="URL INPUT",
-        nargs="+",
-        help="URL of the service, such as http://localhost:8000; then files, folders, globs or "
-        "tars; - reads paths from stdin",
+        nargs="*",
+        help="URL of the service, such as http://localhost:8000; then files, folders, globs, "
+        "tars or URLs of photos; - reads paths and URLs from stdin",
+    )
+    add(
+        "--urls",
+        metavar="FILE",
+        help="list of URLs, one a line (-: stdin), of hosts that the service allows",
     )
     add(
         "-o",
@@ -131,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     flags.add_query(parser)
     flags.add_video(parser)
     flags.add_limits(parser)
-    _add_connection(parser)
+    flags.add_connection(parser)
     _add_local(parser)
     return parser
 
@@ -143,33 +153,6 @@ def _add_local(parser: argparse.ArgumentParser) -> None:
     add("--local", action="store_true", help=engine)
     models = "with --local: folder with exported .onnx files (default: the bundled model)"
     add("--models", metavar="DIR", type=Path, help=models)
-
-
-def _add_connection(parser: argparse.ArgumentParser) -> None:
-    """Add the flags for the connection to the service."""
-    add = parser.add_argument_group("connection").add_argument
-    patience, key = RetryPolicy.give_up_after_s, os.environ.get("DEEPLAB_API_KEY")
-    add(
-        "--concurrency",
-        metavar="N",
-        type=_concurrency,
-        help="requests at a time, or auto (default: auto)",
-    )
-    add(
-        "--timeout",
-        metavar="SECONDS",
-        type=float,
-        default=TIMEOUT_S,
-        help="seconds that one try may take (default: %(default)g)",
-    )
-    tries = "seconds that all tries of one photo may take (default: %(default)g)"
-    add("--give-up-after", metavar="SECONDS", type=float, default=patience, help=tries)
-    add(
-        "--api-key",
-        metavar="KEY",
-        default=key,
-        help="API key; other users of this machine see flags, so set DEEPLAB_API_KEY instead",
-    )
 
 
 def _report_parser() -> argparse.ArgumentParser:
@@ -192,7 +175,8 @@ def _report_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _report(options: argparse.Namespace) -> int:
+def _report(arguments: Sequence[str]) -> int:
+    options = _report_parser().parse_args(arguments)
     if options.where is not None:
         return _select(options)
     if options.copy is not None:
@@ -265,6 +249,10 @@ def is_video(options: argparse.Namespace) -> bool:
         if options.steady > 1:
             raise UsageError("--steady is for videos: no input is one")
         return False
+    if is_url(videos[0]):
+        raise UsageError(f"{videos[0]} is a video: download it, and name the file")
+    if options.urls is not None:
+        raise UsageError("--urls is for photos: give the video alone")
     if len(options.inputs) > 1:
         raise UsageError(f"{videos[0]} is a video: give it alone, with -o naming the new video")
     if options.out.suffix.lower() not in VIDEO_SUFFIXES or options.out.is_dir():
@@ -289,7 +277,13 @@ async def _video(options: argparse.Namespace) -> int:
 async def _run(options: argparse.Namespace) -> int:
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # file names may be any bytes
-    inputs = Inputs.of(options.inputs, out=options.out, listing=sys.stdin, base=options.base)
+    inputs = Inputs.of(
+        options.inputs,
+        out=options.out,
+        listing=sys.stdin,
+        base=options.base,
+        url_list=options.urls,
+    )
     outputs = parse_outputs(options.output)
     if options.max_side is not None:
         require_pillow("--max-side")
@@ -334,7 +328,7 @@ async def _work(batch: Batch) -> Summary:
     finally:
         batch.progress.close()
     if stopped is None and not batch.counts.settled():
-        raise nothing_found(batch.inputs.arguments, batch.inputs.others)
+        raise nothing_found(batch.inputs.named(), batch.inputs.others)
     model = (batch.wanted.model, batch.wanted.model_digest)
     seconds, others = time.monotonic() - began, batch.inputs.others
     return Summary.of(batch.counts, seconds, batch.manifest, model, stopped, others=others)
@@ -370,7 +364,7 @@ def _dry_run(inputs: Inputs, wanted: Wanted, out: Path, *, as_json: bool) -> int
             if decision is Decision.SEND and not as_json:
                 print(plain(photo.name))
     if not any(tally.values()):
-        raise nothing_found(inputs.arguments, inputs.others)
+        raise nothing_found(inputs.named(), inputs.others)
     counts = {decision.value: count for decision, count in tally.items()}
     if as_json:
         print(json.dumps(counts))
@@ -379,7 +373,3 @@ def _dry_run(inputs: Inputs, wanted: Wanted, out: Path, *, as_json: bool) -> int
         if inputs.others.counts:
             print(plain(inputs.others.text()), file=sys.stderr)
     return 0
-
-
-def _concurrency(text: str) -> int | None:
-    return None if text == "auto" else positive(text)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import parse_qs, urlencode
 
+from service.client.exchange import TIMEOUT_S
 from service.client.protocol import FILES
+from service.client.retry import RetryPolicy
 
 LONGEST_WINDOW = 31  # frames: a second
 DEFAULT_OUTPUT = "mask,overlay"
+OUTPUT_HELP = f"outputs, separated by commas, from {', '.join(FILES)} (default: {DEFAULT_OUTPUT})"
 # Flags that only apply to photos.
 NOT_OF_VIDEOS = (
     *("max_side", "base", "report", "contour", "legend", "include"),
@@ -43,19 +47,26 @@ QUERY = (
     "picture_side",
     "include",
 )
+ADVICE = re.compile(r"\b([a-z_]+)=")  # in a sentence of the service: `use fit=resize`
 RENAMED = {"picture_side": "max_side"}  # --max-side shrinks photos before they are sent
 
 
 def add_results(parser: argparse.ArgumentParser) -> None:
     """Add the flags for the results."""
     add = parser.add_argument
-    outputs = ", ".join(FILES)
+    add("--output", metavar="LIST", default=DEFAULT_OUTPUT, help=OUTPUT_HELP)
+    add_files(parser)
     add(
-        "--output",
-        metavar="LIST",
-        default=DEFAULT_OUTPUT,
-        help=f"outputs, separated by commas, from {outputs} (default: mask,overlay)",
+        "--report",
+        action="store_true",
+        help="count the pixels of each class, and write tables and contact sheets",
     )
+    add("--json", action="store_true", help="print the summary as JSON")
+
+
+def add_files(parser: argparse.ArgumentParser) -> None:
+    """Add the flags for photos that are read here."""
+    add = parser.add_argument
     side = (
         "shrink photos with a longer side than PX pixels before sending; their results are as small"
     )
@@ -66,12 +77,6 @@ def add_results(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="folder that OUT mirrors (default: the inputs' common folder)",
     )
-    add(
-        "--report",
-        action="store_true",
-        help="count the pixels of each class, and write tables and contact sheets",
-    )
-    add("--json", action="store_true", help="print the summary as JSON")
 
 
 def add_query(parser: argparse.ArgumentParser) -> None:
@@ -168,14 +173,54 @@ def query(options: argparse.Namespace) -> str:
 
 
 def correction(query: str, detail: str) -> str:
-    """Return `correct --classes`: the flags whose parameters the service's `detail` names."""
-    flags = {parameter: flag for flag, parameter in RENAMED.items()}
-    named = [
-        f"--{flags.get(name, name).replace('_', '-')}"
-        for name in (*parse_qs(query), "output")
-        if re.search(rf"(?:^|; ){name}\b", detail)
+    """Return `correct --alpha`, or `set --classes` if `detail` advises a parameter."""
+    named, advised = (*parse_qs(query), "output"), {RENAMED.get(name, name) for name in QUERY}
+    steps: dict[str, list[str]] = {"correct": [], "set": []}
+    for problem in detail.split("; "):
+        found = [name for name in ADVICE.findall(problem.partition(": ")[2]) if name in advised]
+        wrong = [name for name in named if re.match(rf"{name}\b", problem)]
+        steps["set" if found else "correct"] += map(_flag, found or wrong)
+    told = [
+        f"{verb} {' and '.join(dict.fromkeys(names))}" for verb, names in steps.items() if names
     ]
-    return f"correct {' and '.join(named) or 'the options'}"
+    return ", ".join(told) or "correct the options"
+
+
+def _flag(parameter: str) -> str:
+    names = {parameter: flag for flag, parameter in RENAMED.items()}
+    return f"--{names.get(parameter, parameter).replace('_', '-')}"
+
+
+def add_connection(parser: argparse.ArgumentParser, *, concurrency: bool = True) -> None:
+    """Add the flags for the connection to the service."""
+    add = parser.add_argument_group("connection").add_argument
+    patience, key = RetryPolicy.give_up_after_s, os.environ.get("DEEPLAB_API_KEY")
+    if concurrency:
+        add(
+            "--concurrency",
+            metavar="N",
+            type=_concurrency,
+            help="requests at a time, or auto (default: auto)",
+        )
+    add(
+        "--timeout",
+        metavar="SECONDS",
+        type=float,
+        default=TIMEOUT_S,
+        help="seconds that one try may take (default: %(default)g)",
+    )
+    tries = "seconds that all tries of one photo may take (default: %(default)g)"
+    add("--give-up-after", metavar="SECONDS", type=float, default=patience, help=tries)
+    add(
+        "--api-key",
+        metavar="KEY",
+        default=key,
+        help="API key; other users of this machine see flags, so set DEEPLAB_API_KEY instead",
+    )
+
+
+def _concurrency(text: str) -> int | None:
+    return None if text == "auto" else positive(text)
 
 
 def add_limits(parser: argparse.ArgumentParser) -> None:

@@ -1,8 +1,9 @@
 """Find the input photos, one at a time.
 
-An input is a file, a folder (searched recursively), a glob, a tar, or `-` for paths on
-stdin, one per line. Photos are found lazily and in a fixed order (sorted within a folder).
-Memory stays flat: at most the names in one folder are held.
+An input is a file, a folder (searched recursively), a glob, a tar, a URL, or `-` for paths and
+URLs on stdin, one per line. A list of URLs has one a line too. Photos are found lazily and in
+a fixed order (sorted within a folder). Memory stays flat: at most the names in one folder are
+held.
 
 A photo's name is its path below the base, with `/`; the output folder mirrors it. The base
 is the deepest folder that contains all inputs (a tar counts as a folder, stdin as the
@@ -22,11 +23,12 @@ from fnmatch import translate
 from pathlib import Path, PurePosixPath
 from typing import TextIO
 
-from service.client import tars
+from service.client import tars, urls
 from service.client.errors import UsageError
 from service.client.files import read_photo
 from service.client.plain import plain
 from service.client.protocol import ALL_FILES
+from service.client.urls import is_url
 
 STDIN = "-"
 GLOB_SIGNS = "*?["
@@ -48,11 +50,12 @@ class Photo:
     """An input; `size` is -1 if it cannot be read, and `read` then raises the reason."""
 
     name: str  # "a/b.jpg", the path below OUT that its outputs mirror
-    source: str  # an absolute path, or "/x/photos.tar!a/b.jpg"
+    source: str  # an absolute path, "/x/photos.tar!a/b.jpg", or a URL
     size: int
     mtime_ns: int
     read: Callable[[], bytes]
     fleeting: bool = False  # must be read before the next photo is listed; is then kept
+    url: str | None = None  # fetched by the service: there is nothing to read here
 
 
 @dataclass
@@ -89,13 +92,23 @@ class Inputs:
     out: Path  # results in this folder are not inputs
     listing: TextIO
     others: Others = field(default_factory=Others)  # left out so far
+    url_list: str | None = None  # a file with URLs, or `-`
 
     @classmethod
     def of(
-        cls, arguments: list[str], *, out: Path, listing: TextIO, base: Path | None = None
+        cls,
+        arguments: list[str],
+        *,
+        out: Path,
+        listing: TextIO,
+        base: Path | None = None,
+        url_list: str | None = None,
     ) -> Inputs:
         """Check that every input exists; raises UsageError."""
-        for argument in arguments:
+        if url_list not in {None, STDIN} and not Path(url_list or "").is_file():
+            raise UsageError(f"--urls {url_list}: no such file")
+        local = [argument for argument in arguments if not is_url(argument)]
+        for argument in local:
             if argument != STDIN and not os.path.lexists(argument) and not _is_glob(argument):
                 raise UsageError(f"input {argument!r}: no such file or folder")
             if (
@@ -104,35 +117,67 @@ class Inputs:
                 and not _has_match(argument, out)
             ):
                 raise UsageError(f"input {argument!r}: the pattern matches no file")
-        roots = [_root(argument) for argument in arguments]
+        roots = [_root(argument) for argument in local] or [Path.cwd()]
         common = base.absolute() if base else Path(os.path.commonpath(roots))
-        return cls(tuple(arguments), _normal(common), _normal(out), listing)
+        return cls(tuple(arguments), _normal(common), _normal(out), listing, url_list=url_list)
 
     def __iter__(self) -> Iterator[Photo]:
         for argument in self.arguments:
             if argument == STDIN:
                 lines = (line.rstrip("\r\n") for line in self.listing)
-                yield from (self._photo(_normal(Path(line))) for line in lines if line.strip())
+                yield from map(self._listed, filter(str.strip, lines))
+            elif is_url(argument):
+                yield self._remote(argument)
             elif _is_tar(argument):
                 yield from self._archived(_normal(Path(argument)))
             else:
                 yield from map(self._photo, self._paths(argument, self.others))
+        yield from map(self._remote, self._urls())
 
     def count(self) -> int | None:
         """Count the photos; return None if that needs reading stdin or a tar."""
-        if any(argument == STDIN or _is_tar(argument) for argument in self.arguments):
+        if any(each == STDIN or _is_tar(each) for each in (*self.arguments, self.url_list or "")):
             return None
-        return sum(1 for argument in self.arguments for _ in self._paths(argument))
+        return sum(1 for each in self.arguments for _ in self._paths(each)) + sum(
+            1 for _ in self._urls()
+        )
+
+    def named(self) -> list[str]:
+        """Return the inputs as they were given."""
+        return [*self.arguments, *([f"--urls {self.url_list}"] if self.url_list else [])]
+
+    def _urls(self) -> Iterator[str]:
+        """Yield the URLs of the list."""
+        if self.url_list == STDIN:
+            yield from urls.lines(self.listing)
+        elif self.url_list is not None:
+            with Path(self.url_list).open(encoding="utf-8", errors="replace") as file:
+                yield from urls.lines(file)
 
     def _paths(self, argument: str, others: Others | None = None) -> Iterator[Path]:
         path = Path(argument)
-        if path.is_dir():
+        if is_url(argument):
+            yield path  # one photo, for `count`
+        elif path.is_dir():
             yield from walk(_normal(path), self.out, others)
         elif os.path.lexists(path):
             yield _normal(path)
         else:
             prefix, pattern = _split_glob(argument)
             yield from expand(prefix, pattern, self.out, others)
+
+    def _listed(self, line: str) -> Photo:
+        return self._remote(line.strip()) if is_url(line) else self._photo(_normal(Path(line)))
+
+    def _remote(self, url: str) -> Photo:
+        """Return a photo that the service fetches; what is behind a URL counts as unchanged."""
+        read = _unreadable("the service fetches it")
+        try:
+            name = urls.name_of(url)
+        except ValueError as error:
+            reason = f"{url[:200]} is no URL: {error}"
+            return Photo(_printable(url[:200]), _printable(url), -1, 0, _unreadable(reason))
+        return Photo(_printable(name), _printable(url), 0, 0, read, url=url)
 
     def _photo(self, path: Path) -> Photo:
         try:
@@ -174,10 +219,15 @@ class Inputs:
         )
 
     def _broken(self, path: Path, reason: str) -> Photo:
-        def read() -> bytes:
-            raise OSError(reason)
+        name, source = _name(path, self.base), _printable(str(path))
+        return Photo(name, source, -1, 0, _unreadable(reason))
 
-        return Photo(_name(path, self.base), _printable(str(path)), -1, 0, read)
+
+def _unreadable(reason: str) -> Callable[[], bytes]:
+    def read() -> bytes:
+        raise OSError(reason)
+
+    return read
 
 
 def nothing_found(arguments: Iterable[str], others: Others) -> UsageError:

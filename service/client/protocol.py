@@ -9,6 +9,7 @@ import datetime
 import email.utils
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ ALL_FILES = frozenset(
 )
 INCLUDABLE = ("mask", "color", "overlay", "confidence")  # as base64 in JSON
 ENCODED = "UTF-8''"  # in front of a header's value with percent signs (RFC 8187)
-ZIP = "application/zip"
+ZIP, JSON = "application/zip", "application/json"
 OTHER_SIZE = frozenset({"cutout", "side-by-side"})  # than the photo
 
 SMALLEST_LIMIT = 4 << 20  # for answers without pixels, such as lists of models
@@ -114,6 +115,15 @@ def parse_outputs(text: str) -> tuple[str, ...]:
     if unknown or not outputs:
         raise UsageError(f"output={text!r}: choose from {', '.join(FILES)}")
     return outputs
+
+
+def parameters(
+    outputs: tuple[str, ...], model: str | None, options: Mapping[str, object]
+) -> dict[str, str]:
+    """Return the query of a request for these outputs."""
+    asked = {"output": ",".join(outputs)}
+    asked |= {name: str(value) for name, value in options.items()}
+    return asked if model is None else asked | {"model": model}
 
 
 def check_url(url: str) -> str:

@@ -78,6 +78,13 @@ class Retries:
         return 0.0
 
 
+def was_not_taken(outcome: Outcome) -> bool:
+    """Return whether a request surely had no effect: not sent, or refused with 503."""
+    if isinstance(outcome, httpx.Response):
+        return outcome.status_code == 503
+    return isinstance(outcome, httpx.ConnectError | httpx.ConnectTimeout | httpx.ProxyError)
+
+
 def _is_transient(outcome: Outcome) -> bool:
     if isinstance(outcome, httpx.Response):
         return outcome.status_code in RETRYABLE

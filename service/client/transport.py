@@ -8,12 +8,10 @@ with Client("http://localhost:8000") as client:
 from __future__ import annotations
 
 import asyncio
-import importlib.util
+import json
 import os
-import sys
 import threading
-from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -22,55 +20,32 @@ from typing import Any, Self, TypeVar
 import httpx
 
 from service.client import pictures, protocol
-from service.client.errors import BadAnswerError, StatusError, UnreachableError, UsageError
-from service.client.plain import sentence
+from service.client.errors import BadAnswerError
+from service.client.exchange import TIMEOUT_S, Ask, Exchange
+from service.client.jobs.requests import Job, Jobs
 from service.client.protocol import ModelInfo, Segmentation
-from service.client.retry import Outcome, Retries, RetryPolicy
-from service.client.route import UnknownHostError, route, shown
+from service.client.retry import Outcome, RetryPolicy
 
-# httpcore tries to import sniffio several times per request, and anyio no longer installs it. If
-# it is missing, each try searches the whole import path, which takes a third of the CPU time of a
-# request. Tell Python that it does not exist.
-if importlib.util.find_spec("sniffio") is None:
-    sys.modules.setdefault("sniffio", None)  # type: ignore[arg-type] # None: "there is none"
-
-TIMEOUT_S = 120.0  # long enough for a full queue of a slow model
-CONNECT_TIMEOUT_S = 10.0
-# A try may take one more second for each of so many bytes sent or received. httpx's own timeout is
-# per read, and a peer that sends a byte per second never reaches it.
-SLOWEST_BYTES_PER_S = 32 << 10
-MOST_BYTES_OF_AN_ERROR = 64 << 10
 Done = TypeVar("Done")
 NONE: Mapping[str, object] = MappingProxyType({})
-
-
-@dataclass(frozen=True)
-class Ask:
-    """An HTTP request, which may be sent several times."""
-
-    method: str
-    path: str
-    params: dict[str, str] = field(default_factory=dict)
-    body: bytes | None = field(default=None, repr=False)
-    content_type: str | None = None
-    most_bytes: int = protocol.SMALLEST_LIMIT  # of a good answer
-
-    def headers(self) -> dict[str, str]:
-        """Return the headers. Compression is refused: a few kilobytes could unpack to gigabytes."""
-        kind = {} if self.content_type is None else {"Content-Type": self.content_type}
-        return {"Accept-Encoding": "identity", **kind}
 
 
 def ask_segment(
     image: bytes, outputs: tuple[str, ...], model: str | None, options: Mapping[str, object]
 ) -> Ask:
     """Build the request for these outputs of a photo."""
-    params = {"output": ",".join(outputs)}
-    params |= {name: str(value) for name, value in options.items()}
-    if model is not None:
-        params["model"] = model
+    params = protocol.parameters(outputs, model, options)
     most = protocol.most_bytes(outputs, pictures.size_of(image))
     return Ask("POST", "/segment", params, image, protocol.media_type(image), most)
+
+
+def ask_segment_url(
+    url: str, outputs: tuple[str, ...], model: str | None, options: Mapping[str, object]
+) -> Ask:
+    """Build the request for a photo that the service fetches itself."""
+    params = protocol.parameters(outputs, model, options)
+    body, most = json.dumps({"url": url}).encode(), protocol.most_bytes(outputs, None)
+    return Ask("POST", "/segment", params, body, protocol.JSON, most)
 
 
 class AsyncClient:
@@ -91,26 +66,16 @@ class AsyncClient:
         on_retry: Callable[[Outcome], None] | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self._retry = retry or RetryPolicy()
-        self._on_retry = on_retry
-        self._timeout_s = timeout_s
-        base_url = protocol.check_url(url)
-        self._route = route(base_url)
-        self._place = shown(httpx.URL(base_url))
-        self._was_reached = False  # a host that answered once exists: its name may come back
-        self._http = httpx.AsyncClient(
-            base_url=base_url,
-            headers=_credentials(api_key),
-            proxy=self._route.proxy,
+        self._exchange = Exchange(
+            url,
+            api_key=api_key,
+            timeout_s=timeout_s,
+            retry=retry,
+            max_connections=max_connections,
+            on_retry=on_retry,
             transport=transport,
-            verify=self._route.tls,
-            trust_env=False,  # `route` has read it
-            # No pool timeout: a caller that starts more requests than connections chooses to wait.
-            timeout=httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S, pool=None),
-            limits=httpx.Limits(
-                max_connections=max_connections, max_keepalive_connections=max_connections
-            ),
         )
+        self._jobs = Jobs(self._exchange)
 
     async def segment(
         self,
@@ -126,95 +91,83 @@ class AsyncClient:
         outputs = protocol.parse_outputs(output)
         if not isinstance(image, bytes):
             image = await asyncio.to_thread(protocol.image_bytes, image)
-        response = await self._send(ask_segment(image, outputs, model, options))
+        response = await self._exchange.send(ask_segment(image, outputs, model, options))
         size, side = pictures.size_of(image), options.get("max_side")
         max_side = None if side is None else int(str(side))
         return await asyncio.to_thread(protocol.segmentation, response, outputs, size, max_side)
 
+    async def segment_url(
+        self,
+        url: str,
+        output: str = "mask",
+        model: str | None = None,
+        options: Mapping[str, object] = NONE,
+    ) -> Segmentation:
+        """Segments a photo that the service fetches, if it allows the URL's host."""
+        outputs = protocol.parse_outputs(output)
+        response = await self._exchange.send(ask_segment_url(url, outputs, model, options))
+        return await asyncio.to_thread(protocol.segmentation, response, outputs)
+
+    async def submit_job(
+        self,
+        archive: Path | str | None = None,
+        *,
+        urls: Sequence[str] = (),
+        paths: Sequence[str] = (),
+        output: str = "mask",
+        model: str | None = None,
+        options: Mapping[str, object] = NONE,
+    ) -> Job:
+        """Queue many photos: a ZIP file, URLs, or paths in the service's own folder."""
+        params = protocol.parameters(protocol.parse_outputs(output), model, options)
+        return await self._jobs.submit(params, archive, urls=urls, paths=paths)
+
+    async def job(self, name: str) -> Job:
+        """Tell the state of a job."""
+        return await self._jobs.get(name)
+
+    async def jobs(self) -> tuple[Job, ...]:
+        """List the jobs of the key."""
+        return await self._jobs.all()
+
+    async def watch_job(self, name: str, on_change: Callable[[Job], None] | None = None) -> Job:
+        """Wait until a job ends; call `on_change` with its state at every change."""
+        return await self._jobs.watch(name, on_change)
+
+    async def fetch_job(
+        self, name: str, to: Path | str, on_bytes: Callable[[int, int | None], None] | None = None
+    ) -> Path:
+        """Download the result of a job that is done, a ZIP, to a new file.
+
+        A download that was interrupted continues where it stopped, also in another process.
+        `on_bytes` is called with the bytes that are there and their total.
+        """
+        return await self._jobs.fetch(name, Path(to), on_bytes)
+
+    async def cancel_job(self, name: str) -> None:
+        """Cancel a job if it runs, and remove it with its result."""
+        await self._jobs.cancel(name)
+
     async def models(self) -> tuple[ModelInfo, ...]:
         """The models that the service offers."""
-        return protocol.models(await self._send(Ask("GET", "/models")))
+        return protocol.models(await self._exchange.send(Ask("GET", "/models")))
 
     async def ready(self) -> bool:
         """Whether the service takes work now; asks once."""
         try:
-            outcome = await self._attempt(Ask("GET", "/readyz"))
+            outcome = await self._exchange.attempt(Ask("GET", "/readyz"))
         except BadAnswerError:
             return False
         return isinstance(outcome, httpx.Response) and outcome.is_success
 
     async def aclose(self) -> None:
-        await self._http.aclose()
+        await self._exchange.close()
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
-
-    async def _send(self, ask: Ask) -> httpx.Response:
-        retries = Retries(self._retry)
-        outcome = await self._try(ask)
-        while (delay_s := retries.delay_after(outcome)) is not None:
-            if self._on_retry is not None:
-                self._on_retry(outcome)
-            await asyncio.sleep(delay_s)
-            outcome = await self._try(ask)
-        try:
-            return retries.settle(outcome)
-        except StatusError as error:
-            if error.code.startswith("http-"):  # no problem document: not the service's own words
-                raise error.at(self._route.via) from None
-            raise
-        except UnreachableError as error:
-            raise UnreachableError(f"{self._place}: {error}") from error.__cause__
-
-    async def _try(self, ask: Ask) -> Outcome:
-        """Make one try; raises UsageError for a host that never existed, probably a typo."""
-        outcome = await self._attempt(ask)
-        if isinstance(outcome, UnknownHostError) and not self._was_reached:
-            raise UsageError(f"{self._place}: {outcome}: correct the host name")
-        return outcome
-
-    async def _attempt(self, ask: Ask) -> Outcome:
-        """Make one try with limits on time and bytes; raises BadAnswerError beyond them."""
-        request = self._http.build_request(
-            ask.method, ask.path, params=ask.params, content=ask.body, headers=ask.headers()
-        )
-        ends = asyncio.get_running_loop().time() + self._timeout_s
-        ends += len(ask.body or b"") / SLOWEST_BYTES_PER_S
-        try:
-            async with asyncio.timeout_at(ends) as timer:
-                return await self._exchange(request, ask.most_bytes, timer, ends)
-        except TimeoutError:
-            slow = f"no whole answer within {self._timeout_s:g} s"
-            return self._route.explained(httpx.ReadTimeout(slow, request=request))
-        except httpx.RequestError as error:
-            return self._route.explained(error)
-
-    async def _exchange(
-        self, request: httpx.Request, most_bytes: int, timer: asyncio.Timeout, ends: float
-    ) -> httpx.Response:
-        """Send the request and read the answer; extend `timer` as bytes arrive."""
-        response = await self._http.send(request, stream=True)
-        self._was_reached = True
-        try:
-            limit = most_bytes if response.is_success else MOST_BYTES_OF_AN_ERROR
-            body = bytearray()
-            async for piece in response.aiter_raw():
-                body += piece
-                timer.reschedule(ends + len(body) / SLOWEST_BYTES_PER_S)
-                if len(body) > limit:
-                    break
-        finally:
-            await response.aclose()
-        if response.is_success:
-            _check_bounds(response, len(body), limit)
-        headers = [pair for pair in response.headers.raw if pair[0].lower() != b"content-encoding"]
-        content = bytes(body[:limit])
-        return httpx.Response(
-            response.status_code, headers=headers, content=content, request=request
-        )
 
 
 class Client:
@@ -246,6 +199,55 @@ class Client:
     ) -> Segmentation:
         """See `AsyncClient.segment`."""
         return self._wait(lambda client: client.segment(image, output, model, options))
+
+    def segment_url(
+        self,
+        url: str,
+        output: str = "mask",
+        model: str | None = None,
+        options: Mapping[str, object] = NONE,
+    ) -> Segmentation:
+        """See `AsyncClient.segment_url`."""
+        return self._wait(lambda client: client.segment_url(url, output, model, options))
+
+    def submit_job(
+        self,
+        archive: Path | str | None = None,
+        *,
+        urls: Sequence[str] = (),
+        paths: Sequence[str] = (),
+        output: str = "mask",
+        model: str | None = None,
+        options: Mapping[str, object] = NONE,
+    ) -> Job:
+        """See `AsyncClient.submit_job`."""
+        return self._wait(
+            lambda client: client.submit_job(
+                archive, urls=urls, paths=paths, output=output, model=model, options=options
+            )
+        )
+
+    def job(self, name: str) -> Job:
+        """Tell the state of a job."""
+        return self._wait(lambda client: client.job(name))
+
+    def jobs(self) -> tuple[Job, ...]:
+        """List the jobs of the key."""
+        return self._wait(AsyncClient.jobs)
+
+    def watch_job(self, name: str, on_change: Callable[[Job], None] | None = None) -> Job:
+        """See `AsyncClient.watch_job`; `on_change` is called in another thread."""
+        return self._wait(lambda client: client.watch_job(name, on_change))
+
+    def fetch_job(
+        self, name: str, to: Path | str, on_bytes: Callable[[int, int | None], None] | None = None
+    ) -> Path:
+        """See `AsyncClient.fetch_job`; `on_bytes` is called in another thread."""
+        return self._wait(lambda client: client.fetch_job(name, to, on_bytes))
+
+    def cancel_job(self, name: str) -> None:
+        """Cancel a job if it runs, and remove it with its result."""
+        self._wait(lambda client: client.cancel_job(name))
 
     def models(self) -> tuple[ModelInfo, ...]:
         """The models that the service offers."""
@@ -290,18 +292,3 @@ class Client:
                 self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
                 self._thread.start()
             return self._loop
-
-
-def _check_bounds(response: httpx.Response, received: int, limit: int) -> None:
-    """Raise BadAnswerError if an answer is too long, or compressed without being asked."""
-    if received > limit:
-        raise BadAnswerError(f"the answer has more than {limit} bytes")
-    encoding = response.headers.get("content-encoding", "identity")
-    if encoding.lower() != "identity":
-        raise BadAnswerError(
-            f"the answer has Content-Encoding {sentence(encoding)}, which was not requested"
-        )
-
-
-def _credentials(api_key: str | None) -> dict[str, str]:
-    return {} if api_key is None else {"Authorization": f"Bearer {api_key}"}

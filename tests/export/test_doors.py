@@ -162,7 +162,7 @@ def through_the_client(service: TestClient, photo: Any, case: dict[str, Any]) ->
     outputs = protocol.parse_outputs(case["output"])
     ask = ask_segment(png(photo), outputs, None, options)
     sent = service.request(
-        ask.method, ask.path, params=ask.params, content=ask.body, headers=ask.headers()
+        ask.method, ask.path, params=ask.params, content=ask.content(), headers=ask.headers()
     )
     assert sent.status_code == 200, sent.text
     answer = httpx.Response(200, headers=dict(sent.headers), content=sent.content)

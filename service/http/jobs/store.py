@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, get_args
 
 from service.errors import StartupError
 
@@ -101,7 +101,7 @@ class Store:
 
     def reserve(self) -> tuple[str, Path]:
         """Return the id and the folder of a new job, which is not listed yet."""
-        name = secrets.token_urlsafe(16)
+        name = secrets.token_hex(16)  # never begins with `-`, as an option does
         (self.folder / name / OUTPUTS).mkdir(parents=True)
         return name, self.folder / name
 
@@ -141,6 +141,16 @@ class Store:
         """Return the number of jobs that wait or run, of all owners."""
         (row,) = self._rows("SELECT count(*) FROM jobs WHERE ended IS NULL")
         return int(row[0])
+
+    def states(self) -> dict[str, int]:
+        """Return the number of jobs in each state."""
+        found = dict(self._rows("SELECT state, count(*) FROM jobs GROUP BY state"))
+        return {state: found.get(state, 0) for state in get_args(State)}
+
+    def oldest_unfinished(self) -> float | None:
+        """Return when the oldest job was made that waits or runs, in seconds since 1970."""
+        (row,) = self._rows("SELECT min(created) FROM jobs WHERE ended IS NULL")
+        return None if row[0] is None else float(row[0])
 
     def size(self) -> int:
         """Return the bytes of all jobs, as of the last change; does not wait for the database."""

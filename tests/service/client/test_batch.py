@@ -410,6 +410,16 @@ def test_a_wrong_key_or_model_ends_the_run_at_once_and_fails_no_photo(
             "correct --contour and --mask-format",
         ),
         (["--alpha", "0.5"], "Accept: no", "correct the options"),
+        (
+            ["--output", "heatmap"],
+            "output=heatmap shows one class: choose it, as in classes=person",
+            "set --classes",
+        ),
+        (
+            ["--fit", "sliding", "--alpha", "7", "--picture-side", "9"],
+            "output=json is of the whole photo: use fit=resize; max_side=9: more; alpha=7: 0 to 1",
+            "correct --picture-side and --alpha, set --fit",
+        ),
     ],
 )
 def test_refused_option_is_a_usage_error_that_names_the_flag(

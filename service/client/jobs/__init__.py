@@ -1,0 +1,1 @@
+"""Jobs of the service: many photos in one request, worked on in the background."""

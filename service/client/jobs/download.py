@@ -1,0 +1,149 @@
+"""Download a large file, and continue where an interrupted download stopped (RFC 9110, 14)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from service.client.errors import BadAnswerError, UsageError
+from service.client.exchange import MOST_BYTES_OF_AN_ERROR, Ask, Exchange, check_plain
+from service.client.plain import sentence
+from service.client.retry import RETRYABLE, Outcome
+
+RANGE = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+)")
+MOST_UNPACKED = 20  # times the bytes of the ZIP; the service only stores what is compressed already
+OnBytes = Callable[[int, int | None], None]
+
+
+@dataclass
+class Part:
+    """The bytes that are there so far. The name belongs to one result, which never changes."""
+
+    path: Path
+    total: int | None = None  # bytes of the whole file, once known
+
+    @property
+    def size(self) -> int:
+        """The bytes that are there."""
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all bytes are there."""
+        return self.total is not None and self.size == self.total
+
+
+async def to_file(
+    exchange: Exchange, ask: Ask, to: Path, part_path: Path, on_bytes: OnBytes | None
+) -> Path:
+    """Download a ZIP to `to`, by way of the file `part_path`; raises a ClientError or OSError."""
+    if os.path.lexists(to):
+        raise UsageError(f"{to} exists: name another file, or remove it")
+    to.parent.mkdir(parents=True, exist_ok=True)
+    part = Part(part_path)
+    retries, had = exchange.retries(), part.size
+    while (outcome := await _attempt(exchange, ask, part, on_bytes)) is not None:
+        outcome = exchange.checked(outcome)
+        if part.size > had:  # it got further, so that the tries count from here
+            retries, had = exchange.retries(), part.size
+        if not await exchange.again(retries, outcome):
+            exchange.settle(retries, outcome)
+    await asyncio.to_thread(_check, part_path)
+    try:
+        os.link(part_path, to)  # fails if somebody else has made the file meanwhile
+    except FileExistsError:
+        raise UsageError(f"{to} exists: name another file, or remove it") from None
+    except OSError:  # a file system without links
+        part_path.rename(to)
+        return to
+    part_path.unlink()
+    return to
+
+
+async def _attempt(
+    exchange: Exchange, ask: Ask, part: Part, on_bytes: OnBytes | None
+) -> Outcome | None:
+    """Make one try; return what went wrong, or None when the file is whole."""
+    began = part.size
+    extra = {"Range": f"bytes={began}-"} if began else {}
+    try:
+        async with exchange.stream(Ask(ask.method, ask.path, extra=extra)) as answer:
+            if answer.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE and began:
+                return _beyond(answer, part)
+            if not answer.is_success:
+                return await _refusal(answer)
+            await _receive(answer, part, on_bytes)
+    except httpx.RequestError as error:
+        return error
+    return None if part.total is None or part.is_whole else httpx.ReadError("the answer was cut")
+
+
+def _beyond(answer: httpx.Response, part: Part) -> Outcome | None:
+    """Handle a Range behind the end: the part is whole, or it is not of this result."""
+    found = RANGE.fullmatch(answer.headers.get("content-range", ""))
+    part.total = int(found[2]) if found else None
+    if part.is_whole:
+        return None
+    part.path.unlink()
+    return httpx.ReadError("the download began anew")
+
+
+async def _refusal(answer: httpx.Response) -> httpx.Response:
+    body = bytearray()
+    async for piece in answer.aiter_raw():
+        body += piece
+        if len(body) > MOST_BYTES_OF_AN_ERROR:
+            break
+    return httpx.Response(
+        answer.status_code,
+        headers={} if answer.status_code not in RETRYABLE else _retry_after(answer),
+        content=bytes(body),
+        request=answer.request,
+    )
+
+
+def _retry_after(answer: httpx.Response) -> dict[str, str]:
+    value = answer.headers.get("retry-after")
+    return {} if value is None else {"Retry-After": value}
+
+
+async def _receive(answer: httpx.Response, part: Part, on_bytes: OnBytes | None) -> None:
+    """Append the body to the part, or replace it where the server ignores Range."""
+    check_plain(answer)
+    start = 0
+    if answer.status_code == httpx.codes.PARTIAL_CONTENT:
+        found = RANGE.fullmatch(answer.headers.get("content-range", ""))
+        if found is None or found[1] is None or int(found[1]) != part.size:
+            raise BadAnswerError("the answer is not the range that was asked for")
+        start, part.total = part.size, int(found[2])
+    else:
+        length = answer.headers.get("content-length", "")
+        part.total = int(length) if length.isascii() and length.isdigit() else None
+    with part.path.open("r+b" if start else "wb") as file:
+        file.seek(start)
+        async for piece in answer.aiter_raw():
+            file.write(piece)
+            if on_bytes is not None:
+                on_bytes(file.tell(), part.total)
+
+
+def _check(path: Path) -> None:
+    """Raise BadAnswerError and remove the file unless it is a whole ZIP."""
+    size = path.stat().st_size
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if sum(each.file_size for each in archive.infolist()) > MOST_UNPACKED * size:
+                raise zipfile.BadZipFile("it unpacks to far more bytes than it has")
+            broken = archive.testzip()
+        if broken is not None:
+            raise zipfile.BadZipFile(f"bad checksum of {broken!r}")
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
+        path.unlink(missing_ok=True)
+        raise BadAnswerError(f"the result is not a whole ZIP: {sentence(error)}") from error
