@@ -48,6 +48,7 @@ from service.http.bodies import json_request
 from service.http.bodies.json_request import SegmentRequest
 from service.http.bodies.urls import Fetcher
 from service.http.jobs import routes
+from service.http.jobs.metrics import JobCollector
 from service.http.jobs.runner import Jobs
 from service.http.middleware.keys import Keys, is_open
 from service.http.middleware.limits import BODY_BYTES, Admission, BodyLimit, HeldResponse
@@ -143,6 +144,7 @@ def create_app(
     jobs = None
     if settings.jobs is not None:
         jobs = Jobs(settings.jobs, settings, models, resources, fetcher)
+        measured.registry.register(JobCollector(jobs))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -140,7 +140,7 @@ def metric_types(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Name -> type of every metric that the service has on a CPU."""
     folder = tmp_path_factory.mktemp("models")
     onnx_models.save(folder / "tiny.onnx")
-    settings = Settings(models=folder, device="cpu", threads=1)
+    settings = Settings(models=folder, device="cpu", threads=1, jobs=folder / "jobs")
     with TestClient(create_app(settings, models.load(settings))) as client:
         text = client.get("/metrics").text
     return dict(re.findall(r"^# TYPE (\w+) (\w+)$", text, re.MULTILINE))

@@ -76,6 +76,7 @@ class Jobs:
         self.fetcher = fetcher
         self._resources = resources
         self._turns = asyncio.Semaphore(PHOTOS_AT_ONCE)
+        self.finished = {"done": 0, "failed": 0}  # photos, since the start
         self.arriving = 0  # bytes on the disk of jobs that are not stored yet
         self._removed: set[str] = set()  # jobs that may just be about to run
         self._own = 0  # photos of jobs among the requests in progress
@@ -230,6 +231,7 @@ class Jobs:
                 failure = InferenceFailed("internal error: the service's log has the reason")
                 entry, size = packing.entry(Outcome(name, error=failure), {}), 0
             await asyncio.to_thread(self.store.note, job.id, number, entry, size)
+            self.finished["done" if entry["status"] == 200 else "failed"] += 1
             self._tell()
 
     async def _segmented(self, data: bytes, query: SegmentQuery) -> tuple[Wish, Outcome]:

@@ -473,3 +473,37 @@ def test_a_killed_service_finishes_its_jobs_after_the_next_start(
     assert len(files) == count
     assert files["8.mask.png"] == at_once.content
     assert sorted(path.name for path in (jobs / FILES / name).iterdir()) == ["result.zip"]
+
+
+def sampled(client: TestClient) -> dict[str, float]:
+    lines = [line.split(" ") for line in client.get("/metrics").text.splitlines()]
+    return {line[0]: float(line[-1]) for line in lines if line[0].startswith("deeplab_job")}
+
+
+def test_metrics_count_jobs_photos_and_bytes_and_the_wait_of_the_oldest(
+    folder: Path, tmp_path: Path
+) -> None:
+    with serving(folder, jobs=tmp_path, max_job_bytes=10**6, max_jobs_bytes=10**6) as client:
+        none = sampled(client)
+        assert none['deeplab_jobs{state="queued"}'] == none["deeplab_jobs_oldest_seconds"] == 0
+        assert none['deeplab_job_photos_total{result="failed"}'] == none["deeplab_jobs_bytes"] == 0
+        name = send(client, zipped({"a.png": png(photo()), "b.txt": b"no photo"})).json()["id"]
+        ended(client, name)
+        some = sampled(client)
+        assert some['deeplab_jobs{state="done"}'] == 1
+        assert some['deeplab_job_photos_total{result="done"}'] == 1
+        assert some['deeplab_job_photos_total{result="failed"}'] == 1
+        size = len(client.get(f"/jobs/{name}/result").content)
+        assert (some["deeplab_jobs_bytes"], some["deeplab_jobs_bytes_limit"]) == (size, 10**6)
+    store = Store(tmp_path)
+    waiting, _ = store.reserve()
+    store.add(waiting, "", "urls", query="{}", photos=["https://example.org/a.png"], size=0)
+    with store._writing() as database:
+        database.execute("UPDATE jobs SET created = created - 100 WHERE id = ?", (waiting,))
+    store.close()
+    settings = Settings(models=folder, device="cpu", jobs=tmp_path)
+    with_waiting = TestClient(create_app(settings, models.load(settings)))  # not started
+    assert with_waiting.get("/metrics").status_code == 200
+    found = sampled(with_waiting)
+    assert 100 <= found["deeplab_jobs_oldest_seconds"] < 160
+    assert found['deeplab_jobs{state="queued"}'] == 1
