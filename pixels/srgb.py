@@ -15,6 +15,8 @@ import numpy as np
 from PIL import Image, ImageCms
 from PIL.ImageCms import ImageCmsProfile, ImageCmsTransform, PyCMSError
 
+from pixels.depth import eight_bits
+
 SPACES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # colour space of a profile -> Pillow's mode
 MAX_PROFILE = 8 * 1024 * 1024  # bytes; larger ones are ignored
 STRIP = 1 << 20  # pixels
@@ -26,10 +28,10 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     """Convert a decoded image of any mode to RGB, of the same size.
 
     `profile`: the ICC profile; one that is broken or for another mode is ignored. Grey of 16 bits
-    keeps its highest 8.
+    is reduced to 8 as `pixels.depth` says; the caller does that for colours.
     """
     if image.mode.startswith("I;16"):  # Pillow would clip it, not scale it
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        image = Image.fromarray(eight_bits(np.asarray(image)))
     if image.has_transparency_data:
         return _on_white(image, profile)
     return _converted(image, profile)

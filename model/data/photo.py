@@ -1,9 +1,9 @@
 """Read photos from disk, the same way for training, evaluation and prediction.
 
 Photos become sRGB, rotated as their EXIF orientation says; broken EXIF data is ignored.
-Colour profiles are applied, transparent pixels become white, and 16-bit grey is scaled to
-8 bits. The service does the same with clients' photos. Files that Pillow would read wrongly are
-refused: a few kinds of TIFF, and samples whose range is unknown.
+Colour profiles are applied, transparent pixels become white, and 16 bits are reduced to 8 as
+`pixels.depth` says. The service does the same with clients' photos. Files that Pillow would read
+wrongly are refused: a few kinds of TIFF, and samples whose range is unknown.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import TiffImageFile
 
+from pixels import depth
 from pixels.srgb import to_srgb
 
 EXIF_ORIENTATION = 0x0112
@@ -48,7 +49,7 @@ def open_photo(path: Path) -> Image.Image:
     with opened(path) as image:
         if problem := _misread(image):
             raise ValueError(problem)
-        return rgb(upright(image))
+        return rgb(upright(depth.load(image, lambda: Image.open(path))))
 
 
 UNSCALED = ("I", "F")  # modes that `convert` clips to 0 to 255, whatever their range is
@@ -122,7 +123,7 @@ def orientation(source: Path | str | Image.Image | NDArray[np.uint8]) -> int:
 
 
 def rgb(image: Image.Image) -> Image.Image:
-    """Convert to sRGB: 16-bit grey is scaled to 8 bits, transparent pixels become white."""
+    """Convert to sRGB: 16-bit grey is reduced to 8 bits, transparent pixels become white."""
     return to_srgb(image, image.info.get("icc_profile"))
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from service.client.errors import ClientError, UsageError
 from service.client.inputs import Photo
-from service.client.pictures import size_of
+from service.client.pictures import PNG, size_of
 from service.client.plain import sentence
 from service.client.protocol import media_type
 
@@ -105,6 +105,8 @@ def _opened(content: bytes) -> Image:
         "image/bmp": BmpImagePlugin.BmpImageFile,
         "image/tiff": TiffImagePlugin.TiffImageFile,
     }
+    if content.startswith(PNG) and content[24:25] == b"\x10":
+        raise UnshrinkableError("a PNG of 16 bits is left to the service to decode")
     image = readers[media_type(content)](io.BytesIO(content))
     if isinstance(image, TiffImagePlugin.TiffImageFile) and not _is_plain(image):
         raise UnshrinkableError("a TIFF of this kind is left to the service to decode")

@@ -19,6 +19,7 @@ from PIL.JpegImagePlugin import jpeg_factory
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from pixels import depth
 from pixels.srgb import to_srgb
 from postprocess.results import png
 from postprocess.results.encoders import enlarged
@@ -104,12 +105,13 @@ class Opened:
     profile: bytes | None  # ICC
     tiff: Tiff | None = None
     scans: int = 1  # of a JPEG
+    is_deep: bool = False  # samples of 16 bits, which may have to be decoded twice
 
     @property
     def memory(self) -> int:
         """The pixels to reserve memory for: some formats need twice as much for each pixel."""
         several_planes = self.tiff and len(self.tiff.images) > 1
-        heavy = self.image.format in {"WEBP", *heif.FORMATS} or several_planes
+        heavy = self.image.format in {"WEBP", *heif.FORMATS} or several_planes or self.is_deep
         return 2 * self.pixels if heavy else self.pixels
 
     @property
@@ -117,7 +119,7 @@ class Opened:
         """How long decoding takes, in pixels of a JPEG of one scan; a rough estimate."""
         if self.image.format in JPEGS:  # a scan without data still visits every block
             return self.pixels * (20 + self.scans) // 20 + 2 * len(self.data)
-        return (6 if self.image.format in heif.FORMATS else 3) * self.pixels
+        return (6 if self.image.format in heif.FORMATS or self.is_deep else 3) * self.pixels
 
     @property
     def size(self) -> tuple[int, int]:
@@ -150,7 +152,8 @@ def _opened(data: bytes) -> Opened:
     if is_tiff(data):
         tiff = open_tiff(data)
         first = tiff.images[0]
-        return Opened(data, first, first.info.get("icc_profile"), tiff)
+        profile = first.info.get("icc_profile")
+        return Opened(data, first, profile, tiff, is_deep=depth.is_deep(first))
     if heif.is_heif(data):
         image = heif.read_header(data)
         return Opened(data, image, image.info.get("icc_profile"))
@@ -161,7 +164,8 @@ def _opened(data: bytes) -> Opened:
         raise InvalidImage(
             f"a BMP of run lengths may have {MAX_RLE_BYTES} bytes: send it uncompressed or as PNG"
         )
-    return Opened(data, image, profile or image.info.get("icc_profile"), scans=count)
+    profile = profile or image.info.get("icc_profile")
+    return Opened(data, image, profile, scans=count, is_deep=depth.is_deep(image))
 
 
 def _read_header(data: bytes) -> ImageFile.ImageFile:
@@ -207,8 +211,9 @@ def _decoded(opened: Opened, reduce_to: int | None) -> DecodedPhoto:
         else:
             if reduce_to is not None and max(size) > reduce_to:
                 _reduce(image, reduce_to / max(size))
-            image.load()
-            oriented = _oriented(image)
+            oriented = _oriented(
+                depth.load(image, lambda: _opened(opened.data).image, deep=opened.is_deep)
+            )
         if image.format in heif.FORMATS and oriented.size != size:
             raise ValueError(f"it has {oriented.size} pixels, its header says {size}")
         return DecodedPhoto(to_srgb(oriented, opened.profile), size, orientation)

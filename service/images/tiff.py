@@ -13,7 +13,7 @@ from __future__ import annotations
 import io
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
+from pixels import depth
 from service.errors import InvalidImage
 from service.images import scans
 from service.images.tags import check as check_tags
@@ -60,21 +61,43 @@ class Tiff:
     """An opened file whose pixels are not yet read."""
 
     images: tuple[Image.Image, ...]  # the picture, or its planes as grey images
+    data: bytes = field(default=b"", repr=False)  # of a picture that is not in planes
     negative: bool = False  # the planes are white-is-zero
 
     def decode(self, oriented: Callable[[Image.Image], Image.Image]) -> Image.Image:
         """Read and orient the pixels; planes are scaled to 8 bits and merged."""
-        for image in self.images:
-            image.load()
-        turned = [oriented(image) for image in self.images]
+        loaded = [depth.load(image, self._again) for image in self.images]
+        turned = [oriented(image) for image in loaded]
         if len(turned) == 1 and not turned[0].mode.startswith("I;16"):
             return turned[0]
-        used = _bits(getattr(self.images[0], "tag_v2", {}))
-        planes = [eight_bits(each, used) for each in turned]
+        colors, used = self._colors(), self._used_bits()
+        planes = [
+            eight_bits(each, used if number < colors else self._bits)
+            for number, each in enumerate(turned)
+        ]
         if self.negative:
             planes[0] = ~planes[0]
         mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[len(planes)]
         return Image.merge(mode, [Image.fromarray(plane) for plane in planes])
+
+    def _again(self) -> Image.Image:
+        return _opened(self.data, {})
+
+    @property
+    def _bits(self) -> int:
+        """The bits of a sample in the file."""
+        return _bits(getattr(self.images[0], "tag_v2", {}))
+
+    def _colors(self) -> int:
+        """The planes without alpha."""
+        return len(self.images) - (len(self.images) in {2, 4})
+
+    def _used_bits(self) -> int:
+        """Return the bits that the colours use; a negative says nothing about its brightest."""
+        if self._bits != 16 or self.negative:
+            return self._bits
+        planes = self.images[: self._colors()]
+        return depth.used_bits(max(int(np.max(np.asarray(plane))) for plane in planes))
 
 
 def open_tiff(data: bytes) -> Tiff:
@@ -98,13 +121,13 @@ def open_tiff(data: bytes) -> Tiff:
         data = _said_to_be_rgb(data, tags)
     elif samples > MOST_SAMPLES[bits > 8]:
         raise InvalidImage(f"{_described(tags)} cannot be read: {_cure(tags)}")
-    return Tiff((_opened(data, tags),))
+    return Tiff((_opened(data, tags),), data)
 
 
-def eight_bits(image: Image.Image, bits: int = 16) -> NDArray[np.uint8]:
+def eight_bits(image: Image.Image, bits: int) -> NDArray[np.uint8]:
     """Return grey pixels (H, W) as 8 bits: the highest 8 of the `bits` used."""
     pixels = np.asarray(image)
-    return (pixels >> (bits - 8)).astype(np.uint8) if image.mode.startswith("I;16") else pixels
+    return depth.eight_bits(pixels, bits) if image.mode.startswith("I;16") else pixels
 
 
 def _tags(data: bytes) -> Tags:

@@ -200,7 +200,7 @@ def test_a_photo_that_cannot_be_shrunk_is_sent_unchanged_and_reported(
         Image.new("I;16", (200, 100), number).save(photos / f"{number}.png")
     assert run(server, photos, "--max-side", "50") == 0
     said = capsys.readouterr()
-    assert said.err.count("sent unshrunk: mode I;16 is left to the service") == 5
+    assert said.err.count("sent unshrunk: a PNG of 16 bits is left to the service") == 5
     assert "7 sent unshrunk: their results have the photo's own size" in said.out
     with Image.open(photos.parent / "out" / "3.mask.png") as mask:
         assert mask.size == (200, 100)
