@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -363,6 +364,19 @@ def test_the_command_is_quoted_and_copied(page: Page, address: str) -> None:
     expect(page.locator("#copy")).to_have_text("Copied")
     copied = page.evaluate("navigator.clipboard.readText()")
     assert copied.startswith(rf"curl -fsS -F 'file=@it'\''s mine.png' '{address}/segment?model=")
+
+
+@needs_chromium
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+@pytest.mark.parametrize("name", ["it's mine.png", "a,b;c.png", 'say "hi", \\;type=x.png'])
+def test_the_command_runs_in_a_shell_whatever_the_file_is_called(
+    page: Page, tmp_path: Path, name: str
+) -> None:
+    pick(page, name=name)
+    (tmp_path / name).write_bytes(png(PHOTO))
+    command = page.locator("#curl").text_content() or ""
+    subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True, timeout=60)
+    assert opened((tmp_path / "overlay.jpg").read_bytes()).shape == PHOTO.shape
 
 
 @needs_chromium
