@@ -17,18 +17,26 @@ image() { # NAME INPUT [OPTIONS]
   lock "docker/requirements-$1.txt" "${@:2}" --python-platform x86_64-manylinux_2_28
 }
 
-# One lock for x86-64 and arm64: uv writes the hashes of all files of a version, and both need the
-# same versions.
-image cpu pyproject.toml --extra cpu "$@"
 arm64="$(mktemp)"
 trap 'rm -f "$arm64"' EXIT
-cp docker/requirements-cpu.txt "$arm64" # the versions to keep
-lock "$arm64" pyproject.toml --extra cpu --python-platform aarch64-manylinux_2_28
-if ! cmp --silent docker/requirements-cpu.txt "$arm64"; then
-  echo "arm64 needs other packages than docker/requirements-cpu.txt:" >&2
-  diff docker/requirements-cpu.txt "$arm64" >&2 || true
-  exit 1
-fi
+
+both() { # NAME INPUT [OPTIONS]
+  # One lock for x86-64 and arm64: uv writes the hashes of all files of a version, and both need
+  # the same versions.
+  image "$@"
+  cp "docker/requirements-$1.txt" "$arm64" # the versions to keep
+  lock "$arm64" "${@:2}" --python-platform aarch64-manylinux_2_28
+  if ! cmp --silent "docker/requirements-$1.txt" "$arm64"; then
+    echo "arm64 needs other packages than docker/requirements-$1.txt:" >&2
+    diff "docker/requirements-$1.txt" "$arm64" >&2 || true
+    exit 1
+  fi
+}
+
+both cpu pyproject.toml --extra cpu "$@"
+# The cpu image's versions, HEIC and gRPC beside them.
+both cpu-extras pyproject.toml --extra cpu --extra heic --extra grpc \
+  --constraint docker/requirements-cpu.txt "$@"
 image gpu pyproject.toml --extra gpu "$@"
 # CUDA 12, for older drivers; else the cpu image's versions.
 image gpu-cu12 pyproject.toml --extra gpu-cu12 --constraint docker/requirements-cpu.txt "$@"

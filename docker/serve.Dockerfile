@@ -1,11 +1,13 @@
 # The images of the service, one target each. Run in the root of the repository:
 #
 #   docker build -f docker/serve.Dockerfile --target cpu -t deeplab:cpu .
+#   docker build -f docker/serve.Dockerfile --target cpu-extras -t deeplab:cpu-extras .
 #   docker build -f docker/serve.Dockerfile --target openvino -t deeplab:openvino .
 #   docker build -f docker/serve.Dockerfile --target gpu -t deeplab:gpu .
 #   docker build -f docker/serve.Dockerfile --target gpu-cu12 -t deeplab:gpu-cu12 .
 #
-# cpu is for x86-64 and arm64 (--platform linux/arm64), the others for x86-64.
+# cpu and cpu-extras are for x86-64 and arm64 (--platform linux/arm64), the others for x86-64.
+# cpu-extras also reads HEIC photos and answers gRPC.
 # gpu is for CUDA 13 and drivers from 580, gpu-cu12 for CUDA 12 and drivers from 525. They need no
 # CUDA base image: ONNX Runtime, CUDA and cuDNN are wheels, locked together in
 # requirements-gpu.txt and requirements-gpu-cu12.txt. docs/deploy.md says how to run the images.
@@ -20,6 +22,10 @@ COPY docker/build_venv.sh docker/build_app.sh /build/
 
 FROM builder AS venv-cpu
 COPY docker/requirements-cpu.txt /build/requirements.txt
+RUN --mount=type=cache,target=/root/.cache/pip sh /build/build_venv.sh /build/requirements.txt
+
+FROM builder AS venv-cpu-extras
+COPY docker/requirements-cpu-extras.txt /build/requirements.txt
 RUN --mount=type=cache,target=/root/.cache/pip sh /build/build_venv.sh /build/requirements.txt
 
 FROM builder AS venv-openvino
@@ -74,6 +80,12 @@ COPY --from=venv-cpu /rootfs /
 COPY --from=app /rootfs /
 WORKDIR /app
 
+FROM runtime AS cpu-extras
+COPY --from=venv-cpu-extras /rootfs /
+COPY --from=app /rootfs /
+WORKDIR /app
+EXPOSE 8001
+
 FROM runtime AS openvino
 COPY --from=venv-openvino /rootfs /
 COPY --from=app /rootfs /
@@ -105,6 +117,10 @@ FROM sbom-tools AS inventory-cpu
 COPY --from=venv-cpu /rootfs /
 RUN sh /build/inventory.sh cpu /inventory
 
+FROM sbom-tools AS inventory-cpu-extras
+COPY --from=venv-cpu-extras /rootfs /
+RUN sh /build/inventory.sh cpu-extras /inventory
+
 FROM sbom-tools AS inventory-openvino
 COPY --from=venv-openvino /rootfs /
 RUN sh /build/inventory.sh openvino /inventory
@@ -119,6 +135,9 @@ RUN sh /build/inventory.sh gpu-cu12 /inventory
 
 FROM scratch AS sbom-cpu
 COPY --from=inventory-cpu /inventory /
+
+FROM scratch AS sbom-cpu-extras
+COPY --from=inventory-cpu-extras /inventory /
 
 FROM scratch AS sbom-openvino
 COPY --from=inventory-openvino /inventory /
