@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import stat
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -143,6 +144,7 @@ def _missing(card: Path) -> str:
 
 def _parsed(card: Path) -> Card | BackboneCard:
     """Read a JSON that may come from anywhere; raises CheckpointError, or FileNotFoundError."""
+    _expect_regular(card)
     if card.stat().st_size > LONGEST_CARD:
         raise CheckpointError(
             f"{card} has {card.stat().st_size / 1e6:.0f} MB and is not a checkpoint description"
@@ -163,6 +165,15 @@ def _parsed(card: Path) -> Card | BackboneCard:
         raise CheckpointError(f"{card} is not a checkpoint description: {error}") from None
 
 
+def _expect_regular(path: Path) -> None:
+    """Raise CheckpointError for a FIFO or a device: reading it could wait for ever.
+
+    Raises FileNotFoundError if there is nothing.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise CheckpointError(f"{path} is not a regular file: copy both files of a checkpoint")
+
+
 def _finish_save(path: Path | str) -> None:
     """Put a description in its place whose weights are there already: `save` was killed between."""
     weights, description = paths(path)
@@ -181,6 +192,7 @@ def read_weights(path: Path | str) -> dict[str, torch.Tensor]:
     weights, description = paths(path)
     expected = read_any_card(path).weights_sha256
     try:
+        _expect_regular(weights)
         if expected is not None and digest(weights) != expected:
             raise CheckpointError(
                 f"{weights} holds other weights than {description} describes (weights_sha256): "

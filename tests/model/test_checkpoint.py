@@ -126,6 +126,16 @@ def test_json_of_any_form_ends_in_a_clear_error(saved: Path, text: str, says: st
         checkpoint.load(saved)
 
 
+@pytest.mark.parametrize("suffix", [".json", ".safetensors"])
+def test_only_regular_files_are_read(saved: Path, suffix: str) -> None:
+    """Opening a FIFO waits for a writer, which even Ctrl-C does not end for the weights."""
+    path = saved.with_suffix(suffix)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(CheckpointError, match="not a regular file"):
+        checkpoint.load(saved)
+
+
 def test_a_card_that_is_far_too_large_is_not_read(saved: Path) -> None:
     with saved.with_suffix(".json").open("wb") as file:
         file.truncate(20_000_000)
