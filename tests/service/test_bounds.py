@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from postprocess import windows
+from postprocess.results import encoders
 from service.decoders import processes
 from service.http import packing
-from service.images import imaging, windows
 from service.inference import tensors
 from service.inference.contract import InputSize
 from service.inference.tensors import Call
@@ -45,7 +46,7 @@ def test_joining_the_windows_of_the_largest_photo_takes_little_time() -> None:
 def test_packing_files_takes_little_time() -> None:
     """0.3 and 0.4 s for 256 MiB, the default of --max-pending-bytes; here a quarter of it."""
     files = {f"{number}.png": np.random.default_rng(number).bytes(4 * MIB) for number in range(16)}
-    assert seconds(lambda: imaging.archive(files)) < 0.4
+    assert seconds(lambda: encoders.archive(files)) < 0.4
     parts = {name: (body, "image/png") for name, body in files.items()}
     assert seconds(lambda: packing._multipart(parts)) < 0.4
 
