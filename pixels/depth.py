@@ -67,18 +67,25 @@ def _brightest(image: Image.Image) -> list[int]:
 
 
 def _merged(high: Image.Image, low: Image.Image) -> Image.Image:
-    """Return 8 bits of samples whose high and low bytes are given; alpha is its high byte."""
-    colors = COLORS[high.mode]
-    samples = [
-        (np.asarray(top).astype(np.uint16) << 8) | np.asarray(bottom)
-        for top, bottom in zip(high.split()[:colors], low.split()[:colors], strict=True)
-    ]
-    bits = used_bits(max(int(each.max(initial=0)) for each in samples))
-    bands = [Image.fromarray(eight_bits(each, bits)) for each in samples]
-    merged = Image.merge(high.mode, [*bands, *high.split()[colors:]])
+    """Return 8 bits of samples whose high and low bytes are given; alpha is its high byte.
+
+    One channel at a time, to save memory.
+    """
+    colors, bands = range(COLORS[high.mode]), list(high.split())
+    bits = used_bits(max(int(_samples(high, low, band).max(initial=0)) for band in colors))
+    for band in colors:
+        bands[band] = Image.fromarray(eight_bits(_samples(high, low, band), bits))
+    merged = Image.merge(high.mode, bands)
     merged.info = dict(high.info)
     merged.format = high.format
     return merged
+
+
+def _samples(high: Image.Image, low: Image.Image, band: int) -> NDArray[np.uint16]:
+    samples = np.asarray(high.getchannel(band)).astype(np.uint16)
+    samples <<= 8
+    samples |= np.asarray(low.getchannel(band))
+    return samples
 
 
 def _raw_modes(image: Image.Image) -> list[str]:

@@ -99,12 +99,18 @@ def as_photo(source: Path | str | Image.Image | NDArray[np.uint8]) -> NDArray[np
     if isinstance(source, np.ndarray):
         return source
     if isinstance(source, Image.Image):
-        return np.asarray(rgb(upright(source)))
+        return np.asarray(rgb(upright(_loaded(source))))
     if isinstance(source, Path | str):
         return read_photo(Path(source))
     raise TypeError(
         f"photo is a {type(source).__name__}; give a path, a Pillow image or uint8 (H, W, 3)"
     )
+
+
+def _loaded(image: Image.Image) -> Image.Image:
+    """Load an image that somebody has opened; one without a file is loaded as Pillow does."""
+    path = getattr(image, "filename", "")
+    return depth.load(image, lambda: Image.open(path)) if path else image
 
 
 def orientation(source: Path | str | Image.Image | NDArray[np.uint8]) -> int:

@@ -15,7 +15,7 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
-from model.data.photo import read_photo
+from model.data.photo import as_photo, read_photo
 from pixels import depth
 from service.client.uploads import UnshrinkableError, shrink
 from service.errors import InvalidImage
@@ -80,6 +80,7 @@ def both(data: bytes, tmp_path: Path, suffix: str = ".img") -> NDArray[np.uint8]
     path.write_bytes(data)
     served = np.asarray(decode(open_checked(data, 10**6)).image)
     assert (served == read_photo(path)).all()
+    assert (served == as_photo(Image.open(path))).all()
     return served
 
 
