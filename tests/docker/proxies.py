@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
 import time
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -71,7 +73,8 @@ def in_front_of_two(
     for each in (first, second):
         onnx_models.save(each / "tiny.onnx")
     certificate(here)
-    with running(first, *FLAGS) as (one, _), running(second, *FLAGS) as (two, _):
+    jobs = ("--jobs", str(make.mktemp("jobs")))
+    with running(first, *FLAGS, *jobs) as (one, _), running(second, *FLAGS) as (two, _):
         port = str(free_port())
         ports = {"8001": one.rpartition(":")[2], "8002": two.rpartition(":")[2], "443": port}
         log = here / "log"
@@ -148,3 +151,24 @@ def check_inside(front: Front) -> None:
         assert client.post("/models/tiny/reload").status_code == 403
         assert client.post("/models/tiny/shadow/promote").status_code == 403
         assert client.get("/models").status_code == 200
+
+
+def check_jobs(front: Front) -> None:
+    """All requests about a job reach the service that has it, and its photos may be many."""
+    body = io.BytesIO()
+    with zipfile.ZipFile(body, "w") as archive:
+        archive.writestr("a.png", PHOTO)
+        archive.writestr("b.png", bytes(34_000_000))  # no photo, and too large for one
+    kind = {"Content-Type": "application/zip"}
+    with front.client() as client:
+        sent = client.post("/jobs?output=mask", content=body.getvalue(), headers=kind)
+        assert sent.status_code == 202, sent.text
+        place = sent.headers["location"]
+        with client.stream("GET", f"{place}/events") as events:
+            told = [line for line in events.iter_lines() if line.startswith("data:")]
+        assert json.loads(told[-1].removeprefix("data:"))["state"] == "done"
+        assert {client.get(place).status_code for _ in range(8)} == {200}
+        assert [each["id"] for each in client.get("/jobs").json()["jobs"]] == [sent.json()["id"]]
+        whole = client.get(f"{place}/result").content
+        rest = client.get(f"{place}/result", headers={"Range": "bytes=100-"})
+        assert (rest.status_code, rest.content) == (206, whole[100:])

@@ -67,3 +67,7 @@ def test_the_proxys_own_refusal_has_the_form_of_the_services(front: Front) -> No
 
 def test_metrics_and_reload_stay_inside(front: Front) -> None:
     proxies.check_inside(front)
+
+
+def test_jobs_reach_the_one_service_that_has_them(front: Front) -> None:
+    proxies.check_jobs(front)
