@@ -7,12 +7,13 @@ import logging
 from contextlib import closing, nullcontext
 from pathlib import Path
 
-from model.data.dataset import find
+from model.data.dataset import Dataset, find
 from model.data.photo_list import find_photos
 from model.train import preflight, recipe
 from model.train.board import Board, TensorBoard
 from model.train.command import command
 from model.train.distributed import World
+from model.train.lock import locked
 from model.train.loggers import Boards, MLflow, WandB
 from model.train.recipe import Recipe
 from model.train.run import Pace, RunFolder
@@ -53,7 +54,20 @@ def train_from(args: argparse.Namespace, directory: Path, world: World) -> Path:
     log.info("looking at the masks of %d pairs", len(dataset.pairs))
     world.from_main(lambda: preflight.check_masks(dataset, validated_on))
     preflight.check_folder(directory, resume=args.resume is not None)
-    world.from_main(lambda: directory.mkdir(parents=True, exist_ok=True))
+    with locked(directory, world):
+        # Once more: a training that ended while this one waited has left a state.
+        preflight.check_folder(directory, resume=args.resume is not None)
+        return _train(args, directory, world, (config, dataset, validated_on, extra))
+
+
+def _train(
+    args: argparse.Namespace,
+    directory: Path,
+    world: World,
+    inputs: tuple[Recipe, Dataset, Dataset | None, Taught],
+) -> Path:
+    """Open the boards and train in a folder that no other training uses."""
+    config, dataset, validated_on, extra = inputs
     preflight.log_start(config, dataset, recipe.path_of(args.recipe))
     preflight.log_rate(config)
     preflight.check_norm_momentum(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import logging
 import shlex
@@ -20,11 +21,12 @@ from model.evaluate import submission
 from model.paper.reproduce.plan import IMAGENET, Evaluation, Sequence, Stage, Submission, Training
 from model.train import recipe, training
 from model.train.recipe import Recipe
-from model.train.run import STATE
+from model.train.run import STATE, differences
 
 log = logging.getLogger("model.reproduce")
 
 BACKBONE = "backbone"  # what model.pretrain names its result
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -69,14 +71,33 @@ class Settings:
 
 
 def is_done(stage: Stage, settings: Settings) -> bool:
-    """Whether a stage's result is there."""
+    """Whether a stage's result is there, and of the network that its training left."""
     match stage:
         case Training():
             return all(path.exists() for path in checkpoint.paths(settings.result(stage.name)))
         case Evaluation():
-            return settings.figures(stage).exists()
+            return settings.figures(stage).exists() and _is_of_this_network(stage, settings)
         case Submission():
-            return settings.archive(stage).exists()
+            return settings.archive(stage).exists() and _is_of_this_network(stage, settings)
+
+
+def _network_file(stage: Evaluation | Submission, settings: Settings) -> Path:
+    """Keeps the digest of the weights that a stage's result is of."""
+    return settings.out / f"{stage.name}.sha256"
+
+
+def _is_of_this_network(stage: Evaluation | Submission, settings: Settings) -> bool:
+    """Whether a result is of the present weights: a training may have been done again."""
+    kept = _network_file(stage, settings)
+    return kept.exists() and kept.read_text(encoding="utf-8") == _digest(stage, settings)
+
+
+def _digest(stage: Evaluation | Submission, settings: Settings) -> str:
+    """The digest of a stage's network; empty where there is none."""
+    path = settings.result(stage.of)
+    if not all(file.exists() for file in checkpoint.paths(path)):
+        return ""
+    return checkpoint.read_card(path).weights_sha256 or ""
 
 
 def check(settings: Settings) -> list[Submission]:
@@ -94,6 +115,8 @@ def check(settings: Settings) -> list[Submission]:
         )
     missing = []
     for stage in sequence.stages:
+        if isinstance(stage, Training) and is_done(stage, settings):
+            expect_same_recipe(stage, settings)
         try:
             match stage:
                 case Training():
@@ -108,6 +131,31 @@ def check(settings: Settings) -> list[Submission]:
                 raise ReproduceError(f"{stage.name}: {error}") from None
             missing.append(stage)
     return missing
+
+
+def expect_same_recipe(stage: Training, settings: Settings) -> None:
+    """Raise ReproduceError for a finished training with another recipe than is asked for now.
+
+    Otherwise a trial with a few iterations would later pass for the paper's experiment.
+    """
+    path = settings.result(stage.name)
+    card = checkpoint.read_card(path)
+    now = settings.recipe(stage)
+    found = Recipe.model_validate(card.training | {"model": card.model})
+    # Where the folders lie does not matter, but which ImageNet weights the first stage had does.
+    same_start = _place_of(found.init) == _place_of(now.init)
+    if same_start or stage.begins_with != IMAGENET:
+        found = found.model_copy(update={"init": now.init})
+    told = differences(found.model_dump(mode="json"), now.model_dump(mode="json"))
+    if told:
+        raise ReproduceError(
+            f"{stage.name}: {path} was trained with another recipe: {told}; give the same --set "
+            "and --weights as then, or another --out"
+        )
+
+
+def _place_of(init: str | None) -> Path | None:
+    return None if init is None else Path(init).resolve()
 
 
 def commands(stage: Stage, settings: Settings) -> list[list[str]]:
@@ -184,15 +232,24 @@ def run(stage: Stage, settings: Settings) -> None:
                 call(stage.name, [*words, str(partial)])
         else:
             call(stage.name, words)
+    if not isinstance(stage, Training):
+        digest = _digest(stage, settings).encode()
+        files.write({_network_file(stage, settings): digest})
 
 
 def call(name: str, words: list[str]) -> None:
     """Run `python WORDS`; raises ReproduceError when it fails or is stopped.
 
     A signal goes on to the command, which saves its state; only then does this process end.
+    If this process is killed, the command gets SIGTERM from the system, and ends as well.
     """
     log.info("%s: python %s", name, shlex.join(words))
-    with subprocess.Popen([sys.executable, *words]) as process, _handing_on(process) as signals:
+    python = [sys.executable, *words]
+    with (
+        # This process has no other threads, which could make the function unsafe.
+        subprocess.Popen(python, preexec_fn=_end_with_parent) as process,  # noqa: PLW1509 - see above
+        _handing_on(process) as signals,
+    ):
         code = process.wait()
     if signals:
         raise ReproduceError(f"{name} was stopped; the same command goes on with it")
@@ -200,6 +257,12 @@ def call(name: str, words: list[str]) -> None:
         raise ReproduceError(
             f"{name} failed, see above (exit code {code}); the same command tries it again"
         )
+
+
+def _end_with_parent() -> None:
+    """Ask Linux to send SIGTERM to this process when the one that started it has ended."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 @contextmanager

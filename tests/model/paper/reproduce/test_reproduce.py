@@ -29,7 +29,7 @@ from model.paper.reproduce.plan import (
     Submission,
     Training,
 )
-from model.paper.reproduce.run import Settings, commands
+from model.paper.reproduce.run import Settings, commands, is_done
 from model.train import recipe
 from tests.model import voc_folder
 from tests.model.nets import tiny
@@ -127,6 +127,54 @@ def test_the_whole_sequence_runs_once(
     assert len(re.findall(r" done$", capfd.readouterr().out, re.MULTILINE)) == len(VOC.stages)
 
 
+def finished(stage: Training, settings: Settings) -> Path:
+    """A training's result, as if it had been run."""
+    config = settings.recipe(stage)
+    net = tiny(21, **NET)
+    card = Card(
+        model=config.model,
+        classes=VOC_CLASSES,
+        palette=voc_palette(21),
+        training=config.model_dump(mode="json", exclude={"model"}),
+    )
+    return checkpoint.save(settings.result(stage.name), net.state_dict(), card)
+
+
+def test_a_trial_never_passes_for_the_papers_experiment(
+    tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Results of a run with few iterations are not taken for those of the full recipes."""
+    out = tmp_path / "out"
+    finished(VOC.trainings[0], Settings(VOC, tmp_path, out, weights, overrides=tuple(QUICK)))
+    command = ["voc", "--data", str(data(tmp_path / "data")), "--out", str(out), "--plan"]
+    command += ["--weights", str(weights)]
+    assert main([*command, *SETS]) == 0
+    assert re.search(r"^coco .* done$", capsys.readouterr().out, re.MULTILINE)
+    assert main(command) == 1
+    said = capsys.readouterr().err
+    assert "coco: " in said
+    assert "iterations=60000 (before: 1)" in said
+    assert "or another --out" in said
+
+
+def test_figures_of_a_network_that_was_trained_again_are_not_kept(
+    tmp_path: Path, weights: Path
+) -> None:
+    """An evaluation is done for the weights that it saw."""
+    settings = Settings(VOC, tmp_path, tmp_path / "out", weights, overrides=tuple(QUICK))
+    evaluation = next(stage for stage in VOC.stages if isinstance(stage, Evaluation))
+    path = finished(VOC.trainings[1], settings)
+    settings.figures(evaluation).write_text("{}")
+    assert not is_done(evaluation, settings)
+    digest = checkpoint.read_card(path).weights_sha256
+    (settings.out / f"{evaluation.name}.sha256").write_text(str(digest))
+    assert is_done(evaluation, settings)
+    net = tiny(21, **NET)
+    net.logits.weight.data += 1
+    checkpoint.save(path, net.state_dict(), checkpoint.read_card(path))
+    assert not is_done(evaluation, settings)
+
+
 @pytest.mark.slow
 def test_a_stopped_training_is_saved_and_continued(tmp_path: Path, weights: Path) -> None:
     """SIGTERM to the command reaches the training process that it started."""
@@ -150,6 +198,29 @@ def test_a_stopped_training_is_saved_and_continued(tmp_path: Path, weights: Path
     settings = Settings(VOC, tmp_path / "data", out, weights)
     (words,) = commands(VOC.trainings[0], settings)
     assert words[words.index("--resume") + 1] == str(out / "coco")
+
+
+@pytest.mark.slow
+def test_a_killed_command_leaves_no_training_behind(tmp_path: Path, weights: Path) -> None:
+    """SIGKILL cannot be handed on, but the training saves its state and ends."""
+    out = tmp_path / "out"
+    command = ["voc", "--data", str(data(tmp_path / "data")), "--out", str(out)]
+    command += ["--weights", str(weights), "--processes", "1", "--workers", "0", *SETS]
+    command += ["--set", "iterations=1000000"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "model.reproduce", *command],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    ) as process:
+        log = out / "coco" / "log.jsonl"
+        while not (log.exists() and log.stat().st_size) and process.poll() is None:
+            time.sleep(0.1)
+        process.kill()
+        # The training holds the other end of the pipe too: it reads to the end once both ended.
+        _, said = process.communicate(timeout=60)
+    assert "stopped by a signal" in said
+    assert (out / "coco" / "state.pt").exists()
 
 
 def test_several_gpus_train_with_torchrun(tmp_path: Path) -> None:
