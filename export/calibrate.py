@@ -18,7 +18,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -204,12 +204,6 @@ def _f1_gain(photos: list[Photo], found: Calibration) -> tuple[float, float] | N
     return float(before.mean()), float(after.mean())
 
 
-def thinned(dataset: Dataset, count: int) -> Dataset:
-    """Choose a number of photos of a data set, evenly spread."""
-    step = max(1, len(dataset.pairs) // count)
-    return replace(dataset, pairs=dataset.pairs[::step][:count])
-
-
 def segmented(engine: Engine, photo: Image.Image) -> Result:
     """Segment an upright RGB photo as the service does, with all outputs of the model."""
     decoded = DecodedPhoto(photo, photo.size)
@@ -297,7 +291,7 @@ def main(argv: list[str] | None = None) -> int:
         dataset = open_dataset(args, engine.contract.classes)
         expect_classes(survey(dataset))
         if args.photos:
-            dataset = thinned(dataset, args.photos)
+            dataset = dataset.thinned(args.photos)
         if len(dataset.pairs) < 2:
             raise CalibrateError("one photo is too few: half of the photos judge the other half")
         photos = run(engine, dataset)

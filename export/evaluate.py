@@ -23,7 +23,7 @@ from model.evaluate.evaluation import evaluate
 from model.evaluate.options import (
     add_evaluation_arguments,
     evaluation_arguments,
-    open_dataset,
+    open_part,
     report,
 )
 from postprocess import windows
@@ -77,13 +77,13 @@ def main(argv: list[str] | None = None) -> int:
     args, overlap = evaluation_arguments(parser(), argv)
     try:
         engine = Engine(args.file, EngineOptions(args.device, threads=cpus.available()))
-        dataset = open_dataset(args, engine.contract.classes)
+        dataset, part = open_part(args, engine.contract.classes)
         expect_classes(survey(dataset))
         contract = engine.contract
         judge = partial(predict, engine.run, contract.input, overlap=overlap)
         with memory.advising("export with a smaller --size, or fewer or smaller --scales"):
             result = evaluate(dataset, judge, args)
-        result |= {
+        result |= part | {
             "output_stride": contract.output_stride,
             "scales": list(contract.scales),
             "flip": contract.flip,

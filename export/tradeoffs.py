@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from export.calibrate import segmented, thinned
+from export.calibrate import segmented
 from model import arguments
 from model.data.dataset import DATASETS, Dataset, DatasetError, read_pair
 from model.data.survey import expect_classes, survey
@@ -224,7 +224,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.data is not None:
             dataset = open_dataset(args, engine.contract.classes)
             expect_classes(survey(dataset))
-            dataset = thinned(dataset, args.photos or len(dataset.pairs))
+            dataset = dataset.thinned(args.photos or len(dataset.pairs))
             engines = {"": engine}
             if args.best_iou is not None:
                 engines["`--best-iou`"] = Engine(args.best_iou, options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -87,6 +87,12 @@ class Dataset:
     own_palette: bool = True
     # Oddities of the folders, for `check` to report.
     notes: tuple[str, ...] = ()
+
+    def thinned(self, count: int) -> Dataset:
+        """The set with that many of its photos, evenly spread over the list."""
+        total = len(self.pairs)
+        count = min(count, total)
+        return replace(self, pairs=tuple(self.pairs[i * total // count] for i in range(count)))
 
 
 def meanings(dataset: Dataset, mask: Mask) -> dict[int, int]:

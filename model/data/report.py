@@ -25,6 +25,17 @@ SHOWN = 20  # problems printed one by one; JSON holds them all
 COLOR_MODES = ("RGB", "RGBA")
 
 
+def repeated(dataset: Dataset) -> list[str]:
+    """A line about photos that the split lists more than once: each time counts."""
+    counts = Counter(pair.name for pair in dataset.pairs)
+    often = [name for name, count in counts.items() if count > 1]
+    if not often:
+        return []
+    example = f"{often[0]} ({counts[often[0]]} times)"
+    line = f"{len(often)} photos are listed more than once, such as {example}: each time counts"
+    return [line]
+
+
 @dataclass(frozen=True)
 class Look:
     """The counts of a mask's values, (256,), or of its colours."""
@@ -216,7 +227,7 @@ class Report:
 
     def warnings(self) -> list[str]:
         """Oddities that do not prevent a training."""
-        lines = [*self.dataset.notes, *self.absent()]
+        lines = [*self.dataset.notes, *repeated(self.dataset), *self.absent()]
         lines += self._on_sizes()
         if self.empty:
             lines.append(f"{self.empty} masks are void everywhere: nothing is learned from them")

@@ -14,7 +14,7 @@ import numpy as np
 
 from model.data.check import each, look_at_mask
 from model.data.pairs import Dataset, DatasetError, Pair
-from model.data.report import Report
+from model.data.report import Report, repeated
 
 log = logging.getLogger("model.data")
 
@@ -43,7 +43,7 @@ def _look(dataset: Dataset, pairs: Sequence[Pair]) -> Report:
 
 
 def expect_classes(report: Report) -> None:
-    """Warn about classes without a pixel.
+    """Warn about classes without a pixel, and about photos that are listed more than once.
 
     Raises DatasetError if no pixel has a class, if all of them have the same one, and for ids
     that are no class: with ids that are off by one, every class is learned as another.
@@ -52,5 +52,5 @@ def expect_classes(report: Report) -> None:
     where = f"{dataset.name} {dataset.split}"
     if fatal := [*filter(None, [report.nothing_to_tell()]), *report.strays()]:
         raise DatasetError(f"{where}: {fatal[0]}; see python -m model.data check")
-    for warning in report.absent():
+    for warning in [*repeated(dataset), *report.absent()]:
         log.warning("%s: %s", where, warning)

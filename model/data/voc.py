@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from annotations.colors import palette
-from model.data.pairs import Dataset, Pair, home, read_names
+from model.data.pairs import Dataset, DatasetError, Pair, home, read_names
 
 __all__ = ["CLASSES", "VOID_COLOR", "find", "palette"]
 
@@ -31,9 +31,15 @@ def find(root: Path, split: str) -> Dataset:
     """List a split by its file below ImageSets/Segmentation; `root` may be VOC2012 itself."""
     base = home(root, PLACES, LISTS)
     masks = AUGMENTED_MASKS if split == "trainaug" else MASKS
+    names = _names(base / LISTS, split)
+    if names and Path(names[0]).suffix.lower() in (".jpg", ".jpeg", ".png"):
+        raise DatasetError(
+            f"{base / LISTS / split}.txt lists {names[0]!r}: give names without the suffix, one a "
+            f"line, such as {Path(names[0]).stem}"
+        )
     pairs = tuple(
         Pair(name, base / "JPEGImages" / f"{name}.jpg", base / masks / f"{name}.png")
-        for name in _names(base / LISTS, split)
+        for name in names
     )
     return Dataset("voc", split, pairs, CLASSES, palette(len(CLASSES)), void_colors=(VOID_COLOR,))
 

@@ -19,7 +19,7 @@ from model.evaluate.evaluation import evaluate, larger
 from model.evaluate.options import (
     add_evaluation_arguments,
     evaluation_arguments,
-    open_dataset,
+    open_part,
     report,
 )
 from model.evaluate.predict import add_refinement, predictor
@@ -47,13 +47,13 @@ def main(argv: list[str] | None = None) -> int:
     args, overlap = evaluation_arguments(parser(), argv)
     try:
         card = checkpoint.read_card(args.checkpoint)
-        dataset = open_dataset(args, card.classes, card.training.get("dataset"))
+        dataset, part = open_part(args, card.classes, card.training.get("dataset"))
         expect_classes(survey(dataset))
         net = checkpoint.load_on(args.device, args.checkpoint, args.output_stride)
         predict = predictor(net, args, overlap)
         with memory.advising(arguments.LESS_MEMORY):
             result = evaluate(dataset, predict, args)
-        result |= {
+        result |= part | {
             "output_stride": net.config.output_stride,
             "scales": list(args.scales),
             "flip": args.flip,

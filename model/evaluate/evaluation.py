@@ -105,7 +105,10 @@ def show(result: dict[str, Any]) -> str:
     ]
     if "pixel_accuracy" in result:
         rows.append(f"pixel accuracy {result['pixel_accuracy']:.4f}")
-    total = f"mIoU {result['miou']:.4f} on {result['images']} images of {result['dataset']}"
+    images = f"{result['images']} images"
+    if whole := result.get("images_in_split"):
+        images = f"{result['images']} of {whole} images, evenly spread,"
+    total = f"mIoU {result['miou']:.4f} on {images} of {result['dataset']}"
     rows.append(f"{total} {result['split']} ({result['pixels']} pixels)")
     if (photos := result.get("larger_photos")) and photos["count"]:
         height, width = photos["crop_size"]

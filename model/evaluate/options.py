@@ -21,6 +21,12 @@ def add_evaluation_arguments(p: argparse.ArgumentParser) -> None:
     """The options that model.evaluate and export.evaluate share."""
     arguments.add_dataset(p)
     p.add_argument(
+        "--photos",
+        type=arguments.positive,
+        metavar="N",
+        help="evaluate on N photos of the split, evenly spread (default: all)",
+    )
+    p.add_argument(
         "--trimap",
         type=arguments.widths,
         metavar="W,W,...",
@@ -59,6 +65,16 @@ def open_dataset(
     dataset = find(choose(args.dataset, args.data, trained_on), args.data, args.split)
     check_classes(classes, dataset)
     return dataset
+
+
+def open_part(
+    args: argparse.Namespace, classes: Sequence[str], trained_on: str | None = None
+) -> tuple[Dataset, dict[str, Any]]:
+    """`open_dataset`, thinned to --photos; with what to record about the rest of the split."""
+    whole = open_dataset(args, classes, trained_on)
+    part = whole.thinned(args.photos or len(whole.pairs))
+    left_out = len(part.pairs) < len(whole.pairs)
+    return part, {"images_in_split": len(whole.pairs)} if left_out else {}
 
 
 def check_plot(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:

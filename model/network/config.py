@@ -164,6 +164,16 @@ class ModelConfig(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _two_joins_have_one_convolution_each(self) -> ModelConfig:
+        if self.decoder_features == "conv2+conv3" and self.decoder_convs > 2:
+            raise ValueError(
+                f"decoder_convs={self.decoder_convs} does not go with decoder_features="
+                f"{self.decoder_features!r}, which has one convolution after each of its two "
+                "joins (table 2): leave decoder_convs out"
+            )
+        return self
+
     @property
     def logits_stride(self) -> int:
         """Pixels between two logits: 4 with the decoder, the output stride without."""

@@ -46,7 +46,11 @@ def norm_momentum(config: Recipe, own: float) -> float:
     """
     if config.batch_norm_momentum is not None:
         return config.batch_norm_momentum
-    updates = config.iterations * config.accumulate
+    return momentum_of(config.iterations * config.accumulate, own)
+
+
+def momentum_of(updates: int, own: float) -> float:
+    """The momentum of running statistics that are updated that often; see `norm_momentum`."""
     return max(own, min(FASTEST_NORM, 30_000 * 0.0003 / updates))
 
 
@@ -136,7 +140,10 @@ def start(config: Recipe, world: World) -> Run:
         recompute.units(net.backbone)
     if config.compile:
         net.compile(backend=COMPILER)  # in place: the names in the state dict stay
-    return first_run(net, parameter_groups(net, config), config, world)
+    groups = parameter_groups(net, config)
+    if not groups:
+        raise RecipeError(f"frozen={config.frozen} leaves nothing to train: freeze fewer parts")
+    return first_run(net, groups, config, world)
 
 
 def first_run(

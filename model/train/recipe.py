@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -17,7 +17,8 @@ from model.text import TextError, read_text
 PRESETS = Path(__file__).parents[1] / "presets"
 Precision = Literal["fp32", "bf16", "fp16"]
 LOG_EVERY = 20  # iterations, unless a command line says otherwise
-InitPart = Literal["all", "features", "backbone"]  # features: all but the classifier
+# features: all but the classifier; encoder: backbone and ASPP
+InitPart = Literal["all", "features", "encoder", "backbone"]
 
 
 class RecipeError(ValueError):
@@ -48,7 +49,18 @@ class BaseRecipe(BaseModel):
 
     precision: Precision = "fp32"
     channels_last: bool = True
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+    @model_validator(mode="after")
+    def _nesterov_is_sgds(self) -> Self:
+        if self.nesterov and self.optimizer != "sgd":
+            raise ValueError(
+                f"nesterov=true only applies to optimizer='sgd', not to {self.optimizer!r}: set "
+                "nesterov=false"
+            )
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov=true needs a momentum above 0: set momentum=0.9")
+        return self
 
     @property
     def rate(self) -> float:

@@ -125,7 +125,9 @@ def read_state(directory: Path) -> dict[str, Any]:
     """Read the state that `save_state` wrote, to the CPU; raises TrainingError if damaged."""
     try:
         state = torch.load(directory / STATE, weights_only=True, map_location="cpu")
-        return dict(state)
+        if not isinstance(state, dict) or "iteration" not in state:
+            raise ValueError("it is not the state of a training")
+        return state
     except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise TrainingError(
             f"{directory / STATE} cannot be read: {str(error).split('. ')[0]}; "

@@ -13,6 +13,7 @@ from model.data.__main__ import main
 from model.data.check import check
 from model.data.dataset import DatasetError, find, read_mask
 from model.data.guess import choose, guess
+from model.data.survey import expect_classes, survey
 from tests.model import voc_folder
 
 
@@ -251,6 +252,20 @@ def test_the_report_on_a_usable_set_has_the_command_that_trains_on_it(
     assert "photos are large" not in out
     assert main(["check", str(own), "--crop", "1"]) == 0
     assert "a side of 4 pixels or more. With a crop of 1 a network" in capsys.readouterr().out
+
+
+def test_photos_that_a_list_names_twice_cause_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """In `check`, and before a training or an evaluation counts them twice."""
+    data = voc_folder.make(tmp_path, count=2)
+    names = data / "VOCdevkit" / "VOC2012" / "ImageSets" / "Segmentation" / "train.txt"
+    names.write_text("2007_000000\n2007_000001\n2007_000001\n")
+    assert main(["check", str(data)]) == 0
+    says = "1 photos are listed more than once, such as 2007_000001 (2 times)"
+    assert says in capsys.readouterr().out
+    expect_classes(survey(find("voc", data, "train")))
+    assert says in caplog.text
 
 
 def test_unknown_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

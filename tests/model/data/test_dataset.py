@@ -68,6 +68,14 @@ def test_a_missing_split_names_those_that_are_there(tmp_path: Path) -> None:
         find("voc", voc_folder.make(tmp_path), "val")
 
 
+def test_a_list_of_file_names_instead_of_stems_is_explained(tmp_path: Path) -> None:
+    voc_folder.make(tmp_path)
+    lists = tmp_path / "VOCdevkit" / "VOC2012" / "ImageSets" / "Segmentation"
+    (lists / "train.txt").write_text("2007_000000.jpg\n2007_000001.jpg\n")
+    with pytest.raises(DatasetError, match="without the suffix, one a line, such as 2007_000000"):
+        find("voc", tmp_path, "train")
+
+
 def test_an_unknown_set_names_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="voc"):
         find("vok", tmp_path, "train")

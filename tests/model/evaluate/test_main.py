@@ -69,6 +69,24 @@ def test_the_figures_are_scikit_learns(saved: Path, data: Path) -> None:
     assert [value for value in iou.values() if value is None] == [None] * (21 - len(seen))
 
 
+def test_a_part_of_the_split_is_evenly_spread_and_named(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Three of seven photos; the rest may as well not exist."""
+    data = voc_folder.make(tmp_path, count=7, split="val")
+    some = run(saved, data, "--photos", "3")
+    assert (some["images"], some["images_in_split"]) == (3, 7)
+    assert "on 3 of 7 images, evenly spread, of voc val" in capsys.readouterr().out
+    names = [pair.name for pair in find("voc", data, "val").thinned(3).pairs]
+    lists = data / "VOCdevkit" / "VOC2012" / "ImageSets" / "Segmentation"
+    assert names == [f"2007_{index:06}" for index in (0, 2, 4)]
+    (lists / "val.txt").write_text("\n".join(names))
+    alone = run(saved, data)
+    assert alone.items() <= some.items()
+    assert "images_in_split" not in alone
+    assert run(saved, data, "--photos", "9") == alone
+
+
 def test_trimap_and_boundary_come_from_the_same_pass(
     saved: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

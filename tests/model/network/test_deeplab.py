@@ -188,6 +188,10 @@ def test_table_2_structures_of_the_decoder(
         ),
         ({"num_classes": 0}, ["num_classes", "0", "greater than or equal to 2"]),
         ({"num_classes": 1}, ["num_classes", "1", "add a background class"]),
+        (
+            {"decoder_features": "conv2+conv3", "decoder_convs": 3},
+            ["decoder_convs=3", "conv2+conv3", "leave decoder_convs out"],
+        ),
         ({"decoder_kernel": 5}, ["decoder_kernel", "5", "1 or 3"]),
         ({"decoder_convz": 2}, ["decoder_convz", "not permitted"]),
     ],

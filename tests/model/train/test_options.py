@@ -294,11 +294,22 @@ def test_balanced_class_weights_are_measured_on_the_masks(data: Path) -> None:
         ({"validate_every": 5}, "belong together"),
         ({"patience": 5}, "set validation_split and validate_every"),
         ({"compile": True, "checkpointing": True}, "leave one out"),
+        ({"optimizer": "adamw", "nesterov": True}, "set nesterov=false"),
+        ({"nesterov": True, "momentum": 0.0}, "needs a momentum above 0"),
+        ({"seed": -1}, "greater than or equal to 0"),
+        ({"seed": 2**64}, "less than"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(changes: dict[str, object], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         make_recipe(**changes)
+
+
+def test_a_network_that_is_frozen_whole_is_refused() -> None:
+    """Otherwise PyTorch's optimizer would fail without naming the option."""
+    config = make_recipe(frozen=["backbone", "aspp", "decoder", "logits"])
+    with pytest.raises(RecipeError, match=r"frozen=\['backbone', .*leaves nothing to train"):
+        assembly.start(config, World())
 
 
 @pytest.mark.slow

@@ -213,6 +213,10 @@ def test_a_damaged_state_is_refused_in_one_line(data: Path, tmp_path: Path) -> N
     state.write_bytes(b"no state")
     with pytest.raises(TrainingError, match=r"state\.pt cannot be read"):
         kept(tmp_path / "run")
+    for other in ([1, 2], {"net": 1}):
+        torch.save(other, state)
+        with pytest.raises(TrainingError, match=r"state\.pt cannot be read: it is not the state"):
+            kept(tmp_path / "run")
 
 
 @pytest.mark.slow
