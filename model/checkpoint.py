@@ -24,7 +24,7 @@ from safetensors.torch import save as serialize
 
 from model import files
 from model.network.backbones.features import BackboneError
-from model.network.config import AnyBackbone, ModelConfig, Rgb
+from model.network.config import AfterDepthwise, AnyBackbone, ModelConfig, Rgb
 from model.network.deeplab import DeepLabV3Plus
 from model.pydantic_errors import mistakes
 
@@ -85,8 +85,10 @@ class BackboneCard(BaseModel):
     version: int = 1
     backbone: AnyBackbone
     depth_multiplier: float = Field(1.0, gt=0)
+    after_depthwise: AfterDepthwise = "batch_norm"  # Xception only
     mean: Rgb
     std: Rgb
+    metrics: dict[str, Any] = {}  # of the classifier that it was trained with
     source: str = ""
     weights_sha256: str | None = None
 

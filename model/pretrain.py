@@ -3,7 +3,9 @@
 Section 4.3: Nesterov momentum 0.9, rate 0.05 times 0.94 every 2 epochs, weight
 decay 4e-5, 299 x 299 pixels, batches of 32. The paper's 50 GPUs take such steps
 asynchronously; here the processes of torchrun share one batch. The result is a
-backbone's file for `init` of a segmentation recipe.
+backbone's file for `init` of a segmentation recipe. Its JSON has the error rates on
+`val` (table 4): the share of photos whose class is not the most likely one (top-1), and
+not among the five most likely (top-5).
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from torch import Tensor, nn
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
@@ -25,16 +27,19 @@ from model import checkpoint, memory
 from model.checkpoint import BackboneCard
 from model.data.dataset import DatasetError
 from model.data.loader import Batch, Batches, Order, Sample, first_readable, loading
-from model.data.photo import open_photo
-from model.network.config import PUBLISHED, BackboneName, ModelConfig
+from model.data.photo import open_photo, upright_size
+from model.network.config import PUBLISHED, AfterDepthwise, BackboneName, ModelConfig
 from model.network.deeplab import BACKBONES
+from model.network.layers import batch_norms
 from model.pydantic_errors import mistakes
 from model.train import distributed, recipe
-from model.train.assembly import first_run
+from model.train.assembly import first_run, momentum_of
 from model.train.command import command
 from model.train.distributed import World
+from model.train.lock import locked
 from model.train.options import add_overrides, add_run, run_folder
 from model.train.preflight import check_folder, check_shares
+from model.train.pretrained import initialise_backbone
 from model.train.recipe import BaseRecipe, RecipeError
 from model.train.run import Pace, Run, RunFolder, loop
 from model.train.step import train_step
@@ -51,6 +56,10 @@ class PretrainRecipe(BaseRecipe):
 
     backbone: BackboneName
     depth_multiplier: Annotated[float, Field(gt=0)] = 1.0  # MobileNetV2 only
+    after_depthwise: AfterDepthwise = "batch_norm"  # Xception only; see ModelConfig
+    # Weights to start from: a backbone's file, a checkpoint, or "imagenet" for the light
+    # backbones' own packages. None: random ones.
+    init: str | None = None
     image_size: Annotated[int, Field(ge=32)] = 299
     epochs: Annotated[int, Field(gt=0)] = 100  # ours: the paper gives no length
     batch_size: Annotated[int, Field(gt=1)] = 32
@@ -58,12 +67,21 @@ class PretrainRecipe(BaseRecipe):
     decay: Annotated[float, Field(gt=0, le=1)] = 0.94
     decay_epochs: Annotated[int, Field(gt=0)] = 2
     warmup: Literal[0] = 0
-    nesterov: Literal[True] = True
+    nesterov: bool = True
+
+    @field_validator("init")
+    @classmethod
+    def _nothing_is_none(cls, value: str | None) -> str | None:
+        return value or None
 
     @property
     def network(self) -> ModelConfig:
         """The classifier's network, with the normalisation that its published weights expect."""
-        fields = {"backbone": self.backbone, "depth_multiplier": self.depth_multiplier}
+        fields = {
+            "backbone": self.backbone,
+            "depth_multiplier": self.depth_multiplier,
+            "after_depthwise": self.after_depthwise,
+        }
         published = {k: v for k, v in PUBLISHED[self.backbone].items() if k in ("mean", "std")}
         return ModelConfig.model_validate({**fields, **published, "output_stride": 32})
 
@@ -140,6 +158,8 @@ def splits(data: Path) -> tuple[ImageFolder, ImageFolder | None]:
     Raises DatasetError if their classes differ: one number would mean two classes.
     """
     train, val = folder_of(data / "train"), data / "val"
+    if len(train.classes) == 1:
+        raise DatasetError(f"{data}: one class has nothing to be told apart from; add another")
     judged = folder_of(val) if val.is_dir() else None
     if judged is not None and judged.classes != train.classes:
         differ = sorted({*judged.classes} ^ {*train.classes})
@@ -147,10 +167,24 @@ def splits(data: Path) -> tuple[ImageFolder, ImageFolder | None]:
     return train, judged
 
 
-def start(config: PretrainRecipe, classes: int, world: World) -> Run:
-    """A run at iteration 0."""
+def expect_photos(judged: ImageFolder | None) -> None:
+    """Raise DatasetError for a photo that would end the first evaluation, hours from now."""
+    for path, _ in judged.samples if judged is not None else ():
+        try:
+            upright_size(Path(path))  # reads the header alone
+        except OSError as error:
+            raise DatasetError(f"{error}; the error rate needs every photo of val") from None
+
+
+def start(config: PretrainRecipe, classes: int, world: World, iterations: int) -> Run:
+    """A run at iteration 0 of `iterations`."""
     torch.manual_seed(config.seed)
-    net = Classifier(config.network, classes).to(world.device).train()
+    net = Classifier(config.network, classes)
+    if config.init is not None:
+        initialise_backbone(net.backbone, config.network, config.init)
+    for norm in batch_norms(net):
+        norm.momentum = momentum_of(iterations * config.accumulate, norm.momentum or 0.0)
+    net = net.to(world.device).train()
     if config.channels_last:
         net = net.to(memory_format=torch.channels_last)
     distributed.synchronise_batch_norm(net, world)
@@ -195,7 +229,7 @@ def pretrain(
     world = folder.world
     train, judged = splits(data)
     schedule = Schedule(config, len(train))
-    run = start(config, len(train.classes), world)
+    run = start(config, len(train.classes), world, schedule.iterations)
     if resume:
         folder.resume(run)
     share = Batches(
@@ -214,45 +248,72 @@ def pretrain(
         )
 
     def after() -> bool:
-        if judged is not None and run.iteration % schedule.per_epoch == 0:
-            error = top1_error(run, judged, config, world)
-            folder.write(run.iteration, top1_error=round(error, 4))
+        ended = run.iteration == schedule.iterations  # `keep` evaluates the last epoch
+        if judged is not None and run.iteration % schedule.per_epoch == 0 and not ended:
+            folder.write(run.iteration, **error_rates(run, judged, config, world))
         return False
 
     pictures = Pictures(train, Order(len(train), config.seed), config.image_size)
     with loading(pictures, share, workers) as batches:
         loop(run, batches, pace, folder, weigh=lambda b: len(b.labels), step=step, after=after)
-    return keep(run, config, train, folder)
+    return keep(run, config, (train, judged), folder)
 
 
 @torch.no_grad()
-def top1_error(run: Run, judged: ImageFolder, config: PretrainRecipe, world: World) -> float:
-    """Share of photos whose most likely class is wrong; each process takes a part of them."""
-    net = Classifier(config.network, len(judged.classes))
+def error_rates(
+    run: Run, judged: ImageFolder, config: PretrainRecipe, world: World
+) -> dict[str, float]:
+    """Top-1 and top-5 error (table 4), from 0 to 1; each process takes a part of the photos.
+
+    With five classes or fewer there is no top-5 error: it would always be 0.
+    """
+    classes = len(judged.classes)
+    net = Classifier(config.network, classes)
     net.load_state_dict(run.weights())
     net.to(world.device).eval()
     size = config.image_size
     centre = v2.Compose([v2.Resize(round(size * MARGIN)), v2.CenterCrop(size), v2.PILToTensor()])
+    ranks = (1, 5) if classes > 5 else (1,)
 
-    def mistakes() -> int:
-        wrong = 0
+    def mistakes() -> tuple[int, ...]:
+        wrong = [0] * len(ranks)
         for index in range(world.rank, len(judged), world.size):
             image, label = judged[index]
             pixels = centre(image)[None].to(world.device, torch.float32)
-            wrong += int(net(pixels).argmax()) != label
-        return wrong
+            best = net(pixels)[0].topk(max(ranks)).indices.tolist()
+            wrong = [w + (label not in best[:rank]) for w, rank in zip(wrong, ranks, strict=True)]
+        return tuple(wrong)
 
-    return world.sums(world.together(mistakes))[0] / len(judged)
+    sums = world.sums(*world.together(mistakes))
+    return {
+        f"top{rank}_error": round(wrong / len(judged), 4)
+        for rank, wrong in zip(ranks, sums, strict=True)
+    }
 
 
-def keep(run: Run, config: PretrainRecipe, train: ImageFolder, folder: RunFolder) -> Path:
-    """Write the backbone without its classifier; returns the path of the weights."""
-    network = config.network
+def keep(
+    run: Run,
+    config: PretrainRecipe,
+    data: tuple[ImageFolder, ImageFolder | None],
+    folder: RunFolder,
+) -> Path:
+    """Write the backbone without its classifier; returns the path of the weights.
+
+    Its JSON has the error rates on `val`, if that exists.
+    """
+    network, (train, judged) = config.network, data
+    metrics: dict[str, float] = {}
+    if judged is not None:
+        metrics = error_rates(run, judged, config, folder.world)
+        folder.write(run.iteration, **metrics)
+        metrics |= {"images": len(judged), "classes": len(judged.classes)}
     card = BackboneCard(
         backbone=config.backbone,
         depth_multiplier=config.depth_multiplier,
+        after_depthwise=config.after_depthwise,
         mean=network.mean,
         std=network.std,
+        metrics=metrics,
         source=f"trained by model.pretrain on {len(train)} images of {len(train.classes)} classes",
     )
     prefix = "backbone."
@@ -305,18 +366,21 @@ def pretrain_from(args: argparse.Namespace, directory: Path, world: World) -> Pa
     """Read recipe and data, then train."""
     config = read(args.backbone, args.overrides)
     check_shares(config, world)
-    iterations = Schedule(config, len(splits(args.data)[0])).iterations
+    train, judged = splits(args.data)
+    iterations = Schedule(config, len(train)).iterations
+    world.from_main(lambda: expect_photos(judged))
     check_folder(directory, resume=args.resume is not None)
-    world.from_main(lambda: directory.mkdir(parents=True, exist_ok=True))
     pace = Pace(iterations, config.batch_size, args.save_every, args.log_every, config.max_skips)
-    return pretrain(
-        config,
-        args.data,
-        RunFolder(directory, world),
-        pace,
-        resume=args.resume is not None,
-        workers=args.workers,
-    )
+    with locked(directory, world):
+        check_folder(directory, resume=args.resume is not None)
+        return pretrain(
+            config,
+            args.data,
+            RunFolder(directory, world),
+            pace,
+            resume=args.resume is not None,
+            workers=args.workers,
+        )
 
 
 def script() -> int:

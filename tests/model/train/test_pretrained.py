@@ -75,6 +75,32 @@ def test_features_leave_the_classifier_for_other_classes(
     assert torch.equal(start.logits.weight, before)
 
 
+def test_the_encoder_part_leaves_decoder_and_classifier(
+    trained: tuple[str, DeepLabV3Plus], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The decoder may then be another one, or none."""
+    path, net = trained
+    for changes in ({"low_level_channels": 3}, {"decoder": False}):
+        ours = fresh(net, **changes)
+        with caplog.at_level("INFO", "model.train"):
+            initialise(ours, path, "encoder")
+        assert same(ours, net, "backbone.")
+        assert same(ours, net, "aspp.")
+        assert not torch.equal(ours.logits.weight, net.logits.weight)
+    assert "decoder and classifier are replaced by a new one" in caplog.text
+
+
+def test_xceptions_weights_need_what_follows_their_depthwise_convolutions(tmp_path: Path) -> None:
+    """With ReLU or without it the tensors are the same, so nothing else would notice."""
+    config = ModelConfig(backbone="xception_65", after_depthwise="batch_norm+relu")
+    card = BackboneCard(backbone="xception_65", mean=config.mean, std=config.std)
+    checkpoint.save(tmp_path / "published", {}, card)
+    with torch.device("meta"):
+        net = DeepLabV3Plus(config)
+    with pytest.raises(RecipeError, match=r"after_depthwise=batch_norm\+relu does not fit"):
+        initialise(net, str(tmp_path / "published"))
+
+
 def test_backbone_part_leaves_the_head(trained: tuple[str, DeepLabV3Plus]) -> None:
     """This is for another head on the same encoder."""
     path, net = trained

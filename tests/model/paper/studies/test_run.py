@@ -7,7 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
+from model import checkpoint
 from model.evaluate import __main__ as evaluate
 from model.paper.studies import plan, run
 from model.paper.studies.__main__ import main
@@ -52,10 +54,9 @@ def test_a_study_is_run_once_and_written(
         assert main(command) == 0
     assert main(["write", "--out", str(out), "--docs", str(tmp_path / "docs")]) == 0
     page = (tmp_path / "docs" / "studies.md").read_text()
-    assert "1 iterations on batches of 2 crops of 33 pixels" in " ".join(page.split())
-    assert "--seeds 5 --set iterations=1" in page
+    assert "*2 photos; 1 iterations of 2 crops of 33 pixels; 20" in page
     assert "| whole photo | " in page
-    assert page.count("Not run yet") == 3
+    assert page.count("Not run yet") == 10
     for picture in re.findall(r"!\[.*\]\((.*)\)", page):
         assert (tmp_path / "docs" / picture).stat().st_size > 1000
     kept = json.loads((tmp_path / "docs" / "studies" / "figures.json").read_text())
@@ -74,11 +75,12 @@ def test_an_interrupted_training_is_resumed(tmp_path: Path) -> None:
 
 
 def test_the_evaluation_command_contains_all_that_distinguishes_a_point(tmp_path: Path) -> None:
-    point = plan.Point(plan.BUNDLED, None, 8, multi_scale=True, flip=True)
+    point = plan.Point(plan.BUNDLED, None, 8, multi_scale=True, flip=True, photos=7)
     command = run.judge_command(point, run.StudySettings(tmp_path, tmp_path))
     args = evaluate.parser().parse_args(command)
     assert args.checkpoint == plan.BUNDLED_CHECKPOINT
     assert (args.output_stride, args.scales, args.flip) == (8, plan.MULTI_SCALE, True)
+    assert args.photos == 7
 
 
 def test_a_failing_part_stops_the_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,6 +96,41 @@ def test_a_dry_run_counts_the_crops(tmp_path: Path, capsys: pytest.CaptureFixtur
     command = ["widths", "--out", str(tmp_path), "--seeds", "0,1", "--dry-run"]
     assert main([*command, "--set", "iterations=10"]) == 0
     assert "10 trainings, 1600 crops" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_bundled_network_is_compared_with_itself_without_its_decoder(
+    data: Path, tmp_path: Path
+) -> None:
+    """On some of the photos; its backbone and ASPP are the same in both."""
+    out = tmp_path / "runs"
+    sets = ["split=train", "iterations=1", "batch_size=2", "augment.crop=33"]
+    overrides = [word for change in sets for word in ("--set", change)]
+    command = ["boundary", "--data", str(data), "--out", str(out), "--seeds", "0,1"]
+    assert main([*command, "--photos", "1", *overrides]) == 0
+    names = {"bundled", "bilinear-0", "bilinear-1"}
+    assert {path.name for path in out.glob("*.json")} == {f"{n}-os16-1photos.json" for n in names}
+    weights = [checkpoint.read_weights(out / f"bilinear-{seed}/model") for seed in (0, 1)]
+    bundled = checkpoint.read_weights(plan.BUNDLED_CHECKPOINT)
+    assert all(
+        torch.equal(part[key], bundled[key])
+        for part in weights
+        for key in part
+        if not key.startswith("logits.")
+    )
+    assert not torch.equal(weights[0]["logits.weight"], weights[1]["logits.weight"])
+    assert main(["write", "--out", str(out), "--docs", str(tmp_path / "docs")]) == 0
+    page = (tmp_path / "docs" / "studies.md").read_text()
+    assert "](studies/boundary.svg)" in page
+    assert "*1 photos; 1 iterations of 2 crops of 33 pixels; 20" in page
+
+
+@pytest.mark.parametrize("given", ["", "-1", "1,1", "a"])
+def test_seeds_are_different_numbers(given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same seed twice would look like two, with no spread."""
+    with pytest.raises(SystemExit):
+        main(["all", "--out", "runs", "--dry-run", f"--seeds={given}"])
+    assert "--seeds" in capsys.readouterr().err
 
 
 def test_missing_data_is_a_usage_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
