@@ -5,14 +5,16 @@ simplified once (Douglas and Peucker, 1973) and belongs to the polygons on both 
 no gap and no overlap between them.
 
 An arc may still cross another one. So all polygons of the map are checked, including those of
-the background, and the arcs of an invalid polygon get half the tolerance, down to the exact
-outline. This is enough: the arcs between two polygons cancel out, so at every point the winding
-numbers of all polygons add up to 1, and if each polygon is valid and turns the right way,
-each winding number is 0 or 1. Exactly one polygon then covers each point.
+the background. In an invalid polygon, the arcs that cross or touch another one and the arcs of
+collapsed rings get half the tolerance, down to the exact outline; if no arc can be blamed, all
+arcs of the polygon do. This is enough: the arcs between two polygons cancel out, so at every point
+the winding numbers of all polygons add up to 1, and if each polygon is valid and turns the right
+way, each winding number is 0 or 1. Exactly one polygon then covers each point.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -23,7 +25,12 @@ from numpy.typing import NDArray
 from postprocess.outlines import Polygon, Ring
 from postprocess.runs import Floats, Ints, Labels, Spread
 
+MOST_SUSPECTS = 5000  # arcs that are compared: more is noise, and would take seconds
+MOST_ATTEMPTS = 16  # to lower few tolerances: after them, those of whole polygons
 FINEST = 0.25  # pixels; below this tolerance an arc stays exact: corners are whole pixels
+
+
+Lines = NDArray[np.object_]  # of shapely.LineString
 
 
 @dataclass(frozen=True)
@@ -56,12 +63,16 @@ def simplified(
     is_outer = np.diff(polygon_of_ring, prepend=-1) > 0
     arcs = _arcs(rings, labels, spread or Spread.none(labels.shape))
     tolerances = np.full(int(arcs.arc_of_point[-1]) + 1, float(tolerance))
-    while True:
-        points, ring = _joined_again(arcs, tolerances)
-        bad = _invalid(points, ring, polygon_of_ring, is_outer)
+    for attempt in itertools.count():
+        lines = _simple_lines(arcs, tolerances)
+        points, ring = _joined_again(arcs, lines)
+        collapsed = _turned(points, ring, is_outer)
+        bad = _invalid(points, ring, polygon_of_ring, collapsed)
         if not bad.any():
             break
         worse = np.unique(arcs.passed[bad[polygon_of_ring[arcs.ring]]])
+        if attempt < MOST_ATTEMPTS and len(worse) <= MOST_SUSPECTS:
+            worse = _to_blame(arcs, lines, worse[tolerances[worse] > 0], collapsed)
         tolerances[worse] = np.where(tolerances[worse] > FINEST, tolerances[worse] / 2, 0)
     found = iter(_closed(points, ring))
     return {
@@ -195,11 +206,16 @@ def _from_a_cut(ring: Ints, cut: NDArray[np.bool_]) -> Ints:
     return starts[ring] + (place + (first - starts)[ring]) % lengths[ring]
 
 
-def _joined_again(arcs: _Arcs, tolerances: Floats) -> tuple[Ints, Ints]:
-    """Simplify every arc and join the arcs to rings; return the points, and the ring of each."""
+def _simple_lines(arcs: _Arcs, tolerances: Floats) -> Lines:
+    """Simplify every arc."""
     lines = shapely.linestrings(arcs.points, indices=arcs.arc_of_point)
-    simple = shapely.simplify(lines, tolerances, preserve_topology=False)
-    points, arc = shapely.get_coordinates(simple, return_index=True)
+    simple: Lines = shapely.simplify(lines, tolerances, preserve_topology=False)
+    return simple
+
+
+def _joined_again(arcs: _Arcs, lines: Lines) -> tuple[Ints, Ints]:
+    """Join the simplified arcs to rings; return the points, and the ring of each."""
+    points, arc = shapely.get_coordinates(lines, return_index=True)
     first = np.searchsorted(arc, np.arange(len(lines)))
     lengths = (np.diff(first, append=len(arc)) - 1)[arcs.passed]  # the next arc has the last point
     begin = np.where(arcs.backwards, first[arcs.passed] + lengths, first[arcs.passed])
@@ -209,16 +225,20 @@ def _joined_again(arcs: _Arcs, tolerances: Floats) -> tuple[Ints, Ints]:
     return points[at].astype(np.int64), np.repeat(arcs.ring, lengths)
 
 
-def _invalid(
-    points: Ints, ring: Ints, polygon_of_ring: Ints, is_outer: NDArray[np.bool_]
-) -> NDArray[np.bool_]:
-    """Return whether each polygon is invalid, or has a ring that turns the wrong way."""
+def _turned(points: Ints, ring: Ints, is_outer: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return whether each ring has collapsed, or turns the wrong way."""
     starts = np.flatnonzero(np.diff(ring, prepend=-1))
     ahead = points[_next(ring)]
     area = np.add.reduceat(points[:, 0] * ahead[:, 1] - ahead[:, 0] * points[:, 1], starts)
-    wrong = np.where(is_outer, area <= 0, area >= 0)
+    return np.where(is_outer, area <= 0, area >= 0)
+
+
+def _invalid(
+    points: Ints, ring: Ints, polygon_of_ring: Ints, collapsed: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Return whether each polygon is invalid, or has a collapsed ring."""
     bad = np.zeros(polygon_of_ring[-1] + 1, np.bool_)
-    bad[polygon_of_ring[wrong]] = True
+    bad[polygon_of_ring[collapsed]] = True
     whole = ~bad[polygon_of_ring]
     if whole.any():
         number = np.cumsum(whole) - 1
@@ -227,6 +247,32 @@ def _invalid(
         owners, index = np.unique(polygon_of_ring[whole], return_inverse=True)
         bad[owners] = ~shapely.is_valid(shapely.polygons(rings, indices=index))
     return bad
+
+
+def _to_blame(arcs: _Arcs, lines: Lines, suspects: Ints, collapsed: NDArray[np.bool_]) -> Ints:
+    """Return the suspected arcs that make polygons invalid, or all of them if none stands out."""
+    blamed = np.zeros(len(lines), np.bool_)
+    blamed[arcs.passed[collapsed[arcs.ring]]] = True
+    blamed[_crossing(lines, suspects)] = True
+    found = suspects[blamed[suspects]]
+    return found if len(found) else suspects
+
+
+def _crossing(lines: Lines, suspects: Ints) -> Ints:
+    """Return the suspects that cross themselves, or touch another arc but at a common end."""
+    tree = shapely.STRtree(lines)
+    one, other = tree.query(lines[suspects], predicate="intersects")
+    one = suspects[one]
+    one, other = one[one != other], other[one != other]
+    first, last = shapely.get_point(lines, 0), shapely.get_point(lines, -1)
+    ends = np.stack([shapely.get_coordinates(first), shapely.get_coordinates(last)], axis=1)
+    same = (ends[one][:, :, None] == ends[other][:, None, :]).all(axis=3)  # (pairs, 2, 2)
+    common = same.any(axis=2).sum(axis=1)
+    contact = shapely.intersection(lines[one], lines[other])
+    crosses = (shapely.get_dimensions(contact) > 0) | (
+        shapely.get_num_coordinates(contact) > common
+    )
+    return np.concatenate([one[crosses], suspects[~shapely.is_simple(lines[suspects])]])
 
 
 def _closed(points: Ints, ring: Ints) -> list[Ring]:

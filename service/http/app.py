@@ -152,15 +152,17 @@ def create_app(
         await _started(decoders)
         if jobs is not None:
             jobs.start()
-        async with models.watched(), beside(app) if beside else nullcontext():
-            yield
-        if jobs is not None:
-            await jobs.stop()
-        await models.stop()
-        decoders.close()
-        pool.shutdown(wait=False, cancel_futures=True)
-        if tracing:
-            await asyncio.to_thread(tracing.close)
+        try:
+            async with models.watched(), beside(app) if beside else nullcontext():
+                yield
+        finally:  # `deeplab-client --local` may end with an error
+            if jobs is not None:
+                await jobs.stop()
+            await models.stop()
+            decoders.close()
+            pool.shutdown(wait=False, cancel_futures=True)
+            if tracing:
+                await asyncio.to_thread(tracing.close)
 
     # Uploaded files stay in memory: their size is limited, and a container may have no disk.
     MultiPartParser.spool_max_size = settings.max_body_bytes

@@ -72,3 +72,17 @@ def test_corners_of_the_map_stay_where_they_are() -> None:
     labels = np.zeros((12, 9), np.uint8)
     (polygon,) = simplified(exact(labels), labels, 50)[0]
     assert sorted(polygon[0][:-1]) == [(0, 0), (0, 12), (9, 0), (9, 12)]
+
+
+def test_specks_do_not_spoil_the_outlines_around_them() -> None:
+    """A region of one pixel cannot be simplified, but the large border in whose polygon it lies."""
+    down, across = np.mgrid[:200, :200] - 99.5
+    plain = (np.hypot(down, across) < 80).astype(np.uint8)
+    specks = plain.copy()
+    specks[10:195:23, 8:195:17] = 2
+    check(specks, 2)
+    disc, spotted = (
+        len(simplified(exact(labels), labels, 2)[1][0][0]) for labels in (plain, specks)
+    )
+    assert disc < len(exact(plain)[1][0][0]) / 10
+    assert spotted <= 2 * disc

@@ -62,6 +62,16 @@ def pictures(tmp_path: Path) -> Path:
     return folder
 
 
+def test_refused_options_end_the_run_without_a_failure_of_the_engine(
+    models: Path, pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The error passes through the application, which shuts down as after a good run."""
+    asked = ["--local", str(pictures / "small.png"), "-o", str(tmp_path / "out")]
+    assert main([*asked, "--models", str(models), "--contour", "99"]) == 2
+    assert not [record for record in caplog.records if record.levelname in {"ERROR", "CRITICAL"}]
+    assert "died" not in caplog.text
+
+
 def files(out: Path) -> dict[str, bytes]:
     """Every result below OUT."""
     found = (path for path in out.rglob("*") if path.is_file() and path.suffix != ".sqlite")
