@@ -172,8 +172,9 @@ def compared(args: argparse.Namespace, threads: int) -> tuple[Table, dict[str, A
     Raises StartupError or CheckpointError for files that cannot be loaded.
     """
     candidates = contestants(args.file, args.checkpoint, args.other, threads, args.device)
-    height, width = Engine(args.file, EngineOptions("cpu")).input_size
-    shape = (args.batch, height, width, 3)
+    size = Engine(args.file, EngineOptions("cpu")).contract.input
+    height, width = size.height, size.width
+    shape = (args.batch, height, width, size.channels)
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     with published(args.tflite, images, threads) as more:
         found = timings({**candidates, **more}, images, args.rounds)

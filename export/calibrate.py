@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from PIL import Image
 from tqdm import tqdm
 
 from export import writer
@@ -204,9 +203,9 @@ def _f1_gain(photos: list[Photo], found: Calibration) -> tuple[float, float] | N
     return float(before.mean()), float(after.mean())
 
 
-def segmented(engine: Engine, photo: Image.Image) -> Result:
-    """Segment an upright RGB photo as the service does, with all outputs of the model."""
-    decoded = DecodedPhoto(photo, photo.size)
+def segmented(engine: Engine, photo: NDArray[np.uint8]) -> Result:
+    """Segment an upright photo (H, W, C) as the service does, with all outputs of the model."""
+    decoded = DecodedPhoto.of(photo)
     prepared = Prepared(decoded.photo, fit(decoded, engine.contract.input))
     predictions = engine.predict(prepared.pixels[0][None], "probabilities")
     return join.result(prepared, predictions, engine.contract)
@@ -217,7 +216,7 @@ def run(engine: Engine, dataset: Dataset) -> list[Photo]:
     found = []
     for pair in tqdm(dataset.pairs, unit="photo", disable=not sys.stderr.isatty()):
         photo, truth = read_pair(dataset, pair)
-        found.append(observe(segmented(engine, photo), truth))
+        found.append(observe(segmented(engine, np.asarray(photo)), truth))
     return found
 
 
@@ -288,7 +287,7 @@ def main(argv: list[str] | None = None) -> int:
             raise CalibrateError(f"{args.file} has no confidence: export it with --confidence")
         if args.checkpoint is not None:
             expect_same(args.checkpoint, engine.contract)
-        dataset = open_dataset(args, engine.contract.classes)
+        dataset = open_dataset(args, engine.contract.classes, engine.contract.input.samples)
         expect_classes(survey(dataset))
         if args.photos:
             dataset = dataset.thinned(args.photos)

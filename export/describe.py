@@ -76,7 +76,9 @@ def multiply_adds(model: onnx.ModelProto, contract: Contract) -> int:
     sized.CopyFrom(model)
     (image,) = (value for value in sized.graph.input if value.name == INPUT)
     dims = image.type.tensor_type.shape.dim
-    for dim, side in zip(dims, (1, contract.input.height, contract.input.width, 3), strict=True):
+    for dim, side in zip(
+        dims, (1, contract.input.height, contract.input.width, contract.input.channels), strict=True
+    ):
         dim.dim_value = side
     del sized.graph.value_info[:]
     inferred = onnx.shape_inference.infer_shapes(sized, data_prop=True)
@@ -116,7 +118,8 @@ def show(found: dict[str, Any]) -> str:
         "file": f"{found['file']} ({found['bytes'] / 1e6:.1f} MB, opset {found['opset']})",
         "task": f"{contract['task']}, {len(contract['classes'])} classes",
         "network": contract["backbone"] + (f", output stride {stride}" if stride else ""),
-        "input": f"{size['height']} x {size['width']} ({size['policy']}), padded {size['pad']}",
+        "input": f"{size['height']} x {size['width']} x {len(size['pad'])} ({size['policy']}), "
+        f"padded {size['pad']}",
         "inference": f"scales {scales}{', flip' if contract['flip'] else ''}",
         "precision": contract["precision"],
         "confidence": "yes" if contract["confidence"] else "no",

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from model import arguments, memory
 from model.data.dataset import DatasetError
@@ -40,12 +39,12 @@ def predict(
     image: NDArray[np.uint8],
     overlap: float | None = None,
 ) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8 photo -> (H, W) uint8 class ids, as the service computes them.
+    """(H, W, C) uint8 photo -> (H, W) uint8 class ids, as the service computes them.
 
-    `run` is an engine's method: a batch (N, H, W, 3) uint8 to labels (N, H, W). Photos
+    `run` is an engine's method: a batch (N, H, W, C) uint8 to labels (N, H, W). Photos
     larger than `target` are shrunk, or cut into windows that overlap by a share.
     """
-    photo = DecodedPhoto(Image.fromarray(image), (image.shape[1], image.shape[0]))
+    photo = DecodedPhoto.of(image)
     if overlap is not None and windows.needed(photo.size, target):
         pieces = windows.cut(windows.padded(image, target), photo.size, target, overlap)
         maps = [run(piece.pixels[None])[0] for piece in pieces]
@@ -77,7 +76,8 @@ def main(argv: list[str] | None = None) -> int:
     args, overlap = evaluation_arguments(parser(), argv)
     try:
         engine = Engine(args.file, EngineOptions(args.device, threads=cpus.available()))
-        dataset, part = open_part(args, engine.contract.classes)
+        size = engine.contract.input
+        dataset, part = open_part(args, engine.contract.classes, size.samples)
         expect_classes(survey(dataset))
         contract = engine.contract
         judge = partial(predict, engine.run, contract.input, overlap=overlap)

@@ -30,7 +30,7 @@ class HalfPrecision(DeepLabV3Plus):
         self.config = net.config
 
     def forward(self, image: Tensor) -> Tensor:
-        """(N, 3, H, W) float32 in [0, 255] -> (N, K, h, w) float32 logits."""
+        """(N, C, H, W) float32 in [0, 255] -> (N, K, h, w) float32 logits."""
         return self.net(image.half()).float()  # type: ignore[no-any-return]
 
 
@@ -67,7 +67,7 @@ class LabelGraph(nn.Module):
         return self.scales == (1.0,) and not self.flip
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """(N, H, W, 3) uint8, RGB -> labels (N, H, W) uint8, scores, then the chosen outputs.
+        """(N, H, W, C) uint8 -> labels (N, H, W) uint8, scores, then the chosen outputs.
 
         Confidence is the probability of the label times 255, (N, H, W) uint8. Probabilities are
         those of all classes times 255, at the resolution of the logits, (N, K, h, w) uint8.
@@ -85,7 +85,7 @@ class LabelGraph(nn.Module):
         return tuple(found)
 
     def scored(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Image (N, 3, H, W) -> probabilities (N, K, h, w), and scores, whose largest is taken."""
+        """Image (N, C, H, W) -> probabilities (N, K, h, w), and scores, whose largest is taken."""
         if self.single_pass:
             logits = self.net(x)
             coarse = F.softmax(logits, dim=1)

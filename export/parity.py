@@ -16,7 +16,7 @@ from export.evaluate import predict
 from export.graph import LabelGraph
 from model.data.dataset import Dataset
 from model.evaluate.evaluation import score
-from service.images.imaging import decode, fit, open_checked
+from service.images.imaging import DecodedPhoto, decode, fit, open_checked
 from service.inference.contract import INPUT, LABELS, InputSize, Parity
 from service.settings import SAMPLES
 
@@ -30,14 +30,23 @@ class ParityError(RuntimeError):
 
 
 def test_images(target: InputSize) -> NDArray[np.uint8]:
-    """The sample photos and two pictures of noise, (N, H, W, 3) uint8."""
+    """The sample photos and two pictures of noise, (N, H, W, C) uint8.
+
+    Beyond the third, channels of the photos are the first three again, in another order.
+    """
     photos = [decode(open_checked(path.read_bytes(), 10**8)) for path in sorted(SAMPLES.iterdir())]
-    shape = (target.height, target.width)
-    noise = np.random.default_rng(0).integers(0, 256, (2, *shape, 3), np.uint8)
+    shape, channels = (target.height, target.width), target.channels
+    noise = np.random.default_rng(0).integers(0, 256, (2, *shape, channels), np.uint8)
     # Noise in blocks of 16 pixels makes more classes appear than white noise does.
-    blocks = Image.fromarray(noise[1, : shape[0] // 16 + 1, : shape[1] // 16 + 1])
-    noise[1] = np.asarray(blocks.resize(shape[::-1], Image.Resampling.BICUBIC))
-    return np.concatenate([np.stack([fit(photo, target).pixels for photo in photos]), noise])
+    blocks = noise[1, : shape[0] // 16 + 1, : shape[1] // 16 + 1]
+    noise[1] = np.stack([_enlarged(band, shape) for band in np.moveaxis(blocks, -1, 0)], axis=-1)
+    again = [*range(3), *((place * 2) % 3 for place in range(3, channels))]
+    many = [DecodedPhoto.of(photo.pixels[..., again]) for photo in photos]
+    return np.concatenate([np.stack([fit(photo, target).pixels for photo in many]), noise])
+
+
+def _enlarged(band: NDArray[np.uint8], shape: tuple[int, int]) -> NDArray[np.uint8]:
+    return np.asarray(Image.fromarray(band).resize(shape[::-1], Image.Resampling.BICUBIC))
 
 
 def batches(target: InputSize, *, dynamic: bool) -> Iterator[NDArray[np.uint8]]:

@@ -74,9 +74,10 @@ def photos_in(folder: Path) -> list[Path]:
 
 
 def photos(paths: Sequence[Path], count: int, target: InputSize) -> list[NDArray[np.uint8]]:
-    """`count` photos spread evenly over `paths`, fitted into the input: [(H, W, 3) uint8]."""
+    """`count` photos spread evenly over `paths`, fitted into the input: [(H, W, C) uint8]."""
     chosen = [paths[int(i)] for i in np.linspace(0, len(paths) - 1, min(count, len(paths)))]
-    return [fit(decode(open_checked(path.read_bytes(), 10**8)), target).pixels for path in chosen]
+    files = (open_checked(path.read_bytes(), 10**8, target.samples) for path in chosen)
+    return [fit(decode(file), target).pixels for file in files]
 
 
 def _prepared(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -138,8 +138,8 @@ def judged(engines: dict[str, Engine], dataset: Dataset) -> list[str]:
     ]
     for pair in tqdm(dataset.pairs, unit="photo", disable=not sys.stderr.isatty()):
         photo, truth = read_pair(dataset, pair)
-        image = Image.fromarray(np.asarray(photo))
-        results = {id(engine): segmented(engine, image) for engine in engines.values()}
+        pixels = np.asarray(photo)
+        results = {id(engine): segmented(engine, pixels) for engine in engines.values()}
         for row in rows:
             found = outputs.refined(results[id(row.engine)], row.wish).labels.image
             labels = with_a_class(found, len(row.engine.contract.classes))
@@ -157,7 +157,7 @@ def measured(engine: Engine, photo: Path) -> list[str]:
     """The rows of the second table."""
     with Image.open(photo) as image:
         sizes = [image.convert("RGB").resize(size) for size in (USUAL, LARGE)]
-    found = [segmented(engine, each) for each in sizes]
+    found = [segmented(engine, np.asarray(each)) for each in sizes]
     rows = []
     for options in COSTS:
         each = wish(options, engine.contract)
@@ -222,7 +222,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = EngineOptions("cpu", threads=cpus.available())
         engine = Engine(args.file, options)
         if args.data is not None:
-            dataset = open_dataset(args, engine.contract.classes)
+            dataset = open_dataset(args, engine.contract.classes, engine.contract.input.samples)
             expect_classes(survey(dataset))
             dataset = dataset.thinned(args.photos or len(dataset.pairs))
             engines = {"": engine}

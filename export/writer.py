@@ -28,6 +28,7 @@ from export.softmax import spread_softmax
 from model import checkpoint, files
 from model.checkpoint import Card
 from model.data.dataset import Dataset
+from model.data.pairs import expect_samples
 from model.evaluate.evaluation import check_classes
 from model.network.deeplab import DeepLabV3Plus
 from service.inference.contract import (
@@ -82,6 +83,7 @@ def export(source: Path, target: Path, options: ExportOptions) -> Contract:
     net = checkpoint.load(source, options.output_stride)
     if options.validation is not None:
         check_classes(card.classes, options.validation)
+        expect_samples(options.validation, card.model.samples)
     size = options.size or net.config.crop_size
     contract = _contract(card, net, size, checkpoint.digest(source), options)
     if options.best_iou:
@@ -112,7 +114,7 @@ def export(source: Path, target: Path, options: ExportOptions) -> Contract:
 def build(graph: LabelGraph, size: Size, *, dynamic: bool = False) -> onnx.ModelProto:
     """Trace `graph` for any batch of images of `size` (H, W), or of any size, and check it."""
     # Two images: a batch of one would be taken for a constant.
-    example = torch.zeros((2, *size, 3), dtype=torch.uint8)
+    example = torch.zeros((2, *size, graph.net.config.channels), dtype=torch.uint8)
     shapes = {0: Dim("batch")}
     if dynamic:
         shapes |= {1: Dim("height", min=MIN_SIDE), 2: Dim("width", min=MIN_SIDE)}
@@ -177,10 +179,9 @@ def serialized(proto: onnx.ModelProto) -> bytes:
     return data
 
 
-def pad_color(net: DeepLabV3Plus) -> tuple[int, int, int]:
+def pad_color(net: DeepLabV3Plus) -> tuple[int, ...]:
     """The mean pixel, rounded to uint8."""
-    red, green, blue = (math.floor(value + 0.5) for value in net.config.mean)
-    return red, green, blue
+    return tuple(math.floor(value + 0.5) for value in net.config.mean)
 
 
 def _graph(net: DeepLabV3Plus, options: ExportOptions, found: BestIou | None) -> LabelGraph:
@@ -230,6 +231,7 @@ def _contract(
             height=size[0],
             width=size[1],
             pad=pad_color(net),
+            sample_range=net.config.sample_range,
         ),
         backbone=net.config.backbone,
         output_stride=net.config.output_stride,

@@ -112,7 +112,7 @@ def predict(
         fill_holes=fill_holes,
     )
     passes = Passes(tuple(scales), flip, fit, overlap, whole)
-    return label_map(net, as_photo(photo), wish, passes)
+    return label_map(net, as_photo(photo, net.config.samples), wish, passes)
 
 
 def segment(
@@ -183,4 +183,6 @@ def segment(
     )
     windows = overlap if fit == "sliding" else None
     passes = Passes(tuple(scales), flip, fit, windows)
-    return files(net, as_photo(photo), wish, passes, orientation(photo))
+    samples = net.config.samples
+    turned = orientation(photo, samples)
+    return files(net, as_photo(photo, samples), wish, passes, turned)

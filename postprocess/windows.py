@@ -36,8 +36,8 @@ class Target(Protocol):
         """Pixels from left to right."""
 
     @property
-    def pad(self) -> tuple[int, int, int]:
-        """The colour."""
+    def pad(self) -> tuple[int, ...]:
+        """The colour, a value for each channel."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Span:
 class Window:
     """A piece of a photo."""
 
-    pixels: NDArray[np.uint8]  # (H, W, 3), of the model's size
+    pixels: NDArray[np.uint8]  # (H, W, C), of the model's size
     y: Span
     x: Span
 
@@ -177,11 +177,11 @@ def _starts(length: int, window: int, overlap: float) -> list[int]:
 
 
 def padded(image: NDArray[np.uint8], target: Target) -> NDArray[np.uint8]:
-    """Return a photo (H, W, 3) that is at least as large as the model's input."""
+    """Return a photo (H, W, C) that is at least as large as the model's input."""
     height, width = image.shape[:2]
     if height >= target.height and width >= target.width:
         return image
-    shape = (max(height, target.height), max(width, target.width), 3)
+    shape = (max(height, target.height), max(width, target.width), len(target.pad))
     larger = np.empty(shape, np.uint8)
     larger[:] = target.pad
     larger[:height, :width] = image

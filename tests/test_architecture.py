@@ -97,7 +97,7 @@ MODEL = {
     "weights": {"checkpoint", "convert", "data", "network"},
     "evaluate": {"arguments", "checkpoint", "data", "memory", "network"},
     "train": {"arguments", "checkpoint", "data", "evaluate", "memory", "network"},
-    "curate": {"arguments", "checkpoint", "data", "evaluate", "memory", "network"},
+    "curate": {"arguments", "checkpoint", "data", "evaluate", "memory", "network", "train"},
     "finish": {"arguments", "checkpoint", "data", "evaluate", "memory", "network"},
     "paper": {
         *("arguments", "checkpoint", "data", "evaluate", "memory", "network", "pretrain"),

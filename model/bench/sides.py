@@ -139,7 +139,7 @@ def usual_step(
     )
     kind = torch.float16 if config.precision == "fp16" else torch.bfloat16
     scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16")
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (config.model.mean, config.model.std))
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (config.model.mean, config.model.std))
 
     def step() -> float:
         images = batch.images.float()

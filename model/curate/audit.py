@@ -3,7 +3,8 @@
 A network predicts every labelled photo. Regions in which it confidently disagrees with the label
 come first in a page, a table and a list of photos for the label tool. A network has also learned
 the mistakes in its own training labels, so audit a split with a network that was not trained on
-it, or a training split with a checkpoint from early in the training.
+it. With --folds N it is not asked itself: for each of N parts of the photos a network is trained
+by its recipe on the other parts. The command prints what that costs; --go starts it.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import csv
 import heapq
 import html
 import json
+import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,12 +28,19 @@ from model import arguments, checkpoint, memory
 from model.checkpoint import Card, CheckpointError
 from model.curate.suspects import Suspect, suspects
 from model.data.dataset import Dataset, DatasetError, Pair, read_pair
+from model.data.loader import LoaderError
+from model.data.photo import shown
 from model.evaluate.options import open_dataset
 from model.evaluate.pictures import overlaid
 from model.evaluate.report import jpeg, legend, picture
 from model.network.deeplab import DeepLabV3Plus
 from model.network.inference import nearest, probabilities, shrunk
+from model.train.recipe import RecipeError
+from model.train.run import TrainingError
 
+log = logging.getLogger("model.audit")
+
+REFUSALS = (CheckpointError, DatasetError, RecipeError, TrainingError, LoaderError)
 KEPT = 1000  # suspects in the table
 PAGE = """\
 <!DOCTYPE html>
@@ -87,9 +96,9 @@ def audit(judge: Judge, kept: int = KEPT) -> tuple[list[Suspect], list[str]]:
     return sorted(heap, reverse=True), problems
 
 
-def write(found: Sequence[Suspect], judge: Judge, out: Path, shown: int) -> list[Path]:
-    """Write audit.csv, photos.txt (the worst first) and audit.html."""
-    dataset = judge.dataset
+def write(found: Sequence[Suspect], judges: Sequence[Judge], out: Path, count: int) -> list[Path]:
+    """Write audit.csv, photos.txt (the worst first) and audit.html with `count` regions."""
+    dataset = judges[0].dataset
     out.mkdir(parents=True, exist_ok=True)
     table, names, sheet = out / "audit.csv", out / "photos.txt", out / "audit.html"
     with table.open("w", encoding="utf-8", newline="") as stream:
@@ -102,16 +111,16 @@ def write(found: Sequence[Suspect], judge: Judge, out: Path, shown: int) -> list
             writer.writerow([each.photo, f"{each.score:.4f}", label, predicted, *figures])
     listed = dict.fromkeys(each.photo for each in found)
     names.write_text("".join(f"{name}\n" for name in listed), encoding="utf-8")
-    rows = "".join(_rows(found[:shown], judge))
+    by_photo = {pair.name: (pair, judge) for judge in judges for pair in judge.dataset.pairs}
+    rows = "".join(_rows(found[:count], by_photo))
     subtitle = f"{dataset.name} {dataset.split}, {len(found)} regions"
     sheet.write_text(PAGE.format(subtitle=html.escape(subtitle), rows=rows), encoding="utf-8")
     return [table, names, sheet]
 
 
-def _rows(found: Sequence[Suspect], judge: Judge) -> Iterator[str]:
-    pairs = {pair.name: pair for pair in judge.dataset.pairs}
+def _rows(found: Sequence[Suspect], by_photo: Mapping[str, tuple[Pair, Judge]]) -> Iterator[str]:
     for rank, each in enumerate(found, start=1):
-        yield _row(rank, each, pairs[each.photo], judge)
+        yield _row(rank, each, *by_photo[each.photo])
 
 
 def _row(rank: int, each: Suspect, pair: Pair, judge: Judge) -> str:
@@ -119,7 +128,7 @@ def _row(rank: int, each: Suspect, pair: Pair, judge: Judge) -> str:
     photo, truth = read_pair(dataset, pair)
     pixels = np.asarray(photo)
     predicted = full_probabilities(judge.net, pixels).argmax(axis=0).astype(np.uint8)
-    drawn = [photo.copy(), overlaid(pixels, truth, card), overlaid(pixels, predicted, card)]
+    drawn = [shown(photo).copy(), overlaid(pixels, truth, card), overlaid(pixels, predicted, card)]
     images = "".join(
         picture(jpeg(_framed(image, each)), "jpeg", kind)
         for image, kind in zip(drawn, ("photo", "label", "prediction"), strict=True)
@@ -162,21 +171,104 @@ def parser() -> argparse.ArgumentParser:
         help="regions to show on the page (default: 50)",
     )
     p.add_argument("--json", action="store_true", help="print the suspects as JSON")
+    _add_folds(p)
     arguments.add_device(p)
     return p
 
 
+def _add_folds(p: argparse.ArgumentParser) -> None:
+    group = p.add_argument_group("cross-validation")
+    add = group.add_argument
+    add(
+        "--folds",
+        type=folds_count,
+        metavar="N",
+        help="judge each of N parts of the photos by a network trained on the others; prints the "
+        "cost and stops, unless --go is given",
+    )
+    add("--go", action="store_true", help="start the trainings of --folds, or continue them")
+    add(
+        "--iterations",
+        type=arguments.positive,
+        metavar="N",
+        help="iterations of each training (default: the recipe's)",
+    )
+    add("--init", metavar="WEIGHTS", help="weights to start from (default: the recipe's)")
+    add("--seed", type=int, default=0, help="of the division into parts (default: 0)")
+    add(
+        "--workers",
+        type=arguments.count,
+        default=0,
+        metavar="N",
+        help="processes that load photos (default: 0, the training's own)",
+    )
+
+
+def folds_count(text: str) -> int:
+    """Parse a number of at least 2."""
+    value = arguments.positive(text)
+    if value < 2:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: a part needs others to train on, give 2 or more"
+        )
+    return value
+
+
+def cross_validated(args: argparse.Namespace, card: Card, dataset: Dataset) -> list[Judge] | None:
+    """Train a judge for each fold; None where the cost is only told.
+
+    Raises CheckpointError, DatasetError, and what a training raises.
+    """
+    from model.curate import folds  # noqa: PLC0415 - the training is not loaded for a plain audit
+
+    config = folds.recipe_of(card, args.iterations)
+    if args.init is not None:
+        config = config.model_copy(update={"init": args.init or None})
+    divided = folds.divide(dataset, args.folds, args.seed, args.data)
+    print(folds.cost(config, divided, args.device), file=sys.stderr, flush=True)
+    folds.warn_of_start(config)
+    if not args.go:
+        print("add --go to start", file=sys.stderr)
+        return None
+    judges = []
+    for number, fold in enumerate(divided, start=1):
+        log.info(
+            "fold %d of %d: %d photos to train on", number, args.folds, len(fold.trained.pairs)
+        )
+        path = folds.trained(config, fold, args.out / f"fold{number}", args.workers)
+        net = checkpoint.load_on(args.device, path)
+        judges.append(Judge(net, checkpoint.read_card(path), fold.judged))
+    return judges
+
+
+def audited(judges: Sequence[Judge]) -> tuple[list[Suspect], list[str]]:
+    """The worst regions that all judges find, worst first, and photos that cannot be read."""
+    answers = [audit(judge) for judge in judges]
+    found = sorted((each for some, _ in answers for each in some), reverse=True)
+    return found[:KEPT], [problem for _, problems in answers for problem in problems]
+
+
 def main(argv: list[str] | None = None) -> int:
     """Write the results; 0 if every photo could be read, 1 if not, 2 for wrong usage."""
-    args = parser().parse_args(argv)
+    p = parser()
+    args = p.parse_args(argv)
+    if args.go and not args.folds:
+        p.error("--go starts the trainings of --folds N: give both")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         card = checkpoint.read_card(args.checkpoint)
-        net = checkpoint.load_on(args.device, args.checkpoint)
-        judge = Judge(net, card, open_dataset(args, card.classes, card.training.get("dataset")))
+        dataset = open_dataset(args, card.classes, card.model.samples, card.training.get("dataset"))
         with memory.advising(arguments.SMALLER_CROP):
-            found, problems = audit(judge)
-            written = write(found, judge, args.out, args.shown)
-    except (CheckpointError, DatasetError, memory.ShortageError, OSError) as error:
+            judges: list[Judge] | None
+            if args.folds:
+                judges = cross_validated(args, card, dataset)
+            else:
+                judges = [Judge(checkpoint.load_on(args.device, args.checkpoint), card, dataset)]
+            if judges is None:
+                return 0
+            found, problems = audited(judges)
+            written = write(found, judges, args.out, args.shown)
+    except (*REFUSALS, memory.ShortageError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if args.json:

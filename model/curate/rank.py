@@ -23,10 +23,11 @@ from model import arguments, checkpoint, memory
 from model.checkpoint import CheckpointError
 from model.curate.uncertainty import feature, measured, spread
 from model.data.pairs import DatasetError
-from model.data.photo import open_photo, read_photo
+from model.data.photo import open_picture, read_picture, shown
 from model.data.photo_list import find_photos
 from model.evaluate.report import picture
 from model.network.deeplab import DeepLabV3Plus
+from pixels.bands import Samples
 
 BY = ("uncertainty", "margin", "entropy", "disagreement", "diverse")
 THUMBNAIL = 200  # pixels
@@ -57,7 +58,7 @@ def rank(
     figures, read, problems = [], [], []
     for path in tqdm(photos, unit="photo", disable=not sys.stderr.isatty()):
         try:
-            photo = read_photo(path)
+            photo = read_picture(path, net.config.samples)
         except OSError as error:
             problems.append(str(error))
             continue
@@ -74,7 +75,7 @@ def rank(
     return found[:count], problems
 
 
-def write(ranked: Ranked, by: str, base: Path, out: Path, shown: int) -> list[Path]:
+def write(ranked: Ranked, by: str, figures: str, out: Path) -> list[Path]:
     """Write rank.csv, photos.txt (paths, the first to label first) and rank.html."""
     out.mkdir(parents=True, exist_ok=True)
     table, names, sheet = out / "rank.csv", out / "photos.txt", out / "rank.html"
@@ -85,17 +86,21 @@ def write(ranked: Ranked, by: str, base: Path, out: Path, shown: int) -> list[Pa
             [n, str(path), f"{figure:.5f}"] for n, (path, figure) in enumerate(ranked, 1)
         )
     names.write_text("".join(f"{path}\n" for path, _ in ranked), encoding="utf-8")
-    figures = "".join(
-        _figure(number, path, figure, base)
-        for number, (path, figure) in enumerate(ranked[:shown], start=1)
-    )
     title = html.escape(f"{len(ranked)} photos by {by}")
     sheet.write_text(PAGE.format(title=title, figures=figures), encoding="utf-8")
     return [table, names, sheet]
 
 
-def _figure(number: int, path: Path, figure: float, base: Path) -> str:
-    image = open_photo(path)
+def thumbnails(ranked: Ranked, base: Path, samples: Samples) -> str:
+    """The figures of the page as HTML; names are relative to `base`."""
+    return "".join(
+        _figure(number, path, figure, base, samples)
+        for number, (path, figure) in enumerate(ranked, start=1)
+    )
+
+
+def _figure(number: int, path: Path, figure: float, base: Path, samples: Samples) -> str:
+    image = shown(open_picture(path, samples))
     image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR, reducing_gap=2.0)
     name = path.relative_to(base) if path.is_relative_to(base) else path
     caption = f"{number}. {html.escape(str(name))}<br>{figure:.3f}"
@@ -156,7 +161,8 @@ def main(argv: list[str] | None = None) -> int:
         with memory.advising(arguments.SMALLER_CROP):
             ranked, problems = rank(net, photos, args.by, args.count)
         base = args.photos if args.photos.is_dir() else args.photos.parent
-        written = write(ranked, args.by, base, args.out, args.shown)
+        figures = thumbnails(ranked[: args.shown], base, net.config.samples)
+        written = write(ranked, args.by, figures, args.out)
     except (CheckpointError, DatasetError, memory.ShortageError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from model.data.imagefolder import FolderReport, check_images
 from model.data.prepare import SOURCES, prepare
 from model.data.report import Report
 from model.data.shapes import RECIPE_FILE
+from pixels.bands import PHOTO, Samples
 
 
 def parser() -> argparse.ArgumentParser:
@@ -64,6 +66,8 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--archives", type=Path, metavar="DIR", help="folder of the downloaded archives")
     c.add_argument("--data", type=Path, metavar="DIR", help="folder to write the data set to")
     c.set_defaults(run=run_prepare)
+    audit = "find wrong labels with a network; its options: python -m model.audit --help"
+    commands.add_parser("audit", help=audit, add_help=False)
     add_import(
         commands.add_parser(
             "import",
@@ -85,7 +89,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Return 0 on success, 1 for a set that a training cannot use, 2 for no such set."""
-    args = parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    if words[:1] == ["audit"]:
+        return _run_audit(words[1:])
+    args = parser().parse_args(words)
     try:
         return int(args.run(args))
     except DatasetError as error:
@@ -94,6 +101,11 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:  # a full disk, a folder that may not be written
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+def _run_audit(words: list[str]) -> int:
+    """Run model.audit as a command, because it imports this package and not the other way round."""
+    return subprocess.run([sys.executable, "-m", "model.audit", *words], check=False).returncode
 
 
 def run_check(args: argparse.Namespace) -> int:
@@ -131,8 +143,18 @@ def training_line(report: Report, root: Path) -> str:
         f"python -m model.train efficientnet-lite0-voc --data {data} --out runs/mine "
         f"--set dataset=folder --set split={report.dataset.split} "
         f"--set model.num_classes={len(report.dataset.classes)} --set iterations={iterations}"
-        f"{short}"
+        f"{_channels(report.dataset.samples)}{short}"
     )
+
+
+def _channels(samples: Samples) -> str:
+    """The options for more than three channels."""
+    if samples == PHOTO:
+        return ""
+    limits = ""
+    if samples.range is not None:
+        limits = f" --set 'model.sample_range={[*samples.range]}'"
+    return f" --set model.channels={samples.channels}{limits}"
 
 
 def run_prepare(args: argparse.Namespace) -> int:

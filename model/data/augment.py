@@ -15,8 +15,10 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from model.data.dataset import VOID
+from model.data.photo import Picture
 
-LabeledCrop = tuple[NDArray[np.uint8], NDArray[np.uint8]]  # pixels (S, S, 3) and ids (S, S)
+LabeledCrop = tuple[NDArray[np.uint8], NDArray[np.uint8]]  # pixels (S, S, C) and ids (S, S)
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 Rectangle = tuple[slice, slice]  # rows and columns
 
 
@@ -64,9 +66,9 @@ def draw(rng: np.random.Generator, size: tuple[int, int], config: AugmentConfig)
 
 
 def apply(
-    image: Image.Image, mask: NDArray[np.uint8], crop: Crop, side: int, pad: NDArray[np.uint8]
+    image: Picture, mask: NDArray[np.uint8], crop: Crop, side: int, pad: NDArray[np.uint8]
 ) -> LabeledCrop:
-    """Cut a crop: RGB image (H, W), ids (H, W) -> (side, side, 3) and (side, side) uint8.
+    """Cut a crop: image (H, W) of C channels, ids (H, W) -> (side, side, C) and (side, side) uint8.
 
     Only the pixels of the crop are resized (bilinear for the photo, nearest for the
     mask). Pixels beyond the picture, at the bottom and the right as in the reference,
@@ -76,7 +78,7 @@ def apply(
     out_w, out_h = min(side, width - crop.left), min(side, height - crop.top)
     sx, sy = image.width / width, image.height / height
     box = (crop.left * sx, crop.top * sy, (crop.left + out_w) * sx, (crop.top + out_h) * sy)
-    pixels = np.empty((side, side, 3), np.uint8)
+    pixels = np.empty((side, side, len(pad)), np.uint8)
     pixels[:] = pad
     resized = image.resize((out_w, out_h), Image.Resampling.BILINEAR, box=box)
     pixels[:out_h, :out_w] = np.asarray(resized)
@@ -90,10 +92,13 @@ def apply(
 
 
 def jitter(pixels: NDArray[np.uint8], rng: np.random.Generator, amount: float) -> NDArray[np.uint8]:
-    """Vary brightness, contrast and saturation of (H, W, 3) each by a share up to `amount`."""
+    """Vary brightness, contrast and saturation of (H, W, C) each by a share up to `amount`.
+
+    For more than three channels saturation is the distance from their mean.
+    """
     brightness, contrast, saturation = rng.uniform(1 - amount, 1 + amount, 3).astype(np.float32)
     x = pixels.astype(np.float32)
-    gray = x @ np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601 luma
+    gray = x @ LUMA if x.shape[2] == len(LUMA) else x.mean(axis=2)
     x = gray[..., None] + (x - gray[..., None]) * saturation
     x = ((x - gray.mean()) * contrast + gray.mean()) * brightness
     return x.clip(0, 255).astype(np.uint8)  # type: ignore[no-any-return]

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -37,8 +38,9 @@ from model.data.pairs import (
     write_mask,
 )
 from model.data.palettes import Palette
-from model.data.photo import EXIF_ORIENTATION, open_photo, opened
+from model.data.photo import EXIF_ORIENTATION, Picture, open_picture, opened
 from model.data.report import COLOR_MODES, Look, Report
+from pixels.bands import PHOTO, Bands, Samples
 
 # How a mask is turned with its photo; the EXIF standard's values, as in ImageOps.exif_transpose.
 TURNS = {
@@ -61,7 +63,9 @@ def check(dataset: Dataset) -> Report:
     with warnings.catch_warnings():
         # open_photo silences Pillow on damaged EXIF; filters are shared by all threads.
         warnings.simplefilter("ignore", UserWarning)
-        for pair, look in zip(dataset.pairs, each(look_at, dataset.pairs, "pair"), strict=True):
+        look_at_each = partial(look_at, samples=dataset.samples)
+        looks = each(look_at_each, dataset.pairs, "pair")
+        for pair, look in zip(dataset.pairs, looks, strict=True):
             report.add(pair, look)
     return report
 
@@ -81,7 +85,7 @@ def each(work: Callable[[T], R], items: Sequence[T], unit: str) -> Iterator[R]:
                 yield result
 
 
-def look_at(pair: Pair) -> Look:
+def look_at(pair: Pair, samples: Samples = PHOTO) -> Look:
     """Read one pair whole."""
     try:
         _expect_files(pair)
@@ -89,8 +93,12 @@ def look_at(pair: Pair) -> Look:
             look = _look_at_mask(picture)
             mask_size = picture.size
         if not look.problem:
-            photo = _expect_size(pair.image, mask_size)
-            look = replace(look, size=photo.size, turned=_drawn_as_stored(pair, photo))
+            photo = _expect_size(pair.image, mask_size, samples)
+            look = replace(look, size=photo.size)
+            if isinstance(photo, Image.Image):
+                look = replace(look, turned=_drawn_as_stored(pair, photo))
+            else:
+                look = replace(look, moments=_moments(photo))
     except (DatasetError, OSError) as error:
         return Look(problem=str(error))
     return look
@@ -143,13 +151,21 @@ def _shades(picture: Image.Image, values: list[int]) -> frozenset[tuple[int, int
     )
 
 
-def _expect_size(image: Path, mask_size: tuple[int, int]) -> Image.Image:
+def _moments(photo: Bands) -> NDArray[np.float64]:
+    """Number, sum and sum of squares of each channel, (3, C)."""
+    pixels = photo.pixels.reshape(-1, photo.pixels.shape[2]).astype(np.float64)
+    return np.stack([np.full(pixels.shape[1], len(pixels)), pixels.sum(0), (pixels**2).sum(0)])
+
+
+def _expect_size(image: Path, mask_size: tuple[int, int], samples: Samples) -> Picture:
     """The photo; raises DatasetError where its mask has another size."""
-    photo = open_photo(image)
+    photo = open_picture(image, samples)
     size = photo.size
     if size == mask_size:
         return photo
     text = f"image is {size} pixels, mask {mask_size} (width, height)"
+    if not isinstance(photo, Image.Image):
+        raise DatasetError(text)
     with opened(image) as picture:
         if picture.size == mask_size and picture.getexif().get(EXIF_ORIENTATION, 1) != 1:
             text += ": the photo's EXIF orientation turns it, turn the mask as well"

@@ -23,6 +23,7 @@ from model.data.pairs import (
 )
 from model.pydantic_errors import mistakes
 from model.text import TextError, read_text
+from pixels.bands import MOST_CHANNELS, PHOTO, SampleRange, Samples, checked_range
 
 DESCRIPTION = "dataset.toml"
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")  # as the service takes
@@ -44,6 +45,9 @@ class FolderConfig(BaseModel):
     images: str = "images/{split}"
     masks: str = "masks/{split}"
     mask_suffix: str = ".png"  # what follows the image's stem, e.g. "_mask.png"
+    # More than 3: images are TIFF files of so many bands, the service's inputs too.
+    channels: Annotated[int, Field(ge=3, le=MOST_CHANNELS)] = 3
+    sample_range: SampleRange | None = None  # the 16-bit values that become 0 and 255
     lists: str | None = None  # a text file of stems, e.g. "{split}.txt"; else every image
 
     @model_validator(mode="after")
@@ -63,6 +67,11 @@ class FolderConfig(BaseModel):
             raise ValueError(f"values={list(self.values)}: give different numbers from 0 to 255")
         if self.values and self.void in self.values:
             raise ValueError(f"void={self.void} is also the value of a class; change one of them")
+        checked_range(self.sample_range)
+        if self.sample_range is not None and self.channels == PHOTO.channels:
+            raise ValueError(
+                f"sample_range={list(self.sample_range)} only applies to more than 3 channels"
+            )
         for key in ("images", "masks", "lists", "mask_suffix"):
             expect_inside(getattr(self, key) or "", key)
         if not self.mask_suffix.endswith(".png"):
@@ -114,6 +123,7 @@ def find(root: Path, split: str) -> Dataset:
         void,
         void_colors,
         own_palette=bool(config.palette),
+        samples=Samples(config.channels, config.sample_range),
         notes=() if config.lists else tuple(_left_over(images, masks, pairs)),
     )
 

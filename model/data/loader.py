@@ -32,8 +32,10 @@ from model.data import augment, soft
 from model.data.augment import AugmentConfig, LabeledCrop
 from model.data.dataset import UNLABELLED, Dataset, DatasetError, read_mask, read_pair
 from model.data.perturb import perturb
-from model.data.photo import open_photo
+from model.data.photo import Picture, open_picture
 from model.data.soft import Floats, SoftLabels
+from pixels.bands import PHOTO
+from pixels.bands import Samples as Channels
 
 T = TypeVar("T")
 
@@ -109,7 +111,7 @@ class Order:
 class Sample(NamedTuple):
     """One training example, and the files that could not be read before it."""
 
-    image: Tensor  # (3, S, S) uint8
+    image: Tensor  # (C, S, S) uint8
     label: Tensor  # (S, S) uint8, or a class id
     skipped: tuple[str, ...] = ()  # why, for each pair that it replaces
     soft: Tensor | None = None  # (K, M, M) float32: the teachers' probabilities at the logits
@@ -118,7 +120,7 @@ class Sample(NamedTuple):
 class Batch(NamedTuple):
     """A batch: the examples of one process in one iteration."""
 
-    images: Tensor  # (N, 3, S, S) uint8
+    images: Tensor  # (N, C, S, S) uint8
     labels: Tensor  # (N, S, S) uint8, or (N,) class ids
     skipped: list[str]
     soft: Tensor | None = None  # (N, K, M, M) float32
@@ -199,6 +201,7 @@ class UnlabelledPhotos:
     """Photos without labels, in place of a data set's pairs."""
 
     paths: tuple[Path, ...]
+    samples: Channels = PHOTO
 
 
 Source = Dataset | UnlabelledPhotos
@@ -211,11 +214,11 @@ def photos(source: Source) -> tuple[Path, ...]:
     return tuple(pair.image for pair in source.pairs)
 
 
-def read_example(source: Source, index: int) -> tuple[Image.Image, NDArray[np.uint8]]:
+def read_example(source: Source, index: int) -> tuple[Picture, NDArray[np.uint8]]:
     """A photo and its class ids (H, W), UNLABELLED where it has none; errors as of `read_pair`."""
     if isinstance(source, Dataset):
         return read_pair(source, source.pairs[index])
-    image = open_photo(source.paths[index])
+    image = open_picture(source.paths[index], source.samples)
     return image, np.full((image.height, image.width), UNLABELLED, np.uint8)
 
 
@@ -247,13 +250,13 @@ class CropDataset(TorchDataset[Sample]):
 
     @property
     def sample_bytes(self) -> int:
-        """Three bytes of colour and one of label for each pixel, four for each soft label."""
+        """A byte of each channel and one of label for each pixel, four for each soft label."""
         labels = self.soft_labels
         soft_bytes = 0 if labels is None else 4 * labels.classes * labels.side**2
-        return 4 * self.config.crop**2 + soft_bytes
+        return (len(self.pad) + 1) * self.config.crop**2 + soft_bytes
 
     def __getitem__(self, position: int) -> Sample:
-        """Return the crop (3, S, S) uint8 and its labels (S, S) uint8, hard and, if any, soft.
+        """Return the crop (C, S, S) uint8 and its labels (S, S) uint8, hard and, if any, soft.
 
         Raises DatasetError if photo and mask have different sizes, and if many
         positions in a row are damaged.
@@ -289,7 +292,7 @@ class CropDataset(TorchDataset[Sample]):
         size = image.size
         source = None
         strong = config.strong > 0 and rng.random() < config.strong
-        if strong:
+        if strong and isinstance(image, Image.Image):  # the recipe refuses it for other pictures
             image, mask, source = perturb(image, mask, rng, self.pad)
         where = augment.draw(rng, size, config)
         pixels, labels = augment.apply(image, mask, where, config.crop, self.pad)
@@ -307,7 +310,7 @@ class CropDataset(TorchDataset[Sample]):
             )
         return Example((pixels, labels), answers, skipped)
 
-    def _read(self, position: int) -> tuple[int, tuple[Image.Image, NDArray[np.uint8]]]:
+    def _read(self, position: int) -> tuple[int, tuple[Picture, NDArray[np.uint8]]]:
         index = self.order[position]
         return index, read_example(self.source, index)
 

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model import files
-from model.data.photo import open_photo, opened
+from model.data.photo import Picture, open_picture, opened
 from model.text import TextError, read_text
+from pixels.bands import PHOTO, Samples
 
 VOID = 255
 UNLABELLED = 254  # in training: a pixel of a photo that has no labels; beyond the photo is void
@@ -85,6 +86,7 @@ class Dataset:
     # to the set or was only chosen for display.
     void_colors: tuple[Color, ...] = ()
     own_palette: bool = True
+    samples: Samples = PHOTO  # channels of the photos: more than 3 are bands of TIFF files
     # Oddities of the folders, for `check` to report.
     notes: tuple[str, ...] = ()
 
@@ -154,13 +156,30 @@ def read_mask(mask: Mask, *, classes: int, void: int = VOID) -> NDArray[np.uint8
     return np.where((ids < classes) & (ids != void), ids, np.uint8(VOID))
 
 
-def read_pair(dataset: Dataset, pair: Pair) -> tuple[Image.Image, NDArray[np.uint8]]:
-    """Read a photo as RGB, upright, and its class ids (H, W) uint8 as `read_mask` gives them.
+def expect_samples(dataset: Dataset, samples: Samples) -> None:
+    """Raise DatasetError where a data set's channels are not those of a network."""
+    for key, ours, theirs in zip(
+        ("channels", "sample_range"), samples, dataset.samples, strict=True
+    ):
+        if ours != theirs:
+            raise DatasetError(
+                f"{dataset.name}: its dataset.toml has {key}={_shown(theirs)} and the network "
+                f"model.{key}={_shown(ours)}: make them equal"
+            )
+
+
+def _shown(value: object) -> str:
+    """A value as in TOML; absent ones have no notation there."""
+    return "nothing" if value is None else str(list(value) if isinstance(value, tuple) else value)
+
+
+def read_pair(dataset: Dataset, pair: Pair) -> tuple[Picture, NDArray[np.uint8]]:
+    """Read a photo, upright, and its class ids (H, W) uint8 as `read_mask` gives them.
 
     Raises DatasetError where they are not of one size or the mask holds colours, and
     OSError for a file that cannot be read.
     """
-    image = open_photo(pair.image)
+    image = open_picture(pair.image, dataset.samples)
     mask = read_mask(pair.mask, classes=len(dataset.classes), void=dataset.void)
     if mask.shape != (image.height, image.width):
         raise DatasetError(

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import TiffImageFile
 
-from pixels import depth
+from pixels import bands, depth, tiff
+from pixels.bands import PHOTO, Bands, Samples
 from pixels.srgb import to_srgb
 
 EXIF_ORIENTATION = 0x0112
@@ -44,6 +45,46 @@ def opened(path: Path) -> Iterator[Image.Image]:
         raise OSError(f"{path} cannot be read: {error}") from error
 
 
+Picture = Image.Image | Bands  # an RGB photo, or a file of more bands
+
+
+def open_picture(path: Path, samples: Samples = PHOTO) -> Picture:
+    """Decode a file for a network that takes `samples`; raises OSError like `open_photo`."""
+    if samples.channels == PHOTO.channels:
+        return open_photo(path)
+    data = path.read_bytes()
+    try:
+        tags = _tags(data, samples)
+        if wrong := bands.problem(tags):
+            raise ValueError(wrong)
+        return Bands(bands.in_bytes(bands.read(data, tags), samples.range))
+    except Exception as error:  # parsers of damaged files fail in many ways
+        raise OSError(f"{path} cannot be read: {error}") from error
+
+
+def _tags(data: bytes, samples: Samples) -> tiff.Tags:
+    """Parse the directory of a TIFF; raises ValueError where it has not these bands."""
+    if not tiff.is_tiff(data):
+        raise ValueError(f"it is no TIFF, and the network takes {samples.channels} bands")
+    tags = tiff.directory(data)
+    if problem := bands.fitting(samples, bands.count(tags)):
+        raise ValueError(problem)
+    pixels = tiff.first(tags, tiff.WIDTH, 0) * tiff.first(tags, tiff.HEIGHT, 0)
+    if Image.MAX_IMAGE_PIXELS and pixels > 2 * Image.MAX_IMAGE_PIXELS:  # as Pillow's own limit
+        raise ValueError(f"{pixels} pixels are too many: cut it into tiles, gdal_retile")
+    return tags
+
+
+def read_picture(path: Path, samples: Samples) -> NDArray[np.uint8]:
+    """Decode a file as an array, (H, W, C) uint8; raises OSError like `open_photo`."""
+    return np.asarray(open_picture(path, samples))
+
+
+def shown(picture: Picture) -> Image.Image:
+    """A picture to look at: of several bands the first three, as red, green and blue."""
+    return picture if isinstance(picture, Image.Image) else picture.shown
+
+
 def open_photo(path: Path) -> Image.Image:
     """Decode a photo as RGB; raises OSError for files that are no picture or too large."""
     with opened(path) as image:
@@ -55,6 +96,10 @@ def open_photo(path: Path) -> Image.Image:
 UNSCALED = ("I", "F")  # modes that `convert` clips to 0 to 255, whatever their range is
 BITS, PHOTOMETRIC, PLANAR = 258, 262, 284  # TIFF's tags
 WHITE_IS_ZERO, IN_PLANES = 0, 2
+RGB_OF_BANDS = (
+    "for a network of more channels set `channels` in dataset.toml and model.channels; for RGB, "
+    "gdal_translate -b 1 -b 2 -b 3 IN OUT"
+)
 CURE = "convert it: gdal_translate -ot Byte -scale -co INTERLEAVE=PIXEL IN OUT"
 
 
@@ -64,6 +109,12 @@ def _misread(image: Image.Image) -> str:
         return f"its samples of 32 bits have an unknown range; {CURE}"
     if not isinstance(image, TiffImageFile):
         return ""
+    if bands.colors(image.tag_v2) > PHOTO.channels:
+        return f"it has {bands.count(image.tag_v2)} bands, not the 3 of RGB; {RGB_OF_BANDS}"
+    return _misread_tiff(image)
+
+
+def _misread_tiff(image: TiffImageFile) -> str:
     bits = image.tag_v2.get(BITS, (1,))
     most = max(bits) if isinstance(bits, tuple) else bits
     if most <= 8:
@@ -75,8 +126,13 @@ def _misread(image: Image.Image) -> str:
     return ""
 
 
-def upright_size(path: Path) -> tuple[int, int]:
-    """(W, H) of a photo once its EXIF orientation has turned it; reads the header alone."""
+def upright_size(path: Path, samples: Samples = PHOTO) -> tuple[int, int]:
+    """(W, H) of a photo once its EXIF orientation has turned it; reads the header alone.
+
+    A file of more bands is read whole.
+    """
+    if samples.channels != PHOTO.channels:
+        return open_picture(path, samples).size
     with opened(path) as image:
         width, height = image.size
         try:
@@ -91,8 +147,10 @@ def read_photo(path: Path) -> NDArray[np.uint8]:
     return np.asarray(open_photo(path))
 
 
-def as_photo(source: Path | str | Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8 of a file or of a Pillow image, turned upright; an array as it is.
+def as_photo(
+    source: Path | str | Image.Image | NDArray[np.uint8], samples: Samples = PHOTO
+) -> NDArray[np.uint8]:
+    """(H, W, C) uint8 of a file or of a Pillow image, turned upright; an array as it is.
 
     Raises OSError for files that are no picture or too large, TypeError for anything else.
     """
@@ -101,7 +159,7 @@ def as_photo(source: Path | str | Image.Image | NDArray[np.uint8]) -> NDArray[np
     if isinstance(source, Image.Image):
         return np.asarray(rgb(upright(_loaded(source))))
     if isinstance(source, Path | str):
-        return read_photo(Path(source))
+        return read_picture(Path(source), samples)
     raise TypeError(
         f"photo is a {type(source).__name__}; give a path, a Pillow image or uint8 (H, W, 3)"
     )
@@ -113,10 +171,18 @@ def _loaded(image: Image.Image) -> Image.Image:
     return depth.load(image, lambda: Image.open(path)) if path else image
 
 
-def orientation(source: Path | str | Image.Image | NDArray[np.uint8]) -> int:
+def orientation(
+    source: Path | str | Image.Image | NDArray[np.uint8], samples: Samples = PHOTO
+) -> int:
     """The EXIF orientation that `as_photo` turns a photo by, 1 to 8; 1 for none."""
     if isinstance(source, np.ndarray):
         return 1
+    if not isinstance(source, Image.Image) and samples.channels != PHOTO.channels:
+        try:
+            value = tiff.first(tiff.directory(Path(source).read_bytes()), tiff.ORIENTATION, 1)
+        except Exception:  # parsers of damaged files fail in many ways; reading it says why
+            return 1
+        return value if 1 <= value <= 8 else 1
     try:
         if isinstance(source, Image.Image):
             value = int(source.getexif().get(EXIF_ORIENTATION, 1))

@@ -47,6 +47,8 @@ class Look:
     shades: frozenset[tuple[int, int]] = frozenset()
     problem: str = ""
     size: tuple[int, int] | None = None  # (W, H) of the photo
+    # Of more than three channels: number, sum and sum of squares of the pixels, (3, C).
+    moments: NDArray[np.float64] | None = None
     turned: bool = False  # the mask fits the photo as stored, not as its EXIF data turns it
 
 
@@ -67,6 +69,7 @@ class Report:
     shades: set[tuple[int, int]] = field(default_factory=set)
     problems: list[str] = field(default_factory=list)
     sizes: list[tuple[int, int]] = field(default_factory=list)  # (W, H) of the photos
+    moments: NDArray[np.float64] | None = None  # of all photos, as in `Look`
     crop: int = 513  # pixels that a network sees of a photo at once
 
     def __post_init__(self) -> None:
@@ -84,6 +87,8 @@ class Report:
             self.modes[look.mode] += 1
         if look.size:
             self.sizes.append(look.size)
+        if look.moments is not None:
+            self.moments = look.moments if self.moments is None else self.moments + look.moments
         if look.problem:
             self.problems.append(f"{pair.name}: {look.problem}")
         elif look.turned:
@@ -97,6 +102,23 @@ class Report:
         else:
             self._count(meanings(self.dataset, pair.mask), look.values)
             self.shades |= look.shades
+
+    @property
+    def mean(self) -> list[float]:
+        """The mean of each channel, from 0 to 255, of a set of more than three channels."""
+        if self.moments is None:
+            return []
+        count, total, _ = self.moments
+        return [round(float(value), 2) for value in total / count]
+
+    @property
+    def std(self) -> list[float]:
+        """The standard deviation of each channel, as `mean`."""
+        if self.moments is None:
+            return []
+        count, total, squares = self.moments
+        variance = (squares / count - (total / count) ** 2).clip(0)
+        return [round(float(value), 2) for value in np.sqrt(variance)]
 
     def _count(self, meaning: dict[int, int], values: NDArray[np.int64]) -> None:
         counts = np.zeros(VOID + 1, np.int64)
@@ -267,6 +289,8 @@ class Report:
             "unknown_colors": [
                 {"color": palettes.unpack(color), "pixels": n} for color, n in unknown.most_common()
             ],
+            "mean": self.mean,
+            "std": self.std,
             "problems": self.problems,
             "warnings": self.warnings(),
             "verdict": self.verdict() or "usable",
@@ -286,6 +310,8 @@ class Report:
             for name, row in report["classes"].items()
         ]
         lines += [] if void is None else [f"  {'void':<16} {void:7.2%} of pixels"]
+        if self.mean:
+            lines.append(f"  without init: model.mean={self.mean} model.std={self.std}")
         lines += [f"broken: {problem}" for problem in self.problems[:SHOWN]]
         hidden = len(self.problems) - SHOWN
         lines += [f"... and {hidden} more; --json lists them all"] if hidden > 0 else []

@@ -47,7 +47,9 @@ def main(argv: list[str] | None = None) -> int:
     args, overlap = evaluation_arguments(parser(), argv)
     try:
         card = checkpoint.read_card(args.checkpoint)
-        dataset, part = open_part(args, card.classes, card.training.get("dataset"))
+        dataset, part = open_part(
+            args, card.classes, card.model.samples, card.training.get("dataset")
+        )
         expect_classes(survey(dataset))
         net = checkpoint.load_on(args.device, args.checkpoint, args.output_stride)
         predict = predictor(net, args, overlap)

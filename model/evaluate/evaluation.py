@@ -28,7 +28,7 @@ Predictor = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 
 
 def score(dataset: Dataset, predict: Predictor, *others: Metric) -> Confusion:
-    """Compare `predict` ((H, W, 3) uint8 -> (H, W) uint8) with every mask of a split.
+    """Compare `predict` ((H, W, C) uint8 -> (H, W) uint8) with every mask of a split.
 
     The other metrics see the same pictures, so that nothing is predicted twice. Raises
     DatasetError for a mask that does not fit its photo.
@@ -64,7 +64,7 @@ def larger(
     """The number of photos above the crop size (H, W) and how they were predicted, for JSON."""
     count = sum(
         height > crop_size[0] or width > crop_size[1]
-        for width, height in (upright_size(pair.image) for pair in dataset.pairs)
+        for width, height in (upright_size(pair.image, dataset.samples) for pair in dataset.pairs)
     )
     how = "windows" if args.sliding else "whole" if args.whole else "shrunk"
     return {"larger_photos": {"count": count, "judged": how, "crop_size": list(crop_size)}}

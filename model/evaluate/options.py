@@ -12,7 +12,9 @@ from typing import Any
 from model import arguments
 from model.data.dataset import Dataset, find
 from model.data.guess import choose
+from model.data.pairs import expect_samples
 from model.evaluate.evaluation import check_classes, show
+from pixels.bands import Samples
 
 PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 
@@ -56,22 +58,29 @@ def evaluation_arguments(
 
 
 def open_dataset(
-    args: argparse.Namespace, classes: Sequence[str], trained_on: str | None = None
+    args: argparse.Namespace,
+    classes: Sequence[str],
+    samples: Samples,
+    trained_on: str | None = None,
 ) -> Dataset:
     """Open the data set that --dataset, --data and --split name.
 
-    Raises DatasetError if it is not there or its classes are others than the model's.
+    Raises DatasetError if it is not there or its classes or channels are not the model's.
     """
     dataset = find(choose(args.dataset, args.data, trained_on), args.data, args.split)
     check_classes(classes, dataset)
+    expect_samples(dataset, samples)
     return dataset
 
 
 def open_part(
-    args: argparse.Namespace, classes: Sequence[str], trained_on: str | None = None
+    args: argparse.Namespace,
+    classes: Sequence[str],
+    samples: Samples,
+    trained_on: str | None = None,
 ) -> tuple[Dataset, dict[str, Any]]:
     """`open_dataset`, thinned to --photos; with what to record about the rest of the split."""
-    whole = open_dataset(args, classes, trained_on)
+    whole = open_dataset(args, classes, samples, trained_on)
     part = whole.thinned(args.photos or len(whole.pairs))
     left_out = len(part.pairs) < len(whole.pairs)
     return part, {"images_in_split": len(whole.pairs)} if left_out else {}

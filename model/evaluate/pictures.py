@@ -26,9 +26,16 @@ def colored(labels: NDArray[np.uint8], palette: Sequence[Color]) -> Image.Image:
 
 
 def overlaid(image: Photo, labels: NDArray[np.uint8], card: Card) -> Image.Image:
-    """Blend the mask's colours into the photo; a class named background stays clear."""
+    """Blend the mask's colours into the photo; a class named background stays clear.
+
+    Of more than three channels the first three are shown as red, green and blue.
+    """
     strength = np.full(256, round(255 * OVERLAY_ALPHA), np.uint8)
     if "background" in card.classes:
         strength[card.classes.index("background")] = 0
     colors = colored(labels, card.palette).convert("RGB")
-    return Image.composite(colors, Image.fromarray(image), Image.fromarray(strength[labels]))
+    return Image.composite(
+        colors,
+        Image.fromarray(np.ascontiguousarray(image[..., :3])),
+        Image.fromarray(strength[labels]),
+    )

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from model import arguments, checkpoint, memory
 from model.checkpoint import Card, CheckpointError
 from model.data.dataset import find
-from model.data.photo import read_photo
+from model.data.photo import read_picture
 from model.evaluate import submission
 from model.evaluate.pictures import colored, overlaid
 from model.evaluate.submission import SubmissionError
@@ -166,7 +166,7 @@ def run(
     judge = predictor(net, args, overlap)
     for path, target in tqdm(pairs, disable=not sys.stderr.isatty()):
         try:
-            image = read_photo(path)
+            image = read_picture(path, net.config.samples)
         except OSError as error:
             print(f"error: {error}", file=sys.stderr)
             failures += 1

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from model import arguments, checkpoint, memory
 from model.checkpoint import Card, CheckpointError
 from model.data.dataset import DATASETS, Dataset, DatasetError, Pair, read_pair
+from model.data.photo import shown
 from model.data.survey import expect_classes, survey
 from model.evaluate import plots
 from model.evaluate.evaluation import COLUMNS, Predictor, figures, score
@@ -186,7 +187,7 @@ def sample(pair: Pair, dataset: Dataset, predict: Predictor, card: Card) -> tupl
     labels = predict(np.asarray(photo))
     judged = truth < len(dataset.classes)
     right = float((truth == labels)[judged].mean()) if judged.any() else 0.0
-    drawn = [photo, *(overlaid(np.asarray(photo), ids, card) for ids in (truth, labels))]
+    drawn = [shown(photo), *(overlaid(np.asarray(photo), ids, card) for ids in (truth, labels))]
     images = "".join(
         picture(jpeg(image), "jpeg", f"{kind} of {pair.name}")
         for image, kind in zip(drawn, ("photo", "true mask", "prediction"), strict=True)
@@ -247,7 +248,7 @@ def build(args: argparse.Namespace) -> str:
     card = checkpoint.read_card(source)
     if args.data is not None:
         net = checkpoint.load_on(args.device, source)
-        dataset = open_dataset(args, card.classes, card.training.get("dataset"))
+        dataset = open_dataset(args, card.classes, card.model.samples, card.training.get("dataset"))
         expect_classes(survey(dataset))
         sections += judged_sections(dataset, partial(served_map, net), card, args.samples)
     elif "miou" in card.metrics:

@@ -30,7 +30,7 @@ from model.data.dataset import Dataset, DatasetError, find, read_pair
 from model.data.guess import choose
 from model.data.loader import balanced_weights, first_readable, pixel_counts
 from model.network.deeplab import DeepLabV3Plus
-from model.network.inference import pad
+from model.network.inference import pad, shrunk
 from model.network.layers import batch_norms
 
 
@@ -46,17 +46,16 @@ def drawn(dataset: Dataset, sampling: str, count: int, seed: int) -> NDArray[np.
 
 
 def whole(dataset: Dataset, order: NDArray[np.int64], net: DeepLabV3Plus) -> Iterator[Tensor]:
-    """The photos padded like in evaluation, larger ones shrunk first: (1, 3, H, W) each.
+    """The photos padded like in evaluation, larger ones shrunk first: (1, C, H, W) each.
 
     Raises DatasetError if many photos in a row are damaged.
     """
-    height, width = net.config.crop_size
     for position in range(len(order)):
         (photo, _), _ = first_readable(
             position, lambda at: read_pair(dataset, dataset.pairs[order[at % len(order)]])
         )
-        photo.thumbnail((width, height))
-        x = torch.from_numpy(np.array(photo)).permute(2, 0, 1)[None]
+        small = shrunk(np.asarray(photo), net.config.crop_size)
+        x = torch.from_numpy(np.array(small)).permute(2, 0, 1)[None]
         yield pad(x.to(net.logits.weight), net, net.config.crop_size)
 
 

@@ -158,7 +158,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         net = checkpoint.load_on(args.device, args.checkpoint)
         card = checkpoint.read_card(args.checkpoint)
-        dataset = open_dataset(args, card.classes, card.training.get("dataset"))
+        dataset = open_dataset(args, card.classes, card.model.samples, card.training.get("dataset"))
         expect_classes(survey(dataset))
         if len(dataset.pairs) < 2:
             raise DatasetError(f"{dataset.name} {args.split} has one photo: give two or more")

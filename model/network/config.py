@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from pixels.bands import MOST_CHANNELS, PHOTO, SampleRange, Samples, checked_range
+
 BackboneName = Literal[
     "resnet_v1_50_beta",
     "resnet_v1_101_beta",
@@ -37,6 +39,7 @@ AnyBackbone = Annotated[str, Field(max_length=100), AfterValidator(_known)]  # o
 AfterDepthwise = Literal["batch_norm", "batch_norm+relu", "nothing"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Rgb = tuple[Finite, Finite, Finite]
+PerChannel = tuple[Finite, ...]
 # The published networks have 2048 channels at most. Without bounds a description from anywhere
 # could ask for any memory.
 Channels = Annotated[int, Field(gt=0, le=8192)]
@@ -76,8 +79,13 @@ class ModelConfig(BaseModel):
     backbone: AnyBackbone
     num_classes: Annotated[int, Field(ge=2, le=255)] = 21
     output_stride: OutputStride = 16
-    mean: Rgb = REFERENCE_MEAN
-    std: Rgb = REFERENCE_STD
+    # 3: photos in RGB. More: TIFF files of so many bands (pixels/bands.py).
+    channels: Annotated[int, Field(ge=3, le=MOST_CHANNELS)] = 3
+    # Of each channel; where there are three values for more channels, see `extended`.
+    mean: PerChannel = REFERENCE_MEAN
+    std: PerChannel = REFERENCE_STD
+    # The values of 16-bit bands that become 0 and 255; None: 0 and 65535.
+    sample_range: SampleRange | None = None
 
     # Encoder
     multi_grid: tuple[Rate, Rate, Rate] = (1, 1, 1)
@@ -112,6 +120,32 @@ class ModelConfig(BaseModel):
     @classmethod
     def _one_side_is_a_square(cls, value: object) -> object:
         return (value, value) if isinstance(value, int) else value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _every_channel_has_a_mean(cls, given: object) -> object:
+        channels = given.get("channels") if isinstance(given, dict) else None
+        if not isinstance(given, dict) or not isinstance(channels, int) or channels <= 3:
+            return given
+        default = {"mean": REFERENCE_MEAN, "std": REFERENCE_STD}
+        return given | {key: extended(given.get(key, default[key]), channels) for key in default}
+
+    @model_validator(mode="after")
+    def _values_are_of_the_channels(self) -> ModelConfig:
+        for key in ("mean", "std"):
+            values = getattr(self, key)
+            if len(values) != self.channels:
+                raise ValueError(
+                    f"{key}={list(values)} has {len(values)} values for {self.channels} channels: "
+                    "give one for each channel, or the three of RGB"
+                )
+        checked_range(self.sample_range)
+        if self.sample_range is not None and self.channels == PHOTO.channels:
+            raise ValueError(
+                f"sample_range={list(self.sample_range)} only applies to more than 3 channels; "
+                "leave it out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _mean_and_std_are_on_the_pixels_scale(self) -> ModelConfig:
@@ -175,6 +209,11 @@ class ModelConfig(BaseModel):
         return self
 
     @property
+    def samples(self) -> Samples:
+        """What reading a file must give."""
+        return Samples(self.channels, self.sample_range)
+
+    @property
     def logits_stride(self) -> int:
         """Pixels between two logits: 4 with the decoder, the output stride without."""
         return 4 if self.decoder else self.output_stride
@@ -183,6 +222,18 @@ class ModelConfig(BaseModel):
     def rates(self) -> tuple[int, ...]:
         """ASPP rates at this output stride: 6 at 16 becomes 12 at 8 and 3 at 32."""
         return tuple(max(1, rate * 16 // self.output_stride) for rate in self.atrous_rates)
+
+
+def extended(values: object, channels: int) -> object:
+    """Three means or deviations for more channels: each further one gets the average of the three.
+
+    Anything else is returned as it is, for the validation to judge.
+    """
+    if not isinstance(values, list | tuple) or len(values) != 3 or channels <= 3:
+        return values
+    if not all(isinstance(value, int | float) for value in values):
+        return values
+    return (*values, *[sum(values) / 3] * (channels - 3))
 
 
 def _listed(values: Mapping[str, object]) -> str:

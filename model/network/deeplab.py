@@ -5,7 +5,8 @@ map, and a small decoder that joins the result with a low-level feature of
 stride 4. Without the decoder this is DeepLabv3. Numeric details (epsilons,
 padding, where the ReLUs are) follow the official TensorFlow implementation.
 
-Images are (N, 3, H, W) in [0, 255], RGB. Logits have the network's own stride:
+Images are (N, 3, H, W) in [0, 255], RGB, or have more channels where the
+configuration says so. Logits have the network's own stride:
 4 with the decoder, the output stride without. The caller resizes them: the
 loss, the evaluator and the exporter each do it once.
 """
@@ -37,24 +38,32 @@ BACKBONES: dict[str, Callable[[ModelConfig], Backbone]] = {
     "resnet101": lambda c: _resnet(101, False, c),
     "xception_65": lambda c: _xception(65, c),
     "xception_71": lambda c: _xception(71, c),
-    "mobilenet_v2": lambda c: MobileNetV2(c.depth_multiplier, output_stride=c.output_stride),
-    "mobilenet_v3_large": lambda c: MobileNetV3Large(output_stride=c.output_stride),
-    "efficientnet_lite0": lambda c: EfficientNetLite(0, c.output_stride),
-    "efficientnet_lite1": lambda c: EfficientNetLite(1, c.output_stride),
-    "efficientnet_lite2": lambda c: EfficientNetLite(2, c.output_stride),
+    "mobilenet_v2": lambda c: MobileNetV2(
+        c.depth_multiplier, output_stride=c.output_stride, in_channels=c.channels
+    ),
+    "mobilenet_v3_large": lambda c: MobileNetV3Large(
+        output_stride=c.output_stride, in_channels=c.channels
+    ),
+    "efficientnet_lite0": lambda c: EfficientNetLite(0, c.output_stride, in_channels=c.channels),
+    "efficientnet_lite1": lambda c: EfficientNetLite(1, c.output_stride, in_channels=c.channels),
+    "efficientnet_lite2": lambda c: EfficientNetLite(2, c.output_stride, in_channels=c.channels),
 }
 
 
 def backbone_of(config: ModelConfig) -> Backbone:
     """The encoder of a config; raises BackboneError if timm cannot provide it."""
     if config.backbone.startswith(PREFIX):
-        return TimmFeatures(config.backbone, config.output_stride)
+        return TimmFeatures(config.backbone, config.output_stride, in_channels=config.channels)
     return BACKBONES[config.backbone](config)
 
 
 def _resnet(depth: int, beta: bool, config: ModelConfig) -> ResNet:
     return ResNet(
-        depth, beta=beta, output_stride=config.output_stride, multi_grid=config.multi_grid
+        depth,
+        beta=beta,
+        output_stride=config.output_stride,
+        multi_grid=config.multi_grid,
+        in_channels=config.channels,
     )
 
 
@@ -64,6 +73,7 @@ def _xception(depth: int, config: ModelConfig) -> Xception:
         output_stride=config.output_stride,
         multi_grid=config.multi_grid,
         after_depthwise=config.after_depthwise,
+        in_channels=config.channels,
     )
 
 
@@ -179,8 +189,8 @@ class DeepLabV3Plus(nn.Module):
         self.classes: tuple[str, ...] = ()  # their names; empty if unknown
         self.palette: tuple[Color, ...] = ()  # their colours; empty if unknown
         self.calibration: Calibration | None = None
-        self.register_buffer("mean", torch.tensor(config.mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(config.mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config.std).view(1, -1, 1, 1), persistent=False)
         self.backbone = backbone_of(config)
         self.aspp = ASPP(self.backbone.channels.high, config)
         self.decoder = Decoder(self.backbone, config) if config.decoder else None
@@ -203,7 +213,7 @@ class DeepLabV3Plus(nn.Module):
         return 4 if self.config.decoder else self.config.output_stride
 
     def forward(self, image: Tensor) -> Tensor:
-        """(N, 3, H, W) float32 in [0, 255], RGB -> (N, K, h, w) logits, h = ceil(H / stride)."""
+        """(N, C, H, W) float32 in [0, 255] -> (N, K, h, w) logits, h = ceil(H / stride)."""
         features = self.backbone((image - self.mean) / self.std)
         x = self.aspp(features.high)  # (N, 256, H/os, W/os)
         if self.decoder is not None:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from model.network.deeplab import DeepLabV3Plus
 from model.network.layers import resize, scaled
+from pixels.bands import PHOTO, resized
 
 Size = tuple[int, int]
 Photo = NDArray[np.uint8]
@@ -38,7 +39,7 @@ def label_map(
     crop_size: Size | None = None,
     overlap: float | None = None,
 ) -> NDArray[np.uint8]:
-    """Class ids of a photo: (H, W, 3) uint8 RGB -> (H, W) uint8.
+    """Class ids of a photo: (H, W, C) uint8 -> (H, W) uint8.
 
     `crop_size` overrides the network's own crop size (H, W): smaller photos are
     padded to it, and windows have this size. With `overlap`, the share of a
@@ -63,7 +64,7 @@ def label_map(
 def served_map(
     net: DeepLabV3Plus, image: Photo, scales: Sequence[float] = (1.0,), flip: bool = False
 ) -> NDArray[np.uint8]:
-    """Class ids as the service gives them with the exported file: (H, W, 3) uint8 -> (H, W) uint8.
+    """Class ids as the service gives them with the exported file: (H, W, C) uint8 -> (H, W) uint8.
 
     A photo larger than the crop size is shrunk to it, and its label map enlarged again; in a
     smaller one nothing differs from `label_map`. Errors as there.
@@ -81,6 +82,8 @@ def shrunk(image: Photo, crop_size: Size) -> Photo:
     size = max(1, round(width * scale)), max(1, round(height * scale))
     if size == (width, height):
         return image
+    if image.shape[2] != PHOTO.channels:
+        return resized(image, size, reducing_gap=2.0)
     picture = Image.fromarray(image)
     return np.asarray(picture.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0))
 
@@ -99,7 +102,7 @@ def probabilities(
     crop_size: Size | None = None,
     overlap: float | None = None,
 ) -> NDArray[np.float32]:
-    """Class probabilities, averaged over all passes: (H, W, 3) uint8 -> (K, H, W) float32.
+    """Class probabilities, averaged over all passes: (H, W, C) uint8 -> (K, H, W) float32.
 
     Options and errors as for `label_map`.
     """
@@ -120,9 +123,13 @@ def prepare(
     crop_size: Size,
     overlap: float | None,
 ) -> tuple[Tensor, Size]:
-    """Check the arguments; return the padded image (1, 3, H', W') and the photo's size."""
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise ValueError(f"image is {image.dtype} {image.shape}; give uint8 (H, W, 3), RGB")
+    """Check the arguments; return the padded image (1, C, H', W') and the photo's size."""
+    channels = net.config.channels
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != channels or 0 in image.shape:
+        kind = ", RGB" if channels == 3 else ""
+        raise ValueError(
+            f"image is {image.dtype} {image.shape}; give uint8 (H, W, {channels}){kind}"
+        )
     if not scales or min(scales) <= 0:
         raise ValueError(f"scales={tuple(scales)}: give one or more numbers above 0")
     if overlap is not None and not 0 <= overlap < 1:
@@ -135,11 +142,11 @@ def prepare(
 
 
 def pad(x: Tensor, net: DeepLabV3Plus, crop_size: Size) -> Tensor:
-    """Put (1, 3, H, W) at the top left of a crop filled with the mean pixel."""
+    """Put (1, C, H, W) at the top left of a crop filled with the mean pixel."""
     height, width = (max(n, crop) for n, crop in zip(x.shape[2:], crop_size, strict=True))
     if (height, width) == tuple(x.shape[2:]):
         return x
-    padded = net.mean.to(x).expand(1, 3, height, width).clone()
+    padded = net.mean.to(x).expand(1, -1, height, width).clone()
     padded[..., : x.shape[2], : x.shape[3]] = x
     return padded
 
@@ -170,7 +177,7 @@ def sliding_probabilities(
     window: Size,
     overlap: float,
 ) -> Tensor:
-    """Mean probabilities over windows, each run like a photo: (1, 3, H, W) -> (1, K, H, W).
+    """Mean probabilities over windows, each run like a photo: (1, C, H, W) -> (1, K, H, W).
 
     The image is at least as large as the window.
     """
@@ -188,7 +195,7 @@ def sliding_probabilities(
 def average_probabilities(
     net: DeepLabV3Plus, image: Tensor, scales: Sequence[float], *, flip: bool
 ) -> Tensor:
-    """Mean probabilities over scales and flips: (N, 3, H, W) in [0, 255] -> (N, K, H, W)."""
+    """Mean probabilities over scales and flips: (N, C, H, W) in [0, 255] -> (N, K, H, W)."""
     total: Tensor | None = None
     passes = [
         (scale, flipped) for scale in scales for flipped in ((False, True) if flip else (False,))
@@ -203,7 +210,7 @@ def average_probabilities(
 def full_logits(
     net: DeepLabV3Plus, image: Tensor, scale: float, *, flipped: bool = False
 ) -> Tensor:
-    """Logits of one pass at the image's own size: (N, 3, H, W) in [0, 255] -> (N, K, H, W)."""
+    """Logits of one pass at the image's own size: (N, C, H, W) in [0, 255] -> (N, K, H, W)."""
     align = net.config.align_corners
     height, width = image.shape[2:]
     x = image

@@ -34,7 +34,7 @@ from postprocess.runs import Spread
 
 BACKGROUND = "background"
 
-Image = NDArray[np.uint8]  # (H, W, 3), RGB
+Image = NDArray[np.uint8]  # (H, W, C): RGB, or bands of which the first three are shown
 Fit = Literal["resize", "sliding"]
 
 
@@ -92,7 +92,7 @@ class Target:
 
     height: int
     width: int
-    pad: Color
+    pad: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,8 @@ def result(
     `orientation`: the EXIF value that the photo was turned by.
     """
     size = (image.shape[1], image.shape[0])
-    photo = Photo(size, orientation, image, image)
+    shown = image[..., :3]
+    photo = Photo(size, orientation, shown, shown)
     facts = NetFacts.of(net)
     if passes.whole or (passes.overlap is not None and passes.fit == "resize"):
         # The reference's way: probabilities at the photo's own size, averaged over windows.
@@ -153,13 +154,13 @@ def result(
         grid = Grid.of(seen.points, facts.probability_grid, sides, fitted.shape[:2], size)
     rows, columns = nearest(fitted.shape[0], size[1]), nearest(fitted.shape[1], size[0])
     spread = Spread(np.bincount(rows), np.bincount(columns))
-    photo = replace(photo, decoded=fitted)
+    photo = replace(photo, decoded=fitted[..., :3])
     return Result(photo, seen.labels, seen.confidence, spread, facts, grid)
 
 
 def _target(net: DeepLabV3Plus) -> Target:
-    red, green, blue = (math.floor(value + 0.5) for value in net.config.mean)  # as in exports
-    return Target(*net.config.crop_size, (red, green, blue))
+    pad = tuple(math.floor(value + 0.5) for value in net.config.mean)  # as in exports
+    return Target(*net.config.crop_size, pad)
 
 
 def _joined(
@@ -188,7 +189,7 @@ def _joined(
 
 
 def _seen(net: DeepLabV3Plus, image: Image, extras: Extras, passes: Passes) -> Seen:
-    """Run a network on a photo (H, W, 3) as it is."""
+    """Run a network on a photo (H, W, C) as it is."""
     scales, flip, overlap = passes.scales, passes.flip, passes.overlap
     if extras == "labels":
         return Seen(inference.label_map(net, image, scales, flip, overlap=overlap))

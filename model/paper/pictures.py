@@ -168,7 +168,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         card, other = (checkpoint.read_card(path) for path in (args.decoder, args.bilinear))
         expect_pair(card, other, args)
-        dataset = open_dataset(args, card.classes, card.training.get("dataset"))
+        dataset = open_dataset(args, card.classes, card.model.samples, card.training.get("dataset"))
         dataset = dataset.thinned(args.photos or len(dataset.pairs))
         nets = (checkpoint.load_on(args.device, path) for path in (args.decoder, args.bilinear))
         with memory.advising("take fewer --photos, or --device cpu where a GPU is too small"):

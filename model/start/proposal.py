@@ -13,6 +13,7 @@ from model.data.report import Report
 from model.network.config import ModelConfig
 from model.network.deeplab import DeepLabV3Plus
 from model.train.loss import PixelLoss
+from pixels.bands import PHOTO, Samples
 
 VIEWS = 50  # of each photo: docs/data.md
 LEAST, MOST = 60, 20_000  # iterations
@@ -41,7 +42,7 @@ backbone = "efficientnet_lite0"
 num_classes = {classes}
 mean = [127.0, 127.0, 127.0]
 std = [128.0, 128.0, 128.0]
-aspp_separable = true
+{channels}aspp_separable = true
 decoder_separable = true
 crop_size = [{height}, {width}]
 
@@ -66,6 +67,7 @@ class Proposal:
     iterations: int
     seconds: float  # of an iteration, measured
     rare: tuple[str, ...]
+    samples: Samples = PHOTO
 
     @property
     def views(self) -> float:
@@ -85,6 +87,7 @@ class Proposal:
             ema=0.998 if self.iterations >= 1000 else 0.98,
             sampling='sampling = "balanced"\n' if self.rare else "",
             classes=self.classes,
+            channels=_channels(self.samples),
             height=self.crop_size[0],
             width=self.crop_size[1],
             crop=self.crop,
@@ -143,7 +146,16 @@ def propose(
         min(wanted, possible),
         seconds,
         rare,
+        report.dataset.samples,
     )
+
+
+def _channels(samples: Samples) -> str:
+    """The recipe's lines for more than three channels."""
+    if samples == PHOTO:
+        return ""
+    limits = "" if samples.range is None else f"sample_range = {[*samples.range]}\n"
+    return f"channels = {samples.channels}\n{limits}"
 
 
 def grid(side: int, step: int) -> int:

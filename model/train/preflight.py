@@ -101,7 +101,7 @@ def check_validation_pairs(dataset: Dataset) -> None:
     for pair in dataset.pairs:
         try:
             with opened(Path(str(pair.mask))) as mask:
-                size = upright_size(pair.image)
+                size = upright_size(pair.image, dataset.samples)
                 problem = "" if size == mask.size else f"{pair.image} is {size[0]} x {size[1]}, "
                 problem += f"its mask {pair.mask} {mask.width} x {mask.height}" if problem else ""
         except OSError as error:

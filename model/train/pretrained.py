@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,11 @@ from model.network.config import (
     EFFICIENTNET_LITE_STD,
     AnyBackbone,
     ModelConfig,
+    extended,
 )
 from model.network.deeplab import DeepLabV3Plus
 from model.train.recipe import InitPart, RecipeError
+from pixels.bands import PHOTO
 
 log = logging.getLogger("model.train")
 
@@ -60,8 +63,9 @@ def initialise(net: DeepLabV3Plus, init: str, part: InitPart = "all") -> None:
     card, state = _read(init, net.config.backbone)
     _check_backbone(net.config, card, init)
     if isinstance(card, BackboneCard):
-        net.backbone.load_state_dict(state)
+        net.backbone.load_state_dict(widened(state, net.backbone.state_dict(), net.config.channels))
         return
+    state = widened(state, net.state_dict(), net.config.channels)
     ours = net.state_dict()
     state = {key: value for key, value in state.items() if _taken(key, part)}
     shapes = {key: value.shape for key, value in ours.items() if _taken(key, part)}
@@ -79,7 +83,27 @@ def initialise_backbone(backbone: Backbone, config: ModelConfig, init: str) -> N
     if isinstance(card, Card):
         prefix = "backbone."
         state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-    backbone.load_state_dict(state)
+    backbone.load_state_dict(widened(state, backbone.state_dict(), config.channels))
+
+
+def widened(
+    state: dict[str, Tensor], ours: Mapping[str, Tensor], channels: int
+) -> dict[str, Tensor]:
+    """Weights of a network for RGB, for one of more channels: the first convolution changes.
+
+    Each further channel gets the mean of the three filters, and all are multiplied by
+    3 / channels: where every channel is the same grey, the answer is the one for RGB.
+    """
+    for key, weight in state.items():
+        shape = ours[key].shape if key in ours else weight.shape
+        if weight.ndim != 4 or shape == weight.shape or weight.shape[1] != PHOTO.channels:
+            continue
+        more = weight.mean(dim=1, keepdim=True).expand(-1, channels - 3, -1, -1)
+        wide = torch.cat([weight, more], dim=1) * (3 / channels)
+        if wide.shape == shape:
+            log.info("%s: widened from 3 channels to %d", key, channels)
+            return state | {key: wide}
+    return state
 
 
 def _tell_what_is_new(config: ModelConfig, card: Card, init: str, part: InitPart) -> None:
@@ -137,8 +161,16 @@ def timm_weights(
 
 def _check_backbone(config: ModelConfig, card: checkpoint.Card | BackboneCard, init: str) -> None:
     weights = card if isinstance(card, BackboneCard) else card.model
+    made_for = PHOTO.channels if isinstance(weights, BackboneCard) else weights.channels
+    if made_for not in (PHOTO.channels, config.channels):
+        raise RecipeError(
+            f"model.channels={config.channels} does not fit the weights of init={init!r}, which "
+            f"are for {made_for} channels: only weights for RGB can be widened"
+        )
     for field in ("backbone", "depth_multiplier", "after_depthwise", "mean", "std"):
         wanted, found = getattr(config, field), getattr(weights, field)
+        if field in ("mean", "std"):
+            found = extended(found, config.channels)
         if wanted != found:
             raise RecipeError(
                 f"model.{field}={wanted} does not fit the weights of init={init!r}, which were "

@@ -13,6 +13,7 @@ from model.data.dataset import UNLABELLED
 from model.network.config import ModelConfig, OutputStride
 from model.pydantic_errors import mistakes
 from model.text import TextError, read_text
+from pixels.bands import PHOTO
 
 PRESETS = Path(__file__).parents[1] / "presets"
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -171,6 +172,11 @@ class Recipe(BaseRecipe):
             raise ValueError(
                 f"unlabelled={self.unlabelled} takes the label {UNLABELLED} for itself: "
                 f"model.num_classes={self.model.num_classes} may be {UNLABELLED} at most"
+            )
+        if self.model.channels > PHOTO.channels and self.augment.strong:
+            raise ValueError(
+                f"augment.strong={self.augment.strong} changes colours of RGB photos, and "
+                f"model.channels={self.model.channels}: set augment.strong=0"
             )
         weights = self.class_weights
         if isinstance(weights, list) and len(weights) != self.model.num_classes:

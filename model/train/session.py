@@ -8,6 +8,7 @@ from contextlib import closing, nullcontext
 from pathlib import Path
 
 from model.data.dataset import Dataset, find
+from model.data.pairs import expect_samples
 from model.data.photo_list import find_photos
 from model.train import preflight, recipe
 from model.train.board import Board, TensorBoard
@@ -46,6 +47,7 @@ def train_from(args: argparse.Namespace, directory: Path, world: World) -> Path:
     preflight.check(config, world)
     dataset = find(config.dataset, args.data, config.split)
     preflight.check_classes(config, dataset)
+    expect_samples(dataset, config.model.samples)
     preflight.check_taught(config, photos=args.photos, targets=args.targets)
     extra = Taught(find_photos(args.photos) if args.photos else (), args.targets)
     validated_on = None

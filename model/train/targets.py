@@ -27,7 +27,7 @@ from tqdm import tqdm
 from model import checkpoint
 from model.data.dataset import DatasetError
 from model.data.loader import expect_damage
-from model.data.photo import read_photo
+from model.data.photo import read_picture
 from model.data.soft import Floats
 from model.train.distillation import Teachers
 from model.train.distributed import World
@@ -140,7 +140,7 @@ def prepare(
             log.info("asking the teachers about %d photos, for %s", len(missing), targets.folder)
         for photo in tqdm(missing, unit="photo", disable=not sys.stderr.isatty()):
             try:
-                pixels = read_photo(photo)
+                pixels = read_picture(photo, config.model.samples)
             except OSError as error:
                 expect_damage(error)
                 continue

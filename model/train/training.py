@@ -106,7 +106,7 @@ def taught(
     if config.sampling == "balanced" and kept is not None:
         chances = balanced_weights(world.from_main(lambda: kept.pixels(paths)))
     order = Order(len(paths), config.seed + 1, chances)
-    source = UnlabelledPhotos(paths)
+    source = UnlabelledPhotos(paths, config.model.samples)
     return CropDataset(source, order, config.augment, config.model.mean, kept)
 
 

@@ -155,8 +155,8 @@ class Pipeline:
 
     def _decoded(self, data: bytes) -> Prepared:
         """Prepare a photo for inference as the service does; raises ServiceError."""
-        opened = imaging.open_checked(data, self._job.max_pixels)
         target, smooth = self._engine.contract.input, self._wish.smooth
+        opened = imaging.open_checked(data, self._job.max_pixels, target.samples)
         return prepare(opened, Plan(target, self._sliding, self._whole, decoded=smooth))
 
     def _read(self, photo: StoredPhoto) -> bytes:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
+from pixels.bands import PHOTO, Samples
 from postprocess.results import outputs
 from postprocess.results.outputs import Result, Wish
 from service.images import imaging
@@ -22,7 +23,7 @@ class Decoders(Protocol):
 
     ended: Counter[str]  # processes that ended in the middle of a photo, by reason
 
-    def open(self, data: bytes, max_pixels: int) -> Future[Header]:
+    def open(self, data: bytes, max_pixels: int, samples: Samples = PHOTO) -> Future[Header]:
         """Read and check a photo's header; the future raises InvalidImage or ImageTooLarge."""
 
     def prepare(self, found: Header, plan: Plan) -> Future[Prepared]:
@@ -51,9 +52,9 @@ class Threads:
         self._pool = pool
         self.ended = Counter[str]()
 
-    def open(self, data: bytes, max_pixels: int) -> Future[Header]:
+    def open(self, data: bytes, max_pixels: int, samples: Samples = PHOTO) -> Future[Header]:
         """Read and check a photo's header."""
-        return self._pool.submit(_open, data, max_pixels)
+        return self._pool.submit(_open, data, max_pixels, samples)
 
     def prepare(self, found: Header, plan: Plan) -> Future[Prepared]:
         """Decode a photo and make a model's inputs."""
@@ -72,8 +73,8 @@ class Threads:
         """Wait for the photos that have started."""
 
 
-def _open(data: bytes, max_pixels: int) -> Header:
-    opened = imaging.open_checked(data, max_pixels)
+def _open(data: bytes, max_pixels: int, samples: Samples) -> Header:
+    opened = imaging.open_checked(data, max_pixels, samples)
     return replace(header(opened), opened=opened)
 
 

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from pixels.bands import PHOTO, Samples
 from postprocess.results.outputs import Result, Wish
 from service.decoders import tasks, wire
 from service.decoders.nursery import Nursery
@@ -152,9 +153,9 @@ class Processes:
             _start_thread(f"heavy-decoder-{index}", self._serve, self._heavy)
         _start_thread("abandoned-photos", self._end_abandoned)
 
-    def open(self, data: bytes, max_pixels: int) -> Future[Header]:
+    def open(self, data: bytes, max_pixels: int, samples: Samples = PHOTO) -> Future[Header]:
         """Read and check a photo's header."""
-        fields = {**tasks.open_request(max_pixels), "cpu_s": OPEN_S, "memory": 0}
+        fields = {**tasks.open_request(max_pixels, samples), "cpu_s": OPEN_S, "memory": 0}
         return self._submit(self._light, fields, data, lambda a, _: tasks.read_header(data, a))
 
     def prepare(self, found: Header, plan: Plan) -> Future[Prepared]:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
+from pixels.bands import Samples
 from postprocess import windows
 from postprocess.grid import Grid
 from postprocess.results import outputs
@@ -38,9 +39,9 @@ WISH = TypeAdapter(Wish)
 PROBABILITIES = "grid"
 
 
-def open_request(max_pixels: int) -> Fields:
+def open_request(max_pixels: int, samples: Samples) -> Fields:
     """Write the request to read a photo's header."""
-    return {"do": OPEN, "max_pixels": max_pixels}
+    return {"do": OPEN, "max_pixels": max_pixels, "samples": samples}
 
 
 def prepare_request(found: Header, plan: Plan) -> Fields:
@@ -48,6 +49,7 @@ def prepare_request(found: Header, plan: Plan) -> Fields:
     return {
         "do": PREPARE,
         "max_pixels": found.pixels,
+        "samples": plan.target.samples,
         "target": plan.target.model_dump(),
         "sliding": asdict(plan.sliding) if plan.sliding else None,
         "whole": plan.whole,
@@ -95,7 +97,7 @@ def run(message: Message) -> tuple[Fields, list[Array]]:
             return _tensor(request, data)
         if request["do"] == ENCODE:
             return _encoded(message)
-        opened = imaging.open_checked(data, request["max_pixels"])
+        opened = imaging.open_checked(data, request["max_pixels"], _samples(request))
         if request["do"] == OPEN:
             found = header(opened)
             return {"size": found.size, "work": found.work, "memory": found.memory}, []
@@ -163,6 +165,11 @@ def _refused(error: ServiceError) -> tuple[Fields, list[Array]]:
     return {"error": type(error).__name__, "detail": error.detail}, []
 
 
+def _samples(request: Fields) -> Samples:
+    channels, limits = request["samples"]
+    return Samples(channels, None if limits is None else (limits[0], limits[1]))
+
+
 def _plan(request: Fields) -> Plan:
     sliding = request["sliding"]
     target = InputSize.model_validate(request["target"])
@@ -221,7 +228,7 @@ def _photo(data: bytes, plan: Plan, fields: Fields, arrays: list[Array]) -> Enco
     if "whole" in fields:
         whole = arrays[fields["whole"]]
     elif plan.whole and _contains_photo_of(fields, (width, height)):
-        whole = arrays[0][:height, :width]
+        whole = arrays[0][:height, :width, :3]  # of several bands the first three
     decoded = arrays[fields["decoded"]] if "decoded" in fields else None
     kept = data if plan.whole else b""
     return EncodedPhoto((width, height), fields["orientation"], whole, decoded, kept)

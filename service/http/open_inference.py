@@ -1,6 +1,6 @@
 """The Open Inference Protocol v2 of Triton and KServe: tensors in, tensors out.
 
-The input tensor has the size of the model, (N, H, W, 3) uint8, and the caller resizes the photo.
+The input tensor has the size of the model, (N, H, W, C) uint8, and the caller resizes the photo.
 Or it is of type BYTES and contains encoded photos, which are segmented as at /segment.
 """
 
@@ -133,7 +133,8 @@ def add_routes(app: FastAPI, settings: Settings, models: Models, resources: Reso
 
 async def _infer(body: bytes, header_length: str | None, asked: Asked) -> tuple[bytes, int | None]:
     engine, resources = asked.served.engine, asked.resources
-    shape = Shape(header_length, engine.input_size, tuple(engine.outputs))
+    size = (*engine.input_size, engine.contract.input.channels)
+    shape = Shape(header_length, size, tuple(engine.outputs))
     with resources.admission.claim(_pixels(body, shape)) as claim:
         call = await claim.result(_read(body, shape, resources))
         if call.images is not None:
@@ -147,7 +148,7 @@ async def _infer(body: bytes, header_length: str | None, asked: Asked) -> tuple[
 
 
 async def infer_tensor(images: Array, call: Call, asked: Asked) -> dict[str, Array]:
-    """Run the model on its own tensor (N, H, W, 3); return the outputs by name."""
+    """Run the model on its own tensor (N, H, W, C); return the outputs by name."""
     pixels = images[..., 0].size
     _check_size(pixels, asked.resources.max_pixels)
     asked.resources.on_pixels(pixels)
@@ -254,7 +255,7 @@ def _add_metadata(app: FastAPI, models: Models) -> None:
         engine = models.get(name).engine
         height, width = engine.input_size
         outputs = [_tensor(output, [-1, height, width]) for output in engine.outputs]
-        inputs = [_tensor(INPUT, [-1, height, width, 3])]
+        inputs = [_tensor(INPUT, [-1, height, width, engine.contract.input.channels])]
         return ModelMetadata(
             name=name,
             versions=["1"],

@@ -246,7 +246,9 @@ async def _outcome(
 
 async def _open(data: bytes, job: Job) -> Header:
     """Read the header and refuse images that are too large."""
-    opening = job.resources.decoders.open(data, job.resources.max_pixels)
+    opening = job.resources.decoders.open(
+        data, job.resources.max_pixels, job.contract.input.samples
+    )
     found = await asyncio.wrap_future(opening)
     if job.sliding:
         fewest = min(_sizes(found), key=lambda size: _windows(size, job))

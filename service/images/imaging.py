@@ -20,7 +20,9 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from pixels import depth
+from pixels.bands import PHOTO, Samples, fitting, resized
 from pixels.srgb import to_srgb
+from pixels.tiff import is_tiff
 from postprocess.results import png
 from postprocess.results.encoders import enlarged
 from postprocess.results.photo import Photo, as_image, shrunk
@@ -29,7 +31,7 @@ from postprocess.runs import Spread
 from service.errors import ImageTooLarge, InvalidImage
 from service.images import heif, scans, tags
 from service.images.chunks import readable
-from service.images.tiff import Tiff, is_tiff, open_tiff
+from service.images.tiff import Tiff, open_tiff
 from service.inference.contract import InputSize
 
 # Called directly: `Image.open` also applies Pillow's own pixel limit, a global that other code
@@ -77,9 +79,17 @@ class EncodedPhoto(Photo):
 class DecodedPhoto:
     """A decoded photo, upright as its EXIF data says."""
 
-    image: Image.Image  # sRGB; possibly smaller than `size`
+    image: Image.Image  # sRGB; possibly smaller than `size`. Of several bands the first three
     size: tuple[int, int]  # (W, H) of the photo itself
     orientation: int = 1  # the applied value of the EXIF tag; 1: as stored
+    bands: NDArray[np.uint8] | None = None  # (H, W, C), where there are more than three
+
+    @classmethod
+    def of(cls, pixels: NDArray[np.uint8], orientation: int = 1) -> DecodedPhoto:
+        """Return the photo of decoded pixels (H, W, C)."""
+        shown = Image.fromarray(np.ascontiguousarray(pixels[..., :3]))
+        bands = None if pixels.shape[2] == PHOTO.channels else pixels
+        return cls(shown, shown.size, orientation, bands)
 
     @property
     def photo(self) -> EncodedPhoto:
@@ -87,12 +97,25 @@ class DecodedPhoto:
         picture = self.image if self.image.size == self.size else None
         return EncodedPhoto(self.size, self.orientation, picture, self.image)
 
+    @property
+    def pixels(self) -> NDArray[np.uint8]:
+        """What the model sees, (H, W, C)."""
+        return np.asarray(self.image) if self.bands is None else self.bands
+
+    def shrunk(self, size: tuple[int, int]) -> NDArray[np.uint8]:
+        """What the model sees at a size (W, H)."""
+        if self.bands is None:
+            return np.asarray(shrunk(self.image, size))
+        if size == self.size:
+            return self.bands
+        return resized(self.bands, size, reducing_gap=2.0)
+
 
 @dataclass(frozen=True)
 class Fitted:
     """A photo fitted into the model's input."""
 
-    pixels: NDArray[np.uint8]  # (H, W, 3)
+    pixels: NDArray[np.uint8]  # (H, W, C)
     valid: tuple[int, int]  # (h, w) of the photo's part, at the top left
 
 
@@ -110,16 +133,17 @@ class Opened:
     @property
     def memory(self) -> int:
         """The pixels to reserve memory for: some formats need twice as much for each pixel."""
-        several_planes = self.tiff and len(self.tiff.images) > 1
-        heavy = self.image.format in {"WEBP", *heif.FORMATS} or several_planes or self.is_deep
-        return 2 * self.pixels if heavy else self.pixels
+        heavy = self.image.format in {"WEBP", *heif.FORMATS} or self.is_deep
+        times = 1 if self.tiff is None else self.tiff.memory
+        return max(2 if heavy else 1, times) * self.pixels
 
     @property
     def work(self) -> int:
         """How long decoding takes, in pixels of a JPEG of one scan; a rough estimate."""
         if self.image.format in JPEGS:  # a scan without data still visits every block
             return self.pixels * (20 + self.scans) // 20 + 2 * len(self.data)
-        return (6 if self.image.format in heif.FORMATS or self.is_deep else 3) * self.pixels
+        each = 6 if self.image.format in heif.FORMATS or self.is_deep else 3
+        return max(each, self.memory // max(1, self.pixels)) * self.pixels
 
     @property
     def size(self) -> tuple[int, int]:
@@ -132,11 +156,14 @@ class Opened:
         return self.image.width * self.image.height
 
 
-def open_checked(data: bytes, max_pixels: int) -> Opened:
-    """Read and check the header only; raises InvalidImage or ImageTooLarge."""
+def open_checked(data: bytes, max_pixels: int, samples: Samples = PHOTO) -> Opened:
+    """Read and check the header only, for a model that takes `samples`.
+
+    Raises InvalidImage or ImageTooLarge.
+    """
     if not data:
         raise InvalidImage("the body is empty: send the bytes of an image")
-    opened = _opened(data)
+    opened = _opened(data, samples)
     if opened.image.mode in UNSCALED:
         raise InvalidImage("32-bit grey images have an unknown value range: send 8 or 16 bits")
     width, height = opened.size
@@ -148,12 +175,14 @@ def open_checked(data: bytes, max_pixels: int) -> Opened:
     return opened
 
 
-def _opened(data: bytes) -> Opened:
+def _opened(data: bytes, samples: Samples = PHOTO) -> Opened:
     if is_tiff(data):
-        tiff = open_tiff(data)
+        tiff = open_tiff(data, samples)
         first = tiff.images[0]
         profile = first.info.get("icc_profile")
         return Opened(data, first, profile, tiff, is_deep=depth.is_deep(first))
+    if samples.channels != PHOTO.channels:
+        raise InvalidImage(f"this file cannot be read: {fitting(samples, PHOTO.channels)}")
     if heif.is_heif(data):
         image = heif.read_header(data)
         return Opened(data, image, image.info.get("icc_profile"))
@@ -205,6 +234,8 @@ def _decoded(opened: Opened, reduce_to: int | None) -> DecodedPhoto:
     turned = orientation in (5, 6, 7, 8)
     size = (image.height, image.width) if turned else image.size
     try:
+        if opened.tiff is not None and opened.tiff.bands is not None:
+            return DecodedPhoto.of(opened.tiff.bands.decode(), orientation)
         if opened.tiff is not None:
             oriented = opened.tiff.decode(_oriented)
             size = oriented.size  # Pillow turns TIFFs itself, when it opens or loads them
@@ -273,8 +304,8 @@ def fit(photo: DecodedPhoto, target: InputSize) -> Fitted:
     width, height = photo.size
     scale = min(1.0, target.width / width, target.height / height)
     w, h = max(1, round(width * scale)), max(1, round(height * scale))
-    pixels = np.empty((target.height, target.width, 3), np.uint8)
-    pixels[:h, :w] = np.asarray(shrunk(photo.image, (w, h)))
+    pixels = np.empty((target.height, target.width, target.channels), np.uint8)
+    pixels[:h, :w] = photo.shrunk((w, h))
     pixels[h:] = target.pad
     pixels[:h, w:] = target.pad
     return Fitted(pixels, (h, w))

@@ -59,7 +59,7 @@ class Prepared:
 
     @property
     def pixels(self) -> list[NDArray[np.uint8]]:
-        """The model inputs, each (H, W, 3)."""
+        """The model inputs, each (H, W, C)."""
         if isinstance(self.inputs, Fitted):
             return [self.inputs.pixels]
         return [window.pixels for window in self.inputs]
@@ -97,6 +97,6 @@ def prepare(opened: Opened, plan: Plan) -> Prepared:
     if sliding and windows.needed(decoded.size, target):
         with refusals():
             windows.check(decoded.size, target, sliding)
-        image = windows.padded(np.asarray(decoded.image), target)
+        image = windows.padded(decoded.pixels, target)
         return Prepared(photo, windows.cut(image, decoded.size, target, sliding.overlap), image)
     return Prepared(photo, imaging.fit(decoded, target))

@@ -12,48 +12,79 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
-from pixels import depth
+from pixels import bands, depth, tiff
+from pixels.bands import PHOTO, Samples
+from pixels.tiff import (
+    ALPHA,
+    BITS,
+    BLACK_IS_ZERO,
+    COMPRESSION,
+    COPIED,
+    COUNTS,
+    EXTRA,
+    FORMAT,
+    HEIGHT,
+    IN_PLANES,
+    OFFSETS,
+    PHOTOMETRIC,
+    PLANAR,
+    RGB,
+    SAMPLES,
+    TILE_COUNTS,
+    TILE_HEIGHT,
+    TILE_OFFSETS,
+    TILE_WIDTH,
+    UNDEFINED,
+    UNSIGNED,
+    WHITE_IS_ZERO,
+    WIDTH,
+    Tags,
+    TiffError,
+    directory,
+    plane,
+    with_directory,
+)
+from pixels.tiff import first as _one
 from service.errors import InvalidImage
 from service.images import scans
 from service.images.tags import check as check_tags
 
-BITS, PHOTOMETRIC, SAMPLES, PLANAR, EXTRA, FORMAT = 258, 262, 277, 284, 338, 339
-OFFSETS, COUNTS, TILE_OFFSETS, TILE_COUNTS = 273, 279, 324, 325
-WHITE_IS_ZERO, BLACK_IS_ZERO, RGB = 0, 1, 2
 MEANINGS = {0: "white is zero", 1: "black is zero", 2: "RGB", 3: "palette", 5: "CMYK"}
 MEANINGS |= {6: "YCbCr", 8: "CIE L*a*b*", 32803: "raw sensor data"}
-UNSIGNED, UNDEFINED = 1, 4  # tag 339; undefined is read as unsigned
 FORMATS = {2: "signed", 3: "floating-point", 5: "complex", 6: "complex"}
-ALPHA = 2  # tag 338: alpha, not premultiplied
 MOST_SAMPLES = {False: 6, True: 4}  # that Pillow reads, by `more than 8 bits`
-CLASSIC = 42  # in the header; 43: BigTIFF
-SHORT, LONG = 3, 4  # types of a tag's values
-# Size, compression, fill order, orientation, rows a strip, predictor, tile size.
-COPIED = (256, 257, 259, 266, 274, 278, 317, 322, 323)
 # Also copied if the data are unchanged.
 KEPT = (OFFSETS, COUNTS, TILE_OFFSETS, TILE_COUNTS, SAMPLES, PLANAR, FORMAT)
-SHORTS = {BITS, 259, PHOTOMETRIC, 266, 274, SAMPLES, PLANAR, 317, EXTRA, FORMAT}
-COMPRESSION, JPEG_COMPRESSIONS = 259, (6, 7)
+JPEG_COMPRESSIONS = (6, 7)
 PARTS = ((OFFSETS, COUNTS), (TILE_OFFSETS, TILE_COUNTS), (513, 514))  # 513: of an old JPEG
-WIDTH, HEIGHT, TILE_WIDTH, TILE_HEIGHT = 256, 257, 322, 323
 MAX_TILE = 4096 * 4096  # pixels; GDAL's default is 256 x 256
-SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-
-Tags = Mapping[int, Any]
 
 
-def is_tiff(data: bytes) -> bool:
-    """Return whether the bytes start like a TIFF."""
-    return data.startswith(SIGNATURES)
+@dataclass(frozen=True)
+class Bands:
+    """The file of a model that takes more channels than RGB."""
+
+    data: bytes
+    tags: Tags
+    samples: Samples
+
+    @property
+    def memory(self) -> int:
+        """How many times the memory of an RGB photo the bands take, as stored and as 8 bits."""
+        sample_bytes = self.samples.channels * (_bits(self.tags) // 8 + 1)
+        return -(-sample_bytes // 3)
+
+    def decode(self) -> NDArray[np.uint8]:
+        """Read all bands, upright: (H, W, C); raises what Pillow raises for broken data."""
+        return bands.in_bytes(bands.read(self.data, self.tags), self.samples.range)
 
 
 @dataclass(frozen=True)
@@ -63,6 +94,12 @@ class Tiff:
     images: tuple[Image.Image, ...]  # the picture, or its planes as grey images
     data: bytes = field(default=b"", repr=False)  # of a picture that is not in planes
     negative: bool = False  # the planes are white-is-zero
+    bands: Bands | None = None  # read instead of the image, which then only has the size
+
+    @property
+    def memory(self) -> int:
+        """How many times the memory of an RGB photo decoding takes; 1 as a rule."""
+        return 2 if len(self.images) > 1 else 1 if self.bands is None else self.bands.memory
 
     def decode(self, oriented: Callable[[Image.Image], Image.Image]) -> Image.Image:
         """Read and orient the pixels; planes are scaled to 8 bits and merged."""
@@ -100,28 +137,53 @@ class Tiff:
         return depth.used_bits(max(int(np.max(np.asarray(plane))) for plane in planes))
 
 
-def open_tiff(data: bytes) -> Tiff:
-    """Read the header; raises InvalidImage for samples without a known range or meaning."""
+def open_tiff(data: bytes, samples: Samples = PHOTO) -> Tiff:
+    """Read the header for a model that takes `samples`.
+
+    Raises InvalidImage for samples without a known range or meaning, or of another number.
+    """
     tags = _tags(data)
     _check_tile(tags)
     _check_scans(data, tags)
-    bits, samples, meaning = _bits(tags), _samples(tags), _one(tags, PHOTOMETRIC, -1)
     _check_alike(tags)
+    return (
+        _picture(data, tags) if samples.channels == PHOTO.channels else _bands(data, tags, samples)
+    )
+
+
+def _picture(data: bytes, tags: Tags) -> Tiff:
+    bits, samples, meaning = _bits(tags), _samples(tags), _one(tags, PHOTOMETRIC, -1)
     if _one(tags, FORMAT, UNSIGNED) not in {UNSIGNED, UNDEFINED} or bits > 16:
         raise InvalidImage(f"{_described(tags)} has an unknown value range: {_cure(tags)}")
-    bands = meaning == BLACK_IS_ZERO and samples > 1
-    planes = _one(tags, PLANAR, 1) == 2 and (bits > 8 or bands)
+    if bands.colors(tags) > PHOTO.channels:
+        raise InvalidImage(
+            f"{_described(tags)} has {samples} bands, and the model takes the 3 of RGB: "
+            f"{_cure(tags)}"
+        )
+    several = meaning == BLACK_IS_ZERO and samples > 1
+    planes = _one(tags, PLANAR, 1) == IN_PLANES and (bits > 8 or several)
     if planes or bits == 12 or (bits == 16 and meaning == WHITE_IS_ZERO):
         shown = _shown(tags) if planes or samples == 1 else []
         images = tuple(_opened(_plane(data, tags, number), tags) for number in shown)
         if not images:
             raise InvalidImage(f"{_described(tags)} cannot be read: {_cure(tags)}")
         return Tiff(images, negative=meaning == WHITE_IS_ZERO)
-    if bands and 3 <= samples <= MOST_SAMPLES[bits > 8]:
+    if several and 3 <= samples <= MOST_SAMPLES[bits > 8]:
         data = _said_to_be_rgb(data, tags)
     elif samples > MOST_SAMPLES[bits > 8]:
         raise InvalidImage(f"{_described(tags)} cannot be read: {_cure(tags)}")
     return Tiff((_opened(data, tags),), data)
+
+
+def _bands(data: bytes, tags: Tags, samples: Samples) -> Tiff:
+    """Open a file of exactly the bands that a model takes; an alpha channel counts as one."""
+    if wrong := bands.fitting(samples, _samples(tags)) or bands.problem(tags):
+        raise InvalidImage(f"{_described(tags)} cannot be read: {wrong}")
+    try:
+        outline = tiff.outline(data, tags)
+    except TiffError as error:
+        raise InvalidImage(str(error)) from None
+    return Tiff((_opened(outline, tags),), bands=Bands(data, tags, samples))
 
 
 def eight_bits(image: Image.Image, bits: int) -> NDArray[np.uint8]:
@@ -133,13 +195,8 @@ def eight_bits(image: Image.Image, bits: int) -> NDArray[np.uint8]:
 def _tags(data: bytes) -> Tags:
     """Parse the first directory."""
     check_tags(data)
-    big = b"+" in data[2:4]
     try:
-        directory = ImageFileDirectory_v2(data[: 16 if big else 8])
-        file = io.BytesIO(data)
-        file.seek(directory.next)
-        directory.load(file)
-        return dict(directory)
+        return directory(data)
     except Exception as error:  # parsers of hostile files fail in many ways
         raise InvalidImage(f"the image's header is broken: {error}") from None
 
@@ -189,14 +246,6 @@ def _all(tags: Tags, number: int) -> tuple[int, ...]:
         return tuple(map(int, value if isinstance(value, tuple) else (value,)))
     except (ValueError, TypeError):  # a wrong type
         return ()
-
-
-def _one(tags: Tags, number: int, default: int) -> int:
-    value = tags.get(number, default)
-    try:
-        return int(value[0] if isinstance(value, tuple) else value)
-    except (ValueError, TypeError, IndexError):  # a wrong type
-        return default
 
 
 def _bits(tags: Tags) -> int:
@@ -255,16 +304,10 @@ def _shown(tags: Tags) -> list[int]:
 
 
 def _plane(data: bytes, tags: Tags, number: int) -> bytes:
-    """Return the file with a new directory that shows one plane as grey."""
-    own: dict[int, Any] = {tag: tags[tag] for tag in COPIED if tag in tags}
-    own |= {BITS: _bits(tags), SAMPLES: 1, PLANAR: 1, FORMAT: UNSIGNED}
-    own[PHOTOMETRIC] = BLACK_IS_ZERO
-    for tag in (OFFSETS, COUNTS, TILE_OFFSETS, TILE_COUNTS):
-        if tag in tags:
-            each = tags[tag] if isinstance(tags[tag], tuple) else (tags[tag],)
-            share = len(each) // _samples(tags)
-            own[tag] = each[number * share : (number + 1) * share]
-    return _with_directory(data, own)
+    try:
+        return plane(data, tags, number)
+    except TiffError as error:
+        raise InvalidImage(str(error)) from None
 
 
 def _said_to_be_rgb(data: bytes, tags: Tags) -> bytes:
@@ -274,26 +317,11 @@ def _said_to_be_rgb(data: bytes, tags: Tags) -> bytes:
     own[BITS] = (_bits(tags),) * _samples(tags)
     if extras := _extras(tags)[-(_samples(tags) - 3) :] if _samples(tags) > 3 else ():
         own[EXTRA] = extras
-    return _with_directory(data, own)
+    return _rewritten(data, own)
 
 
-def _with_directory(data: bytes, tags: Tags) -> bytes:
-    """Return the file with a new first directory after its data."""
-    # Packed bits have no byte order, but Pillow reads 12-bit samples only as little-endian.
-    order = "<" if data.startswith(b"II") or tags[BITS] == 12 else ">"
-    data += bytes(len(data) % 2)  # directories start at an even offset
-    entries, beyond = [], b""
-    at = len(data) + 2 + 12 * len(tags) + 4  # the offset of values with more than 4 bytes
-    for tag, value in sorted(tags.items()):
-        values = value if isinstance(value, tuple) else (value,)
-        kind, code = (SHORT, "H") if tag in SHORTS else (LONG, "L")
-        try:
-            packed = struct.pack(f"{order}{len(values)}{code}", *values)
-        except struct.error:
-            raise InvalidImage(f"tag {tag} of the TIFF is broken: {values[:3]}") from None
-        if len(packed) > 4:
-            packed, beyond = struct.pack(f"{order}L", at + len(beyond)), beyond + packed
-        entries.append(struct.pack(f"{order}HHL4s", tag, kind, len(values), packed))
-    header = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HL", CLASSIC, len(data))
-    directory = struct.pack(f"{order}H", len(tags)) + b"".join(entries) + bytes(4)
-    return b"".join([header, memoryview(data)[8:], directory, beyond])
+def _rewritten(data: bytes, tags: Tags) -> bytes:
+    try:
+        return with_directory(data, tags)
+    except TiffError as error:
+        raise InvalidImage(str(error)) from None

@@ -10,13 +10,21 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
+from pixels.bands import MOST_CHANNELS, Samples, checked_range
 from service.pydantic_errors import mistakes
 
 VERSION: Literal[1] = 1
 METADATA_KEY = "deeplab.contract"
-INPUT = "image"  # uint8 (N, H, W, 3), RGB
+INPUT = "image"  # uint8 (N, H, W, C), RGB or the bands of a TIFF
 LABELS: Literal["labels"] = "labels"  # uint8 (N, H, W), class ids
 CONFIDENCE: Literal["confidence"] = (
     "confidence"  # uint8 (N, H, W), probability of the label times 255
@@ -52,7 +60,25 @@ class InputSize(BaseModel):
     policy: Literal["fixed", "dynamic"]
     height: Positive
     width: Positive
-    pad: Color
+    # The mean pixel; as many values as the input has channels. Three: photos in RGB.
+    pad: Annotated[tuple[Byte, ...], Field(min_length=3, max_length=MOST_CHANNELS)]
+    # For more channels: the values of 16-bit samples that become 0 and 255; None: 0 and 65535.
+    sample_range: tuple[float, float] | None = None
+
+    @field_validator("sample_range")
+    @classmethod
+    def _rises(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        return checked_range(value)
+
+    @property
+    def channels(self) -> int:
+        """The number of channels: 3 for photos."""
+        return len(self.pad)
+
+    @property
+    def samples(self) -> Samples:
+        """What decoding must give."""
+        return Samples(self.channels, self.sample_range)
 
 
 class Parity(BaseModel):

@@ -80,7 +80,7 @@ class Prediction:
     probabilities: NDArray[np.uint8] | None = None  # (K, h, w) of all classes times 255
 
 
-Predict = Callable[..., list[Prediction]]  # of images (N, H, W, 3), and Extras
+Predict = Callable[..., list[Prediction]]  # of images (N, H, W, C), and Extras
 
 
 class Engine:
@@ -156,11 +156,11 @@ class Engine:
         return self.provider in {CPU, OPENVINO}
 
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """(N, H, W, 3) uint8 -> (N, H, W) uint8 class ids."""
+        """(N, H, W, C) uint8 -> (N, H, W) uint8 class ids."""
         return self._run(self._lanes[0], images, [LABELS])[0]
 
     def predict(self, images: NDArray[np.uint8], extras: Extras = "labels") -> list[Prediction]:
-        """(N, H, W, 3) uint8 -> the labels of each image, then the chosen outputs.
+        """(N, H, W, C) uint8 -> the labels of each image, then the chosen outputs.
 
         Confidence and probabilities take time, and are None if the model has none.
         """
@@ -244,7 +244,7 @@ class Engine:
         """
         height, width = self.input_size
         for batch in range(1, max_batch + 1):
-            images = np.zeros((batch, height, width, 3), np.uint8)
+            images = np.zeros((batch, height, width, self.contract.input.channels), np.uint8)
             for extras in self._levels:
                 self._run_all_lanes(images, extras)
                 if self.lanes > 1:

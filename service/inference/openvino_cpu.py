@@ -52,7 +52,7 @@ class Lane:
         self._requests = {names: each.create_infer_request() for names, each in compiled.items()}
 
     def run(self, outputs: Sequence[str], images: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
-        """(N, H, W, 3) uint8 -> each of the outputs, (N, ...) uint8.
+        """(N, H, W, C) uint8 -> each of the outputs, (N, ...) uint8.
 
         Images run one by one: a CPU is not faster with several, and only one size is compiled.
         """
@@ -129,7 +129,7 @@ class OpenVino:
         results = [whole.output(name) for name in outputs]
         model = self._library.Model(results, whole.get_parameters())
         size = self._contract.input
-        fixed = size.policy == "fixed"
-        model.reshape({INPUT: [1, *((size.height, size.width) if fixed else (-1, -1)), 3]})
+        sides = (size.height, size.width) if size.policy == "fixed" else (-1, -1)
+        model.reshape({INPUT: [1, *sides, size.channels]})
         openvino_tail.rewrite(model)
         return model

@@ -92,7 +92,7 @@ class Shadow:
     def offer(
         self, images: Sequence[Array], labels: Sequence[Array], valid: tuple[int, int]
     ) -> None:
-        """Compare a share of inputs (H, W, 3) with the labels (H, W) that the client gets.
+        """Compare a share of inputs (H, W, C) with the labels (H, W) that the client gets.
 
         `valid`: the photo's part (h, w) at the top left; the rest is padding. Returns at once.
         """

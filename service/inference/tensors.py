@@ -134,7 +134,7 @@ class Shape:
     """The shape and outputs that a request must match."""
 
     header_length: str | None  # of the request: the length of its JSON part
-    size: tuple[int, int]  # (H, W) of the model
+    size: tuple[int, int, int]  # (H, W, C) of the model's input
     valid: tuple[str, ...]  # names of the model's outputs; a request that names none gets all
 
 
@@ -143,7 +143,7 @@ class Call:
     """A parsed inference request."""
 
     id: str | None
-    images: Array | None  # (N, H, W, 3); None: the photos instead
+    images: Array | None  # (N, H, W, C); None: the photos instead
     outputs: dict[str, bool]  # name -> whether as binary data
     photos: tuple[bytes, ...] = ()  # encoded
 
@@ -170,8 +170,9 @@ def read(body: bytes, shape: Shape) -> Call:
     binary = {name: by_default if chosen is None else chosen for name, chosen in asked.items()}
     if tensor.datatype == ENCODED:
         return Call(request.id, None, binary, _photos(tensor, rest))
-    if tuple(tensor.shape[1:]) != (*size, 3):
-        raise InvalidRequest(f"shape {tensor.shape}: {INPUT} must be [N, {size[0]}, {size[1]}, 3]")
+    if tuple(tensor.shape[1:]) != size:
+        needed = ", ".join(map(str, size))
+        raise InvalidRequest(f"shape {tensor.shape}: {INPUT} must be [N, {needed}]")
     images = _pixels(tensor, rest)
     check_numbers(images[..., 0].size, binary)
     return Call(request.id, images, binary)

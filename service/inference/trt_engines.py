@@ -91,8 +91,8 @@ def provider_options(
     contract: Contract, where: Path, gpu: int, options: TrtOptions
 ) -> dict[str, str]:
     """Return options with explicit shape profiles, so that a new shape builds no new engine."""
-    height, width = contract.input.height, contract.input.width
-    shape = f"{height}x{width}x3"
+    size = contract.input
+    shape = f"{size.height}x{size.width}x{size.channels}"
     return {
         "device_id": str(gpu),
         "trt_fp16_enable": str(int(options.fp16)),

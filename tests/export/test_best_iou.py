@@ -150,7 +150,7 @@ def test_smooth_labels_are_of_the_best_expected_iou_too(
         options = ExportOptions(confidence=True, probabilities=True, best_iou=chosen)
         export(unsure, file, options)
         engine = Engine(file, EngineOptions("cpu", threads=1))
-        found = segmented(engine, photo)
+        found = segmented(engine, np.asarray(photo))
         asked = wish({"smooth": "true"}, engine.contract)
         assert asked is not None
         agreements.append((outputs.refined(found, asked).labels.image, found.labels.image))

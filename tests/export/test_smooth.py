@@ -37,7 +37,7 @@ def test_smooth_labels_are_the_same_from_python_and_in_the_service(
     ):
         asked = wish(options, engine.contract)
         assert asked is not None
-        served = outputs.refined(segmented(engine, noise), asked).labels.image
+        served = outputs.refined(segmented(engine, np.asarray(noise)), asked).labels.image
         chosen: dict[str, Any] = {**options, "smooth": True}
         ours = model.predict(net, np.asarray(noise), **chosen)
         assert served.shape == ours.shape == size[::-1]

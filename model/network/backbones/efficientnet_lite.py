@@ -75,11 +75,13 @@ def scaled(channels: int, width: float) -> int:
 class EfficientNetLite(Backbone):
     """EfficientNet-Lite without its classifier, at any output stride."""
 
-    def __init__(self, number: int, output_stride: int = 16) -> None:
+    def __init__(self, number: int, output_stride: int = 16, *, in_channels: int = 3) -> None:
         super().__init__()
         schedule = AtrousSchedule(output_stride)
         stride, _ = schedule.take(2)
-        self.stem = ConvBN(SamePadConv(3, STEM, 3, stride=stride), NORM, nn.ReLU6(inplace=True))
+        self.stem = ConvBN(
+            SamePadConv(in_channels, STEM, 3, stride=stride), NORM, nn.ReLU6(inplace=True)
+        )
         self.blocks = nn.ModuleList()
         inputs = STEM
         ends: list[tuple[int, int]] = []  # of each stage: its last block and that one's width
@@ -105,7 +107,7 @@ class EfficientNetLite(Backbone):
         self.channels = Channels(conv2=conv2, conv3=conv3, high=inputs)
 
     def forward(self, x: Tensor) -> Features:
-        """(N, 3, H, W) -> maps with 144, 240 and 320 channels (Lite2: 144, 288 and 352)."""
+        """(N, C, H, W) -> maps with 144, 240 and 320 channels (Lite2: 144, 288 and 352)."""
         x = self.stem(x)  # (N, 32, H/2, W/2)
         # conv2, conv3, high: (N, 144, H/4, W/4), (N, 240, H/8, W/8), (N, 320, H/os, W/os)
         return residual_features(self.blocks, x, conv2=self.conv2_block, conv3=self.conv3_block)

@@ -29,7 +29,7 @@ class Channels(NamedTuple):
 
 
 class Backbone(nn.Module):
-    """An encoder whose `forward` maps (N, 3, H, W) normalised images to `Features`."""
+    """An encoder whose `forward` maps (N, C, H, W) normalised images to `Features`."""
 
     channels: Channels
     initialised = False  # whether its weights have values of their own before any training

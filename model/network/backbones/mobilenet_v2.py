@@ -53,12 +53,16 @@ def expanded(inputs: int, expansion: int) -> int:
 class MobileNetV2(Backbone):
     """MobileNetV2 without its classifier, at any output stride."""
 
-    def __init__(self, depth_multiplier: float = 1.0, *, output_stride: int = 16) -> None:
+    def __init__(
+        self, depth_multiplier: float = 1.0, *, output_stride: int = 16, in_channels: int = 3
+    ) -> None:
         super().__init__()
         schedule = AtrousSchedule(output_stride)
         stride, _ = schedule.take(2)
         inputs = scaled(STEM, depth_multiplier)
-        self.stem = ConvBN(SamePadConv(3, inputs, 3, stride=stride), NORM, nn.ReLU6(inplace=True))
+        self.stem = ConvBN(
+            SamePadConv(in_channels, inputs, 3, stride=stride), NORM, nn.ReLU6(inplace=True)
+        )
         self.blocks = nn.ModuleList()
         widths: list[int] = []
         for stage in STAGES:
@@ -81,7 +85,7 @@ class MobileNetV2(Backbone):
         self.channels = Channels(conv2=widths[CONV2_BLOCK], conv3=widths[CONV3_BLOCK], high=inputs)
 
     def forward(self, x: Tensor) -> Features:
-        """(N, 3, H, W) -> maps with 144, 192 and 320 channels (at multiplier 1)."""
+        """(N, C, H, W) -> maps with 144, 192 and 320 channels (at multiplier 1)."""
         x = self.stem(x)  # (N, 32, H/2, W/2)
         # conv2, conv3, high: (N, 144, H/4, W/4), (N, 192, H/8, W/8), (N, 320, H/os, W/os)
         return residual_features(self.blocks, x, conv2=CONV2_BLOCK, conv3=CONV3_BLOCK)

@@ -104,11 +104,11 @@ class ExcitedResidual(nn.Module):
 class MobileNetV3Large(Backbone):
     """MobileNetV3-Large without its classifier, at any output stride."""
 
-    def __init__(self, *, output_stride: int = 16) -> None:
+    def __init__(self, *, output_stride: int = 16, in_channels: int = 3) -> None:
         super().__init__()
         schedule = AtrousSchedule(output_stride)
         stride, _ = schedule.take(2)
-        stem = FixedPadConv(3, STEM, 3, stride=stride)
+        stem = FixedPadConv(in_channels, STEM, 3, stride=stride)
         self.stem = ConvBN(stem, NORM, nn.Hardswish(inplace=True))
         self.blocks = nn.ModuleList()
         inputs = STEM
@@ -124,6 +124,6 @@ class MobileNetV3Large(Backbone):
         )
 
     def forward(self, x: Tensor) -> Features:
-        """(N, 3, H, W) -> maps with 24, 40 and 960 channels."""
+        """(N, C, H, W) -> maps with 24, 40 and 960 channels."""
         found = residual_features(self.blocks, self.stem(x), conv2=CONV2_BLOCK, conv3=CONV3_BLOCK)
         return found._replace(high=self.last(found.high))  # (N, 960, H/os, W/os)

@@ -55,11 +55,12 @@ class ResNet(Backbone):
         beta: bool = True,
         output_stride: int = 16,
         multi_grid: tuple[int, ...] = (1, 1, 1),
+        in_channels: int = 3,
     ) -> None:
         super().__init__()
         schedule = AtrousSchedule(output_stride)
         self.beta = beta
-        self.root = self._root(schedule)
+        self.root = self._root(schedule, in_channels)
         schedule.take(2)  # the max pooling in forward
         self.blocks = nn.ModuleList()
         inputs = 128 if beta else 64
@@ -78,12 +79,14 @@ class ResNet(Backbone):
             self.blocks.append(layers)
         self.channels = Channels(conv2=256, conv3=512, high=inputs)
 
-    def _root(self, schedule: AtrousSchedule) -> nn.Module:
+    def _root(self, schedule: AtrousSchedule, in_channels: int) -> nn.Module:
         stride, _ = schedule.take(2)
         if not self.beta:
-            return ConvBN(FixedPadConv(3, 64, 7, stride=stride), NORM, nn.ReLU(inplace=True))
+            return ConvBN(
+                FixedPadConv(in_channels, 64, 7, stride=stride), NORM, nn.ReLU(inplace=True)
+            )
         return nn.Sequential(
-            ConvBN(FixedPadConv(3, 64, 3, stride=stride), NORM, nn.ReLU(inplace=True)),
+            ConvBN(FixedPadConv(in_channels, 64, 3, stride=stride), NORM, nn.ReLU(inplace=True)),
             ConvBN(FixedPadConv(64, 64, 3), NORM, nn.ReLU(inplace=True)),
             ConvBN(FixedPadConv(64, 128, 3), NORM, nn.ReLU(inplace=True)),
         )
@@ -98,7 +101,7 @@ class ResNet(Backbone):
         return F.max_pool2d(F.pad(x, (left, right, top, bottom)), 3, 2)
 
     def forward(self, x: Tensor) -> Features:
-        """(N, 3, H, W) -> maps with 256, 512 and 2048 channels."""
+        """(N, C, H, W) -> maps with 256, 512 and 2048 channels."""
         x = self._pool(self.root(x))  # (N, 128 or 64, H/4, W/4)
         lows: list[Tensor] = []
         for block in self.blocks.children():

@@ -74,10 +74,10 @@ class TimmFeatures(Backbone):
 
     initialised = True
 
-    def __init__(self, backbone: str, output_stride: int) -> None:
+    def __init__(self, backbone: str, output_stride: int, *, in_channels: int = 3) -> None:
         """Raises BackboneError where timm has no such network, or it cannot run at this stride."""
         super().__init__()
-        self.net: nn.Module = created(backbone, output_stride)
+        self.net: nn.Module = created(backbone, output_stride, in_chans=in_channels)
         info: Any = self.net.feature_info
         strides, widths = info.reduction(), info.channels()
         # At output stride 8 or 16 later maps have this stride too: the first one is theirs.
@@ -87,7 +87,7 @@ class TimmFeatures(Backbone):
         self.channels = Channels(widths[self.conv2], widths[self.conv3], widths[-1])
 
     def forward(self, x: Tensor) -> Features:
-        """(N, 3, H, W) -> the maps of stride 4 and 8, and the last one, each ceil(H / stride)."""
+        """(N, C, H, W) -> the maps of stride 4 and 8, and the last one, each ceil(H / stride)."""
         height, width = x.shape[2:]
         # timm's networks round the sides of odd maps up or down, each in its own way. Sides that
         # divide leave nothing to round; what the padding adds is cut off again.

@@ -130,12 +130,13 @@ class Xception(Backbone):
         output_stride: int = 16,
         multi_grid: tuple[int, ...] = (1, 1, 1),
         after_depthwise: AfterDepthwise = "batch_norm",
+        in_channels: int = 3,
     ) -> None:
         super().__init__()
         schedule = AtrousSchedule(output_stride)
         stride, _ = schedule.take(2)
         self.root = nn.Sequential(
-            ConvBN(FixedPadConv(3, 32, 3, stride=stride), NORM, nn.ReLU(inplace=True)),
+            ConvBN(FixedPadConv(in_channels, 32, 3, stride=stride), NORM, nn.ReLU(inplace=True)),
             ConvBN(FixedPadConv(32, 64, 3), NORM, nn.ReLU(inplace=True)),
         )
         self.conv2_module = CONV2_MODULE[depth]
@@ -156,7 +157,7 @@ class Xception(Backbone):
         self.channels = Channels(conv2=256, conv3=728, high=inputs)
 
     def forward(self, x: Tensor) -> Features:
-        """(N, 3, H, W) -> maps with 256, 728 and 2048 channels."""
+        """(N, C, H, W) -> maps with 256, 728 and 2048 channels."""
         x = self.root(x)  # (N, 64, H/2, W/2)
         # conv2, conv3, high: (N, 256, H/4, W/4), (N, 728, H/8, W/8), (N, 2048, H/os, W/os)
         return residual_features(self.stages, x, conv2=self.conv2_module, conv3=self.conv3_module)

@@ -200,3 +200,39 @@ def test_missing_file_is_a_checkpoint_error(tmp_path: Path) -> None:
     """The user does not see a traceback of a library."""
     with pytest.raises(CheckpointError, match="does not exist"):
         initialise(tiny(), str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("backbone", ["mobilenet_v2", "timm:resnet10t"])
+def test_weights_for_rgb_widen_to_more_channels_and_see_grey_as_before(
+    tmp_path: Path, backbone: str
+) -> None:
+    """The mean of the three filters, times 3 / channels: where all channels agree, nothing changes.
+
+    The first convolution is the only one that changes.
+    """
+    net = tiny(backbone=backbone, depth_multiplier=1.0, output_stride=32)
+    card = Card(model=net.config, classes=tuple("abcde"), palette=voc_palette(5))
+    path = str(checkpoint.save(tmp_path / "net", net.state_dict(), card))
+    wide = fresh(net, channels=5, mean=(127.5,) * 5, std=(127.5,) * 5)
+    initialise(wide, path)
+    grey = torch.rand(1, 1, 65, 65, generator=torch.Generator().manual_seed(0)) * 255
+    with torch.inference_mode():
+        before, after = net(grey.expand(1, 3, 65, 65)), wide.eval()(grey.expand(1, 5, 65, 65))
+    assert torch.allclose(before, after, atol=1e-3 * float(before.std()))
+    ours, theirs = wide.state_dict(), net.state_dict()
+    (changed,) = [key for key in ours if ours[key].shape != theirs[key].shape]
+    first = theirs[changed]
+    assert torch.allclose(ours[changed][:, :3], first * 3 / 5)
+    assert torch.allclose(ours[changed][:, 3], ours[changed][:, 4])
+    assert torch.allclose(ours[changed][:, 3], first.mean(1) * 3 / 5, atol=1e-6)
+
+
+def test_weights_for_more_channels_do_not_start_a_network_for_others(tmp_path: Path) -> None:
+    net = tiny(channels=4)
+    card = Card(model=net.config, classes=tuple("abcde"), palette=voc_palette(5))
+    path = str(checkpoint.save(tmp_path / "net", net.state_dict(), card))
+    same_channels = fresh(net)
+    initialise(same_channels, path)
+    assert same(same_channels, net, "")
+    with pytest.raises(RecipeError, match=r"model\.channels=5 does not fit the weights"):
+        initialise(fresh(net, channels=5, mean=(127.5,) * 5, std=(127.5,) * 5), path)

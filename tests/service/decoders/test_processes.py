@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from postprocess.areas import area
@@ -112,6 +113,34 @@ def test_results_are_those_of_threads(pool: Processes, plan: Plan) -> None:
                 assert (np.asarray(mine.photo.whole) == np.asarray(other.photo.whole)).all(), name
             if plan.decoded:
                 assert (np.asarray(mine.photo.image) == np.asarray(other.photo.image)).all(), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "plan", [MASK, OVERLAY, SMOOTH, WINDOWS], ids=["mask", "overlay", "smooth", "windows"]
+)
+@pytest.mark.parametrize("size", [(40, 50), (48, 64), (90, 100)])
+def test_bands_are_those_of_threads(pool: Processes, plan: Plan, size: tuple[int, int]) -> None:
+    """Of a 16-bit file of four bands: inputs have four channels, pictures the first three."""
+    out = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 65_536, (*size, 4)).astype(np.uint16)
+    tifffile.imwrite(out, pixels, photometric="minisblack", planarconfig="contig", metadata=None)
+    target = TARGET.model_copy(update={"pad": (1, 2, 3, 4), "sample_range": (0, 40_000)})
+    plan = replace(plan, target=target)
+    made = []
+    with ThreadPoolExecutor(1) as threads:
+        for decoders in (pool, Threads(threads)):
+            found = decoders.open(out.getvalue(), 10**6, target.samples).result(20)
+            made.append(decoders.prepare(found, plan).result(20))
+    mine, other = made
+    assert mine.pixels[0].shape == (TARGET.height, TARGET.width, 4)
+    pairs = list(zip(mine.pixels, other.pixels, strict=True))
+    assert all((left == right).all() for left, right in pairs)
+    shown = (pixels * (255 / 40_000) + 0.5).clip(0, 255).astype(np.uint8)[..., :3]
+    if plan.whole:
+        assert (np.asarray(mine.photo.whole) == shown).all()
+    if plan.decoded:
+        assert (np.asarray(mine.photo.image) == shown).all()
 
 
 ASKED = {

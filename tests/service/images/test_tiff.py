@@ -11,9 +11,10 @@ import pytest
 import tifffile
 from numpy.typing import NDArray
 
+from pixels.bands import Samples
+from pixels.tiff import BITS, FORMAT, PHOTOMETRIC, SAMPLES, with_directory
 from service.errors import ImageTooLarge, InvalidImage
 from service.images import imaging
-from service.images.tiff import BITS, FORMAT, PHOTOMETRIC, SAMPLES, _with_directory
 
 HEIGHT, WIDTH = 40, 50
 
@@ -49,7 +50,6 @@ def shown(data: bytes) -> NDArray[np.uint8]:
         ("miniswhite", 1),
         ("rgb", 3),
         ("minisblack", 3),  # what GDAL writes of three bands of uint16, unless told
-        ("minisblack", 4),  # the same with near infrared, which is left out
     ],
 )
 def test_samples_are_shown_by_their_eight_highest_bits(
@@ -82,7 +82,7 @@ def test_twelve_bits_fill_the_range(order: bytes, white_is_zero: bool) -> None:
     tags = {256: WIDTH, 257: HEIGHT, BITS: 12, 259: 1, PHOTOMETRIC: int(not white_is_zero)}
     tags |= {SAMPLES: 1, 273: 8, 278: HEIGHT, 279: packed.size}
     expected = (values.reshape(HEIGHT, WIDTH) >> 4).astype(np.uint8)
-    found = shown(_with_directory(body, tags))[..., 0]
+    found = shown(with_directory(body, tags))[..., 0]
     assert (found == (255 - expected if white_is_zero else expected)).all()
 
 
@@ -138,7 +138,7 @@ def test_samples_of_different_kinds_are_refused_as_such(
     tag: int, values: tuple[int, ...], says: str
 ) -> None:
     tags = {256: 4, 257: 4, BITS: (8, 8, 8), 259: 1, PHOTOMETRIC: 2, SAMPLES: 3, FORMAT: (1, 1, 1)}
-    data = _with_directory(b"II*\0" + bytes(80), tags | {273: 8, 278: 4, 279: 64, tag: values})
+    data = with_directory(b"II*\0" + bytes(80), tags | {273: 8, 278: 4, 279: 64, tag: values})
     with pytest.raises(InvalidImage, match=says) as refused:
         imaging.open_checked(data, 10**6)
     assert "save every sample as 8 bits, unsigned" in str(refused.value)
@@ -154,10 +154,32 @@ def test_a_damaged_directory_is_refused_not_shown(cut: int) -> None:
         assert shown(bytes(data)).ndim == 3
 
 
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+@pytest.mark.parametrize("cut", range(4, 400, 7))
+def test_a_damaged_directory_of_bands_is_refused_not_shown(cut: int, planar: str) -> None:
+    """The same for a model of four channels."""
+    data = bytearray(written(pixels(16, 4), planar, photometric="minisblack"))
+    data[cut : cut + 3] = b"\xff\xff\xff"
+    with contextlib.suppress(InvalidImage, ImageTooLarge):
+        opened = imaging.open_checked(bytes(data), 10**6, Samples(4))
+        assert imaging.decode(opened).pixels.shape[2] == 4
+
+
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+def test_alpha_beside_rgb_is_no_band_for_a_model_of_photos(planar: str) -> None:
+    """A declared alpha is applied; a fourth band of another meaning is refused."""
+    image = pixels(8, 4)
+    alpha = written(image, planar, photometric="rgb", extrasamples=["unassalpha"])
+    assert shown(alpha).shape == (HEIGHT, WIDTH, 3)
+    other = written(image, planar, photometric="rgb", extrasamples=["unspecified"])
+    with pytest.raises(InvalidImage, match="has 4 bands, and the model takes the 3 of RGB"):
+        imaging.open_checked(other, 10**6)
+
+
 def tiled(side: int) -> bytes:
     """A TIFF of 1 x 1 grey pixel that declares one tile of `side` x `side`."""
     tags = {256: 1, 257: 1, BITS: 8, 259: 1, PHOTOMETRIC: 1, SAMPLES: 1}
-    return _with_directory(b"II*\0" + bytes(60), tags | {322: side, 323: side, 324: 8, 325: 16})
+    return with_directory(b"II*\0" + bytes(60), tags | {322: side, 323: side, 324: 8, 325: 16})
 
 
 def test_tile_much_larger_than_the_image_is_refused_before_decoding() -> None:
