@@ -71,4 +71,6 @@ def mismatch(name: str, contract: Contract, other: str, others: Contract) -> str
     """Say why two models cannot be points of one network, or None."""
     if contract.classes != others.classes:
         return f"--quality: {name} has other classes than {other}: list exports of one network"
+    if contract.input.samples != others.input.samples:
+        return f"--quality: {name} takes other channels than {other}: list exports of one network"
     return None

@@ -200,6 +200,8 @@ def unlike(candidate: Contract, served: Contract) -> str | None:
     sizes = [(each.input.height, each.input.width) for each in (candidate, served)]
     if sizes[0] != sizes[1]:
         return "it takes photos of another size: reload it without shadow"
+    if candidate.input.samples != served.input.samples:
+        return "it takes other channels, or another range of them: reload it without shadow"
     return None
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
+from pydantic import ValidationError
 
-from service.inference.contract import METADATA_KEY, ContractError, parse
+from service.inference.contract import METADATA_KEY, ContractError, InputSize, parse
 from tests.service.onnx_models import contract
 
 
@@ -43,3 +44,24 @@ def test_an_invalid_contract_is_refused_with_the_reason(
 def test_the_background_is_found_by_name() -> None:
     assert contract().background == 0
     assert contract(classes=("sky", "road", "car")).background is None
+
+
+def test_models_of_other_channels_are_neither_compared_nor_chosen_between() -> None:
+    """A file of four bands decoded for one model is no input of the other."""
+    from service.inference.quality import mismatch
+    from service.inference.shadow import unlike
+
+    photos = contract()
+    bands = contract(input=photos.input.model_copy(update={"pad": (0, 0, 0, 0)}))
+    ranged = contract(input=bands.input.model_copy(update={"sample_range": (0, 10_000)}))
+    assert unlike(photos, photos) is None
+    assert mismatch("a", bands, "b", bands) is None
+    for one, other in ((photos, bands), (bands, ranged)):
+        assert "other channels" in str(unlike(one, other))
+        assert "other channels" in str(mismatch("a", one, "b", other))
+
+
+@pytest.mark.parametrize("limits", [(5, 5), (9, 2), (-1, 5), (0, 70_000)])
+def test_a_range_of_samples_must_rise_within_16_bits(limits: tuple[float, float]) -> None:
+    with pytest.raises(ValidationError, match="sample_range"):
+        InputSize(policy="fixed", height=1, width=1, pad=(0, 0, 0, 0), sample_range=limits)
