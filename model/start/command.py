@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import shlex
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from model import memory
 from model.data.check import check
 from model.data.dataset import DatasetError, find
 from model.data.exchange.command import names, pairs
-from model.data.exchange.importing import write
+from model.data.exchange.importing import RECORD, write
 from model.data.exchange.plan import Wish, make_plan
 from model.data.folder import DESCRIPTION
 from model.data.report import Report
@@ -97,16 +98,29 @@ def parser() -> argparse.ArgumentParser:
 
 def minutes(text: str) -> float:
     """Parse a number above 0."""
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of minutes above 0")
     return value
+
+
+def expect_folder(out: Path) -> None:
+    """Raise OSError now, and not after the measurements, if the results cannot be written."""
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(f"-o {out}: {there} is a file; name a folder")
+    if not os.access(there, os.W_OK):
+        raise PermissionError(f"-o {out}: {there} may not be written")
 
 
 def main(argv: list[str] | None = None) -> int:
     """0 if everything could be done, 1 if a step failed, 2 for labels that cannot be used."""
     args = parser().parse_args(argv)
     try:
+        expect_folder(args.out)
         found = prepared(args)
         report = check(find(found.kind, found.root, found.split))
         print(report.to_text())
@@ -119,6 +133,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print("\n".join(proposal.lines()))
+    if found.judged is None:
+        print("no split val or test: the model will not be evaluated; hold some photos out as val")
     args.out.mkdir(parents=True, exist_ok=True)
     recipe = args.out / RECIPE
     recipe.write_text(proposal.recipe(), encoding="utf-8")
@@ -140,6 +156,7 @@ def prepared(args: argparse.Namespace) -> Found:
     target = args.out / "data"
     kind = tool(args.labels)
     if (target / DESCRIPTION).is_file():
+        expect_same(target, args)
         print(f"{target} was imported before; delete it to import again")
         return Found("folder", target, "train", _judged("folder", target))
     images = args.images or photos_of(args.labels)
@@ -159,6 +176,18 @@ def prepared(args: argparse.Namespace) -> Found:
         raise DatasetError(f"no photo of {args.labels} can be used")
     print("\n".join(write(plan)))
     return Found("folder", target, "train", _judged("folder", target))
+
+
+def expect_same(target: Path, args: argparse.Namespace) -> None:
+    """Raise DatasetError if a folder was imported from other labels than are named now."""
+    record = target / RECORD
+    before = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+    labels = before.get("labels")
+    if labels is not None and Path(labels).absolute() != args.labels.absolute():
+        raise DatasetError(
+            f"{target} was imported from {labels}, not from {args.labels}: give another -o, or "
+            "delete that folder"
+        )
 
 
 def _judged(kind: str, root: Path) -> str | None:

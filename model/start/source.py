@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from model.data.folder import SUFFIXES
 from model.data.guess import kinds
 from model.data.pairs import DatasetError
 from model.data.photo import opened
@@ -14,6 +15,7 @@ KNOWN = (
     "a data set with dataset.toml, VOC, CamVid, Cityscapes or COCO as published, or the files of "
     "COCO, CVAT, Label Studio, LabelMe or YOLO, or masks of colours"
 )
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
 PHOTO_FOLDERS = ("images", "photos", "JPEGImages", "imgs", "leftImg8bit")
 
 
@@ -27,6 +29,8 @@ def known_set(source: Path) -> str | None:
 
 def tool(source: Path) -> str:
     """Return the format of a label tool's file or folder; raises DatasetError for others."""
+    if not source.exists():
+        raise DatasetError(f"{source} does not exist; the path is relative to {Path.cwd()}")
     if source.suffix.lower() == ".xml":
         return "cvat"
     if source.suffix.lower() in (".yaml", ".yml"):
@@ -35,6 +39,8 @@ def tool(source: Path) -> str:
         return _of_json(source)
     if source.is_dir():
         return _of_folder(source)
+    if source.suffix.lower() in ARCHIVES:
+        raise DatasetError(f"{source} is an archive: unpack it, and give the folder or file in it")
     raise DatasetError(f"{source} is not known; what can be read is {KNOWN}")
 
 
@@ -45,14 +51,35 @@ def _of_folder(folder: Path) -> str:
         return "yolo-seg"
     if (folder / "labelmap.txt").is_file() or (folder / "SegmentationClass").is_dir():
         return "voc-colours"
-    if _sorted(folder.rglob("*.xml")):
+    xml, others = _sorted(folder.rglob("*.xml")), _sorted(folder.rglob("*.json"))
+    if xml and others:
+        raise DatasetError(
+            f"{folder} holds files of several tools, {xml[0].name} and {others[0].name}: give one"
+        )
+    if xml:
         return "cvat"
-    first = next(iter(_sorted(folder.rglob("*.json"))), None)
-    if first is not None:
-        return _of_json(first)
+    if others:
+        return _of_json(others[0])
     if any(_is_colored(path) for path in _sorted(folder.glob("masks/*.png"))[:3]):
         return "voc-colours"
-    raise DatasetError(f"{folder} holds no labels that are known; what can be read is {KNOWN}")
+    if next(folder.iterdir(), None) is None:
+        raise DatasetError(f"{folder} is empty; what can be read is {KNOWN}")
+    raise DatasetError(
+        f"{folder} holds no labels that are known{_instead(folder)}; what can be read is {KNOWN}"
+    )
+
+
+def _instead(folder: Path) -> str:
+    """What a folder without labels holds."""
+    files = _sorted(path for path in folder.iterdir() if path.is_file())
+    if any(path.suffix.lower() in ARCHIVES for path in files):
+        return ", but an archive: unpack it"
+    if len(files) > 0 and all(path.suffix.lower() in SUFFIXES for path in files):
+        return (
+            f", only {len(files)} pictures: give the file or folder of the labels, and photos by "
+            "--images; masks lie in a folder called masks or SegmentationClass"
+        )
+    return ""
 
 
 def _sorted(paths: Iterable[Path]) -> list[Path]:
@@ -72,6 +99,11 @@ def _of_json(path: Path) -> str:
     first = document[0] if isinstance(document, list) and document else document
     if isinstance(first, dict) and "data" in first:
         return "labelstudio"
+    if isinstance(document, list) and isinstance(first, dict) and "image" in first:
+        raise DatasetError(
+            f"{path} looks like Label Studio's JSON-MIN, which leaves shapes' sizes out: export "
+            "the project as JSON"
+        )
     raise DatasetError(f"{path} is the JSON of no known tool; what can be read is {KNOWN}")
 
 

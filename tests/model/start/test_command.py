@@ -16,6 +16,7 @@ from model.data.dataset import find
 from model.start.command import main
 from model.start.proposal import BATCH, LEAST, VIEWS, grid, propose
 from model.train import recipe
+from tests.model.data.exchange import files
 
 
 @pytest.fixture
@@ -147,3 +148,28 @@ def test_minutes_that_no_training_can_take_are_usage_errors(
         main(["labels", "-o", "out", "--minutes", minutes])
     assert stopped.value.code == 2
     assert "--minutes" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_labels_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shapes.make(tmp_path / "set")
+    (tmp_path / "file").write_text("mine")
+    assert main([str(tmp_path / "set"), "-o", str(tmp_path / "file")]) == 2
+    told = capsys.readouterr()
+    assert "is a file; name a folder" in told.err
+    assert not told.out
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_an_import_of_other_labels_is_not_used_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else the second export of a team would be trained on the first one's labels."""
+    data = tmp_path / "out" / "data"
+    data.mkdir(parents=True)
+    (data / "dataset.toml").write_text('classes = ["a", "b"]\n')
+    (data / "import.json").write_text('{"labels": "first.json"}')
+    labels = files.coco_file(tmp_path / "second.json")
+    assert main([str(labels), "-o", str(tmp_path / "out"), "--images", str(tmp_path)]) == 2
+    assert "was imported from first.json, not from" in capsys.readouterr().err

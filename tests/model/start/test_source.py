@@ -43,7 +43,7 @@ def test_a_data_set_is_used_as_it_is(tmp_path: Path) -> None:
 
 def test_unknown_files_are_named_with_what_is_known(tmp_path: Path) -> None:
     path = files.write_json(tmp_path / "a.json", {"hello": 1})
-    for source in (path, tmp_path, tmp_path / "gone.txt"):
+    for source in (path, tmp_path):
         with pytest.raises(DatasetError, match="Label Studio"):
             tool(source)
 
@@ -64,3 +64,32 @@ def test_what_macos_and_cameras_add_to_names_is_no_obstacle(tmp_path: Path) -> N
     files.photo(folder / "a.JPG")
     assert tool(folder) == "labelme"
     assert photos_of(folder) == folder
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("export.zip", "PK", "export.zip is an archive: unpack it"),
+        ("gone.json", None, "does not exist; the path is relative to"),
+        ("min.json", '[{"image": "a.jpg", "label": []}]', "Label Studio's JSON-MIN"),
+        ("photos/a.jpg", "x", "only 1 pictures: give the file or folder of the labels"),
+        ("zips/a.zip", "x", "but an archive: unpack it"),
+    ],
+)
+def test_what_a_newcomer_gives_by_mistake_is_told_with_the_cure(
+    name: str, content: str | None, says: str, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content)
+    source = path if "/" not in name else path.parent
+    with pytest.raises((DatasetError, OSError), match=says):
+        tool(source)
+
+
+def test_a_folder_of_two_tools_is_not_guessed(tmp_path: Path) -> None:
+    files.coco_file(tmp_path / "a.json")
+    (tmp_path / "annotations.xml").write_text("<annotations/>")
+    with pytest.raises(DatasetError, match=r"several tools, annotations\.xml and a\.json"):
+        tool(tmp_path)
