@@ -57,7 +57,7 @@ from service.http.middleware.protocol import AbsoluteForm
 from service.http.middleware.shares import Shares
 from service.http.middleware.shutdown import ShutdownAnswer
 from service.http.operating_point import chosen
-from service.http.query import SegmentQuery, bounds, refuse_repeats
+from service.http.query import ParameterLimit, SegmentQuery, bounds, refuse_repeats
 from service.http.segment import Job, Resources, segment
 from service.http.telemetry import metrics
 from service.http.telemetry.metrics import DecoderCollector, Metrics
@@ -255,6 +255,7 @@ def _add_middleware(
         app.add_middleware(MetricsPort, port=settings.metrics_port)
     if settings.cors_origins:
         _allow_origins(app, settings.cors_origins)
+    app.add_middleware(ParameterLimit)
     app.add_middleware(ShutdownAnswer, draining=lambda: models.draining)
     app.add_middleware(Observation, metrics=measured, draining=lambda: models.draining)
     if tracing:

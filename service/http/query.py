@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from postprocess import areas
 from postprocess.refine import Below
@@ -14,7 +15,7 @@ from postprocess.results.options import FILL, MOST_OVERLAP
 from postprocess.results.outputs import INCLUDABLE, OUTPUTS, MaskFormat, OverlayFormat, Wish
 from postprocess.windows import Sliding
 from service.errors import InvalidRequest, NotAcceptable
-from service.http import deadlines, packing
+from service.http import deadlines, packing, problems
 from service.http.negotiation import output_for, preferred_format
 from service.images.refusals import refusals
 from service.inference.contract import Contract
@@ -23,15 +24,27 @@ from service.settings import Fit, Settings
 
 # Comma-separated lists may also be repeated keys, as many clients write lists.
 REPEATABLE = frozenset({"output", "classes", "include"})
-MOST_PARAMETERS = 500  # classes=1&classes=2...; errors list them, so that more would take long
+MOST_PARAMETERS = 500  # classes=1&classes=2...; to parse 9,000 of them takes 10 ms
 ONCE = ("Content-Type", deadlines.HEADER, LENGTH_HEADER, "Authorization")
+
+
+class ParameterLimit:
+    """ASGI middleware: refuse a query of too many parameters before it is parsed."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        count = scope["query_string"].count(b"&") if scope["type"] == "http" else 0
+        if count <= MOST_PARAMETERS:
+            await self.app(scope, receive, send)
+            return
+        text = f"the query has {count} parameters, the limit is {MOST_PARAMETERS}"
+        await problems.answer(scope, InvalidRequest(text))(scope, receive, send)
 
 
 async def refuse_repeats(request: Request) -> None:
     """Raise InvalidRequest if a parameter or header is repeated: only one value would count."""
-    count = request.scope["query_string"].count(b"&")  # to parse thousands takes long
-    if count > MOST_PARAMETERS:
-        raise InvalidRequest(f"the query has {count} parameters, the limit is {MOST_PARAMETERS}")
     keys = [key for key, _ in request.query_params.multi_items() if key not in REPEATABLE]
     if repeated := sorted({key for key in keys if keys.count(key) > 1}):
         raise InvalidRequest(
