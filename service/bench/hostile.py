@@ -15,6 +15,7 @@ import zlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 
 from PIL import Image
 
@@ -211,6 +212,7 @@ async def _send(writer: asyncio.StreamWriter, case: Case) -> None:
     await writer.drain()
 
 
+@lru_cache(16)  # to cut them anew each time would hold up the clients that are measured
 def _chunked(data: bytes, size: int) -> bytes:
     pieces = (data[start : start + size] for start in range(0, len(data), size))
     return b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces)
