@@ -24,6 +24,7 @@ from service.errors import (
     InvalidRequest,
     JobNotDone,
     JobsFull,
+    Overloaded,
     UnknownJob,
     UnknownModel,
     UnsupportedMedia,
@@ -43,6 +44,7 @@ from service.pydantic_errors import mistakes
 
 PATH = "/jobs"
 MOST_UNFINISHED, MOST_KEPT = 1000, 10_000  # jobs
+MOST_FOLLOWERS = 100  # clients that read events
 MAX_JSON = 4 * 1024 * 1024  # bytes; 10,000 URLs of 400 characters
 EVENTS = "text/event-stream"
 GONE = "there is no such job of this key: it may have expired"
@@ -214,13 +216,15 @@ def _add_outcome(app: FastAPI, jobs: Jobs, desk: Desk) -> None:
     @app.get(
         PATH + "/{name}/events",
         response_class=StreamingResponse,
-        responses={**events, **documented(UnknownJob)},
+        responses={**events, **documented(UnknownJob, Overloaded)},
     )
     async def get_job_events(request: Request, name: str) -> Response:
         """Send the state of a job at every change until it ends (server-sent events)."""
         told = desk.told(jobs.events(await desk.known(request, name)))
         if request.method == "HEAD":  # there is nothing to wait for
             return Response(media_type=EVENTS)
+        if jobs.followers >= MOST_FOLLOWERS:  # each looks at the database at every change
+            raise Overloaded(f"{MOST_FOLLOWERS} clients read events: ask for {PATH}/{name} instead")
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx would hold them
         return StreamingResponse(told, media_type=EVENTS, headers=headers)
 

@@ -77,6 +77,7 @@ class Jobs:
         self._resources = resources
         self._turns = asyncio.Semaphore(PHOTOS_AT_ONCE)
         self.finished = {"done": 0, "failed": 0}  # photos, since the start
+        self.followers = 0  # clients that read events
         self.arriving = 0  # bytes on the disk of jobs that are not stored yet
         self._removed: set[str] = set()  # jobs that may just be about to run
         self._own = 0  # photos of jobs among the requests in progress
@@ -123,6 +124,14 @@ class Jobs:
 
     async def events(self, job: StoredJob) -> AsyncIterator[StoredJob | None]:
         """Yield the job at every change until it ends; None if nothing changed for a while."""
+        self.followers += 1
+        try:
+            async for each in self._changes(job):
+                yield each
+        finally:
+            self.followers -= 1
+
+    async def _changes(self, job: StoredJob) -> AsyncIterator[StoredJob | None]:
         last: StoredJob | None = None
         while not self.models.draining:
             changed = self._changed

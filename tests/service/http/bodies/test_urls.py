@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from service.allow_list import AllowList
 from service.http.bodies import urls
 from tests.service import onnx_models
 from tests.service.web import opened, photo, png, serving
@@ -185,3 +188,33 @@ def test_without_the_setting_urls_are_refused(tmp_path: Any) -> None:
     onnx_models.save(tmp_path / "tiny.onnx")
     with serving(tmp_path) as client:
         assert "--allow-url-hosts" in ask(client, "http://example.org/a.jpg").json()["detail"]
+
+
+def test_a_slow_name_server_takes_no_thread_that_others_need(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nothing can end a look-up. Jobs, reloads and files use the threads of the event loop."""
+    looked_up, go_on = threading.Semaphore(0), threading.Event()
+
+    def slow(*_: object, **__: object) -> list[Any]:
+        looked_up.release()
+        go_on.wait(20)
+        return []
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        fetcher = urls.Fetcher(AllowList.of(("*",)), LIMIT)
+        waiting = [asyncio.create_task(fetcher.fetch(f"http://{name}.test/")) for name in "abc"]
+        while sum(looked_up.acquire(blocking=False) for _ in waiting) == 0:
+            await asyncio.sleep(0.01)
+        assert await asyncio.wait_for(asyncio.to_thread(lambda: 7), 5) == 7
+        for outcome in await asyncio.gather(*waiting, return_exceptions=True):
+            assert "no photo came within 0.5 s" in str(outcome)
+
+    monkeypatch.setattr("socket.getaddrinfo", slow)
+    monkeypatch.setattr(urls, "TIMEOUT_S", 0.5)
+    try:
+        asyncio.run(scenario())
+    finally:
+        go_on.set()

@@ -135,6 +135,22 @@ def test_events_tell_every_change_until_the_end(client: TestClient) -> None:
     assert told[-1]["state"] == "done"
 
 
+def test_readers_of_events_are_bounded_and_counted_while_they_read(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With no place for one 503; a reader that is done gives its place back."""
+    body = zipped({"a.png": png(photo())})
+    with serving(folder, jobs=tmp_path) as client:
+        name = send(client, body).json()["id"]
+        ended(client, name)
+        monkeypatch.setattr("service.http.jobs.routes.MOST_FOLLOWERS", 1)
+        for _ in range(3):
+            assert client.get(f"/jobs/{name}/events").status_code == 200
+        monkeypatch.setattr("service.http.jobs.routes.MOST_FOLLOWERS", 0)
+        answer = client.get(f"/jobs/{name}/events")
+        assert (answer.status_code, answer.json()["code"]) == (503, "overloaded")
+
+
 def test_a_removed_job_is_gone(client: TestClient) -> None:
     name = send(client, zipped({"a.png": png(photo())})).json()["id"]
     assert client.delete(f"/jobs/{name}").status_code == 204
