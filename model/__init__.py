@@ -8,6 +8,9 @@ Segment a photo with a checkpoint:
     labels = model.predict(net, "service/samples/cat.jpg")  # (H, W) uint8 class ids
     names = model.read_card("model/bundled/efficientnet-lite0-voc").classes
 
+`model.segment(net, photo, "overlay,polygons")` gives the result files of the service: pictures,
+polygons, JSON, probabilities.
+
 `import model` itself loads neither torch nor NumPy; the first call of a function does.
 """
 

@@ -71,6 +71,7 @@ from service.settings import Settings
 if TYPE_CHECKING:  # else loaded only where traces are asked for
     from service.http.telemetry.tracing import Tracing
 
+PICTURE_TYPES = ("image/png", "image/jpeg", "image/webp", "image/avif")
 DECODERS_START_S = 10.0  # to load their libraries, which takes less than a second
 
 # Headers that pages of allowed other origins may send and read (CORS).
@@ -99,9 +100,7 @@ ANSWERS: dict[int | str, dict[str, Any]] = {
                 }
             },
             "application/geo+json": {"schema": problems.component(answers.PolygonsResult)},
-            **dict.fromkeys(
-                ("image/png", "image/jpeg", outputs.ZIP, packing.MULTIPART), answers.BINARY
-            ),
+            **dict.fromkeys((*PICTURE_TYPES, outputs.ZIP, packing.MULTIPART), answers.BINARY),
         },
     },
     **problems.documented(

@@ -213,6 +213,11 @@ def test_pictures_beyond_a_formats_size_are_refused(
     assert post(client, wide, **query, max_side=limit).status_code == 200
 
 
+def test_the_schema_names_every_type_of_picture(client: TestClient) -> None:
+    answers = client.get("/openapi.json").json()["paths"]["/segment"]["post"]["responses"]
+    assert {kind for kind, _ in encoders.FORMATS.values()} < {*answers["200"]["content"]}
+
+
 def test_a_format_without_its_encoder_is_refused(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
