@@ -44,6 +44,7 @@ class Progress:
         self._clock = clock
         self._is_terminal = stream.isatty()
         self._drawn_at = clock()
+        self._drawn_count = 0  # photos in the last line
         self._marks: deque[tuple[float, int]] = deque([(clock(), 0)])  # (when, photos worked on)
 
     def update(self) -> None:
@@ -69,8 +70,9 @@ class Progress:
             self._stream.write("\r\x1b[K" if self._is_terminal else "")
             self._stream.flush()
             return
-        self._mark(self._clock())
-        self._draw()
+        if self._is_terminal or self._drawn_count != self.counts.settled():
+            self._mark(self._clock())
+            self._draw()
         if self._is_terminal:
             self._stream.write("\n")
         self._stream.flush()
@@ -102,6 +104,7 @@ class Progress:
             self._marks.popleft()
 
     def _draw(self) -> None:
+        self._drawn_count = self.counts.settled()
         if not self._is_terminal:
             self._stream.write(f"{self.line()}\n")
         else:

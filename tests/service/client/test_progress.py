@@ -59,6 +59,15 @@ def test_log_gets_plain_lines_now_and_then() -> None:
     ]
 
 
+def test_a_log_does_not_get_its_last_line_twice() -> None:
+    clock, log, counts = Clock(), io.StringIO(), Counts()
+    progress = Progress(counts, log, clock)
+    clock.now, counts.sent = 10.0, 5
+    progress.update()
+    progress.close()
+    assert log.getvalue() == "5/?  0.5/s\n"
+
+
 def test_repeats_are_not_part_of_the_total() -> None:
     progress = Progress(Counts(sent=9, repeated=1), io.StringIO(), Clock())
     progress.total = 11
