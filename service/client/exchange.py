@@ -166,6 +166,11 @@ class Exchange:
         except httpx.RequestError as error:
             return self._route.explained(error)
 
+    @property
+    def timeout_s(self) -> float:
+        """The seconds that one try may take, besides those for its bytes."""
+        return self._timeout_s
+
     @asynccontextmanager
     async def stream(self, ask: Ask) -> AsyncIterator[httpx.Response]:
         """Make one try; yield the answer before its body is read. Raises httpx.RequestError."""

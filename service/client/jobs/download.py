@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shutil
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,12 +14,20 @@ from pathlib import Path
 import httpx
 
 from service.client.errors import BadAnswerError, UsageError
-from service.client.exchange import MOST_BYTES_OF_AN_ERROR, Ask, Exchange, check_plain
+from service.client.exchange import (
+    MOST_BYTES_OF_AN_ERROR,
+    SLOWEST_BYTES_PER_S,
+    Ask,
+    Exchange,
+    check_plain,
+)
 from service.client.plain import sentence
 from service.client.retry import RETRYABLE, Outcome
 
 RANGE = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+)")
 MOST_UNPACKED = 20  # times the bytes of the ZIP; the service only stores what is compressed already
+MOST_UNTOLD = 1 << 30  # bytes of an answer that does not tell its length
+PROGRESS = 1 << 20  # bytes that a try must bring so that the tries count anew
 OnBytes = Callable[[int, int | None], None]
 
 
@@ -51,7 +60,7 @@ async def to_file(
     retries, had = exchange.retries(), part.size
     while (outcome := await _attempt(exchange, ask, part, on_bytes)) is not None:
         outcome = exchange.checked(outcome)
-        if part.size > had:  # it got further, so that the tries count from here
+        if part.size >= had + PROGRESS:  # it got further, so that the tries count from here
             retries, had = exchange.retries(), part.size
         if not await exchange.again(retries, outcome):
             exchange.settle(retries, outcome)
@@ -79,9 +88,12 @@ async def _attempt(
                 return _beyond(answer, part)
             if not answer.is_success:
                 return await _refusal(answer)
-            await _receive(answer, part, on_bytes)
+            async with asyncio.timeout(exchange.timeout_s) as timer:
+                await _receive(answer, part, on_bytes, timer)
     except httpx.RequestError as error:
         return error
+    except TimeoutError:
+        return httpx.ReadTimeout(f"fewer than {SLOWEST_BYTES_PER_S} bytes came in a second")
     return None if part.total is None or part.is_whole else httpx.ReadError("the answer was cut")
 
 
@@ -114,8 +126,13 @@ def _retry_after(answer: httpx.Response) -> dict[str, str]:
     return {} if value is None else {"Retry-After": value}
 
 
-async def _receive(answer: httpx.Response, part: Part, on_bytes: OnBytes | None) -> None:
-    """Append the body to the part, or replace it where the server ignores Range."""
+async def _receive(
+    answer: httpx.Response, part: Part, on_bytes: OnBytes | None, timer: asyncio.Timeout
+) -> None:
+    """Append the body to the part, or replace it where the server ignores Range.
+
+    Extends `timer` as bytes arrive. Raises BadAnswerError for more bytes than there is room for.
+    """
     check_plain(answer)
     start = 0
     if answer.status_code == httpx.codes.PARTIAL_CONTENT:
@@ -126,12 +143,26 @@ async def _receive(answer: httpx.Response, part: Part, on_bytes: OnBytes | None)
     else:
         length = answer.headers.get("content-length", "")
         part.total = int(length) if length.isascii() and length.isdigit() else None
+    _check_room(part, start)
+    ends = timer.when() or 0.0
     with part.path.open("r+b" if start else "wb") as file:
         file.seek(start)
         async for piece in answer.aiter_raw():
             file.write(piece)
+            timer.reschedule(ends + (file.tell() - start) / SLOWEST_BYTES_PER_S)
+            if file.tell() > (MOST_UNTOLD if part.total is None else part.total):
+                part.path.unlink()
+                raise BadAnswerError("the result has more bytes than its answer told, or 1 GiB")
             if on_bytes is not None:
                 on_bytes(file.tell(), part.total)
+
+
+def _check_room(part: Part, start: int) -> None:
+    """Raise BadAnswerError for a result that the disk has no room for."""
+    free = shutil.disk_usage(part.path.parent).free
+    left = (part.total or 0) - start
+    if left > free:
+        raise BadAnswerError(f"the result needs {left} bytes more, and the disk has {free} free")
 
 
 def _check(path: Path) -> None:

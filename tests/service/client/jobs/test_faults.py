@@ -12,7 +12,7 @@ import pytest
 
 from service.client import BadAnswerError, Client, RetryPolicy, UnreachableError
 from service.client.cli import main
-from service.client.jobs import requests
+from service.client.jobs import download, requests
 from service.client.jobs.job import Job
 from tests.service.client.flaky_server import Answer, FlakyServer, Request, problem, running
 
@@ -138,6 +138,41 @@ def test_what_is_no_whole_zip_leaves_no_file(
     with client_of(server) as client, pytest.raises(BadAnswerError):
         client.fetch_job(NAME, tmp_path / "r.zip")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_result_that_the_disk_has_no_room_for_is_not_begun(
+    server: FlakyServer, tmp_path: Path
+) -> None:
+    """A server that announces a petabyte does not fill the disk."""
+    told = {"Content-Range": f"bytes 0-99/{10**15}"}
+    server.misbehave = lambda request, nth: Answer(206, result()[:100], "application/zip", told)
+    with client_of(server) as client, pytest.raises(BadAnswerError, match="the disk has"):
+        client.fetch_job(NAME, tmp_path / "r.zip")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_result_of_untold_length_is_bounded(
+    server: FlakyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An endless answer is given up, and what came of it is removed."""
+    monkeypatch.setattr(download, "MOST_UNTOLD", 10_000_000)
+    endless = Answer(200, result(), "application/zip", is_endless=True)
+    server.misbehave = lambda request, nth: endless
+    with client_of(server) as client, pytest.raises(BadAnswerError, match="more bytes than"):
+        client.fetch_job(NAME, tmp_path / "r.zip")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_result_that_drips_is_given_up(server: FlakyServer, tmp_path: Path) -> None:
+    """Two bytes every 20 ms are progress at each look, and would take hours."""
+    server.misbehave = lambda request, nth: Answer(200, result(), "application/zip", drip_s=0.02)
+    retry = RetryPolicy(first_s=0.01, cap_s=0.01, give_up_after_s=2)
+    with (
+        Client(server.url, retry=retry, timeout_s=0.5) as client,
+        pytest.raises(UnreachableError, match="32768 bytes"),
+    ):
+        client.fetch_job(NAME, tmp_path / "r.zip")
 
 
 def test_a_zip_that_unpacks_to_gigabytes_is_not_unpacked(
