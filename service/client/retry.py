@@ -79,10 +79,15 @@ class Retries:
 
 
 def was_not_taken(outcome: Outcome) -> bool:
-    """Return whether a request surely had no effect: not sent, or refused with 503."""
+    """Return whether a request surely had no effect: not sent, or refused by the service itself."""
     if isinstance(outcome, httpx.Response):
-        return outcome.status_code == 503
+        return outcome.status_code == 503 and not is_of_a_proxy(refusal(outcome).code)
     return isinstance(outcome, httpx.ConnectError | httpx.ConnectTimeout | httpx.ProxyError)
+
+
+def is_of_a_proxy(code: str) -> bool:
+    """Return whether a proxy made a problem: `unreachable` is that of docs/deploy.md."""
+    return code == "unreachable" or code.startswith("http-")
 
 
 def _is_transient(outcome: Outcome) -> bool:

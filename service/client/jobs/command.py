@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
+import httpx
+
 from service.client import flags
 from service.client.errors import ClientError, StatusError, UsageError
 from service.client.inputs import STDIN, Inputs, nothing_found
@@ -21,8 +23,8 @@ from service.client.jobs import archive
 from service.client.jobs.job import Job
 from service.client.plain import plain
 from service.client.progress import Counts, Progress
-from service.client.protocol import parse_outputs
-from service.client.retry import RetryPolicy
+from service.client.protocol import parse_outputs, refusal
+from service.client.retry import Outcome, RetryPolicy
 from service.client.transport import AsyncClient
 from service.client.uploads import require_pillow
 from service.client.urls import is_url, lines
@@ -66,6 +68,7 @@ async def _run(options: argparse.Namespace) -> int:
         api_key=options.api_key,
         timeout_s=options.timeout,
         retry=RetryPolicy(give_up_after_s=options.give_up_after),
+        on_retry=_teller(options.give_up_after),
     )
     async with client:
         try:
@@ -73,6 +76,21 @@ async def _run(options: argparse.Namespace) -> int:
             return done
         except StatusError as error:
             raise _explained(error, options) from error
+
+
+def _teller(patience_s: float) -> Callable[[Outcome], None]:
+    """Return what tells each reason of a retry once, so that nobody wonders about the wait."""
+    told: set[str] = set()
+
+    def tell(outcome: Outcome) -> None:
+        error = refusal(outcome) if isinstance(outcome, httpx.Response) else outcome
+        reason = str(error) or type(error).__name__
+        if reason not in told:
+            told.add(reason)
+            line = f"{reason} (trying for {patience_s:g} s: --give-up-after)"
+            print(plain(line), file=sys.stderr)
+
+    return tell
 
 
 def _explained(error: StatusError, options: argparse.Namespace) -> ClientError:

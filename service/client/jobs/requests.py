@@ -12,15 +12,17 @@ from typing import Any
 import httpx
 
 from service.client import protocol
-from service.client.errors import BadAnswerError, UnreachableError, UsageError
+from service.client.errors import BadAnswerError, StatusError, UnreachableError, UsageError
 from service.client.exchange import Ask, Exchange
 from service.client.jobs import download, events
 from service.client.jobs.job import Job, job_of
 from service.client.plain import parse_json, sentence
+from service.client.retry import RETRYABLE, is_of_a_proxy
 
 PATH = "/jobs"
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # becomes part of a URL and of a file name
 POLL_S = 2.0  # between two questions, where events do not come
+PERHAPS = "; the job may have been queued: deeplab-client jobs list"
 MOST_BYTES_OF_A_LIST = 16 << 20
 
 __all__ = ["Job", "Jobs"]
@@ -54,8 +56,11 @@ class Jobs:
         except UnreachableError as error:
             if isinstance(error.__cause__, httpx.ConnectError | httpx.ConnectTimeout):
                 raise
-            told = f"{error}; it may have been queued: deeplab-client jobs list"
-            raise UnreachableError(told) from error.__cause__
+            raise UnreachableError(f"{error}{PERHAPS}") from error.__cause__
+        except StatusError as error:
+            if error.status in RETRYABLE and is_of_a_proxy(error.code):
+                raise error.at(PERHAPS) from error.__cause__
+            raise
         return _parsed(answer)
 
     async def get(self, name: str) -> Job:

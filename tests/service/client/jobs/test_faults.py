@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from service.client import BadAnswerError, Client, RetryPolicy, UnreachableError
+from service.client import BadAnswerError, Client, RetryPolicy, StatusError, UnreachableError
 from service.client.cli import main
 from service.client.jobs import download, requests
 from service.client.jobs.job import Job
@@ -257,13 +257,19 @@ def test_events_that_end_early_are_taken_up_again(server: FlakyServer) -> None:
 
 
 def test_a_job_is_not_queued_twice(server: FlakyServer, tmp_path: Path) -> None:
-    """A connection that breaks after the request is not retried; 503 is."""
+    """A connection that breaks later, or a proxy's error, is not retried; the service's 503 is."""
     (tmp_path / "photos.zip").write_bytes(result())
     server.misbehave = lambda request, nth: Answer(202, state(), is_cut=True)
     with client_of(server) as client:
-        with pytest.raises(UnreachableError, match="it may have been queued"):
+        with pytest.raises(UnreachableError, match="the job may have been queued"):
             client.submit_job(tmp_path / "photos.zip")
         assert len(server.requests) == 1
+        of_proxies = [problem(503, "unreachable"), Answer(504, b"late", "text/plain")]
+        for number, answer in enumerate(of_proxies, 2):
+            server.misbehave = lambda request, nth, answer=answer: answer  # type: ignore[misc]
+            with pytest.raises(StatusError, match="the job may have been queued"):
+                client.submit_job(tmp_path / "photos.zip")
+            assert len(server.requests) == number
         answers = [problem(503, "jobs-full"), Answer(202, state("queued"))]
         server.misbehave = lambda request, nth: answers.pop(0)
         assert client.submit_job(tmp_path / "photos.zip").state == "queued"
@@ -294,3 +300,14 @@ def test_control_characters_of_the_answer_never_reach_the_terminal(
     told = capsys.readouterr()
     assert "\x1b" not in told.out + told.err
     assert r"b\x1b]0;c\x07" in told.err
+
+
+def test_the_reason_of_a_wait_is_told_once(
+    server: FlakyServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = [problem(503, "overloaded", "come back later")] * 2 + [Answer(200, b'{"jobs": []}')]
+    server.misbehave = lambda request, nth: answers.pop(0)
+    assert main(["jobs", "list", server.url]) == 0
+    assert capsys.readouterr().err == (
+        "503 overloaded: come back later (trying for 120 s: --give-up-after)\n"
+    )
