@@ -185,7 +185,7 @@ def test_a_full_service_closes_idle_connections_first(tmp_path: Path) -> None:
         head, _, body = _answer_to_one_more(where).partition(b"\r\n\r\n")
         problem = json.loads(body)
         assert b" 503 " in head
-        assert b"Retry-After: 1\r\n" in head
+        assert b"\r\nRetry-After: 1" in head
         assert (problem["code"], problem["status"]) == ("overloaded", 503)
         assert f"X-Request-ID: {problem['request_id']}\r\n".encode() in head
         for each in (*idle, busy):
