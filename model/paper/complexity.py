@@ -81,7 +81,7 @@ def trace(net: DeepLabV3Plus, size: tuple[int, int]) -> list[Conv]:
         if isinstance(module, nn.Conv2d)
     ]
     with torch.inference_mode():
-        net(torch.empty(1, 3, *size, device="meta"))
+        net(torch.empty(1, net.config.channels, *size, device="meta"))
     for hook in hooks:
         hook.remove()
     return ran

@@ -129,6 +129,13 @@ def _load(teacher: TeacherConfig, config: Recipe, world: World) -> Teacher:
         net = checkpoint.load(path, teacher.output_stride)
     except CheckpointError as error:
         raise CheckpointError(f"teachers: {error}") from error
+    samples = net.config.samples
+    if samples != config.model.samples:
+        raise RecipeError(
+            f"teachers: {path} takes {samples.channels} channels (sample_range "
+            f"{samples.range}), model.channels is {config.model.channels} (sample_range "
+            f"{config.model.sample_range}): teacher and network must see the same"
+        )
     classes = net.config.num_classes
     if classes != config.model.num_classes:
         raise RecipeError(

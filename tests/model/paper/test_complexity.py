@@ -160,3 +160,11 @@ def test_option_that_does_not_fit_the_backbone_is_named(capsys: pytest.CaptureFi
     """Only MobileNetV2 has a depth multiplier."""
     assert main(["--backbone", "xception_65", "--depth-multiplier", "0.5"]) == 2
     assert "depth_multiplier=0.5" in capsys.readouterr().err
+
+
+def test_a_further_channel_costs_one_filter_of_the_first_convolution() -> None:
+    """EfficientNet-Lite0 begins with 32 filters of 3 x 3 at half the size."""
+    photos = ModelConfig(backbone="efficientnet_lite0")
+    bands = ModelConfig(backbone="efficientnet_lite0", channels=4)
+    before, after = (sum(measure(each, (64, 64)).logical.values()) for each in (photos, bands))
+    assert after - before == 32 * 3 * 3 * 32 * 32

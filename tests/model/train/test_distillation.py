@@ -151,6 +151,15 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path: Path, data: Path) -> No
         distillation.load(make_recipe(teachers=[teacher(tmp_path, data, 3, 22)]), World())
 
 
+def test_a_teacher_for_photos_does_not_teach_a_network_of_bands(tmp_path: Path, data: Path) -> None:
+    """Else it would fail at the first batch, after everything is loaded."""
+    path = teacher(tmp_path, data, 0)
+    wider = TINY.model_dump() | {"channels": 4, "mean": (127.5,) * 4, "std": (127.5,) * 4}
+    config = make_recipe(model=wider, teachers=[path])
+    with pytest.raises(RecipeError, match=r"takes 3 channels .* model\.channels is 4"):
+        distillation.load(config, World())
+
+
 def test_a_missing_teacher_is_named(
     tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -26,7 +26,7 @@ EMAIL, PASSWORD, TOKEN = (
     "0123456789abcdef0123456789abcdef01234567",
 )
 LABELS = ("dim", "bright")
-START_S = 120
+START_S = 300
 
 
 def interface(tag: str) -> str:

@@ -28,7 +28,7 @@ PYTHON = os.environ.get("LABEL_STUDIO_PYTHON", "")
 TOKEN = "0123456789abcdef0123456789abcdef01234567"  # as in studio.py
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(400),
+    pytest.mark.timeout(900),
     pytest.mark.skipif(
         not PYTHON, reason="LABEL_STUDIO_PYTHON names no Python with label-studio installed"
     ),
