@@ -30,6 +30,11 @@ from model.pydantic_errors import mistakes
 
 Color = tuple[int, int, int]
 BUNDLED = Path(__file__).parent / "bundled"
+# The part of `python -m model.convert` that reads a file of other projects, by its suffix.
+CONVERTERS = {
+    **dict.fromkeys((".pth", ".pt", ".ckpt", ".bin", ".tar"), "torchvision"),
+    **dict.fromkeys((".tflite", ".pb", ".index"), "tf"),
+}
 LONGEST_CARD = 16_000_000  # bytes; ours have some thousand
 
 
@@ -127,6 +132,12 @@ def _foreign(path: Path) -> str:
     found = next((file for file in (path, weights) if file.is_file()), None)
     if found is None:
         return ""
+    if converter := CONVERTERS.get(found.suffix):
+        return (
+            f"{found} is no checkpoint of this project (NAME.safetensors and NAME.json): weights "
+            "of other projects are converted first, "
+            f"`python -m model.convert {converter} {found} {found.with_suffix('')}`"
+        )
     return (
         f"{found} is there and its description {card} is not: copy both files of a checkpoint; "
         "weights of other projects are converted first, see `python -m model.convert --help`"

@@ -29,7 +29,7 @@ def mistakes(error: ValidationError, model: type[BaseModel] | None = None) -> st
             message = "a single value; give a list in brackets, as in [1, 2, 3]"
         if not key:
             found.append(message)
-        elif item["type"] == "missing":  # its input is the table around it
+        elif isinstance(item["input"], dict):  # the table that lacks a key or breaks a rule
             found.append(f"{key}: {message}")
         else:
             found.append(f"{key}={_shortened(repr(item['input']))}: {message}")

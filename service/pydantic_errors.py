@@ -43,7 +43,7 @@ def mistakes(
         key = name(item["loc"]) if item["loc"] else whole
         if not key:  # a rule over several parts, which names them itself
             found.append(message)
-        elif values and item["type"] != "missing":
+        elif values and not isinstance(item.get("input"), dict):
             found.append(f"{key}={_shortened(repr(item.get('input')))}: {message}")
         else:
             found.append(f"{key}: {message}")

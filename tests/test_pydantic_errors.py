@@ -41,6 +41,10 @@ class Outer(BaseModel):
         return self
 
 
+class Around(BaseModel):
+    outer: Outer
+
+
 def error_of(model: type[BaseModel] = Outer, /, **fields: Any) -> ValidationError:
     with pytest.raises(ValidationError) as caught:
         model.model_validate(fields)
@@ -53,6 +57,12 @@ def test_every_wrong_value_is_named_by_its_path(mistakes: Formatter) -> None:
         "inner.size=0: Input should be greater than 0; "
         "low='x': Input should be a valid integer, unable to parse string as an integer"
     )
+
+
+@each_formatter
+def test_a_rule_of_an_inner_table_does_not_repeat_the_table(mistakes: Formatter) -> None:
+    error = error_of(Around, outer={"inner": {"size": 1}, "low": 3})
+    assert mistakes(error) == "outer: low=3 is above high=1"
 
 
 @each_formatter

@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     )
     torchvision = kinds.add_parser(
         "torchvision",
-        help="ResNets and deeplabv3_resnet50/101",
+        help="ResNets, MobileNetV3-Large, and DeepLabv3 on them",
         description="Convert a ResNet or deeplabv3_resnet50/101 of torchvision.",
     )
     timm = kinds.add_parser(

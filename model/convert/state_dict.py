@@ -40,6 +40,8 @@ FOREIGN = (
     (r"classifier\.(aspp|classifier)\.", "a network of VainF/DeepLabV3Plus-Pytorch", BACKBONE),
     (r"aspp\.aspp\d\.", "a network of jfzhang95/pytorch-deeplab-xception", BACKBONE),
     (r"classifier\.(cbr|scale)\.", "torchvision's LRASPP", LRASPP),
+    # DeepLabv3 has its ASPP at 0 and a convolution at 1, MobileNetV3's classifier no batch norm.
+    (r"classifier\.1\.running_mean", "torchvision's FCN", BACKBONE),
 )
 
 

@@ -25,7 +25,7 @@ def survey(dataset: Dataset, at_most: int | None = None) -> Report:
     """Read the masks of a split, not the photos.
 
     Of more than `at_most` masks as many are read, spread evenly, and all where those look
-    odd. Masks that cannot be read are left to whoever reads the pair.
+    odd. Masks that cannot be read are among the report's problems.
     """
     if at_most is None or at_most >= len(dataset.pairs):
         return _look(dataset, dataset.pairs)
@@ -45,11 +45,15 @@ def _look(dataset: Dataset, pairs: Sequence[Pair]) -> Report:
 def expect_classes(report: Report) -> None:
     """Warn about classes without a pixel, and about photos that are listed more than once.
 
-    Raises DatasetError if no pixel has a class, if all of them have the same one, and for ids
-    that are no class: with ids that are off by one, every class is learned as another.
+    Raises DatasetError for masks that cannot be read, if no pixel has a class, if all of them
+    have the same one, and for ids that are no class: with ids that are off by one, every class
+    is learned as another.
     """
     dataset = report.dataset
     where = f"{dataset.name} {dataset.split}"
+    if report.problems:
+        others = f", and {len(report.problems) - 1} more" if len(report.problems) > 1 else ""
+        raise DatasetError(f"{where}: {report.problems[0]}{others}; see python -m model.data check")
     if fatal := [*filter(None, [report.nothing_to_tell()]), *report.strays()]:
         raise DatasetError(f"{where}: {fatal[0]}; see python -m model.data check")
     for warning in [*repeated(dataset), *report.absent()]:

@@ -78,7 +78,12 @@ def _fetch(
     """Try until the file is complete; raises DownloadError after some attempts without progress."""
     failures = 0
     try:
-        with httpx.Client(follow_redirects=True, timeout=TIMEOUT_S, headers=ENCODING) as client:
+        with httpx.Client(
+            follow_redirects=True,
+            timeout=TIMEOUT_S,
+            headers=ENCODING,
+            event_hooks={"request": [lambda request: _require_secure(url, request)]},
+        ) as client:
             while True:
                 before = _length(partial)
                 try:
@@ -92,7 +97,8 @@ def _fetch(
                 pause(wait)
     # ImportError: httpx needs another package for a SOCKS proxy, and its message says so.
     except (httpx.InvalidURL, httpx.TooManyRedirects, ImportError, ValueError) as error:
-        raise DownloadError(f"{url}: {error}; are the proxy variables right?") from error
+        said = str(error).rstrip(".")
+        raise DownloadError(f"{url}: {said}; are the proxy variables right?") from error
 
 
 def _gave_up(url: str, partial: Path, error: Exception) -> str:
@@ -110,7 +116,6 @@ def _attempt(client: httpx.Client, url: str, partial: Path, limits: tuple[int, i
     have, version = _length(partial), _version(partial)
     headers = {"Range": f"bytes={have}-", "If-Range": version} if have and version else {}
     with client.stream("GET", url, headers=headers) as response:
-        _require_secure(url, response)
         if response.status_code in BUSY:
             raise _Interrupted(f"status {response.status_code}")
         if response.status_code == 416:  # nothing follows: the file is complete, or wrong
@@ -129,11 +134,11 @@ def _attempt(client: httpx.Client, url: str, partial: Path, limits: tuple[int, i
             _note_version(partial, response)
         with partial.open("r+b" if start else "wb") as file:
             file.seek(start)
-            _copy(response, file, start, limits[1])
+            _copy(response, file, start, limits)
 
 
-def _copy(response: httpx.Response, file: BinaryIO, start: int, most: int) -> None:
-    """Write what arrives, with a progress bar on a terminal."""
+def _copy(response: httpx.Response, file: BinaryIO, start: int, limits: tuple[int, int]) -> None:
+    """Write what arrives, with a progress bar on a terminal; raises _Interrupted if it is cut."""
     length = response.headers.get("Content-Length", "")
     total = start + int(length) if length.isdecimal() else None
     with tqdm(
@@ -149,10 +154,12 @@ def _copy(response: httpx.Response, file: BinaryIO, start: int, most: int) -> No
         ) in response.iter_raw():  # written as it arrives, so a cut connection loses nothing
             file.write(chunk)
             bar.update(len(chunk))
-            if file.tell() > most:
+            if file.tell() > limits[1]:
                 return  # the caller then refuses the size
     if total is not None and file.tell() != total:
         raise _Interrupted(f"{file.tell()} of {total} bytes arrived")
+    if total is None and file.tell() < limits[0]:  # without a length a cut looks like the end
+        raise _Interrupted(f"{file.tell()} bytes arrived, at least {limits[0]} are expected")
 
 
 def _start(response: httpx.Response) -> int:
@@ -163,12 +170,10 @@ def _start(response: httpx.Response) -> int:
     return int(found[1]) if found else -1
 
 
-def _require_secure(url: str, response: httpx.Response) -> None:
-    """Refuse a redirect away from https, even if it comes back: it could have been changed."""
-    passed = [each.url for each in (*response.history, response)]
-    plain = next((each for each in passed if each.scheme != "https"), None)
-    if url.startswith("https:") and plain is not None:
-        raise DownloadError(f"{url} redirects to {plain}, which is not encrypted")
+def _require_secure(url: str, request: httpx.Request) -> None:
+    """Refuse a redirect away from https before it is followed: it could have been changed."""
+    if url.startswith("https:") and request.url.scheme != "https":
+        raise DownloadError(f"{url} redirects to {request.url}, which is not encrypted")
 
 
 def _version_file(partial: Path) -> Path:
@@ -201,6 +206,6 @@ def _require_space(target: Path, size: int) -> None:
     free = shutil.disk_usage(target.parent).free
     if size > free:
         raise DownloadError(
-            f"{target} needs {size / 1e6:.0f} MB, and {target.parent} has {free / 1e6:.0f} MB "
+            f"{target} needs {size / 1e6:.1f} MB, and {target.parent} has {free / 1e6:.1f} MB "
             "free: make room, or choose another folder with -o"
         )

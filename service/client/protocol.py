@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import datetime
 import email.utils
+import html
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,6 +54,7 @@ ALL_FILES = frozenset(
     {*FILES.values(), *(f"{each}.{suffix}" for each in PHOTO_LIKE for suffix in KINDS)}
 )
 INCLUDABLE = ("mask", "color", "overlay", "confidence")  # as base64 in JSON
+WEB_PAGE = re.compile(r"<(!doctype|html|head|body|title)\b", re.IGNORECASE)
 ENCODED = "UTF-8''"  # in front of a header's value with percent signs (RFC 8187)
 ZIP, JSON = "application/zip", "application/json"
 OTHER_SIZE = frozenset({"cutout", "side-by-side"})  # than the photo
@@ -282,14 +285,23 @@ def refusal(response: httpx.Response) -> StatusError:
     except ValueError:
         problem = None
     fields: dict[str, Any] = problem if isinstance(problem, dict) else {}
-    page = response.content[:200].decode("utf-8", "replace").strip()
-    detail = fields.get("detail") or fields.get("title") or page
+    detail = fields.get("detail") or fields.get("title") or _page(response.content)
     return StatusError(
         response.status_code,
         sentence(fields.get("code") or f"http-{response.status_code}"),
         sentence(detail or response.reason_phrase),
         _text(fields.get("request_id")) or _text(response.headers.get("x-request-id")),
     )
+
+
+def _page(content: bytes) -> str:
+    """Return the words of an answer that is not the service's; of a web page, its title."""
+    text = content[:2000].decode("utf-8", "replace").strip()
+    if not WEB_PAGE.match(text):
+        return text[:200]
+    title = re.search(r"<title>([^<]*)", text, re.IGNORECASE)
+    words = html.unescape(title[1]).strip() if title else ""
+    return f"{words or 'no title'} (a web page: probably of a proxy before the service)"
 
 
 def parse_timing(header: str) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -141,3 +142,16 @@ def test_a_card_that_is_far_too_large_is_not_read(saved: Path) -> None:
         file.truncate(20_000_000)
     with pytest.raises(CheckpointError, match="has 20 MB and is not a checkpoint description"):
         checkpoint.load(saved)
+
+
+@pytest.mark.parametrize(
+    ("name", "converter"), [("best.pth", "torchvision"), ("net.tflite", "tf"), ("net.pb", "tf")]
+)
+def test_a_file_of_another_project_is_answered_with_the_command_that_converts_it(
+    tmp_path: Path, name: str, converter: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(b"weights")
+    command = f"model.convert {converter} {path} {path.with_suffix('')}`"
+    with pytest.raises(CheckpointError, match=re.escape(command)):
+        checkpoint.read_any_card(path)

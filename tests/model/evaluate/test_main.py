@@ -266,6 +266,20 @@ def test_ids_that_are_off_by_one_are_refused_with_the_line_that_fixes_them(
     assert f"as many values as classes: then give `values = {values}`" in str(refused.value)
 
 
+def test_masks_that_cannot_be_read_are_named_before_anything_runs(tmp_path: Path) -> None:
+    """Otherwise a training would end when it draws the pair, perhaps after hours."""
+    for kind in ("images", "masks"):
+        (tmp_path / kind / "val").mkdir(parents=True)
+    ids = Image.fromarray((np.arange(400).reshape(20, 20) % 2).astype(np.uint8))
+    for name in ("a", "b", "c"):
+        ids.save(tmp_path / f"masks/val/{name}.png", "PNG" if name == "a" else "JPEG")
+        Image.new("RGB", (20, 20)).save(tmp_path / f"images/val/{name}.jpg")
+    (tmp_path / "dataset.toml").write_text('classes = ["background", "thing"]\n')
+    report = survey.survey(find("folder", tmp_path, "val"))
+    with pytest.raises(DatasetError, match=r"folder val: b: the mask is a JPEG .*, and 1 more"):
+        survey.expect_classes(report)
+
+
 @pytest.mark.slow
 def test_an_evaluation_that_runs_out_of_memory_says_how_to_use_less(
     saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -24,6 +24,7 @@ from service.client.protocol import (
     media_type,
     parse_outputs,
     parse_timing,
+    refusal,
     retry_after_s,
     segmentation,
 )
@@ -162,3 +163,23 @@ def test_retry_after_takes_seconds_and_dates() -> None:
     assert values[0] == 2.5
     assert values[1] == pytest.approx(60, abs=5)
     assert values[2:] == [0.0, None, 0.0, None]
+
+
+@pytest.mark.parametrize(
+    ("page", "said"),
+    [
+        (
+            b"<html>\r\n<head><title>413 Request Entity Too Large</title></head>\r\n<body>\r\n",
+            "413 Request Entity Too Large (a web page: probably of a proxy before the service)",
+        ),
+        (
+            b"<!DOCTYPE html><p>No",
+            "no title (a web page: probably of a proxy before the service)",
+        ),
+        (b"upstream connect error", "upstream connect error"),
+        (b"", "Request Entity Too Large"),
+    ],
+)
+def test_a_proxys_page_is_told_by_its_title_and_not_as_html(page: bytes, said: str) -> None:
+    """nginx answers 413 itself, in HTML, unless it is configured otherwise."""
+    assert refusal(httpx.Response(413, content=page)).detail == said
