@@ -478,7 +478,7 @@ class FirstLine:
     def __init__(self, start: int, stop: int, *, shown: bool, since: float = STARTED) -> None:
         """`since`: when the process started, by time.monotonic()."""
         self.start, self.stop = start, stop
-        self.told = not shown
+        self.told = not shown or start >= stop
         self.began = self.first = time.monotonic()
         self.due = since + FIRST_LINE_S
         self.timer = threading.Timer(max(0.0, self.due - self.began), self._still)

@@ -177,7 +177,8 @@ def train(
         validation.after(run)
         folder.save(run)
     if validation is None or not validation.is_over(run):
-        log.info("reading the first batch")
+        if run.iteration < config.iterations:
+            log.info("reading the first batch")
         with loading(crops, share, workers) as batches:
             loop(run, batches, pace, folder, weigh=weigh, step=step, after=after)
     return keep(run, folder, NAME, describe(config, dataset))

@@ -156,6 +156,13 @@ def test_a_slow_first_iteration_is_reported(
     assert "iteration 41 runs; the first ones are the slowest" in caplog.text
 
 
+def test_a_run_with_nothing_left_announces_no_iteration(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    with FirstLine(6, 6, shown=True, since=time.monotonic() - 60) as line:
+        assert not line.timer.is_alive()
+    assert caplog.text == ""
+
+
 def test_a_loop_that_starts_late_reports_at_once(caplog: pytest.LogCaptureFixture) -> None:
     """The seconds before it, of imports and reading masks, count too."""
     caplog.set_level("INFO")
