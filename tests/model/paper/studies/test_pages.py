@@ -10,12 +10,15 @@ import pytest
 
 from model.paper.studies import pages
 from model.paper.studies.plan import (
+    BILINEAR,
+    BUNDLED,
     COMPARISONS,
     DECODER,
     UPSAMPLING,
     Point,
     compared,
     everything,
+    inference,
     width,
 )
 from model.paper.studies.run import StudyError
@@ -153,6 +156,28 @@ def test_only_results_on_as_many_photos_are_compared(tmp_path: Path) -> None:
     other = Point(UPSAMPLING, 0, photos=20)
     text = page(tmp_path, (other, figures(other, 0.3) | {"photos": 20, "images": 20}))
     assert "| whole photo | 30.00 | 40.00 | +10.00 |" in text
+
+
+@pytest.mark.parametrize(("iterations", "short"), [(60, True), (1000, False)])
+def test_a_bilinear_classifier_that_hardly_trained_is_named(
+    tmp_path: Path, iterations: int, short: bool
+) -> None:
+    points = [Point(BUNDLED, None), Point(BILINEAR, 0)]
+    training = TRAINING | {"iterations": iterations}
+    text = page(tmp_path, *[(p, figures(p, 0.4) | {"training": training}) for p in points])
+    assert ("saw only 960 crops" in text) == short
+
+
+def test_rows_of_table_three_that_are_missing_say_so(tmp_path: Path) -> None:
+    """On the most photos that have two rows or more."""
+    few = [p._replace(photos=9) for p in inference([0])[:2]]
+    some = [(p, figures(p, 0.6) | {"photos": 9, "images": 9}) for p in few]
+    alone = Point(BUNDLED, None)
+    text = page(tmp_path, *some, (alone, figures(alone, 0.7)))
+    part = text.partition("table 3\n")[2].partition("\n### ")[0].partition("\n## ")[0]
+    assert part.count(" 60.00 |") == 2
+    assert part.count(" not run |") == 8
+    assert "*9 photos; 2026" in part
 
 
 def test_earlier_figures_stay_until_a_new_run_replaces_them(tmp_path: Path) -> None:
