@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageChops
 from PIL.ImageFile import ImageFile
 
 SENSORS = (8, 10, 12, 14)  # bits
@@ -69,23 +69,20 @@ def _brightest(image: Image.Image) -> list[int]:
 def _merged(high: Image.Image, low: Image.Image) -> Image.Image:
     """Return 8 bits of samples whose high and low bytes are given; alpha is its high byte.
 
-    One channel at a time, to save memory.
+    The high byte alone decides which bits are used, as no limit lies between two low bytes.
     """
-    colors, bands = range(COLORS[high.mode]), list(high.split())
-    bits = used_bits(max(int(_samples(high, low, band).max(initial=0)) for band in colors))
-    for band in colors:
-        bands[band] = Image.fromarray(eight_bits(_samples(high, low, band), bits))
-    merged = Image.merge(high.mode, bands)
+    colors = COLORS[high.mode]
+    others = len(high.getbands()) - colors
+    bits = used_bits(max(_brightest(high)) << 8)
+    top = [value << (16 - bits) & 255 for value in range(256)]
+    bottom = [value >> (bits - 8) for value in range(256)]
+    merged = ImageChops.add(
+        high.point(top * colors + list(range(256)) * others),
+        low.point(bottom * colors + [0] * 256 * others),
+    )
     merged.info = dict(high.info)
     merged.format = high.format
     return merged
-
-
-def _samples(high: Image.Image, low: Image.Image, band: int) -> NDArray[np.uint16]:
-    samples = np.asarray(high.getchannel(band)).astype(np.uint16)
-    samples <<= 8
-    samples |= np.asarray(low.getchannel(band))
-    return samples
 
 
 def _raw_modes(image: Image.Image) -> list[str]:
