@@ -65,6 +65,7 @@ MOST_SAMPLES = {False: 6, True: 4}  # that Pillow reads, by `more than 8 bits`
 KEPT = (OFFSETS, COUNTS, TILE_OFFSETS, TILE_COUNTS, SAMPLES, PLANAR, FORMAT)
 JPEG_COMPRESSIONS = (6, 7)
 PARTS = ((OFFSETS, COUNTS), (TILE_OFFSETS, TILE_COUNTS), (513, 514))  # 513: of an old JPEG
+MOST_COLORS = 4
 MAX_TILE = 4096 * 4096  # pixels; GDAL's default is 256 x 256
 
 
@@ -208,7 +209,9 @@ def _check_tile(tags: Tags) -> None:
     """
     width, height = _one(tags, TILE_WIDTH, 0), _one(tags, TILE_HEIGHT, 0)
     pixels = _one(tags, WIDTH, 0) * _one(tags, HEIGHT, 0)
-    if width * height > max(MAX_TILE, 4 * pixels):
+    # Of many interleaved bands a tile has as many bytes as a larger one of a picture.
+    several = max(1, _samples(tags) // MOST_COLORS) if _one(tags, PLANAR, 1) != IN_PLANES else 1
+    if several * width * height > max(MAX_TILE, 4 * several * pixels):
         raise InvalidImage(
             f"the TIFF has tiles of {width} x {height} pixels for an image of {pixels} pixels: "
             "use smaller tiles"

@@ -190,6 +190,18 @@ def test_tile_much_larger_than_the_image_is_refused_before_decoding() -> None:
             imaging.open_checked(tiled(side), 10**6)
 
 
+def test_a_tile_of_many_bands_may_have_fewer_pixels() -> None:
+    """64 bands in tiles of 4096 x 4096 would be a gigabyte for one pixel."""
+    tags = {256: 1, 257: 1, BITS: (8,) * 64, 259: 1, PHOTOMETRIC: 1, SAMPLES: 64, 324: 8, 325: 16}
+    for side, allowed in ((1024, True), (1040, False)):
+        data = with_directory(b"II*\0" + bytes(60), tags | {322: side, 323: side})
+        if allowed:
+            assert imaging.open_checked(data, 10**6, Samples(64)).size == (1, 1)
+            continue
+        with pytest.raises(InvalidImage, match=f"tiles of {side} x {side}"):
+            imaging.open_checked(data, 10**6, Samples(64))
+
+
 def test_image_of_a_single_tile_is_read() -> None:
     """An image that fills one tile of more than 4096 x 4096 pixels passes the check."""
     image = tifffile_of_one_tile(4112)
