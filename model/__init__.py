@@ -71,7 +71,7 @@ def predict(
     overlap: float | None = None,
     whole: bool = False,
     classes: Names | None = None,
-    min_confidence: float | str | Mapping[str, float] = 0,
+    min_confidence: float | str | Mapping[str, float] | None = None,
     threshold: str | None = None,
     below: Below = "background",
     smooth: bool = False,
@@ -92,7 +92,7 @@ def predict(
     from 0 to below 1, averages the probabilities of windows as the reference does; `whole` takes
     the photo whole.
 
-    `classes`, `min_confidence` (0.6, or {"person": 0.8}), `threshold`, `below`, `smooth`,
+    `classes`, `min_confidence` (0.6, or {"person": 0.8}), `threshold` ("best"), `below`, `smooth`,
     `min_area` (64 pixels, or 0.001 of the photo) and `fill_holes` are the service's options, with
     the same result: docs/api.md. `segment` has all of them.
 
@@ -135,7 +135,7 @@ def segment(
     max_side: int | None = None,
     mask_format: MaskFormat = "palette",
     include: Names = (),
-    min_confidence: float | str | Mapping[str, float] = 0,
+    min_confidence: float | str | Mapping[str, float] | None = None,
     threshold: str | None = None,
     below: Below = "background",
     smooth: bool = False,

@@ -93,7 +93,7 @@ def add_refinement(p: argparse.ArgumentParser) -> None:
     kept = "only these classes, by name or id, separated by commas (default: all)"
     add("--classes", metavar="LIST", help=kept)
     sure = "pixels below this confidence get no class: 0.6, or person:0.8,car:0.5 (default: 0)"
-    add("--min-confidence", metavar="P", default="0", help=sure)
+    add("--min-confidence", metavar="P", help=sure)
     best = "take the calibrated confidence for classes that --min-confidence does not name"
     add("--threshold", choices=("best",), help=best)
     what = "what these pixels become: the class background, or void (default: %(default)s)"

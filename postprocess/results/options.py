@@ -9,6 +9,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import get_args
 
+import numpy as np
+
 from postprocess.areas import area
 from postprocess.errors import InvalidOption
 from postprocess.refine import Below, Refinement, below_label
@@ -47,7 +49,7 @@ def wish(
     max_side: int | None = None,
     mask_format: MaskFormat = "palette",
     include: Names = (),
-    min_confidence: float | str | Mapping[str, float] = 0,
+    min_confidence: float | str | Mapping[str, float] | None = None,
     below: Below = "background",
     threshold: str | None = None,
     smooth: bool = False,
@@ -70,8 +72,8 @@ def wish(
     ):
         if text not in known:
             raise InvalidOption(f"{name}={text!r}: choose from {', '.join(known)}")
-    if max_side is not None and max_side < 1:
-        raise InvalidOption(f"max_side={max_side}: give at least 1")
+    if max_side is not None and (max_side < 1 or max_side % 1):
+        raise InvalidOption(f"max_side={max_side}: give a whole number from 1")
     if coverage is not None and not 0 < coverage < 1:
         raise InvalidOption(f"coverage={coverage}: give a share above 0 and below 1")
     found = Wish(
@@ -106,7 +108,7 @@ def wish(
 def refinement(
     facts: Facts,
     *,
-    min_confidence: float | str | Mapping[str, float] = 0,
+    min_confidence: float | str | Mapping[str, float] | None = None,
     below: Below = "background",
     threshold: str | None = None,
     min_area: float | str = 0,
@@ -114,7 +116,12 @@ def refinement(
 ) -> Refinement:
     """Return what to do to the labels; raises InvalidOption."""
     return Refinement(
-        min_confidences(min_confidence, facts.classes, _thresholds(facts, threshold)),
+        # A number given here, also 0, is for all classes; `threshold` is for those not named.
+        min_confidences(
+            "" if min_confidence is None else min_confidence,
+            facts.classes,
+            _thresholds(facts, threshold),
+        ),
         below_label(below, facts.background),
         area("min_area", min_area),
         area("fill_holes", fill_holes),
@@ -138,9 +145,10 @@ def _joined(names: Names) -> str:
 
 def _expect_within(name: str, value: float) -> None:
     low, high = RANGES[name]
-    if not low <= value <= high or (name in WHOLE and value % 1):
+    is_number = isinstance(value, int | float | np.number)
+    if not is_number or not low <= value <= high or (name in WHOLE and value % 1):
         kind = "a whole number" if name in WHOLE else "a number"
-        raise InvalidOption(f"{name}={value}: give {kind} from {low} to {high}")
+        raise InvalidOption(f"{name}={value!r}: give {kind} from {low} to {high}")
 
 
 def _color(text: str) -> Color:

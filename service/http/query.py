@@ -188,7 +188,7 @@ class SegmentQuery(BaseModel):
                 max_side=self.max_side,
                 mask_format=self.mask_format,
                 include=",".join(self.include or ()),
-                min_confidence=self.min_confidence or "",
+                min_confidence=self.min_confidence or None,
                 below=self.below,
                 threshold=self.threshold,
                 smooth=self.smooth,
