@@ -23,8 +23,7 @@ from service.client.errors import UsageError
 
 PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
 BAD_CERTIFICATE = "CERTIFICATE_VERIFY_FAILED"  # as OpenSSL words it
-
-
+NO_TLS = ("WRONG_VERSION_NUMBER", "record layer failure")  # as OpenSSL 3.0 and newer ones word it
 REFUSED = "All connection attempts failed"  # as anyio words it
 UNKNOWN_NAMES = frozenset(
     {getattr(socket, name) for name in ("EAI_NONAME", "EAI_NODATA") if hasattr(socket, name)}
@@ -51,6 +50,8 @@ class Route:
             return UnknownHostError(f"unknown host{self.via} ({reason})", request=error.request)
         if isinstance(error, httpx.ConnectError) and REFUSED in reason and not self.via:
             reason = f"{reason}: is the service running there?"
+        if any(words in reason for words in NO_TLS):
+            reason = f"{reason}: no TLS is spoken there: is it http:// and not https://?"
         hint = f"; {self.authorities}" if BAD_CERTIFICATE in reason else ""
         return type(error)(f"{reason}{self.via}{hint}", request=error.request)
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import socket
 import ssl
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -209,3 +212,22 @@ def test_a_certificate_that_is_not_trusted_is_not_retried(
     assert time.monotonic() - began < 5
     expected = "set SSL_CERT_FILE to" if variable is None else f"{certifi.where()} decides"
     assert expected in str(caught.value)
+
+
+def refuse_all(listener: socket.socket) -> None:
+    """Answer every connection as an HTTP server answers bytes that are no request."""
+    with suppress(OSError):  # the listener was closed
+        while True:
+            with listener.accept()[0] as connection:
+                connection.recv(4096)
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+
+
+def test_https_to_a_service_without_tls_is_told_as_that() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=refuse_all, args=(listener,), daemon=True).start()
+        address = f"https://127.0.0.1:{listener.getsockname()[1]}"
+        with Client(address, retry=HASTE) as client, pytest.raises(UnreachableError) as caught:
+            client.models()
+        listener.shutdown(socket.SHUT_RDWR)
+    assert "no TLS is spoken there: is it http:// and not https://?" in str(caught.value)
