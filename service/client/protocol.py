@@ -295,13 +295,13 @@ def refusal(response: httpx.Response) -> StatusError:
 
 
 def _page(content: bytes) -> str:
-    """Return the words of an answer that is not the service's; of a web page, its title."""
+    """Return the words of an answer that is not the service's; of a web page, its title or text."""
     text = content[:2000].decode("utf-8", "replace").strip()
     if not WEB_PAGE.match(text):
         return text[:200]
     title = re.search(r"<title>([^<]*)", text, re.IGNORECASE)
-    words = html.unescape(title[1]).strip() if title else ""
-    return f"{words or 'no title'} (a web page: probably of a proxy before the service)"
+    words = html.unescape(title[1] if title else re.sub(r"<[^>]*>", " ", text)).strip()
+    return f"{words[:200] or 'no words'} (a web page: probably of a proxy before the service)"
 
 
 def parse_timing(header: str) -> dict[str, float]:

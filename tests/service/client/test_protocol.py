@@ -174,7 +174,7 @@ def test_retry_after_takes_seconds_and_dates() -> None:
         ),
         (
             b"<!DOCTYPE html><p>No",
-            "no title (a web page: probably of a proxy before the service)",
+            "No (a web page: probably of a proxy before the service)",
         ),
         (b"upstream connect error", "upstream connect error"),
         (b"", "Request Entity Too Large"),
