@@ -42,16 +42,17 @@ def _look(dataset: Dataset, pairs: Sequence[Pair]) -> Report:
     return report
 
 
-def expect_classes(report: Report) -> None:
+def expect_classes(report: Report, *, skips_damage: bool = False) -> None:
     """Warn about classes without a pixel, and about photos that are listed more than once.
 
     Raises DatasetError for masks that cannot be read, if no pixel has a class, if all of them
     have the same one, and for ids that are no class: with ids that are off by one, every class
-    is learned as another.
+    is learned as another. With `skips_damage`, masks that cannot be read are left to the
+    training, which skips some of them.
     """
     dataset = report.dataset
     where = f"{dataset.name} {dataset.split}"
-    if report.problems:
+    if report.problems and not skips_damage:
         others = f", and {len(report.problems) - 1} more" if len(report.problems) > 1 else ""
         raise DatasetError(f"{where}: {report.problems[0]}{others}; see python -m model.data check")
     if fatal := [*filter(None, [report.nothing_to_tell()]), *report.strays()]:

@@ -88,7 +88,7 @@ def check_classes(config: Recipe, dataset: Dataset) -> None:
 def check_masks(dataset: Dataset, validated_on: Dataset | None) -> None:
     """Warn of mask values that are no class; raises DatasetError if nothing can be learnt."""
     for split in filter(None, (dataset, validated_on)):
-        expect_classes(survey(split, TRAINING_MASKS))
+        expect_classes(survey(split, TRAINING_MASKS), skips_damage=split is dataset)
     if validated_on is not None:
         check_validation_pairs(validated_on)
 
