@@ -46,11 +46,11 @@ KEPT = (
     *("training", "measured"),
 )
 FIGURES = "studies/figures.json"
-# Written by model.paper.pictures.
-PICTURES = {
-    "studies/figure5b.jpg": "Figure 5b: photo, true mask, bilinear upsampling, decoder",
-    "studies/figure6.jpg": "Figure 6: photo and prediction; the last row shows failures",
-}
+PICTURES = """\
+Pictures like the paper's figures 5b and 6, of any two checkpoints, are drawn by
+[model.paper.pictures](evaluation.md#pictures-like-the-papers). They show VOC's photos, so this page
+has none.
+"""
 ENOUGH_CROPS = 10_000  # of the bilinear classifier; below, its training is what is measured
 WAYS = {  # of judging: multi-scale, flip
     "one pass": (False, False),
@@ -213,7 +213,7 @@ def parts(seen: list[Results], docs: Path) -> list[str]:
     return [
         introduction(),
         section("boundary", boundary_section, seen, folder),
-        *pictures(docs),
+        PICTURES,
         section("inference", inference_section, seen, folder),
         TRAINED.format(preset=DECODER.preset),
         *(section(name, written, seen, folder) for name, written in trained.items()),
@@ -243,11 +243,6 @@ def section(name: str, written: Section, seen: list[Results], folder: Path) -> s
 def heading(comparison: Comparison) -> str:
     """Title of a comparison, and what the paper says."""
     return f"### {comparison.title}\n\n{comparison.text}\n"
-
-
-def pictures(docs: Path) -> list[str]:
-    """The pictures that are there."""
-    return [f"![{text}]({path})\n" for path, text in PICTURES.items() if (docs / path).exists()]
 
 
 def source(figures: Sequence[Figures]) -> str:

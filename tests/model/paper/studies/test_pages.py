@@ -189,13 +189,6 @@ def test_earlier_figures_stay_until_a_new_run_replaces_them(tmp_path: Path) -> N
     assert "| whole photo | 40.00 | 60.00 | +20.00 |" in text
 
 
-def test_the_pictures_are_shown_where_they_were_drawn(tmp_path: Path) -> None:
-    point = Point(DECODER, 0)
-    assert "figure6.jpg" not in page(tmp_path, (point, figures(point, 0.4)))
-    (tmp_path / "docs" / "studies" / "figure6.jpg").touch()
-    assert "](studies/figure6.jpg)" in page(tmp_path, (point, figures(point, 0.4)))
-
-
 def test_a_damaged_result_is_named(tmp_path: Path) -> None:
     (tmp_path / "decoder-0-os16.json").write_text("{")
     with pytest.raises(StudyError, match=r"decoder-0-os16\.json is damaged"):
