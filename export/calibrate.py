@@ -57,7 +57,7 @@ class CalibrateError(ValueError):
 
 
 @dataclass(frozen=True)
-class Photo:
+class PhotoCounts:
     """The counts of one photo, each by confidence or probability, 0 to 255."""
 
     predicted: Counts  # (K, 256) pixels with this label and confidence
@@ -66,7 +66,7 @@ class Photo:
     missed: Shares | None  # (256,) share of points whose truth has a probability below
 
 
-def observe(result: Result, truth: NDArray[np.uint8]) -> Photo:
+def observe(result: Result, truth: NDArray[np.uint8]) -> PhotoCounts:
     """Compare the result for a photo with its true mask (H, W); ids >= K are void."""
     classes = len(result.contract.classes)
     labels, confidence = result.labels.image, result.confidence
@@ -78,7 +78,7 @@ def observe(result: Result, truth: NDArray[np.uint8]) -> Photo:
     def counted(places: Counts) -> Counts:
         return np.bincount(places, minlength=classes * LEVELS).reshape(classes, LEVELS)
 
-    return Photo(
+    return PhotoCounts(
         counted(where),
         counted(right),
         np.bincount(truth[judged], minlength=classes),
@@ -104,7 +104,7 @@ def missed(grid: Grid, truth: NDArray[np.uint8]) -> Shares | None:
     return np.concatenate([[0.0], below[:-1]])
 
 
-def best_f1(photos: list[Photo]) -> tuple[list[float], list[float], list[float]]:
+def best_f1(photos: list[PhotoCounts]) -> tuple[list[float], list[float], list[float]]:
     """For each class the confidence with the best F1, that F1, and the F1 of all its pixels."""
     predicted = sum((each.predicted for each in photos), np.zeros_like(photos[0].predicted))
     right = sum((each.right for each in photos), np.zeros_like(photos[0].right))
@@ -116,7 +116,7 @@ def best_f1(photos: list[Photo]) -> tuple[list[float], list[float], list[float]]
     return (best / (LEVELS - 1)).round(4).tolist(), chosen.tolist(), f1[:, 0].tolist()
 
 
-def proven_f1(photos: list[Photo]) -> list[float]:
+def proven_f1(photos: list[PhotoCounts]) -> list[float]:
     """The thresholds of `best_f1`, but 0 for classes that thresholds do not help on other photos.
 
     Each of FOLDS parts is judged by the thresholds of the other parts. F1 must rise on average,
@@ -134,7 +134,7 @@ def proven_f1(photos: list[Photo]) -> list[float]:
     return kept
 
 
-def f1_at(photos: list[Photo], thresholds: Sequence[float]) -> Shares:
+def f1_at(photos: list[PhotoCounts], thresholds: Sequence[float]) -> Shares:
     """F1 of each class, (K,), of its pixels with at least its threshold of confidence."""
     classes = np.arange(len(thresholds))
     levels = np.rint(np.multiply(thresholds, LEVELS - 1)).astype(np.intp)
@@ -146,7 +146,7 @@ def f1_at(photos: list[Photo], thresholds: Sequence[float]) -> Shares:
     return 2 * hits / np.maximum(1, kept + true)
 
 
-def calibration(photos: list[Photo], dataset: Dataset) -> Calibration:
+def calibration(photos: list[PhotoCounts], dataset: Dataset) -> Calibration:
     """Compute what the contract stores, from some photos."""
     curves = [each.missed for each in photos if each.missed is not None]
     mean = np.mean(curves, axis=0).round(6) if curves else None
@@ -159,7 +159,7 @@ def calibration(photos: list[Photo], dataset: Dataset) -> Calibration:
     )
 
 
-def measured(photos: list[Photo], dataset: Dataset) -> dict[str, Any]:
+def measured(photos: list[PhotoCounts], dataset: Dataset) -> dict[str, Any]:
     """Measure coverage and F1 on photos that the thresholds do not come from; at least two.
 
     F1 is None if no pixel of these photos has a class.
@@ -188,7 +188,7 @@ def _mean(values: Sequence[float]) -> float | None:
     return round(float(np.mean(values)), 4) if values else None
 
 
-def _f1_gain(photos: list[Photo], found: Calibration) -> tuple[float, float] | None:
+def _f1_gain(photos: list[PhotoCounts], found: Calibration) -> tuple[float, float] | None:
     """Return the mean F1 over the classes that occur, of all pixels and of confident ones.
 
     None if no class occurs.
@@ -211,7 +211,7 @@ def segmented(engine: Engine, photo: NDArray[np.uint8]) -> Result:
     return join.result(prepared, predictions, engine.contract)
 
 
-def run(engine: Engine, dataset: Dataset) -> list[Photo]:
+def run(engine: Engine, dataset: Dataset) -> list[PhotoCounts]:
     """Observe every photo of a data set, as the service segments it."""
     found = []
     for pair in tqdm(dataset.pairs, unit="photo", disable=not sys.stderr.isatty()):

@@ -27,7 +27,7 @@ from service.client.errors import (
     UnreachableError,
     UsageError,
 )
-from service.client.inputs import Inputs, Photo
+from service.client.inputs import InputPhoto, Inputs
 from service.client.manifest import Manifest, PhotoRow
 from service.client.outputs import OutsideError, remove_files, write_files
 from service.client.pace import Pace
@@ -72,7 +72,7 @@ class Limits:
 class Work:
     """A photo to send, and the stem of its files."""
 
-    photo: Photo
+    photo: InputPhoto
     stem: str
     earlier: PhotoRow | None  # the manifest's row before this run
 
@@ -137,7 +137,7 @@ class Batch:
         if not self._is_over.is_set():
             asyncio.run_coroutine_threadsafe(self._queue.put(end), loop)
 
-    def _decide(self, photo: Photo) -> Work | None:
+    def _decide(self, photo: InputPhoto) -> Work | None:
         decision = plan.decide(photo, self.wanted, self.manifest, self.out)
         match decision:
             case Decision.SKIP:
@@ -156,7 +156,7 @@ class Batch:
         self.progress.update()
         return None
 
-    def _claim(self, photo: Photo) -> Work:
+    def _claim(self, photo: InputPhoto) -> Work:
         row = self.manifest.get(photo.name)
         stem = self.manifest.claim(photo.name, photo.source, plan.stems(photo.name))
         return Work(_kept(photo), stem, row)
@@ -227,7 +227,7 @@ class Batch:
         self.manifest.finish(work.photo.name, origin, outputs, pixels, answer.request_id)
         self.counts.sent += 1
 
-    async def _answer(self, photo: Photo) -> tuple[Segmentation, str | None]:
+    async def _answer(self, photo: InputPhoto) -> tuple[Segmentation, str | None]:
         """Return the answer for a photo, and the digest of the photo if it was read here."""
         wanted = self.wanted
         output, options = ",".join(wanted.asked()), dict(parse_qsl(wanted.options))
@@ -240,7 +240,7 @@ class Batch:
         answer = await self.client.segment(upload.body, output, wanted.model, options)
         return answer, upload.sha256
 
-    def _tell_unshrunk(self, photo: Photo, reason: str | None) -> None:
+    def _tell_unshrunk(self, photo: InputPhoto, reason: str | None) -> None:
         if reason is None:
             return
         self.counts.unshrunk += 1
@@ -264,7 +264,7 @@ class Batch:
             self.counts.failed += 1
         self.progress.note(f"{work.photo.name}: {reason}")
 
-    def _origin(self, photo: Photo, sha256: str | None, digest: str | None) -> Origin:
+    def _origin(self, photo: InputPhoto, sha256: str | None, digest: str | None) -> Origin:
         wanted = self.wanted
         return Origin(
             photo.size,
@@ -299,7 +299,7 @@ def class_pixels(result: bytes) -> tuple[ClassPixels, ...]:
         raise BadAnswerError(f"output=json has no class pixels: {sentence(error)}") from error
 
 
-def _is_about_the_url(error: StatusError, photo: Photo) -> bool:
+def _is_about_the_url(error: StatusError, photo: InputPhoto) -> bool:
     """Return whether only this URL fails: later, or for another host, it may work.
 
     Raises UsageError if the service fetches none.
@@ -328,7 +328,7 @@ def _sort(
     return files, pixels
 
 
-def _kept(photo: Photo) -> Photo:
+def _kept(photo: InputPhoto) -> InputPhoto:
     """Read a photo now if it cannot be read later."""
     if photo.fleeting:
         try:
@@ -338,7 +338,7 @@ def _kept(photo: Photo) -> Photo:
     return photo
 
 
-def _clash(photo: Photo) -> Callable[[], bytes]:
+def _clash(photo: InputPhoto) -> Callable[[], bytes]:
     return _raiser(
         f"another photo of this run is named {photo.name}: set --base to a common folder"
     )

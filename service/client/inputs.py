@@ -46,7 +46,7 @@ OWN_NAMES = ("contact-sheet.png",)  # the only image of a report
 
 
 @dataclass(frozen=True, slots=True)
-class Photo:
+class InputPhoto:
     """An input; `size` is -1 if it cannot be read, and `read` then raises the reason."""
 
     name: str  # "a/b.jpg", the path below OUT that its outputs mirror
@@ -121,7 +121,7 @@ class Inputs:
         common = base.absolute() if base else Path(os.path.commonpath(roots))
         return cls(tuple(arguments), _normal(common), _normal(out), listing, url_list=url_list)
 
-    def __iter__(self) -> Iterator[Photo]:
+    def __iter__(self) -> Iterator[InputPhoto]:
         for argument in self.arguments:
             if argument == STDIN:
                 lines = (line.rstrip("\r\n") for line in self.listing)
@@ -166,26 +166,26 @@ class Inputs:
             prefix, pattern = _split_glob(argument)
             yield from expand(prefix, pattern, self.out, others)
 
-    def _listed(self, line: str) -> Photo:
+    def _listed(self, line: str) -> InputPhoto:
         return self._remote(line.strip()) if is_url(line) else self._photo(_normal(Path(line)))
 
-    def _remote(self, url: str) -> Photo:
+    def _remote(self, url: str) -> InputPhoto:
         """Return a photo that the service fetches; what is behind a URL counts as unchanged."""
         read = _unreadable("the service fetches it")
         try:
             name = urls.name_of(url)
         except ValueError as error:
             reason = f"{url[:200]} is no URL: {error}"
-            return Photo(_printable(url[:200]), _printable(url), -1, 0, _unreadable(reason))
-        return Photo(_printable(name), _printable(url), 0, 0, read, url=url)
+            return InputPhoto(_printable(url[:200]), _printable(url), -1, 0, _unreadable(reason))
+        return InputPhoto(_printable(name), _printable(url), 0, 0, read, url=url)
 
-    def _photo(self, path: Path) -> Photo:
+    def _photo(self, path: Path) -> InputPhoto:
         try:
             stat = path.stat()
             size, mtime_ns = stat.st_size, _in_sqlite(stat.st_mtime_ns)
         except (OSError, ValueError):  # ValueError: a zero byte in a list on stdin
             size, mtime_ns = -1, 0
-        return Photo(
+        return InputPhoto(
             _name(path, self.base),
             _printable(str(path)),
             size,
@@ -193,7 +193,7 @@ class Inputs:
             functools.partial(read_photo, path),
         )
 
-    def _archived(self, archive: Path) -> Iterator[Photo]:
+    def _archived(self, archive: Path) -> Iterator[InputPhoto]:
         """Yield the photos in a tar, read from front to back."""
         try:
             with tars.opened(archive) as tar:
@@ -208,8 +208,8 @@ class Inputs:
 
     def _member(
         self, archive: Path, tar: tarfile.TarFile, member: tarfile.TarInfo, path: PurePosixPath
-    ) -> Photo:
-        return Photo(
+    ) -> InputPhoto:
+        return InputPhoto(
             _printable(_below(archive, self.base) / path),
             _printable(f"{archive}!{member.name}"),
             _in_sqlite(member.size),
@@ -218,9 +218,9 @@ class Inputs:
             fleeting=True,
         )
 
-    def _broken(self, path: Path, reason: str) -> Photo:
+    def _broken(self, path: Path, reason: str) -> InputPhoto:
         name, source = _name(path, self.base), _printable(str(path))
-        return Photo(name, source, -1, 0, _unreadable(reason))
+        return InputPhoto(name, source, -1, 0, _unreadable(reason))
 
 
 def _unreadable(reason: str) -> Callable[[], bytes]:

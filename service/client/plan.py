@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from service.client.inputs import Photo
+from service.client.inputs import InputPhoto
 from service.client.manifest import Manifest, PhotoRow
 from service.client.protocol import FILES
 from service.client.records import DONE, REJECTED, Origin, Record
@@ -57,7 +57,7 @@ class Wanted:
         return tuple(dict.fromkeys((*self.outputs, *(("json",) if self.pixels else ()))))
 
 
-def decide(photo: Photo, wanted: Wanted, manifest: Manifest, out: Path) -> Decision:
+def decide(photo: InputPhoto, wanted: Wanted, manifest: Manifest, out: Path) -> Decision:
     """Decide on a photo; read its bytes only if its time has changed and its size has not."""
     row = manifest.get(photo.name)
     if row is None:
@@ -140,7 +140,7 @@ def _size(path: Path) -> int | None:
         return None
 
 
-def _same_content(row: PhotoRow, photo: Photo, manifest: Manifest) -> bool:
+def _same_content(row: PhotoRow, photo: InputPhoto, manifest: Manifest) -> bool:
     unchanged = is_unchanged(row.origin, photo.size, photo.mtime_ns)
     if unchanged is not None:
         return unchanged

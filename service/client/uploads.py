@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from service.client.errors import ClientError, UsageError
-from service.client.inputs import Photo
+from service.client.inputs import InputPhoto
 from service.client.pictures import PNG, size_of
 from service.client.plain import sentence
 from service.client.protocol import media_type
@@ -43,7 +43,7 @@ class Upload:
     unshrunk: str | None = None  # why the photo was not shrunk in spite of --max-side
 
 
-def prepare(photo: Photo, max_side: int | None) -> Upload:
+def prepare(photo: InputPhoto, max_side: int | None) -> Upload:
     """Read the photo, and shrink it if requested; raises OSError if it cannot be read."""
     content = photo.read()
     digest = hashlib.sha256(content).hexdigest()

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from export import calibrate
-from export.calibrate import Photo, best_f1, f1_at, measured, missed, proven_f1
+from export.calibrate import PhotoCounts, best_f1, f1_at, measured, missed, proven_f1
 from export.writer import ExportOptions, export
 from model import checkpoint
 from model.data.dataset import VOC_CLASSES, Dataset, voc_palette
@@ -65,7 +65,7 @@ def test_sets_contain_the_truth_as_often_as_promised_on_other_photos() -> None:
 def test_the_best_threshold_is_the_one_with_the_best_f1() -> None:
     rng = np.random.default_rng(0)
     predicted = rng.integers(0, 9, (3, 256))
-    photo = Photo(
+    photo = PhotoCounts(
         predicted,
         np.minimum(predicted, rng.integers(0, 9, (3, 256))),
         np.array([900, 700, 0]),
@@ -84,12 +84,12 @@ def test_the_best_threshold_is_the_one_with_the_best_f1() -> None:
         assert tried[round(thresholds[label] * 255)] == pytest.approx(max(tried))
 
 
-def photo_of(unsure: int, sure: int, right: int) -> Photo:
+def photo_of(unsure: int, sure: int, right: int) -> PhotoCounts:
     """Pixels of class 1 with confidence 50 and 200; the sure ones are right, and `right` others."""
     predicted, correct = np.zeros((2, 2, 256), np.int64)
     predicted[1, [50, 200]] = unsure, sure
     correct[1, [50, 200]] = right, sure
-    return Photo(predicted, correct, np.array([0, sure + right]), None)
+    return PhotoCounts(predicted, correct, np.array([0, sure + right]), None)
 
 
 def test_a_threshold_that_one_photo_asks_for_is_not_kept() -> None:
@@ -105,7 +105,7 @@ def test_a_threshold_that_one_photo_asks_for_is_not_kept() -> None:
 def test_photos_without_a_class_leave_the_figures_out() -> None:
     """Each half of the photos judges the other; here one half is all void."""
     whole = photo_of(4, 9, 9)
-    void = Photo(whole.predicted * 0, whole.right * 0, whole.true * 0, None)
+    void = PhotoCounts(whole.predicted * 0, whole.right * 0, whole.true * 0, None)
     data = Dataset("voc", "val", (), ("a", "b"), ((0, 0, 0), (9, 9, 9)))
     assert measured([void, void], data) == {
         "coverage": {},

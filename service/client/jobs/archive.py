@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from service.client.errors import BadAnswerError, UsageError
-from service.client.inputs import Inputs, Photo
+from service.client.inputs import InputPhoto, Inputs
 from service.client.plain import parse_json, sentence
 from service.client.uploads import prepare
 
@@ -32,7 +32,7 @@ def packed(inputs: Inputs, max_side: int | None) -> Iterator[tuple[Path, int]]:
         yield path, len(seen)
 
 
-def _is_new(photo: Photo, seen: dict[str, str]) -> bool:
+def _is_new(photo: InputPhoto, seen: dict[str, str]) -> bool:
     """Return whether a photo is not yet packed; raises UsageError for another of its name."""
     before = len(seen)
     if photo.url is not None:

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
-from service.client.inputs import Photo
+from service.client.inputs import InputPhoto
 from service.client.uploads import UnshrinkableError, prepare, shrink
 from service.images import imaging
 
@@ -57,7 +57,7 @@ def test_file_that_is_not_a_photo_is_sent_unchanged(content: bytes) -> None:
 
 def test_broken_photo_is_sent_unchanged() -> None:
     content = encoded((800, 400))[:300]
-    upload = prepare(Photo("a.jpg", "/a.jpg", len(content), 0, lambda: content), 100)
+    upload = prepare(InputPhoto("a.jpg", "/a.jpg", len(content), 0, lambda: content), 100)
     assert upload.body == content
     assert "cannot decode" in str(upload.unshrunk)
 
@@ -144,7 +144,7 @@ LEFT_TO_THE_SERVICE = {
 @pytest.mark.parametrize("name", LEFT_TO_THE_SERVICE)
 def test_photo_that_only_the_service_can_decode_is_sent_unchanged_and_reported(name: str) -> None:
     content = LEFT_TO_THE_SERVICE[name]
-    upload = prepare(Photo("a.x", "/a.x", len(content), 0, lambda: content), 100)
+    upload = prepare(InputPhoto("a.x", "/a.x", len(content), 0, lambda: content), 100)
     assert upload.body == content
     assert "left to the service" in str(upload.unshrunk)
 
@@ -169,6 +169,6 @@ def test_a_gigapixel_is_left_to_the_service() -> None:
 
 def test_digest_is_the_photos_own_not_the_uploads() -> None:
     content = encoded((800, 400))
-    upload = prepare(Photo("a.jpg", "/a.jpg", len(content), 0, lambda: content), 100)
+    upload = prepare(InputPhoto("a.jpg", "/a.jpg", len(content), 0, lambda: content), 100)
     assert upload.sha256 == hashlib.sha256(content).hexdigest()
     assert len(upload.body) < len(content)

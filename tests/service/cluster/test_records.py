@@ -114,7 +114,9 @@ def test_the_batch_client_does_the_same_photos_again(
     for file, size in OUTPUTS.items():
         (tmp_path / file).write_bytes(bytes(size))
     photo = replace(PHOTO, mtime_ns=mtime_ns)
-    read = inputs.Photo(photo.name, photo.source, photo.size, mtime_ns, read=lambda: b"changed")
+    read = inputs.InputPhoto(
+        photo.name, photo.source, photo.size, mtime_ns, read=lambda: b"changed"
+    )
     with Manifest(Path(":memory:")) as manifest:
         manifest.claim(PHOTO.name, PHOTO.source, ["a/x"])
         manifest.finish(PHOTO.name, RECORD.origin, OUTPUTS)
