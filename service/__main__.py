@@ -19,6 +19,7 @@ from fastapi import FastAPI
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
+import service
 from service import doctor, logs
 from service.decoders import processes
 from service.errors import StartupError
@@ -38,6 +39,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     if arguments[:1] == ["doctor"]:
         return doctor.main(arguments[1:])
+    if arguments == ["--version"]:
+        print(f"deeplab {service.version()}")
+        return 0
     building = arguments[:1] == ["build-engines"]
     if building:
         arguments = ["--device", "tensorrt", *arguments[1:]]

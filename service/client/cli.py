@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import service
 from service.client import flags, local, records, selection
 from service.client.batch import Batch, Limits
 from service.client.connection import choose, connected
@@ -116,6 +117,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
+    add("--version", action="version", version=f"deeplab {service.version()}")
     add(
         "inputs",
         metavar="URL INPUT",

@@ -10,13 +10,13 @@ import asyncio
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
 
 import numpy as np
 from fastapi import FastAPI, Header, Request, Response
 from starlette.exceptions import HTTPException
 
+import service
 from postprocess.results.outputs import Result
 from service.errors import (
     BodyTimeout,
@@ -233,7 +233,9 @@ def _add_metadata(app: FastAPI, models: Models) -> None:
     @app.get("/v2")
     async def server_metadata() -> ServerMetadata:
         """Describe the server."""
-        return ServerMetadata(name="deeplab", version=_version(), extensions=["binary_tensor_data"])
+        return ServerMetadata(
+            name="deeplab", version=service.version(), extensions=["binary_tensor_data"]
+        )
 
     @app.get("/v2/health/live")
     async def live() -> dict[str, bool]:
@@ -299,10 +301,3 @@ def _not_offered(extension: str) -> HTTPException:
 
 def _tensor(name: str, shape: list[int]) -> TensorMetadata:
     return TensorMetadata(name=name, datatype=DATATYPE, shape=shape)
-
-
-def _version() -> str:
-    try:
-        return version("deeplab")
-    except PackageNotFoundError:  # a checkout that is not installed
-        return "unknown"

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,16 @@ import pytest
 from service.client.cli import main
 
 from .flaky_server import Answer, FlakyServer, problem
+
+
+@pytest.mark.parametrize("command", ["service", "service.client"])
+def test_version_is_that_of_the_installed_package(command: str) -> None:
+    run = [sys.executable, "-m", command, "--version"]
+    shown = subprocess.run(run, capture_output=True, text=True, check=True).stdout
+    try:
+        assert shown == f"deeplab {metadata.version('deeplab')}\n"
+    except metadata.PackageNotFoundError:
+        assert shown == "deeplab unknown\n"
 
 
 def test_dry_run_names_what_would_be_sent_and_touches_nothing(
