@@ -38,6 +38,7 @@ from model.paper.studies.run import StudyError
 from model.paper.studies.statistics import difference, percent, points
 from model.train import recipe
 
+ROOT = Path(__file__).parents[3]
 Figures = dict[str, Any]  # of one point, as model.evaluate writes them
 Results = dict[str, Figures]  # by the point's name, without the number of photos
 Section = Callable[[Results, Path], str | None]  # None where a point that it needs is missing
@@ -153,7 +154,9 @@ def load(out: Path, docs: Path) -> dict[str, Figures]:
     """
     found = {path.stem: result(path) for path in sorted(out.glob("*.json"))}
     results = {
-        name: {key: r.get(key) for key in KEPT} for name, r in found.items() if "network" in r
+        name: {key: r.get(key) for key in KEPT} | {"training": portable(r.get("training"))}
+        for name, r in found.items()
+        if "network" in r
     }
     if not results:
         raise StudyError(f"{out} holds no results; run a study first")
@@ -162,6 +165,14 @@ def load(out: Path, docs: Path) -> dict[str, Figures]:
     if kept.exists():
         before = json.loads(kept.read_text(encoding="utf-8"))
     return before | results
+
+
+def portable(training: Figures | None) -> Figures | None:
+    """A recipe without this machine's folders: `init` is told from this repository's root."""
+    if training is None or not training.get("init"):
+        return training
+    init = Path(training["init"])
+    return training | {"init": str(init.relative_to(ROOT) if init.is_relative_to(ROOT) else init)}
 
 
 def result(path: Path) -> Figures:

@@ -189,6 +189,13 @@ def test_earlier_figures_stay_until_a_new_run_replaces_them(tmp_path: Path) -> N
     assert "| whole photo | 40.00 | 60.00 | +20.00 |" in text
 
 
+def test_kept_figures_name_no_folder_of_this_machine() -> None:
+    init = pages.ROOT / "model" / "bundled" / "light"
+    assert pages.portable({"init": str(init)}) == {"init": "model/bundled/light"}
+    assert pages.portable({"init": "imagenet"}) == {"init": "imagenet"}
+    assert pages.portable(None) is None
+
+
 def test_a_damaged_result_is_named(tmp_path: Path) -> None:
     (tmp_path / "decoder-0-os16.json").write_text("{")
     with pytest.raises(StudyError, match=r"decoder-0-os16\.json is damaged"):
