@@ -18,7 +18,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import service
 from service.client import flags, local, records, selection
 from service.client.batch import Batch, Limits
 from service.client.connection import choose, connected
@@ -117,7 +116,6 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--version", action="version", version=f"deeplab {service.version()}")
     add(
         "inputs",
         metavar="URL INPUT",
@@ -139,6 +137,7 @@ def _parser() -> argparse.ArgumentParser:
         help="folder for the results; a video for a video",
     )
     add("--model", metavar="NAME", help="name of the model (default: the service's default model)")
+    flags.add_version(parser)
     flags.add_results(parser)
     flags.add_query(parser)
     flags.add_video(parser)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import parse_qs, urlencode
 
+import service
 from service.client.exchange import TIMEOUT_S
 from service.client.protocol import FILES
 from service.client.retry import RetryPolicy
@@ -49,6 +50,11 @@ QUERY = (
 )
 ADVICE = re.compile(r"\b([a-z_]+)=")  # in a sentence of the service: `use fit=resize`
 RENAMED = {"picture_side": "max_side"}  # --max-side shrinks photos before they are sent
+
+
+def add_version(parser: argparse.ArgumentParser) -> None:
+    """Add --version."""
+    parser.add_argument("--version", action="version", version=f"deeplab {service.version()}")
 
 
 def add_results(parser: argparse.ArgumentParser) -> None:

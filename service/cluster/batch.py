@@ -480,6 +480,7 @@ def _parser() -> argparse.ArgumentParser:
         default=str(bundled),
         help="path or URI of the model (default: the bundled one)",
     )
+    flags.add_version(parser)
     flags.add_results(parser)
     flags.add_query(parser)
     flags.add_limits(parser)

@@ -74,13 +74,13 @@ def job_of(folder: Path, outputs: tuple[str, ...] = ("mask",)) -> BatchJob:
 
 
 def test_every_flag_of_the_client_is_one_of_the_batch() -> None:
-    """Except flags for the connection and the key, for --local, and for videos."""
+    """Except flags for the connection and the key, for --local, for videos, and for URLs."""
     client, batch = (
         {option for action in parser._actions for option in action.option_strings}
         for parser in (cli._parser(), ray_batch._parser())
     )
     connection = {"--concurrency", "--timeout", "--give-up-after", "--api-key"}
-    assert client - batch == connection | {"--local", "--models", "--steady"}
+    assert client - batch == connection | {"--local", "--models", "--steady", "--urls"}
     arguments = [".", "-o", "out", "--fit", "sliding", "--classes", "a,b", "--alpha", "0"]
     options = ray_batch._options(ray_batch._parser().parse_args(arguments))
     assert options.query == "fit=sliding&classes=a%2Cb&alpha=0.0"
