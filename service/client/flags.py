@@ -54,7 +54,8 @@ RENAMED = {"picture_side": "max_side"}  # --max-side shrinks photos before they 
 
 def add_version(parser: argparse.ArgumentParser) -> None:
     """Add --version."""
-    parser.add_argument("--version", action="version", version=f"deeplab {service.version()}")
+    shown = f"deeplab {service.version()}"
+    parser.add_argument("--version", action="version", version=shown, help="print the version")
 
 
 def add_results(parser: argparse.ArgumentParser) -> None:
