@@ -30,7 +30,10 @@ from tests.service.web import opened, photo, png, post, serving
 
 SIDE = 65
 RANGE = (200, 8200)  # of the stored values
-pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning"),
+]
 
 RECIPE = """\
 dataset = "folder"

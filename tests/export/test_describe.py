@@ -16,6 +16,7 @@ from service.inference.contract import METADATA_KEY
 from tests.export.conftest import CONFIG, SIZE
 
 
+@pytest.mark.slow
 def test_the_figures_are_those_of_the_network(
     exported: Path, tiny: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -30,6 +31,7 @@ def test_the_figures_are_those_of_the_network(
     assert found["operators"]["ArgMax"] == 1
 
 
+@pytest.mark.slow
 def test_the_description_has_network_size_agreement_and_cost(
     exported: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -80,6 +82,7 @@ def test_a_truncated_file_is_one_clear_error(
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_an_altered_weight_is_one_clear_error(
     exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -35,6 +35,8 @@ from tests.model.nets import photo as patches
 from tests.model.nets import tiny
 from tests.service.web import png, serving
 
+pytestmark = pytest.mark.slow
+
 OF_A_SERVICE = {"model", "quality"}  # choose a model: Python and --local load the one they name
 CALIBRATION = Calibration(
     dataset="tiny",
@@ -154,7 +156,6 @@ def test_the_cases_use_every_option() -> None:
     assert {name for case in CASES for name in case} == {*SegmentQuery.model_fields} - OF_A_SERVICE
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_option_has_an_effect(net: DeepLabV3Plus, case: dict[str, Any]) -> None:
     """Else the comparison below would not notice an option that a door ignores."""
@@ -181,7 +182,6 @@ def through_the_client(service: TestClient, photo: Any, case: dict[str, Any]) ->
     return protocol.segmentation(answer, outputs, size, case.get("max_side")).files()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("photo", [SMALL, LARGE], ids=["small", "large"])
 def test_all_doors_give_equal_files(

@@ -16,7 +16,10 @@ from PIL import Image, ImageOps
 from pixels import bands, tiff
 
 HEIGHT, WIDTH = 45, 70  # no multiple of a tile or a strip
-pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning"),
+]
 
 
 def noise(count: int, dtype: str) -> NDArray[Any]:

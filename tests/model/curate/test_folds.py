@@ -14,6 +14,8 @@ from model.data.__main__ import main as data_command
 from model.data.dataset import Dataset, DatasetError, find
 from model.train.__main__ import main as train
 
+pytestmark = pytest.mark.slow
+
 RECIPE = """\
 dataset = "folder"
 split = "train"

@@ -19,6 +19,8 @@ from tests.service.web import opened, photo, png
 from .flaky_server import Answer, FlakyServer, Request, problem
 from .flaky_server import running as hosting
 
+pytestmark = pytest.mark.slow
+
 PHOTO = photo(30, 40)
 
 

@@ -20,6 +20,8 @@ from service.settings import Settings
 from tests.service import onnx_models
 from tests.service.web import opened, photo, png, post, serving
 
+pytestmark = pytest.mark.slow
+
 PHOTO = photo()
 BODY = png(PHOTO)
 

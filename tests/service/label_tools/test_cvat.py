@@ -27,6 +27,8 @@ from service.client import Client, UsageError
 from service.label_tools import cvat, nuclio
 from service.label_tools.drafts import Drafter
 
+pytestmark = pytest.mark.slow
+
 Create = Callable[..., cvat.Function]
 
 

@@ -76,6 +76,7 @@ def test_the_decoder_is_compared_seed_by_seed(tmp_path: Path) -> None:
     assert "points: +5.00, +7.00" in text
 
 
+@pytest.mark.slow
 def test_rows_are_told_apart_only_by_more_than_seeds_differ(tmp_path: Path) -> None:
     """8 channels lose 10 points with every seed; 64 channels gain and lose with others."""
     by_width = {
@@ -105,6 +106,7 @@ def test_one_seed_tells_nothing_apart(tmp_path: Path) -> None:
     assert "one seed cannot say: without it" in text
 
 
+@pytest.mark.slow
 def test_every_comparison_of_the_plan_gets_its_table(tmp_path: Path) -> None:
     text = page(
         tmp_path,
@@ -158,6 +160,7 @@ def test_only_results_on_as_many_photos_are_compared(tmp_path: Path) -> None:
     assert "| whole photo | 30.00 | 40.00 | +10.00 |" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("iterations", "short"), [(60, True), (1000, False)])
 def test_a_bilinear_classifier_that_hardly_trained_is_named(
     tmp_path: Path, iterations: int, short: bool

@@ -302,6 +302,7 @@ def test_control_characters_of_the_answer_never_reach_the_terminal(
     assert r"b\x1b]0;c\x07" in told.err
 
 
+@pytest.mark.slow
 def test_the_reason_of_a_wait_is_told_once(
     server: FlakyServer, capsys: pytest.CaptureFixture[str]
 ) -> None:

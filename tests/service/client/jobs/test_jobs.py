@@ -22,6 +22,8 @@ from tests.service.client.flaky_server import running as hosting
 from tests.service.processes import running
 from tests.service.web import opened, photo, png
 
+pytestmark = pytest.mark.slow
+
 PHOTO = photo(30, 40)
 BROKEN = b"\xff\xd8\xff no more of it"
 

@@ -19,6 +19,8 @@ from service.http.bodies import urls
 from tests.service import onnx_models
 from tests.service.web import opened, photo, png, serving
 
+pytestmark = pytest.mark.slow
+
 LIMIT = 100_000
 SEEN: list[tuple[str, dict[str, str]]] = []  # path and headers of each request
 STOP = threading.Event()

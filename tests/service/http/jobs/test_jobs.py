@@ -30,6 +30,8 @@ from tests.service import onnx_models
 from tests.service.processes import running
 from tests.service.web import opened, photo, png, serving
 
+pytestmark = pytest.mark.slow
+
 KEYS = {name: {"Authorization": f"Bearer {name}"} for name in ("ann", "bob")}
 
 
@@ -315,7 +317,6 @@ def test_a_job_is_known_to_its_key_alone(folder: Path, tmp_path: Path) -> None:
         assert client.get("/jobs", headers=KEYS["bob"]).json() == {"jobs": []}
 
 
-@pytest.mark.slow
 def test_the_disk_is_bounded(folder: Path, tmp_path: Path) -> None:
     body = zipped({"a.png": png(photo(400, 500))})
     less, more = len(body) - 1, len(body) + 100
@@ -336,7 +337,6 @@ def test_bodies_of_jobs_may_be_larger_than_others(folder: Path, tmp_path: Path) 
         assert ended(client, send(client, body).json()["id"])["failed"] == 0
 
 
-@pytest.mark.slow
 def test_jobs_expire(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.http.jobs.runner.SWEEP_S", 0.05)
     with serving(folder, jobs=tmp_path, job_ttl_s=1) as client:
@@ -350,7 +350,6 @@ def test_jobs_expire(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert client.get(f"/jobs/{name}").status_code == 404
 
 
-@pytest.mark.slow
 def test_a_job_is_gone_when_its_time_is_over_and_not_when_it_is_swept_away(
     folder: Path, tmp_path: Path
 ) -> None:
@@ -377,7 +376,6 @@ def test_a_result_that_has_just_been_removed_is_an_unknown_job(
         assert client.get(f"/jobs/{name}/result").json()["code"] == "unknown-job"
 
 
-@pytest.mark.slow
 def test_photos_of_jobs_wait_for_other_requests(folder: Path, tmp_path: Path) -> None:
     settings = Settings(models=folder, device="cpu", threads=1, jobs=tmp_path, decoders=0)
     loaded = models.load(settings)
@@ -464,7 +462,6 @@ def test_results_name_the_model_that_made_each(client: TestClient) -> None:
     assert "model" not in bad
 
 
-@pytest.mark.slow
 def test_a_killed_service_finishes_its_jobs_after_the_next_start(
     folder: Path, tmp_path: Path
 ) -> None:
