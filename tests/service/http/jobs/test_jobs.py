@@ -30,8 +30,6 @@ from tests.service import onnx_models
 from tests.service.processes import running
 from tests.service.web import opened, photo, png, serving
 
-pytestmark = pytest.mark.slow
-
 KEYS = {name: {"Authorization": f"Bearer {name}"} for name in ("ann", "bob")}
 
 
@@ -126,6 +124,7 @@ def test_paths_are_files_and_folders_of_the_allowed_folder(client: TestClient) -
     assert (opened(files["b.mask.png"]) == onnx_models.expected(photo(seed=1))).all()
 
 
+@pytest.mark.slow
 def test_events_tell_every_change_until_the_end(client: TestClient) -> None:
     name = send(client, zipped({"a.png": png(photo())})).json()["id"]
     with client.stream("GET", f"/jobs/{name}/events") as answer:
@@ -137,6 +136,7 @@ def test_events_tell_every_change_until_the_end(client: TestClient) -> None:
     assert told[-1]["state"] == "done"
 
 
+@pytest.mark.slow
 def test_readers_of_events_are_bounded_and_counted_while_they_read(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,6 +186,7 @@ def test_what_no_job_may_ask_is_refused(
     assert says in answer.json()["detail"]
 
 
+@pytest.mark.slow
 def test_files_of_others_in_the_folder_for_jobs_stay(folder: Path, tmp_path: Path) -> None:
     """A folder that the operator names may hold anything; only folders of jobs are removed."""
     (tmp_path / "photos").mkdir()
@@ -252,6 +253,7 @@ def test_the_newest_jobs_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     store.close()
 
 
+@pytest.mark.slow
 def test_a_result_counts_twice_while_it_is_made(folder: Path, tmp_path: Path) -> None:
     """The outputs and the ZIP that they are copied into are on the disk at the same time."""
     body = zipped({"a.png": png(photo(400, 500))})
@@ -317,6 +319,7 @@ def test_a_job_is_known_to_its_key_alone(folder: Path, tmp_path: Path) -> None:
         assert client.get("/jobs", headers=KEYS["bob"]).json() == {"jobs": []}
 
 
+@pytest.mark.slow
 def test_the_disk_is_bounded(folder: Path, tmp_path: Path) -> None:
     body = zipped({"a.png": png(photo(400, 500))})
     less, more = len(body) - 1, len(body) + 100
@@ -331,12 +334,14 @@ def test_the_disk_is_bounded(folder: Path, tmp_path: Path) -> None:
         assert send(client, body).json()["code"] == "body-too-large"
 
 
+@pytest.mark.slow
 def test_bodies_of_jobs_may_be_larger_than_others(folder: Path, tmp_path: Path) -> None:
     body = zipped({f"{number}.png": png(photo(200, 200, number)) for number in range(20)})
     with serving(folder, jobs=tmp_path, max_body_bytes=len(body) // 2) as client:
         assert ended(client, send(client, body).json()["id"])["failed"] == 0
 
 
+@pytest.mark.slow
 def test_jobs_expire(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.http.jobs.runner.SWEEP_S", 0.05)
     with serving(folder, jobs=tmp_path, job_ttl_s=1) as client:
@@ -350,6 +355,7 @@ def test_jobs_expire(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert client.get(f"/jobs/{name}").status_code == 404
 
 
+@pytest.mark.slow
 def test_a_job_is_gone_when_its_time_is_over_and_not_when_it_is_swept_away(
     folder: Path, tmp_path: Path
 ) -> None:
@@ -376,6 +382,7 @@ def test_a_result_that_has_just_been_removed_is_an_unknown_job(
         assert client.get(f"/jobs/{name}/result").json()["code"] == "unknown-job"
 
 
+@pytest.mark.slow
 def test_photos_of_jobs_wait_for_other_requests(folder: Path, tmp_path: Path) -> None:
     settings = Settings(models=folder, device="cpu", threads=1, jobs=tmp_path, decoders=0)
     loaded = models.load(settings)
@@ -462,6 +469,7 @@ def test_results_name_the_model_that_made_each(client: TestClient) -> None:
     assert "model" not in bad
 
 
+@pytest.mark.slow
 def test_a_killed_service_finishes_its_jobs_after_the_next_start(
     folder: Path, tmp_path: Path
 ) -> None:
@@ -493,6 +501,7 @@ def sampled(client: TestClient) -> dict[str, float]:
     return {line[0]: float(line[-1]) for line in lines if line[0].startswith("deeplab_job")}
 
 
+@pytest.mark.slow
 def test_metrics_count_jobs_photos_and_bytes_and_the_wait_of_the_oldest(
     folder: Path, tmp_path: Path
 ) -> None:
