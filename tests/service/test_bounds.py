@@ -1,10 +1,13 @@
 """Work that nothing can end, in threads or in the event loop, is short at the largest sizes.
 
-All in processor time of the thread: four times what it takes on an idle machine.
+Each piece is compared with something as large, in the same run: machines differ. The limits are
+about four times what was measured, so that work which grows with the square of a size fails.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -26,49 +29,71 @@ MIB = 2**20
 SIDE = 7000  # of the largest photo: 49 megapixels
 
 
-def seconds(work: Callable[[], object]) -> float:
-    began = time.thread_time()
-    work()
-    return time.thread_time() - began
+def ratio(work: Callable[[], object], to: Callable[[], object]) -> float:
+    """Return the processor time of the first as a multiple of the second's; the least of three."""
+
+    def seconds(each: Callable[[], object]) -> float:
+        began = time.thread_time()
+        each()
+        return time.thread_time() - began
+
+    pairs = [(seconds(work), seconds(to)) for _ in range(3)]
+    return min(first for first, _ in pairs) / min(second for _, second in pairs)
 
 
 @pytest.mark.slow
-def test_joining_the_windows_of_the_largest_photo_takes_little_time() -> None:
-    """0.035 s for 64 windows, the most that a photo may have by default."""
+def test_joining_the_windows_of_the_largest_photo_is_as_short_as_adding_one_to_them() -> None:
+    """64 windows, the most that a photo may have by default; measured: 0.15 times."""
     target = InputSize(policy="fixed", height=1025, width=1025, pad=(0, 0, 0))
     cut = windows.cut(np.zeros((SIDE, SIDE, 3), np.uint8), (SIDE, SIDE), target, 0.1)
     assert len(cut) == Settings.model_fields["max_windows"].default
     answers = [np.zeros((1025, 1025), np.uint8)] * len(cut)
-    assert seconds(lambda: windows.merge(answers, cut, (SIDE, SIDE))) < 0.15
+
+    def added() -> object:
+        return [answer + 1 for answer in answers]
+
+    assert ratio(lambda: windows.merge(answers, cut, (SIDE, SIDE)), added) < 1
 
 
 @pytest.mark.slow
-def test_packing_files_takes_little_time() -> None:
-    """0.3 and 0.4 s for 256 MiB, the default of --max-pending-bytes; here a quarter of it."""
+def test_packing_files_takes_a_few_times_their_digest() -> None:
+    """A quarter of --max-pending-bytes by default; measured: 1.4 and 1.7 times."""
     files = {f"{number}.png": np.random.default_rng(number).bytes(4 * MIB) for number in range(16)}
-    assert seconds(lambda: encoders.archive(files)) < 0.4
     parts = {name: (body, "image/png") for name, body in files.items()}
-    assert seconds(lambda: packing._multipart(parts)) < 0.4
+
+    def digests() -> object:
+        return [hashlib.sha256(body).digest() for body in files.values()]
+
+    assert ratio(lambda: encoders.archive(files), digests) < 6
+    assert ratio(lambda: packing._multipart(parts), digests) < 6
 
 
 @pytest.mark.slow
-def test_writing_the_largest_tensors_takes_little_time() -> None:
-    """0.16 s for as many numbers as JSON may have, 0.26 s for 196 MB of bytes; here a quarter."""
+def test_writing_the_largest_tensors_takes_a_few_times_what_it_must() -> None:
+    """As many numbers as JSON may have, and a quarter of the most bytes; measured: 1.1 and 0.8."""
     side = int(tensors.MAX_JSON_NUMBERS**0.5)
     labels = np.full((1, side, side), 20, np.uint8)
+    numbers = labels.ravel().tolist()
     as_json, as_bytes = (Call(None, None, {"labels": binary}) for binary in (False, True))
-    assert seconds(lambda: tensors.write("m", as_json, {"labels": labels})) < 0.7
+    written = ratio(
+        lambda: tensors.write("m", as_json, {"labels": labels}), lambda: json.dumps(numbers)
+    )
+    assert written < 4
     large = np.zeros((1, SIDE, SIDE), np.uint8)
-    assert seconds(lambda: tensors.write("m", as_bytes, {"labels": large})) < 0.3
+    body = large.tobytes()
+    written = ratio(
+        lambda: tensors.write("m", as_bytes, {"labels": large}), lambda: hashlib.sha256(body)
+    )
+    assert written < 4
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("period", "rough"), [(2, True), (SIDE, False)])
-def test_the_event_loop_looks_at_the_largest_map_for_a_moment(period: int, rough: bool) -> None:
-    """Whether polygons will take long is decided in it: 0.004 s, by some of the rows."""
-    cells = np.tile(np.arange(SIDE, dtype=np.int64) // (period // 2) % 2, (SIDE, 1))
-    result: Any = SimpleNamespace(cells=cells.astype(np.uint8))
+@pytest.mark.parametrize("seen", [True, False])
+def test_the_event_loop_looks_at_some_rows_of_the_largest_map(seen: bool) -> None:
+    """Whether polygons will take long is decided in it, so the other rows do not count."""
+    flat, noisy = np.zeros(SIDE, np.uint8), np.arange(SIDE, dtype=np.uint8) % 2
+    step = SIDE // 1024
+    row = np.arange(SIDE) % step == 0
+    cells = np.where((row == seen)[:, None], noisy, flat)
+    result: Any = SimpleNamespace(cells=cells)
     wish: Any = SimpleNamespace(simplify=0.0, instances=False, all_outputs={"polygons"})
-    found = []
-    assert seconds(lambda: found.append(processes._rough(result, wish))) < 0.02
-    assert found == [rough]
+    assert processes._rough(result, wish) is seen
