@@ -7,6 +7,7 @@ import re
 import zipfile
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from service.client.errors import BadAnswerError
 
@@ -19,7 +20,8 @@ SHAPE = re.compile(rb"'shape': \((\d{1,9}), (\d{1,9})\)")
 
 def unpack(content: bytes, names: Container[str], limit: int) -> dict[str, bytes]:
     """Return the entries with these names; raises BadAnswerError if broken or above `limit`."""
-    with _opened(content, limit) as archive:
+    with opened(content) as archive:
+        _check(archive, limit)
         return {
             entry.filename: b"".join(_pieces(archive, entry))
             for entry in archive.infolist()
@@ -30,7 +32,8 @@ def unpack(content: bytes, names: Container[str], limit: int) -> dict[str, bytes
 def label_shape(npz: bytes, limit: int) -> tuple[int, int]:
     """Return (H, W) of the array `labels` in an .npz file; raises BadAnswerError if broken."""
     shape = None
-    with _opened(npz, limit) as archive:
+    with opened(npz) as archive:
+        _check(archive, limit)
         for entry in archive.infolist():
             for number, piece in enumerate(_pieces(archive, entry)):
                 if number == 0 and entry.filename == "labels.npy":
@@ -41,11 +44,13 @@ def label_shape(npz: bytes, limit: int) -> tuple[int, int]:
 
 
 @contextmanager
-def _opened(content: bytes, limit: int) -> Iterator[zipfile.ZipFile]:
-    """Open a ZIP; errors of the parser become BadAnswerError."""
+def opened(content: bytes | Path) -> Iterator[zipfile.ZipFile]:
+    """Open a ZIP; every error, also while the caller reads from it, becomes BadAnswerError."""
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            _check(archive, limit)
+        file = io.BytesIO(content) if isinstance(content, bytes) else content
+        with zipfile.ZipFile(file) as archive:
+            if any(entry.compress_type not in METHODS for entry in archive.infolist()):
+                raise BadAnswerError("the ZIP has entries that are not compressed by deflate")
             yield archive
     except BadAnswerError:
         raise
@@ -59,8 +64,6 @@ def _check(archive: zipfile.ZipFile, limit: int) -> None:
         raise BadAnswerError(
             f"the ZIP has {len(entries)} entries, an answer at most {MOST_ENTRIES}"
         )
-    if any(entry.compress_type not in METHODS for entry in entries):
-        raise BadAnswerError("the ZIP has entries that are not compressed by deflate")
     size = sum(entry.file_size for entry in entries)  # zipfile reads no more than it says here
     if size > limit:
         raise BadAnswerError(f"the ZIP unpacks to {size} bytes, for this photo at most {limit}")

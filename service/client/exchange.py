@@ -83,7 +83,7 @@ class Exchange:
     ) -> None:
         self._retry = retry or RetryPolicy()
         self._on_retry = on_retry
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s  # of one try, besides the seconds for its bytes
         base_url = protocol.check_url(url)
         self._route = route(base_url)
         self._place = shown(httpx.URL(base_url))
@@ -155,32 +155,22 @@ class Exchange:
     async def attempt(self, ask: Ask) -> Outcome:
         """Make one try with limits on time and bytes; raises BadAnswerError beyond them."""
         request = self._request(ask)
-        ends = asyncio.get_running_loop().time() + self._timeout_s
-        ends += ask.length() / SLOWEST_BYTES_PER_S
+        allowed_s = self.timeout_s + ask.length() / SLOWEST_BYTES_PER_S
         try:
-            async with asyncio.timeout_at(ends) as timer:
-                return await self._exchange(request, ask.most_bytes, timer, ends)
+            async with asyncio.timeout(allowed_s) as timer, self._opened(request) as response:
+                return await whole(response, ask.most_bytes, timer)
         except TimeoutError:
-            slow = f"no whole answer within {self._timeout_s:g} s"
+            slow = f"no whole answer within {self.timeout_s:g} s"
             return self._route.explained(httpx.ReadTimeout(slow, request=request))
         except httpx.RequestError as error:
             return self._route.explained(error)
-
-    @property
-    def timeout_s(self) -> float:
-        """The seconds that one try may take, besides those for its bytes."""
-        return self._timeout_s
 
     @asynccontextmanager
     async def stream(self, ask: Ask) -> AsyncIterator[httpx.Response]:
         """Make one try; yield the answer before its body is read. Raises httpx.RequestError."""
         try:
-            response = await self._http.send(self._request(ask), stream=True)
-            self._was_reached = True
-            try:
+            async with self._opened(self._request(ask)) as response:
                 yield response
-            finally:
-                await response.aclose()
         except httpx.RequestError as error:
             raise self._route.explained(error) from error
 
@@ -189,36 +179,41 @@ class Exchange:
             ask.method, ask.path, params=ask.params, content=ask.content(), headers=ask.headers()
         )
 
-    async def _exchange(
-        self, request: httpx.Request, most_bytes: int, timer: asyncio.Timeout, ends: float
-    ) -> httpx.Response:
-        """Send the request and read the answer; extend `timer` as bytes arrive."""
+    @asynccontextmanager
+    async def _opened(self, request: httpx.Request) -> AsyncIterator[httpx.Response]:
         response = await self._http.send(request, stream=True)
         self._was_reached = True
         try:
-            limit = most_bytes if response.is_success else MOST_BYTES_OF_AN_ERROR
-            body = bytearray()
-            async for piece in response.aiter_raw():
-                body += piece
-                timer.reschedule(ends + len(body) / SLOWEST_BYTES_PER_S)
-                if len(body) > limit:
-                    break
+            yield response
         finally:
             await response.aclose()
-        if response.is_success:
-            _check_bounds(response, len(body), limit)
-        headers = [pair for pair in response.headers.raw if pair[0].lower() != b"content-encoding"]
-        content = bytes(body[:limit])
-        return httpx.Response(
-            response.status_code, headers=headers, content=content, request=request
-        )
 
 
-def _check_bounds(response: httpx.Response, received: int, limit: int) -> None:
-    """Raise BadAnswerError if an answer is too long, or compressed without being asked."""
-    if received > limit:
-        raise BadAnswerError(f"the answer has more than {limit} bytes")
-    check_plain(response)
+async def whole(
+    response: httpx.Response, most_bytes: int, timer: asyncio.Timeout
+) -> httpx.Response:
+    """Read the body of a response; extend `timer` as bytes arrive.
+
+    Raises BadAnswerError for a good answer that is compressed, or longer than `most_bytes`. The
+    bodies of errors are cut at MOST_BYTES_OF_AN_ERROR.
+    """
+    limit = most_bytes if response.is_success else MOST_BYTES_OF_AN_ERROR
+    ends = timer.when() or 0.0
+    body = bytearray()
+    async for piece in response.aiter_raw():
+        body += piece
+        timer.reschedule(ends + len(body) / SLOWEST_BYTES_PER_S)
+        if len(body) > limit:
+            break
+    if response.is_success:
+        if len(body) > limit:
+            raise BadAnswerError(f"the answer has more than {limit} bytes")
+        check_plain(response)
+    headers = [pair for pair in response.headers.raw if pair[0].lower() != b"content-encoding"]
+    content = bytes(body[:limit])
+    return httpx.Response(
+        response.status_code, headers=headers, content=content, request=response.request
+    )
 
 
 def check_plain(response: httpx.Response) -> None:

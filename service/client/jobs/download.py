@@ -6,27 +6,20 @@ import asyncio
 import os
 import re
 import shutil
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 
+from service.client import archives
 from service.client.errors import BadAnswerError, UsageError
-from service.client.exchange import (
-    MOST_BYTES_OF_AN_ERROR,
-    SLOWEST_BYTES_PER_S,
-    Ask,
-    Exchange,
-    check_plain,
-)
-from service.client.plain import sentence
-from service.client.retry import RETRYABLE, Outcome
+from service.client.exchange import SLOWEST_BYTES_PER_S, Ask, Exchange, check_plain, whole
+from service.client.retry import Outcome
 
 RANGE = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+)")
 MOST_UNPACKED = 20  # times the bytes of the ZIP; the service only stores what is compressed already
-MOST_UNTOLD = 1 << 30  # bytes of an answer that does not tell its length
+MOST_UNTOLD = 1 << 30  # bytes of an answer without a length
 PROGRESS = 1 << 20  # bytes that a try must bring so that the tries count anew
 OnBytes = Callable[[int, int | None], None]
 
@@ -83,13 +76,15 @@ async def _attempt(
     began = part.size
     extra = {"Range": f"bytes={began}-"} if began else {}
     try:
-        async with exchange.stream(Ask(ask.method, ask.path, extra=extra)) as answer:
+        async with (
+            exchange.stream(Ask(ask.method, ask.path, extra=extra)) as answer,
+            asyncio.timeout(exchange.timeout_s) as timer,
+        ):
             if answer.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE and began:
                 return _beyond(answer, part)
             if not answer.is_success:
-                return await _refusal(answer)
-            async with asyncio.timeout(exchange.timeout_s) as timer:
-                await _receive(answer, part, on_bytes, timer)
+                return await whole(answer, ask.most_bytes, timer)
+            await _receive(answer, part, on_bytes, timer)
     except httpx.RequestError as error:
         return error
     except TimeoutError:
@@ -105,25 +100,6 @@ def _beyond(answer: httpx.Response, part: Part) -> Outcome | None:
         return None
     part.path.unlink()
     return httpx.ReadError("the download began anew")
-
-
-async def _refusal(answer: httpx.Response) -> httpx.Response:
-    body = bytearray()
-    async for piece in answer.aiter_raw():
-        body += piece
-        if len(body) > MOST_BYTES_OF_AN_ERROR:
-            break
-    return httpx.Response(
-        answer.status_code,
-        headers={} if answer.status_code not in RETRYABLE else _retry_after(answer),
-        content=bytes(body),
-        request=answer.request,
-    )
-
-
-def _retry_after(answer: httpx.Response) -> dict[str, str]:
-    value = answer.headers.get("retry-after")
-    return {} if value is None else {"Retry-After": value}
 
 
 async def _receive(
@@ -144,15 +120,16 @@ async def _receive(
         length = answer.headers.get("content-length", "")
         part.total = int(length) if length.isascii() and length.isdigit() else None
     _check_room(part, start)
+    most, told = (MOST_UNTOLD, "allowed") if part.total is None else (part.total, "announced")
     ends = timer.when() or 0.0
     with part.path.open("r+b" if start else "wb") as file:
         file.seek(start)
         async for piece in answer.aiter_raw():
             file.write(piece)
             timer.reschedule(ends + (file.tell() - start) / SLOWEST_BYTES_PER_S)
-            if file.tell() > (MOST_UNTOLD if part.total is None else part.total):
+            if file.tell() > most:
                 part.path.unlink()
-                raise BadAnswerError("the result has more bytes than its answer told, or 1 GiB")
+                raise BadAnswerError(f"the result has more bytes than the {most} {told}")
             if on_bytes is not None:
                 on_bytes(file.tell(), part.total)
 
@@ -162,19 +139,18 @@ def _check_room(part: Part, start: int) -> None:
     free = shutil.disk_usage(part.path.parent).free
     left = (part.total or 0) - start
     if left > free:
-        raise BadAnswerError(f"the result needs {left} bytes more, and the disk has {free} free")
+        raise BadAnswerError(f"the result needs {left} more bytes, and the disk has {free} free")
 
 
 def _check(path: Path) -> None:
     """Raise BadAnswerError and remove the file unless it is a whole ZIP."""
     size = path.stat().st_size
     try:
-        with zipfile.ZipFile(path) as archive:
+        with archives.opened(path) as archive:
             if sum(each.file_size for each in archive.infolist()) > MOST_UNPACKED * size:
-                raise zipfile.BadZipFile("it unpacks to far more bytes than it has")
-            broken = archive.testzip()
-        if broken is not None:
-            raise zipfile.BadZipFile(f"bad checksum of {broken!r}")
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
+                raise BadAnswerError("it unpacks to far more bytes than it has")
+            if (broken := archive.testzip()) is not None:
+                raise BadAnswerError(f"bad checksum of {broken!r}")
+    except BadAnswerError as error:
         path.unlink(missing_ok=True)
-        raise BadAnswerError(f"the result is not a whole ZIP: {sentence(error)}") from error
+        raise BadAnswerError(f"the result is not a whole ZIP: {error}") from error

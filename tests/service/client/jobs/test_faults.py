@@ -31,12 +31,19 @@ def event(body: bytes) -> bytes:
     return b"event: progress\ndata: " + body + b"\n\n"
 
 
-def result(size: int = 300_000) -> bytes:
+def result(size: int = 300_000, method: int = zipfile.ZIP_STORED) -> bytes:
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
+    with zipfile.ZipFile(buffer, "w", method) as archive:
         archive.writestr("results.json", json.dumps({"results": []}))
         archive.writestr("a.mask.png", bytes(range(256)) * (size // 256))
     return buffer.getvalue()
+
+
+def damaged(whole: bytes, at: int) -> bytes:
+    """Change one byte, counted from the end if negative."""
+    content = bytearray(whole)
+    content[at] ^= 0xFF
+    return bytes(content)
 
 
 @pytest.fixture(autouse=True)
@@ -128,8 +135,12 @@ def test_a_part_of_something_else_is_thrown_away(server: FlakyServer, tmp_path: 
         Answer(200, b"<html>sign in</html>", "text/html"),
         Answer(200, result()[:-30], "application/zip"),
         Answer(200, result(), "application/zip", {"Content-Encoding": "gzip"}),
+        Answer(200, damaged(result(), 1000), "application/zip"),
+        Answer(200, damaged(result(2560, zipfile.ZIP_DEFLATED), 42), "application/zip"),
+        Answer(200, damaged(result(), -6), "application/zip"),
+        Answer(200, result(2560, zipfile.ZIP_LZMA), "application/zip"),
     ],
-    ids=["page", "cut", "compressed"],
+    ids=["page", "cut", "compressed", "checksum", "deflate", "directory", "lzma"],
 )
 def test_what_is_no_whole_zip_leaves_no_file(
     server: FlakyServer, tmp_path: Path, answer: Answer
