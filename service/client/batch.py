@@ -27,7 +27,7 @@ from service.client.errors import (
     UnreachableError,
     UsageError,
 )
-from service.client.inputs import InputPhoto, Inputs
+from service.client.inputs import InputPhoto, Inputs, unreadable
 from service.client.manifest import Manifest, PhotoRow
 from service.client.outputs import OutsideError, remove_files, write_files
 from service.client.pace import Pace
@@ -334,21 +334,14 @@ def _kept(photo: InputPhoto) -> InputPhoto:
         try:
             photo.read()
         except OSError as error:
-            return replace(photo, read=_raiser(str(error)))
+            return replace(photo, read=unreadable(str(error)))
     return photo
 
 
 def _clash(photo: InputPhoto) -> Callable[[], bytes]:
-    return _raiser(
+    return unreadable(
         f"another photo of this run is named {photo.name}: set --base to a common folder"
     )
-
-
-def _raiser(reason: str) -> Callable[[], bytes]:
-    def read() -> bytes:
-        raise OSError(reason)
-
-    return read
 
 
 def _first(group: BaseExceptionGroup) -> BaseException:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib.util
-import io
 import itertools
 import json
 import sys
@@ -23,7 +22,7 @@ from service.client.batch import Batch, Limits
 from service.client.connection import choose, connected
 from service.client.errors import ClientError, ManifestError, UsageError
 from service.client.files import read_photo
-from service.client.inputs import Inputs, nothing_found
+from service.client.inputs import Inputs, nothing_found, stdin
 from service.client.jobs.command import main as jobs
 from service.client.manifest import FILE_NAME, Manifest
 from service.client.pace import Pace
@@ -95,16 +94,15 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     if not options.inputs:
         raise UsageError("the URL of the service is missing: write it as http://HOST:PORT")
     options.url, *options.inputs = options.inputs
-    if options.urls is not None and "://" in options.url:
+    has_url = "://" in options.url
+    if options.inputs or (options.urls is not None and has_url):
         return options
-    if not options.inputs and "://" not in options.url:
+    if not has_url:
         raise UsageError(
             f"the URL of the service is missing before {options.url!r}: write it as "
             "http://HOST:PORT, or --local to run without a service"
         )
-    if not options.inputs:
-        raise UsageError(f"the inputs are missing after {options.url}: name files or folders")
-    return options
+    raise UsageError(f"the inputs are missing after {options.url}: name files or folders")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -276,12 +274,10 @@ async def _video(options: argparse.Namespace) -> int:
 
 
 async def _run(options: argparse.Namespace) -> int:
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="surrogateescape")  # file names may be any bytes
     inputs = Inputs.of(
         options.inputs,
         out=options.out,
-        listing=sys.stdin,
+        listing=stdin(),
         base=options.base,
         url_list=options.urls,
     )

@@ -13,13 +13,16 @@ working directory). A path outside of the base keeps its absolute path as its na
 from __future__ import annotations
 
 import functools
+import io
 import os
 import re
+import sys
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import translate
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import TextIO
 
@@ -109,13 +112,11 @@ class Inputs:
             raise UsageError(f"--urls {url_list}: no such file")
         local = [argument for argument in arguments if not is_url(argument)]
         for argument in local:
-            if argument != STDIN and not os.path.lexists(argument) and not _is_glob(argument):
+            if argument == STDIN or os.path.lexists(argument):
+                continue
+            if not _is_glob(argument):
                 raise UsageError(f"input {argument!r}: no such file or folder")
-            if (
-                argument != STDIN
-                and not os.path.lexists(argument)
-                and not _has_match(argument, out)
-            ):
+            if not _has_match(argument, out):
                 raise UsageError(f"input {argument!r}: the pattern matches no file")
         roots = [_root(argument) for argument in local] or [Path.cwd()]
         common = base.absolute() if base else Path(os.path.commonpath(roots))
@@ -136,11 +137,11 @@ class Inputs:
 
     def count(self) -> int | None:
         """Count the photos; return None if that needs reading stdin or a tar."""
-        if any(each == STDIN or _is_tar(each) for each in (*self.arguments, self.url_list or "")):
+        if STDIN in {*self.arguments, self.url_list} or any(map(_is_tar, self.arguments)):
             return None
-        return sum(1 for each in self.arguments for _ in self._paths(each)) + sum(
-            1 for _ in self._urls()
-        )
+        local = (each for each in self.arguments if not is_url(each))
+        remote = chain(filter(is_url, self.arguments), self._urls())
+        return sum(1 for each in local for _ in self._paths(each)) + sum(1 for _ in remote)
 
     def named(self) -> list[str]:
         """Return the inputs as they were given."""
@@ -156,9 +157,7 @@ class Inputs:
 
     def _paths(self, argument: str, others: Others | None = None) -> Iterator[Path]:
         path = Path(argument)
-        if is_url(argument):
-            yield path  # one photo, for `count`
-        elif path.is_dir():
+        if path.is_dir():
             yield from walk(_normal(path), self.out, others)
         elif os.path.lexists(path):
             yield _normal(path)
@@ -171,12 +170,12 @@ class Inputs:
 
     def _remote(self, url: str) -> InputPhoto:
         """Return a photo that the service fetches; what is behind a URL counts as unchanged."""
-        read = _unreadable("the service fetches it")
+        read = unreadable("the service fetches it")
         try:
             name = urls.name_of(url)
         except ValueError as error:
             reason = f"{url[:200]} is no URL: {error}"
-            return InputPhoto(_printable(url[:200]), _printable(url), -1, 0, _unreadable(reason))
+            return InputPhoto(_printable(url[:200]), _printable(url), -1, 0, unreadable(reason))
         return InputPhoto(_printable(name), _printable(url), 0, 0, read, url=url)
 
     def _photo(self, path: Path) -> InputPhoto:
@@ -220,14 +219,23 @@ class Inputs:
 
     def _broken(self, path: Path, reason: str) -> InputPhoto:
         name, source = _name(path, self.base), _printable(str(path))
-        return InputPhoto(name, source, -1, 0, _unreadable(reason))
+        return InputPhoto(name, source, -1, 0, unreadable(reason))
 
 
-def _unreadable(reason: str) -> Callable[[], bytes]:
+def unreadable(reason: str) -> Callable[[], bytes]:
+    """Return the `read` of a photo that cannot be read: it raises OSError with the reason."""
+
     def read() -> bytes:
         raise OSError(reason)
 
     return read
+
+
+def stdin() -> TextIO:
+    """Return stdin for lists of files, whose names may be any bytes."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
+    return sys.stdin
 
 
 def nothing_found(arguments: Iterable[str], others: Others) -> UsageError:

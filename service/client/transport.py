@@ -12,21 +12,23 @@ import json
 import os
 import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self, TypeVar
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import httpx
 
 from service.client import pictures, protocol
 from service.client.errors import BadAnswerError
 from service.client.exchange import TIMEOUT_S, Ask, Exchange
-from service.client.jobs.requests import Job, Jobs
+from service.client.jobs.job import Job
+from service.client.jobs.requests import Jobs
 from service.client.protocol import ModelInfo, Segmentation
 from service.client.retry import Outcome, RetryPolicy
 
 Done = TypeVar("Done")
+Given = ParamSpec("Given")
 NONE: Mapping[str, object] = MappingProxyType({})
 
 
@@ -170,9 +172,22 @@ class AsyncClient:
         await self.aclose()
 
 
+def _in_thread(
+    method: Callable[Concatenate[AsyncClient, Given], Coroutine[Any, Any, Done]],
+) -> Callable[Concatenate[Client, Given], Done]:
+    """Return the method of `Client` that waits for this method of its `AsyncClient`."""
+
+    @wraps(method)
+    def call(self: Client, /, *args: Given.args, **kwargs: Given.kwargs) -> Done:
+        return self._wait(lambda client: method(client, *args, **kwargs))
+
+    return call
+
+
 class Client:
     """A client for code without asyncio: it runs an `AsyncClient` in a thread.
 
+    Its methods are those of `AsyncClient`; functions that it is given are called in that thread.
     httpx without asyncio can limit the time of each read only, not of a whole answer.
     """
 
@@ -190,72 +205,16 @@ class Client:
         self._process = os.getpid()
         self._starting = threading.Lock()
 
-    def segment(
-        self,
-        image: bytes | Path | str,
-        output: str = "mask",
-        model: str | None = None,
-        options: Mapping[str, object] = NONE,
-    ) -> Segmentation:
-        """See `AsyncClient.segment`."""
-        return self._wait(lambda client: client.segment(image, output, model, options))
-
-    def segment_url(
-        self,
-        url: str,
-        output: str = "mask",
-        model: str | None = None,
-        options: Mapping[str, object] = NONE,
-    ) -> Segmentation:
-        """See `AsyncClient.segment_url`."""
-        return self._wait(lambda client: client.segment_url(url, output, model, options))
-
-    def submit_job(
-        self,
-        archive: Path | str | None = None,
-        *,
-        urls: Sequence[str] = (),
-        paths: Sequence[str] = (),
-        output: str = "mask",
-        model: str | None = None,
-        options: Mapping[str, object] = NONE,
-    ) -> Job:
-        """See `AsyncClient.submit_job`."""
-        return self._wait(
-            lambda client: client.submit_job(
-                archive, urls=urls, paths=paths, output=output, model=model, options=options
-            )
-        )
-
-    def job(self, name: str) -> Job:
-        """Tell the state of a job."""
-        return self._wait(lambda client: client.job(name))
-
-    def jobs(self) -> tuple[Job, ...]:
-        """List the jobs of the key."""
-        return self._wait(AsyncClient.jobs)
-
-    def watch_job(self, name: str, on_change: Callable[[Job], None] | None = None) -> Job:
-        """See `AsyncClient.watch_job`; `on_change` is called in another thread."""
-        return self._wait(lambda client: client.watch_job(name, on_change))
-
-    def fetch_job(
-        self, name: str, to: Path | str, on_bytes: Callable[[int, int | None], None] | None = None
-    ) -> Path:
-        """See `AsyncClient.fetch_job`; `on_bytes` is called in another thread."""
-        return self._wait(lambda client: client.fetch_job(name, to, on_bytes))
-
-    def cancel_job(self, name: str) -> None:
-        """Cancel a job if it runs, and remove it with its result."""
-        self._wait(lambda client: client.cancel_job(name))
-
-    def models(self) -> tuple[ModelInfo, ...]:
-        """The models that the service offers."""
-        return self._wait(AsyncClient.models)
-
-    def ready(self) -> bool:
-        """Whether the service takes work now; asks once."""
-        return self._wait(AsyncClient.ready)
+    segment = _in_thread(AsyncClient.segment)
+    segment_url = _in_thread(AsyncClient.segment_url)
+    submit_job = _in_thread(AsyncClient.submit_job)
+    job = _in_thread(AsyncClient.job)
+    jobs = _in_thread(AsyncClient.jobs)
+    watch_job = _in_thread(AsyncClient.watch_job)
+    fetch_job = _in_thread(AsyncClient.fetch_job)
+    cancel_job = _in_thread(AsyncClient.cancel_job)
+    models = _in_thread(AsyncClient.models)
+    ready = _in_thread(AsyncClient.ready)
 
     def close(self) -> None:
         """Close the connections and end the thread."""

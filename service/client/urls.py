@@ -15,7 +15,7 @@ UNUSABLE = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]|^\.{0,2}$')  # as a name, on W
 
 
 def is_url(text: str) -> bool:
-    """Return whether an input is a URL, and no path."""
+    """Return whether an input is a URL rather than a path."""
     return URL.match(text) is not None
 
 

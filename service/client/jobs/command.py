@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import io
 import json
 import sys
 import time
@@ -18,7 +17,7 @@ import httpx
 
 from service.client import flags
 from service.client.errors import ClientError, StatusError, UsageError
-from service.client.inputs import STDIN, Inputs, nothing_found
+from service.client.inputs import STDIN, Inputs, nothing_found, stdin
 from service.client.jobs import archive
 from service.client.jobs.job import Job
 from service.client.plain import plain
@@ -43,7 +42,7 @@ examples:
   deeplab-client jobs cancel http://localhost:8000 ID
 
 Submit prints the id of the job, unless -o makes it wait for the result. A download that
-was interrupted goes on where it stopped. See docs/client.md.
+was interrupted continues where it stopped. See docs/client.md.
 Exit code: 0 every photo has a result, 1 some have none, 2 wrong usage.
 """
 
@@ -79,7 +78,7 @@ async def _run(options: argparse.Namespace) -> int:
 
 
 def _teller(patience_s: float) -> Callable[[Outcome], None]:
-    """Return what tells each reason of a retry once, so that nobody wonders about the wait."""
+    """Return a function that prints each reason for a retry once."""
     told: set[str] = set()
 
     def tell(outcome: Outcome) -> None:
@@ -136,7 +135,8 @@ def _add_command(name: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"deeplab-client jobs {name}", description=f"{about[0].upper()}{about[1:]}."
     )
-    _with_url(parser, run)
+    parser.set_defaults(run=run)
+    parser.add_argument("url", metavar="URL", help="of the service, such as http://localhost:8000")
     if name == "submit":
         _add_submit(parser)
     elif name != "list":
@@ -147,11 +147,6 @@ def _add_command(name: str) -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="print the state as JSON")
     flags.add_connection(parser, concurrency=False)
     return parser
-
-
-def _with_url(parser: argparse.ArgumentParser, run: Callable[..., Any]) -> None:
-    parser.set_defaults(run=run)
-    parser.add_argument("url", metavar="URL", help="of the service, such as http://localhost:8000")
 
 
 def _add_out(parser: argparse.ArgumentParser, *, required: bool = False) -> None:
@@ -251,10 +246,8 @@ def _zip(archives: list[str], options: argparse.Namespace) -> Path:
 
 
 def _inputs(options: argparse.Namespace) -> Inputs:
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="surrogateescape")  # file names may be any bytes
     out = options.out or Path("results.zip")
-    return Inputs.of(options.inputs, out=out, listing=sys.stdin, base=options.base)
+    return Inputs.of(options.inputs, out=out, listing=stdin(), base=options.base)
 
 
 async def _watch(client: AsyncClient, options: argparse.Namespace) -> int:

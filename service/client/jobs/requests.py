@@ -21,11 +21,9 @@ from service.client.retry import RETRYABLE, is_of_a_proxy
 
 PATH = "/jobs"
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # becomes part of a URL and of a file name
-POLL_S = 2.0  # between two questions, where events do not come
-PERHAPS = "; the job may have been queued: deeplab-client jobs list"
+POLL_S = 2.0  # between two requests for the state, where events do not come
+MAYBE_QUEUED = "; the job may have been queued: deeplab-client jobs list"
 MOST_BYTES_OF_A_LIST = 16 << 20
-
-__all__ = ["Job", "Jobs"]
 
 
 class Jobs:
@@ -56,10 +54,10 @@ class Jobs:
         except UnreachableError as error:
             if isinstance(error.__cause__, httpx.ConnectError | httpx.ConnectTimeout):
                 raise
-            raise UnreachableError(f"{error}{PERHAPS}") from error.__cause__
+            raise UnreachableError(f"{error}{MAYBE_QUEUED}") from error.__cause__
         except StatusError as error:
             if error.status in RETRYABLE and is_of_a_proxy(error.code):
-                raise error.at(PERHAPS) from error.__cause__
+                raise error.at(MAYBE_QUEUED) from error.__cause__
             raise
         return _parsed(answer)
 
@@ -86,14 +84,14 @@ class Jobs:
             heard[:] = [job]
 
         comes_through = True
-        while not (heard and heard[-1].has_ended):
+        while True:
             if comes_through:
                 comes_through = await events.follow(self._exchange, f"{_path(name)}/events", hear)
             if not (heard and heard[-1].has_ended):
                 hear(await self.get(name))
-            if not heard[-1].has_ended:
-                await asyncio.sleep(POLL_S)
-        return heard[-1]
+            if heard[-1].has_ended:
+                return heard[-1]
+            await asyncio.sleep(POLL_S)
 
     async def fetch(
         self, name: str, to: Path, on_bytes: Callable[[int, int | None], None] | None
