@@ -1,11 +1,9 @@
-"""Metrics of jobs, read from their store at each scrape, so that they survive a restart."""
+"""Metrics of jobs. Those of the store survive a restart; photos count from the last start."""
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -14,22 +12,18 @@ from service.http.jobs.runner import Jobs
 
 
 class JobCollector(Collector):
-    """Reads how many jobs there are, how long they wait, and what they take of the disk."""
+    """Reads at each scrape how many jobs there are, how long they wait, and their bytes."""
 
     def __init__(self, jobs: Jobs) -> None:
         self._jobs = jobs
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the metrics; none once the store is closed."""
-        with suppress(sqlite3.ProgrammingError):
-            yield from list(self._collected())
-
-    def _collected(self) -> Iterator[Metric]:
-        store = self._jobs.store
+        """Yield the metrics."""
+        totals = self._jobs.store.totals
         states = GaugeMetricFamily("deeplab_jobs", "Jobs by their state", labels=["state"])
-        for state, count in store.states().items():
+        for state, count in totals.states.items():
             states.add_metric([state], count)
-        oldest = store.oldest_unfinished()
+        oldest = totals.oldest_unfinished
         photos = CounterMetricFamily(
             "deeplab_job_photos", "Photos of jobs that are finished", labels=["result"]
         )
@@ -38,13 +32,13 @@ class JobCollector(Collector):
         yield from (states, photos)
         yield GaugeMetricFamily(
             "deeplab_jobs_oldest_seconds",
-            "Age of the oldest job that waits or runs; 0 if there is none",
+            "Age of the oldest unfinished job; 0 if there is none",
             0.0 if oldest is None else max(0.0, time.time() - oldest),
         )
         yield GaugeMetricFamily(
             "deeplab_jobs_bytes",
             "Bytes of all jobs on the disk",
-            store.size() + self._jobs.arriving,
+            totals.bytes + self._jobs.arriving,
         )
         yield GaugeMetricFamily(
             "deeplab_jobs_bytes_limit",

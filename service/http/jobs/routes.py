@@ -34,7 +34,7 @@ from service.http.bodies import zip_request
 from service.http.bodies.urls import Fetcher
 from service.http.jobs.runner import Arrival, Jobs
 from service.http.jobs.sources import files
-from service.http.jobs.store import INPUT, RESULT, Kind, State, Store, StoredJob
+from service.http.jobs.store import INPUT, RESULT, Kind, State, StoredJob, Totals
 from service.http.middleware.keys import digest_of_key
 from service.http.problems import component, documented, problem
 from service.http.query import SegmentQuery
@@ -170,7 +170,7 @@ def _add_queue(app: FastAPI, jobs: Jobs, desk: Desk) -> None:
         windows = query.sliding(settings) is not None
         with refusals():
             outputs.check_fit(query.wish(served.engine.contract, ""), windows=windows)
-        await asyncio.to_thread(_check_count, store)
+        _check_count(store.totals)
         jobs.check_space(_length(request))
         name, folder = await asyncio.to_thread(store.reserve)
         try:
@@ -331,11 +331,11 @@ def _check_urls(fetcher: Fetcher, urls: list[str]) -> None:
         fetcher.check(url)
 
 
-def _check_count(store: Store) -> None:
+def _check_count(totals: Totals) -> None:
     """Raise JobsFull if there are too many jobs."""
-    if store.unfinished() >= MOST_UNFINISHED:
+    if totals.unfinished >= MOST_UNFINISHED:
         raise JobsFull(f"{MOST_UNFINISHED} jobs wait or run: try again later")
-    if store.count() >= MOST_KEPT:
+    if totals.jobs >= MOST_KEPT:
         raise JobsFull(f"{MOST_KEPT} jobs are kept: delete old ones, or wait")
 
 

@@ -294,7 +294,7 @@ class Jobs:
     def check_space(self, size: int) -> None:
         """Raise JobsFull if so many bytes more would exceed the limit of all jobs."""
         limit = self.settings.max_jobs_bytes
-        if self.store.size() + self.arriving + size > limit:
+        if self.store.totals.bytes + self.arriving + size > limit:
             raise JobsFull(f"the jobs have {limit} bytes, their limit: delete old ones, or wait")
 
     def _pack(self, job: StoredJob) -> int:

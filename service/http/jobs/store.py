@@ -26,6 +26,7 @@ except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
 State = Literal["queued", "running", "done", "failed"]
+UNFINISHED: tuple[State, ...] = ("queued", "running")
 Kind = Literal["zip", "urls", "paths"]
 
 SCHEMA = """
@@ -37,6 +38,7 @@ CREATE TABLE IF NOT EXISTS jobs (
 CREATE TABLE IF NOT EXISTS photos (
     job TEXT NOT NULL REFERENCES jobs ON DELETE CASCADE, number INTEGER NOT NULL,
     name TEXT NOT NULL, entry TEXT, PRIMARY KEY (job, number)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS jobs_by_state ON jobs (state, created, bytes);
 """
 COLUMNS = "id, owner, state, kind, query, created, ended, error, photos, done, failed, bytes"
 LISTED = 1000  # jobs
@@ -61,8 +63,29 @@ class StoredJob:
     bytes: int  # on the disk
 
 
+@dataclass(frozen=True)
+class Totals:
+    """Figures of the jobs of all owners."""
+
+    states: dict[State, int]  # number of jobs in each state
+    bytes: int
+    oldest_unfinished: float | None  # when the oldest job that waits or runs was made
+
+    @property
+    def jobs(self) -> int:
+        """The number of all jobs."""
+        return sum(self.states.values())
+
+    @property
+    def unfinished(self) -> int:
+        """The number of jobs that wait or run."""
+        return sum(self.states[state] for state in UNFINISHED)
+
+
 class Store:
-    """Jobs on a disk. But for `size`, call it in threads: a full disk may hold up any call."""
+    """Jobs on a disk. Call its methods in threads: a full disk may hold up any of them."""
+
+    totals: Totals  # as of the last change; reading them does not wait for the disk
 
     def __init__(self, folder: Path) -> None:
         """Open or make the store; raises StartupError."""
@@ -77,7 +100,7 @@ class Store:
         except (OSError, sqlite3.Error) as error:
             raise StartupError(f"--jobs {folder}: {error}") from None
         self._lock = threading.Lock()
-        self._size = self._total()
+        self.totals = self._totals()
 
     def close(self) -> None:
         """Close the store, when no thread uses it: SQLite would crash the process."""
@@ -89,11 +112,19 @@ class Store:
     def _writing(self) -> Iterator[sqlite3.Connection]:
         with self._lock, self._database:
             yield self._database
-            self._size = self._total()
+            self.totals = self._totals()
 
-    def _total(self) -> int:
-        (row,) = self._database.execute("SELECT coalesce(sum(bytes), 0) FROM jobs")
-        return int(row[0])
+    def _totals(self) -> Totals:
+        counts: dict[State, int] = dict.fromkeys(get_args(State), 0)
+        size, unfinished = 0, list[float]()
+        for state, count, of_state, oldest in self._database.execute(
+            "SELECT state, count(*), sum(bytes), min(created) FROM jobs GROUP BY state"
+        ):
+            counts[state] = count
+            size += of_state
+            if state in UNFINISHED:
+                unfinished.append(oldest)
+        return Totals(counts, size, min(unfinished, default=None))
 
     def _rows(self, sql: str, *values: object) -> list[Any]:
         with self._lock:
@@ -122,39 +153,15 @@ class Store:
         return StoredJob(*self._rows(f"SELECT {COLUMNS} FROM jobs WHERE id = ?", name)[0])
 
     def get(self, name: str, owner: str | None = None) -> StoredJob | None:
-        """Return a job, if it is of this owner."""
+        """Return a job, if it has this owner; None: whoever owns it."""
         rows = self._rows(f"SELECT {COLUMNS} FROM jobs WHERE id = ?", name)
         jobs = [StoredJob(*row) for row in rows]
         return next((job for job in jobs if owner in {None, job.owner}), None)
 
     def all(self, owner: str) -> list[StoredJob]:
-        """Return the newest jobs of an owner, the oldest of them first."""
+        """Return the LISTED newest jobs of an owner in the order in which they were made."""
         where = f"SELECT {COLUMNS} FROM jobs WHERE owner = ? ORDER BY created DESC LIMIT {LISTED}"
         return [StoredJob(*row) for row in reversed(self._rows(where, owner))]
-
-    def count(self) -> int:
-        """Return the number of jobs, of all owners."""
-        (row,) = self._rows("SELECT count(*) FROM jobs")
-        return int(row[0])
-
-    def unfinished(self) -> int:
-        """Return the number of jobs that wait or run, of all owners."""
-        (row,) = self._rows("SELECT count(*) FROM jobs WHERE ended IS NULL")
-        return int(row[0])
-
-    def states(self) -> dict[str, int]:
-        """Return the number of jobs in each state."""
-        found = dict(self._rows("SELECT state, count(*) FROM jobs GROUP BY state"))
-        return {state: found.get(state, 0) for state in get_args(State)}
-
-    def oldest_unfinished(self) -> float | None:
-        """Return when the oldest job was made that waits or runs, in seconds since 1970."""
-        (row,) = self._rows("SELECT min(created) FROM jobs WHERE ended IS NULL")
-        return None if row[0] is None else float(row[0])
-
-    def size(self) -> int:
-        """Return the bytes of all jobs, as of the last change; does not wait for the database."""
-        return self._size
 
     def requeue(self) -> None:
         """Queue the jobs that ran when the process ended, and remove files of no job."""

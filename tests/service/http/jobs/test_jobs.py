@@ -245,11 +245,11 @@ def test_the_newest_jobs_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         store.add(name, "", "urls", query="{}", photos=[], size=2)
         time.sleep(0.002)
     assert [job.id for job in store.all("")] == ["c", "d", "e"]
-    assert (store.count(), store.size()) == (5, 10)
+    assert (store.totals.jobs, store.totals.bytes) == (5, 10)
     store.close()
     store = Store(tmp_path)
     store.remove("a")
-    assert (store.count(), store.size()) == (4, 8)
+    assert (store.totals.jobs, store.totals.bytes) == (4, 8)
     store.close()
 
 
