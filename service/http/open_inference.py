@@ -74,7 +74,8 @@ MODEL = "/v2/models/{name}"
 VERSION = "/versions/1"  # the only version of a model; optional in the path
 
 LONG_JSON = 64 * 1024  # bytes
-MEMORY_OF_JSON = 24  # for each byte: three bytes, `[],`, become a list and a place in another one
+# Bytes of memory for each byte of JSON: the 3 bytes `[],` become a list and an entry in another.
+MEMORY_OF_JSON = 24
 
 EXTENSIONS = {"stats": "statistics", "config": "model configuration"}
 
@@ -199,9 +200,10 @@ def _maps(result: Result) -> dict[str, Array]:
 
 
 def _pixels(body: bytes, shape: Shape) -> int:
-    """Return the pixels to reserve: as bytes a pixel takes three of them, and JSON takes memory."""
-    text = tensors.json_length(body, shape)
-    return (len(body) - text) // 3 + text * MEMORY_OF_JSON // BYTES_PER_PIXEL
+    """Return the pixels to reserve: 3 binary bytes are one, JSON counts by the memory it takes."""
+    text_length = tensors.json_length(body, shape)
+    binary_length = len(body) - text_length
+    return binary_length // 3 + text_length * MEMORY_OF_JSON // BYTES_PER_PIXEL
 
 
 def _read(body: bytes, shape: Shape, resources: Resources) -> Future[Call]:

@@ -150,13 +150,20 @@ class Call:
 
 def json_length(body: bytes, shape: Shape) -> int:
     """Return the length of the JSON part; raises InvalidRequest."""
-    return len(_split(body, shape.header_length)[0])
+    header_length = shape.header_length
+    if header_length is None:
+        return len(body)
+    valid = header_length.isascii() and header_length.isdigit() and len(header_length) < 12
+    if not valid or int(header_length) > len(body):
+        raise InvalidRequest(f"{LENGTH_HEADER}: {header_length!r}: the body has {len(body)} bytes")
+    return int(header_length)
 
 
 def read(body: bytes, shape: Shape) -> Call:
     """Read a request; raises InvalidRequest."""
     size, valid = shape.size, shape.valid
-    text, rest = _split(body, shape.header_length)
+    text_length = json_length(body, shape)
+    text, rest = body[:text_length], body[text_length:]
     try:
         request = InferRequest.model_validate_json(text)
     except ValidationError as error:
@@ -229,15 +236,6 @@ def _from_texts(values: list[Any] | None, count: int) -> tuple[bytes, ...]:
         return tuple(from_base64(text.encode("ascii", "replace")) for text in flat)
     except ValueError as error:
         raise InvalidRequest(f"inputs.0.data: {error}") from None
-
-
-def _split(body: bytes, header_length: str | None) -> tuple[bytes, bytes]:
-    if header_length is None:
-        return body, b""
-    valid = header_length.isascii() and header_length.isdigit() and len(header_length) < 12
-    if not valid or int(header_length) > len(body):
-        raise InvalidRequest(f"{LENGTH_HEADER}: {header_length!r}: the body has {len(body)} bytes")
-    return body[: int(header_length)], body[int(header_length) :]
 
 
 def _pixels(tensor: InputTensor, rest: bytes) -> Array:
