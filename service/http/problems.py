@@ -50,6 +50,13 @@ def answer(scope: Scope, error: ServiceError) -> Response:
     return response
 
 
+def http_problem(scope: Scope, status: HTTPStatus, detail: str) -> Response:
+    """Return a problem that is known by its HTTP status alone."""
+    title = status.phrase
+    code = title.lower().replace(" ", "-")
+    return problem(scope, status=status, code=code, title=title, detail=detail)
+
+
 def fields(error: ServiceError) -> dict[str, str | int]:
     """Return an error as part of a larger answer: a problem without a request id."""
     return {
@@ -84,7 +91,10 @@ def _type(code: str) -> str:
 
 
 def install(app: FastAPI, bounds: Callable[[Location], str] = lambda _: "") -> None:
-    """Answer every failure of `app` with a problem; `bounds`: which numbers a parameter takes."""
+    """Answer every failure of `app` with a problem.
+
+    `bounds` says for the place of an error which numbers are allowed there, see `mistakes`.
+    """
 
     @app.exception_handler(ServiceError)
     async def known(request: Request, error: ServiceError) -> Response:
@@ -103,15 +113,10 @@ def install(app: FastAPI, bounds: Callable[[Location], str] = lambda _: "") -> N
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
-        title = HTTPStatus(error.status_code).phrase
-        has_no_detail = error.detail == title
-        response = problem(
-            request.scope,
-            status=error.status_code,
-            code=title.lower().replace(" ", "-"),
-            title=title,
-            detail=_not_served(request, error) if has_no_detail else str(error.detail),
-        )
+        status = HTTPStatus(error.status_code)
+        has_no_detail = error.detail == status.phrase
+        detail = _not_served(request, error) if has_no_detail else str(error.detail)
+        response = http_problem(request.scope, status, detail)
         response.headers.update(error.headers or {})
         if "Allow" in response.headers:
             response.headers["Allow"] = ", ".join(_methods(request))
@@ -138,7 +143,7 @@ def _parameters(request: Request, place: str) -> list[str]:
 
 
 def _methods(request: Request) -> list[str]:
-    """Return the methods of all routes with this path: the error names those of the first alone."""
+    """Return the methods of all routes with this path: Starlette only names those of the first."""
     routes = (route for route in request.app.routes if isinstance(route, Route))
     with_path = (route for route in routes if route.matches(request.scope)[0] is not Match.NONE)
     return sorted({method for route in with_path for method in route.methods or ()} - {"HEAD"})

@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any
@@ -36,7 +37,7 @@ from service.http.jobs.runner import Arrival, Jobs
 from service.http.jobs.sources import files
 from service.http.jobs.store import INPUT, RESULT, Kind, State, StoredJob, Totals
 from service.http.middleware.keys import digest_of_key
-from service.http.problems import component, documented, problem
+from service.http.problems import answer, component, documented, http_problem
 from service.http.query import SegmentQuery
 from service.http.upload import fetched, media_type, refuse_encoding
 from service.images.refusals import refusals
@@ -94,8 +95,8 @@ BODY = {
 }
 
 
-class Desk:
-    """What the routes share: whose request it is, which jobs they may see, and how one is told."""
+class CallersJobs:
+    """The jobs as their owners see them: a caller only gets the jobs of its own key."""
 
     def __init__(self, jobs: Jobs) -> None:
         self._store = jobs.store
@@ -103,33 +104,36 @@ class Desk:
         self._has_keys = bool(jobs.settings.api_keys or jobs.settings.admin_keys)
 
     def owner(self, request: Request) -> str:
-        """The digest of the caller's key; empty where the service has no keys."""
+        """Return the digest of the caller's key; empty if the service has no keys."""
         return digest_of_key(request.scope) if self._has_keys else ""
 
-    async def known(self, request: Request, name: str) -> StoredJob:
-        """The caller's job of that name; raises UnknownJob."""
+    async def find(self, request: Request, name: str) -> StoredJob:
+        """Return the caller's job of that name; raises UnknownJob."""
         job = await asyncio.to_thread(self._store.get, name, self.owner(request))
-        if job is None or self._is_over(job):
+        if job is None or self._is_expired(job):
             raise UnknownJob(GONE)
         return job
 
     async def all(self, request: Request) -> list[StoredJob]:
-        """The caller's newest jobs, the oldest of them first."""
+        """Return the caller's newest jobs in the order in which they were made."""
         jobs = await asyncio.to_thread(self._store.all, self.owner(request))
-        return [job for job in jobs if not self._is_over(job)]
-
-    def _is_over(self, job: StoredJob) -> bool:
-        """Whether a job's time is over; its files are removed a little later."""
-        return job.ended is not None and time.time() >= job.ended + self._ttl_s
+        return [job for job in jobs if not self._is_expired(job)]
 
     def status(self, job: StoredJob) -> JobStatus:
-        """What the caller is told of a job."""
-        expires = None if job.ended is None else job.ended + self._ttl_s
+        """Describe a job to its owner."""
         fields = {name: getattr(job, name) for name in JobStatus.model_fields if name != "expires"}
-        return JobStatus(**fields, expires=expires)
+        return JobStatus(**fields, expires=self._expires(job))
 
-    async def told(self, changes: AsyncIterator[StoredJob | None]) -> AsyncIterator[str]:
-        """The server-sent events of a job's changes; None: nothing has changed for a while."""
+    def _expires(self, job: StoredJob) -> float | None:
+        return None if job.ended is None else job.ended + self._ttl_s
+
+    def _is_expired(self, job: StoredJob) -> bool:
+        """Return whether a job has expired; its files are removed a little later."""
+        expires = self._expires(job)
+        return expires is not None and time.time() >= expires
+
+    async def events(self, changes: AsyncIterator[StoredJob | None]) -> AsyncIterator[str]:
+        """Yield server-sent events of a job's changes; None: nothing has changed for a while."""
         async for job in changes:
             if job is None:
                 yield ": no change\n\n"
@@ -139,14 +143,14 @@ class Desk:
 
 def add_routes(app: FastAPI, jobs: Jobs) -> None:
     """Serve the paths below /jobs."""
-    desk = Desk(jobs)
-    _add_queue(app, jobs, desk)
-    _add_job(app, jobs, desk)
-    _add_outcome(app, jobs, desk)
+    callers = CallersJobs(jobs)
+    _add_queue(app, jobs, callers)
+    _add_job(app, jobs, callers)
+    _add_outcome(app, jobs, callers)
 
 
-def _add_queue(app: FastAPI, jobs: Jobs, desk: Desk) -> None:
-    """Serve /jobs itself: queue a job, and list those of the caller."""
+def _add_queue(app: FastAPI, jobs: Jobs, callers: CallersJobs) -> None:
+    """Serve /jobs: queue a job, and list those of the caller."""
     store, settings = jobs.store, jobs.settings
 
     @app.post(
@@ -176,57 +180,57 @@ def _add_queue(app: FastAPI, jobs: Jobs, desk: Desk) -> None:
         try:
             with jobs.arrival() as arrival:
                 kind, photos, size = await _photos(request, jobs, folder, arrival)
-                options, owner = query.model_dump_json(exclude_defaults=True), desk.owner(request)
-                job = await asyncio.to_thread(
-                    store.add, name, owner, kind, query=options, photos=photos, size=size
-                )
+                options = query.model_dump_json(exclude_defaults=True)
+                add = partial(store.add, query=options, photos=photos, size=size)
+                job = await asyncio.to_thread(add, name, callers.owner(request), kind)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
         jobs.added()
         response.headers["Location"] = f"{PATH}/{name}"
-        return desk.status(job)
+        return callers.status(job)
 
     @app.get(PATH)
     async def list_jobs(request: Request) -> JobList:
         """List the newest jobs of the caller's key, at most 1000."""
-        return JobList(jobs=[desk.status(job) for job in await desk.all(request)])
+        return JobList(jobs=[callers.status(job) for job in await callers.all(request)])
 
 
-def _add_job(app: FastAPI, jobs: Jobs, desk: Desk) -> None:
-    """Serve /jobs/NAME: tell the state of a job, and remove it."""
+def _add_job(app: FastAPI, jobs: Jobs, callers: CallersJobs) -> None:
+    """Serve /jobs/NAME: describe a job, and remove it."""
 
     @app.get(PATH + "/{name}", responses=documented(UnknownJob))
     async def get_job(request: Request, name: str) -> JobStatus:
         """Tell the state of a job."""
-        return desk.status(await desk.known(request, name))
+        return callers.status(await callers.find(request, name))
 
     @app.delete(PATH + "/{name}", status_code=204, responses=documented(UnknownJob))
     async def delete_job(request: Request, name: str) -> None:
         """Cancel a job and remove it with its result."""
-        await jobs.remove(await desk.known(request, name))
+        await jobs.remove(await callers.find(request, name))
 
 
-def _add_outcome(app: FastAPI, jobs: Jobs, desk: Desk) -> None:
-    """Serve what comes of a job: its events, and the ZIP of its results."""
-    events: dict[int | str, dict[str, Any]] = {
+def _add_outcome(app: FastAPI, jobs: Jobs, callers: CallersJobs) -> None:
+    """Serve the events of a job, and the ZIP of its results."""
+    event_stream: dict[int | str, dict[str, Any]] = {
         200: {"content": {EVENTS: {"schema": {"type": "string"}}}}
     }
 
     @app.get(
         PATH + "/{name}/events",
         response_class=StreamingResponse,
-        responses={**events, **documented(UnknownJob, Overloaded)},
+        responses={**event_stream, **documented(UnknownJob, Overloaded)},
     )
     async def get_job_events(request: Request, name: str) -> Response:
         """Send the state of a job at every change until it ends (server-sent events)."""
-        told = desk.told(jobs.events(await desk.known(request, name)))
+        job = await callers.find(request, name)
         if request.method == "HEAD":  # there is nothing to wait for
             return Response(media_type=EVENTS)
-        if jobs.followers >= MOST_FOLLOWERS:  # each looks at the database at every change
+        if jobs.followers >= MOST_FOLLOWERS:  # each reads the database at every change
             raise Overloaded(f"{MOST_FOLLOWERS} clients read events: ask for {PATH}/{name} instead")
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx would hold them
-        return StreamingResponse(told, media_type=EVENTS, headers=headers)
+        events = callers.events(jobs.events(job))
+        return StreamingResponse(events, media_type=EVENTS, headers=headers)
 
     results: dict[int | str, dict[str, Any]] = {200: {"content": ZIP_ANSWER}}
 
@@ -237,7 +241,7 @@ def _add_outcome(app: FastAPI, jobs: Jobs, desk: Desk) -> None:
     )
     async def get_job_result(request: Request, name: str) -> Response:
         """Send the ZIP of the results: `results.json`, and the outputs of the photos."""
-        job = await desk.known(request, name)
+        job = await callers.find(request, name)
         if job.state != "done":
             raise JobNotDone(f"the job is {job.state}: see {PATH}/{name}")
         path = jobs.store.folder / job.id / RESULT
@@ -251,41 +255,38 @@ def _add_outcome(app: FastAPI, jobs: Jobs, desk: Desk) -> None:
 
 
 class ResultResponse(FileResponse):
-    """A file, or parts of it; a bad Range gets a problem."""
+    """A file, or parts of it; a bad Range is answered with a problem instead of plain text."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the answer."""
-        refused: dict[bytes, bytes] = {}
+        refused: list[Message] = []
 
         async def watched(message: Message) -> None:
             if message["type"] == "http.response.start" and message["status"] in {400, 416}:
-                refused.update({b"status": b"%d" % message["status"], **dict(message["headers"])})
+                refused.append(message)
             if not refused:
                 await send(message)
 
         await super().__call__(scope, receive, watched)
         if refused:
-            await _bad_range(scope, refused)(scope, receive, send)
+            content_range = Headers(raw=refused[0]["headers"]).get("content-range")
+            await _bad_range(scope, content_range)(scope, receive, send)
 
 
-def _bad_range(scope: Scope, refused: dict[bytes, bytes]) -> Response:
-    status, size = int(refused[b"status"]), refused.get(b"content-range", b"").decode()
-    asked = Headers(scope=scope).get("range", "")[:200]
-    detail = (
-        f"Range: {asked!r}: the result ends before it: it has {size.rpartition('/')[2]} bytes"
-        if size
-        else f"Range: {asked!r}: send bytes=FIRST-LAST or bytes=FIRST-"
-    )
-    title = HTTPStatus(status).phrase
-    code = title.lower().replace(" ", "-") if status == 416 else InvalidRequest.code
-    answer = problem(scope, status=status, code=code, title=title, detail=detail)
-    if size:
-        answer.headers["Content-Range"] = size
-    return answer
+def _bad_range(scope: Scope, content_range: str | None) -> Response:
+    """Return a problem; `content_range`: `bytes */SIZE` if the result ends before the range."""
+    asked = f"Range: {Headers(scope=scope).get('range', '')[:200]!r}"
+    if content_range is None:
+        return answer(scope, InvalidRequest(f"{asked}: send bytes=FIRST-LAST or bytes=FIRST-"))
+    size = content_range.rpartition("/")[2]
+    detail = f"{asked}: the result ends before it: it has {size} bytes"
+    response = http_problem(scope, HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, detail)
+    response.headers["Content-Range"] = content_range
+    return response
 
 
 def add_refusals(app: FastAPI) -> None:
-    """Say below /jobs that this service takes none."""
+    """Answer below /jobs that this service takes no jobs."""
 
     @app.api_route(PATH, methods=METHODS, include_in_schema=False)
     @app.api_route(PATH + "/{rest:path}", methods=METHODS, include_in_schema=False)

@@ -74,7 +74,7 @@ class FolderSource:
         return await asyncio.to_thread(self._read, name)
 
     def _read(self, name: str) -> bytes:
-        path = inside(self._root, name)
+        path = inside(resolved(self._root), name)
         if not path.is_file():
             raise InvalidImage(f"{name!r}: there is no such file any more")
         _check_size(path.stat().st_size, self._max_bytes)
@@ -92,16 +92,21 @@ def _check_size(size: int, limit: int) -> None:
         raise BodyTooLarge(f"the photo has {size} bytes, the limit is {limit}: send a smaller one")
 
 
-def inside(root: Path | None, name: str) -> Path:
-    """Return a path below the folder, links followed; raises InvalidRequest if it leads out."""
+def resolved(root: Path | None) -> Path:
+    """Return the folder for jobs, links followed; raises InvalidRequest if there is none."""
     if root is None:
         raise InvalidRequest("paths: this service reads no files; it needs --job-inputs")
+    return root.resolve()
+
+
+def inside(folder: Path, name: str) -> Path:
+    """Return a path below a resolved folder, links followed; raises InvalidRequest otherwise."""
     try:
-        path = (root / name).resolve()
+        path = (folder / name).resolve()
         there = path.exists()
     except (OSError, ValueError, RuntimeError):
         raise InvalidRequest(f"paths: {name[:200]!r} is no path") from None
-    if not path.is_relative_to(root.resolve()):
+    if not path.is_relative_to(folder):
         raise InvalidRequest(f"paths: {name!r} leads out of the folder for jobs")
     if not there:
         raise InvalidRequest(f"paths: there is no {name!r}")
@@ -110,13 +115,12 @@ def inside(root: Path | None, name: str) -> Path:
 
 def files(root: Path | None, names: list[str], most: int) -> list[str]:
     """Return the files that paths name, and all below folders; raises InvalidRequest."""
-    found: list[str] = []
+    folder, found = resolved(root), list[str]()
     if len(names) > most:
         raise InvalidRequest(f"paths: {len(names)} of them, the limit of a job is {most}")
     for name in names:
-        path = inside(root, name)
-        for each in _below(path):
-            found.append(_storable(str(each.relative_to(root.resolve()))))  # type: ignore[union-attr]
+        for each in _below(inside(folder, name)):
+            found.append(_storable(str(each.relative_to(folder))))
             if len(found) > most:
                 raise InvalidRequest(f"paths: more than {most} files, the limit of a job")
     if not found:
