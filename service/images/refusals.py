@@ -5,20 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from pixels.tiff import TiffError
 from postprocess.errors import InvalidOption, TooComplex, TooLarge, TooManyBytes
-from service.errors import ImageTooLarge, InvalidRequest, check_answer
+from service.errors import ImageTooLarge, InvalidImage, InvalidRequest, check_answer
 
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """Turn InvalidOption into InvalidRequest, TooLarge and TooComplex into ImageTooLarge.
+    """Translate errors of the shared packages that are raised in the block.
 
-    TooManyBytes becomes AnswerTooLarge.
+    InvalidOption becomes InvalidRequest, TiffError InvalidImage, TooLarge and TooComplex
+    ImageTooLarge, and TooManyBytes AnswerTooLarge.
     """
     try:
         yield
     except InvalidOption as error:
         raise InvalidRequest(str(error)) from None
+    except TiffError as error:
+        raise InvalidImage(str(error)) from None
     except (TooLarge, TooComplex) as error:
         raise ImageTooLarge(str(error)) from None
     except TooManyBytes as error:

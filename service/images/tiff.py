@@ -47,14 +47,11 @@ from pixels.tiff import (
     WHITE_IS_ZERO,
     WIDTH,
     Tags,
-    TiffError,
-    directory,
-    plane,
-    with_directory,
 )
 from pixels.tiff import first as _one
 from service.errors import InvalidImage
 from service.images import scans
+from service.images.refusals import refusals
 from service.images.tags import check as check_tags
 
 MEANINGS = {0: "white is zero", 1: "black is zero", 2: "RGB", 3: "palette", 5: "CMYK"}
@@ -71,7 +68,7 @@ MAX_TILE = 4096 * 4096  # pixels; GDAL's default is 256 x 256
 
 @dataclass(frozen=True)
 class Bands:
-    """The file of a model that takes more channels than RGB."""
+    """A file for a model that takes more channels than RGB."""
 
     data: bytes
     tags: Tags
@@ -100,7 +97,9 @@ class Tiff:
     @property
     def memory(self) -> int:
         """How many times the memory of an RGB photo decoding takes; 1 as a rule."""
-        return 2 if len(self.images) > 1 else 1 if self.bands is None else self.bands.memory
+        if self.bands is not None:
+            return self.bands.memory
+        return 2 if len(self.images) > 1 else 1  # planes are merged into a copy
 
     def decode(self, oriented: Callable[[Image.Image], Image.Image]) -> Image.Image:
         """Read and orient the pixels; planes are scaled to 8 bits and merged."""
@@ -147,9 +146,10 @@ def open_tiff(data: bytes, samples: Samples = PHOTO) -> Tiff:
     _check_tile(tags)
     _check_scans(data, tags)
     _check_alike(tags)
-    return (
-        _picture(data, tags) if samples.channels == PHOTO.channels else _bands(data, tags, samples)
-    )
+    with refusals():
+        if samples.channels == PHOTO.channels:
+            return _picture(data, tags)
+        return _bands(data, tags, samples)
 
 
 def _picture(data: bytes, tags: Tags) -> Tiff:
@@ -165,7 +165,7 @@ def _picture(data: bytes, tags: Tags) -> Tiff:
     planes = _one(tags, PLANAR, 1) == IN_PLANES and (bits > 8 or several)
     if planes or bits == 12 or (bits == 16 and meaning == WHITE_IS_ZERO):
         shown = _shown(tags) if planes or samples == 1 else []
-        images = tuple(_opened(_plane(data, tags, number), tags) for number in shown)
+        images = tuple(_opened(tiff.plane(data, tags, number), tags) for number in shown)
         if not images:
             raise InvalidImage(f"{_described(tags)} cannot be read: {_cure(tags)}")
         return Tiff(images, negative=meaning == WHITE_IS_ZERO)
@@ -180,10 +180,7 @@ def _bands(data: bytes, tags: Tags, samples: Samples) -> Tiff:
     """Open a file of exactly the bands that a model takes; an alpha channel counts as one."""
     if wrong := bands.fitting(samples, _samples(tags)) or bands.problem(tags):
         raise InvalidImage(f"{_described(tags)} cannot be read: {wrong}")
-    try:
-        outline = tiff.outline(data, tags)
-    except TiffError as error:
-        raise InvalidImage(str(error)) from None
+    outline = tiff.outline(data, tags)
     return Tiff((_opened(outline, tags),), bands=Bands(data, tags, samples))
 
 
@@ -197,7 +194,7 @@ def _tags(data: bytes) -> Tags:
     """Parse the first directory."""
     check_tags(data)
     try:
-        return directory(data)
+        return tiff.directory(data)
     except Exception as error:  # parsers of hostile files fail in many ways
         raise InvalidImage(f"the image's header is broken: {error}") from None
 
@@ -306,13 +303,6 @@ def _shown(tags: Tags) -> list[int]:
     return [*range(colors), *alphas[:1]]
 
 
-def _plane(data: bytes, tags: Tags, number: int) -> bytes:
-    try:
-        return plane(data, tags, number)
-    except TiffError as error:
-        raise InvalidImage(str(error)) from None
-
-
 def _said_to_be_rgb(data: bytes, tags: Tags) -> bytes:
     """Return the file with its three or more grey bands declared as RGB and extra samples."""
     own = {tag: value for tag, value in tags.items() if tag in {*COPIED, *KEPT}}
@@ -320,11 +310,4 @@ def _said_to_be_rgb(data: bytes, tags: Tags) -> bytes:
     own[BITS] = (_bits(tags),) * _samples(tags)
     if extras := _extras(tags)[-(_samples(tags) - 3) :] if _samples(tags) > 3 else ():
         own[EXTRA] = extras
-    return _rewritten(data, own)
-
-
-def _rewritten(data: bytes, tags: Tags) -> bytes:
-    try:
-        return with_directory(data, tags)
-    except TiffError as error:
-        raise InvalidImage(str(error)) from None
+    return tiff.with_directory(data, own)
