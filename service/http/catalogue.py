@@ -65,7 +65,7 @@ class ReloadQuery(BaseModel):
     ] = 1.5
 
     def trial(self) -> Trial | None:
-        """The terms of the shadow, if there is to be one; raises InvalidRequest for terms alone."""
+        """Return the terms of the shadow, or None; raises InvalidRequest for terms without it."""
         if self.shadow is None:
             # Generated clients send defaults too.
             odd = sorted(self.model_dump(exclude={"digest", "shadow"}, exclude_defaults=True))
@@ -76,29 +76,27 @@ class ReloadQuery(BaseModel):
 
 
 def add_routes(app: FastAPI, settings: Settings, models: Models, admission: Admission) -> None:
-    """Serve /models, /models/NAME and /models/NAME/reload."""
+    """Serve /models and the paths below it."""
+    _add_descriptions(app, models)
+    _add_changes(app, settings, models, admission)
 
-    def described(served: ServedModel) -> dict[str, Any]:
-        return {
-            "name": served.name,
-            "default": served.name == models.default,
-            "digest": served.engine.digest,
-            "execution_provider": served.engine.provider,
-            "execution_precision": served.engine.execution_precision,
-            "sessions": served.batcher.live_sessions,
-            "shadow": served.shadow.report() if served.shadow else served.past_trial,
-            **served.engine.contract.model_dump(),
-        }
+
+def _add_descriptions(app: FastAPI, models: Models) -> None:
+    """Serve /models and /models/NAME."""
 
     @app.get("/models")
     async def list_models() -> ModelList:
         """List all models, with the execution provider that each runs on."""
-        return ModelList(models=[ModelDescription(**described(served)) for served in models])
+        return ModelList(models=[_description(served, models) for served in models])
 
     @app.get("/models/{name}", responses=documented(UnknownModel))
     async def get_model(name: str) -> ModelDescription:
         """Describe one model."""
-        return ModelDescription(**described(models.get(name)))
+        return _description(models.get(name), models)
+
+
+def _add_changes(app: FastAPI, settings: Settings, models: Models, admission: Admission) -> None:
+    """Serve /models/NAME/reload and /models/NAME/shadow/VERDICT."""
 
     def refuse_while_loading() -> None:
         if models.loading:
@@ -121,7 +119,7 @@ def add_routes(app: FastAPI, settings: Settings, models: Models, admission: Admi
         trial = query.trial()
         if trial is not None and settings.watch_models_s:
             raise InvalidRequest(
-                "shadow: this service loads new files by itself, as --watch-models-s says"
+                "shadow: this service loads new files by itself, because of --watch-models-s"
             )
         changed = True
         with admission.request():
@@ -129,7 +127,7 @@ def add_routes(app: FastAPI, settings: Settings, models: Models, admission: Admi
                 await models.try_out(name, query.digest, trial)
             else:
                 changed = await models.reload(name, query.digest)
-        return Reloaded(changed=changed, **described(models.get(name)))
+        return Reloaded(changed=changed, **_fields(models.get(name), models))
 
     @app.post("/models/{name}/shadow/{verdict}", responses=refusals)
     async def settle_shadow(
@@ -143,4 +141,21 @@ def add_routes(app: FastAPI, settings: Settings, models: Models, admission: Admi
         refuse_while_loading()
         outcome: Verdict = "promoted" if verdict == "promote" else "dropped"
         await models.settle(name, outcome, "by request")
-        return ModelDescription(**described(models.get(name)))
+        return _description(models.get(name), models)
+
+
+def _description(served: ServedModel, models: Models) -> ModelDescription:
+    return ModelDescription(**_fields(served, models))
+
+
+def _fields(served: ServedModel, models: Models) -> dict[str, Any]:
+    return {
+        "name": served.name,
+        "default": served.name == models.default,
+        "digest": served.engine.digest,
+        "execution_provider": served.engine.provider,
+        "execution_precision": served.engine.execution_precision,
+        "sessions": served.batcher.live_sessions,
+        "shadow": served.shadow.report() if served.shadow else served.past_trial,
+        **served.engine.contract.model_dump(),
+    }
