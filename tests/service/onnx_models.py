@@ -31,6 +31,8 @@ CLASSES = ("background", "dim", "bright")
 PALETTE = ((0, 0, 0), (200, 0, 0), (0, 200, 0))
 SIZE = (48, 64)
 
+Shape = list[str | int | None]
+
 
 def contract(**changes: object) -> Contract:
     """The contract of the tiny model, with fields changed."""
@@ -70,56 +72,7 @@ def save(
     exports do, only if the caller asks for it; `earlier`: as exports of November 2026 did.
     `brightest`: the highest class it gives, to tell two files apart.
     """
-    shape: list[str | int | None] = ["batch", *SIZE]
-    nodes = [
-        helper.make_node("Gather", [INPUT, "red"], ["value"], axis=3),
-        helper.make_node("Cast", ["value"], ["wide"], to=TensorProto.INT32),
-        helper.make_node("Div", ["wide", "step"], ["steps"]),
-        helper.make_node("Clip", ["steps", "low", "high"], ["clipped"]),
-        helper.make_node("Cast", ["clipped"], [LABELS], to=TensorProto.UINT8),
-    ]
-    results = [helper.make_tensor_value_info(LABELS, TensorProto.UINT8, shape)]
-    if confidence:
-        nodes.append(helper.make_node("Identity", ["value"], [CONFIDENCE]))
-        results.append(helper.make_tensor_value_info(CONFIDENCE, TensorProto.UINT8, shape))
-    if probabilities:
-        nodes += [
-            helper.make_node("Slice", ["wide", "from", "to", "axes", "steps_of"], ["few"]),
-            helper.make_node("Sub", ["all", "few"], ["rest"]),
-            helper.make_node("Sub", ["few", "few"], ["none"]),
-            *(
-                helper.make_node("Unsqueeze", [name, "axis"], [f"{name}_plane"])
-                for name in ("rest", "few", "none")
-            ),
-            helper.make_node(
-                "Concat", ["rest_plane", "few_plane", "none_plane"], ["planes"], axis=1
-            ),
-            helper.make_node("Cast", ["planes"], [PROBABILITIES], to=TensorProto.UINT8),
-        ]
-        coarse: list[str | int | None] = ["batch", 3, SIZE[0] // 4, SIZE[1] // 4]
-        results.append(helper.make_tensor_value_info(PROBABILITIES, TensorProto.UINT8, coarse))
-    constants = {"red": 0, "step": 85, "low": 0, "high": brightest, "all": 255}
-    graph = helper.make_graph(
-        nodes,
-        "threshold",
-        [helper.make_tensor_value_info(INPUT, TensorProto.UINT8, [*shape, 3])],
-        results,
-        [
-            helper.make_tensor(name, TensorProto.INT32, [], [value])
-            for name, value in constants.items()
-        ]
-        + [
-            helper.make_tensor(name, TensorProto.INT64, [len(values)], values)
-            for name, values in (
-                ("from", [0, 0]),
-                ("to", SIZE),
-                ("axes", [1, 2]),
-                ("steps_of", [4, 4]),
-                ("axis", [1]),
-            )
-            if probabilities
-        ],
-    )
+    graph = _graph(confidence=confidence, probabilities=probabilities, brightest=brightest)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
     if on_request:
         model = optional.on_request(model)
@@ -137,10 +90,62 @@ def save(
     return path
 
 
+def _graph(*, confidence: bool, probabilities: bool, brightest: int) -> onnx.GraphProto:
+    shape: Shape = ["batch", *SIZE]
+    nodes = [
+        helper.make_node("Gather", [INPUT, "red"], ["value"], axis=3),
+        helper.make_node("Cast", ["value"], ["wide"], to=TensorProto.INT32),
+        helper.make_node("Div", ["wide", "step"], ["steps"]),
+        helper.make_node("Clip", ["steps", "low", "high"], ["clipped"]),
+        helper.make_node("Cast", ["clipped"], [LABELS], to=TensorProto.UINT8),
+    ]
+    results = [helper.make_tensor_value_info(LABELS, TensorProto.UINT8, shape)]
+    if confidence:
+        nodes.append(helper.make_node("Identity", ["value"], [CONFIDENCE]))
+        results.append(helper.make_tensor_value_info(CONFIDENCE, TensorProto.UINT8, shape))
+    if probabilities:
+        nodes += _probability_nodes()
+        coarse: Shape = ["batch", 3, SIZE[0] // 4, SIZE[1] // 4]
+        results.append(helper.make_tensor_value_info(PROBABILITIES, TensorProto.UINT8, coarse))
+    return helper.make_graph(
+        nodes,
+        "threshold",
+        [helper.make_tensor_value_info(INPUT, TensorProto.UINT8, [*shape, 3])],
+        results,
+        _constants(brightest, probabilities=probabilities),
+    )
+
+
+def _probability_nodes() -> list[onnx.NodeProto]:
+    return [
+        helper.make_node("Slice", ["wide", "from", "to", "axes", "steps_of"], ["few"]),
+        helper.make_node("Sub", ["all", "few"], ["rest"]),
+        helper.make_node("Sub", ["few", "few"], ["none"]),
+        *(
+            helper.make_node("Unsqueeze", [name, "axis"], [f"{name}_plane"])
+            for name in ("rest", "few", "none")
+        ),
+        helper.make_node("Concat", ["rest_plane", "few_plane", "none_plane"], ["planes"], axis=1),
+        helper.make_node("Cast", ["planes"], [PROBABILITIES], to=TensorProto.UINT8),
+    ]
+
+
+def _constants(brightest: int, *, probabilities: bool) -> list[onnx.TensorProto]:
+    scalars = {"red": 0, "step": 85, "low": 0, "high": brightest, "all": 255}
+    lists = {"from": [0, 0], "to": SIZE, "axes": [1, 2], "steps_of": [4, 4], "axis": [1]}
+    return [
+        *(helper.make_tensor(name, TensorProto.INT32, [], [at]) for name, at in scalars.items()),
+        *(
+            helper.make_tensor(name, TensorProto.INT64, [len(values)], values)
+            for name, values in (lists if probabilities else {}).items()
+        ),
+    ]
+
+
 def choose_by_if(graph: onnx.GraphProto) -> None:
     """Put the confidence into an If whose other branch is zeros, in place: an earlier format."""
     only = graph.node.pop()
-    image: list[str | int | None] = ["batch", *SIZE]
+    image: Shape = ["batch", *SIZE]
     outputs = [
         helper.make_tensor_value_info(f"{name}_{CONFIDENCE}", TensorProto.UINT8, image)
         for name in ("asked", "no")

@@ -124,3 +124,10 @@ class Request:
         self.sent.append(message)
         if self._reads is not None:
             await self._reads.wait()
+
+
+def end_session(models: Models, number: int = 0) -> None:
+    """Let a session of the default model die, as after an error of its engine."""
+    task = models.get(None).batcher.sessions[number].loop_task
+    assert task is not None
+    task.get_loop().call_soon_threadsafe(task.cancel)

@@ -36,7 +36,7 @@ from service.inference.engine import Prediction
 from service.settings import Settings
 from tests.service import onnx_models
 from tests.service.processes import running
-from tests.service.web import Held, Request
+from tests.service.web import Held, Request, end_session
 
 
 def make_settings(folder: Path, **changes: Any) -> Settings:
@@ -562,9 +562,7 @@ def test_readiness_is_red_before_the_start_and_after_the_last_dead_loop(folder: 
     with TestClient(create_app(settings, loaded)) as client:
         assert client.get("/livez").status_code == client.get("/readyz").status_code == 200
         for alive in (1, 0):
-            task = loaded.get(None).batcher.sessions[alive].loop_task
-            assert task is not None
-            task.get_loop().call_soon_threadsafe(task.cancel)
+            end_session(loaded, alive)
             while loaded.get(None).batcher.live_sessions > alive:
                 pass
             assert client.get("/readyz").status_code == (200 if alive else 503)

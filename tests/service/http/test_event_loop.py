@@ -14,7 +14,7 @@ def _counts(loop: MeasuredLoop, clock: str) -> dict[str, float]:
 
 
 def test_a_turn_that_blocks_is_measured_on_the_wall_and_not_on_the_processor() -> None:
-    """A sleep of 60 ms in a callback holds the loop, and takes no processor time."""
+    """A sleep of 60 ms in a coroutine blocks the loop, and takes no processor time."""
 
     async def scenario() -> None:
         await asyncio.sleep(0)
@@ -26,20 +26,20 @@ def test_a_turn_that_blocks_is_measured_on_the_wall_and_not_on_the_processor() -
         assert isinstance(loop, MeasuredLoop)
         before = _counts(loop, "wall")
         runner.run(scenario())
-        wall, processor = _counts(loop, "wall"), _counts(loop, "processor")
+        wall = _counts(loop, "wall")
     assert (wall["+Inf"] - wall["0.05"]) - (before["+Inf"] - before["0.05"]) >= 1
-    assert processor["+Inf"] == processor["0.05"]
-    assert loop.turns["wall"].sum_s >= 0.06
+    assert loop.turns["wall"].sum_s - loop.turns["processor"].sum_s > 0.05
 
 
 def test_waiting_for_events_is_no_turn() -> None:
-    """An idle loop is free: 60 ms of sleep in a coroutine hold it for less than 50 ms."""
+    """A loop that sleeps for 60 ms is in no turn for at least 50 ms of its life."""
+    began = time.monotonic()
     with asyncio.Runner(loop_factory=MeasuredLoop) as runner:
         loop = runner.get_loop()
         assert isinstance(loop, MeasuredLoop)
         runner.run(asyncio.sleep(0.06))
-        counts = _counts(loop, "processor")
-    assert counts["+Inf"] == counts["0.05"] > 0
+        lived_s = time.monotonic() - began
+        assert 0 < loop.turns["wall"].sum_s < lived_s - 0.05
 
 
 def test_the_longest_turn_between_two_readings_is_bounded() -> None:

@@ -8,6 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from service.inference.contract import METADATA_KEY, ContractError, InputSize, parse
+from service.inference.quality import mismatch
+from service.inference.shadow import unlike
 from tests.service.onnx_models import contract
 
 
@@ -48,9 +50,6 @@ def test_the_background_is_found_by_name() -> None:
 
 def test_models_of_other_channels_are_neither_compared_nor_chosen_between() -> None:
     """A file of four bands decoded for one model is no input of the other."""
-    from service.inference.quality import mismatch
-    from service.inference.shadow import unlike
-
     photos = contract()
     bands = contract(input=photos.input.model_copy(update={"pad": (0, 0, 0, 0)}))
     ranged = contract(input=bands.input.model_copy(update={"sample_range": (0, 10_000)}))

@@ -27,7 +27,7 @@ from service.inference.contract import METADATA_KEY, InputSize
 from service.settings import BUNDLED, SAMPLES, Settings
 from tests.service import onnx_models
 from tests.service.processes import running
-from tests.service.web import Held, loopback, opened, photo, png, post, serving
+from tests.service.web import Held, end_session, loopback, opened, photo, png, post, serving
 
 BODY = png(photo())
 JPEG = {"Content-Type": "image/jpeg"}
@@ -203,9 +203,7 @@ def test_a_session_that_is_missing_is_replaced_by_a_reload(folder: Path) -> None
     settings = Settings(models=folder, device="cpu", threads=1, sessions=2)
     loaded = models.load(settings)
     with loopback(create_app(settings, loaded)) as client:
-        task = loaded.get(None).batcher.sessions[0].loop_task
-        assert task is not None
-        task.get_loop().call_soon_threadsafe(task.cancel)
+        end_session(loaded)
         assert until(lambda: client.get("/models/tiny").json()["sessions"] == 1)
         assert client.get("/readyz").status_code == 200
         answer = client.post("/models/tiny/reload").json()
@@ -224,9 +222,7 @@ def test_a_dead_model_is_revived_by_the_file_that_was_served_and_no_other(
     with loopback(create_app(settings, loaded)) as client:
         digest = client.get("/models/tiny").json()["digest"]
         onnx_models.save(folder / "tiny.onnx", brightest=1)
-        task = loaded.get(None).batcher.sessions[0].loop_task
-        assert task is not None
-        task.get_loop().call_soon_threadsafe(task.cancel)
+        end_session(loaded)
         assert until(lambda: "put the file that was served back" in caplog.text)
         assert client.get("/readyz").status_code == 503
         (folder / "tiny.onnx").write_bytes(served)
@@ -242,9 +238,7 @@ def test_an_operator_may_revive_a_dead_model_with_another_file(
     loaded = models.load(settings)
     with loopback(create_app(settings, loaded)) as client:
         onnx_models.save(folder / "tiny.onnx", brightest=1)
-        task = loaded.get(None).batcher.sessions[0].loop_task
-        assert task is not None
-        task.get_loop().call_soon_threadsafe(task.cancel)
+        end_session(loaded)
         assert until(lambda: client.get("/readyz").status_code == 503)
         assert until(lambda: client.post("/models/tiny/reload").status_code == 200)
         assert until(lambda: client.get("/readyz").status_code == 200)
