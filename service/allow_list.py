@@ -85,17 +85,16 @@ class AllowList:
 def network(text: str) -> Network:
     """Parse a network such as 10.0.0.0/8; raises a ValueError that says what to change."""
     try:
-        return ip_network(text)
-    except ValueError:
-        pass
-    try:
         nearest = ip_network(text, strict=False)
     except ValueError:
         raise ValueError(
             f"{text!r}: give an address or a network, such as 10.0.0.0/8, and hosts without "
             "scheme and path"
         ) from None
-    raise ValueError(f"{text!r} is an address inside of a network: write {nearest}")
+    try:
+        return ip_network(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is an address in a network: write {nearest}") from None
 
 
 def _matches(name: str, host: str) -> bool:

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import math
-import re
+from prometheus_client.parser import text_string_to_metric_families
 
-# Bounds are in the order of their size, and each count contains those before it.
-BUCKET = re.compile(
-    r'^deeplab_event_loop_turn_seconds_bucket{clock="processor",le="(.+)"} (.+)$', re.MULTILINE
-)
+BUCKET = "deeplab_event_loop_turn_seconds_bucket"
 
-Turns = dict[float, float]  # upper bound in seconds -> turns up to it
+# Upper bound in seconds -> turns up to it. Bounds ascend; each count contains those before it.
+Turns = dict[float, float]
 
 
 def read(metrics: str) -> Turns:
     """Read the turns of the event loop, in processor time, from the text of /metrics."""
-    return {float(bound): float(count) for bound, count in BUCKET.findall(metrics)}
+    return {
+        float(sample.labels["le"]): sample.value
+        for family in text_string_to_metric_families(metrics)
+        for sample in family.samples
+        if sample.name == BUCKET and sample.labels["clock"] == "processor"
+    }
 
 
 def longest_ms(before: Turns, after: Turns) -> float:
-    """Return a bound of the longest turn between two readings; 0 if there was none."""
+    """Return an upper bound of the longest turn between two readings; 0 if there was none."""
     longest, shorter = 0.0, 0.0
     for bound, count in after.items():
         new = count - before.get(bound, 0.0)
         if new > shorter:
             longest, shorter = bound, new
-    return longest * 1000 if math.isfinite(longest) else math.inf
+    return longest * 1000

@@ -14,7 +14,7 @@ from fastapi.routing import APIRoute
 from starlette.formparsers import MultiPartParser
 from starlette.middleware.cors import CORSMiddleware
 
-from postprocess.results import outputs
+from postprocess.results import encoders, outputs
 from service.allow_list import AllowList
 from service.decoders.interface import Decoders, Threads
 from service.errors import (
@@ -71,7 +71,7 @@ from service.settings import Settings
 if TYPE_CHECKING:  # else loaded only where traces are asked for
     from service.http.telemetry.tracing import Tracing
 
-PICTURE_TYPES = ("image/png", "image/jpeg", "image/webp", "image/avif")
+PICTURE_TYPES = tuple(media_type for media_type, _ in encoders.FORMATS.values())
 DECODERS_START_S = 10.0  # to load their libraries, which takes less than a second
 
 # Headers that pages of allowed other origins may send and read (CORS).
@@ -154,7 +154,7 @@ def create_app(
         try:
             async with models.watched(), beside(app) if beside else nullcontext():
                 yield
-        finally:  # `deeplab-client --local` may end with an error
+        finally:  # an error may end the block: `deeplab-client --local` runs in it
             if jobs is not None:
                 await jobs.stop()
             await models.stop()
@@ -187,7 +187,7 @@ def _resources(
     pool: ThreadPoolExecutor,
     decoders: Decoders,
 ) -> Resources:
-    """Join what all requests share with the metrics and traces that watch it."""
+    """Return what all requests share; its stages are reported to the metrics and traces."""
 
     def on_stage(name: str, seconds: float, ended_ago_s: float) -> None:
         measured.stage(name, seconds)

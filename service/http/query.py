@@ -213,16 +213,16 @@ def _accepted(accept: str) -> str | None:
 
 
 def bounds(where: tuple[int | str, ...]) -> str:
-    """Return which numbers a parameter takes, given where an error was found; empty if any."""
+    """Return which numbers a parameter allows; empty if all. `where`: the place of an error."""
     field = SegmentQuery.model_fields.get(str(where[-1]))
     if field is None:
         return ""
     kind = "a whole number" if field.annotation in {int, int | None} else "a number"
-    words = {"ge": "from {}", "gt": "above {}", "le": "to {}", "lt": "below {}"}
+    words = {"ge": "from {}", "gt": "above {}", "le": "to {}", "lt": "and below {}"}
     ends = [
         text.format(getattr(bound, name))
         for name, text in words.items()
         for bound in field.metadata
         if hasattr(bound, name)
     ]
-    return f"give {kind} {' '.join(ends)}".replace("0 below", "0 and below") if ends else ""
+    return f"give {kind} {' '.join(ends).removeprefix('and ')}" if ends else ""
