@@ -31,7 +31,7 @@ def mistakes(
     an error without a location is about. `values=False` leaves the values out.
     For a part that does not exist, `kind` says what it is, and `known` lists the valid
     ones at its location: the nearest is named, or all where none is near. `bounds` says which
-    numbers are allowed at a location, or nothing: pydantic names one end of a range only.
+    numbers are allowed at a location; pydantic only names one end of a range.
     """
     found = []
     for item in errors:

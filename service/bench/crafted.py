@@ -99,7 +99,7 @@ def cmyk(side: int) -> bytes:
 
 
 def form(photo: bytes, count: int) -> bytes:
-    """Return a multipart form (with the boundary `b`) that has a photo several times."""
+    """Return a multipart form with the boundary `b` that contains a photo `count` times."""
     head = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
     return (head + photo + b"\r\n") * count + b"--b--\r\n"
 

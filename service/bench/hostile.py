@@ -212,7 +212,7 @@ async def _send(writer: asyncio.StreamWriter, case: Case) -> None:
     await writer.drain()
 
 
-@lru_cache(16)  # to cut them anew each time would hold up the clients that are measured
+@lru_cache(16)  # cutting a body for each request would delay the clients that are measured
 def _chunked(data: bytes, size: int) -> bytes:
     pieces = (data[start : start + size] for start in range(0, len(data), size))
     return b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces)

@@ -102,7 +102,10 @@ def run(options: BenchOptions, others: Mapping[str, launch.Server] | None = None
 
 
 def engines(options: BenchOptions) -> dict[str, Device]:
-    """The service as it is asked for, and among rivals on its other engine, where installed."""
+    """Return the services to measure with their devices.
+
+    With rivals, the service also runs on its other engine if that is installed.
+    """
     found = {SERVICE: options.device}
     if options.rivals and options.device in SECOND and openvino_installed():
         device, name = SECOND[options.device]
@@ -111,7 +114,7 @@ def engines(options: BenchOptions) -> dict[str, Device]:
 
 
 def start_ms(file: Path, device: Device) -> list[float]:
-    """Milliseconds from the start of a service to its first 200 from `/readyz`, several times."""
+    """Measure the milliseconds from a start to the first 200 of `/readyz`, STARTS times."""
     found = []
     for _ in range(STARTS):
         began = time.monotonic()
@@ -155,7 +158,7 @@ def _contestants(
 
 
 def take_turns(contestants: Mapping[str, Contestant], rounds: int) -> dict[str, list[LoadReport]]:
-    """Run each contestant once per round; after each round, say on stderr how long it took."""
+    """Run each contestant once per round; log to stderr how long each round took."""
     found: dict[str, list[LoadReport]] = defaultdict(list)
     for number in range(1, rounds + 1):
         began = time.monotonic()
@@ -296,7 +299,7 @@ def starting(start_ms: Mapping[str, Sequence[float]]) -> Table:
         (name, f"{statistics.median(times) / 1000:.2f}", f"{max(times) / 1000:.2f}")
         for name, times in start_ms.items()
     )
-    note = f"median and slowest of {STARTS}; goal: at most 2.5 s"
+    note = f"median and slowest of {STARTS} starts; goal: at most 2.5 s"
     return Table("From start to ready", ("", "s", "slowest"), rows, note)
 
 

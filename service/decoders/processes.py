@@ -47,7 +47,7 @@ GRACE_S = 0.2
 # Processor seconds to encode: for each pixel of an output it takes at most a tenth of these.
 ENCODE_S, ENCODE_S_PER_PIXEL = 20.0, 1e-6
 LARGE_OUTPUTS = 60_000_000  # pixels of all outputs: about a second and a half
-SLOW = 6  # times as long as JPEG: WebP and AVIF
+SLOW = 6  # WebP and AVIF take this many times as long as JPEG
 ROUGH = 30_000  # changes of the label along the rows: above, polygons take half a second
 STUCK_S = 10.0  # photos wait, and none was done for so long
 RETRY_S = 0.5  # between attempts to start a process
@@ -372,7 +372,7 @@ def _rough(result: Result, wish: Wish) -> bool:
     """Return whether finding the regions of the labels takes long."""
     if not (wish.simplify or wish.instances or OF_SHAPES & wish.all_outputs):
         return False
-    # Some of the rows: all of a photo in windows would hold the event loop up for 0.1 s.
+    # Samples rows: to compare all rows of a photo in windows would block the event loop for 0.1 s.
     step = max(1, len(result.cells) // 1024)
     rows = result.cells[::step]
     return step * int(np.count_nonzero(rows[:, 1:] != rows[:, :-1])) > ROUGH

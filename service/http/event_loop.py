@@ -1,7 +1,7 @@
 """An event loop that measures its turns.
 
 In a turn the loop runs everything that has become ready. New events, such as a probe of /livez,
-wait until the turn ends. So the longest turn tells how long the service can be deaf.
+wait until the turn ends. So the longest turn is the longest time without any answer.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Durations:
         self.sum_s += seconds
 
     def buckets(self) -> list[tuple[str, float]]:
-        """Return upper bounds and the numbers of durations up to them, as Prometheus has them."""
+        """Return upper bounds and the numbers of durations up to them, as Prometheus expects."""
         return list(zip([*map(str, BOUNDS), "+Inf"], accumulate(self._counts), strict=True))
 
 
@@ -46,8 +46,8 @@ class MeasuredLoop(asyncio.SelectorEventLoop):
     """The usual event loop, with the durations of its turns."""
 
     def __init__(self) -> None:
-        # The thread's processor time shows the loop's own work. The time on the wall also
-        # contains waits for a CPU, and for threads that keep Python's lock.
+        # The thread's processor time is the loop's own work. Wall time also contains waits for a
+        # CPU, and for threads that hold Python's lock.
         self.turns = {"wall": Durations(time.monotonic), "processor": Durations(time.thread_time)}
         super().__init__(_Selector(tuple(self.turns.values())))
 

@@ -37,7 +37,7 @@ class Outcome:
     files: dict[str, bytes] = field(default_factory=dict)  # by output
     error: ServiceError | None = None
     model: str = ""
-    digest: str = ""  # of the model's file: a job may see a reload
+    digest: str = ""  # of the model's file, which may be reloaded during a job
 
 
 def packing_for(accept: str) -> Packing:

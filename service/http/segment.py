@@ -41,11 +41,11 @@ from service.inference.models import ServedModel
 Done = TypeVar("Done")
 Made = TypeVar("Made")
 
-# Windows of one photo that wait for the engine, or a whole batch where that is more: all 64 would
-# hold up the photos of others.
+# Windows of one photo that may wait for the engine, or a whole batch if that is more: all 64 would
+# delay the photos of others.
 AT_ONCE = 4
-BYTES_PER_PIXEL = 14  # of memory: what an admitted pixel stands for, see docs/deploy.md
 
+BYTES_PER_PIXEL = 14  # of memory: what an admitted pixel stands for, see docs/deploy.md
 AVIF_BYTES = 25  # of memory for each pixel, while it is encoded
 CLASSES_PER_PIXEL = 64  # whose probabilities take about as much memory as BYTES_PER_PIXEL
 
@@ -258,12 +258,12 @@ async def _open(data: bytes, job: Job) -> Header:
 
 
 def _memory(found: Header, job: Job) -> int:
-    """Return the pixels to reserve: those of the photo, of its windows' outputs, of its files."""
+    """Return the pixels to reserve: for the photo, the outputs of its windows, and its files."""
     pieces = max(_windows(size, job) for size in _sizes(found))
     height, width = job.model.engine.input_size
-    inputs = pieces * height * width * _per_window(job) if pieces > 1 else 0
-    most = job.resources.admission.max_bytes // BYTES_PER_PIXEL
-    return found.memory + inputs + min(most, round(found.pixels * _extra_files(job.wish)))
+    of_windows = pieces * height * width * _per_window(job) if pieces > 1 else 0
+    most = job.resources.admission.max_bytes // BYTES_PER_PIXEL  # larger files are refused
+    return found.memory + of_windows + min(most, round(found.pixels * _extra_files(job.wish)))
 
 
 def _extra_files(wish: Wish) -> float:

@@ -99,11 +99,11 @@ class DecodedPhoto:
 
     @property
     def pixels(self) -> NDArray[np.uint8]:
-        """What the model sees, (H, W, C)."""
+        """The pixels for the model, (H, W, C)."""
         return np.asarray(self.image) if self.bands is None else self.bands
 
     def shrunk(self, size: tuple[int, int]) -> NDArray[np.uint8]:
-        """What the model sees at a size (W, H)."""
+        """Return the pixels for the model, shrunk to a size (W, H)."""
         if self.bands is None:
             return np.asarray(shrunk(self.image, size))
         if size == self.size:
@@ -228,9 +228,7 @@ def decode(opened: Opened, *, reduce_to: int | None = None) -> DecodedPhoto:
 
 def _decoded(opened: Opened, reduce_to: int | None) -> DecodedPhoto:
     image = opened.image
-    orientation = _orientation(
-        image
-    )  # read it now: Pillow removes it from a TIFF when it turns the image
+    orientation = _orientation(image)  # now: Pillow removes it from a TIFF when it turns that
     turned = orientation in (5, 6, 7, 8)
     size = (image.height, image.width) if turned else image.size
     try:

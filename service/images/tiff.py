@@ -126,11 +126,11 @@ class Tiff:
         return _bits(getattr(self.images[0], "tag_v2", {}))
 
     def _colors(self) -> int:
-        """The planes without alpha."""
+        """Return the number of planes without alpha."""
         return len(self.images) - (len(self.images) in {2, 4})
 
     def _used_bits(self) -> int:
-        """Return the bits that the colours use; a negative says nothing about its brightest."""
+        """Return the bits that the colours use; all of them in a white-is-zero file."""
         if self._bits != 16 or self.negative:
             return self._bits
         planes = self.images[: self._colors()]

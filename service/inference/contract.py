@@ -60,7 +60,7 @@ class InputSize(BaseModel):
     policy: Literal["fixed", "dynamic"]
     height: Positive
     width: Positive
-    # The mean pixel; as many values as the input has channels. Three: photos in RGB.
+    # The mean pixel, one value for each channel of the input; three for RGB.
     pad: Annotated[tuple[Byte, ...], Field(min_length=3, max_length=MOST_CHANNELS)]
     # For more channels: the values of 16-bit samples that become 0 and 255; None: 0 and 65535.
     sample_range: tuple[float, float] | None = None
@@ -77,7 +77,7 @@ class InputSize(BaseModel):
 
     @property
     def samples(self) -> Samples:
-        """What decoding must give."""
+        """The channels and range that a decoded photo must have."""
         return Samples(self.channels, self.sample_range)
 
 

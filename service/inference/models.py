@@ -253,7 +253,10 @@ class Models:
         shadow.stop()
         log.info("the shadow of %s was %s: %s", served.name, verdict, reason)
         if verdict != "promoted":
-            log.info("its file is still in the folder; put the old one back before a restart")
+            log.info(
+                "the file of the dropped shadow is still in the folder: put the served one back "
+                "before a restart"
+            )
             self._retire(shadow.candidate)
 
     async def _takes_over(
@@ -281,7 +284,7 @@ class Models:
                 raise UnknownModel(
                     f"there is no file {name}.onnx; the models are: {', '.join(files)}"
                 )
-            if digest is not None:  # before the file takes any memory or runs
+            if digest is not None:  # check before the file takes any memory or runs
                 _check_digest(name, file_digest(files[name]), digest)
             return load_engines(files[name], self._settings)
         except StartupError as error:
@@ -297,8 +300,8 @@ class Models:
     async def _load_again(self, model: ServedModel) -> None:
         """Replace a model whose sessions have all died; until then /readyz answers 503.
 
-        Only the file that was served will do: the folder may have one that was never tried, or
-        that was tried out and dropped.
+        It only loads the file that was served: the folder may have one that was never tried out,
+        or that was dropped.
         """
         await asyncio.to_thread(model.release)  # they may have run out of this memory
         while self._models.get(model.name) is model:

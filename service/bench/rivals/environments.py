@@ -63,7 +63,7 @@ def servers(file: Path, threads: int) -> Iterator[dict[str, launch.Server]]:
 
 @contextmanager
 def _started(rival: Rival, python: str, flags: tuple[str, ...]) -> Iterator[launch.Server]:
-    # What a rival says while it starts, works and is stopped matters only if it does not start.
+    # Show a rival's log only if it fails to start.
     with tempfile.TemporaryFile() as log, ExitStack() as stack:
         try:
             server = stack.enter_context(

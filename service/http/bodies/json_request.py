@@ -107,7 +107,10 @@ def decode(text: bytes) -> bytes:
 
 
 def _pieces(text: bytes) -> Iterator[bytes]:
-    """Cut a text, but no escape: other threads run in between, which a single call holds up."""
+    """Cut a text into pieces of at most STEP bytes, but no escape.
+
+    Other threads can run between the pieces; a call on the whole text would block them.
+    """
     start = 0
     while start < len(text):
         end = start + STEP

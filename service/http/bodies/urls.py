@@ -33,7 +33,7 @@ class Fetcher:
         self._allowed = allowed
         self._max_bytes = max_bytes
         self._running = 0
-        # Own threads: a slow name server holds them up, and nothing can end them.
+        # Threads of its own: a look-up at a slow name server blocks one and cannot be cancelled.
         self._resolvers = ThreadPoolExecutor(MOST_AT_ONCE, thread_name_prefix="resolver")
 
     async def fetch(self, url: str) -> bytes:

@@ -20,11 +20,9 @@ log = logging.getLogger("service.http")
 
 Result = TypeVar("Result")
 
-SMALL = (
-    1024 * 1024
-)  # bytes of a body or an answer that counts as small, as most photos and masks do
-GRACE_S = 5.0  # before a body must come, and an answer be read, with some bytes per second
-# Bytes of an answer that the server takes at once. A client that reads fewer in GRACE_S may lose
+SMALL = 1024 * 1024  # bytes of a small body or answer, as most photos and masks are
+GRACE_S = 5.0  # before a least rate applies to sending a body and to reading an answer
+# Bytes of an answer passed to the server at once. A client that reads fewer in GRACE_S may lose
 # its answer when others need the memory.
 PIECE = 256 * 1024
 # Keys in the ASGI scope: bytes of the request's body that count; a function that ends the
@@ -101,12 +99,12 @@ class Admission:
         self.bytes -= size
 
     def _drop_slow_readers(self, size: int) -> None:
-        """Take so many bytes from answers that are read slowly, the slowest first."""
+        """Free at least `size` bytes by dropping answers that are read slowly, slowest first."""
         now = time.monotonic()
         for each in sorted(self._readings, key=lambda reading: reading.taken_at):
             if size <= 0 or now - each.taken_at < GRACE_S:
                 return
-            log.info("an answer of %d bytes is dropped: it is read too slowly", each.size)
+            log.info("dropped an answer of %d bytes: the client read too slowly", each.size)
             size -= each.size
             self._readings.discard(each)
             each.drop()
@@ -128,9 +126,9 @@ class Admission:
 
     @contextmanager
     def growing(self, own: int = 0) -> Iterator[Callable[[int], None]]:
-        """Give a function that counts more and more bytes of one answer, while the block runs.
+        """Give a function that adds bytes to an answer; all of them count until the block ends.
 
-        It raises AnswerTooLarge, or Overloaded as `hold` does.
+        The function raises AnswerTooLarge, or Overloaded as `hold` does.
         """
         size = 0
 

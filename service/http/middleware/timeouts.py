@@ -57,7 +57,7 @@ def protocol_with_timeouts(
 async def _abortable(
     app: ASGIApp, abort: Callable[[], None], scope: Scope, receive: Receive, send: Send
 ) -> None:
-    """Let an application end its connection, as closing it would first send what is left."""
+    """Call an application with a function that ends its connection without sending the rest."""
     scope[ABORT] = abort
     await app(scope, receive, send)
 
@@ -93,11 +93,8 @@ class TimeoutProtocol(Protocol):
         self._idle_since = asyncio.get_running_loop().time()
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse bytes that are not HTTP, or more than the parser's limits, with a problem.
-
-        `msg` is uvicorn's text, the same for every reason.
-        """
-        del msg
+        """Answer with a problem if the request is not HTTP or exceeds the parser's limits."""
+        del msg  # uvicorn's text, the same for every reason
         if self.is_idle or not self.cycle.response_started:
             self.transport.write(
                 _complete(InvalidRequest(f"the request is not valid HTTP/1.1, or {LIMITS}"))
@@ -193,7 +190,7 @@ def refusal(timeout_s: float) -> bytes:
 
 
 def _complete(error: ServiceError) -> bytes:
-    """Return a complete response with an error, as the application would answer it."""
+    """Return a complete response, such as the application would send for the error."""
     request_id = uuid.uuid4().hex  # the client's own has not been read
     body = json.dumps({**problems.fields(error), "request_id": request_id}).encode()
     head = {

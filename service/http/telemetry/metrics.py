@@ -144,14 +144,14 @@ class _LoopCollector(Collector):
     """Reads the turns of the event loop that answers the scrape."""
 
     def describe(self) -> list[Metric]:
-        """Return no metrics: the registry would call `collect` outside of a loop."""
+        """Return no metrics: else the registry would call `collect` outside of a loop."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the histograms; empty if the loop measures nothing."""
+        """Yield the histograms; empty in a loop that is not a MeasuredLoop."""
         turns = HistogramMetricFamily(
             "deeplab_event_loop_turn_seconds",
-            "How long the event loop runs before it looks for new requests: time on the wall, and "
+            "How long the event loop runs before it polls for new requests: wall time, and "
             "processor time of its thread",
             labels=["clock"],
         )
