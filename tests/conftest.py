@@ -1,4 +1,4 @@
-"""Keep `make test-fast` from importing files in which every test is slow.
+"""Keep `make test-fast` from importing wholly slow files; tell how a lost test process ended.
 
 Importing Ray, schemathesis, torchvision and the rest takes each test process several seconds.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,3 +26,11 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
         and is_wholly_slow(collection_path)
     )
     return True if left_out else None  # None: let other plugins decide
+
+
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist's
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """Print the exit status of a lost test process, which pytest-xdist does not tell."""
+    if error:
+        status = node.gateway._io.popen.wait(10)
+        print(f"\n[{node.gateway.id}] exit status {status} (negative: the signal that ended it)")

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
+from multiprocessing import get_context
 from typing import Any
 
-import helm_python
 import kubernetes_validate
 import pytest
 import yaml
 
 from service.settings import Settings
+from tests.docker import helm
 from tests.docker.test_kubernetes import FOLDER as MANIFESTS
 from tests.docker.test_kubernetes import VERSIONS, read
 
@@ -30,10 +34,20 @@ ALL = {
 }
 
 
+@cache
+def process() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, get_context("spawn"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _end_process() -> Iterator[None]:
+    yield
+    process().shutdown()
+
+
 def rendered(values: dict[str, Any] | None = None, name: str = "deeplab") -> dict[str, Any]:
     """Render the chart; return each object by its kind."""
-    with helm_python.Chart.load(CHART) as chart:
-        files = chart.render(values or {}, name=name, namespace="default")
+    files = process().submit(helm.render, CHART, values or {}, name).result()
     found = [document for text in files.values() for document in yaml.safe_load_all(text)]
     return {document["kind"]: document for document in found if document}
 
@@ -122,6 +136,6 @@ def test_two_releases_do_not_select_each_others_pods() -> None:
 
 def test_helm_finds_nothing_to_complain_about() -> None:
     """Messages of severity 1 are advice: an icon."""
-    found = helm_python.lint(CHART, strict=True)
+    found = process().submit(helm.lint, CHART).result()
     assert found["errors"] == []
     assert [each for each in found["messages"] if each["severity"] > 1] == []
