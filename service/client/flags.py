@@ -120,7 +120,7 @@ def add_query(parser: argparse.ArgumentParser) -> None:
     )
     names = "draw names and shares of the classes into overlay and side-by-side"
     add("--legend", action="store_const", const="true", help=names)
-    kinds = "format of overlay, blur, replace, side-by-side, heatmap and cutout (default: jpeg, and "
+    kinds = "format of overlay, blur, replace, side-by-side, heatmap and cutout (default: jpeg; "
     kinds += "png for cutout)"
     add("--overlay-format", choices=("jpeg", "png", "webp", "avif"), help=kinds)
     formats = "format of the mask: with class colours, or 8-bit grey for OpenCV (default: palette)"
