@@ -228,10 +228,13 @@ def decode(opened: Opened, *, reduce_to: int | None = None) -> DecodedPhoto:
 
 def _decoded(opened: Opened, reduce_to: int | None) -> DecodedPhoto:
     image = opened.image
-    orientation = _orientation(image)  # now: Pillow removes it from a TIFF when it turns that
-    turned = orientation in (5, 6, 7, 8)
-    size = (image.height, image.width) if turned else image.size
     try:
+        if image.format == "PNG":
+            # Its EXIF data may follow the pixels, so Pillow loads them to find it. A load that
+            # fails must fail here: the next one would return the rows before the damage.
+            image.load()
+        orientation = _orientation(image)  # now: Pillow removes it from a TIFF when it turns that
+        size = (image.height, image.width) if orientation in (5, 6, 7, 8) else image.size
         if opened.tiff is not None and opened.tiff.bands is not None:
             return DecodedPhoto.of(opened.tiff.bands.decode(), orientation)
         if opened.tiff is not None:

@@ -58,6 +58,15 @@ def test_a_file_that_is_not_a_complete_image_is_refused_by_name(data: bytes) -> 
         decoded(data)
 
 
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
+def test_a_png_with_a_damaged_byte_is_refused_instead_of_ending_in_black(share: float) -> None:
+    """Reading the EXIF data of a PNG loads it; that load's error must not be lost."""
+    data = bytearray(encoded(picture(300, 200)))
+    data[int(share * len(data))] ^= 0xFF
+    with pytest.raises(InvalidImage, match="truncated or broken"):
+        decoded(bytes(data))
+
+
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
