@@ -8,12 +8,12 @@ import logging
 import shutil
 import time
 import zipfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from postprocess.results.encoders import EPOCH
 from postprocess.results.outputs import Wish
@@ -36,10 +36,12 @@ from service.inference.models import Models
 from service.settings import Settings
 
 log = logging.getLogger("service.jobs")
+T = TypeVar("T")
 
 JOBS_AT_ONCE, PHOTOS_AT_ONCE = 4, 2  # jobs, so that small ones pass large ones; photos of all
 PATIENCE_S = 5.0  # for which a photo of a job waits while other requests are in progress
 SWEEP_S = 30.0
+FULL_S = 5.0  # between two attempts to write on a full disk
 TRANSIENT = (Overloaded, EngineUnavailable, ShuttingDown)
 NEWS_S, NO_NEWS_S = 0.2, 15  # least and most time between two events of a job
 
@@ -88,10 +90,13 @@ class Jobs:
 
     def start(self) -> None:
         """Begin to work, first on what an earlier process left."""
-        self.store.requeue()
+        self.store.remove_strays()
+        self._tasks = [asyncio.create_task(self._begin()), asyncio.create_task(self._sweep())]
+
+    async def _begin(self) -> None:
+        await _stored(self.store.requeue)
         self._queued.set()
-        self._tasks = [asyncio.create_task(self._work()) for _ in range(JOBS_AT_ONCE)]
-        self._tasks.append(asyncio.create_task(self._sweep()))
+        await asyncio.gather(*(self._work() for _ in range(JOBS_AT_ONCE)))
 
     async def stop(self) -> None:
         """Stop working; what is unfinished goes on after the next start."""
@@ -162,7 +167,7 @@ class Jobs:
 
     async def _work(self) -> None:
         while True:
-            job = await asyncio.to_thread(self.store.take)
+            job = await _stored(self.store.take)
             if job is None:
                 self._queued.clear()
                 await self._queued.wait()
@@ -204,8 +209,9 @@ class Jobs:
         while isinstance(error, ExceptionGroup):
             error = error.exceptions[0]
         text = error.detail if isinstance(error, ServiceError) else "internal error"
-        log.error("job %s failed", job.id, exc_info=error)
-        await asyncio.to_thread(self.store.end, job.id, "failed", text, 0)
+        reason = None if isinstance(error, ServiceError) else error
+        log.error("job %s failed: %s", job.id, text, exc_info=reason)
+        await _stored(partial(self.store.end, job.id, "failed", text, 0))
 
     def _source(self, job: StoredJob) -> Source:
         most = self.settings.max_body_bytes
@@ -325,11 +331,21 @@ class Jobs:
     async def _sweep(self) -> None:
         """Remove jobs whose time is over."""
         while True:
-            with suppress(OSError):
-                before = time.time() - self.settings.job_ttl_s
-                for name in await asyncio.to_thread(self.store.expired, before):
+            before = time.time() - self.settings.job_ttl_s
+            for name in await asyncio.to_thread(self.store.expired, before):
+                with suppress(OSError, JobsFull):  # the next sweep tries again
                     await asyncio.to_thread(self.store.remove, name)
             await asyncio.sleep(SWEEP_S)
+
+
+async def _stored(write: Callable[[], T]) -> T:
+    """Call `write` in a thread, again and again while the disk has no room for it."""
+    while True:
+        try:
+            return await asyncio.to_thread(write)
+        except JobsFull as error:
+            log.error("%s: free space on the disk of --jobs", error.detail)
+            await asyncio.sleep(FULL_S)
 
 
 async def _persistent(work: Any) -> Any:

@@ -12,13 +12,14 @@ import shutil
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Literal, get_args
 
-from service.errors import StartupError
+from service.errors import JobsFull, StartupError
 
 try:
     import fcntl
@@ -110,9 +111,24 @@ class Store:
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, self._database:
-            yield self._database
-            self.totals = self._totals()
+        """Run a transaction; raises JobsFull if the disk has no room for it."""
+        try:
+            with self._lock, self._database:
+                yield self._database
+                self.totals = self._totals()
+        except sqlite3.OperationalError as error:
+            raise JobsFull(f"the list of jobs cannot be written: {error}") from None
+
+    def _change(self, sql: str, *values: object, then: Callable[[], None]) -> None:
+        """Change a job, and `then` remove its files; on a full disk these make room first."""
+        try:
+            with self._writing() as database:
+                database.execute(sql, values)
+        except JobsFull:
+            then()
+            with self._writing() as database:
+                database.execute(sql, values)
+        then()
 
     def _totals(self) -> Totals:
         counts: dict[State, int] = dict.fromkeys(get_args(State), 0)
@@ -131,9 +147,12 @@ class Store:
             return self._database.execute(sql, values).fetchall()
 
     def reserve(self) -> tuple[str, Path]:
-        """Return the id and the folder of a new job, which is not listed yet."""
+        """Return the id and the folder of a new job, which is not listed yet; raises JobsFull."""
         name = secrets.token_hex(16)  # never begins with `-`, as an option does
-        (self.folder / name / OUTPUTS).mkdir(parents=True)
+        try:
+            (self.folder / name / OUTPUTS).mkdir(parents=True)
+        except OSError as error:
+            raise JobsFull(f"a job's folder cannot be made: {error.strerror}") from None
         return name, self.folder / name
 
     def add(
@@ -164,16 +183,19 @@ class Store:
         return [StoredJob(*row) for row in reversed(self._rows(where, owner))]
 
     def requeue(self) -> None:
-        """Queue the jobs that ran when the process ended, and remove files of no job."""
+        """Queue the jobs that ran when the process ended; raises JobsFull."""
         with self._writing() as database:
             database.execute("UPDATE jobs SET state = 'queued' WHERE state = 'running'")
+
+    def remove_strays(self) -> None:
+        """Remove the files of no job; call it before jobs arrive."""
         known = {row[0] for row in self._rows("SELECT id FROM jobs")}
         for path in self.folder.iterdir():
             if path.is_dir() and path.name not in known:
                 shutil.rmtree(path, ignore_errors=True)
 
     def take(self) -> StoredJob | None:
-        """Mark the oldest queued job as running and return it."""
+        """Mark the oldest queued job as running and return it; raises JobsFull."""
         with self._writing() as database:
             row = database.execute(
                 "UPDATE jobs SET state = 'running' WHERE id = (SELECT id FROM jobs "
@@ -195,7 +217,7 @@ class Store:
         return [json.loads(row[0]) for row in rows]
 
     def note(self, name: str, number: int, entry: dict[str, Any], size: int) -> None:
-        """Store the result of a photo."""
+        """Store the result of a photo; raises JobsFull."""
         failed = int(entry["status"] != 200)
         with self._writing() as database:
             database.execute(
@@ -209,20 +231,28 @@ class Store:
             )
 
     def end(self, name: str, state: State, error: str | None, size: int) -> None:
-        """Store the end of a job, and remove all of its files but the result."""
-        with self._writing() as database:
-            database.execute(
-                "UPDATE jobs SET state = ?, error = ?, ended = ?, bytes = ? WHERE id = ?",
-                (state, error, time.time(), size, name),
-            )
-        shutil.rmtree(self.folder / name / OUTPUTS, ignore_errors=True)
-        (self.folder / name / INPUT).unlink(missing_ok=True)
+        """Store the end of a job, and remove its files but the result of one that is done.
+
+        Raises JobsFull.
+        """
+        self._change(
+            "UPDATE jobs SET state = ?, error = ?, ended = ?, bytes = ? WHERE id = ?",
+            *(state, error, time.time(), size, name),
+            then=partial(self._clear, name, result=state != "done"),
+        )
 
     def remove(self, name: str) -> None:
-        """Forget a job and remove its files."""
-        with self._writing() as database:
-            database.execute("DELETE FROM jobs WHERE id = ?", (name,))
-        shutil.rmtree(self.folder / name, ignore_errors=True)
+        """Forget a job and remove its files; raises JobsFull."""
+        self._change(
+            "DELETE FROM jobs WHERE id = ?",
+            name,
+            then=partial(shutil.rmtree, self.folder / name, ignore_errors=True),
+        )
+
+    def _clear(self, name: str, *, result: bool) -> None:
+        shutil.rmtree(self.folder / name / OUTPUTS, ignore_errors=True)
+        for file in (INPUT, RESULT) if result else (INPUT,):
+            (self.folder / name / file).unlink(missing_ok=True)
 
     def expired(self, before: float) -> list[str]:
         """Return the jobs that ended before a time."""

@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -332,6 +333,74 @@ def test_the_disk_is_bounded(folder: Path, tmp_path: Path) -> None:
         assert client.get(f"/jobs/{job['id']}/result").json()["code"] == "job-not-done"
     with serving(folder, jobs=tmp_path / "c", max_job_bytes=len(body) - 1) as client:
         assert send(client, body).json()["code"] == "body-too-large"
+
+
+class FullDisk(sqlite3.Connection):
+    """A database on a disk that is full while the jobs beside it have more than ROOM bytes."""
+
+    ROOM = 2_000
+    folder: Path
+
+    def execute(self, sql: str, values: Any = (), /) -> sqlite3.Cursor:
+        files = [path for path in self.folder.rglob("*") if path.is_file()]
+        reads = sql.startswith("SELECT")
+        if not reads and sum(path.stat().st_size for path in files) > self.ROOM:
+            raise sqlite3.OperationalError("database or disk is full")
+        return super().execute(sql, values)
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for jobs on such a disk."""
+    monkeypatch.setattr(FullDisk, "folder", tmp_path / FILES, raising=False)
+    monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=FullDisk))
+    for name in ("SWEEP_S", "FULL_S"):
+        monkeypatch.setattr(f"service.http.jobs.runner.{name}", 0.05, raising=False)
+    return tmp_path
+
+
+def test_a_full_disk_fails_a_job_and_not_the_jobs_after_it(folder: Path, full_disk: Path) -> None:
+    """The database is on that disk too, so the job's files are removed before its end is noted."""
+    with serving(folder, jobs=full_disk) as client:
+        body = zipped({"a.png": png(photo(30, 40))})
+        large = send(
+            client, body, output="overlay,side-by-side,blur,color,npz", overlay_format="png"
+        )
+        job = ended(client, large.json()["id"])
+        assert (job["state"], job["error"]) == (
+            "failed",
+            "the list of jobs cannot be written: database or disk is full",
+        )
+        assert not [path for path in (full_disk / FILES).rglob("*") if path.is_file()]
+        small = send(client, zipped({"a.png": png(photo())}), output="mask")
+        assert ended(client, small.json()["id"])["state"] == "done"
+
+
+def test_a_full_disk_can_be_emptied_by_removing_jobs(folder: Path, full_disk: Path) -> None:
+    body = zipped({"a.png": png(photo())})
+    with serving(folder, jobs=full_disk) as client:
+        name = ended(client, send(client, body, output="mask").json()["id"])["id"]
+        (full_disk / FILES / name / "other").write_bytes(bytes(FullDisk.ROOM))
+        refused = send(client, body)
+        assert (refused.status_code, refused.json()["code"]) == (503, "jobs-full")
+        assert client.delete(f"/jobs/{name}").status_code == 204
+        assert send(client, body).status_code == 202
+
+
+def test_a_service_starts_on_a_full_disk_and_goes_on_when_there_is_room(
+    folder: Path, full_disk: Path
+) -> None:
+    store = Store(full_disk)
+    name, place = store.reserve()
+    (place / "input.zip").write_bytes(zipped({"a.png": png(photo())}))
+    store.add(name, "", "zip", query="{}", photos=["a.png"], size=1)
+    assert store.take() is not None
+    store.close()
+    (full_disk / FILES / "other").write_bytes(bytes(FullDisk.ROOM + 1))
+    with serving(folder, jobs=full_disk) as client:
+        assert client.get(f"/jobs/{name}").json()["state"] == "running"
+        (full_disk / FILES / "other").unlink()
+        assert ended(client, name)["state"] == "done"
 
 
 @pytest.mark.slow
