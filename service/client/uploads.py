@@ -15,7 +15,7 @@ from service.client.errors import ClientError, UsageError
 from service.client.inputs import InputPhoto
 from service.client.pictures import PNG, size_of
 from service.client.plain import sentence
-from service.client.protocol import media_type
+from service.client.protocol import HEIF_BRANDS, media_type
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -76,6 +76,8 @@ def shrink(content: bytes, max_side: int) -> bytes:
     from PIL import Image  # noqa: PLC0415 - the one option that needs it
 
     size = size_of(content)
+    if size is None and media_type(content) in HEIF_BRANDS.values():
+        raise UnshrinkableError("HEIC is left to the service to decode")
     if size is None or max(size) <= max_side:
         return content
     if size[0] * size[1] > MOST_PIXELS:
@@ -107,7 +109,10 @@ def _opened(content: bytes) -> Image:
     }
     if content.startswith(PNG) and content[24:25] == b"\x10":
         raise UnshrinkableError("a PNG of 16 bits is left to the service to decode")
-    image = readers[media_type(content)](io.BytesIO(content))
+    kind = media_type(content)
+    if kind not in readers:
+        raise UnshrinkableError(f"{kind} is left to the service to decode")  # AVIF
+    image = readers[kind](io.BytesIO(content))
     if isinstance(image, TiffImagePlugin.TiffImageFile) and not _is_plain(image):
         raise UnshrinkableError("a TIFF of this kind is left to the service to decode")
     return image

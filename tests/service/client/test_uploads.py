@@ -167,6 +167,17 @@ def test_a_gigapixel_is_left_to_the_service() -> None:
         shrink(huge, 100)
 
 
+HEIC = struct.pack(">I", 24) + b"ftypheic" + bytes(12)
+
+
+@pytest.mark.parametrize("photo", [encoded((800, 400), "AVIF"), HEIC], ids=["AVIF", "HEIC"])
+def test_avif_and_heic_are_left_to_the_service(photo: bytes) -> None:
+    """Each answer has the photo's own size then, so the run must be told."""
+    upload = prepare(InputPhoto("a", "/a", len(photo), 0, lambda: photo), 100)
+    assert upload.body == photo
+    assert "left to the service" in str(upload.unshrunk)
+
+
 def test_digest_is_the_photos_own_not_the_uploads() -> None:
     content = encoded((800, 400))
     upload = prepare(InputPhoto("a.jpg", "/a.jpg", len(content), 0, lambda: content), 100)
