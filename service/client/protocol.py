@@ -62,14 +62,13 @@ OTHER_SIZE = frozenset({"cutout", "side-by-side"})  # than the photo
 SMALLEST_LIMIT = 4 << 20  # for answers without pixels, such as lists of models
 UNKNOWN_PIXELS = 50_000_000  # the service's own default limit
 MOST_PIXELS = 178_956_970  # no service takes more; a header may claim anything
-LONGEST_PARSED = (
-    16 << 20
-)  # longer JSON is checked at its ends alone: parsed it takes ten times that
+# Longer JSON is checked at its ends only, because parsing takes ten times its bytes in memory.
+LONGEST_PARSED = 16 << 20
 
 # First bytes -> media type; the service refuses all others.
 SIGNATURES = (
-    (b"\xff\xd8\xff", "image/jpeg"),
-    (b"\x89PNG\r\n\x1a\n", "image/png"),
+    (pictures.JPEG, "image/jpeg"),
+    (pictures.PNG, "image/png"),
     (b"BM", "image/bmp"),
     (b"II*\x00", "image/tiff"),
     (b"MM\x00*", "image/tiff"),

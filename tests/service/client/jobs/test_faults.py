@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ from service.client.jobs.job import Job
 from tests.service.client.flaky_server import Answer, FlakyServer, Request, problem, running
 
 NAME = "0123abcd"
-EVENTS, RESULT = f"/jobs/{NAME}/events", f"/jobs/{NAME}/result"
+EVENTS = f"/jobs/{NAME}/events"
 STREAM = "text/event-stream"
 QUICK = RetryPolicy(first_s=0.01, cap_s=0.01, give_up_after_s=5)
 
@@ -61,34 +61,26 @@ def client_of(server: FlakyServer) -> Client:
     return Client(server.url, retry=QUICK)
 
 
-Serve = Callable[[Request, int], Answer | None]
+def start_of(request: Request) -> int:
+    return int(request.headers.get("range", "bytes=0-").removeprefix("bytes=").removesuffix("-"))
 
 
-def ranged(whole: bytes, **changes: object) -> Serve:
-    """Serve a result as RFC 9110 asks for; cut the first answer in its middle."""
-    answers = 0
-
-    def serve(request: Request, _nth: int) -> Answer | None:
-        nonlocal answers
-        if request.path != RESULT:
-            return None
-        answers += 1
-        start = int(request.headers.get("range", "bytes=0-")[6:-1])
-        headers = {"Content-Range": f"bytes {start}-{len(whole) - 1}/{len(whole)}"}
-        status = 206 if "range" in request.headers else 200
-        return Answer(status, whole[start:], "application/zip", headers, is_cut=answers <= 2)
-
-    return serve
+def rest_of(whole: bytes, start: int, *, is_cut: bool = False) -> Answer:
+    """Answer a Range as RFC 9110 asks for."""
+    headers = {"Content-Range": f"bytes {start}-{len(whole) - 1}/{len(whole)}"}
+    return Answer(206 if start else 200, whole[start:], "application/zip", headers, is_cut=is_cut)
 
 
 def test_a_download_that_is_cut_continues_where_it_stopped(
     server: FlakyServer, tmp_path: Path
 ) -> None:
     whole = result()
-    server.misbehave = ranged(whole)
+    server.misbehave = lambda request, nth: rest_of(
+        whole, start_of(request), is_cut=len(server.requests) <= 2
+    )
     with client_of(server) as client:
         assert client.fetch_job(NAME, tmp_path / "r.zip").read_bytes() == whole
-    starts = [int(each.headers.get("range", "bytes=0-")[6:-1]) for each in server.requests]
+    starts = [start_of(each) for each in server.requests]
     assert len(starts) == 3
     assert 0 == starts[0] < starts[1] < starts[2] < len(whole)
 
@@ -106,16 +98,10 @@ def test_a_part_of_something_else_is_thrown_away(server: FlakyServer, tmp_path: 
     """It is longer than the result, or its bytes do not fit together with the rest."""
     whole = result()
 
-    def serve(request: Request, nth: int) -> Answer | None:
-        start = int(request.headers.get("range", "bytes=0-")[6:-1])
-        if start > len(whole):
+    def serve(request: Request, _nth: int) -> Answer:
+        if start_of(request) > len(whole):
             return Answer(416, b"", headers={"Content-Range": f"bytes */{len(whole)}"})
-        return ranged(whole)(request, nth) and Answer(
-            206 if start else 200,
-            whole[start:],
-            "application/zip",
-            {"Content-Range": f"bytes {start}-{len(whole) - 1}/{len(whole)}"},
-        )
+        return rest_of(whole, start_of(request))
 
     server.misbehave = serve
     part = tmp_path / f".r.zip.{NAME}.part"
