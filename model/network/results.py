@@ -1,4 +1,4 @@
-"""Results of photos from a network, as the service gives them with the exported file."""
+"""Results of photos from a network in PyTorch, the same as the service's with the exported file."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Fit = Literal["resize", "sliding"]
 
 @dataclass(frozen=True)
 class NetFacts:
-    """What results depend on, of a network in PyTorch."""
+    """The facts about a network that its results depend on: postprocess.results.facts.Facts."""
 
     classes: tuple[str, ...]
     palette: tuple[Color, ...]
@@ -51,7 +51,7 @@ class NetFacts:
 
     @classmethod
     def of(cls, net: DeepLabV3Plus) -> NetFacts:
-        """Describe a network; a class without a name has an empty one, and is black."""
+        """Describe a network. Class names that are unknown are empty, their colours black."""
         count = net.config.num_classes
         return cls(
             net.classes or ("",) * count,
@@ -68,7 +68,7 @@ class NetFacts:
 
 @dataclass(frozen=True)
 class Passes:
-    """How often and in which parts a network sees a photo."""
+    """How to run a photo: at which scales, mirrored or not, and how if it is large."""
 
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
@@ -85,6 +85,11 @@ class Passes:
                 "from 0 to 0.5, and do not take the photo whole"
             )
 
+    @property
+    def at_full_size(self) -> bool:
+        """Whether large photos run as they are, whole or in windows that are averaged."""
+        return self.whole or (self.overlap is not None and self.fit == "resize")
+
 
 @dataclass(frozen=True)
 class Target:
@@ -97,7 +102,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a network gives for a photo or a window."""
+    """The outputs of a network for a photo or a window."""
 
     labels: Labels  # (H, W)
     confidence: Labels | None = None  # (H, W)
@@ -106,7 +111,7 @@ class Seen:
 
 def label_map(net: DeepLabV3Plus, image: Image, wish: Wish, passes: Passes) -> Labels:
     """Return the labels of a photo as requested, (H, W). Errors as for `files`."""
-    return outputs.label_map(_result_for(wish, net, image, passes), wish)
+    return outputs.label_map(_result_for(net, image, wish, passes), wish)
 
 
 def files(
@@ -116,15 +121,14 @@ def files(
 
     Raises InvalidOption, TooLarge, and what `model.network.inference.label_map` raises.
     """
-    found = _result_for(wish, net, image, passes, orientation)
+    found = _result_for(net, image, wish, passes, orientation)
     return {wish.kind(name)[1]: body for name, body in outputs.encode_each(found, wish).items()}
 
 
 def _result_for(
-    wish: Wish, net: DeepLabV3Plus, image: Image, passes: Passes, orientation: int = 1
+    net: DeepLabV3Plus, image: Image, wish: Wish, passes: Passes, orientation: int = 1
 ) -> Result:
-    parts = passes.whole or passes.overlap is not None or passes.fit == "sliding"
-    outputs.check_fit(wish, windows=parts)
+    outputs.check_fit(wish, windows=passes.at_full_size or passes.fit == "sliding")
     return result(net, image, outputs.extras(wish, NetFacts.of(net)), passes, orientation)
 
 
@@ -139,8 +143,7 @@ def result(
     shown = image[..., :3]
     photo = Photo(size, orientation, shown, shown)
     facts = NetFacts.of(net)
-    if passes.whole or (passes.overlap is not None and passes.fit == "resize"):
-        # The reference's way: probabilities at the photo's own size, averaged over windows.
+    if passes.at_full_size:  # as the reference does
         seen = _seen(net, image, extras, passes)
         return Result(photo, seen.labels, seen.confidence, Spread.none(seen.labels.shape), facts)
     target = _target(net)
@@ -193,22 +196,34 @@ def _seen(net: DeepLabV3Plus, image: Image, extras: Extras, passes: Passes) -> S
     scales, flip, overlap = passes.scales, passes.flip, passes.overlap
     if extras == "labels":
         return Seen(inference.label_map(net, image, scales, flip, overlap=overlap))
-    scores = probabilities(net, image, scales, flip, overlap=overlap)
+    points = None
+    if extras == "probabilities" and not passes.at_full_size:
+        scores, points = _scores_and_points(net, image, scales, flip)
+    else:
+        scores = probabilities(net, image, scales, flip, overlap=overlap)
     labels = scores.argmax(axis=0).astype(np.uint8)
     confidence = (scores.max(axis=0) * 255 + 0.5).astype(np.uint8)  # as in exported files
-    whole = passes.whole or overlap is not None
-    points = _points(net, image, scales, flip) if extras == "probabilities" and not whole else None
     return Seen(labels, confidence, points)
 
 
-def _points(net: DeepLabV3Plus, image: Image, scales: Sequence[float], flip: bool) -> Probabilities:
-    """Return the probabilities times 255 at the network's own resolution, (K, h, w)."""
-    padded, _ = prepare(net, image, scales, net.config.crop_size, None)
+def _scores_and_points(
+    net: DeepLabV3Plus, image: Image, scales: Sequence[float], flip: bool
+) -> tuple[NDArray[np.float32], Probabilities]:
+    """Return the probabilities of a photo at two resolutions, with one run of the network.
+
+    At the photo's own (K, H, W) as `probabilities` gives them, and times 255 at the network's
+    (K, h, w).
+    """
+    padded, (height, width) = prepare(net, image, scales, net.config.crop_size, None)
+    size, align = (padded.shape[2], padded.shape[3]), net.config.align_corners
     with torch.inference_mode():
         if tuple(scales) == (1.0,) and not flip:
-            values = F.softmax(net(padded), dim=1)
+            logits = net(padded)
+            scores = F.softmax(resize(logits, size, align_corners=align), dim=1)
+            points = F.softmax(logits, dim=1)
         else:
             scores = average_probabilities(net, padded, scales, flip=flip)
-            height, width = (-(-side // net.stride) for side in padded.shape[2:])
-            values = resize(scores, (height, width), align_corners=net.config.align_corners)
-        return (values[0].float() * 255 + 0.5).to(torch.uint8).cpu().numpy()
+            coarse = (-(-size[0] // net.stride), -(-size[1] // net.stride))
+            points = resize(scores, coarse, align_corners=align)
+        eight_bits = (points[0].float() * 255 + 0.5).to(torch.uint8)
+    return scores[0, :, :height, :width].float().cpu().numpy(), eight_bits.cpu().numpy()
