@@ -62,29 +62,24 @@ def wish(
     coverage: float | None = None,
 ) -> Wish:
     """Return the requested outputs of a model; raises InvalidOption."""
-    numbers = {"alpha": alpha, "contour": contour, "simplify": simplify, "top": top}
-    for name, value in numbers.items():
-        _expect_within(name, value)
-    for name, text, known in (
-        ("overlay_format", overlay_format, get_args(OverlayFormat)),
-        ("mask_format", mask_format, get_args(MaskFormat)),
-        ("below", below, get_args(Below)),
-    ):
-        if text not in known:
-            raise InvalidOption(f"{name}={text!r}: choose from {', '.join(known)}")
-    if max_side is not None and (max_side < 1 or max_side % 1):
-        raise InvalidOption(f"max_side={max_side}: give a whole number from 1")
-    if coverage is not None and not 0 < coverage < 1:
-        raise InvalidOption(f"coverage={coverage}: give a share above 0 and below 1")
+    _expect_within("alpha", alpha)
+    _expect_within("contour", contour)
+    _expect_within("simplify", simplify)
+    _expect_within("top", top)
+    _expect_one_of("overlay_format", overlay_format, get_args(OverlayFormat))
+    _expect_one_of("mask_format", mask_format, get_args(MaskFormat))
+    _expect_one_of("below", below, get_args(Below))
+    _expect_side(max_side)
+    _expect_share(coverage)
     found = Wish(
-        () if output is None else parse_outputs(_joined(output), "output", OUTPUTS),
-        select(None if classes is None else _joined(classes), facts),
-        alpha,
-        contour,
-        overlay_format,
-        mask_format,
-        parse_outputs(_joined(include), "include", INCLUDABLE) if _joined(include) else (),
-        refinement(
+        outputs=() if output is None else parse_outputs(_joined(output), "output", OUTPUTS),
+        selection=select(None if classes is None else _joined(classes), facts),
+        alpha=alpha,
+        contour=contour,
+        overlay_format=overlay_format,
+        mask_format=mask_format,
+        include=_included(include),
+        refinement=refinement(
             facts,
             min_confidence=min_confidence,
             below=below,
@@ -92,14 +87,14 @@ def wish(
             min_area=min_area,
             fill_holes=fill_holes,
         ),
-        instances,
-        simplify,
-        _color(fill),
-        smooth,
-        top,
-        coverage,
-        max_side,
-        legend,
+        instances=instances,
+        simplify=simplify,
+        fill=_color(fill),
+        smooth=smooth,
+        top=top,
+        coverage=coverage,
+        max_side=max_side,
+        legend=legend,
     )
     check(found, facts)
     return found
@@ -129,7 +124,7 @@ def refinement(
 
 
 def _thresholds(facts: Facts, threshold: str | None) -> tuple[float, ...]:
-    """Return the calibrated threshold of each class; none unless they are asked for."""
+    """Return the calibrated threshold of each class if `threshold` is "best"; else none."""
     if threshold is None:
         return ()
     if threshold != "best":
@@ -141,6 +136,26 @@ def _thresholds(facts: Facts, threshold: str | None) -> tuple[float, ...]:
 
 def _joined(names: Names) -> str:
     return names if isinstance(names, str) else ",".join(map(str, names))
+
+
+def _included(include: Names) -> tuple[str, ...]:
+    names = _joined(include)
+    return parse_outputs(names, "include", INCLUDABLE) if names else ()
+
+
+def _expect_one_of(name: str, text: str, known: tuple[str, ...]) -> None:
+    if text not in known:
+        raise InvalidOption(f"{name}={text!r}: choose from {', '.join(known)}")
+
+
+def _expect_side(max_side: int | None) -> None:
+    if max_side is not None and (max_side < 1 or max_side % 1):
+        raise InvalidOption(f"max_side={max_side}: give a whole number from 1")
+
+
+def _expect_share(coverage: float | None) -> None:
+    if coverage is not None and not 0 < coverage < 1:
+        raise InvalidOption(f"coverage={coverage}: give a share above 0 and below 1")
 
 
 def _expect_within(name: str, value: float) -> None:
