@@ -54,8 +54,17 @@ def checked_range(limits: SampleRange | None) -> SampleRange | None:
     return limits
 
 
+def check_range(samples: Samples) -> None:
+    """Raise ValueError for a range that `checked_range` refuses, and for any range of RGB."""
+    if samples.range is not None and samples.channels == PHOTO.channels:
+        raise ValueError(
+            f"sample_range={list(samples.range)} only applies to more than 3 channels; leave it out"
+        )
+    checked_range(samples.range)
+
+
 def fitting(samples: Samples, channels: int) -> str:
-    """Return why a file of some channels is not what a network takes; empty if it is."""
+    """Return why a file with this many channels does not fit a network; empty if it does."""
     if channels == samples.channels:
         return ""
     if samples.channels == PHOTO.channels:
@@ -78,25 +87,18 @@ def colors(tags: Tags) -> int:
     """The number of samples that are not declared as alpha, of grey, RGB or bands; else 0."""
     if first(tags, tiff.PHOTOMETRIC, -1) not in {tiff.BLACK_IS_ZERO, tiff.RGB}:
         return 0
-    extras = tags.get(tiff.EXTRA, ())
-    kinds = extras if isinstance(extras, tuple) else (extras,)
-    return count(tags) - sum(kind in tiff.ALPHAS for kind in kinds)
+    return count(tags) - sum(kind in tiff.ALPHAS for kind in tiff.values(tags, tiff.EXTRA))
 
 
 def problem(tags: Tags) -> str:
     """Return why the bands of a file cannot be read; empty if they can be."""
-    bits = tags.get(tiff.BITS, 1)
-    each = set(bits) if isinstance(bits, tuple) else {bits}
-    if each not in ({8}, {16}):
+    bits = {*tiff.values(tags, tiff.BITS, 1)}
+    if bits not in ({8}, {16}):
         return (
-            f"its samples have {', '.join(sorted(map(str, each)))} bits, 8 or 16 are read: "
+            f"its samples have {', '.join(sorted(map(str, bits)))} bits, 8 or 16 are read: "
             "gdal_translate -ot UInt16 -scale IN OUT"
         )
-    formats = tags.get(tiff.FORMAT, tiff.UNSIGNED)
-    if not {*(formats if isinstance(formats, tuple) else (formats,))} <= {
-        tiff.UNSIGNED,
-        tiff.UNDEFINED,
-    }:
+    if not {*tiff.values(tags, tiff.FORMAT, tiff.UNSIGNED)} <= {tiff.UNSIGNED, tiff.UNDEFINED}:
         return "its samples are not unsigned integers: gdal_translate -ot UInt16 -scale IN OUT"
     if first(tags, tiff.PHOTOMETRIC, -1) not in {tiff.BLACK_IS_ZERO, tiff.RGB}:
         return f"its samples are not bands but colours of another kind; {WRITE}"
@@ -126,7 +128,7 @@ def _interleaved(data: bytes, tags: Tags, samples: int) -> Stored:
     """Read rows of W * C grey samples, and undo the differences between pixels."""
     width, tile = first(tags, tiff.WIDTH, 0), first(tags, tiff.TILE_WIDTH, 0)
     own = {tag: tags[tag] for tag in tiff.COPIED if tag in tags and tag != tiff.ORIENTATION}
-    own |= {tag: tags[tag] for tag in _PLACES if tag in tags}
+    own |= {tag: tags[tag] for tag in tiff.PLACES if tag in tags}
     own |= {tiff.WIDTH: width * samples, tiff.PREDICTOR: 1, tiff.SAMPLES: 1, tiff.PLANAR: 1}
     own |= {tiff.BITS: first(tags, tiff.BITS, 8), tiff.FORMAT: tiff.UNSIGNED}
     own[tiff.PHOTOMETRIC] = tiff.BLACK_IS_ZERO
@@ -139,9 +141,6 @@ def _interleaved(data: bytes, tags: Tags, samples: int) -> Stored:
             part = bands[:, start : start + (tile or width)]
             part[:] = part.cumsum(axis=1, dtype=bands.dtype)  # beyond the type they wrap around
     return bands
-
-
-_PLACES = (tiff.OFFSETS, tiff.COUNTS, tiff.TILE_OFFSETS, tiff.TILE_COUNTS)
 
 
 def _grey(data: bytes) -> Stored:
@@ -183,7 +182,7 @@ def in_bytes(bands: Stored, limits: SampleRange | None) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class Bands:
-    """Decoded bands with what the training needs of a Pillow image."""
+    """Decoded bands, with the part of Pillow's Image that the training uses."""
 
     pixels: NDArray[np.uint8]  # (H, W, C)
 

@@ -1,7 +1,7 @@
-"""Give a TIFF file another directory: other words about the same bytes.
+"""Read the directory of a TIFF file, and append another one that describes the same data.
 
-Pillow and libtiff read only samples that the directory describes in a way they know. A file with
-unusual samples gets a new directory, appended to its data, that describes them in such a way.
+Pillow and libtiff read only some kinds of samples. A file with others gets a new directory that
+describes them as a kind that they do read.
 TIFF revision 6.0, sections 2 and 8.
 """
 
@@ -30,6 +30,7 @@ SHORTS = {BITS, COMPRESSION, PHOTOMETRIC, 266, ORIENTATION, SAMPLES, PLANAR, PRE
 SHORTS |= {FORMAT}
 # Size, compression, fill order, orientation, rows a strip, predictor, tile size.
 COPIED = (WIDTH, HEIGHT, COMPRESSION, 266, ORIENTATION, ROWS, PREDICTOR, TILE_WIDTH, TILE_HEIGHT)
+PLACES = (OFFSETS, COUNTS, TILE_OFFSETS, TILE_COUNTS)  # of strips or tiles
 
 Tags = Mapping[int, Any]
 
@@ -56,11 +57,16 @@ def directory(data: bytes) -> Tags:
     return dict(found)
 
 
+def values(tags: Tags, number: int, *default: int) -> tuple[Any, ...]:
+    """The values of a tag; the default if it is missing."""
+    value = tags.get(number, default)
+    return value if isinstance(value, tuple) else (value,)
+
+
 def first(tags: Tags, number: int, default: int) -> int:
     """The first value of a tag; the default if it is missing or of a wrong type."""
-    value = tags.get(number, default)
     try:
-        return int(value[0] if isinstance(value, tuple) else value)
+        return int(values(tags, number)[0])
     except (ValueError, TypeError, IndexError):
         return default
 
@@ -71,9 +77,9 @@ def plane(data: bytes, tags: Tags, number: int) -> bytes:
     own: dict[int, Any] = {tag: tags[tag] for tag in COPIED if tag in tags}
     own |= {BITS: first(tags, BITS, 1), SAMPLES: 1, PLANAR: 1, FORMAT: UNSIGNED}
     own[PHOTOMETRIC] = BLACK_IS_ZERO
-    for tag in (OFFSETS, COUNTS, TILE_OFFSETS, TILE_COUNTS):
+    for tag in PLACES:
         if tag in tags:
-            each = tags[tag] if isinstance(tags[tag], tuple) else (tags[tag],)
+            each = values(tags, tag)
             share = len(each) // samples
             own[tag] = each[number * share : (number + 1) * share]
     return with_directory(data, own)
@@ -93,16 +99,16 @@ def with_directory(data: bytes, tags: Tags) -> bytes:
     data += bytes(len(data) % 2)  # directories start at an even offset
     entries, beyond = [], b""
     at = len(data) + 2 + 12 * len(tags) + 4  # the offset of values with more than 4 bytes
-    for tag, value in sorted(tags.items()):
-        values = value if isinstance(value, tuple) else (value,)
+    for tag in sorted(tags):
+        own = values(tags, tag)
         kind, code = (SHORT, "H") if tag in SHORTS else (LONG, "L")
         try:
-            packed = struct.pack(f"{order}{len(values)}{code}", *values)
+            packed = struct.pack(f"{order}{len(own)}{code}", *own)
         except struct.error:
-            raise TiffError(f"tag {tag} of the TIFF is broken: {values[:3]}") from None
+            raise TiffError(f"tag {tag} of the TIFF is broken: {own[:3]}") from None
         if len(packed) > 4:
             packed, beyond = struct.pack(f"{order}L", at + len(beyond)), beyond + packed
-        entries.append(struct.pack(f"{order}HHL4s", tag, kind, len(values), packed))
+        entries.append(struct.pack(f"{order}HHL4s", tag, kind, len(own), packed))
     header = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HL", CLASSIC, len(data))
     directory = struct.pack(f"{order}H", len(tags)) + b"".join(entries) + bytes(4)
     return b"".join([header, memoryview(data)[8:], directory, beyond])

@@ -23,7 +23,7 @@ from model.data.pairs import (
 )
 from model.pydantic_errors import mistakes
 from model.text import TextError, read_text
-from pixels.bands import MOST_CHANNELS, PHOTO, SampleRange, Samples, checked_range
+from pixels.bands import MOST_CHANNELS, SampleRange, Samples, check_range
 
 DESCRIPTION = "dataset.toml"
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")  # as the service takes
@@ -67,11 +67,7 @@ class FolderConfig(BaseModel):
             raise ValueError(f"values={list(self.values)}: give different numbers from 0 to 255")
         if self.values and self.void in self.values:
             raise ValueError(f"void={self.void} is also the value of a class; change one of them")
-        checked_range(self.sample_range)
-        if self.sample_range is not None and self.channels == PHOTO.channels:
-            raise ValueError(
-                f"sample_range={list(self.sample_range)} only applies to more than 3 channels"
-            )
+        check_range(self.samples)
         for key in ("images", "masks", "lists", "mask_suffix"):
             expect_inside(getattr(self, key) or "", key)
         if not self.mask_suffix.endswith(".png"):
@@ -85,6 +81,11 @@ class FolderConfig(BaseModel):
         values = self.values or tuple(range(len(self.classes)))
         rest = frozenset(range(256)) if self.void == "rest" else frozenset({self.void_value})
         return Coding.of({value: index for index, value in enumerate(values)}, rest - {*values})
+
+    @property
+    def samples(self) -> Samples:
+        """What reading a photo must give."""
+        return Samples(self.channels, self.sample_range)
 
     @property
     def void_value(self) -> int:
@@ -123,7 +124,7 @@ def find(root: Path, split: str) -> Dataset:
         void,
         void_colors,
         own_palette=bool(config.palette),
-        samples=Samples(config.channels, config.sample_range),
+        samples=config.samples,
         notes=() if config.lists else tuple(_left_over(images, masks, pairs)),
     )
 

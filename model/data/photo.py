@@ -94,8 +94,6 @@ def open_photo(path: Path) -> Image.Image:
 
 
 UNSCALED = ("I", "F")  # modes that `convert` clips to 0 to 255, whatever their range is
-BITS, PHOTOMETRIC, PLANAR = 258, 262, 284  # TIFF's tags
-WHITE_IS_ZERO, IN_PLANES = 0, 2
 RGB_OF_BANDS = (
     "for a network of more channels set `channels` in dataset.toml and model.channels; for RGB, "
     "gdal_translate -b 1 -b 2 -b 3 IN OUT"
@@ -115,13 +113,13 @@ def _misread(image: Image.Image) -> str:
 
 
 def _misread_tiff(image: TiffImageFile) -> str:
-    bits = image.tag_v2.get(BITS, (1,))
-    most = max(bits) if isinstance(bits, tuple) else bits
+    tags = image.tag_v2
+    most = max(tiff.values(tags, tiff.BITS, 1))
     if most <= 8:
         return ""
-    if image.tag_v2.get(PLANAR) == IN_PLANES:
+    if tags.get(tiff.PLANAR) == tiff.IN_PLANES:
         return f"a TIFF of {most} bits in planes is read scrambled; {CURE}"
-    if most < 16 or image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO:
+    if most < 16 or tags.get(tiff.PHOTOMETRIC) == tiff.WHITE_IS_ZERO:
         return f"a TIFF of {most} bits of this kind is read too dark or as a negative; {CURE}"
     return ""
 
@@ -174,24 +172,26 @@ def _loaded(image: Image.Image) -> Image.Image:
 def orientation(
     source: Path | str | Image.Image | NDArray[np.uint8], samples: Samples = PHOTO
 ) -> int:
-    """The EXIF orientation that `as_photo` turns a photo by, 1 to 8; 1 for none."""
+    """The EXIF orientation that `as_photo` turns a photo by, 1 to 8.
+
+    1 for none, and for what cannot be read: `as_photo` then says why.
+    """
     if isinstance(source, np.ndarray):
         return 1
-    if not isinstance(source, Image.Image) and samples.channels != PHOTO.channels:
-        try:
-            value = tiff.first(tiff.directory(Path(source).read_bytes()), tiff.ORIENTATION, 1)
-        except Exception:  # parsers of damaged files fail in many ways; reading it says why
-            return 1
-        return value if 1 <= value <= 8 else 1
     try:
-        if isinstance(source, Image.Image):
-            value = int(source.getexif().get(EXIF_ORIENTATION, 1))
-        else:
-            with opened(Path(source)) as image:
-                value = int(image.getexif().get(EXIF_ORIENTATION, 1))
-    except EXIF_ERRORS:
+        value = _orientation_tag(source, samples)
+    except Exception:  # parsers of damaged files fail in many ways
         return 1
     return value if 1 <= value <= 8 else 1
+
+
+def _orientation_tag(source: Path | str | Image.Image, samples: Samples) -> int:
+    if isinstance(source, Image.Image):
+        return int(source.getexif().get(EXIF_ORIENTATION, 1))
+    if samples.channels != PHOTO.channels:
+        return tiff.first(tiff.directory(Path(source).read_bytes()), tiff.ORIENTATION, 1)
+    with opened(Path(source)) as image:
+        return int(image.getexif().get(EXIF_ORIENTATION, 1))
 
 
 def rgb(image: Image.Image) -> Image.Image:

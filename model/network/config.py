@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from pixels.bands import MOST_CHANNELS, PHOTO, SampleRange, Samples, checked_range
+from pixels.bands import MOST_CHANNELS, SampleRange, Samples, check_range
 
 BackboneName = Literal[
     "resnet_v1_50_beta",
@@ -139,12 +139,7 @@ class ModelConfig(BaseModel):
                     f"{key}={list(values)} has {len(values)} values for {self.channels} channels: "
                     "give one for each channel, or the three of RGB"
                 )
-        checked_range(self.sample_range)
-        if self.sample_range is not None and self.channels == PHOTO.channels:
-            raise ValueError(
-                f"sample_range={list(self.sample_range)} only applies to more than 3 channels; "
-                "leave it out"
-            )
+        check_range(self.samples)
         return self
 
     @model_validator(mode="after")

@@ -129,6 +129,8 @@ def test_a_value_that_is_not_a_photo_is_refused(net: DeepLabV3Plus, tmp_path: Pa
         model.predict(net, tmp_path / "none.jpg")
     with pytest.raises(ValueError, match=r"float32 \(3, 9, 9\)"):
         model.predict(net, np.zeros((3, 9, 9), np.float32))
+    with pytest.raises(TypeError, match="photo is a int"):
+        model.segment(net, 5)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="photo is a Tensor"):
         model.predict(net, torch.zeros(3, 9, 9))  # type: ignore[arg-type]
 
