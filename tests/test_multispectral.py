@@ -26,6 +26,7 @@ from model.data.check import check
 from model.data.dataset import find
 from model.evaluate.__main__ import main as evaluate
 from model.train.__main__ import main as train
+from tests.model.recipes import TWO_CLASSES
 from tests.service.web import opened, photo, png, post, serving
 
 SIDE = 65
@@ -35,30 +36,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning"),
 ]
 
-RECIPE = """\
-dataset = "folder"
-split = "train"
-iterations = 40
-batch_size = 4
-learning_rate = 0.1
-batch_norm_momentum = 0.1
-[model]
-backbone = "mobilenet_v2"
-depth_multiplier = 0.25
-num_classes = 2
-channels = 4
-sample_range = [200, 8200]
-output_stride = 32
-aspp_channels = 16
-decoder_channels = 16
-low_level_channels = 8
-crop_size = [65, 65]
-[augment]
-crop = 65
-min_scale = 1.0
-max_scale = 1.0
-jitter = 0.1
-"""
+CHANNELS = f"channels = 4\nsample_range = {[*RANGE]}\n"
+RECIPE = TWO_CLASSES.replace("num_classes = 2\n", f"num_classes = 2\n{CHANNELS}") + "jitter = 0.1\n"
 
 
 def scene(seed: int) -> tuple[NDArray[np.uint16], NDArray[np.uint8]]:
@@ -89,9 +68,7 @@ def send(client: TestClient, body: bytes, **query: Any) -> Any:
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder data set: twelve photos for training, three for judging."""
     root = tmp_path_factory.mktemp("field")
-    (root / "dataset.toml").write_text(
-        'classes = ["soil", "crop"]\nchannels = 4\nsample_range = [200, 8200]\n'
-    )
+    (root / "dataset.toml").write_text(f'classes = ["soil", "crop"]\n{CHANNELS}')
     for split, seeds in (("train", range(12)), ("val", range(100, 103))):
         for kind in ("images", "masks"):
             (root / kind / split).mkdir(parents=True)
@@ -214,7 +191,7 @@ def test_a_data_set_and_a_network_must_have_the_same_channels(
 ) -> None:
     """The message of training and evaluation names both keys and both values."""
     recipe = tmp_path / "recipe.toml"
-    recipe.write_text(RECIPE.replace("channels = 4\nsample_range = [200, 8200]\n", ""))
+    recipe.write_text(RECIPE.replace(CHANNELS, ""))
     args = [str(recipe), "--data", str(data), "--out", str(tmp_path / "run"), "--workers", "0"]
     assert train(args) != 0
     assert "has channels=4 and the network model.channels=3" in capsys.readouterr().err

@@ -13,30 +13,10 @@ from model.curate import audit, folds
 from model.data.__main__ import main as data_command
 from model.data.dataset import Dataset, DatasetError, find
 from model.train.__main__ import main as train
+from tests.model.recipes import TWO_CLASSES
 
 pytestmark = pytest.mark.slow
 
-RECIPE = """\
-dataset = "folder"
-split = "train"
-iterations = 40
-batch_size = 4
-learning_rate = 0.1
-batch_norm_momentum = 0.1
-[model]
-backbone = "mobilenet_v2"
-depth_multiplier = 0.25
-num_classes = 2
-output_stride = 32
-aspp_channels = 16
-decoder_channels = 16
-low_level_channels = 8
-crop_size = [65, 65]
-[augment]
-crop = 65
-min_scale = 1.0
-max_scale = 1.0
-"""
 WRONG = "p03"
 
 
@@ -62,7 +42,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("recipe") / "recipe.toml"
-    path.write_text(RECIPE)
+    path.write_text(TWO_CLASSES)
     return path
 
 

@@ -11,6 +11,8 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -175,13 +177,11 @@ def test_figures_of_a_network_that_was_trained_again_are_not_kept(
     assert not is_done(evaluation, settings)
 
 
-@pytest.mark.slow
-def test_a_stopped_training_is_saved_and_continued(tmp_path: Path, weights: Path) -> None:
-    """SIGTERM to the command reaches the training process that it started."""
-    out = tmp_path / "out"
-    command = ["voc", "--data", str(data(tmp_path / "data")), "--out", str(out)]
-    command += ["--weights", str(weights), "--processes", "1", "--workers", "0", *SETS]
-    command += ["--set", "iterations=1000000"]
+@contextmanager
+def endless(root: Path, out: Path, weights: Path) -> Iterator[subprocess.Popen[str]]:
+    """The command in a process of its own, once its first training has logged an iteration."""
+    command = ["voc", "--data", str(root), "--out", str(out), "--weights", str(weights)]
+    command += ["--processes", "1", "--workers", "0", *SETS, "--set", "iterations=1000000"]
     with subprocess.Popen(
         [sys.executable, "-m", "model.reproduce", *command],
         stderr=subprocess.PIPE,
@@ -191,6 +191,14 @@ def test_a_stopped_training_is_saved_and_continued(tmp_path: Path, weights: Path
         log = out / "coco" / "log.jsonl"
         while not (log.exists() and log.stat().st_size) and process.poll() is None:
             time.sleep(0.1)
+        yield process
+
+
+@pytest.mark.slow
+def test_a_stopped_training_is_saved_and_continued(tmp_path: Path, weights: Path) -> None:
+    """SIGTERM to the command reaches the training process that it started."""
+    out = tmp_path / "out"
+    with endless(data(tmp_path / "data"), out, weights) as process:
         process.send_signal(signal.SIGTERM)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 1
@@ -204,18 +212,7 @@ def test_a_stopped_training_is_saved_and_continued(tmp_path: Path, weights: Path
 def test_a_killed_command_leaves_no_training_behind(tmp_path: Path, weights: Path) -> None:
     """SIGKILL cannot be handed on, but the training saves its state and ends."""
     out = tmp_path / "out"
-    command = ["voc", "--data", str(data(tmp_path / "data")), "--out", str(out)]
-    command += ["--weights", str(weights), "--processes", "1", "--workers", "0", *SETS]
-    command += ["--set", "iterations=1000000"]
-    with subprocess.Popen(
-        [sys.executable, "-m", "model.reproduce", *command],
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    ) as process:
-        log = out / "coco" / "log.jsonl"
-        while not (log.exists() and log.stat().st_size) and process.poll() is None:
-            time.sleep(0.1)
+    with endless(data(tmp_path / "data"), out, weights) as process:
         process.kill()
         # The training holds the other end of the pipe too: it reads to the end once both ended.
         _, said = process.communicate(timeout=60)
