@@ -53,6 +53,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="H,W|dynamic",
         help="size of the input in pixels, or any size (default: the checkpoint's crop size)",
     )
+    _add_outputs(p)
+    _add_measured_on(p)
+    return p
+
+
+def _add_outputs(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--confidence",
         action="store_true",
@@ -70,30 +76,32 @@ def parser() -> argparse.ArgumentParser:
         help="each pixel takes the class that maximises the expected IoU over photos like those of "
         "this folder (default: the most probable class)",
     )
-    quantization = p.add_argument_group("for --precision int8 and fp16")
-    quantization.add_argument(
+
+
+def _add_measured_on(p: argparse.ArgumentParser) -> None:
+    group = p.add_argument_group("for --precision int8 and fp16")
+    group.add_argument(
         "--calibration",
         type=Path,
         metavar="DIR",
         help="photos that int8 ranges are measured on (default: the data set's train split)",
     )
-    quantization.add_argument(
+    group.add_argument(
         "--dataset",
         choices=sorted(DATASETS),
         help=arguments.DATASET_HELP,
     )
-    quantization.add_argument(
+    group.add_argument(
         "--data",
         type=Path,
         metavar="DIR",
         help="data set that mIoU is measured on; required for int8",
     )
-    quantization.add_argument(
+    group.add_argument(
         "--split",
         default="val",
         help="part of the data set that mIoU is measured on (default: val)",
     )
-    return p
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -60,6 +60,16 @@ def add_dataset(p: ArgumentParser, split: str | None = "val") -> None:
     p.add_argument("--split", default=split, help=f"part of the data set (default: {usual})")
 
 
+def add_photos(p: ArgumentParser, work: str) -> None:
+    """Add --photos, for a part of the split; `work` is what is done with it: "evaluate on"."""
+    p.add_argument(
+        "--photos",
+        type=positive,
+        metavar="N",
+        help=f"{work} N photos of the split, evenly spread (default: all)",
+    )
+
+
 def add_rates(p: ArgumentParser, multi_grid: str, atrous_rates: str) -> None:
     """Add --multi-grid and --atrous-rates; their defaults are told in these words."""
     p.add_argument(

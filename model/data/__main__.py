@@ -24,48 +24,26 @@ from pixels.bands import PHOTO, Samples
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="python -m model.data", description=__doc__)
     commands = p.add_subparsers(dest="command", required=True)
-    c = commands.add_parser(
-        "check",
-        help="read every image and mask and report what is wrong",
-        description="Read every image and mask of a data set and report what is wrong.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="examples: python -m model.data check DATA --dataset voc --split trainaug\n"
-        "          python -m model.data check photos --convert photos/ids/train",
+    _add_check(
+        commands.add_parser(
+            "check",
+            help="read every image and mask and report what is wrong",
+            description="Read every image and mask of a data set and report what is wrong.",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            epilog="examples: python -m model.data check DATA --dataset voc --split trainaug\n"
+            "          python -m model.data check photos --convert photos/ids/train",
+        )
     )
-    c.add_argument("root", type=Path, metavar="DIR", help="folder of the data set")
-    c.add_argument(
-        "--dataset", choices=[*DATASETS, IMAGE_FOLDER], help="kind of data set (default: guessed)"
+    _add_prepare(
+        commands.add_parser(
+            "prepare",
+            help="say how to get a data set; with --data, unpack or generate it",
+            description="Say how to get a data set; with --data, unpack or generate it.",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            epilog="examples: python -m model.data prepare voc\n"
+            "          python -m model.data prepare voc --archives Downloads --data DATA",
+        )
     )
-    c.add_argument("--split", default="train", help="part of the data set (default: train)")
-    c.add_argument(
-        "--convert",
-        type=Path,
-        metavar="OUT",
-        help="write every mask as class ids into OUT, translating known colours, and check those",
-    )
-    c.add_argument(
-        "--crop",
-        type=int,
-        default=513,
-        metavar="N",
-        help="crop size in pixels to compare the photos' sizes with (default: 513)",
-    )
-    c.add_argument("--json", action="store_true", help="print the report as JSON")
-    c.set_defaults(run=run_check)
-    c = commands.add_parser(
-        "prepare",
-        help="say how to get a data set; with --data, unpack or generate it",
-        description="Say how to get a data set; with --data, unpack or generate it.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="examples: python -m model.data prepare voc\n"
-        "          python -m model.data prepare voc --archives Downloads --data DATA",
-    )
-    c.add_argument(
-        "set", nargs="?", choices=list(SOURCES), help="data set to prepare (default: list them)"
-    )
-    c.add_argument("--archives", type=Path, metavar="DIR", help="folder of the downloaded archives")
-    c.add_argument("--data", type=Path, metavar="DIR", help="folder to write the data set to")
-    c.set_defaults(run=run_prepare)
     audit = "find wrong labels with a network; its options: python -m model.audit --help"
     commands.add_parser("audit", help=audit, add_help=False)
     add_import(
@@ -85,6 +63,38 @@ def parser() -> argparse.ArgumentParser:
         )
     )
     return p
+
+
+def _add_check(p: argparse.ArgumentParser) -> None:
+    p.add_argument("root", type=Path, metavar="DIR", help="folder of the data set")
+    p.add_argument(
+        "--dataset", choices=[*DATASETS, IMAGE_FOLDER], help="kind of data set (default: guessed)"
+    )
+    p.add_argument("--split", default="train", help="part of the data set (default: train)")
+    p.add_argument(
+        "--convert",
+        type=Path,
+        metavar="OUT",
+        help="write every mask as class ids into OUT, translating known colours, and check those",
+    )
+    p.add_argument(
+        "--crop",
+        type=int,
+        default=513,
+        metavar="N",
+        help="crop size in pixels to compare the photos' sizes with (default: 513)",
+    )
+    p.add_argument("--json", action="store_true", help="print the report as JSON")
+    p.set_defaults(run=run_check)
+
+
+def _add_prepare(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "set", nargs="?", choices=list(SOURCES), help="data set to prepare (default: list them)"
+    )
+    p.add_argument("--archives", type=Path, metavar="DIR", help="folder of the downloaded archives")
+    p.add_argument("--data", type=Path, metavar="DIR", help="folder to write the data set to")
+    p.set_defaults(run=run_prepare)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -22,12 +22,7 @@ PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 def add_evaluation_arguments(p: argparse.ArgumentParser) -> None:
     """The options that model.evaluate and export.evaluate share."""
     arguments.add_dataset(p)
-    p.add_argument(
-        "--photos",
-        type=arguments.positive,
-        metavar="N",
-        help="evaluate on N photos of the split, evenly spread (default: all)",
-    )
+    arguments.add_photos(p, "evaluate on")
     p.add_argument(
         "--trimap",
         type=arguments.widths,
@@ -79,7 +74,7 @@ def open_part(
     samples: Samples,
     trained_on: str | None = None,
 ) -> tuple[Dataset, dict[str, Any]]:
-    """`open_dataset`, thinned to --photos; with what to record about the rest of the split."""
+    """Open the data set, thinned to --photos; also return what the results must tell of that."""
     whole = open_dataset(args, classes, samples, trained_on)
     part = whole.thinned(args.photos or len(whole.pairs))
     left_out = len(part.pairs) < len(whole.pairs)

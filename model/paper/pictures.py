@@ -65,12 +65,7 @@ def parser() -> argparse.ArgumentParser:
         "-o", "--out", type=Path, required=True, metavar="DIR", help="folder for both pictures"
     )
     arguments.add_dataset(p)
-    p.add_argument(
-        "--photos",
-        type=arguments.positive,
-        metavar="N",
-        help="choose among N photos of the split, evenly spread (default: all)",
-    )
+    arguments.add_photos(p, "choose among")
     p.add_argument(
         "--rows",
         type=arguments.positive,

@@ -64,12 +64,7 @@ def parser() -> argparse.ArgumentParser:
         help="train once with each of these seeds (default: 0,1,2)",
     )
     p.add_argument("--split", default="val", help="part of VOC to evaluate on (default: val)")
-    p.add_argument(
-        "--photos",
-        type=arguments.positive,
-        metavar="N",
-        help="evaluate on N photos of the split, evenly spread (default: all)",
-    )
+    arguments.add_photos(p, "evaluate on")
     add_overrides(p, "model.output_stride=8", "Recipe in model/train/recipe.py")
     add_workers(p, 0)
     p.add_argument(
