@@ -3,8 +3,9 @@
 A network predicts every labelled photo. Regions in which it confidently disagrees with the label
 come first in a page, a table and a list of photos for the label tool. A network has also learned
 the mistakes in its own training labels, so audit a split with a network that was not trained on
-it. With --folds N it is not asked itself: for each of N parts of the photos a network is trained
-by its recipe on the other parts. The command prints what that costs; --go starts it.
+it. With --folds N other networks predict: the photos are divided into N parts, and for each part
+one is trained on the other parts, with the checkpoint's recipe. The command prints what that costs;
+--go starts it.
 """
 
 from __future__ import annotations
@@ -194,7 +195,7 @@ def _add_folds(p: argparse.ArgumentParser) -> None:
         help="iterations of each training (default: the recipe's)",
     )
     add("--init", metavar="WEIGHTS", help="weights to start from (default: the recipe's)")
-    add("--seed", type=int, default=0, help="of the division into parts (default: 0)")
+    add("--seed", type=int, default=0, help="seed of the division into parts (default: 0)")
     add(
         "--workers",
         type=arguments.count,
@@ -214,8 +215,20 @@ def folds_count(text: str) -> int:
     return value
 
 
-def cross_validated(args: argparse.Namespace, card: Card, dataset: Dataset) -> list[Judge] | None:
-    """Train a judge for each fold; None where the cost is only told.
+def judges_of(args: argparse.Namespace) -> list[Judge]:
+    """The networks, each with the photos that it judges; none if only the cost was printed.
+
+    Raises CheckpointError, DatasetError, and what a training raises.
+    """
+    card = checkpoint.read_card(args.checkpoint)
+    dataset = open_dataset(args, card.classes, card.model.samples, card.training.get("dataset"))
+    if args.folds:
+        return cross_validated(args, card, dataset)
+    return [Judge(checkpoint.load_on(args.device, args.checkpoint), card, dataset)]
+
+
+def cross_validated(args: argparse.Namespace, card: Card, dataset: Dataset) -> list[Judge]:
+    """Print the cost; with --go train a judge for each fold, else return none.
 
     Raises CheckpointError, DatasetError, and what a training raises.
     """
@@ -229,7 +242,7 @@ def cross_validated(args: argparse.Namespace, card: Card, dataset: Dataset) -> l
     folds.warn_of_start(config)
     if not args.go:
         print("add --go to start", file=sys.stderr)
-        return None
+        return []
     judges = []
     for number, fold in enumerate(divided, start=1):
         log.info(
@@ -242,7 +255,7 @@ def cross_validated(args: argparse.Namespace, card: Card, dataset: Dataset) -> l
 
 
 def audited(judges: Sequence[Judge]) -> tuple[list[Suspect], list[str]]:
-    """The worst regions that all judges find, worst first, and photos that cannot be read."""
+    """The worst regions of all judges' photos, worst first, and photos that cannot be read."""
     answers = [audit(judge) for judge in judges]
     found = sorted((each for some, _ in answers for each in some), reverse=True)
     return found[:KEPT], [problem for _, problems in answers for problem in problems]
@@ -256,15 +269,9 @@ def main(argv: list[str] | None = None) -> int:
         p.error("--go starts the trainings of --folds N: give both")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        card = checkpoint.read_card(args.checkpoint)
-        dataset = open_dataset(args, card.classes, card.model.samples, card.training.get("dataset"))
         with memory.advising(arguments.SMALLER_CROP):
-            judges: list[Judge] | None
-            if args.folds:
-                judges = cross_validated(args, card, dataset)
-            else:
-                judges = [Judge(checkpoint.load_on(args.device, args.checkpoint), card, dataset)]
-            if judges is None:
+            judges = judges_of(args)
+            if not judges:
                 return 0
             found, problems = audited(judges)
             written = write(found, judges, args.out, args.shown)

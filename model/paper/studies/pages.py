@@ -52,6 +52,7 @@ Pictures like the paper's figures 5b and 6, of any two checkpoints, are drawn by
 [model.paper.pictures](evaluation.md#pictures-like-the-papers). They show VOC's photos, so this page
 has none.
 """
+FIRST_RUN = "2026-11-26"  # the day of all figures that have no date
 ENOUGH_CROPS = 10_000  # of the bilinear classifier; below, its training is what is measured
 WAYS = {  # of judging: multi-scale, flip
     "one pass": (False, False),
@@ -259,7 +260,7 @@ def heading(comparison: Comparison) -> str:
 def source(figures: Sequence[Figures]) -> str:
     """The line below a table: photos, trainings and days of the figures in it."""
     photos = " and ".join(map(str, sorted({r["images"] for r in figures})))
-    days = sorted({r.get("measured") or "2026-11-26" for r in figures})
+    days = sorted({r.get("measured") or FIRST_RUN for r in figures})
     lengths = sorted(
         {
             (t["iterations"], t["batch_size"], t["augment"]["crop"])
@@ -371,7 +372,7 @@ def decoder_verdicts(gains: dict[str, list[float]]) -> list[str]:
 
 def inference_section(results: Results, _folder: Path) -> str | None:
     """Table 3 with the bundled network; rows that are missing say so."""
-    used = [results[p.name] for p in map(_strategy_point, TABLE_3) if p.name in results]
+    used = [results[row.point.name] for row in TABLE_3 if row.point.name in results]
     if len(used) < 2:
         return None
     head = ["OS", "decoder", "MS", "flip", "paper, ResNet-101", "here", "boundary IoU"]
@@ -379,13 +380,9 @@ def inference_section(results: Results, _folder: Path) -> str | None:
     return "\n".join([table([*head, "multiply-adds (billions)"], rows), source(used)])
 
 
-def _strategy_point(row: Strategy) -> Point:
-    return row.point(None)
-
-
 def strategy_row(row: Strategy, results: Results) -> list[str]:
     """The cells of one row of table 3."""
-    point = _strategy_point(row)
+    point = row.point
     marks = ["x" if on else "" for on in (row.decoder, row.multi_scale, row.flip)]
     found = results.get(point.name)
     shown = ["not run", ""]

@@ -184,10 +184,11 @@ class Strategy(NamedTuple):
     flip: bool
     paper: float  # percent, ResNet-101
 
-    def point(self, photos: int | None) -> Point:
+    @property
+    def point(self) -> Point:
         """The point with the bundled network, or with the bundled network without its decoder."""
         net, seed = (BUNDLED, None) if self.decoder else (BILINEAR, 0)
-        return Point(net, seed, self.output_stride, self.multi_scale, self.flip, photos)
+        return Point(net, seed, self.output_stride, self.multi_scale, self.flip)
 
 
 TABLE_3 = (
@@ -211,7 +212,7 @@ def boundary(seeds: Sequence[int]) -> list[Point]:
 
 def inference(_seeds: Sequence[int]) -> list[Point]:
     """Output strides, scales and mirrored photos with the bundled network (table 3)."""
-    return [row.point(None) for row in sorted(TABLE_3, key=lambda row: not row.decoder)]
+    return [row.point for row in sorted(TABLE_3, key=lambda row: not row.decoder)]
 
 
 def decoder(seeds: Sequence[int]) -> list[Point]:
