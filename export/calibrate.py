@@ -229,7 +229,7 @@ def write(path: Path, contract: Contract) -> None:
 
 
 def expect_same(path: Path, contract: Contract) -> None:
-    """Raise CalibrateError unless a file comes from this checkpoint, and labels as it does."""
+    """Raise CalibrateError unless a file was exported from a checkpoint and gives its labels."""
     checkpoint.read_card(path)
     if contract.best_iou is not None or contract.scales != (1.0,) or contract.flip:
         raise CalibrateError(

@@ -72,7 +72,7 @@ class Calibration(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    weights_sha256: str  # of the weights that it belongs to
+    weights_sha256: str  # of the weights that it was measured with
     dataset: str
     split: str
     images: int = Field(gt=0)
@@ -238,7 +238,7 @@ def load(path: Path | str, output_stride: int | None = None) -> DeepLabV3Plus:
 
 
 def read_calibration(path: Path | str) -> Calibration | None:
-    """Read the calibration of a checkpoint; None if there is none, or if it is of other weights.
+    """Read NAME.calibration.json; None if it is missing, or was measured with other weights.
 
     Raises CheckpointError for a file that is damaged or does not fit the classes.
     """

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from postprocess.errors import TooLarge
 from postprocess.grid import Grid, Placing, Probabilities
 
-OVERLAP = 0.25  # of neighbouring windows, unless something else is asked for
+OVERLAP = 0.25  # default: the share of a window that its neighbour covers too
 
 Floats32 = NDArray[np.float32]
 

@@ -1,8 +1,8 @@
 """Audit a split by networks that have not seen the photos they judge (cross-validation).
 
 The photos are divided into folds. For each fold a network is trained on the photos of the others,
-by the recipe of a trained checkpoint, and judges the fold. So a wrong label cannot be known by
-heart. Photos of one group (`photos.csv` of an import) stay in one fold.
+with the recipe of a trained checkpoint, and judges the fold. So no network has learned the wrong
+labels that it should find. Photos of one group (`photos.csv` of an import) stay in one fold.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Fold:
 
 
 def recipe_of(card: Card, iterations: int | None = None) -> Recipe:
-    """The recipe that a checkpoint was trained by; raises CheckpointError if it names none."""
+    """The recipe that a checkpoint was trained with; raises CheckpointError if it has none."""
     if not card.training:
         raise CheckpointError(
             "--folds trains by the checkpoint's own recipe, and its description has none: take a "
@@ -101,7 +101,7 @@ def groups_of(dataset: Dataset, root: Path | None) -> list[str]:
 
 
 def cost(config: Recipe, folds: Sequence[Fold], device: torch.device | str) -> str:
-    """What the trainings and the judging will take on this machine, measured on an iteration."""
+    """Say how long it will all take on this machine, by the time of an iteration and a photo."""
     iteration, photo = measured(config, device)
     photos = sum(len(fold.judged.pairs) for fold in folds)
     hours = (len(folds) * config.iterations * iteration + photos * photo) / 3600

@@ -169,7 +169,7 @@ def expect_samples(dataset: Dataset, samples: Samples) -> None:
 
 
 def _shown(value: object) -> str:
-    """A value as in TOML; absent ones have no notation there."""
+    """Write a value as TOML does; None, which TOML lacks, becomes `nothing`."""
     return "nothing" if value is None else str(list(value) if isinstance(value, tuple) else value)
 
 

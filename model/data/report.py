@@ -26,7 +26,7 @@ COLOR_MODES = ("RGB", "RGBA")
 
 
 def repeated(dataset: Dataset) -> list[str]:
-    """A line about photos that the split lists more than once: each time counts."""
+    """A warning of photos that the split lists more than once, as a list of one line or none."""
     counts = Counter(pair.name for pair in dataset.pairs)
     often = [name for name, count in counts.items() if count > 1]
     if not often:

@@ -140,7 +140,7 @@ def chosen(args: argparse.Namespace, facts: Facts) -> Wish:
 
 
 def described(path: Path, card: Card) -> NetFacts:
-    """Return what results depend on, without the weights."""
+    """Describe a checkpoint as `NetFacts.of` does, without reading its weights."""
     placing: Placing = "corners" if card.model.align_corners else "centres"
     return NetFacts(card.classes, card.palette, placing, checkpoint.read_calibration(path))
 

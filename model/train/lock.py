@@ -1,4 +1,4 @@
-"""One training at a time in a folder: a lock that the system drops when its holder ends."""
+"""Lock a run's folder for one training; the system drops the lock when that process ends."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ POLL_S = 0.2
 def locked(directory: Path, world: World) -> Iterator[None]:
     """Make the run's folder and keep other trainings out of it.
 
-    Raises TrainingError in all processes if another training holds the folder. Where the
-    file system knows no locks, nothing is locked.
+    Raises TrainingError in all processes if another training holds the folder. On a
+    file system without locks, nothing is locked.
     """
     held = world.from_main(lambda: _take(directory))
     try:

@@ -89,7 +89,7 @@ def initialise_backbone(backbone: Backbone, config: ModelConfig, init: str) -> N
 def widened(
     state: dict[str, Tensor], ours: Mapping[str, Tensor], channels: int
 ) -> dict[str, Tensor]:
-    """Weights of a network for RGB, for one of more channels: the first convolution changes.
+    """Widen the first convolution of weights for RGB to more channels.
 
     Each further channel gets the mean of the three filters, and all are multiplied by
     3 / channels: where every channel is the same grey, the answer is the one for RGB.

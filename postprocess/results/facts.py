@@ -1,4 +1,4 @@
-"""The facts about a model that its results depend on: what any description of it must have."""
+"""What results need to know about a model, as protocols that any description of it can meet."""
 
 from __future__ import annotations
 

@@ -71,29 +71,29 @@ class Settings:
 
 
 def is_done(stage: Stage, settings: Settings) -> bool:
-    """Whether a stage's result is there, and of the network that its training left."""
+    """Whether a stage's result exists, and was made with the present weights."""
     match stage:
         case Training():
             return all(path.exists() for path in checkpoint.paths(settings.result(stage.name)))
         case Evaluation():
-            return settings.figures(stage).exists() and _is_of_this_network(stage, settings)
+            return settings.figures(stage).exists() and _has_present_weights(stage, settings)
         case Submission():
-            return settings.archive(stage).exists() and _is_of_this_network(stage, settings)
+            return settings.archive(stage).exists() and _has_present_weights(stage, settings)
 
 
-def _network_file(stage: Evaluation | Submission, settings: Settings) -> Path:
-    """Keeps the digest of the weights that a stage's result is of."""
+def _digest_file(stage: Evaluation | Submission, settings: Settings) -> Path:
+    """The file with the digest of the weights that a stage's result was made with."""
     return settings.out / f"{stage.name}.sha256"
 
 
-def _is_of_this_network(stage: Evaluation | Submission, settings: Settings) -> bool:
-    """Whether a result is of the present weights: a training may have been done again."""
-    kept = _network_file(stage, settings)
+def _has_present_weights(stage: Evaluation | Submission, settings: Settings) -> bool:
+    """Whether a result was made with the present weights: a training may have run again."""
+    kept = _digest_file(stage, settings)
     return kept.exists() and kept.read_text(encoding="utf-8") == _digest(stage, settings)
 
 
 def _digest(stage: Evaluation | Submission, settings: Settings) -> str:
-    """The digest of a stage's network; empty where there is none."""
+    """The digest of the weights that a stage takes; empty if they are not trained yet."""
     path = settings.result(stage.of)
     if not all(file.exists() for file in checkpoint.paths(path)):
         return ""
@@ -134,7 +134,7 @@ def check(settings: Settings) -> list[Submission]:
 
 
 def expect_same_recipe(stage: Training, settings: Settings) -> None:
-    """Raise ReproduceError for a finished training with another recipe than is asked for now.
+    """Raise ReproduceError if a finished training had another recipe than this command gives it.
 
     Otherwise a trial with a few iterations would later pass for the paper's experiment.
     """
@@ -234,7 +234,7 @@ def run(stage: Stage, settings: Settings) -> None:
             call(stage.name, words)
     if not isinstance(stage, Training):
         digest = _digest(stage, settings).encode()
-        files.write({_network_file(stage, settings): digest})
+        files.write({_digest_file(stage, settings): digest})
 
 
 def call(name: str, words: list[str]) -> None:

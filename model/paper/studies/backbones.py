@@ -101,7 +101,7 @@ def of_one_class(dataset: Dataset) -> Iterator[tuple[Path, int]]:
 
 
 def run(settings: BackboneSettings) -> str:
-    """Train what is not trained yet; returns the table. Raises StudyError."""
+    """Run the trainings that are not done yet, and return the table; raises StudyError."""
     for seed in settings.seeds:
         for entry in settings.entries:
             train(entry, seed, settings)

@@ -1,4 +1,4 @@
-"""What a few seeds can say about a difference.
+"""Tell differences between networks from chance, with a few seeds.
 
 Two networks of the same seed see the same crops in the same order, so they are compared
 in pairs. A difference is told from chance if the 95 % interval of its mean, by Student's
