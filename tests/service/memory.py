@@ -26,14 +26,16 @@ class Limit:
     how: str
     prefix: tuple[str, ...] = ()
     folder: Path | None = None  # of a control group
-    most_mib: float = 0.0  # as far as somebody watched
+    most_mib: float = 0.0  # the peak while `watching`
     _stop: threading.Event = field(default_factory=threading.Event)
 
     def kills(self) -> int:
         """Return how many processes the kernel has killed for memory."""
+        if self.folder is None:
+            return 0
         for name in ("memory.events", "memory.oom_control"):  # cgroup v2, v1
-            with suppress(OSError, TypeError):
-                text = (self.folder / name).read_text(encoding="ascii")  # type: ignore[operator]
+            with suppress(OSError):
+                text = (self.folder / name).read_text(encoding="ascii")
                 return int(dict(line.split() for line in text.splitlines()).get("oom_kill", 0))
         return 0
 

@@ -8,7 +8,7 @@ import logging
 import shutil
 import time
 import zipfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -81,7 +81,7 @@ class Jobs:
         self.finished = {"done": 0, "failed": 0}  # photos, since the start
         self.followers = 0  # clients that read events
         self.arriving = 0  # bytes on the disk of jobs that are not stored yet
-        self._removed: set[str] = set()  # jobs that may just be about to run
+        self._taking = asyncio.Lock()  # while a job leaves the queue, or is removed
         self._own = 0  # photos of jobs among the requests in progress
         self._queued = asyncio.Event()
         self._changed = asyncio.Event()
@@ -94,7 +94,7 @@ class Jobs:
         self._tasks = [asyncio.create_task(self._begin()), asyncio.create_task(self._sweep())]
 
     async def _begin(self) -> None:
-        await _stored(self.store.requeue)
+        await _stored(partial(asyncio.to_thread, self.store.requeue))
         self._queued.set()
         await asyncio.gather(*(self._work() for _ in range(JOBS_AT_ONCE)))
 
@@ -111,11 +111,11 @@ class Jobs:
 
     async def remove(self, job: StoredJob) -> None:
         """Cancel a job, if it runs, and forget it."""
-        self._removed.add(job.id)
-        if task := self._running.get(job.id):
-            task.cancel()
-            await asyncio.wait([task])
-        await asyncio.to_thread(self.store.remove, job.id)
+        async with self._taking:
+            if task := self._running.get(job.id):
+                task.cancel()
+                await asyncio.wait([task])
+            await asyncio.to_thread(self.store.remove, job.id)
         self._tell()
 
     @contextmanager
@@ -167,18 +167,23 @@ class Jobs:
 
     async def _work(self) -> None:
         while True:
-            job = await _stored(self.store.take)
+            self._queued.clear()  # before taking: a job that is added meanwhile sets it again
+            job = await _stored(self._started)
             if job is None:
-                self._queued.clear()
                 await self._queued.wait()
                 continue
-            if job.id in self._removed:
-                continue
-            task = self._running[job.id] = asyncio.create_task(self._run(job))
             try:
-                await asyncio.wait([task])
+                await asyncio.wait([self._running[job.id]])
             finally:
                 self._running.pop(job.id, None)
+
+    async def _started(self) -> StoredJob | None:
+        """Start the oldest queued job; raises JobsFull."""
+        async with self._taking:
+            job = await asyncio.to_thread(self.store.take)
+            if job is not None:
+                self._running[job.id] = asyncio.create_task(self._run(job))
+        return job
 
     async def _run(self, job: StoredJob) -> None:
         """Work on a job to its end."""
@@ -211,7 +216,8 @@ class Jobs:
         text = error.detail if isinstance(error, ServiceError) else "internal error"
         reason = None if isinstance(error, ServiceError) else error
         log.error("job %s failed: %s", job.id, text, exc_info=reason)
-        await _stored(partial(self.store.end, job.id, "failed", text, 0))
+        end = partial(asyncio.to_thread, self.store.end, job.id, "failed", text, 0)
+        await _stored(end)
 
     def _source(self, job: StoredJob) -> Source:
         most = self.settings.max_body_bytes
@@ -338,11 +344,11 @@ class Jobs:
             await asyncio.sleep(SWEEP_S)
 
 
-async def _stored(write: Callable[[], T]) -> T:
-    """Call `write` in a thread, again and again while the disk has no room for it."""
+async def _stored(write: Callable[[], Awaitable[T]]) -> T:
+    """Call `write` again and again while the disk has no room for it."""
     while True:
         try:
-            return await asyncio.to_thread(write)
+            return await write()
         except JobsFull as error:
             log.error("%s: free space on the disk of --jobs", error.detail)
             await asyncio.sleep(FULL_S)

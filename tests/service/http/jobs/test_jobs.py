@@ -24,7 +24,7 @@ from service.errors import JobsFull, StartupError
 from service.http.app import create_app
 from service.http.jobs.runner import Jobs
 from service.http.jobs.sources import ZipSource
-from service.http.jobs.store import FILES, Store
+from service.http.jobs.store import FILES, Store, StoredJob
 from service.inference import models
 from service.settings import Settings
 from tests.service import onnx_models
@@ -215,6 +215,54 @@ def test_a_photo_that_breaks_the_service_fails_alone(
     with serving(folder, jobs=tmp_path) as client:
         job = ended(client, send(client, three).json()["id"])
     assert (job["state"], job["done"], job["failed"]) == ("done", 3, 1)
+
+
+def test_a_job_that_is_removed_while_it_is_taken_does_not_run(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The removal waits until the job has left the queue, and then cancels it."""
+    take, taken, go_on = Store.take, threading.Event(), threading.Event()
+
+    def slow(self: Store) -> StoredJob | None:
+        job = take(self)
+        if job is not None:
+            taken.set()
+            go_on.wait(20)
+        return job
+
+    monkeypatch.setattr(Store, "take", slow)
+    with serving(folder, jobs=tmp_path) as client, ThreadPoolExecutor(1) as pool:
+        name = send(client, zipped({"a.png": png(photo())})).json()["id"]
+        assert taken.wait(20)
+        removal = pool.submit(client.delete, f"/jobs/{name}")
+        time.sleep(0.2)
+        go_on.set()
+        assert removal.result(20).status_code == 204
+        assert client.get(f"/jobs/{name}").status_code == 404
+    assert not (tmp_path / FILES / name).exists()
+    assert name not in caplog.text
+
+
+def test_a_job_that_is_queued_while_the_queue_is_found_empty_runs(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All workers have just seen an empty queue, and do not yet wait for a job."""
+    take, empty, go_on = Store.take, threading.Semaphore(0), threading.Event()
+
+    def slow(self: Store) -> StoredJob | None:
+        job = take(self)
+        if job is None:
+            empty.release()
+            go_on.wait(20)
+        return job
+
+    monkeypatch.setattr(Store, "take", slow)
+    monkeypatch.setattr("service.http.jobs.runner.JOBS_AT_ONCE", 1)
+    with serving(folder, jobs=tmp_path) as client:
+        assert empty.acquire(timeout=20)
+        name = send(client, zipped({"a.png": png(photo())})).json()["id"]
+        go_on.set()
+        assert ended(client, name)["state"] == "done"
 
 
 def test_paths_are_counted_before_they_are_looked_up(client: TestClient) -> None:
