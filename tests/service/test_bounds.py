@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,21 +22,10 @@ from service.inference import tensors
 from service.inference.contract import InputSize
 from service.inference.tensors import Call
 from service.settings import Settings
+from tests.service.processor_time import ratio
 
 MIB = 2**20
 SIDE = 7000  # of the largest photo: 49 megapixels
-
-
-def ratio(work: Callable[[], object], to: Callable[[], object]) -> float:
-    """Return the processor time of the first as a multiple of the second's; the least of three."""
-
-    def seconds(each: Callable[[], object]) -> float:
-        began = time.thread_time()
-        each()
-        return time.thread_time() - began
-
-    pairs = [(seconds(work), seconds(to)) for _ in range(3)]
-    return min(first for first, _ in pairs) / min(second for _, second in pairs)
 
 
 @pytest.mark.slow
