@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from service.errors import ModelUnusable, StartupError, UnknownModel
-from service.inference import cpus, trt_engines
+from service.inference import cpus, heap, trt_engines
 from service.inference.batcher import Batcher
 from service.inference.engine import Engine, EngineOptions, Prediction, file_digest
 from service.inference.quality import Quality, mismatch
@@ -95,7 +94,7 @@ class ServedModel:
         """
         for engine in self.engines:
             engine.release()
-        _trim_heap()
+        heap.trim()
 
 
 class Models:
@@ -369,6 +368,7 @@ def load(settings: Settings) -> Models:
     """Load every .onnx file in the models folder; raises StartupError."""
     files = model_files(settings.models)
     _check_names(files, settings)
+    heap.keep_large_blocks_apart()
     engines = [load_engines(path, settings) for path in files]
     try:
         return Models(engines, settings)
@@ -468,12 +468,6 @@ def _stamp(path: Path) -> tuple[int, int] | None:
             found = look()
             return found.st_size, found.st_mtime_ns
     return None
-
-
-def _trim_heap() -> None:
-    """Return freed memory to the system, because glibc keeps it for its threads."""
-    with suppress(OSError, AttributeError):  # other C libraries have no such function
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _options(settings: Settings, gpu: int, sessions: int, *, build: bool = False) -> EngineOptions:
