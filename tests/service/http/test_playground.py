@@ -148,7 +148,7 @@ def test_a_photo_that_browsers_cannot_decode_is_shown_too(page: Page) -> None:
     Image.fromarray(PHOTO).save(tiff, "TIFF")
     pick(page, tiff.getvalue(), "scan.tif")
     expect(legend(page)).to_have_count(3)
-    page.wait_for_function("document.getElementById('photo').naturalWidth > 0")
+    expect(page.locator("#photo")).not_to_have_js_property("naturalWidth", 0)
     expect(page.locator("#view")).to_be_visible()
     box = page.locator("#view").bounding_box()
     assert box is not None
@@ -264,7 +264,7 @@ def test_small_regions_are_left_out_by_the_service(page: Page, address: str) -> 
     expect(page.locator("#area-text")).to_have_text("2.0 % of the photo")
     query = {"model": "plain", "min_area": "2%"}
     answer = httpx.post(f"{address}/segment", params=query, files={"file": png(speck)})
-    page.wait_for_function("document.getElementById('busy').hidden")
+    expect(page.locator("#busy")).to_be_hidden()
     painted = drawn(page, "mask")[..., 3]
     assert (painted == np.where(opened(answer.content) > 0, 255, 0)).all()
 
