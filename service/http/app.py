@@ -17,6 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 from postprocess.results import encoders, outputs
 from service.allow_list import AllowList
 from service.decoders.interface import Decoders, Threads
+from service.decoders.light import LightInThreads
 from service.errors import (
     AnswerTooLarge,
     BodyTimeout,
@@ -130,7 +131,7 @@ def create_app(
     `decoders`: None decodes in threads. `beside`: serves the application in another way too.
     """
     pool = _started_pool(cpus.available() + 1)
-    decoders = decoders or Threads(pool)
+    decoders = LightInThreads(Threads(pool), decoders) if decoders else Threads(pool)
     models.others_healthy = lambda: decoders.healthy
     measured = Metrics(models)
     measured.registry.register(DecoderCollector(decoders.ended))
