@@ -46,6 +46,7 @@ OUTPUTS = (
 MAX_BODY_BYTES = 1024 * 1024
 SAMPLE_S = 0.5
 SETTLE_S = 15.0  # time for threads and sockets to close
+STEADY = 4  # equal samples: decoder processes start one after another, each with a socket
 WARM_UP = 4  # requests per client before the measurement
 
 
@@ -229,17 +230,16 @@ async def _watch(server: launch.Server, seen: Seen, samples: list[Sample]) -> No
 
 
 async def _settled(server: launch.Server, before: vitals.Vitals | None) -> vitals.Vitals:
-    """Read the service's usage when its connections are closed, or it is down to `before`."""
+    """Read the service's usage when it has started all it needs, or is down to `before` again."""
     until = time.monotonic() + SETTLE_S
-    last = vitals.read(server.pid)
+    last, equal = vitals.read(server.pid), 0
     while time.monotonic() < until:
         await asyncio.sleep(SAMPLE_S)
         now = vitals.read(server.pid)
-        if before is None and now.open_files == last.open_files:
-            return now
-        if before is not None and not _leaked(before, now):
-            return now
-        last = now
+        same = (now.open_files, now.threads) == (last.open_files, last.threads)
+        last, equal = now, equal + 1 if same else 0
+        if equal == STEADY if before is None else not _leaked(before, now):
+            break
     return last
 
 

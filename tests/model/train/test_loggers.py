@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -83,13 +84,24 @@ def test_weights_and_biases_keeps_the_curves_in_the_runs_folder(data: Path, tmp_
     command = [str(tmp_path / "tiny.toml"), "--data", str(data), *PACE, "--wandb"]
     assert train.main([*command, "--out", str(out)]) == 0
     (file,) = out.glob("wandb/offline-run-*/run-*.wandb")
-    records = read_records(file)
+    records = complete_records(file)
     assert (out / "wandb.txt").read_text().strip() in file.name
     assert len(list(file.parent.glob("files/media/images/*.png"))) == 4  # of one validation
     steps = [record.history.step.num for record in records if record.history.item]
     assert sorted(set(steps)) == [1, 2, 3]
     keys = {item.key or "/".join(item.nested_key) for r in records for item in r.history.item}
     assert {"loss", "miou", "iou/person"} <= keys
+
+
+def complete_records(file: Path) -> list[Any]:
+    """Wait for the record of the exit: another process writes the file, also after `finish`."""
+    deadline = time.monotonic() + 60
+    while True:
+        records = read_records(file)
+        if any(record.HasField("exit") for record in records):
+            return records
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 BLOCK = 32768  # bytes; the file is a log as LevelDB writes it, behind 7 bytes of its own
@@ -100,11 +112,13 @@ FULL, LAST = 1, 4  # kinds of parts that end a record
 def read_records(file: Path) -> list[Any]:
     """The records that the file of an offline run holds."""
     data, at, part, found = file.read_bytes(), HEADER, b"", []
-    while at < len(data):
+    while at + HEADER <= len(data):
         if BLOCK - at % BLOCK < HEADER:  # the rest of the block is empty
             at += BLOCK - at % BLOCK
             continue
         size, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        if at + HEADER + size > len(data):  # it is being written
+            break
         part += data[at + HEADER : at + HEADER + size]
         at += HEADER + size
         if kind in (FULL, LAST):
