@@ -7,7 +7,6 @@ many pixels it has, and its scans are counted. So it needs no process that can b
 
 from __future__ import annotations
 
-from collections import Counter
 from concurrent.futures import Future
 
 from pixels.bands import PHOTO, Samples
@@ -29,11 +28,7 @@ class LightInThreads:
     def __init__(self, threads: Threads, processes: Decoders) -> None:
         self._threads = threads
         self._processes = processes
-
-    @property
-    def ended(self) -> Counter[str]:
-        """Processes that ended in the middle of a photo, by reason."""
-        return self._processes.ended
+        self.ended = processes.ended
 
     @property
     def healthy(self) -> bool:

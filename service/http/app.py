@@ -123,15 +123,17 @@ def create_app(
     settings: Settings,
     models: Models,
     tracing: Tracing | None = None,
-    decoders: Decoders | None = None,
+    processes: Decoders | None = None,
     beside: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None,
 ) -> FastAPI:
     """Build the application for loaded models, which are warmed up when it starts.
 
-    `decoders`: None decodes in threads. `beside`: serves the application in another way too.
+    `processes`: they decode large or unusual photos; None: threads decode all. `beside`: serves the
+    application in another way too.
     """
     pool = _started_pool(cpus.available() + 1)
-    decoders = LightInThreads(Threads(pool), decoders) if decoders else Threads(pool)
+    threads = Threads(pool)
+    decoders: Decoders = LightInThreads(threads, processes) if processes else threads
     models.others_healthy = lambda: decoders.healthy
     measured = Metrics(models)
     measured.registry.register(DecoderCollector(decoders.ended))

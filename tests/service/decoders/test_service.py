@@ -119,7 +119,7 @@ def test_service_is_not_ready_while_waiting_photos_make_no_progress(
     monkeypatch.setattr(processes, "STUCK_S", 0.1)
     settings = Settings(models=tmp_path, device="cpu", threads=1)
     decoders = Processes(light=1, heavy=1, max_pixels=10**8)
-    app = create_app(settings, models.load(settings), decoders=decoders)
+    app = create_app(settings, models.load(settings), processes=decoders)
     with TestClient(app) as client:
         until(lambda: client.get("/readyz").status_code == 200)
         (light, heavy) = _children(decoders.nursery_pid)

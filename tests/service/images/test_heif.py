@@ -153,7 +153,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     onnx_models.save(folder / "tiny.onnx")
     settings = Settings(models=folder, device="cpu", threads=1, decoders=1)
     started = processes.start(1, settings.max_pixels)
-    with TestClient(create_app(settings, models.load(settings), decoders=started)) as client:
+    with TestClient(create_app(settings, models.load(settings), processes=started)) as client:
         yield client
 
 
