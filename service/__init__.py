@@ -4,8 +4,8 @@ import os
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 
-# ONNX Runtime 1.32 and later sends usage data to its maker, and keeps a database in the home
-# directory for it. It reads this variable when it is loaded, which only modules below this do.
+# ONNX Runtime 1.32 and later sends usage data to its vendor and keeps a database for it in the home
+# directory. It reads this variable when it is loaded, and only modules of this package load it.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 

@@ -58,7 +58,9 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         with ExitStack() as open_ports:
             ports = [settings.port, settings.metrics_port]
-            if settings.grpc_port is not None:  # gRPC opens its port itself, after the models
+            if (
+                settings.grpc_port is not None
+            ):  # gRPC opens its own port, once the models are loaded
                 listen(settings.host, settings.grpc_port).close()
             listeners = [
                 open_ports.enter_context(listen(settings.host, port))
@@ -79,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def start_grpc(settings: Settings) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
-    """Return what serves gRPC; raises StartupError without the libraries."""
+    """Return a context manager that serves gRPC; raises StartupError without the libraries."""
     try:
         from service.rpc.server import serving  # noqa: PLC0415 - loaded only with --grpc-port
     except ImportError as error:

@@ -20,7 +20,7 @@ Network = IPv4Network | IPv6Network
 ANY = "*"
 PORTS = {"http": 80, "https": 443}
 NAME = re.compile(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*")
-# What a resolver may read as an IPv4 address: 127.1, 2130706433, 0x7f.1, 0177.0.0.1.
+# Texts that a resolver may read as an IPv4 address: 127.1, 2130706433, 0x7f.1, 0177.0.0.1.
 NUMERIC = re.compile(r"(^|\.)(\d+|0x[0-9a-f]*)$")
 # IPv6 addresses that contain an IPv4 address, which a gateway would reach: NAT64, 6to4, Teredo.
 GATEWAYS = tuple(map(IPv6Network, ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32")))
@@ -28,7 +28,7 @@ GATEWAYS = tuple(map(IPv6Network, ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16"
 
 @dataclass(frozen=True)
 class AllowList:
-    """Hosts by name, and the networks whose addresses are allowed though they are private."""
+    """Hosts by name, and the networks whose private addresses are allowed."""
 
     names: tuple[tuple[str, int | None], ...]  # host and port; None: the scheme's own
     networks: tuple[Network, ...]
@@ -52,7 +52,8 @@ class AllowList:
         return cls(tuple(names), tuple(networks))
 
     def has_host(self, scheme: str, host: str, port: int | None) -> bool:
-        """Return whether a URL of this host and port may be fetched, if its address may be."""
+        """Return whether URLs of this host and port are allowed; `has_address` checks the
+        address."""
         if scheme not in PORTS:
             return False
         literal = _literal(host)
@@ -67,7 +68,7 @@ class AllowList:
         )
 
     def has_address(self, text: str) -> bool:
-        """Return whether an address that a host resolved to is global, or of a listed network."""
+        """Return whether an address that a host resolved to is global or in a listed network."""
         address = _literal(text)
         if address is None:
             return False

@@ -27,11 +27,11 @@ def mistakes(
 ) -> str:
     """Each wrong part with its value and what is valid, from `error.errors()`.
 
-    `name` turns a location into the name that the reader knows; `whole` names what
-    an error without a location is about. `values=False` leaves the values out.
-    For a part that does not exist, `kind` says what it is, and `known` lists the valid
-    ones at its location: the nearest is named, or all where none is near. `bounds` says which
-    numbers are allowed at a location; pydantic only names one end of a range.
+    `name` turns a location into the name that the reader knows; `whole` is the name for an error
+    without a location. `values=False` leaves the values out. For a part that does not exist, `kind`
+    says what it is, and `known` lists the valid ones at its location: the nearest is named, or all
+    where none is near. `bounds` says which numbers are allowed at a location; pydantic only names
+    one end of a range.
     """
     found = []
     for item in errors:

@@ -295,7 +295,7 @@ class Settings(BaseSettings):
         int,
         Field(
             ge=0,
-            description="bytes per second in which a client must at least send a body, after 5 "
+            description="least bytes per second at which a client must send a body, after 5 "
             "seconds, and read an answer; 0: no limit (default: 1000)",
         ),
     ] = 1000

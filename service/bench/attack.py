@@ -34,7 +34,7 @@ from service.settings import BUNDLED, SAMPLES
 
 MIB = 1024 * 1024
 CONNECTIONS = 8
-EVERY_S = 0.1  # between looks at memory and /livez
+EVERY_S = 0.1  # between two readings of memory and /livez
 RECOVERY_S = 1.0  # between attacks
 MOST_LOOP_MS = 200  # for which /livez may wait
 JSON = {"Content-Type": "application/json"}
@@ -68,8 +68,8 @@ class Outcome:
     ordinary: Counter[str] = field(default_factory=Counter)
     waits_ms: list[float] = field(default_factory=list)  # of the ordinary client
     livez_ms: float = 0.0  # the longest
-    loop_ms: float = 0.0  # bound of the longest turn of the event loop, in processor time
-    memory_mib: float = 0.0  # the most
+    loop_ms: float = 0.0  # upper bound of the longest turn of the event loop, processor time
+    memory_mib: float = 0.0  # peak
 
     @property
     def longest_ms(self) -> float:

@@ -1,9 +1,9 @@
 """Measure the engine alone, in a process of the serving environment.
 
-`started` runs `python -m service.bench.bare FILE PHOTO...` on the interpreter that also runs
-the service, so that both have the same build of ONNX Runtime. The process loads the file
-once, prints what it is, and then answers each line of JSON on its stdin, `{"batch": 1,
-"seconds": 5, "every_lane": false}`, with the figures of such a run.
+`started` runs `python -m service.bench.bare FILE PHOTO...` on the interpreter that also runs the
+service, so that both have the same build of ONNX Runtime. The process loads the file once, prints
+its `EngineFacts`, and then answers each line of JSON on its stdin, `{"batch": 1, "seconds": 5,
+"every_lane": false}`, with the figures of such a run.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ from service.settings import SAMPLES
 FORMAT = 1  # of the JSON
 CONCURRENCY = (1, 16, 64)
 MAX_REQUESTS = 2 * CONCURRENCY[-1]  # so that the service refuses no request
-REQUEST_TIMEOUT_MS = 120_000  # as patient as the load generator
+REQUEST_TIMEOUT_MS = 120_000  # the same as the load generator's timeout
 MAX_BATCH = 4
 RELOADS = 3
 RELOAD_LOAD = 16
@@ -79,7 +79,7 @@ class GpuOptions:
 
 @dataclass
 class Memory:
-    """Readings of GPU memory, in MiB; none where there is no GPU."""
+    """Readings of GPU memory, in MiB; empty without a GPU."""
 
     used: list[float] = field(default_factory=list)
 
@@ -122,7 +122,7 @@ def run(options: GpuOptions, note: Callable[[Figures], None]) -> Figures:
 
 
 def _tried(step: Callable[[], Figures], left_s: float) -> Figures:
-    """Take a step, unless the time is over; an error becomes a problem."""
+    """Run a step unless the time is over; record an error as a problem."""
     if left_s <= 0:
         return {"problems": ["not run: the time was over"]}
     try:
@@ -150,7 +150,7 @@ def case_figures(case: Case, options: GpuOptions) -> Figures:
 
 
 def case_problems(case: Case, found: Figures) -> Iterator[str]:
-    """Say what a case did not do as it should."""
+    """Describe the failed checks of a case."""
     wanted = {"cuda": "CUDA", "tensorrt": "Tensorrt", "cpu": "CPU"}[case.device]
     if not found["provider"].startswith(wanted):
         yield f"ran on {found['provider']}"
@@ -217,7 +217,8 @@ def reload_figures(case: Case, options: GpuOptions) -> Figures:
 
 
 def kill_figures(case: Case, options: GpuOptions) -> Figures:
-    """Kill the service under load: its memory must come back, and the next one must start."""
+    """Kill the service under load: its GPU memory must be freed, and the next process must
+    start."""
     before = gpu_mib()
     with _folder(case) as folder:
         with _served(case, folder) as server:
@@ -268,13 +269,13 @@ def build(case: Case, folder: Path) -> float:
 
 
 def trt_flags(case: Case, folder: Path) -> list[str]:
-    """The service's flags for TensorRT engines beside the model."""
+    """Return the service's flags for TensorRT engines that are stored beside the model."""
     return trt_engines.TrtOptions(folder / "engines", MAX_BATCH, case.trt_fp16).flags
 
 
 @contextmanager
 def _folder(case: Case) -> Iterator[Path]:
-    """A folder with the model of a case alone; TensorRT's engines stay until the end of it."""
+    """Make a folder with only a case's model; it and its TensorRT engines last for the block."""
     with tempfile.TemporaryDirectory() as name:
         shutil.copy(case.file, name)
         yield Path(name)
@@ -282,7 +283,7 @@ def _folder(case: Case) -> Iterator[Path]:
 
 @contextmanager
 def _served(case: Case, folder: Path) -> Iterator[launch.Server]:
-    """The service on one case; its log becomes the error if it does not start."""
+    """Run the service on one case; if it does not start, raise RuntimeError with its log."""
     flags = ["--device", case.device, "--max-requests", str(MAX_REQUESTS)]
     flags += ["--request-timeout-ms", str(REQUEST_TIMEOUT_MS)]
     flags += trt_flags(case, folder) if case.device == "tensorrt" else []
@@ -327,7 +328,7 @@ def mask(url: str, photo: Path) -> tuple[NDArray[np.uint8], httpx.Headers]:
 
 @contextmanager
 def _watched() -> Iterator[Memory]:
-    """Read GPU memory again and again while the block runs."""
+    """Read GPU memory repeatedly while the block runs."""
     memory, over = Memory(), threading.Event()
 
     def watch() -> None:

@@ -64,7 +64,7 @@ def about(figures: dict[str, Any]) -> str:
 
 
 def cases(figures: dict[str, Any]) -> Table:
-    """What ran where, how long it took to start, and whether its masks agree."""
+    """Format the cases: device, start time, and agreement of the masks."""
     header = ("case", "file", "runs on", "engine build s", "ready s", "labels as on the CPU")
     rows = tuple(
         (
@@ -122,7 +122,7 @@ def kill(figures: dict[str, Any]) -> Table | None:
 
 
 def problems(figures: dict[str, Any]) -> str:
-    """Everything that was not as it should be."""
+    """List the problems of the run."""
     found = [f"- {problem}" for problem in figures["problems"]]
     return "\n".join(["**Problems**", "", *(found or ["None."])])
 

@@ -14,7 +14,8 @@ from service.client.errors import BadAnswerError
 METHODS = frozenset({zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED})  # the other decoders take memory
 MOST_ENTRIES = 64  # the service sends one for each output
 PIECE = 1 << 20
-# Of the header of a .npy file, a Python dict as text: {'descr': '|u1', ..., 'shape': (480, 640), }
+# The shape in the header of a .npy file, a Python dict as text:
+# {'descr': '|u1', ..., 'shape': (480, 640), }
 SHAPE = re.compile(rb"'shape': \((\d{1,9}), (\d{1,9})\)")
 
 
@@ -62,7 +63,7 @@ def _check(archive: zipfile.ZipFile, limit: int) -> None:
     entries = archive.infolist()
     if len(entries) > MOST_ENTRIES:
         raise BadAnswerError(
-            f"the ZIP has {len(entries)} entries, an answer at most {MOST_ENTRIES}"
+            f"the ZIP has {len(entries)} entries, an answer has at most {MOST_ENTRIES}"
         )
     size = sum(entry.file_size for entry in entries)  # zipfile reads no more than it says here
     if size > limit:

@@ -46,8 +46,8 @@ UNSHRUNK_SHOWN = 5  # further ones are only counted
 
 PHOTO_REFUSALS = frozenset({400, 413, 415, 422})  # about the photo; other 4xx concern all requests
 CALLER_REFUSALS = frozenset({401, 402, 403, 404, 405, 406, 407})  # the same for every photo,
-CALLER_CODES = frozenset({"invalid-request"})  # as is this code of 400: about options, not photos
-# What the service says about a URL in place of a photo.
+CALLER_CODES = frozenset({"invalid-request"})  # like this code of 400: about options, not photos
+# Beginning and part of the service's messages about URLs in place of photos.
 ABOUT_A_URL, FETCHES_NONE = "url: ", "fetches no URLs"
 # Errors about one file name; any other write error (disk full, ...) would affect the next photo.
 NAME_ERRORS = frozenset({errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ})

@@ -53,7 +53,7 @@ def _histograms(shares: dict[str, list[int]], photos: int) -> str:
 
 
 def _timeline(dates: Counter[str]) -> str:
-    """Photos by month, or by year for a long time; nothing if no photo tells its date."""
+    """Photos by month, or by year for a long time; nothing if no photo has a date."""
     if not dates:
         return ""
     periods = _months(min(dates), max(dates))

@@ -87,14 +87,14 @@ class Exchange:
         base_url = protocol.check_url(url)
         self._route = route(base_url)
         self._place = shown(httpx.URL(base_url))
-        self._was_reached = False  # a host that answered once exists: its name may come back
+        self._was_reached = False  # then the host exists: a failed look-up is temporary
         self._http = httpx.AsyncClient(
             base_url=base_url,
             headers=_credentials(api_key),
             proxy=self._route.proxy,
             transport=transport,
             verify=self._route.tls,
-            trust_env=False,  # `route` has read it
+            trust_env=False,  # `route` has read the environment
             # No pool timeout: a caller that starts more requests than connections chooses to wait.
             timeout=httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S, pool=None),
             limits=httpx.Limits(
@@ -118,7 +118,7 @@ class Exchange:
         return self.settle(retries, outcome)
 
     def retries(self) -> Retries:
-        """Begin to count the tries of a request."""
+        """Start counting the tries of a request."""
         return Retries(self._retry)
 
     async def again(self, retries: Retries, outcome: Outcome) -> bool:
@@ -136,7 +136,9 @@ class Exchange:
         try:
             return retries.settle(outcome)
         except StatusError as error:
-            if error.code.startswith("http-"):  # no problem document: not the service's own words
+            if error.code.startswith(
+                "http-"
+            ):  # not a problem document, so not the service's own text
                 raise error.at(self._route.via) from None
             raise
         except UnreachableError as error:

@@ -6,7 +6,8 @@ import os
 import stat
 from pathlib import Path
 
-# Above any photo: the service takes 32 MiB unless told otherwise, --max-side shrinks larger ones.
+# Larger than any photo: the service takes 32 MiB unless told otherwise, and --max-side shrinks
+# larger ones.
 MOST_BYTES = 512 << 20
 
 
@@ -31,7 +32,7 @@ def _read(number: int, path: Path) -> bytes:
     check_size(info.st_size, path)
     with open(number, "rb", closefd=False) as file:
         content = file.read(info.st_size + 1)
-        if len(content) > info.st_size:  # it has grown, or tells no size, as below /proc
+        if len(content) > info.st_size:  # it has grown, or reports no size, like files in /proc
             content += file.read(MOST_BYTES)
     check_size(len(content), path)
     return content

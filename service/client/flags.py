@@ -14,7 +14,7 @@ from service.client.exchange import TIMEOUT_S
 from service.client.protocol import FILES
 from service.client.retry import RetryPolicy
 
-LONGEST_WINDOW = 31  # frames: a second
+LONGEST_WINDOW = 31  # frames: about a second
 DEFAULT_OUTPUT = "mask,overlay"
 OUTPUT_HELP = f"outputs, separated by commas, from {', '.join(FILES)} (default: {DEFAULT_OUTPUT})"
 # Flags that only apply to photos.
@@ -137,7 +137,7 @@ def _add_refinement(add: Callable[..., object]) -> None:
     add("--min-confidence", metavar="P", help=sure)
     best = "take the model's calibrated confidence for classes that --min-confidence does not name"
     add("--threshold", choices=("best",), help=best)
-    below = "class of less sure pixels: background if there is one, or void (default: background)"
+    below = "class of pixels below it: background if there is one, or void (default: background)"
     add("--below", choices=("background", "void"), help=below)
     edges = "make labels follow the edges of the photo, at its own size"
     add("--smooth", action="store_const", const="true", help=edges)
@@ -147,12 +147,12 @@ def _add_refinement(add: Callable[..., object]) -> None:
     add("--fill-holes", metavar="AREA", help=holes)
     split = "list the connected regions of each class in json, rle, polygons and npz"
     add("--instances", action="store_const", const="true", help=split)
-    simple = "simplify polygons by up to so many pixels, 0 to 100 (default: 0)"
+    simple = "simplify polygons; outlines move by at most this many pixels, 0 to 100 (default: 0)"
     add("--simplify", metavar="PX", type=float, help=simple)
     add("--fill", metavar="RRGGBB", help="colour of output replace (default: ffffff)")
-    most = "in probabilities, give only so many classes of each point (default: 0, all)"
+    most = "in probabilities, give only the K most probable classes of each point (default: 0, all)"
     add("--top", metavar="K", type=int, help=most)
-    share = "in probabilities, give sets of classes with the truth in this share of pixels"
+    share = "in probabilities, give sets of classes that hold the true one in this share of pixels"
     add("--coverage", metavar="SHARE", type=float, help=share)
 
 

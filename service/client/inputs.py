@@ -45,7 +45,7 @@ IMAGE_SUFFIXES = (
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 OWN_SUFFIXES = tuple(f".{name}" for name in sorted(ALL_FILES))
 OTHER_SUFFIXES, OTHERS_NAMED = 20, 10  # suffixes counted separately, and files named
-OWN_NAMES = ("contact-sheet.png",)  # the only image of a report
+OWN_NAMES = ("contact-sheet.png",)  # the only image that a report consists of
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class InputPhoto:
     mtime_ns: int
     read: Callable[[], bytes]
     fleeting: bool = False  # must be read before the next photo is listed; is then kept
-    url: str | None = None  # fetched by the service: there is nothing to read here
+    url: str | None = None  # fetched by the service, not read by the client
 
 
 @dataclass
@@ -169,7 +169,7 @@ class Inputs:
         return self._remote(line.strip()) if is_url(line) else self._photo(_normal(Path(line)))
 
     def _remote(self, url: str) -> InputPhoto:
-        """Return a photo that the service fetches; what is behind a URL counts as unchanged."""
+        """Return a photo that the service fetches; the content of a URL counts as unchanged."""
         read = unreadable("the service fetches it")
         try:
             name = urls.name_of(url)

@@ -53,7 +53,7 @@ def check_whole(image: bytes, kind: str) -> None:
 
 
 def _is_whole_webp(image: bytes) -> bool:
-    """Return whether the length of a WebP is the one that its header tells."""
+    """Return whether the length of a WebP is the one in its header."""
     if image[:4] != b"RIFF" or image[8:12] != b"WEBP":
         return False
     return len(image) == 8 + int.from_bytes(image[4:8], "little")

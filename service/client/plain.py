@@ -9,7 +9,8 @@ from typing import Any
 # C0 and C1 controls move the cursor, clear the screen or retitle the window; U+2028 to U+202E and
 # U+2066 to U+2069 break lines and turn the reading direction; a lone surrogate is no UTF-8.
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-# What spreadsheets run, their full-width forms included (OWASP, "CSV Injection").
+# Characters that start a formula in a spreadsheet, with their full-width forms (OWASP, "CSV
+# Injection").
 FORMULA = re.compile(r"\s*[=+\-@\uff1d\uff0b\uff0d\uff20]")
 LONGEST = 500  # characters of a message
 

@@ -16,7 +16,7 @@ from service.client.manifest import Manifest, PhotoRow
 from service.client.protocol import FILES
 from service.client.records import DONE, REJECTED, Origin, Record
 
-UNKNOWN_TIME = -1  # of a photo in a store that does not tell when it was written
+UNKNOWN_TIME = -1  # of a photo in a store without modification times
 OUTPUT_OF = {file.partition(".")[0]: output for output, file in FILES.items()}
 
 

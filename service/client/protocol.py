@@ -294,13 +294,14 @@ def refusal(response: httpx.Response) -> StatusError:
 
 
 def _page(content: bytes) -> str:
-    """Return the words of an answer that is not the service's; of a web page, its title or text."""
+    """Return the text of an answer that is not the service's own; of a web page, its title or
+    text."""
     text = content[:2000].decode("utf-8", "replace").strip()
     if not WEB_PAGE.match(text):
         return text[:200]
     title = re.search(r"<title>([^<]*)", text, re.IGNORECASE)
     words = html.unescape(title[1] if title else re.sub(r"<[^>]*>", " ", text)).strip()
-    return f"{words[:200] or 'no words'} (a web page: probably of a proxy before the service)"
+    return f"{words[:200] or 'no words'} (a web page, probably of a proxy before the service)"
 
 
 def parse_timing(header: str) -> dict[str, float]:

@@ -117,7 +117,7 @@ def table(results: Results) -> Iterator[list[Cell]]:
         regions = {each.class_id: each.regions for each in record.classes}
         told += [record.confidence(), sum(pixels.values()), record.regions()]
         counts = [pixels.get(number, 0) for number in numbers]
-        # Results of earlier versions know no regions, also where a class is not in the photo.
+        # Results of earlier versions have no counts of regions, not even 0 for absent classes.
         absent = None if None in regions.values() else 0
         yield [*told, *when_where, *counts, *(regions.get(number, absent) for number in numbers)]
 

@@ -86,7 +86,7 @@ def was_not_taken(outcome: Outcome) -> bool:
 
 
 def is_of_a_proxy(code: str) -> bool:
-    """Return whether a proxy made a problem: `unreachable` is that of docs/deploy.md."""
+    """Return whether a problem is a proxy's: `unreachable` is the code in docs/deploy.md."""
     return code == "unreachable" or code.startswith("http-")
 
 
@@ -95,7 +95,7 @@ def _is_transient(outcome: Outcome) -> bool:
         return outcome.status_code in RETRYABLE
     if BAD_CERTIFICATE in str(outcome):
         return False
-    # "407 Proxy Authentication Required", "403 Forbidden": what a proxy says to CONNECT.
+    # "407 Proxy Authentication Required", "403 Forbidden": how a proxy refuses CONNECT.
     if isinstance(outcome, httpx.ProxyError) and re.match(r"4\d\d\b", str(outcome)):
         return False
     return isinstance(outcome, httpx.TransportError)

@@ -62,7 +62,7 @@ def route(url: str, environment: Mapping[str, str] = os.environ) -> Route:
     name, address = _proxy(target)
     trusts = _trusted(environment) if "https" in {target.scheme, address and address.scheme} else ""
     tls = _context(environment) if trusts else True
-    authorities = f"{trusts} decides whom to trust" if trusts else _UNSET
+    authorities = f"{trusts} decides which certificates are trusted" if trusts else _UNSET
     if address is None:
         return Route(None, tls, "", authorities)
     context = tls if isinstance(tls, ssl.SSLContext) else None

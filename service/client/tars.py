@@ -15,7 +15,7 @@ from typing import Any
 
 from service.client.files import MOST_BYTES, check_size
 
-# All that the parsers raise on damage. tarfile turns some of it into its own errors, not all.
+# Exceptions of the parsers for damaged files; tarfile turns only some into its own.
 ERRORS = (
     tarfile.TarError,
     OSError,
@@ -63,7 +63,7 @@ def members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     while (member := tar.next()) is not None:
         tar.members = []  # type: ignore[attr-defined] # otherwise it keeps every header
         yield member
-    # tarfile takes a header that it cannot read for the end, if it is not the first.
+    # tarfile takes an unreadable header for the end of the archive, unless it is the first.
     if _source(tar).last.strip(b"\0"):
         raise tarfile.ReadError(f"the header at byte {tar.offset} is broken")
 

@@ -88,7 +88,8 @@ class AsyncClient:
     ) -> Segmentation:
         """Segments an image, given as bytes or as a path; `output` may be a comma list.
 
-        `options`: what else the service's query takes, as `{"fit": "sliding", "alpha": 0.7}`.
+        `options`: further parameters of the service's query, such as `{"fit": "sliding", "alpha":
+        0.7}`.
         """
         outputs = protocol.parse_outputs(output)
         if not isinstance(image, bytes):
@@ -125,7 +126,7 @@ class AsyncClient:
         return await self._jobs.submit(params, archive, urls=urls, paths=paths)
 
     async def job(self, name: str) -> Job:
-        """Tell the state of a job."""
+        """Return the state of a job."""
         return await self._jobs.get(name)
 
     async def jobs(self) -> tuple[Job, ...]:
@@ -142,7 +143,7 @@ class AsyncClient:
         """Download the result of a job that is done, a ZIP, to a new file.
 
         A download that was interrupted continues where it stopped, also in another process.
-        `on_bytes` is called with the bytes that are there and their total.
+        `on_bytes` is called with the number of downloaded bytes and the total.
         """
         return await self._jobs.fetch(name, Path(to), on_bytes)
 
@@ -155,7 +156,7 @@ class AsyncClient:
         return protocol.models(await self._exchange.send(Ask("GET", "/models")))
 
     async def ready(self) -> bool:
-        """Whether the service takes work now; asks once."""
+        """Return whether the service takes requests now, from a single request."""
         try:
             outcome = await self._exchange.attempt(Ask("GET", "/readyz"))
         except BadAnswerError:

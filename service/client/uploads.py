@@ -68,10 +68,10 @@ def require_pillow(option: str) -> None:
 def shrink(content: bytes, max_side: int) -> bytes:
     """Return the photo upright, with its longer side at most `max_side` pixels, or unchanged.
 
-    JPEGs become JPEGs, all else PNG, with the photo's own transparency and colour profile, so
-    that the service sees what it would see of the photo itself. Raises UnshrinkableError for
-    larger photos that are not plain enough. What is no photo goes out untouched: whether it is
-    one is for the service to say.
+    JPEGs become JPEGs, all else PNG, with the photo's own transparency and colour profile, so that
+    the service sees what it would see of the photo itself. Raises UnshrinkableError for larger
+    photos that are not plain enough. Other files are returned unchanged: the service decides
+    whether they are photos.
     """
     from PIL import Image  # noqa: PLC0415 - the one option that needs it
 

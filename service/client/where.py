@@ -84,7 +84,7 @@ class _Parser:
         )
 
     def take(self, *values: str) -> str:
-        """Return and pass the token if it is one of these signs; else return nothing."""
+        """If the token is one of these, return it and read the next; else return an empty text."""
         if self.kind != "sign" or self.value not in values:
             return ""
         taken = self.value

@@ -390,9 +390,9 @@ def read_model(where: str) -> ModelFile:
 
 
 def check(model: ModelFile, job: BatchJob) -> tuple[str, ...]:
-    """Check model and options here, before the cluster; raises StartupError or InvalidRequest.
+    """Check model and options here, before the cluster is used; return the class names by id.
 
-    The names of the model's classes, by id.
+    Raises StartupError or InvalidRequest.
     """
     contract = model.engine(EngineOptions(device="cpu", threads=1)).contract
     pipeline.wish(job, contract)

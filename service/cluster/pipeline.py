@@ -1,9 +1,8 @@
 """Process many photos with one engine in one process: read, decode, run, encode, write.
 
-A pool of threads reads and decodes ahead of the engine and encodes and writes
-behind it, a bounded number of photos at a time. The steps are those of a request
-to the service, with the same functions: the same outputs asked for in one request
-are the same, byte for byte.
+A pool of threads reads and decodes ahead of the engine and encodes and writes behind it, a bounded
+number of photos at a time. The steps are those of a request to the service, with the same
+functions, so that results are byte for byte those of one request.
 """
 
 from __future__ import annotations
@@ -179,7 +178,7 @@ class Pipeline:
     def _infer(self, ready: list[Ready]) -> Iterator[tuple[Ready, list[Prediction]] | Record]:
         try:
             predictions = self._predict(ready)
-        except Exception as error:  # ONNX Runtime raises its own classes, not all of one root
+        except Exception as error:  # ONNX Runtime's exceptions have no common base class
             # After running out of memory a session may fail for ever: a fresh one, one by one.
             log.warning("the engine failed on %d photos, starting it anew: %s", len(ready), error)
             self._engine = self._load()
@@ -242,7 +241,7 @@ class Pipeline:
         return {f"{stem}.{name}": len(content) for name, content in files.items()}
 
     def _earlier(self, each: Ready) -> Record | None:
-        """An earlier result that was made from the very same: its files stay."""
+        """Return the earlier result if it has the same photo, model and options: its files stay."""
         earlier = each.todo.earlier
         now = self._record(each.todo, DONE, each.sha256).origin
         return earlier if earlier is not None and earlier.origin.gives_same_result(now) else None
@@ -304,7 +303,8 @@ def wish(job: BatchJob, contract: Contract) -> Wish:
 def ahead(
     pool: ThreadPoolExecutor, function: Callable[[Item], Done], items: Iterable[Item], limit: int
 ) -> Iterator[Done]:
-    """`map` in the pool's threads, in order, at most `limit` items ahead of who takes them."""
+    """Like `map`, in the pool's threads and in order, at most `limit` items ahead of the
+    consumer."""
     waiting: deque[Future[Done]] = deque()
     for item in items:
         waiting.append(pool.submit(function, item))

@@ -63,7 +63,7 @@ class Plan:
     sizes: dict[str, int]  # file below OUT -> bytes
 
     def __post_init__(self) -> None:
-        # Case does not tell stems apart, for disks on which it does not tell files apart.
+        # Stems that differ only in case count as equal, because some file systems ignore case.
         self._stems = {record.stem.casefold() for record in self.records.values()}
 
     def todo(self, photo: StoredPhoto) -> Todo | Record:
@@ -95,15 +95,14 @@ class Parts:
 
     def __init__(self, out: Place) -> None:
         self._out = out
-        # Sorted by name they are in the order of runs; two runs at once keep out of each
-        # other's parts.
+        # The names sort in the order of runs, and two concurrent runs use different names.
         self._run = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-{secrets.token_hex(2)}"
         self._number = 0
         self._lines: list[str] = []
         self._began = 0.0
 
     def put_classes(self, names: Iterable[str]) -> None:
-        """Say what classes the model has: a report has a column for each; raises OSError."""
+        """Write the list of the model's classes: a report has a column for each; raises OSError."""
         self._out.write(CLASSES, class_list(names))
 
     def add(self, record: Record) -> None:

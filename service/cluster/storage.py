@@ -131,8 +131,8 @@ def photos(
 ) -> tuple[fs.FileSystem, Iterator[StoredPhoto]]:
     """Find the photos in files, folders, globs or URIs; return their file system and the photos.
 
-    `others` hears of the files left out. Raises UsageError for what is not there, and for inputs
-    of several stores.
+    `others` counts the files left out. Raises UsageError for inputs that do not exist, and for
+    inputs of several stores.
     """
     others = Others() if others is None else others
     local = [argument for argument in arguments if "://" not in argument]

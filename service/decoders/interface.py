@@ -1,4 +1,4 @@
-"""What the service needs of its decoders, which also encode, and the simplest kind: threads."""
+"""The interface of decoders, which also encode outputs, and the simplest kind: threads."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from service.inference.tensors import Call, Shape
 
 
 class Decoders(Protocol):
-    """Decode photos, encode outputs, read tensors. To cancel a future abandons its work."""
+    """Decode photos, encode outputs, read tensors. Cancelling a future abandons its work."""
 
     ended: Counter[str]  # processes that ended in the middle of a photo, by reason
 

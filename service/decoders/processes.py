@@ -2,7 +2,7 @@
 
 Every thread here owns one process and waits for it. A photo whose request is over, or whose
 decoding takes far more processor time than an honest photo, loses its process; the thread then
-forks another. Photos and outputs of much work have processes of their own, so that others need
+forks another. Photos and outputs that take long have processes of their own, so that others need
 not wait for them.
 """
 
@@ -120,7 +120,7 @@ class _Lane:
     progress_at: float = 0.0  # when a photo was last finished, or the first one arrived
 
     def add(self, task: _Task) -> None:
-        """Let a photo wait; outputs come first, because their photos hold memory."""
+        """Queue a photo or outputs; outputs come first, because their photos hold memory."""
         if not self.waiting and not self.running:
             self.progress_at = time.monotonic()
         if task.fields["do"] == tasks.ENCODE:

@@ -124,25 +124,25 @@ class PolygonsResult(Sized):
 
 
 class ShadowReport(BaseModel):
-    """What a new file has shown as the shadow of a model."""
+    """The results of a new file that runs as the shadow of a model."""
 
     model_config = ConfigDict(from_attributes=True)
 
     verdict: Verdict
-    reason: Annotated[str | None, Field(description="of the verdict")] = None
+    reason: Annotated[str | None, Field(description="reason of the verdict")] = None
     digest: Annotated[str, Field(description="SHA-256 of the file")]
-    share: Annotated[float, Field(description="of the images that it gets too")]
-    images: Annotated[int, Field(description="that were compared")]
+    share: Annotated[float, Field(description="share of the images that the shadow gets")]
+    images: Annotated[int, Field(description="images compared so far")]
     skipped: Annotated[int, Field(description="images left out because too many were waiting")]
     failures: int
     agreement: Annotated[float | None, Field(description="share of pixels of the same label")]
     class_agreement: Annotated[
         dict[str, float | None],
-        Field(description="IoU of both models' regions; null: in no photo"),
+        Field(description="IoU of both models' regions by class; null: in no photo"),
     ]
-    seconds: Annotated[float, Field(description="that an image takes in the shadow")]
-    served_seconds: Annotated[float, Field(description="and in the served model")]
-    memory_bytes: Annotated[int, Field(description="that the service grew by")]
+    seconds: Annotated[float, Field(description="seconds per image in the shadow")]
+    served_seconds: Annotated[float, Field(description="seconds per image in the served model")]
+    memory_bytes: Annotated[int, Field(description="growth of the service's memory, in bytes")]
 
 
 class ModelDescription(Contract):
@@ -153,11 +153,11 @@ class ModelDescription(Contract):
     name: str
     default: Annotated[bool, Field(description="whether it answers requests that name none")]
     digest: Annotated[str, Field(description="SHA-256 of its file")]
-    execution_provider: Annotated[str, Field(description="what it really runs on")]
-    execution_precision: Annotated[str, Field(description="what it really computes in")]
+    execution_provider: Annotated[str, Field(description="execution provider in use")]
+    execution_precision: Annotated[str, Field(description="number format in use")]
     sessions: Annotated[int, Field(description="engine sessions that take work")]
     shadow: Annotated[
-        ShadowReport | None, Field(description="the trial that runs, or the last one")
+        ShadowReport | None, Field(description="the trial in progress, or the last one")
     ] = None
 
 

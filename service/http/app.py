@@ -128,8 +128,8 @@ def create_app(
 ) -> FastAPI:
     """Build the application for loaded models, which are warmed up when it starts.
 
-    `processes`: they decode large or unusual photos; None: threads decode all. `beside`: serves the
-    application in another way too.
+    `processes`: they decode large or unusual photos; None: threads decode all photos. `beside`:
+    another server of the application, such as gRPC's, that runs as long as it does.
     """
     pool = _started_pool(cpus.available() + 1)
     threads = Threads(pool)
@@ -190,7 +190,7 @@ def _resources(
     pool: ThreadPoolExecutor,
     decoders: Decoders,
 ) -> Resources:
-    """Return what all requests share; its stages are reported to the metrics and traces."""
+    """Return the resources that all requests share; stages are reported to metrics and traces."""
 
     def on_stage(name: str, seconds: float, ended_ago_s: float) -> None:
         measured.stage(name, seconds)

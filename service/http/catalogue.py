@@ -61,11 +61,12 @@ class ReloadQuery(BaseModel):
         float, Field(ge=0, le=1, description="share of pixels that must get the same label")
     ] = 0.95
     most_slowdown: Annotated[
-        float, Field(gt=0, description="times as long as the model that an image may take")
+        float, Field(gt=0, description="most time per image, as a multiple of the model's")
     ] = 1.5
 
     def trial(self) -> Trial | None:
-        """Return the terms of the shadow, or None; raises InvalidRequest for terms without it."""
+        """Return the conditions of the trial, or None; raises InvalidRequest for some without
+        shadow."""
         if self.shadow is None:
             # Generated clients send defaults too.
             odd = sorted(self.model_dump(exclude={"digest", "shadow"}, exclude_defaults=True))

@@ -23,7 +23,8 @@ def milliseconds(text: str | None, default: int) -> int:
 
 @asynccontextmanager
 async def enforced(milliseconds: int) -> AsyncIterator[float]:
-    """Cancel the block at the deadline and raise DeadlineExceeded. Gives the loop time of it."""
+    """Cancel the block at the deadline and raise DeadlineExceeded. Yields the deadline, in the
+    loop's time."""
     deadline = asyncio.get_running_loop().time() + milliseconds / 1000
     try:
         async with asyncio.timeout_at(deadline) as limit:

@@ -280,7 +280,7 @@ def _add_metadata(app: FastAPI, models: Models) -> None:
 
 
 def _add_extensions(app: FastAPI, models: Models) -> None:
-    """Name Triton's extensions that its clients ask for and that are not offered here."""
+    """Answer 404 on the paths of Triton's extensions, which are not offered here."""
 
     async def refuse(name: str, extension: str) -> Response:
         models.get(name)

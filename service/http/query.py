@@ -112,11 +112,12 @@ class SegmentQuery(BaseModel):
         ),
     ] = None
     below: Annotated[
-        Below, Field(description="what they become: the class background if there is one, or void")
+        Below,
+        Field(description="label of these pixels: the class background if there is one, or void"),
     ] = "background"
     threshold: Annotated[
         Literal["best"] | None,
-        Field(description="best: for classes that min_confidence does not name, the model's own"),
+        Field(description="best: the calibrated one for classes that min_confidence does not name"),
     ] = None
     smooth: Annotated[
         bool,
@@ -150,11 +151,21 @@ class SegmentQuery(BaseModel):
         Field(pattern=FILL, description="colour of output=replace, as RRGGBB"),
     ] = "ffffff"
     top: Annotated[
-        int, Field(ge=0, le=256, description="in probabilities: only so many classes of each point")
+        int,
+        Field(
+            ge=0,
+            le=256,
+            description="in probabilities: only this many classes of each point, the most probable",
+        ),
     ] = 0
     coverage: Annotated[
         float | None,
-        Field(gt=0, lt=1, description="in probabilities: sets with the truth in this share"),
+        Field(
+            gt=0,
+            lt=1,
+            description="in probabilities: sets of classes that contain the true one in this share "
+            "of pixels",
+        ),
     ] = None
 
     fit: Annotated[

@@ -45,7 +45,7 @@ Made = TypeVar("Made")
 # delay the photos of others.
 AT_ONCE = 4
 
-BYTES_PER_PIXEL = 14  # of memory: what an admitted pixel stands for, see docs/deploy.md
+BYTES_PER_PIXEL = 14  # of memory for each admitted pixel, see docs/deploy.md
 AVIF_BYTES = 25  # of memory for each pixel, while it is encoded
 CLASSES_PER_PIXEL = 64  # whose probabilities take about as much memory as BYTES_PER_PIXEL
 
@@ -151,7 +151,8 @@ async def segment(uploads: Sequence[Upload], job: Job, *, several: bool = False)
 async def segment_each(
     photos: Sequence[bytes], job: Job, make: Callable[[Result], Made]
 ) -> list[Made]:
-    """Segment encoded images and return what `make` makes of each; an error is of them all."""
+    """Segment encoded images and return the result of `make` for each; any error fails all of
+    them."""
     began = time.monotonic()
     opened = await _all([_open(photo, job) for photo in photos])
 

@@ -1,4 +1,4 @@
-"""Raise what the shared packages refuse as the errors that the service answers with."""
+"""Translate errors of the shared packages into those that the service answers with."""
 
 from __future__ import annotations
 

@@ -100,9 +100,9 @@ class Engine:
         data = _read(path)  # read once: the digest must match the loaded model
         self.digest = _digest(data)
         self._gpu = options.gpu
-        self._flags: set[str] = set()  # inputs that say which optional outputs to compute
+        self._flags: set[str] = set()  # inputs that turn optional outputs on and off
         self.provider: str
-        self.execution_precision: str  # what it really computes in
+        self.execution_precision: str  # the number format in use
         self._session: Any
         self._lanes: list[Any]
         openvino = _openvino(path, data, options)
@@ -357,7 +357,7 @@ def _load(path: Path, data: bytes, providers: list[Any], threads: int) -> ort.In
     config.add_session_config_entry(EXTERNAL_FOLDER, os.devnull)
     try:
         return ort.InferenceSession(data, config, providers=providers)
-    except Exception as error:  # ONNX Runtime raises its own classes, not all of one root
+    except Exception as error:  # ONNX Runtime's exceptions have no common base class
         raise StartupError(f"ONNX Runtime cannot load {path}: {error}") from None
 
 

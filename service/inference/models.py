@@ -269,7 +269,7 @@ class Models:
         self._check_point(fresh, self._settings.quality)
         try:
             await fresh.start()
-        except Exception as error:  # ONNX Runtime raises its own classes, not all of one root
+        except Exception as error:  # ONNX Runtime's exceptions have no common base class
             raise ModelUnusable(
                 f"{fresh.name} was not replaced, the new file does not run: {error}"
             ) from error
@@ -323,7 +323,8 @@ class Models:
 
     @asynccontextmanager
     async def watched(self) -> AsyncIterator[None]:
-        """Load new and changed files of the folder meanwhile, if --watch-models-s is set."""
+        """Load new and changed files of the folder while the block runs, if --watch-models-s is
+        set."""
         if not self._settings.watch_models_s:
             yield
             return

@@ -20,7 +20,7 @@ from service.errors import StartupError
 from service.inference import openvino_tail
 from service.inference.contract import INPUT, LABELS, Contract, choices
 
-OPENVINO = "OpenVINO"  # as the name of what runs
+OPENVINO = "OpenVINO"  # in place of an execution provider's name
 Precision = Literal["auto", "fp32", "bf16"]
 HINTS = {"fp32": "f32", "bf16": "bf16"}  # OpenVINO's names
 NAMES = {hint: name for name, hint in HINTS.items()}

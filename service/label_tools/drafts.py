@@ -36,7 +36,7 @@ class Drafter:
     min_area: int = 50
 
     def __post_init__(self) -> None:
-        """Raise UsageError for pixels that there cannot be."""
+        """Raise UsageError for a negative tolerance or min_area."""
         if not 0 <= self.tolerance < math.inf or self.min_area < 0:
             raise UsageError(
                 f"tolerance {self.tolerance:g}, min_area {self.min_area}: give pixels from 0 on"

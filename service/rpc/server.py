@@ -59,12 +59,12 @@ class Calls:
         self._app = app
 
     async def server_live(self, _: bytes, context: Any) -> bytes:
-        """Tell that the process runs."""
+        """Answer that the process runs."""
         answer = await self._ask(context, "GET", "/v2/health/live")
         return _written("ServerLiveResponse", live=answer.status == 200)
 
     async def server_ready(self, _: bytes, context: Any) -> bytes:
-        """Tell whether every model takes requests."""
+        """Answer whether every model takes requests."""
         answer = await self._ask(context, "GET", "/v2/health/ready")
         return _written("ServerReadyResponse", ready=answer.status == 200)
 
@@ -79,7 +79,7 @@ class Calls:
         return _written("ServerMetadataResponse", **json.loads(answer.body))
 
     async def model_ready(self, data: bytes, context: Any) -> bytes:
-        """Tell whether a model takes requests."""
+        """Answer whether a model takes requests."""
         path = await self._model_path(data, "ModelReadyRequest", context)
         answer = await self._ask(context, "GET", f"{path}/ready")
         if answer.status not in {200, 503}:

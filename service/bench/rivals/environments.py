@@ -54,7 +54,7 @@ def servers(file: Path, threads: int) -> Iterator[dict[str, launch.Server]]:
         for rival in rivals(threads):
             python = program(rival.environment)
             if python is None:
-                print(f"{rival.name} is not installed: `make bench` does it", file=sys.stderr)
+                print(f"{rival.name} is not installed: run `make bench`", file=sys.stderr)
                 continue
             flags = (str(file.resolve()), *rival.flags)
             found[rival.name] = stack.enter_context(_started(rival, python, flags))
@@ -87,7 +87,7 @@ class LiteRt:
         """Start the process; raises RuntimeError if it does not become ready."""
         python = program("litert")
         if python is None:
-            raise RuntimeError("LiteRT is not installed: `make bench` does it")
+            raise RuntimeError("LiteRT is not installed: run `make bench`")
         command = [python, "-m", "service.bench.rivals.litert", str(file), str(image)]
         self._process = subprocess.Popen(
             [*command, "--threads", str(threads)],

@@ -15,7 +15,7 @@ from service.client.uploads import prepare
 
 RESULTS = "results.json"
 MOST_BYTES = 256 << 20  # of results.json: some 300 bytes for each photo
-DATE = (1980, 1, 1, 0, 0, 0)  # the first that a ZIP can have
+DATE = (1980, 1, 1, 0, 0, 0)  # the earliest date that a ZIP can store
 
 
 @contextmanager
@@ -33,10 +33,11 @@ def packed(inputs: Inputs, max_side: int | None) -> Iterator[tuple[Path, int]]:
 
 
 def _is_new(photo: InputPhoto, seen: dict[str, str]) -> bool:
-    """Return whether a photo is not yet packed; raises UsageError for another of its name."""
+    """Return whether a photo is not yet packed; raises UsageError for another one of the same
+    name."""
     before = len(seen)
     if photo.url is not None:
-        raise UsageError(f"{photo.source}: a job takes files or URLs, make one of each")
+        raise UsageError(f"{photo.source}: a job takes files or URLs, not both: make two jobs")
     earlier = seen.setdefault(photo.name, photo.source)
     if earlier != photo.source:
         raise UsageError(

@@ -93,7 +93,7 @@ def _teller(patience_s: float) -> Callable[[Outcome], None]:
 
 
 def _explained(error: StatusError, options: argparse.Namespace) -> ClientError:
-    """Return the error with what to change."""
+    """Return the error, with advice on what to change where that is known."""
     if error.status in {404, 405} and error.code not in {"unknown-job", "unknown-model"}:
         return UsageError(
             f"{options.url} has no jobs: start the service with --jobs DIR, or correct the URL"
@@ -187,7 +187,7 @@ async def _submit(client: AsyncClient, options: argparse.Namespace) -> int:
         return await _result(client, job.id, options)
     except asyncio.CancelledError:
         again = f"deeplab-client jobs fetch {options.url} {job.id} -o {options.out}"
-        print(plain(f"\nthe job goes on; its result: {again}"), file=sys.stderr)
+        print(plain(f"\nthe job continues; to fetch its result: {again}"), file=sys.stderr)
         raise
 
 
@@ -200,7 +200,7 @@ async def _submitted(client: AsyncClient, options: argparse.Namespace) -> Job:
     }
     urls = _urls(options)
     if bool(options.inputs) + bool(options.urls) + bool(options.paths) != 1:
-        raise UsageError("give the photos: INPUT, --urls FILE or --paths PATH, one of them")
+        raise UsageError("give the photos by exactly one of INPUT, --urls FILE and --paths PATH")
     if options.paths or urls:
         return await client.submit_job(urls=urls, paths=options.paths, **ask)
     if archives := [each for each in options.inputs if each.lower().endswith(".zip")]:
@@ -238,7 +238,7 @@ def _zip(archives: list[str], options: argparse.Namespace) -> Path:
     if len(options.inputs) > 1:
         raise UsageError(f"{archives[0]}: a ZIP is sent alone, make a job of each")
     if options.max_side is not None:
-        raise UsageError("--max-side shrinks files and folders, not what is in a ZIP")
+        raise UsageError("--max-side shrinks files and folders, not the photos in a ZIP")
     path = Path(archives[0])
     if not path.is_file():
         raise UsageError(f"input {archives[0]!r}: no such file")
@@ -268,7 +268,7 @@ async def _ended(client: AsyncClient, name: str) -> Job:
     progress = Progress(counts, sys.stderr)
 
     def show(job: Job) -> None:
-        if progress.total is None:  # what was done before takes no part in the rate
+        if progress.total is None:  # photos finished earlier do not count in the rate
             progress.total, counts.skipped = job.photos, job.done - job.failed
         counts.failed = job.failed
         counts.sent = job.done - job.failed - counts.skipped

@@ -20,32 +20,33 @@ from service.client.retry import Outcome
 RANGE = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+)")
 MOST_UNPACKED = 20  # times the bytes of the ZIP; the service only stores what is compressed already
 MOST_UNTOLD = 1 << 30  # bytes of an answer without a length
-PROGRESS = 1 << 20  # bytes that a try must bring so that the tries count anew
+PROGRESS = 1 << 20  # bytes: a try that receives as many resets the count of tries
 OnBytes = Callable[[int, int | None], None]
 
 
 @dataclass
 class Part:
-    """The bytes that are there so far. The name belongs to one result, which never changes."""
+    """A partly downloaded file. Its name belongs to one result, whose content never changes."""
 
     path: Path
     total: int | None = None  # bytes of the whole file, once known
 
     @property
     def size(self) -> int:
-        """The bytes that are there."""
+        """The number of downloaded bytes."""
         return self.path.stat().st_size if self.path.exists() else 0
 
     @property
     def is_whole(self) -> bool:
-        """Whether all bytes are there."""
+        """Whether the file is complete."""
         return self.total is not None and self.size == self.total
 
 
 async def to_file(
     exchange: Exchange, ask: Ask, to: Path, part_path: Path, on_bytes: OnBytes | None
 ) -> Path:
-    """Download a ZIP to `to`, by way of the file `part_path`; raises a ClientError or OSError."""
+    """Download a ZIP to `to`, through the partial file `part_path`; raises a ClientError or
+    OSError."""
     if os.path.lexists(to):
         raise UsageError(f"{to} exists: name another file, or remove it")
     to.parent.mkdir(parents=True, exist_ok=True)
@@ -53,13 +54,13 @@ async def to_file(
     retries, had = exchange.retries(), part.size
     while (outcome := await _attempt(exchange, ask, part, on_bytes)) is not None:
         outcome = exchange.checked(outcome)
-        if part.size >= had + PROGRESS:  # it got further, so that the tries count from here
+        if part.size >= had + PROGRESS:  # progress: count the tries from here
             retries, had = exchange.retries(), part.size
         if not await exchange.again(retries, outcome):
             exchange.settle(retries, outcome)
     await asyncio.to_thread(_check, part_path)
     try:
-        os.link(part_path, to)  # fails if somebody else has made the file meanwhile
+        os.link(part_path, to)  # fails if another program has created the file meanwhile
     except FileExistsError:
         raise UsageError(f"{to} exists: name another file, or remove it") from None
     except OSError:  # a file system without links
@@ -72,7 +73,7 @@ async def to_file(
 async def _attempt(
     exchange: Exchange, ask: Ask, part: Part, on_bytes: OnBytes | None
 ) -> Outcome | None:
-    """Make one try; return what went wrong, or None when the file is whole."""
+    """Make one try; return what went wrong, or None when the file is complete."""
     began = part.size
     extra = {"Range": f"bytes={began}-"} if began else {}
     try:
@@ -93,13 +94,13 @@ async def _attempt(
 
 
 def _beyond(answer: httpx.Response, part: Part) -> Outcome | None:
-    """Handle a Range behind the end: the part is whole, or it is not of this result."""
+    """Handle a Range beyond the end: the part is complete, or belongs to another result."""
     found = RANGE.fullmatch(answer.headers.get("content-range", ""))
     part.total = int(found[2]) if found else None
     if part.is_whole:
         return None
     part.path.unlink()
-    return httpx.ReadError("the download began anew")
+    return httpx.ReadError("the download starts over")
 
 
 async def _receive(

@@ -12,7 +12,7 @@ from service.client.jobs.job import Job, job_of
 from service.client.plain import parse_json
 
 KIND = "text/event-stream"
-FIRST_S = 10.0  # the service tells the state at once; a proxy that holds events back does not
+FIRST_S = 10.0  # for the first event, which the service sends at once; a proxy may hold it back
 SILENCE_S = 45.0  # the service writes at least every 15 s
 MOST_BYTES = 64 << 10  # of an event
 
@@ -20,7 +20,7 @@ MOST_BYTES = 64 << 10  # of an event
 async def follow(exchange: Exchange, path: str, hear: Callable[[Job], None]) -> bool:
     """Call `hear` with every state until the events end; return whether any came.
 
-    No fault is raised: the caller then asks for the state, which tells what is wrong.
+    Errors are not raised: the caller then requests the state, and gets the same error there.
     """
     heard = False
     try:

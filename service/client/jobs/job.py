@@ -1,4 +1,4 @@
-"""The state of a job as the service tells it."""
+"""The state of a job as the service reports it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Job:
     id: str
     state: str  # one of STATES
     photos: int
-    done: int  # photos that are finished, failed ones too
+    done: int  # finished photos, including failed ones
     failed: int
     created: float
     ended: float | None
@@ -27,7 +27,7 @@ class Job:
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing will change any more."""
+        """Whether the job is done, has failed or was cancelled."""
         return self.state in {"done", "failed"}
 
 

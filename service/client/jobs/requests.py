@@ -1,4 +1,4 @@
-"""The requests about jobs: submit, tell, watch, fetch and cancel."""
+"""The requests about jobs: submit, get, watch, fetch and cancel."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from service.client.retry import RETRYABLE, is_of_a_proxy
 
 PATH = "/jobs"
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # becomes part of a URL and of a file name
-POLL_S = 2.0  # between two requests for the state, where events do not come
+POLL_S = 2.0  # between two requests for the state, if no events arrive
 MAYBE_QUEUED = "; the job may have been queued: deeplab-client jobs list"
 MOST_BYTES_OF_A_LIST = 16 << 20
 
@@ -62,11 +62,11 @@ class Jobs:
         return _parsed(answer)
 
     async def get(self, name: str) -> Job:
-        """Ask for the state of a job."""
+        """Request the state of a job."""
         return _parsed(await self._exchange.send(Ask("GET", _path(name))))
 
     async def all(self) -> tuple[Job, ...]:
-        """Ask for the jobs of the key, oldest first."""
+        """Request the jobs of the key, oldest first."""
         ask = Ask("GET", PATH, most_bytes=MOST_BYTES_OF_A_LIST)
         answer = await self._exchange.send(ask)
         try:
@@ -75,7 +75,7 @@ class Jobs:
             raise BadAnswerError(f"GET {PATH} is not a list of jobs: {sentence(error)}") from error
 
     async def watch(self, name: str, on_change: Callable[[Job], None] | None = None) -> Job:
-        """Wait until a job ends: by events, and by asking where they do not come through."""
+        """Wait until a job ends: by its events, or by requests for its state if none arrive."""
         heard: list[Job] = []
 
         def hear(job: Job) -> None:

@@ -57,7 +57,7 @@ async def run(options: argparse.Namespace) -> int:
 def _look(options: argparse.Namespace) -> Look:
     output = "overlay" if options.output == flags.DEFAULT_OUTPUT else options.output
     if output not in OUTPUTS:
-        raise UsageError(f"--output {output}: of a video one of {', '.join(OUTPUTS)}")
+        raise UsageError(f"--output {output}: for a video, one of {', '.join(OUTPUTS)}")
     for name in flags.NOT_OF_VIDEOS:
         if getattr(options, name):
             raise UsageError(f"--{name.replace('_', '-')} is not for videos")

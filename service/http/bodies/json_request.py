@@ -107,7 +107,7 @@ def decode(text: bytes) -> bytes:
 
 
 def _pieces(text: bytes) -> Iterator[bytes]:
-    """Cut a text into pieces of at most STEP bytes, but no escape.
+    """Cut a text into pieces of at most STEP bytes, never inside an escape.
 
     Other threads can run between the pieces; a call on the whole text would block them.
     """

@@ -25,7 +25,7 @@ class JobCollector(Collector):
             states.add_metric([state], count)
         oldest = totals.oldest_unfinished
         photos = CounterMetricFamily(
-            "deeplab_job_photos", "Photos of jobs that are finished", labels=["result"]
+            "deeplab_job_photos", "Finished photos of jobs", labels=["result"]
         )
         for result, count in self._jobs.finished.items():
             photos.add_metric([result], count)

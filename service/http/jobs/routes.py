@@ -1,4 +1,7 @@
-"""POST /jobs and what follows: status, events, result, removal. A job is known to its key alone."""
+"""The paths below /jobs: queue, list, describe and remove jobs, send events and results.
+
+A job is visible to the API key that made it, and to no other.
+"""
 
 from __future__ import annotations
 
@@ -53,11 +56,13 @@ METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 
 
 class JobRequest(BaseModel):
-    """Photos of a job that are not sent along: URLs, or files of the service's own folder."""
+    """Photos of a job that the body only names: URLs, or files in the folder --job-inputs."""
 
     model_config = ConfigDict(extra="forbid")
 
-    urls: Annotated[list[str] | None, Field(description="of hosts that the service allows")] = None
+    urls: Annotated[
+        list[str] | None, Field(description="URLs on hosts that the service allows")
+    ] = None
     paths: Annotated[
         list[str] | None, Field(description="files and folders below the folder for jobs")
     ] = None
@@ -69,7 +74,7 @@ class JobStatus(BaseModel):
     id: str
     state: State
     photos: int
-    done: Annotated[int, Field(description="photos that are finished, failed ones too")]
+    done: Annotated[int, Field(description="finished photos, including failed ones")]
     failed: int
     created: Annotated[float, Field(description="seconds since 1970, as all times")]
     ended: float | None
@@ -83,7 +88,7 @@ class JobList(BaseModel):
     jobs: list[JobStatus]
 
 
-BODIES: tuple[type[BaseModel], ...] = (JobRequest,)  # that no annotation names
+BODIES: tuple[type[BaseModel], ...] = (JobRequest,)  # not named by any annotation
 # First: a generated client takes the first type it knows.
 ZIP_ANSWER = {"application/octet-stream": BINARY, "application/zip": BINARY}
 BODY = {
@@ -201,7 +206,7 @@ def _add_job(app: FastAPI, jobs: Jobs, callers: CallersJobs) -> None:
 
     @app.get(PATH + "/{name}", responses=documented(UnknownJob))
     async def get_job(request: Request, name: str) -> JobStatus:
-        """Tell the state of a job."""
+        """Return the state of a job."""
         return callers.status(await callers.find(request, name))
 
     @app.delete(PATH + "/{name}", status_code=204, responses=documented(UnknownJob))
@@ -286,7 +291,7 @@ def _bad_range(scope: Scope, content_range: str | None) -> Response:
 
 
 def add_refusals(app: FastAPI) -> None:
-    """Answer below /jobs that this service takes no jobs."""
+    """Answer 404 on every path below /jobs: this service takes no jobs."""
 
     @app.api_route(PATH, methods=METHODS, include_in_schema=False)
     @app.api_route(PATH + "/{rest:path}", methods=METHODS, include_in_schema=False)
@@ -302,7 +307,7 @@ def _length(request: Request) -> int:
 async def _photos(
     request: Request, jobs: Jobs, folder: Path, arrival: Arrival
 ) -> tuple[Kind, list[str], int]:
-    """Return where the photos come from, their names, and the bytes stored in the folder."""
+    """Return the kind of source, the photos' names, and the bytes stored in the folder."""
     most = jobs.settings.max_job_photos
     kind = media_type(request)
     if kind in zip_request.MEDIA_TYPES:
@@ -321,7 +326,7 @@ async def _photos(
     if len(urls) > most:
         raise InvalidRequest(f"urls: {len(urls)} of them, the limit of a job is {most}")
     if jobs.fetcher is None:
-        await fetched(None, "")  # says what is missing
+        await fetched(None, "")  # raises the error that names the missing setting
     else:
         await asyncio.to_thread(_check_urls, jobs.fetcher, urls)  # ten thousand take a second
     return "urls", urls, 0
@@ -341,7 +346,7 @@ def _check_count(totals: Totals) -> None:
 
 
 async def _save(request: Request, arrival: Arrival, path: Path) -> int:
-    """Write the body to a file as it comes; raises JobsFull."""
+    """Write the body to a file as it arrives; raises JobsFull."""
     size = 0
     try:
         with path.open("wb") as file:

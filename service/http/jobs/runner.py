@@ -1,4 +1,4 @@
-"""Work on jobs in the background: photo by photo, behind the requests that somebody waits for."""
+"""Work on jobs in the background, photo by photo; other requests take precedence."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ from service.settings import Settings
 log = logging.getLogger("service.jobs")
 T = TypeVar("T")
 
-JOBS_AT_ONCE, PHOTOS_AT_ONCE = 4, 2  # jobs, so that small ones pass large ones; photos of all
-PATIENCE_S = 5.0  # for which a photo of a job waits while other requests are in progress
+JOBS_AT_ONCE, PHOTOS_AT_ONCE = 4, 2  # several jobs: small ones need not wait for large ones
+PATIENCE_S = 5.0  # longest wait of a job's photo while few other requests are in progress
 SWEEP_S = 30.0
 FULL_S = 5.0  # between two attempts to write on a full disk
 TRANSIENT = (Overloaded, EngineUnavailable, ShuttingDown)
@@ -80,7 +80,7 @@ class Jobs:
         self._turns = asyncio.Semaphore(PHOTOS_AT_ONCE)
         self.finished = {"done": 0, "failed": 0}  # photos, since the start
         self.followers = 0  # clients that read events
-        self.arriving = 0  # bytes on the disk of jobs that are not stored yet
+        self.arriving = 0  # bytes on the disk of jobs that are still being received
         self._taking = asyncio.Lock()  # while a job leaves the queue, or is removed
         self._own = 0  # photos of jobs among the requests in progress
         self._queued = asyncio.Event()
@@ -266,7 +266,7 @@ class Jobs:
                 self._own -= 1
 
     async def _until_free(self) -> None:
-        """Wait while others are busy: at half of the limit without end, below it PATIENCE_S."""
+        """Wait for other requests: up to PATIENCE_S, or longer if they take half of all slots."""
         admission = self._resources.admission
         until = time.monotonic() + PATIENCE_S
         while admission.requests > (
@@ -292,7 +292,8 @@ class Jobs:
     def _write(self, job: StoredJob, outcome: Outcome, named: dict[str, str]) -> int:
         """Write the outputs of a photo; return the bytes they will take. Raises JobsFull.
 
-        They count twice: at the end they are for a moment on the disk and in the ZIP of the result.
+        They count twice: at the end the disk briefly holds both the files and the ZIP of the
+        result.
         """
         size = 2 * sum(map(len, outcome.files.values()))
         self.check_space(size)
@@ -345,7 +346,7 @@ class Jobs:
 
 
 async def _stored(write: Callable[[], Awaitable[T]]) -> T:
-    """Call `write` again and again while the disk has no room for it."""
+    """Call `write` until the disk has room for it."""
     while True:
         try:
             return await write()
@@ -355,7 +356,7 @@ async def _stored(write: Callable[[], Awaitable[T]]) -> T:
 
 
 async def _persistent(work: Any) -> Any:
-    """Call `work` again while the service is overloaded."""
+    """Call `work` until the service is not overloaded."""
     while True:
         try:
             return await work()

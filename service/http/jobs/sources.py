@@ -22,7 +22,7 @@ class Source(Protocol):
         """Return a photo; raises a ServiceError if it cannot be read."""
 
     def close(self) -> None:
-        """Free what is open."""
+        """Close open files."""
 
 
 class ZipSource:
@@ -59,7 +59,7 @@ class UrlSource:
         return await fetched(self._fetcher, name)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no file is open."""
 
 
 class FolderSource:
@@ -84,7 +84,7 @@ class FolderSource:
             raise InvalidImage(f"{name!r} cannot be read: {error.strerror}") from None
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no file is open."""
 
 
 def _check_size(size: int, limit: int) -> None:

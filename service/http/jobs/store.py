@@ -59,7 +59,7 @@ class StoredJob:
     ended: float | None
     error: str | None
     photos: int
-    done: int  # photos that are finished, failed ones too
+    done: int  # finished photos, including failed ones
     failed: int
     bytes: int  # on the disk
 
@@ -70,7 +70,7 @@ class Totals:
 
     states: dict[State, int]  # number of jobs in each state
     bytes: int
-    oldest_unfinished: float | None  # when the oldest job that waits or runs was made
+    oldest_unfinished: float | None  # creation time of the oldest unfinished job
 
     @property
     def jobs(self) -> int:
@@ -79,14 +79,15 @@ class Totals:
 
     @property
     def unfinished(self) -> int:
-        """The number of jobs that wait or run."""
+        """The number of queued and running jobs."""
         return sum(self.states[state] for state in UNFINISHED)
 
 
 class Store:
-    """Jobs on a disk. Call its methods in threads: a full disk may hold up any of them."""
+    """Jobs on a disk. Call its methods in threads: each may block for long, for example on a full
+    disk."""
 
-    totals: Totals  # as of the last change; reading them does not wait for the disk
+    totals: Totals  # after the last change; reading them needs no disk access
 
     def __init__(self, folder: Path) -> None:
         """Open or make the store; raises StartupError."""
@@ -104,7 +105,7 @@ class Store:
         self.totals = self._totals()
 
     def close(self) -> None:
-        """Close the store, when no thread uses it: SQLite would crash the process."""
+        """Close the store. No thread may still use it: SQLite would crash the process."""
         with self._lock:
             self._database.close()
         self._lock_file.close()
@@ -120,7 +121,7 @@ class Store:
             raise JobsFull(f"the list of jobs cannot be written: {error}") from None
 
     def _change(self, sql: str, *values: object, then: Callable[[], None]) -> None:
-        """Change a job, and `then` remove its files; on a full disk these make room first."""
+        """Change a job, then remove its files by `then`; on a full disk, remove them first."""
         try:
             with self._writing() as database:
                 database.execute(sql, values)
@@ -172,7 +173,7 @@ class Store:
         return StoredJob(*self._rows(f"SELECT {COLUMNS} FROM jobs WHERE id = ?", name)[0])
 
     def get(self, name: str, owner: str | None = None) -> StoredJob | None:
-        """Return a job, if it has this owner; None: whoever owns it."""
+        """Return a job if it belongs to this owner; `owner` None: to anybody."""
         rows = self._rows(f"SELECT {COLUMNS} FROM jobs WHERE id = ?", name)
         jobs = [StoredJob(*row) for row in rows]
         return next((job for job in jobs if owner in {None, job.owner}), None)
@@ -188,7 +189,7 @@ class Store:
             database.execute("UPDATE jobs SET state = 'queued' WHERE state = 'running'")
 
     def remove_strays(self) -> None:
-        """Remove the files of no job; call it before jobs arrive."""
+        """Remove files that belong to no job; call it before jobs arrive."""
         known = {row[0] for row in self._rows("SELECT id FROM jobs")}
         for path in self.folder.iterdir():
             if path.is_dir() and path.name not in known:
@@ -231,7 +232,7 @@ class Store:
             )
 
     def end(self, name: str, state: State, error: str | None, size: int) -> None:
-        """Store the end of a job, and remove its files but the result of one that is done.
+        """Store the end of a job, and remove its files except the result.
 
         Raises JobsFull.
         """
@@ -242,7 +243,7 @@ class Store:
         )
 
     def remove(self, name: str) -> None:
-        """Forget a job and remove its files; raises JobsFull."""
+        """Delete a job and its files; raises JobsFull."""
         self._change(
             "DELETE FROM jobs WHERE id = ?",
             name,

@@ -21,7 +21,7 @@ log = logging.getLogger("service.http")
 Result = TypeVar("Result")
 
 SMALL = 1024 * 1024  # bytes of a small body or answer, as most photos and masks are
-GRACE_S = 5.0  # before a least rate applies to sending a body and to reading an answer
+GRACE_S = 5.0  # before the minimum rate applies to sending a body and to reading an answer
 # Bytes of an answer passed to the server at once. A client that reads fewer in GRACE_S may lose
 # its answer when others need the memory.
 PIECE = 256 * 1024
@@ -95,7 +95,7 @@ class Admission:
             self.release(size)
 
     def release(self, size: int) -> None:
-        """Count bytes no longer."""
+        """Stop counting bytes that `hold` counted."""
         self.bytes -= size
 
     def _drop_slow_readers(self, size: int) -> None:
@@ -159,12 +159,12 @@ class Reading:
         self.taken_at = time.monotonic()
 
     def drop(self) -> None:
-        """End the connection, so that its memory is free."""
+        """End the connection to free its memory."""
         self.end()
         self._abort()
 
     def end(self) -> None:
-        """Count its bytes no longer."""
+        """Stop counting its bytes."""
         if self._held:
             self._held = False
             self._admission.release(self.size)
@@ -226,9 +226,9 @@ class BodyLimit:
         stored: Mapping[str, int] | None = None,
         min_bytes_per_s: int = 0,
     ) -> None:
-        """`stored`: other limits, of paths whose bodies go to a disk as they come.
+        """`stored`: other limits for paths whose bodies are written to the disk as they arrive.
 
-        Such a body may take any time, if some of it comes every `timeout_s`.
+        Such a body may take any time, as long as some bytes arrive every `timeout_s`.
         """
         self.stored = stored or {}
         self.app = app
@@ -274,7 +274,7 @@ class BodyLimit:
                 self.admission.release(received)
 
     def _patience_s(self, received: int) -> float:
-        """Return after how many seconds the next bytes must have come."""
+        """Return the seconds within which the next bytes must arrive."""
         if not self.min_bytes_per_s:
             return self.timeout_s
         return min(self.timeout_s, GRACE_S + received / self.min_bytes_per_s)

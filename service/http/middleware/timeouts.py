@@ -66,8 +66,8 @@ class TimeoutProtocol(Protocol):
     """Our protocol with one timer for request headers and one for sending answers."""
 
     header_timeout_s = 10.0  # to complete the headers of a request
-    send_timeout_s = 60.0  # without progress, while there are bytes to send
-    min_bytes_per_s = 0  # which the client must read meanwhile
+    send_timeout_s = 60.0  # for which a client with bytes to read may read none
+    min_bytes_per_s = 0  # at which the client must read
     max_connections = 0  # 0: no limit
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -110,7 +110,7 @@ class Metrics:
             self.stages.labels(stage)
 
     def know(self, routes: Iterable[BaseRoute]) -> None:
-        """Also start at 0 what alerts read of the application's other routes."""
+        """Also start at 0 the series that alerts read of the application's other routes."""
         for route in routes:
             if isinstance(route, APIRoute) and route.path not in WORK:
                 for method, status in product(sorted(route.methods or ()), ALERTED):
@@ -144,7 +144,7 @@ class _LoopCollector(Collector):
     """Reads the turns of the event loop that answers the scrape."""
 
     def describe(self) -> list[Metric]:
-        """Return no metrics: else the registry would call `collect` outside of a loop."""
+        """Return no metrics: the registry would call `collect` outside of a loop."""
         return []
 
     def collect(self) -> Iterator[Metric]:

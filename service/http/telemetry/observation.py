@@ -66,7 +66,7 @@ class Observation:
             logs.trace_id.reset(traced)
 
     def _in_flight(self, scope: Scope) -> AbstractContextManager[None]:
-        """Count a request while it is in progress; a scrape would count itself, and be load."""
+        """Count a request while it is in progress, except scrapes, which are no load."""
         if scope["path"] in QUIET:
             return nullcontext()
         return self.metrics.in_flight.track_inprogress()

@@ -170,11 +170,11 @@ def test_retry_after_takes_seconds_and_dates() -> None:
     [
         (
             b"<html>\r\n<head><title>413 Request Entity Too Large</title></head>\r\n<body>\r\n",
-            "413 Request Entity Too Large (a web page: probably of a proxy before the service)",
+            "413 Request Entity Too Large (a web page, probably of a proxy before the service)",
         ),
         (
             b"<!DOCTYPE html><p>No",
-            "No (a web page: probably of a proxy before the service)",
+            "No (a web page, probably of a proxy before the service)",
         ),
         (b"upstream connect error", "upstream connect error"),
         (b"", "Request Entity Too Large"),

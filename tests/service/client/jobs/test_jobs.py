@@ -135,7 +135,7 @@ def test_urls_and_paths_are_jobs_without_an_upload(
     ("arguments", "message"),
     [
         ([], "give the photos"),
-        (["PHOTOS", "--paths", "scans"], "one of them"),
+        (["PHOTOS", "--paths", "scans"], "exactly one of"),
         (["no-such.zip"], "no such file"),
         (["PHOTOS", "--output", "masks"], "choose from mask"),
         (["PHOTOS", "--alpha", "7"], "correct --alpha"),

@@ -188,7 +188,7 @@ def test_damaged_packets_are_counted(
     [
         (["-o", "{tmp}/out"], "-o {tmp}/out must name one, such as out.mp4"),
         (["-o", "{tmp}/clip.mkv"], "is the input: name another file"),
-        (["-o", "{tmp}/o.mp4", "--output", "json"], "of a video one of overlay, color, mask"),
+        (["-o", "{tmp}/o.mp4", "--output", "json"], "for a video, one of overlay, color, mask"),
         (["-o", "{tmp}/o.mp4", "--output", "mask"], ".mp4 cannot keep class ids"),
         (["-o", "{tmp}/o.mp4", "--report"], "--report is not for videos"),
         (["-o", "{tmp}/o.mp4", "--classes", "cow"], "correct --classes"),
