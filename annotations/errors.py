@@ -1,4 +1,4 @@
-"""The error of this package, and what a reader leaves out, by name and count."""
+"""The error of this package, and counts of what a reader leaves out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class AnnotationError(ValueError):
 
 @dataclass
 class Notes:
-    """What was not used, each kind with its number and the first place where it occurs."""
+    """Counts of what was not used: for each kind the number and the first place."""
 
     found: dict[str, tuple[int, str]] = field(default_factory=dict)
 

@@ -80,7 +80,7 @@ def _photo(task: dict[str, Any], path: Path, reading: Reading, notes: Notes) -> 
 
 
 def _address(data: dict[str, Any]) -> str | None:
-    """The task's photo: what is called image, else the first text that looks like a file."""
+    """The task's photo: the field `image`, else the first text that looks like a file."""
     texts = [str(data["image"])] if "image" in data else []
     texts += [text for text in data.values() if isinstance(text, str) and "." in text]
     return texts[0] if texts else None

@@ -23,7 +23,7 @@ Per = Literal["region", "class"]
 
 @dataclass(frozen=True)
 class Writing:
-    """What to write of label maps, and how."""
+    """The parts of label maps to write, and their form."""
 
     labels: Mapping[int, str]  # the label of each class id that is written, in their order
     colors: Mapping[str, Color]

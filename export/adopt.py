@@ -58,7 +58,7 @@ Truth = tuple[NDArray[np.int64], NDArray[np.float32]]  # labels (H, W), scores (
 
 @dataclass(frozen=True)
 class AdoptOptions:
-    """What only the network's library knows, and the choices for the new file."""
+    """The facts that only the network's library knows, and the choices for the new file."""
 
     classes: tuple[str, ...]
     palette: tuple[Color, ...]
@@ -75,7 +75,7 @@ class AdoptOptions:
 
 @dataclass(frozen=True)
 class Adopted:
-    """The result: the contract, and what was seen on the photos."""
+    """The contract of the new file, and its result on the photos."""
 
     contract: Contract
     foreign: Foreign
@@ -157,14 +157,14 @@ def _photos(target: InputSize, folder: Path | None) -> dict[str, NDArray[np.uint
             continue  # another file among the photos
         found[path.name] = fit(photo, target).pixels
     if not found:
-        raise AdoptError(f"--photos {folder}: no photo in it")
+        raise AdoptError(f"--photos {folder}: it holds no photo")
     return found
 
 
 def _meaning(
     raw: Sequence[NDArray[Any]], options: AdoptOptions, layout: Layout
 ) -> tuple[Kind, int]:
-    """Return what the output is, and the axis of the classes in scores."""
+    """Return the kind of the output, and the axis of the classes in scores."""
     first = raw[0]
     if first.dtype.kind in "iu":
         if options.kind not in {None, "labels"} or not reading.is_label_map(first.shape):
@@ -236,7 +236,7 @@ def compare(
                     wanted = np.stack([each for _, each in truths[part]])
                     error = max(error, float(np.abs(scores[0] - wanted).max()))
                     deviations.append(float(wanted.std()))
-    except Exception as problem:  # ONNX Runtime's classes have no common root
+    except Exception as problem:  # ONNX Runtime's exceptions have no common base class
         raise AdoptError(f"the new file does not run: {reading.line(problem)}") from None
     return Parity(
         images=len(images) * len(BATCHES),
@@ -391,7 +391,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def told(path: Path, adopted: Adopted) -> str:
-    """Describe what was found and checked, and what the network sees on the photos."""
+    """Describe the network, the comparison, and the classes it finds in the photos."""
     foreign, parity = adopted.foreign, adopted.contract.parity
     height, width = foreign.output_size
     batches = "in batches" if adopted.in_batches else "one photo at a time"

@@ -98,7 +98,7 @@ def openvino_runner(file: Path, threads: int) -> Runner:
 
     core = openvino.Core()
     whole = core.read_model(file)
-    # What our engine leaves out, it is to leave out too.
+    # Like our engine, compute the labels only.
     model = openvino.Model([whole.output(LABELS)], whole.get_parameters())
     compiled = core.compile_model(model, "CPU", {"INFERENCE_NUM_THREADS": threads})
     return lambda images: compiled([images])[0]
@@ -106,7 +106,7 @@ def openvino_runner(file: Path, threads: int) -> Runner:
 
 @dataclass(frozen=True)
 class Timing:
-    """What one run of a candidate takes."""
+    """The time of one run of a candidate."""
 
     seconds: float  # median
     cpu_s: float  # mean processor time, of all threads
@@ -133,7 +133,7 @@ def timings(candidates: dict[str, Runner], images: Images, rounds: int) -> dict[
 
 @contextmanager
 def published(file: Path | None, images: Images, threads: int) -> Iterator[dict[str, Runner]]:
-    """The published 8-bit MobileNetV2 in LiteRT as a candidate, where both are there."""
+    """The published 8-bit MobileNetV2 in LiteRT as a candidate, if both are installed."""
     if file is None or not file.exists() or environments.program("litert") is None:
         yield {}
         return

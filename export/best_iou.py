@@ -1,6 +1,6 @@
 """Labels that maximise the expected IoU, instead of the most probable ones.
 
-The most probable class makes as many pixels right as possible. The mean IoU over classes wants
+The most probable class maximises the number of correct pixels. The mean IoU over classes wants
 another choice (Nowozin 2014, "Optimal Decisions from Probabilistic Models: the
 Intersection-over-Union Case"). Of the pixels that are given to a class, its intersection with the
 truth is expected to be the sum of their probabilities, and its union their number plus the class's

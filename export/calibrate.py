@@ -45,7 +45,7 @@ from service.inference.digest import contract_digest
 from service.inference.engine import Engine, EngineOptions
 
 LEVELS = 256  # of confidence and probabilities
-FOLDS = 4  # of the photos: each is judged by thresholds of the others
+FOLDS = 4  # parts of the photos; each is evaluated with the thresholds of the others
 COVERAGES = (0.8, 0.9, 0.95, 0.99)  # measured and printed
 
 Counts = NDArray[np.int64]
@@ -119,8 +119,8 @@ def best_f1(photos: list[PhotoCounts]) -> tuple[list[float], list[float], list[f
 def proven_f1(photos: list[PhotoCounts]) -> list[float]:
     """The thresholds of `best_f1`, but 0 for classes that thresholds do not help on other photos.
 
-    Each of FOLDS parts is judged by the thresholds of the other parts. F1 must rise on average,
-    and fall in one part at most. Without this, a rare class gets a threshold by chance.
+    Each of FOLDS parts is evaluated with the thresholds of the other parts. F1 must rise on
+    average, and fall in one part at most. Without this, a rare class gets a threshold by chance.
     """
     gains = np.zeros((FOLDS, len(photos[0].true)))
     for part in range(FOLDS):
@@ -292,7 +292,9 @@ def main(argv: list[str] | None = None) -> int:
         if args.photos:
             dataset = dataset.thinned(args.photos)
         if len(dataset.pairs) < 2:
-            raise CalibrateError("one photo is too few: half of the photos judge the other half")
+            raise CalibrateError(
+                "one photo is too few: the thresholds of each half are tried on the other half"
+            )
         photos = run(engine, dataset)
         found = calibration(photos, dataset)
         if not args.dry_run:

@@ -120,7 +120,7 @@ class Original:
         options.log_severity_level = 3
         try:
             self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's classes have no common root
+        except Exception as error:  # ONNX Runtime's exceptions have no common base class
             raise AdoptError(f"ONNX Runtime cannot load the network: {line(error)}") from None
         self.input, self.type = image.name, INPUT_TYPES[image.type.tensor_type.elem_type]
 

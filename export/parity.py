@@ -21,7 +21,7 @@ from service.inference.contract import INPUT, LABELS, InputSize, Parity
 from service.settings import SAMPLES
 
 MIN_AGREEMENT = {"fp32": 0.999, "fp16": 0.995, "int8": 0.0}
-MAX_MIOU_LOSS = 0.015  # what int8 is judged by instead
+MAX_MIOU_LOSS = 0.015  # int8 is checked by this instead
 BATCHES = (1, 3)  # both unlike the batch that was traced
 
 

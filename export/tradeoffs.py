@@ -45,7 +45,7 @@ BAND = 3  # pixels
 LARGE = (4000, 3000)
 USUAL = (500, 375)
 REPEATS = 5
-LABELS: tuple[Options, ...] = (  # options that change the labels, judged on masks
+LABELS: tuple[Options, ...] = (  # options that change the labels, evaluated on masks
     {},
     {"min_area": "0.05%"},
     {"min_area": "0.1%"},
@@ -59,7 +59,7 @@ LABELS: tuple[Options, ...] = (  # options that change the labels, judged on mas
     {"smooth": "true"},
     {"smooth": "true", "min_area": "0.1%"},
 )
-OF_OTHERS: tuple[Options, ...] = ({}, {"smooth": "true"})  # judged for --best-iou
+OF_OTHERS: tuple[Options, ...] = ({}, {"smooth": "true"})  # evaluated for --best-iou
 COSTS: tuple[Options, ...] = (  # options and outputs, measured beside the mask
     {"output": "mask"},
     {"output": "mask", "min_area": "0.1%"},

@@ -71,7 +71,7 @@ def add_photos(p: ArgumentParser, work: str) -> None:
 
 
 def add_rates(p: ArgumentParser, multi_grid: str, atrous_rates: str) -> None:
-    """Add --multi-grid and --atrous-rates; their defaults are told in these words."""
+    """Add --multi-grid and --atrous-rates; the texts describe their defaults."""
     p.add_argument(
         "--multi-grid",
         type=integers,
@@ -136,7 +136,7 @@ def add_windows(p: ArgumentParser, *, whole: bool = True) -> None:
     )
 
 
-# What takes less memory: for commands with `add_passes` and `add_windows`, and for others.
+# Advice when memory runs out: for commands with `add_passes` and `add_windows`, and for others.
 SMALLER_CROP = (
     "take a checkpoint of a smaller model.crop_size, or --device cpu where a GPU is too small"
 )

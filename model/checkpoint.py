@@ -30,7 +30,7 @@ from model.pydantic_errors import mistakes
 
 Color = tuple[int, int, int]
 BUNDLED = Path(__file__).parent / "bundled"
-# The part of `python -m model.convert` that reads a file of other projects, by its suffix.
+# The subcommand of `python -m model.convert` that reads a file of other projects, by its suffix.
 CONVERTERS = {
     **dict.fromkeys((".pth", ".pt", ".ckpt", ".bin", ".tar"), "torchvision"),
     **dict.fromkeys((".tflite", ".pb", ".index"), "tf"),
@@ -139,13 +139,13 @@ def _foreign(path: Path) -> str:
             f"`python -m model.convert {converter} {found} {found.with_suffix('')}`"
         )
     return (
-        f"{found} is there and its description {card} is not: copy both files of a checkpoint; "
+        f"{found} has no description {card}: copy both files of a checkpoint; "
         "weights of other projects are converted first, see `python -m model.convert --help`"
     )
 
 
 def _missing(card: Path) -> str:
-    """Say that a checkpoint is not there, where it was looked for, and which ones always are."""
+    """Describe a missing checkpoint: where it was looked for, and which ones are bundled."""
     where = "" if card.is_absolute() else f"; the path is relative to {Path.cwd()}"
     bundled = ", ".join(str(path.with_suffix("")) for path in sorted(BUNDLED.glob("*.safetensors")))
     return (
@@ -188,7 +188,7 @@ def _expect_regular(path: Path) -> None:
 
 
 def _finish_save(path: Path | str) -> None:
-    """Put a description in its place whose weights are there already: `save` was killed between."""
+    """Rename a description whose weights are already in place: `save` was killed in between."""
     weights, description = paths(path)
     partial = files.beside(description)
     if not partial.exists():

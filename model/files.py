@@ -35,8 +35,8 @@ def replacing(target: Path, *, durable: bool = True) -> Iterator[Path]:
 def write(contents: dict[Path, bytes]) -> None:
     """Write files that belong together, renamed in order once all are on the disk.
 
-    Stopped between two renames, the files `beside` the last targets stay, complete: a reader
-    can finish what was begun. An OSError before the first rename leaves nothing behind.
+    If it is killed between two renames, the remaining files stay complete `beside` their targets,
+    and a reader can finish the renames. An OSError before the first rename leaves nothing behind.
     """
     partials = {target: beside(target) for target in contents}
     try:

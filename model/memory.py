@@ -34,7 +34,7 @@ def advising(advice: str) -> Iterator[None]:
     """Raise ShortageError with `advice` if memory runs out, on a GPU or on the host."""
     try:
         yield
-    except Exception as error:  # ONNX Runtime's classes have no common root
+    except Exception as error:  # ONNX Runtime's exceptions have no common base class
         says = str(error)
         if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not any(
             words in says for words in SHORTAGES

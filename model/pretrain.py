@@ -159,7 +159,7 @@ def splits(data: Path) -> tuple[ImageFolder, ImageFolder | None]:
     """
     train, val = folder_of(data / "train"), data / "val"
     if len(train.classes) == 1:
-        raise DatasetError(f"{data}: one class has nothing to be told apart from; add another")
+        raise DatasetError(f"{data}: a single class cannot be learnt; add another")
     judged = folder_of(val) if val.is_dir() else None
     if judged is not None and judged.classes != train.classes:
         differ = sorted({*judged.classes} ^ {*train.classes})

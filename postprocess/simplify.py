@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from postprocess.outlines import Polygon, Ring
 from postprocess.runs import Floats, Ints, Labels, Spread
 
-MOST_SUSPECTS = 5000  # arcs that are compared: more is noise, and would take seconds
-MOST_ATTEMPTS = 16  # to lower few tolerances: after them, those of whole polygons
+MOST_SUSPECTS = 5000  # arcs to compare; more occur only in noise, and would take seconds
+MOST_ATTEMPTS = 16  # with single arcs; after them, all arcs of an invalid polygon are changed
 FINEST = 0.25  # pixels; below this tolerance an arc stays exact: corners are whole pixels
 
 

@@ -58,9 +58,7 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         with ExitStack() as open_ports:
             ports = [settings.port, settings.metrics_port]
-            if (
-                settings.grpc_port is not None
-            ):  # gRPC opens its own port, once the models are loaded
+            if settings.grpc_port is not None:  # gRPC opens its own port after the models load
                 listen(settings.host, settings.grpc_port).close()
             listeners = [
                 open_ports.enter_context(listen(settings.host, port))

@@ -52,8 +52,7 @@ class AllowList:
         return cls(tuple(names), tuple(networks))
 
     def has_host(self, scheme: str, host: str, port: int | None) -> bool:
-        """Return whether URLs of this host and port are allowed; `has_address` checks the
-        address."""
+        """Return whether this host and port are allowed; `has_address` checks the address."""
         if scheme not in PORTS:
             return False
         literal = _literal(host)

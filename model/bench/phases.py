@@ -43,7 +43,7 @@ class Stopwatch:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Count what runs inside, to its end on the device."""
+        """Add the time of the block, until the device has finished its work."""
         began = self._now()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + self._now() - began
@@ -62,7 +62,7 @@ class TimedModule(nn.Module):
         self.module, self.watch = module, watch
 
     def forward(self, images: Tensor) -> Tensor:
-        """As the network itself."""
+        """Call the network."""
         with self.watch.phase("forward"):
             return self.module(images)  # type: ignore[no-any-return]
 
@@ -75,7 +75,7 @@ class TimedLoss:
     watch: Stopwatch
 
     def sum(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """As the loss itself."""
+        """Call the loss."""
         with self.watch.phase("loss"):
             return self.loss.sum(logits, labels)
 
@@ -83,7 +83,7 @@ class TimedLoss:
 def phases(args: argparse.Namespace, world: World) -> dict[str, float]:
     """Milliseconds by phase of a median iteration of the light network.
 
-    `backward` is what is left of an iteration: the gradients, and the batch's way to the device.
+    `backward` is the rest of an iteration: the gradients, and the batch's transfer to the device.
     """
     config, batch = recipe_of(LIGHT, args), random_batch(args)
     run, loss = start(config, world), PixelLoss()

@@ -29,7 +29,7 @@ DEEPLABV3 = {"decoder": False, "output_stride": 8, "aspp_refine": True, "aspp_dr
 
 
 class Contest(NamedTuple):
-    """Our network and whom it is compared with."""
+    """Our network and its rival."""
 
     model: dict[str, Any]  # of the recipe
     theirs: Side
@@ -96,7 +96,7 @@ def smp(encoder: str) -> Side:
 
 
 def torchvision_loop(config: Recipe, batch: Batch, world: World) -> tuple[nn.Module, Step]:
-    """Our very network in torchvision's loop."""
+    """Our own network in torchvision's loop."""
     net = DeepLabV3Plus(config.model)
 
     def forward(images: Tensor) -> Tensor:

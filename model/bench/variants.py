@@ -1,10 +1,10 @@
 """Speed and result of training with channels last, bfloat16 and torch.compile.
 
-All variants start from ImageNet's weights and see the same batch. They take turns, so that
-other work on the machine affects all of them. The first one, float32 in NCHW, is what the
-others are compared with: their loss in every iteration, and their weights at the end. Batch
-norm is frozen: trained on a few crops it turns a rounding error into another training.
-Processor time says more than seconds where other work runs on the machine's CPUs.
+All variants start from ImageNet's weights and see the same batch. They take turns, so that other
+work on the machine affects all of them. The first one, float32 in NCHW, is what the others are
+compared with: their loss in every iteration, and their weights at the end. Batch norm is frozen,
+because statistics of a few crops amplify rounding errors. Processor time says more than seconds
+where other work runs on the machine's CPUs.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 # Largest relative difference of the loss in any iteration. Rounding grows with each iteration:
 # float32 keeps 7 digits, bfloat16 fewer than 3.
 LOSS_BOUND = {"fp32": 1e-3, "bf16": 2e-2}
-# Largest distance of the weights from those of the first variant, relative to their way so far.
+# Largest distance of the weights from those of the first variant, relative to how far the first
+# variant's have moved.
 WEIGHT_BOUND = {"fp32": 2e-2, "bf16": 0.3}
 
 
@@ -134,7 +135,7 @@ def show_variants(rows: list[dict[str, Any]]) -> str:
             f"{each['variant']:24}{each['crops_per_second']:7.2f}  {speeds}  {apart}  {equal:>5}"
         )
     bounds = ", ".join(
-        f"{kind}: {LOSS_BOUND[kind]:g} of the loss, {WEIGHT_BOUND[kind]:g} of the weights' way"
+        f"{kind}: {LOSS_BOUND[kind]:g} of the loss, {WEIGHT_BOUND[kind]:g} of the weights' movement"
         for kind in LOSS_BOUND
     )
     return "\n".join([*lines, f"bounds: {bounds}"])

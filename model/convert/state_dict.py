@@ -96,7 +96,7 @@ def _load(path: Path) -> object:
 
 
 def _on_pickle(path: Path, says: str) -> str:
-    """What PyTorch refused to unpickle, and what to save instead."""
+    """Describe what PyTorch refused to unpickle, and what to save instead."""
     found = re.search(r"GLOBAL ([\w.]+)", says)
     what = f" (it holds {found[1]})" if found else ""
     return (

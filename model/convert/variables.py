@@ -1,8 +1,7 @@
 """The variables of research/deeplab's networks, by TensorFlow's names, from four kinds of file.
 
-`model.ckpt` (a checkpoint's prefix), `frozen_inference_graph.pb`, an 8-bit or float
-`.tflite`, and `.npz`, where somebody dumped them with TensorFlow. TensorFlow itself is
-not needed.
+`model.ckpt` (a checkpoint's prefix), `frozen_inference_graph.pb`, an 8-bit or float `.tflite`, and
+`.npz`, saved with TensorFlow and NumPy. TensorFlow itself is not needed.
 """
 
 from __future__ import annotations

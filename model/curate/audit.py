@@ -62,7 +62,7 @@ body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem aut
 
 @dataclass(frozen=True)
 class Judge:
-    """A network, its description, and the data set to audit with it."""
+    """A network, its description, and the part of the data set to audit with it."""
 
     net: DeepLabV3Plus
     card: Card
@@ -184,7 +184,7 @@ def _add_folds(p: argparse.ArgumentParser) -> None:
         "--folds",
         type=folds_count,
         metavar="N",
-        help="judge each of N parts of the photos by a network trained on the others; prints the "
+        help="audit each of N parts of the photos with a network trained on the others; prints the "
         "cost and stops, unless --go is given",
     )
     add("--go", action="store_true", help="start the trainings of --folds, or continue them")
@@ -216,7 +216,7 @@ def folds_count(text: str) -> int:
 
 
 def judges_of(args: argparse.Namespace) -> list[Judge]:
-    """The networks, each with the photos that it judges; none if only the cost was printed.
+    """Return the networks, each with its photos to audit; none if only the cost was printed.
 
     Raises CheckpointError, DatasetError, and what a training raises.
     """
@@ -228,7 +228,7 @@ def judges_of(args: argparse.Namespace) -> list[Judge]:
 
 
 def cross_validated(args: argparse.Namespace, card: Card, dataset: Dataset) -> list[Judge]:
-    """Print the cost; with --go train a judge for each fold, else return none.
+    """Print the cost; with --go also train a network for each fold, else return none.
 
     Raises CheckpointError, DatasetError, and what a training raises.
     """
@@ -255,7 +255,7 @@ def cross_validated(args: argparse.Namespace, card: Card, dataset: Dataset) -> l
 
 
 def audited(judges: Sequence[Judge]) -> tuple[list[Suspect], list[str]]:
-    """The worst regions of all judges' photos, worst first, and photos that cannot be read."""
+    """The worst regions of all networks' photos, worst first, and photos that cannot be read."""
     answers = [audit(judge) for judge in judges]
     found = sorted((each for some, _ in answers for each in some), reverse=True)
     return found[:KEPT], [problem for _, problems in answers for problem in problems]

@@ -1,7 +1,7 @@
-"""Audit a split by networks that have not seen the photos they judge (cross-validation).
+"""Audit a split with networks that were not trained on the photos they audit (cross-validation).
 
 The photos are divided into folds. For each fold a network is trained on the photos of the others,
-with the recipe of a trained checkpoint, and judges the fold. So no network has learned the wrong
+with the recipe of a trained checkpoint, and audits the fold. So no network has learned the wrong
 labels that it should find. Photos of one group (`photos.csv` of an import) stay in one fold.
 """
 
@@ -38,7 +38,7 @@ SAVE_EVERY = 100  # iterations
 
 @dataclass(frozen=True)
 class Fold:
-    """One of the parts: photos to judge, and the others to train on."""
+    """One of the parts: photos to audit, and the others to train on."""
 
     judged: Dataset
     trained: Dataset
@@ -55,7 +55,7 @@ def recipe_of(card: Card, iterations: int | None = None) -> Recipe:
     if missing := sorted({*card.training} - {*known}):
         log.warning("left out of the recipe, because this version has no such keys: %s", missing)
     fields = known | {"model": card.model.model_dump()}
-    # A validation would judge by photos that no fold has; the last weights are taken.
+    # A validation would use photos outside of the folds; so the last weights are taken.
     fields |= {"validation_split": None, "validate_every": 0, "patience": 0}
     if iterations is not None:
         fields["iterations"] = iterations
@@ -91,7 +91,7 @@ def divide(dataset: Dataset, count: int, seed: int, root: Path | None = None) ->
 
 
 def groups_of(dataset: Dataset, root: Path | None) -> list[str]:
-    """The group of each photo, by the record of the import; without one each is its own."""
+    """The group of each photo, by the record of the import; without one each photo is a group."""
     record = None if root is None else root / GROUPS
     known = {}
     if record is not None and record.is_file():
@@ -101,7 +101,7 @@ def groups_of(dataset: Dataset, root: Path | None) -> list[str]:
 
 
 def cost(config: Recipe, folds: Sequence[Fold], device: torch.device | str) -> str:
-    """Say how long it will all take on this machine, by the time of an iteration and a photo."""
+    """Describe the cost of all trainings and predictions, with their time on this machine."""
     iteration, photo = measured(config, device)
     photos = sum(len(fold.judged.pairs) for fold in folds)
     hours = (len(folds) * config.iterations * iteration + photos * photo) / 3600
@@ -135,7 +135,7 @@ def measured(config: Recipe, device: torch.device | str) -> tuple[float, float]:
 
 
 def trained(config: Recipe, fold: Fold, folder: Path, workers: int) -> Path:
-    """The checkpoint of a fold: trained now, or continued where an earlier run was stopped."""
+    """The checkpoint of a fold: it is trained now, or its training is resumed."""
     folder.mkdir(parents=True, exist_ok=True)
     pace = Pace(config.iterations, config.batch_size, SAVE_EVERY, max_skips=config.max_skips)
     return train(
@@ -149,13 +149,13 @@ def trained(config: Recipe, fold: Fold, folder: Path, workers: int) -> Path:
 
 
 def warn_of_start(config: Recipe) -> None:
-    """Warn if the weights to start from were trained on photos that are judged now."""
+    """Warn if the weights to start from were trained on the photos to audit."""
     if config.init is None or config.init == "imagenet":
         return
     card = checkpoint.read_any_card(config.init)
     if isinstance(card, Card) and card.training.get("dataset") == config.dataset:
         log.warning(
-            "init=%s was trained on %s itself: it may know wrong labels by heart; give --init "
+            "init=%s was trained on %s itself: it may have memorised wrong labels; give --init "
             "imagenet or other weights",
             config.init,
             config.dataset,

@@ -33,8 +33,8 @@ from model.data.pairs import write_mask
 from model.evaluate.evaluation import check_classes
 
 KINDS = ("another class", "dropped", "box")
-SMALLEST = 0.01  # of the photo: objects that are smaller are not worth a look either
-TOP = 50  # regions on the audit's page, as many as somebody looks at
+SMALLEST = 0.01  # share of the photo; smaller objects are ignored
+TOP = 50  # regions; the audit's page shows as many
 
 Labels = NDArray[np.uint8]
 
@@ -186,7 +186,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("checkpoint", help="the judge: NAME of NAME.safetensors and NAME.json")
     arguments.add_dataset(p)
     p.add_argument(
-        "--photos", type=arguments.positive, metavar="N", help="photos to judge (default: all)"
+        "--photos", type=arguments.positive, metavar="N", help="photos to audit (default: all)"
     )
     p.add_argument(
         "--share", type=float, default=0.25, help="photos to spoil, 0 to 1 (default: 0.25)"

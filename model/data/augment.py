@@ -121,8 +121,8 @@ def rectangle(labels: NDArray[np.uint8], rng: np.random.Generator) -> Rectangle 
 def paste(crop: LabeledCrop, other: LabeledCrop, place: Rectangle) -> LabeledCrop:
     """Copy the crop and replace its pixels and ids inside the rectangle by the other's.
 
-    CutMix (Yun et al. 2019) for masks (French et al. 2020): what a thing is must show in
-    itself, not only in the scene that it stands in.
+    CutMix (Yun et al. 2019) for masks (French et al. 2020): the network must recognise an object by
+    itself, not only by the scene around it.
     """
     pixels, labels = crop[0].copy(), crop[1].copy()
     pixels[place], labels[place] = other[0][place], other[1][place]

@@ -54,7 +54,7 @@ class FolderConfig(BaseModel):
     def _consistent(self) -> FolderConfig:
         if len(self.classes) == 1:
             raise ValueError(
-                f"classes={list(self.classes)}: one class has nothing to be told apart from; add "
+                f"classes={list(self.classes)}: a single class cannot be learnt; add "
                 f'a background class, as in classes = ["background", "{self.classes[0]}"]'
             )
         for key, entries in (("palette", self.palette), ("values", self.values)):
@@ -130,7 +130,7 @@ def find(root: Path, split: str) -> Dataset:
 
 
 def _left_over(images: Path, masks: Path, pairs: tuple[Pair, ...]) -> Iterator[str]:
-    """Files beside the pairs, which a spelling or a format may have kept out."""
+    """Describe files that belong to no pair, perhaps because of their spelling or format."""
     used = {pair.image for pair in pairs} | {Path(str(pair.mask)) for pair in pairs}
     for folder, what in ((images, "is no image by its suffix"), (masks, "has no image")):
         if not folder.is_dir() or (folder == images and images == masks):

@@ -8,7 +8,7 @@ from model.data.dataset import DATASETS, DatasetError
 from model.data.folder import DESCRIPTION
 
 IMAGE_FOLDER = "imagefolder"
-# What only one kind of set has below the folder that --data names.
+# Files and folders that only one kind of set has, below the folder that --data names.
 MARKS = {
     "voc": ("VOCdevkit/VOC2012", "VOC2012", "ImageSets/Segmentation"),
     "camvid": ("CamVid", "trainannot"),

@@ -43,9 +43,9 @@ log = logging.getLogger("model.train")
 
 SHARED_MEMORY = Path("/dev/shm")
 PREFETCH = 4  # batches that each loader process makes ahead
-POLL_S = 1.0  # between two looks at signals and dead processes, while a batch is waited for
-JOIN_S = 5.0  # for a killed process to be gone
-LOST_AFTER_S = 300.0  # a batch that takes longer does not come: no disk is so slow
+POLL_S = 1.0  # between two checks for signals and dead processes, while waiting for a batch
+JOIN_S = 5.0  # for a killed process to end
+LOST_AFTER_S = 300.0  # a batch that takes longer is lost: no disk is so slow
 ROOM = (
     "a container has 64 MB unless it is started with more (docker run --shm-size=1g); "
     "--workers 0 needs none"
@@ -455,7 +455,7 @@ class Waiting:
         )
 
     def end(self) -> None:
-        """End the processes, those too that hang in a read; SIGTERM they ignore."""
+        """End the processes, even those that hang in a read; they ignore SIGTERM."""
         workers = self.batches._workers  # type: ignore[attr-defined]
         if self.since is not None:  # they do not answer
             for worker in workers:
@@ -470,10 +470,10 @@ class Waiting:
 def loading(samples: Samples, batches: Batches, workers: int) -> Iterator[Iterator[Batch]]:
     """Iterate over batches of samples (uint8) in the order of `batches`.
 
-    With workers, `next` raises StillLoading every second in which there is no batch. The
-    workers end with the context. Left to the interpreter's exit they would not: a traceback
-    may hold the iterator until then, and SIGTERM they ignore. Raises LoaderError where
-    shared memory has no room for a batch.
+    With workers, `next` raises StillLoading every second in which there is no batch. The workers
+    end with the context. They would not end when the interpreter exits: a traceback may hold the
+    iterator until then, and they ignore SIGTERM. Raises LoaderError where shared memory has no room
+    for a batch.
     """
     prefetch = affordable_prefetch(samples.sample_bytes * len(batches.offsets), workers)
     loader = DataLoader(

@@ -16,7 +16,7 @@ from model.text import TextError, read_text
 from pixels.bands import PHOTO, Samples
 
 VOID = 255
-UNLABELLED = 254  # in training: a pixel of a photo that has no labels; beyond the photo is void
+UNLABELLED = 254  # in training: a pixel of a photo without labels; beyond the photo, VOID
 LOSSY = ("JPEG", "MPO")  # Pillow's names for the content of a file, whatever its suffix
 LOSSY_MASK = (
     "a {} file by its content, whatever its name says: JPEG changes the values along borders; "
@@ -80,7 +80,7 @@ class Dataset:
     pairs: tuple[Pair, ...]
     classes: tuple[str, ...]
     palette: tuple[Color, ...]
-    # Mask values that mean "do not judge"; everything >= len(classes) is void too.
+    # Mask values that are ignored (void); all values >= len(classes) are void too.
     void: int = VOID
     # For `check` on masks of colours: the colours of void, and whether the palette belongs
     # to the set or was only chosen for display.
@@ -119,7 +119,7 @@ def home(root: Path, places: Sequence[str], mark: str) -> Path:
 def expect_inside(name: str, key: str) -> None:
     """Raise DatasetError for a path or name that leaves the data set's folder.
 
-    By its words alone: a link inside the folder may lead to another disk.
+    Only the text is checked: a link inside the folder may lead to another disk.
     """
     if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
         raise DatasetError(

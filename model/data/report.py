@@ -188,7 +188,7 @@ class Report:
         shown = sorted(self.stray)[:VALUES_SHOWN]
         pixels = ", ".join(f"{value} in {self.values[value]} pixels" for value in shown)
         more = f" and {len(self.stray) - len(shown)} more" if len(self.stray) > len(shown) else ""
-        line = f"masks hold ids that are no class: {shown}{more} ({pixels}), which are not judged"
+        line = f"masks hold ids that are no class: {shown}{more} ({pixels}), which are ignored"
         return [line + self._meaning()]
 
     def _meaning(self) -> str:
@@ -242,7 +242,7 @@ class Report:
         if len(self.pixels) > 1 == np.count_nonzero(self.pixels):
             (only,) = np.flatnonzero(self.pixels).tolist()
             return (
-                f"every judged pixel is {self.dataset.classes[only]}: nothing to tell apart"
+                f"every labelled pixel is {self.dataset.classes[only]}: nothing to tell apart"
                 f"{self._values_hint()}"
             )
         return ""

@@ -41,7 +41,7 @@ def of_crop(
 ) -> Floats:
     """Soft labels (K, M, M) of a crop of `side` pixels from a photo of `size` (W, H).
 
-    `source` says how the photo was bent before it was cropped (model.data.perturb).
+    `source` says how the photo was warped before it was cropped (model.data.perturb).
     """
     where = places(crop, size, side, labels.side)
     if source is not None:

@@ -125,7 +125,7 @@ def write(labels: Labels, image: Photo, card: Card, target: Path, *, overlay: bo
 
 
 def chosen(args: argparse.Namespace, facts: Facts) -> Wish:
-    """Return what the command line requests to do to the masks; raises InvalidOption."""
+    """Return the changes to the masks that the command line requests; raises InvalidOption."""
     return options.wish(
         facts,
         None,

@@ -138,7 +138,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def less_memory(batch: int) -> str:
-    """What takes less memory than batches of so many photos, of which the fewest are 2."""
+    """Advice when memory runs out with batches of so many photos, at least 2."""
     fewer = f"--batch {batch}: take fewer photos at once; or "
     return (fewer if batch > 2 else "") + arguments.SMALLER_CROP
 

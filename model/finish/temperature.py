@@ -1,4 +1,4 @@
-"""Make a network's confidence mean what it says: `python -m model.temperature CKPT -o OUT`.
+"""Calibrate a network's confidence: `python -m model.temperature CKPT -o OUT`.
 
 Of the pixels with confidence 80 %, 80 % should be right. The confidence of trained networks is
 usually too high; that of distilled networks is often too low. This command divides all logits by

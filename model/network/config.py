@@ -161,9 +161,7 @@ class ModelConfig(BaseModel):
     @classmethod
     def _one_class_is_none(cls, value: object) -> object:
         if value == 1:
-            raise ValueError(
-                "one class has nothing to be told apart from: add a background class and set 2"
-            )
+            raise ValueError("a single class cannot be learnt: add a background class and set 2")
         return value
 
     @model_validator(mode="after")
@@ -222,7 +220,7 @@ class ModelConfig(BaseModel):
 def extended(values: object, channels: int) -> object:
     """Three means or deviations for more channels: each further one gets the average of the three.
 
-    Anything else is returned as it is, for the validation to judge.
+    Any other value is returned unchanged, for the validation to check.
     """
     if not isinstance(values, list | tuple) or len(values) != 3 or channels <= 3:
         return values

@@ -219,7 +219,7 @@ def full_logits(
     logits = net(x.flip(3) if flipped else x)
     if flipped:
         logits = logits.flip(3)
-    if scale < 1.0:  # above, the logits have the size of the step between already
+    if scale < 1.0:  # at scale 1 and above, the logits already have at least this size
         between = (scaled(height, 1.0 / net.stride), scaled(width, 1.0 / net.stride))
         logits = resize(logits, between, align_corners=align)
     return resize(logits, (height, width), align_corners=align)

@@ -68,7 +68,7 @@ class NetFacts:
 
 @dataclass(frozen=True)
 class Passes:
-    """How to run a photo: at which scales, mirrored or not, and how if it is large."""
+    """How to run a photo: scales, mirroring, and what to do with large photos."""
 
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False

@@ -229,7 +229,7 @@ def carry_out(
         print(f"$ {shown(step)}", flush=True)
         done = subprocess.run([sys.executable, "-m", *step], check=False)
         if done.returncode:
-            print(f"error: that ended with exit code {done.returncode}", file=sys.stderr)
+            print(f"error: this step ended with exit code {done.returncode}", file=sys.stderr)
             return 1
     summary = {
         "photos": len(report.dataset.pairs),

@@ -39,10 +39,9 @@ def build(config: Recipe) -> DeepLabV3Plus:
 def norm_momentum(config: Recipe, own: float) -> float:
     """The momentum of batch norm's running statistics, for a layer whose own one is `own`.
 
-    The reference keeps 0.9997 of them each iteration (momentum 0.0003), which fits its
-    30,000 iterations: 9 times as long as the statistics remember. In a run of 150 they would
-    still be 96 % those of the start. So a shorter run gets a momentum by which it is 9 times
-    as long as well.
+    The reference keeps 0.9997 of them in each iteration (momentum 0.0003). Its 30,000 iterations
+    are 9 times the averaging time, 1 / momentum. After a run of 150, the statistics would still be
+    96 % those of the start. So a shorter run gets a larger momentum: 9 / iterations.
     """
     if config.batch_norm_momentum is not None:
         return config.batch_norm_momentum
@@ -50,7 +49,7 @@ def norm_momentum(config: Recipe, own: float) -> float:
 
 
 def momentum_of(updates: int, own: float) -> float:
-    """The momentum of running statistics that are updated that often; see `norm_momentum`."""
+    """The momentum for this number of updates of the running statistics; see `norm_momentum`."""
     return max(own, min(FASTEST_NORM, 30_000 * 0.0003 / updates))
 
 

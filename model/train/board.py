@@ -56,7 +56,7 @@ def pictures(
     for pair in dataset.pairs[:SAMPLES]:
         try:
             picture, truth = read_pair(dataset, pair)
-        except (DatasetError, OSError):  # a picture less to look at ends no training
+        except (DatasetError, OSError):  # a damaged photo must not end the training
             continue
         photo = np.asarray(picture)
         drawn = [overlaid(photo, labels, card) for labels in (truth, served_map(net, photo))]

@@ -92,7 +92,7 @@ class Teachers:
         return mean[0, :, :rows, :columns].float().cpu().numpy()
 
     def dismissed(self) -> Teachers:
-        """The same shares of the loss without the networks, whose answers are kept."""
+        """Return a copy without the networks, for a training whose soft labels are stored."""
         return replace(self, each=())
 
     def mix(self, hard: Tensor, logits: Tensor, soft: Tensor, labels: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ def locked(directory: Path, world: World) -> Iterator[None]:
 
 
 def _take(directory: Path) -> int | None:
-    """The descriptor that holds the lock; None without locks."""
+    """Return the descriptor that holds the lock; None on file systems without locks."""
     directory.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(directory, os.O_RDONLY)
     end = time.monotonic() + WAIT_S

@@ -2,8 +2,8 @@
 
 Both are set up by their own environment variables: MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME,
 WANDB_PROJECT, WANDB_MODE=offline and so on. The id of a run is kept in its folder, so that
-`--resume` continues it there as well. A server that does not answer ends no training: `log.jsonl`
-has every line, whatever happens there.
+`--resume` continues it there as well. A server that does not answer does not end the training:
+`log.jsonl` has every line.
 """
 
 from __future__ import annotations
@@ -52,27 +52,27 @@ class Boards:
 
 
 class Forgiving:
-    """Calls a service that may be away; says so once, and again when it is back."""
+    """Calls a server that may be down; logs once when it fails, and once when it works again."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.away = False
 
     def attempt(self, call: Callable[..., object], *arguments: object, **options: object) -> None:
-        """Make a call; a failure is logged and leaves the training alone."""
+        """Make a call; a failure is logged and does not end the training."""
         try:
             call(*arguments, **options)
         except Exception as error:  # of a client, a network or a server: none may end a training
             if not self.away:
                 log.warning(
-                    "%s does not take this line, and the training goes on: %s",
+                    "%s does not accept this line; the training continues: %s",
                     self.name,
                     str(error).splitlines()[0] if str(error) else type(error).__name__,
                 )
             self.away = True
             return
         if self.away:
-            log.info("%s takes lines again", self.name)
+            log.info("%s accepts lines again", self.name)
         self.away = False
 
 

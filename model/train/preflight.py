@@ -168,7 +168,8 @@ def _norm_advice(momentum: float, updates: int, accumulate: int) -> str:
     return f"take {longer}" if momentum >= faster else f"take {faster:.2g} and {longer}"
 
 
-VIEWS = (10, 300)  # times that each photo is seen; fewer learn little, more know it by heart
+# Times that each photo is seen: with fewer the network learns little, with more it overfits.
+VIEWS = (10, 300)
 VIEWS_TO_START_WITH = 50
 
 

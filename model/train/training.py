@@ -173,7 +173,7 @@ def train(
 
     validation = None if validated_on is None else Validation(validated_on, config, folder)
     if validation is not None and validation.is_owed(run):
-        folder.forget_validation(run.iteration)  # its line may have been written, and no more
+        folder.forget_validation(run.iteration)  # it may have been stopped after it wrote its line
         validation.after(run)
         folder.save(run)
     if validation is None or not validation.is_over(run):
@@ -197,7 +197,7 @@ def _share(run: Run, config: Recipe, world: World) -> Batches:
 
 
 def _warn_of_nothing_left(run: Run, config: Recipe) -> None:
-    """Say so when a resumed run has all its iterations behind it."""
+    """Warn if a resumed run has already done all its iterations."""
     if run.iteration >= config.iterations:
         log.warning(
             "iterations=%d, and %d are done: nothing is left to train; set more "

@@ -1,4 +1,4 @@
-"""Measure mIoU during training, keep the best weights, and stop a run that gains no more.
+"""Measure mIoU during training, keep the best weights, and stop a run that no longer improves.
 
 Single scale and photos shrunk to the crop size if they are larger, the defaults of
 `model.evaluate`; with the averaged weights if the run averages. The processes divide the
@@ -41,7 +41,7 @@ class Validation:
         """Validate the network if it is due; returns whether to end the run."""
         if run.iteration % self.config.validate_every:
             return False
-        self.folder.save(run)  # whatever happens while validating
+        self.folder.save(run)  # in case the validation fails
         world = self.folder.world
         confusion = judge(network(run, self.config, world), self.dataset, world)
         miou = confusion.miou()

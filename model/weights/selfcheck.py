@@ -73,9 +73,13 @@ def _features(converted: Converted, image: Tensor) -> Tensor:
 
 def _require_finite(x: Tensor, what: str) -> None:
     if not bool(torch.isfinite(x).all()):
-        raise SelfCheckError(f"the {what} of a photo are not all finite: these weights are no good")
+        raise SelfCheckError(
+            f"the {what} of a photo are not all finite: these weights are unusable"
+        )
     if float(x.std()) == 0.0:
-        raise SelfCheckError(f"the {what} of a photo are the same everywhere: no good weights")
+        raise SelfCheckError(
+            f"the {what} of a photo are the same everywhere: these weights are unusable"
+        )
 
 
 def _judge(labels: NDArray[np.uint8], classes: tuple[str, ...]) -> SelfCheck:

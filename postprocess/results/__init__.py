@@ -1,1 +1,1 @@
-"""Results of a photo: from labels to the files that the service, the client and Python give."""
+"""Results of a photo: turn labels into the files that the service, the client and Python give."""

@@ -103,8 +103,8 @@ def overlay(
 ) -> Image.Image:
     """Blend the colours of the `shown` classes into the photo; leave the rest clear.
 
-    `contour`: width in pixels of a solid line along the inner edge of each region. `spare`:
-    nobody else needs the photo's picture.
+    `contour`: width in pixels of a solid line along the inner edge of each region. `spare`: the
+    photo's picture may be overwritten.
     """
     # A picture that was kept belongs to the caller; one that was decoded here does not.
     blended = photo.whole if spare and photo.picture is None else photo.whole.copy()

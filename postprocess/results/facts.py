@@ -1,4 +1,4 @@
-"""What results need to know about a model, as protocols that any description of it can meet."""
+"""The facts about a model that results need, as protocols that any description can implement."""
 
 from __future__ import annotations
 
@@ -69,4 +69,4 @@ class Facts(Protocol):
 
     @property
     def best_iou(self) -> Decision | None:
-        """How it chooses labels; None if it takes the most probable class."""
+        """How the model chooses labels; None if it takes the most probable class."""

@@ -109,7 +109,7 @@ def refinement(
     min_area: float | str = 0,
     fill_holes: float | str = 0,
 ) -> Refinement:
-    """Return what to do to the labels; raises InvalidOption."""
+    """Return the changes to the labels; raises InvalidOption."""
     return Refinement(
         # A number given here, also 0, is for all classes; `threshold` is for those not named.
         min_confidences(

@@ -189,7 +189,7 @@ def _in_need(wish: Wish) -> str:
 def check_fit(wish: Wish, *, windows: bool) -> None:
     """Raise InvalidOption if photos may be cut into windows and an option cannot join them."""
     if windows and wish.smooth:
-        raise InvalidOption("smooth=true is of photos that are shrunk as a whole: use fit=resize")
+        raise InvalidOption("smooth=true needs photos that are shrunk as a whole: use fit=resize")
 
 
 def parse_outputs(text: str, what: str, valid: Iterable[str]) -> tuple[str, ...]:
@@ -404,7 +404,7 @@ def _replace(result: Result, wish: Wish) -> bytes:
 
 
 def _hidden(result: Result, wish: Wish) -> Image.Image:
-    """Return what to blur or fill: the selected classes, by default the background."""
+    """Return the area to blur or fill: the selected classes, by default the background."""
     ids = wish.selection.ids
     if wish.selection.named:
         return pictures.opacity(result.cells, ids, result.grid, result.photo.size, generous=True)

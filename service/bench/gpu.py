@@ -217,8 +217,7 @@ def reload_figures(case: Case, options: GpuOptions) -> Figures:
 
 
 def kill_figures(case: Case, options: GpuOptions) -> Figures:
-    """Kill the service under load: its GPU memory must be freed, and the next process must
-    start."""
+    """Kill the service under load: its GPU memory must be freed, and the next one must start."""
     before = gpu_mib()
     with _folder(case) as folder:
         with _served(case, folder) as server:

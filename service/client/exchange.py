@@ -136,9 +136,7 @@ class Exchange:
         try:
             return retries.settle(outcome)
         except StatusError as error:
-            if error.code.startswith(
-                "http-"
-            ):  # not a problem document, so not the service's own text
+            if error.code.startswith("http-"):  # not a problem document, so not the service's text
                 raise error.at(self._route.via) from None
             raise
         except UnreachableError as error:

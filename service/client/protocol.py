@@ -294,8 +294,7 @@ def refusal(response: httpx.Response) -> StatusError:
 
 
 def _page(content: bytes) -> str:
-    """Return the text of an answer that is not the service's own; of a web page, its title or
-    text."""
+    """Return the text of an answer from another program; of a web page, its title or text."""
     text = content[:2000].decode("utf-8", "replace").strip()
     if not WEB_PAGE.match(text):
         return text[:200]

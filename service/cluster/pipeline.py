@@ -303,8 +303,7 @@ def wish(job: BatchJob, contract: Contract) -> Wish:
 def ahead(
     pool: ThreadPoolExecutor, function: Callable[[Item], Done], items: Iterable[Item], limit: int
 ) -> Iterator[Done]:
-    """Like `map`, in the pool's threads and in order, at most `limit` items ahead of the
-    consumer."""
+    """Like `map`, but in threads: results in order, at most `limit` items ahead of the consumer."""
     waiting: deque[Future[Done]] = deque()
     for item in items:
         waiting.append(pool.submit(function, item))

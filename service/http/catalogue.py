@@ -65,8 +65,7 @@ class ReloadQuery(BaseModel):
     ] = 1.5
 
     def trial(self) -> Trial | None:
-        """Return the conditions of the trial, or None; raises InvalidRequest for some without
-        shadow."""
+        """Return the conditions of the trial; raises InvalidRequest for some without a shadow."""
         if self.shadow is None:
             # Generated clients send defaults too.
             odd = sorted(self.model_dump(exclude={"digest", "shadow"}, exclude_defaults=True))

@@ -23,8 +23,7 @@ def milliseconds(text: str | None, default: int) -> int:
 
 @asynccontextmanager
 async def enforced(milliseconds: int) -> AsyncIterator[float]:
-    """Cancel the block at the deadline and raise DeadlineExceeded. Yields the deadline, in the
-    loop's time."""
+    """Cancel the block at the deadline, which is yielded in loop time; raises DeadlineExceeded."""
     deadline = asyncio.get_running_loop().time() + milliseconds / 1000
     try:
         async with asyncio.timeout_at(deadline) as limit:

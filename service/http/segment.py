@@ -151,8 +151,7 @@ async def segment(uploads: Sequence[Upload], job: Job, *, several: bool = False)
 async def segment_each(
     photos: Sequence[bytes], job: Job, make: Callable[[Result], Made]
 ) -> list[Made]:
-    """Segment encoded images and return the result of `make` for each; any error fails all of
-    them."""
+    """Segment encoded images; return the result of `make` for each. Any error fails them all."""
     began = time.monotonic()
     opened = await _all([_open(photo, job) for photo in photos])
 

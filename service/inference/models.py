@@ -323,8 +323,7 @@ class Models:
 
     @asynccontextmanager
     async def watched(self) -> AsyncIterator[None]:
-        """Load new and changed files of the folder while the block runs, if --watch-models-s is
-        set."""
+        """Load new and changed files of the folder in the background, as --watch-models-s says."""
         if not self._settings.watch_models_s:
             yield
             return

@@ -196,7 +196,7 @@ def test_a_broken_photo_of_val_is_named_before_training(
 
 def test_a_single_class_is_refused(photos: Path, tmp_path: Path) -> None:
     shutil.copytree(photos / "train" / "n01", tmp_path / "train" / "n01")
-    with pytest.raises(DatasetError, match="one class has nothing to be told apart from"):
+    with pytest.raises(DatasetError, match="a single class cannot be learnt"):
         pretrain.splits(tmp_path)
 
 

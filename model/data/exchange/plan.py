@@ -184,12 +184,12 @@ def make_plan(wish: Wish) -> Plan:
 
 
 def usual_unlabelled(kind: str) -> Rest:
-    """What a pixel without a label is: formats that colour every pixel have void for it."""
+    """Return the class of unlabelled pixels: void for formats that colour every pixel."""
     return "void" if kind in ("cityscapes-like", "voc-colours") else "background"
 
 
 def usual_order(kind: str) -> Order:
-    """Which shape is on top: tools that let their users order shapes keep that order."""
+    """Return which shape is on top: the file's order for tools whose users can order shapes."""
     return "area" if kind in ("coco", "yolo-seg") else "file"
 
 
@@ -240,7 +240,7 @@ def _items(wish: Wish, labels: Labels, notes: Notes, problems: list[str]) -> Ite
 
 
 def _embedded(labelled: Labelled, photos: Photos, notes: Notes) -> Item | None:
-    """A photo that only the label file has; tools store it upright. None if there is a file."""
+    """Return a photo that only the label file has, where it is upright; None if there is a file."""
     if labelled.content is None or labelled.photo in photos:
         return None
     try:

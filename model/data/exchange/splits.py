@@ -61,7 +61,7 @@ def divide(group_of: Sequence[str], shares: Mapping[str, float], seed: int) -> l
 
 
 def sequences(photos: Sequence[str]) -> list[str]:
-    """Names that several numbered photos share: frames of videos, perhaps."""
+    """Return names that several numbered photos share; they may be frames of a video."""
     counts: dict[str, int] = {}
     for photo in photos:
         match = NUMBERED.match(PurePosixPath(photo).stem)

@@ -32,7 +32,7 @@ class Backbone(nn.Module):
     """An encoder whose `forward` maps (N, C, H, W) normalised images to `Features`."""
 
     channels: Channels
-    initialised = False  # whether its weights have values of their own before any training
+    initialised = False  # whether its constructor also chooses the weights' initial values
 
 
 def residual_features(units: Iterable[nn.Module], x: Tensor, *, conv2: int, conv3: int) -> Features:

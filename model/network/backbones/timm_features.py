@@ -1,8 +1,8 @@
 """Any backbone of timm that has `features_only`, behind the paper's head.
 
 A config asks for it as `timm:NAME`, such as `timm:convnext_tiny`. timm's classes are of many
-authors, so only what they all tell is used: the maps with their strides and widths. The first map
-of stride 4 and of stride 8 go to the decoder, the last map of all to the ASPP.
+authors, so only what all of them report is used: the maps with their strides and widths. The first
+map of stride 4 and of stride 8 go to the decoder, the last map of all to the ASPP.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def created(backbone: str, output_stride: int, **options: Any) -> Any:
     Raises BackboneError where timm has no such network, or it cannot run at this stride.
     """
     timm, name = library(), name_of(backbone)
-    if output_stride < 32:  # the stride that nearly all have of themselves
+    if output_stride < 32:  # the native stride of nearly all networks
         options["output_stride"] = output_stride
     if not timm.is_model(name):
         near = ", ".join(timm.list_models(f"*{name[:8]}*")[:5])

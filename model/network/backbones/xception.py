@@ -7,7 +7,7 @@ convolutions, and more after every 3x3 depthwise convolution (`after_depthwise`)
   and none follows it, except in the last module, where ReLU follows both halves.
 - `batch_norm+relu`: the paper's words. ReLU follows both halves in every module, which the
   reference calls `activation_fn_in_separable_conv`.
-- `nothing`: the original Xception's separable convolution, to see what the change is worth.
+- `nothing`: the original Xception's separable convolution, to measure the effect of the change.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Train and judge as the paper did, from one command: `python -m model.reproduce voc --data DATA`.
+"""Repeat the paper's trainings and evaluations: `python -m model.reproduce voc --data DATA`.
 
 voc         ImageNet weights -> COCO -> trainaug at output stride 16 -> mIoU on val at 16 and 8,
             with and without scales and mirrored photos -> trainval at 8 -> archive for the server
@@ -125,7 +125,7 @@ def _name(device: torch.device) -> str:
 
 
 def report(settings: Settings) -> str:
-    """What was found beside what the paper says, as Markdown."""
+    """Format the mIoU measured here beside the paper's, as Markdown."""
     rows = [
         f"| {stage.name} | {describe(stage, settings)} | {_percent(stage.published)} "
         f"| {_found(stage, settings)} |"
@@ -181,7 +181,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def work(settings: Settings, left_out: list[Submission]) -> None:
-    """Run all stages in order; the report is written anew after each that finds something."""
+    """Run all stages in order; the report is rewritten after each evaluation."""
     settings.out.mkdir(parents=True, exist_ok=True)
     for stage in settings.sequence.stages:
         if stage in left_out:

@@ -62,9 +62,9 @@ class Sequence(NamedTuple):
         return tuple(stage for stage in self.stages if isinstance(stage, Training))
 
 
-# Table 5, the rows with SC and COCO; then "Test set results" of section 4.3. The paper's 87.8 %
-# is at train output stride 8, judged with all it has: output stride 8, six scales and mirrored
-# photos. What is trained on trainval is not judged on val, which it has seen.
+# Table 5, the rows with SC and COCO; then "Test set results" of section 4.3. The paper's 87.8 % is
+# of a network trained and evaluated at output stride 8, with six scales and mirrored photos. A
+# network trained on trainval is not evaluated on val, which is a part of it.
 VOC = Sequence(
     "voc",
     "xception_65",

@@ -1,4 +1,4 @@
-"""Run a sequence stage by stage, each as a command of its own; what is done is not done again."""
+"""Run a sequence stage by stage, each as a separate command; finished stages are skipped."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from model.train.run import STATE, differences
 
 log = logging.getLogger("model.reproduce")
 
-BACKBONE = "backbone"  # what model.pretrain names its result
+BACKBONE = "backbone"  # model.pretrain's name for its result
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 STOPS = (signal.SIGINT, signal.SIGTERM)
 
@@ -48,7 +48,7 @@ class Settings:
     overrides: tuple[str, ...] = ()  # of every recipe
 
     def result(self, name: str) -> Path:
-        """Where a training's checkpoint lies."""
+        """The path of a training's checkpoint."""
         if name != IMAGENET:
             return self.out / name / training.NAME
         return self.weights if self.imagenet is None else self.out / IMAGENET / BACKBONE
@@ -62,11 +62,11 @@ class Settings:
         return [f"init={self.result(stage.begins_with)}", *self.overrides]
 
     def figures(self, stage: Evaluation) -> Path:
-        """Where an evaluation's figures lie."""
+        """The path of an evaluation's figures."""
         return self.out / f"{stage.name}.json"
 
     def archive(self, stage: Submission) -> Path:
-        """Where what is sent to the test server lies."""
+        """The path of the archive for the test server."""
         return submission.archive(self.sequence.dataset, self.out / stage.name)
 
 
@@ -188,7 +188,7 @@ def _training(stage: Training, settings: Settings) -> list[str]:
 
 
 def _place(folder: Path) -> list[str]:
-    """Go on with what was begun."""
+    """Return --resume for a run that has a state, and --out for a new one."""
     return ["--resume" if (folder / STATE).exists() else "--out", str(folder)]
 
 
@@ -240,8 +240,8 @@ def run(stage: Stage, settings: Settings) -> None:
 def call(name: str, words: list[str]) -> None:
     """Run `python WORDS`; raises ReproduceError when it fails or is stopped.
 
-    A signal goes on to the command, which saves its state; only then does this process end.
-    If this process is killed, the command gets SIGTERM from the system, and ends as well.
+    A signal is passed on to the command, which saves its state; only then does this process end. If
+    this process is killed, the command gets SIGTERM from the system, and ends as well.
     """
     log.info("%s: python %s", name, shlex.join(words))
     python = [sys.executable, *words]
@@ -252,10 +252,10 @@ def call(name: str, words: list[str]) -> None:
     ):
         code = process.wait()
     if signals:
-        raise ReproduceError(f"{name} was stopped; the same command goes on with it")
+        raise ReproduceError(f"{name} was stopped; give the same command again to continue")
     if code != 0:
         raise ReproduceError(
-            f"{name} failed, see above (exit code {code}); the same command tries it again"
+            f"{name} failed, see above (exit code {code}); give the same command again to retry"
         )
 
 
@@ -267,7 +267,7 @@ def _end_with_parent() -> None:
 
 @contextmanager
 def _handing_on(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
-    """Pass signals on to a process; gives the list of those that came."""
+    """Pass signals on to a process; yields the list of those received."""
     came: list[int] = []
 
     def hand_on(number: int, _frame: FrameType | None) -> None:

@@ -93,7 +93,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def seeds(text: str) -> tuple[int, ...]:
-    """Different numbers from 0: the same seed twice would look like two."""
+    """Parse different numbers from 0 on: a repeated seed would count as two."""
     found = arguments.integers(text)
     if not found or min(found) < 0 or len(set(found)) < len(found):
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of different seeds such as 0,1,2")

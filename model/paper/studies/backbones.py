@@ -111,7 +111,7 @@ def run(settings: BackboneSettings) -> str:
 
 
 def folder_of(entry: Entry, seed: int, settings: BackboneSettings) -> Path:
-    """Where a backbone's run lies."""
+    """The folder of a backbone's run."""
     return settings.out / f"{entry.name}-{seed}"
 
 

@@ -54,7 +54,7 @@ has none.
 """
 FIRST_RUN = "2026-11-26"  # the day of all figures that have no date
 ENOUGH_CROPS = 10_000  # of the bilinear classifier; below, its training is what is measured
-WAYS = {  # of judging: multi-scale, flip
+WAYS = {  # of the evaluation: multi-scale, flip
     "one pass": (False, False),
     "flip": (False, True),
     "six scales": (True, False),
@@ -323,7 +323,7 @@ def boundary_section(results: Results, folder: Path) -> str | None:
 
 
 def too_short(crops: int) -> str:
-    """What a bilinear classifier that was hardly trained cannot show."""
+    """Say that a bilinear classifier with little training does not show the paper's gain."""
     return (
         f"**Not the paper's gain**: the bilinear classifier saw only {crops} crops, so most of the "
         "gain may be\nmissing training. The full preset takes hours on a busy CPU.\n"
@@ -500,7 +500,7 @@ def compared_row(row: Row, miou: dict[str, list[float]], reference: str) -> list
 
 
 def summary(comparison: Comparison, miou: dict[str, list[float]]) -> str:
-    """Which rows differ from the reference by more than seeds do."""
+    """Say which rows differ from the reference by more than chance."""
     others = [row.label for row in comparison.rows if row.label != comparison.reference]
     verdicts = {
         label: difference(miou[comparison.reference], miou[label]).verdict for label in others

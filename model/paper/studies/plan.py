@@ -70,7 +70,7 @@ class Row(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """Networks that differ in one option; `reference` is the row that others are held against."""
+    """Networks that differ in one option; `reference` is the row that others are compared with."""
 
     title: str
     text: str  # what the paper says

@@ -50,7 +50,7 @@ def train_command(point: Point, settings: StudySettings) -> list[str]:
 
 
 def checkpoint_of(point: Point, settings: StudySettings) -> Path:
-    """Where a point's network lies."""
+    """The path of a point's checkpoint."""
     return BUNDLED_CHECKPOINT if point.net == BUNDLED else settings.out / point.run / training.NAME
 
 

@@ -33,8 +33,7 @@ def packed(inputs: Inputs, max_side: int | None) -> Iterator[tuple[Path, int]]:
 
 
 def _is_new(photo: InputPhoto, seen: dict[str, str]) -> bool:
-    """Return whether a photo is not yet packed; raises UsageError for another one of the same
-    name."""
+    """Return whether a photo is not yet packed; raises UsageError for two of the same name."""
     before = len(seen)
     if photo.url is not None:
         raise UsageError(f"{photo.source}: a job takes files or URLs, not both: make two jobs")

@@ -45,8 +45,7 @@ class Part:
 async def to_file(
     exchange: Exchange, ask: Ask, to: Path, part_path: Path, on_bytes: OnBytes | None
 ) -> Path:
-    """Download a ZIP to `to`, through the partial file `part_path`; raises a ClientError or
-    OSError."""
+    """Download a ZIP to `part_path`, then rename it to `to`; raises a ClientError or OSError."""
     if os.path.lexists(to):
         raise UsageError(f"{to} exists: name another file, or remove it")
     to.parent.mkdir(parents=True, exist_ok=True)

@@ -84,8 +84,7 @@ class Totals:
 
 
 class Store:
-    """Jobs on a disk. Call its methods in threads: each may block for long, for example on a full
-    disk."""
+    """Jobs on a disk. Call its methods in threads: on a full disk, any of them may block."""
 
     totals: Totals  # after the last change; reading them needs no disk access
 

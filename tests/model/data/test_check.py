@@ -130,7 +130,7 @@ def test_a_class_without_pixels_is_a_warning_and_a_single_class_an_error(
     out = capsys.readouterr().out
     assert "warning: no pixel of tree; is the value of void really a class?" in out
     assert "give `values = [0, 255]` in dataset.toml" in out
-    assert "verdict: every judged pixel is ground: nothing to tell" in out
+    assert "verdict: every labelled pixel is ground: nothing to tell" in out
     (own / "dataset.toml").write_text('classes = ["ground", "tree"]\nvalues = [0, 255]\n')
     assert main(["check", str(own), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
@@ -145,7 +145,7 @@ def test_values_of_no_class_are_answered_with_the_key_that_names_them(
     assert main(["check", str(own)]) == 1
     out = capsys.readouterr().out
     assert "mask values: 0, 1, 7, 255\n" in out
-    assert "no class: [7] (7 in 12 pixels), which are not judged; say which values mean" in out
+    assert "no class: [7] (7 in 12 pixels), which are ignored; say which values mean" in out
 
 
 def test_ids_that_start_at_one_are_answered_with_the_line_that_fixes_them(

@@ -233,7 +233,7 @@ def test_masks_of_a_single_class_have_no_figures(
     command = [str(path), "--data", str(tmp_path)]  # dataset.toml says that it is a folder
     assert evaluate.main(command) == 1
     error = capsys.readouterr().err
-    assert "every judged pixel is background: nothing to tell apart" in error
+    assert "every labelled pixel is background: nothing to tell apart" in error
     assert "give `values = [0, 255]`" in error
     mask[10:20, 10:20] = 1
     mask[30:, 30:] = 7

@@ -137,7 +137,7 @@ def test_a_store_that_fails_during_a_run_is_told_once(
     board.run = "f" * 32  # a run that the store does not have
     board.scalars(1, {"loss": 1.0})
     board.scalars(2, {"loss": 1.0, "iou": {"a & b": 0.5}})
-    assert caplog.text.count("MLflow does not take this line, and the training goes on") == 1
+    assert caplog.text.count("MLflow does not accept this line; the training continues") == 1
 
 
 def test_a_server_that_refuses_the_run_is_told_before_it_starts(

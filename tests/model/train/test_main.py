@@ -117,7 +117,7 @@ def test_masks_that_leave_nothing_to_learn_are_refused_before_the_start(
     )
     command = [str(recipe), "--data", str(tmp_path), "--out", str(tmp_path / "run")]
     assert train.main([*command]) == 2
-    assert "every judged pixel is background: nothing to tell apart" in capsys.readouterr().err
+    assert "every labelled pixel is background: nothing to tell apart" in capsys.readouterr().err
     assert train.main([*command, "--set", "model.num_classes=1"]) == 2
     assert "add a background class and set 2" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -202,7 +202,7 @@ def test_a_stopped_training_is_saved_and_continued(tmp_path: Path, weights: Path
         process.send_signal(signal.SIGTERM)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "coco was stopped; the same command goes on with it" in said
+    assert "coco was stopped; give the same command again to continue" in said
     settings = Settings(VOC, tmp_path / "data", out, weights)
     (words,) = commands(VOC.trainings[0], settings)
     assert words[words.index("--resume") + 1] == str(out / "coco")
