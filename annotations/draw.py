@@ -60,7 +60,7 @@ def draw(
 
 
 def _height(each: tuple[Region, int, Patch], order: Order) -> tuple[int, int]:
-    """Where a shape lies in the stack; equal ones stay in the file's order."""
+    """The key by which shapes are stacked; equal ones stay in the file's order."""
     region, number, patch = each
     if order == "area":
         return (0, -patch.area())

@@ -14,7 +14,7 @@ from annotations.shapes import Color, Labels
 
 @dataclass(frozen=True)
 class Reading:
-    """How the numbers in label files are meant."""
+    """Options for the meaning of numbers in label files."""
 
     first_pixel: int = 0  # the coordinate of the outer corner of the first pixel
     first_class: int = 0  # the number of the first class, in files that hold numbers

@@ -140,7 +140,7 @@ class Labelled:
 
 @dataclass
 class Labels:
-    """What a label file or folder contains."""
+    """The content of a label file or folder."""
 
     photos: list[Labelled]
     names: tuple[str, ...] = ()  # the tool's own list of labels, in its order

@@ -185,7 +185,7 @@ def label_studio_task(photo: Finished, pieces: list[Piece], writing: Writing) ->
 
 
 def label_studio_address(prefix: str, photo: str) -> str:
-    """Where Label Studio asks for a photo. Names are percent-encoded, except in object stores."""
+    """The address by which Label Studio loads a photo; percent-encoded, except in object stores."""
     if "://" in prefix and urlsplit(prefix).scheme not in WEB:
         return prefix + photo
     return prefix + quote(photo, errors="surrogateescape")
@@ -248,7 +248,7 @@ class _Files:
         folder.mkdir(parents=True, exist_ok=True)
 
     def place(self, photo: str, *folders: str, suffix: str) -> Path:
-        """Where a photo's file belongs; raises ValueError if another photo has the same file."""
+        """The path of a photo's file; raises ValueError if another photo has the same file."""
         file = PurePosixPath(*folders, PurePosixPath(photo).with_suffix(suffix))
         # Upper and lower case count as equal, because some file systems do not distinguish them.
         owner = self._owners.setdefault(str(file).lower(), photo)

@@ -94,7 +94,7 @@ class LabelGraph(nn.Module):
         return self.thinned(scores), self.decided(scores) if self.best_iou else scores
 
     def decided(self, probabilities: Tensor) -> Tensor:
-        """What each class gains in expected IoU: (N, K, h, w) -> (N, K, h, w)."""
+        """The expected gain in IoU of each class: (N, K, h, w) -> (N, K, h, w)."""
         weights, margins = (each[:, None, None] for each in (self.weights, self.margins))
         return probabilities * weights - margins
 

@@ -73,7 +73,7 @@ def flush(path: Path) -> None:
 
 
 def beside(target: Path) -> Path:
-    """Where a file is written before it takes the place of `target`."""
+    """The temporary path that a file has before it is renamed to `target`."""
     return target.with_name(f".{target.name}.partial")
 
 

@@ -34,7 +34,7 @@ WRITE = f"write it again: {CURE}"
 
 
 class Samples(NamedTuple):
-    """What a network takes: the number of channels, and the range of 16-bit samples."""
+    """The samples that a network takes: number of channels, and range of 16-bit samples."""
 
     channels: int = 3
     # The 16-bit values that become 0 and 255; None: 0 and 65535.

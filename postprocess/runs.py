@@ -24,7 +24,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Spread:
-    """How many pixels of the photo each row and column of a map stands for."""
+    """The number of pixels of the photo that each row and column of a map stands for."""
 
     heights: Ints  # (R,)
     widths: Ints  # (C,)

@@ -96,7 +96,7 @@ def contests(names: list[str], args: argparse.Namespace, world: World) -> dict[s
 
 
 def conditions(args: argparse.Namespace, world: World) -> dict[str, Any]:
-    """What the figures depend on."""
+    """The conditions that the figures depend on."""
     return {
         "device": str(world.device),
         "threads": torch.get_num_threads(),

@@ -1,4 +1,4 @@
-"""Where the time of a training goes: loader, forward, loss, backward and update."""
+"""Measure the time of training by phase: loader, forward, loss, backward and update."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def convert(args: argparse.Namespace) -> Converted:
-    """Run the converter that the command line asks for; raises ConvertError."""
+    """Run the converter that the command line names; raises ConvertError."""
     if args.kind == "timm":
         return from_timm.convert(args.src)
     named = labels.read(args.classes) if args.classes else None

@@ -33,7 +33,7 @@ LONGEST_INDEX = 64_000_000  # bytes; the largest published one has some 80,000
 
 
 class Entry(NamedTuple):
-    """Where a variable lies."""
+    """The type, shape and place of a variable."""
 
     kind: np.dtype[Any]
     shape: tuple[int, ...]

@@ -49,7 +49,7 @@ class Spoiled:
 
     @property
     def changed(self) -> NDArray[np.bool_]:
-        """Where the label is wrong now."""
+        """The pixels whose label is wrong now."""
         return np.asarray(self.before != self.after)
 
 
@@ -97,7 +97,7 @@ def first_possible(
 def spoil_dataset(
     dataset: Dataset, share: float, seed: int, folder: Path
 ) -> tuple[Dataset, dict[str, Spoiled]]:
-    """The data set with a share of its masks spoiled, kinds in turn, and what was done by name."""
+    """The data set with a share of its masks spoiled, and the wrong labels by photo."""
     rng = np.random.default_rng(seed)
     chosen = rng.permutation(len(dataset.pairs))
     wanted = round(share * len(dataset.pairs))
@@ -183,7 +183,9 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("checkpoint", help="the judge: NAME of NAME.safetensors and NAME.json")
+    p.add_argument(
+        "checkpoint", help="checkpoint to audit with: NAME of NAME.safetensors and NAME.json"
+    )
     arguments.add_dataset(p)
     p.add_argument(
         "--photos", type=arguments.positive, metavar="N", help="photos to audit (default: all)"

@@ -48,7 +48,7 @@ class AugmentConfig(BaseModel):
 
 
 class Crop(NamedTuple):
-    """Where a crop lies in the scaled picture, in pixels of the scaled picture."""
+    """The place of a crop in the scaled picture, in pixels of the scaled picture."""
 
     scale: float
     left: int

@@ -33,7 +33,7 @@ CLASS_OF = {category: index for index, category in enumerate(CATEGORIES, start=1
 
 
 def source(root: Path, split: str) -> Path:
-    """Where the annotations of a split lie."""
+    """The path of a split's annotations."""
     return base(root) / "annotations" / f"instances_{split}2017.json"
 
 

@@ -84,7 +84,7 @@ class FolderConfig(BaseModel):
 
     @property
     def samples(self) -> Samples:
-        """What reading a photo must give."""
+        """The channels and the sample range of the photos."""
         return Samples(self.channels, self.sample_range)
 
     @property

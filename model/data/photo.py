@@ -25,7 +25,7 @@ from pixels.srgb import to_srgb
 
 EXIF_ORIENTATION = 0x0112
 EXIF_ERRORS = (ValueError, TypeError, KeyError, SyntaxError, struct.error)
-# What Pillow raises for files that are damaged, no picture at all, or too large to be safe.
+# Pillow's exceptions for files that are damaged, no picture at all, or too large to be safe.
 PILLOW_ERRORS = (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError)
 
 

@@ -154,7 +154,7 @@ class Report:
         )
 
     def verdict(self) -> str:
-        """Why a training would be wasted; empty when it would not."""
+        """Return why a training would be useless; empty if it would not be."""
         reasons = []
         if self.problems:
             reasons.append(f"{len(self.problems)} of {len(self.dataset.pairs)} pairs are broken")
@@ -192,7 +192,7 @@ class Report:
         return [line + self._meaning()]
 
     def _meaning(self) -> str:
-        """Why the masks probably hold the values that they do, and what to do."""
+        """Explain the probable cause of the stray values, and what to do."""
         pixels = sum(self.values[value] for value in self.stray)
         if len(self.stray) >= MANY and pixels < BORDERS * sum(self.values.values()):
             return (
@@ -232,7 +232,7 @@ class Report:
         return [line]
 
     def nothing_to_tell(self) -> str:
-        """Why a network cannot learn or be evaluated with these masks; empty if it can."""
+        """Return why a network cannot learn from these masks, nor be evaluated; empty if it can."""
         if self.colored:
             return "" if self.pixels.any() else self._on_colors()
         if not self.values:  # no mask could be read: whoever reads the pairs tells why

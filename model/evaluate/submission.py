@@ -45,7 +45,7 @@ def check(server: str, classes: Sequence[str]) -> None:
 
 
 def place(server: str, photo: Path, split: str) -> Path:
-    """Where the result of a photo lies in the submission.
+    """The path of a photo's result in the submission.
 
     Raises SubmissionError for a photo that Cityscapes could not assign.
     """

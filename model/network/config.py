@@ -203,7 +203,7 @@ class ModelConfig(BaseModel):
 
     @property
     def samples(self) -> Samples:
-        """What reading a file must give."""
+        """The channels and the sample range of the network's photos."""
         return Samples(self.channels, self.sample_range)
 
     @property

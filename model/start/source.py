@@ -70,7 +70,7 @@ def _of_folder(folder: Path) -> str:
 
 
 def _instead(folder: Path) -> str:
-    """What a folder without labels holds."""
+    """Describe the content of a folder without labels."""
     files = _sorted(path for path in folder.iterdir() if path.is_file())
     if any(path.suffix.lower() in ARCHIVES for path in files):
         return ", but an archive: unpack it"

@@ -52,7 +52,7 @@ class Targets:
     spacing: int = SPACING
 
     def path(self, photo: Path) -> Path:
-        """Where the answers for a photo are kept; raises OSError where it cannot be read."""
+        """The path of the answers for a photo; raises OSError if the photo cannot be read."""
         return self.folder / f"{hashlib.sha256(photo.read_bytes()).hexdigest()[:32]}.npz"
 
     def read(self, photo: Path) -> Floats:

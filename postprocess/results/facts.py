@@ -13,7 +13,7 @@ Extras = Literal["labels", "confidence", "probabilities"]
 
 
 class Calibration(Protocol):
-    """What was measured on photos with true masks."""
+    """Measurements on photos with true masks."""
 
     @property
     def images(self) -> int:

@@ -16,7 +16,7 @@ BILINEAR = Image.Resampling.BILINEAR
 
 @dataclass(frozen=True)
 class Photo:
-    """What the outputs need of a photo."""
+    """The pixels and facts of a photo that the outputs need."""
 
     size: tuple[int, int]  # (W, H), upright
     orientation: int = 1  # the applied value of the EXIF tag; 1: as stored

@@ -129,7 +129,7 @@ def decoded(engine: Engine, photos: Sequence[Path], least: int) -> NDArray[np.ui
 
 
 def answered(engine: Engine, images: NDArray[np.uint8], line: str) -> LoadReport:
-    """Do the run that a line of JSON asks for."""
+    """Do the run that a line of JSON requests."""
     asked = json.loads(line)
     lanes: Sequence[Predict] = engine.runs if asked["every_lane"] else [engine.predict_alone]
     return timed(lanes, images, asked["batch"], asked["seconds"])

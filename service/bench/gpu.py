@@ -313,7 +313,7 @@ def compared(url: str, case: Case, photos: Sequence[Path]) -> Figures:
 
 
 def mask(url: str, photo: Path) -> tuple[NDArray[np.uint8], httpx.Headers]:
-    """Ask for the mask of a photo: (H, W) class ids, and the answer's headers."""
+    """Request the mask of a photo: (H, W) class ids, and the answer's headers."""
     answer = httpx.post(
         f"{url}/segment?output=mask",
         content=photo.read_bytes(),

@@ -26,7 +26,7 @@ SLOW_S = 1.0  # between the bytes of an answer that is read slowly
 
 
 class Manner(enum.Enum):
-    """How a request is sent."""
+    """The way in which a request is sent."""
 
     WHOLE = "whole"
     CHUNKED = "chunked"  # without Content-Length

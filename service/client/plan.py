@@ -21,7 +21,7 @@ OUTPUT_OF = {file.partition(".")[0]: output for output, file in FILES.items()}
 
 
 class Decision(enum.Enum):
-    """What to do with an input photo."""
+    """The decision on an input photo."""
 
     SEND = "send"
     SKIP = "skip"  # its result is complete

@@ -173,8 +173,8 @@ def segmentation(
 ) -> Segmentation:
     """Parse a 200 answer of `/segment`, and check it against the photo's `size` if known.
 
-    `max_side`: the longest side of pictures that was asked for.
-    Raises BadAnswerError if it is not what was requested, or not complete.
+    `max_side`: the requested longest side of pictures. Raises BadAnswerError if it is not what was
+    requested, or not complete.
     """
     headers = response.headers
     content_type = headers.get("content-type", "").partition(";")[0].strip().lower()

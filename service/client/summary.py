@@ -59,7 +59,7 @@ class Summary:
         if self.others.counts:
             lines.append(self.others.text())
         if self.stopped is not None:
-            lines.append(f"not finished: {self.stopped}; run the same command again to go on")
+            lines.append(f"not finished: {self.stopped}; run the same command again to continue")
         return "\n".join(map(plain, lines))
 
     def json(self) -> dict[str, Any]:

@@ -138,5 +138,5 @@ class _Parser:
             raise self.error("shares and confidence are from 0 to 1, or from 0% to 100%")
         self._next(self.end)
         compare = COMPARE[sign]
-        # A photo whose confidence is not known passes no comparison with it.
+        # Every comparison is false for a photo whose confidence is unknown.
         return lambda values: name in values and compare(values[name], number)

@@ -422,7 +422,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(plain(f"ray_batch: {error}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\ninterrupted; run the same command again to go on", file=sys.stderr)
+        print("\ninterrupted; run the same command again to continue", file=sys.stderr)
         return 130
     print(json.dumps(summary.json(), indent=2) if arguments.json else summary.text())
     return summary.exit_code()

@@ -180,7 +180,7 @@ class Pipeline:
             predictions = self._predict(ready)
         except Exception as error:  # ONNX Runtime's exceptions have no common base class
             # After running out of memory a session may fail for ever: a fresh one, one by one.
-            log.warning("the engine failed on %d photos, starting it anew: %s", len(ready), error)
+            log.warning("the engine failed on %d photos, starting it again: %s", len(ready), error)
             self._engine = self._load()
             yield from map(self._infer_alone, ready)
             return

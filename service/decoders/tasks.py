@@ -90,7 +90,7 @@ def encode_request(result: Result, wish: Wish) -> tuple[Fields, list[Array]]:
 
 
 def run(message: Message) -> tuple[Fields, list[Array]]:
-    """Do what a request asks for; an error of the photo becomes part of the answer."""
+    """Carry out a request; an error of the photo becomes part of the answer."""
     request, data = message.fields, message.data
     try:
         if request["do"] == TENSOR:
@@ -217,7 +217,7 @@ def read_prepared(data: bytes, plan: Plan, fields: Fields, arrays: list[Array]) 
         valid_height, valid_width = fields["valid"]
         return Prepared(photo, Fitted(arrays[0], (valid_height, valid_width)))
     if plan.sliding is None:
-        raise ValueError("a decoder sent windows that were not asked for")
+        raise ValueError("a decoder sent windows that were not requested")
     inputs = windows.cut(arrays[0], (width, height), plan.target, plan.sliding.overlap)
     return Prepared(photo, inputs, arrays[0])
 

@@ -30,7 +30,7 @@ ALIGNED = 64  # bytes: where an array may start
 
 @dataclass(frozen=True)
 class Message:
-    """What one side has sent: an object, arrays in shared memory, bytes."""
+    """A message from one side: an object, arrays in shared memory, bytes."""
 
     fields: Fields
     arrays: list[Array] = field(default_factory=list)

@@ -69,7 +69,7 @@ from service.inference.models import Models
 from service.inference.tensors import LENGTH_HEADER, InferAnswer, InferRequest
 from service.settings import Settings
 
-if TYPE_CHECKING:  # else loaded only where traces are asked for
+if TYPE_CHECKING:  # at run time it is loaded only if traces are exported
     from service.http.telemetry.tracing import Tracing
 
 PICTURE_TYPES = tuple(media_type for media_type, _ in encoders.FORMATS.values())

@@ -126,7 +126,7 @@ class Job:
 
     @property
     def plan(self) -> Plan:
-        """What to make of each photo."""
+        """The inputs and pictures to make from each photo."""
         whole = not NEEDS_PHOTO.isdisjoint(self.wish.all_outputs)
         return Plan(self.contract.input, self.sliding, whole, decoded=self.wish.smooth)
 

@@ -103,7 +103,7 @@ class Parity(BaseModel):
 
 
 class Calibration(BaseModel):
-    """What `python -m export.calibrate` measured on photos with true masks."""
+    """The results of `python -m export.calibrate` on photos with true masks."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

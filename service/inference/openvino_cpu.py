@@ -38,7 +38,7 @@ class OpenVinoOptions:
 
 
 def problem() -> str | None:
-    """Why OpenVINO cannot be used; None if it is installed."""
+    """Return why OpenVINO cannot be used; None if it is installed."""
     if find_spec("openvino") is None:
         return "openvino is not installed; install the openvino extra"
     return None

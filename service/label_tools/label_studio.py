@@ -78,7 +78,7 @@ def control(config: str, preferred: Form | None = None) -> Control:
 
 @dataclass
 class PhotoSource:
-    """Where the photos of tasks come from.
+    """The source of the tasks' photos.
 
     Only Label Studio and the named hosts are contacted, because a task may contain any address.
     """
@@ -236,7 +236,7 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the command."""
     p = argparse.ArgumentParser(
         prog="python -m service.label_studio",
-        description="Draft labels in Label Studio: an ML backend that asks a running service.",
+        description="Draft labels in Label Studio: an ML backend that uses a running service.",
         epilog="example:\n  python -m service.label_studio http://localhost:8000 \\\n"
         "      --label-studio http://localhost:8080 --token ...",
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -45,7 +45,7 @@ Method = Callable[[bytes, Any], Coroutine[Any, Any, bytes]]
 
 @dataclass
 class Answer:
-    """What the application answered."""
+    """The application's answer."""
 
     status: int = 500
     headers: dict[str, str] = field(default_factory=dict)

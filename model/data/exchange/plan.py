@@ -34,7 +34,7 @@ SAME_SHAPE = 0.01  # sides of a smaller copy agree with the photo's to this shar
 
 @dataclass(frozen=True)
 class Wish:
-    """What to import, and how. The options of the command have the same names."""
+    """The options of an import; the command's options have the same names."""
 
     format: str
     labels: Path
@@ -76,7 +76,7 @@ class Item:
 
 @dataclass
 class Plan:
-    """What an import will do; `problems` are photos that cannot be used."""
+    """The photos, classes and splits of an import; `problems` are photos that cannot be used."""
 
     wish: Wish
     labels: Labels

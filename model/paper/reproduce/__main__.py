@@ -108,7 +108,7 @@ def plan(settings: Settings, left_out: list[Submission], device: torch.device | 
 
 
 def describe(stage: Stage, settings: Settings) -> str:
-    """What a stage does, in a few words."""
+    """Describe a stage in a few words."""
     match stage:
         case Training():
             config = settings.recipe(stage)

@@ -36,7 +36,7 @@ class ReproduceError(RuntimeError):
 
 @dataclass(frozen=True)
 class Settings:
-    """Where a sequence reads and writes, and on what it runs."""
+    """The folders of a sequence, its processes, and changes of its recipes."""
 
     sequence: Sequence
     data: Path
@@ -58,7 +58,7 @@ class Settings:
         return recipe.read(stage.preset, self.changes(stage))
 
     def changes(self, stage: Training) -> list[str]:
-        """What differs from the preset."""
+        """The changes to the preset's recipe."""
         return [f"init={self.result(stage.begins_with)}", *self.overrides]
 
     def figures(self, stage: Evaluation) -> Path:
@@ -142,7 +142,7 @@ def expect_same_recipe(stage: Training, settings: Settings) -> None:
     card = checkpoint.read_card(path)
     now = settings.recipe(stage)
     found = Recipe.model_validate(card.training | {"model": card.model})
-    # Where the folders lie does not matter, but which ImageNet weights the first stage had does.
+    # The paths of folders do not matter, but the ImageNet weights of the first stage do.
     same_start = _place_of(found.init) == _place_of(now.init)
     if same_start or stage.begins_with != IMAGENET:
         found = found.model_copy(update={"init": now.init})

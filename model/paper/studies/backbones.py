@@ -53,7 +53,7 @@ PAPER = (
 
 
 class BackboneSettings(NamedTuple):
-    """What is trained, on which photos, and where results go."""
+    """The backbones to train, their photos, and the folder of the results."""
 
     images: Path
     out: Path

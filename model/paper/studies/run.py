@@ -31,7 +31,7 @@ class StudyError(RuntimeError):
 
 
 class StudySettings(NamedTuple):
-    """Where the studies read and write, and how long they train."""
+    """The folders of the studies, and the lengths of their trainings."""
 
     data: Path
     out: Path

@@ -114,7 +114,7 @@ async def _receive(
     if answer.status_code == httpx.codes.PARTIAL_CONTENT:
         found = RANGE.fullmatch(answer.headers.get("content-range", ""))
         if found is None or found[1] is None or int(found[1]) != part.size:
-            raise BadAnswerError("the answer is not the range that was asked for")
+            raise BadAnswerError("the answer is not the requested range")
         start, part.total = part.size, int(found[2])
     else:
         length = answer.headers.get("content-length", "")

@@ -99,7 +99,7 @@ class Jobs:
         await asyncio.gather(*(self._work() for _ in range(JOBS_AT_ONCE)))
 
     async def stop(self) -> None:
-        """Stop working; what is unfinished goes on after the next start."""
+        """Stop working; unfinished jobs continue after the next start."""
         for task in (*self._tasks, *self._running.values()):
             task.cancel()
         await asyncio.gather(*self._tasks, *self._running.values(), return_exceptions=True)

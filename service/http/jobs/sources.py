@@ -1,4 +1,4 @@
-"""Where the photos of a job come from: a ZIP on the disk, URLs, or files in an allowed folder."""
+"""The sources of a job's photos: a ZIP on the disk, URLs, or files in an allowed folder."""
 
 from __future__ import annotations
 
