@@ -1,4 +1,4 @@
-"""Keep `make test-fast` from importing wholly slow files; tell how a lost test process ended.
+"""Keep `make test-fast` from importing files with slow tests only; print how a test process ended.
 
 Importing Ray, schemathesis, torchvision and the rest takes each test process several seconds.
 """
@@ -30,7 +30,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 @pytest.hookimpl(optionalhook=True)  # pytest-xdist's
 def pytest_testnodedown(node: Any, error: object) -> None:
-    """Print the exit status of a lost test process, which pytest-xdist does not tell."""
+    """Print the exit status of a lost test process, which pytest-xdist does not show."""
     if error:
         status = node.gateway._io.popen.wait(10)
         print(f"\n[{node.gateway.id}] exit status {status} (negative: the signal that ended it)")

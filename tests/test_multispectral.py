@@ -1,7 +1,7 @@
-"""More than three channels, from GDAL's files to the service's mask: the whole way.
+"""More than three channels, from GDAL's files to the service's mask.
 
 The data are 16-bit TIFF files of four bands whose classes differ in the fourth band alone. So a
-channel that is dropped, scrambled or scaled otherwise anywhere on the way shows in the labels.
+channel that is dropped, scrambled or scaled differently anywhere on the way changes the labels.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def send(client: TestClient, body: bytes, **query: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder data set: twelve photos for training, three for judging."""
+    """A folder data set: twelve photos for training, three for evaluation."""
     root = tmp_path_factory.mktemp("field")
     (root / "dataset.toml").write_text(f'classes = ["soil", "crop"]\n{CHANNELS}')
     for split, seeds in (("train", range(12)), ("val", range(100, 103))):

@@ -1,4 +1,4 @@
-"""The image with extras reads HEIC and answers gRPC; the plain one says what it lacks."""
+"""The image with extras reads HEIC and answers gRPC; the plain one names the missing extras."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def addresses(engine: containers.Engine) -> Iterator[tuple[str, str]]:
 
 
 def test_heic_gets_the_mask_of_the_same_photo(addresses: tuple[str, str]) -> None:
-    """HEIC is lossy: nearly every pixel gets the label that it gets as JPEG."""
+    """HEIC is lossy, so a few pixels may get another label than from the JPEG."""
     photo, out = Image.open(CAT), io.BytesIO()
     pillow_heif.from_pillow(photo).save(out, quality=95)
     masks = []

@@ -37,7 +37,7 @@ from tests.service.web import png, serving
 
 pytestmark = pytest.mark.slow
 
-OF_A_SERVICE = {"model", "quality"}  # choose a model: Python and --local load the one they name
+OF_A_SERVICE = {"model", "quality"}  # these choose a model, and Python and --local load a named one
 CALIBRATION = Calibration(
     dataset="tiny",
     split="val",
@@ -73,7 +73,7 @@ def test_defaults_are_the_same() -> None:
 
 
 def test_every_flag_reaches_the_query() -> None:
-    """As the service takes it; a value of the wrong form would be refused here."""
+    """In the form that the service accepts; a value of another form would be refused here."""
     given = {
         "fit": "sliding",
         "overlap": "0.3",
@@ -158,7 +158,7 @@ def test_the_cases_use_every_option() -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_option_has_an_effect(net: DeepLabV3Plus, case: dict[str, Any]) -> None:
-    """Else the comparison below would not notice an option that a door ignores."""
+    """Otherwise the comparison below would not notice an option that an interface ignores."""
     full = model.segment(net, LARGE, **case)
     for name in {*case} - {"output"}:
         rest = {other: value for other, value in case.items() if other != name}
@@ -169,7 +169,7 @@ def test_every_option_has_an_effect(net: DeepLabV3Plus, case: dict[str, Any]) ->
 
 
 def through_the_client(service: TestClient, photo: Any, case: dict[str, Any]) -> dict[str, bytes]:
-    """Send the client's own request, and let it read and check the answer."""
+    """Send the client's own request, and parse and check the answer with its code."""
     options = {name: value for name, value in case.items() if name != "output"}
     outputs = protocol.parse_outputs(case["output"])
     ask = ask_segment(png(photo), outputs, None, options)
@@ -197,7 +197,7 @@ def test_all_doors_give_equal_files(
 
 
 def expect_close(name: str, ours: bytes, theirs: bytes) -> None:
-    """Compare what two files say, within what rounding can change."""
+    """Compare the content of two files, up to differences by rounding."""
     if name.endswith(".npz"):
         with np.load(io.BytesIO(ours)) as one, np.load(io.BytesIO(theirs)) as other:
             assert set(one) == set(other)
@@ -285,7 +285,7 @@ def test_a_bad_value_is_refused_and_the_range_named_at_each_door(
 
 
 def test_python_refuses_with_its_own_errors(net: DeepLabV3Plus) -> None:
-    """They are ValueErrors, so that callers need to know no module of ours."""
+    """They are ValueErrors, so that callers need not import a module of this project."""
     assert issubclass(InvalidOption, ValueError)
     assert issubclass(TooLarge, ValueError)
     refused = partial(model.predict, net, SMALL)

@@ -129,7 +129,7 @@ def test_json_of_any_form_ends_in_a_clear_error(saved: Path, text: str, says: st
 
 @pytest.mark.parametrize("suffix", [".json", ".safetensors"])
 def test_only_regular_files_are_read(saved: Path, suffix: str) -> None:
-    """Opening a FIFO waits for a writer, which even Ctrl-C does not end for the weights."""
+    """Opening a FIFO waits for a writer; for the weights, not even Ctrl-C ends that wait."""
     path = saved.with_suffix(suffix)
     path.unlink()
     os.mkfifo(path)

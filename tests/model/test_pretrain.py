@@ -99,7 +99,7 @@ def test_the_defaults_are_the_papers() -> None:
 
 
 def test_error_rates_are_scikit_learns(tmp_path: Path) -> None:
-    """Top-1 and top-5 of 7 classes, on photos that are as large as the network takes."""
+    """Top-1 and top-5 of 7 classes, on photos of the network's own input size."""
     from sklearn.metrics import top_k_accuracy_score
 
     rng = np.random.default_rng(3)
@@ -150,7 +150,7 @@ def test_what_follows_xceptions_depthwise_convolutions_is_kept_with_the_backbone
 
 
 def test_a_short_pretraining_forgets_the_first_statistics() -> None:
-    """As in a training; ImageNet's length keeps the published momentum."""
+    """As in a training of a network; a run as long as ImageNet's keeps the published momentum."""
     config = pretrain.read("xception_65", [])
     for iterations, momentum in ((30, 0.1), (4_000_000, 0.0003)):
         with torch.device("meta"):

@@ -41,7 +41,7 @@ class Limit:
 
     @contextmanager
     def watching(self, pid: int) -> Iterator[None]:
-        """Record the most memory of a process and its children meanwhile."""
+        """Record the peak memory of a process and its children during the block."""
         watcher = threading.Thread(target=self._watch, args=(pid,))
         watcher.start()
         try:
@@ -62,7 +62,7 @@ def limited(mib: int) -> Iterator[Limit]:
     """Give the strictest limit that this machine allows.
 
     It is a control group (v2 or v1), or else a scope of systemd. Where neither can be made, the
-    limit has no prefix, and only `watching` tells how much memory was used.
+    limit has no prefix, and only `watching` shows how much memory was used.
     """
     for make in (_v2, _v1):
         with suppress(OSError):

@@ -1,4 +1,5 @@
-"""Compare the processor time of two pieces of work in one run: machines differ, ratios hardly."""
+"""Compare the processor time of two pieces of work in one run: machines differ, but ratios hardly
+do."""
 
 from __future__ import annotations
 
@@ -7,7 +8,8 @@ from collections.abc import Callable
 
 
 def ratio(work: Callable[[], object], to: Callable[[], object]) -> float:
-    """Return the processor time of the first as a multiple of the second's; the least of three."""
+    """Return the processor time of the first as a multiple of the second's; the smallest of
+    three."""
 
     def seconds(each: Callable[[], object]) -> float:
         began = time.thread_time()

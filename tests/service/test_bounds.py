@@ -78,7 +78,7 @@ def test_writing_the_largest_tensors_takes_a_few_times_what_it_must() -> None:
 
 @pytest.mark.parametrize("seen", [True, False])
 def test_the_event_loop_looks_at_some_rows_of_the_largest_map(seen: bool) -> None:
-    """Whether polygons will take long is decided in it, so the other rows do not count."""
+    """The loop estimates from these rows whether polygons will take long."""
     flat, noisy = np.zeros(SIDE, np.uint8), np.arange(SIDE, dtype=np.uint8) % 2
     step = SIDE // 1024
     row = np.arange(SIDE) % step == 0

@@ -91,7 +91,7 @@ async def _attack(url: str, cases: list[Case]) -> Counter[str]:
 
 
 def test_4_gib_are_enough_for_the_worst_mix_of_requests(tmp_path: Path) -> None:
-    """The kernel kills nothing, no decoder ends by a signal, and the service serves on."""
+    """The kernel kills nothing, no decoder ends by a signal, and the service still answers."""
     log = tmp_path / "service.log"
     with limited(LIMIT_MIB) as limit, serving(limit, log) as (url, process):
         (model, *_) = (each["name"] for each in httpx.get(f"{url}/models").json()["models"])

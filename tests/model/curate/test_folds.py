@@ -1,4 +1,4 @@
-"""`python -m model.audit --folds`: networks judge photos that they have not seen."""
+"""`python -m model.audit --folds`: each network audits photos that it was not trained on."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_the_cost_is_told_and_nothing_is_trained_without_go(
 def test_exchanged_labels_come_first_and_a_stopped_audit_goes_on(
     run: str, data: Path, tmp_path: Path
 ) -> None:
-    """The second call finds every fold trained, and judges again."""
+    """The second call finds every fold trained, and audits again."""
     out = tmp_path / "out"
     words = [run, "--data", str(data), "--split", "train", "-o", str(out), "--go"]
     assert audit.main([*words, "--folds", "2", "--iterations", "40"]) == 0

@@ -257,7 +257,7 @@ def test_the_report_on_a_usable_set_has_the_command_that_trains_on_it(
 def test_photos_that_a_list_names_twice_cause_a_warning(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """In `check`, and before a training or an evaluation counts them twice."""
+    """In `check`, and before a training or an evaluation, which counts them twice."""
     data = voc_folder.make(tmp_path, count=2)
     names = data / "VOCdevkit" / "VOC2012" / "ImageSets" / "Segmentation" / "train.txt"
     names.write_text("2007_000000\n2007_000001\n2007_000001\n")

@@ -72,7 +72,7 @@ def test_the_figures_are_scikit_learns(saved: Path, data: Path) -> None:
 def test_a_part_of_the_split_is_evenly_spread_and_named(
     saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Three of seven photos; the rest may as well not exist."""
+    """Three of seven photos; the others are not read."""
     data = voc_folder.make(tmp_path, count=7, split="val")
     some = run(saved, data, "--photos", "3")
     assert (some["images"], some["images_in_split"]) == (3, 7)
@@ -267,7 +267,7 @@ def test_ids_that_are_off_by_one_are_refused_with_the_line_that_fixes_them(
 
 
 def test_masks_that_cannot_be_read_are_named_before_anything_runs(tmp_path: Path) -> None:
-    """Otherwise an evaluation would end when it comes to the pair, perhaps after hours."""
+    """Otherwise an evaluation would end when it reaches the pair, perhaps after hours."""
     for kind in ("images", "masks"):
         (tmp_path / kind / "val").mkdir(parents=True)
     ids = Image.fromarray((np.arange(400).reshape(20, 20) % 2).astype(np.uint8))

@@ -56,7 +56,7 @@ def test_figure_6_ends_with_the_worst_photos(tmp_path: Path) -> None:
 
 
 def test_the_band_near_void_is_what_counts() -> None:
-    """Void itself does not, nor does what is further away than three pixels."""
+    """Void pixels do not count, nor do pixels more than three pixels away."""
     truth = np.zeros((1, 12), np.uint8)
     truth[0, 0] = 255
     labels = truth.copy()

@@ -165,7 +165,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_labels_are_read(
 def test_an_import_of_other_labels_is_not_used_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Else the second export of a team would be trained on the first one's labels."""
+    """Otherwise the second export of a team would be trained on the first one's labels."""
     data = tmp_path / "out" / "data"
     data.mkdir(parents=True)
     (data / "dataset.toml").write_text('classes = ["a", "b"]\n')

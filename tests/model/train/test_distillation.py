@@ -152,7 +152,7 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path: Path, data: Path) -> No
 
 
 def test_a_teacher_for_photos_does_not_teach_a_network_of_bands(tmp_path: Path, data: Path) -> None:
-    """Else it would fail at the first batch, after everything is loaded."""
+    """Otherwise it would fail at the first batch, after everything is loaded."""
     path = teacher(tmp_path, data, 0)
     wider = TINY.model_dump() | {"channels": 4, "mean": (127.5,) * 4, "std": (127.5,) * 4}
     config = make_recipe(model=wider, teachers=[path])

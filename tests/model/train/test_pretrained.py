@@ -78,7 +78,7 @@ def test_features_leave_the_classifier_for_other_classes(
 def test_the_encoder_part_leaves_decoder_and_classifier(
     trained: tuple[str, DeepLabV3Plus], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The decoder may then be another one, or none."""
+    """The network's decoder may then differ, or be absent."""
     path, net = trained
     for changes in ({"low_level_channels": 3}, {"decoder": False}):
         ours = fresh(net, **changes)
@@ -91,7 +91,7 @@ def test_the_encoder_part_leaves_decoder_and_classifier(
 
 
 def test_xceptions_weights_need_what_follows_their_depthwise_convolutions(tmp_path: Path) -> None:
-    """With ReLU or without it the tensors are the same, so nothing else would notice."""
+    """With or without ReLU the tensors are the same, so no other check would notice."""
     config = ModelConfig(backbone="xception_65", after_depthwise="batch_norm+relu")
     card = BackboneCard(backbone="xception_65", mean=config.mean, std=config.std)
     checkpoint.save(tmp_path / "published", {}, card)
@@ -206,7 +206,8 @@ def test_missing_file_is_a_checkpoint_error(tmp_path: Path) -> None:
 def test_weights_for_rgb_widen_to_more_channels_and_see_grey_as_before(
     tmp_path: Path, backbone: str
 ) -> None:
-    """The mean of the three filters, times 3 / channels: where all channels agree, nothing changes.
+    """The mean of the three filters, times 3 / channels: for equal channels, the output does not
+    change.
 
     The first convolution is the only one that changes.
     """

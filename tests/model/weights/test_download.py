@@ -45,7 +45,7 @@ def test_a_file_arrives_whole_and_alone(length: bool, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("length", [True, False])
 def test_cut_connections_are_resumed_where_they_stopped(length: bool, tmp_path: Path) -> None:
-    """Each request asks only for the rest; there may be more cuts than attempts.
+    """Each request fetches only the rest; there may be more cuts than attempts.
 
     Proxies that speak HTTP/1.0 send no length: a cut then looks like the end.
     """

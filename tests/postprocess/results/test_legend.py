@@ -1,4 +1,4 @@
-"""Legends in overlays: what they say, where they lie, and how much they cover."""
+"""Legends in overlays: their text, their place, and how much of the photo they cover."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NAMES = ("background", "cat", "dining table", "Fußgängerüberweg", "猫", "two
 
 @dataclass(frozen=True)
 class Facts:
-    """What a legend needs of a model."""
+    """The facts about a model that a legend needs."""
 
     classes: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]

@@ -103,7 +103,7 @@ def test_confidence_is_the_mean_over_all_pixels(tmp_path: Path) -> None:
 
 
 def test_regions_are_counted_by_class_and_in_all(tmp_path: Path) -> None:
-    """Of a result that an earlier version wrote, nothing is known; that is not 0."""
+    """For results of an earlier version the number is unknown, which is not 0."""
     counted = [ClassPixels(0, "background", 75, None, 2), ClassPixels(8, "cat", 25, None, 3)]
     photos = {"1.jpg": counted, "2.jpg": [ClassPixels(0, "background", 100, None, 1)]}
     with filled(tmp_path, photos | {"3.jpg": [BACKGROUND]}):

@@ -172,7 +172,7 @@ HEIC = struct.pack(">I", 24) + b"ftypheic" + bytes(12)
 
 @pytest.mark.parametrize("photo", [encoded((800, 400), "AVIF"), HEIC], ids=["AVIF", "HEIC"])
 def test_avif_and_heic_are_left_to_the_service(photo: bytes) -> None:
-    """Each answer has the photo's own size then, so the run must be told."""
+    """Their answers then have the photo's own size, which the summary must say."""
     upload = prepare(InputPhoto("a", "/a", len(photo), 0, lambda: photo), 100)
     assert upload.body == photo
     assert "left to the service" in str(upload.unshrunk)

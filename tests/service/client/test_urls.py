@@ -94,7 +94,7 @@ def test_urls_are_segmented_and_a_second_run_asks_for_none(
 def test_a_url_that_fails_fails_alone_and_is_tried_again(
     url: str, host: FlakyServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also the first, and also one of a host that is not allowed: later it may work."""
+    """Also if it is the first, or its host is not allowed: it may work later."""
     run = [url, f"{host.url}/gone.png", "https://example.org/a.png", f"{host.url}/a.png"]
     run += ["http://", "-o", str(tmp_path / "out"), "--output", "mask", "--json"]
     for _ in range(2):

@@ -329,7 +329,7 @@ def test_a_model_is_freed_when_its_last_request_is_answered_and_not_before(folde
 def test_reloading_the_bundled_model_again_and_again_does_not_grow_the_process(
     tmp_path: Path,
 ) -> None:
-    """Two files are loaded in turn while a client asks without a pause.
+    """Two files are loaded in turn while a client sends requests without a pause.
 
     A leak once kept 300 MB of each; later the heap kept 5 MB of each, for small blocks in it.
     """

@@ -168,5 +168,5 @@ def test_without_the_extra_the_service_says_what_to_install(tmp_path: Path) -> N
     ],
 )
 def test_a_client_is_its_address_whatever_its_port(peer: str, address: str) -> None:
-    """Else each connection would have a share of its own (--max-requests-per-client)."""
+    """Otherwise each connection would have its own limit (--max-requests-per-client)."""
     assert client_address(peer) == address

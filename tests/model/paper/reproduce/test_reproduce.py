@@ -162,7 +162,7 @@ def test_a_trial_never_passes_for_the_papers_experiment(
 def test_figures_of_a_network_that_was_trained_again_are_not_kept(
     tmp_path: Path, weights: Path
 ) -> None:
-    """An evaluation is done for the weights that it saw."""
+    """An evaluation counts only for the weights that it was made with."""
     settings = Settings(VOC, tmp_path, tmp_path / "out", weights, overrides=tuple(QUICK))
     evaluation = next(stage for stage in VOC.stages if isinstance(stage, Evaluation))
     path = finished(VOC.trainings[1], settings)
@@ -179,7 +179,8 @@ def test_figures_of_a_network_that_was_trained_again_are_not_kept(
 
 @contextmanager
 def endless(root: Path, out: Path, weights: Path) -> Iterator[subprocess.Popen[str]]:
-    """The command in a process of its own, once its first training has logged an iteration."""
+    """Start the command in a separate process; return once its first training logged an
+    iteration."""
     command = ["voc", "--data", str(root), "--out", str(out), "--weights", str(weights)]
     command += ["--processes", "1", "--workers", "0", *SETS, "--set", "iterations=1000000"]
     with subprocess.Popen(
@@ -210,7 +211,7 @@ def test_a_stopped_training_is_saved_and_continued(tmp_path: Path, weights: Path
 
 @pytest.mark.slow
 def test_a_killed_command_leaves_no_training_behind(tmp_path: Path, weights: Path) -> None:
-    """SIGKILL cannot be handed on, but the training saves its state and ends."""
+    """SIGKILL cannot be passed on, but the training saves its state and ends."""
     out = tmp_path / "out"
     with endless(data(tmp_path / "data"), out, weights) as process:
         process.kill()

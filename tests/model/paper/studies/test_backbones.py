@@ -1,4 +1,4 @@
-"""Table 4 on small sets: photos by class, error rates of each seed, and what they can say."""
+"""Table 4 on small sets: photos by class, error rates of each seed, and their comparison."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_photos_of_a_single_class_make_a_folder_by_class(tmp_path: Path) -> None:
-    """A photo with two classes is left out, and a class that only one split has too."""
+    """A photo with two classes is left out, and so is a class that only one split has."""
     voc_folder.make(tmp_path / "data", count=8)
     masks = tmp_path / "data" / "VOCdevkit" / "VOC2012" / "SegmentationClass"
     for name, labels in (("2007_000006", (8, 15)), ("2007_000007", (3,))):
@@ -78,7 +78,7 @@ def test_the_table_is_made_by_one_command_and_resumed(
 
 
 def test_the_papers_rows_are_compared_by_default(tmp_path: Path) -> None:
-    """A lower error is better; a seed's spread hides a small one."""
+    """A lower error is better; a small difference is hidden by the spread over seeds."""
     settings = backbones.BackboneSettings(tmp_path, tmp_path, (0, 1, 2))
     errors = {"ResNet-101": (0.3, 0.31, 0.32), "Xception-65": (0.2, 0.215, 0.22)}
     for entry in backbones.PAPER:

@@ -139,7 +139,7 @@ def test_a_full_set_of_results_fills_every_section(tmp_path: Path) -> None:
 
 
 def test_each_table_names_photos_trainings_and_days(tmp_path: Path) -> None:
-    """Runs of different length are named, so that nobody takes them for one experiment."""
+    """Runs of different length are listed, so that they are not mistaken for one experiment."""
     longer = figures(Point(DECODER, 0), 0.5) | {"training": TRAINING | {"iterations": 800}}
     short = figures(Point(UPSAMPLING, 0), 0.4) | {"measured": "2026-11-28"}
     text = page(tmp_path, (Point(DECODER, 0), longer), (Point(UPSAMPLING, 0), short))
@@ -148,7 +148,7 @@ def test_each_table_names_photos_trainings_and_days(tmp_path: Path) -> None:
 
 
 def test_only_results_on_as_many_photos_are_compared(tmp_path: Path) -> None:
-    """A point on 20 photos is not put beside one on all of them."""
+    """A point on 20 photos is not compared with one on all photos."""
     some = Point(DECODER, 0, photos=20)
     points = [Point(UPSAMPLING, 0), some]
     parts = [(p, figures(p, 0.4) | {"photos": p.photos}) for p in points]

@@ -127,7 +127,7 @@ def test_the_bundled_network_is_compared_with_itself_without_its_decoder(
 
 @pytest.mark.parametrize("given", ["", "-1", "1,1", "a"])
 def test_seeds_are_different_numbers(given: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """The same seed twice would look like two, with no spread."""
+    """A repeated seed would count as two, with no spread."""
     with pytest.raises(SystemExit):
         main(["all", "--out", "runs", "--dry-run", f"--seeds={given}"])
     assert "--seeds" in capsys.readouterr().err

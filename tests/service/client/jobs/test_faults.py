@@ -1,4 +1,4 @@
-"""Jobs over connections that break and past servers that lie."""
+"""Jobs over broken connections, and with servers that send wrong answers."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_a_server_without_ranges_sends_it_all_again(server: FlakyServer, tmp_pat
 
 
 def test_a_part_of_something_else_is_thrown_away(server: FlakyServer, tmp_path: Path) -> None:
-    """It is longer than the result, or its bytes do not fit together with the rest."""
+    """It is longer than the result, or its bytes do not belong to the same file as the rest."""
     whole = result()
 
     def serve(request: Request, _nth: int) -> Answer:
@@ -151,7 +151,7 @@ def test_a_result_that_the_disk_has_no_room_for_is_not_begun(
 def test_a_result_of_untold_length_is_bounded(
     server: FlakyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An endless answer is given up, and what came of it is removed."""
+    """An endless answer is abandoned, and its part on the disk is removed."""
     monkeypatch.setattr(download, "MOST_UNTOLD", 10_000_000)
     endless = Answer(200, result(), "application/zip", is_endless=True)
     server.misbehave = lambda request, nth: endless
@@ -162,7 +162,7 @@ def test_a_result_of_untold_length_is_bounded(
 
 @pytest.mark.slow
 def test_a_result_that_drips_is_given_up(server: FlakyServer, tmp_path: Path) -> None:
-    """Two bytes every 20 ms are progress at each look, and would take hours."""
+    """Two bytes every 20 ms are progress at each check, and would take hours."""
     server.misbehave = lambda request, nth: Answer(200, result(), "application/zip", drip_s=0.02)
     retry = RetryPolicy(first_s=0.01, cap_s=0.01, give_up_after_s=2)
     with (

@@ -141,7 +141,7 @@ def test_events_tell_every_change_until_the_end(client: TestClient) -> None:
 def test_readers_of_events_are_bounded_and_counted_while_they_read(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With no place for one 503; a reader that is done gives its place back."""
+    """If all places are taken, the answer is 503; a reader that ends frees its place."""
     body = zipped({"a.png": png(photo())})
     with serving(folder, jobs=tmp_path) as client:
         name = send(client, body).json()["id"]
@@ -202,7 +202,7 @@ def test_files_of_others_in_the_folder_for_jobs_stay(folder: Path, tmp_path: Pat
 def test_a_photo_that_breaks_the_service_fails_alone(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An error that nobody foresaw, while one of three photos is read."""
+    """An unexpected error, while one of three photos is read."""
     read = ZipSource.read
 
     async def broken(self: ZipSource, number: int, name: str) -> bytes:
@@ -399,7 +399,7 @@ class FullDisk(sqlite3.Connection):
 
 @pytest.fixture
 def full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder for jobs on such a disk."""
+    """A folder for jobs on a `FullDisk`."""
     monkeypatch.setattr(FullDisk, "folder", tmp_path / FILES, raising=False)
     monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=FullDisk))
     for name in ("SWEEP_S", "FULL_S"):
@@ -476,7 +476,7 @@ def test_jobs_expire(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_job_is_gone_when_its_time_is_over_and_not_when_it_is_swept_away(
     folder: Path, tmp_path: Path
 ) -> None:
-    """The files are removed every 30 s; until then nobody gets an expired job."""
+    """Files are removed every 30 s; requests for an expired job fail before that."""
     with serving(folder, jobs=tmp_path, job_ttl_s=1) as client:
         name = send(client, zipped({"a.png": png(photo())})).json()["id"]
         job = ended(client, name)

@@ -50,7 +50,7 @@ def test_parts_of_a_body_count_together() -> None:
 def test_slow_readers_lose_their_answers_when_others_need_the_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The one that waits for longest first, only as many as needed, and none that just began."""
+    """The slowest first, only as many as needed, and none that has just begun."""
     clock = [0.0]
     monkeypatch.setattr("service.http.middleware.limits.time.monotonic", lambda: clock[0])
     mib, dropped = 2**20, list[str]()
