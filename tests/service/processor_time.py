@@ -1,5 +1,4 @@
-"""Compare the processor time of two pieces of work in one run: machines differ, but ratios hardly
-do."""
+"""Compare the processor time of two pieces of work in one run: ratios hardly differ by machine."""
 
 from __future__ import annotations
 
@@ -8,8 +7,7 @@ from collections.abc import Callable
 
 
 def ratio(work: Callable[[], object], to: Callable[[], object]) -> float:
-    """Return the processor time of the first as a multiple of the second's; the smallest of
-    three."""
+    """Return the smallest of three ratios of processor time, the first work to the second."""
 
     def seconds(each: Callable[[], object]) -> float:
         began = time.thread_time()

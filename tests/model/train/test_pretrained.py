@@ -206,8 +206,7 @@ def test_missing_file_is_a_checkpoint_error(tmp_path: Path) -> None:
 def test_weights_for_rgb_widen_to_more_channels_and_see_grey_as_before(
     tmp_path: Path, backbone: str
 ) -> None:
-    """The mean of the three filters, times 3 / channels: for equal channels, the output does not
-    change.
+    """The mean of the three filters, times 3 / channels: equal channels give the same output.
 
     The first convolution is the only one that changes.
     """

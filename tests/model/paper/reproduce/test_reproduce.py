@@ -179,8 +179,7 @@ def test_figures_of_a_network_that_was_trained_again_are_not_kept(
 
 @contextmanager
 def endless(root: Path, out: Path, weights: Path) -> Iterator[subprocess.Popen[str]]:
-    """Start the command in a separate process; return once its first training logged an
-    iteration."""
+    """Start the command; return once its first training has logged an iteration."""
     command = ["voc", "--data", str(root), "--out", str(out), "--weights", str(weights)]
     command += ["--processes", "1", "--workers", "0", *SETS, "--set", "iterations=1000000"]
     with subprocess.Popen(

@@ -220,8 +220,7 @@ def _read(connection: socket.socket, length: int, bytes_per_s: float = 1e9) -> i
 
 @pytest.mark.slow
 def test_a_slow_reader_makes_room_for_others(tmp_path: Path) -> None:
-    """Two answers of 9 MB exceed the 15 MB for large ones: the one whose client does not read is
-    dropped."""
+    """Two answers of 9 MB exceed the 15 MB for large ones: the one that is not read is dropped."""
     onnx_models.save(tmp_path / "tiny.onnx")
     flags = ["--max-pending-bytes", "20000000", "--min-bytes-per-s", "0"]
     with running(tmp_path, *flags) as (url, _):
