@@ -17,7 +17,8 @@ from service.images.prepare import Header, Plan, Prepared
 from service.inference.tensors import Call, Shape
 
 LIGHT = 2_500_000  # work, as `Header.work` counts it: about 20 ms on one core
-LIGHT_BYTES = 1_000_000  # of a file
+LIGHT_BYTES = 1_000_000  # of a file to decode
+OPEN_BYTES = 20_000_000  # of a file to open: its scans are counted, at 0.5 ms a megabyte
 # Outputs that take a few milliseconds, whatever the labels are.
 LIGHT_OUTPUTS = {"mask", "color", "overlay", "confidence"}
 
@@ -37,7 +38,7 @@ class LightInThreads:
 
     def open(self, data: bytes, max_pixels: int, samples: Samples = PHOTO) -> Future[Header]:
         """Read and check a photo's header."""
-        light = len(data) <= LIGHT_BYTES and 0 < scans.plain_pixels(data) <= LIGHT
+        light = len(data) <= OPEN_BYTES and scans.plain_pixels(data) > 0
         return (self._threads if light else self._processes).open(data, max_pixels, samples)
 
     def prepare(self, found: Header, plan: Plan) -> Future[Prepared]:
@@ -60,7 +61,8 @@ class LightInThreads:
 
 
 def _is_light(found: Header) -> bool:
-    return found.opened is not None and found.work <= LIGHT
+    opened_here = found.opened is not None
+    return opened_here and len(found.data) <= LIGHT_BYTES and found.work <= LIGHT
 
 
 def _has_light_outputs(wish: Wish) -> bool:

@@ -121,12 +121,13 @@ def test_ordinary_small_photos_need_no_process(
     [
         (png(photo(30, 40)), ["open", "prepare"]),
         (profiled(), ["open", "prepare"]),
-        (jpeg(2000, 1300), ["open", "prepare"]),
-        (jpeg(30, 40) + bytes(1_000_000), ["open", "prepare"]),
+        (jpeg(2000, 1300), ["prepare"]),
+        (jpeg(30, 40) + bytes(1_000_000), ["prepare"]),
+        (jpeg(30, 40) + bytes(20_000_000), ["open", "prepare"]),
         (segments(40), ["open", "prepare"]),
         (with_scans(90, 900), ["prepare"]),
     ],
-    ids=["PNG", "profile", "large", "long", "segments", "scans"],
+    ids=["PNG", "profile", "large", "long", "very long", "segments", "scans"],
 )
 def test_photos_whose_header_does_not_bound_the_work_go_to_processes(
     both: tuple[LightInThreads, Noted], data: bytes, asked: list[str]
