@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from service.settings import Settings
 HEALTH = "grpc.health.v1.Health"
 SERVING, NOT_SERVING = b"\x08\x01", b"\x08\x02"  # HealthCheckResponse.status
 OVERHEAD = 64 * 1024  # bytes of a message besides its tensors
+AHEAD = 512 * 1024  # bytes of a message that a client may send before it is read
 STOP_S = 5.0
 FORWARDED = ("authorization", "x-request-id", "traceparent", "tracestate")
 STATUSES = {
@@ -259,9 +261,56 @@ async def _abort(context: Any, answer: Answer) -> NoReturn:
     raise AssertionError("abort returned")
 
 
-def _handlers(calls: Calls) -> list[grpc.GenericRpcHandler]:
+class Arrivals:
+    """Limits the messages that arrive at a time, as gRPC keeps each in memory until it is complete.
+
+    Other calls wait. A client, by its address, takes all places but one at most.
+    """
+
+    def __init__(self, places: int, timeout_s: float) -> None:
+        """`timeout_s`: how long a message may take to arrive, with the time that it waits."""
+        self._places = asyncio.Semaphore(places)
+        self._each = max(1, places - 1)
+        self._timeout_s = timeout_s
+        self._clients: dict[str, asyncio.Semaphore] = {}
+        self._calls = Counter[str]()  # by client
+
+    async def read(self, context: Any) -> bytes:
+        """Return the message of a call; ends the call if it does not arrive in time."""
+        try:
+            async with asyncio.timeout(self._timeout_s), self._place(context.peer()):
+                given: Any = await context.read()
+        except TimeoutError:
+            await context.abort(
+                grpc.StatusCode.DEADLINE_EXCEEDED,
+                f"the message took more than {self._timeout_s:g} s to arrive",
+            )
+        if given is grpc.aio.EOF:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the call has no message")
+        return bytes(given)
+
+    @asynccontextmanager
+    async def _place(self, peer: str) -> AsyncIterator[None]:
+        client = client_address(peer)
+        own = self._clients.setdefault(client, asyncio.Semaphore(self._each))
+        self._calls[client] += 1
+        try:
+            async with own, self._places:
+                yield
+        finally:
+            self._calls[client] -= 1
+            if not self._calls[client]:
+                del self._calls[client], self._clients[client]
+
+
+def _handlers(calls: Calls, arrivals: Arrivals) -> list[grpc.GenericRpcHandler]:
     def unary(method: Method) -> grpc.RpcMethodHandler:
-        return grpc.unary_unary_rpc_method_handler(method)  # bytes in, bytes out
+        async def answered(_: object, context: Any) -> bytes:
+            return await method(await arrivals.read(context), context)
+
+        # gRPC reads the one message of a unary call before the handler is called; this one is
+        # called first. Clients see no difference.
+        return grpc.stream_unary_rpc_method_handler(answered)  # bytes in, bytes out
 
     ours = {
         "ServerLive": unary(calls.server_live),
@@ -280,15 +329,20 @@ def _handlers(calls: Calls) -> list[grpc.GenericRpcHandler]:
 @asynccontextmanager
 async def serving(app: ASGIApp, settings: Settings) -> AsyncIterator[None]:
     """Answer calls on --grpc-port while the block runs."""
+    longest = settings.max_body_bytes + OVERHEAD
+    places = max(1, settings.max_pending_bytes // 2 // longest)
+    arrivals = Arrivals(places, settings.body_timeout_s)
     server = grpc.aio.server(
         options=[
-            ("grpc.max_receive_message_length", settings.max_body_bytes + OVERHEAD),
+            ("grpc.max_receive_message_length", longest),
+            ("grpc.http2.bdp_probe", 0),  # else a fast connection is let send all of its message
+            ("grpc.http2.lookahead_bytes", AHEAD),
             ("grpc.max_send_message_length", -1),  # answers have a limit of their own
             ("grpc.so_reuseport", 0),  # else a second service could take the same port
         ],
         maximum_concurrent_rpcs=settings.max_requests,
     )
-    for handler in _handlers(Calls(app)):
+    for handler in _handlers(Calls(app), arrivals):
         server.add_generic_rpc_handlers((handler,))
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     server.add_insecure_port(f"{host}:{settings.grpc_port}")
