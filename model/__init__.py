@@ -83,7 +83,8 @@ def predict(
     `photo` is a file, a Pillow image, or (H, W, 3) uint8 in RGB. Files and Pillow images
     are turned upright as their EXIF orientation says, so H and W are those of the upright
     photo; transparent pixels count as white, and 16-bit grey is scaled to 8 bits. An array
-    is taken as it is. The result is what `python -m model.predict` writes.
+    is taken as it is. A large JPEG file is decoded at a fraction of its size if the network needs
+    no more, as in the service. The result is what `python -m model.predict` writes.
 
     `scales` and `flip` average the class probabilities of the photo at several sizes, and of
     its mirror images; the paper uses 0.5, 0.75, 1, 1.25, 1.5, 1.75 with flip. A photo larger
@@ -99,7 +100,7 @@ def predict(
     Raises OSError for a file that is missing or no picture; ValueError for an array of another
     form, options out of range and a network in training mode; TypeError for any other photo.
     """
-    from model.data.photo import as_photo  # noqa: PLC0415 - loads NumPy and Pillow
+    from model.data.photo import as_source  # noqa: PLC0415 - loads NumPy and Pillow
     from model.network.results import NetFacts, Passes, label_map  # noqa: PLC0415 - loads torch
     from postprocess.results import options  # noqa: PLC0415 - loads NumPy and Pillow
 
@@ -115,7 +116,7 @@ def predict(
         fill_holes=fill_holes,
     )
     passes = Passes(tuple(scales), flip, fit, overlap, whole)
-    return label_map(net, as_photo(photo, net.config.samples), wish, passes)
+    return label_map(net, as_source(photo, net.config.samples), wish, passes)
 
 
 def segment(
@@ -157,7 +158,7 @@ def segment(
 
     Errors are those of `predict`.
     """
-    from model.data.photo import as_photo, orientation  # noqa: PLC0415 - loads NumPy and Pillow
+    from model.data.photo import as_source, orientation  # noqa: PLC0415 - loads NumPy and Pillow
     from model.network.results import NetFacts, Passes, files  # noqa: PLC0415 - loads torch
     from postprocess.results import options  # noqa: PLC0415 - loads NumPy and Pillow
 
@@ -188,4 +189,4 @@ def segment(
     passes = Passes(tuple(scales), flip, fit, windows)
     samples = net.config.samples
     turned = orientation(photo, samples)
-    return files(net, as_photo(photo, samples), wish, passes, turned)
+    return files(net, as_source(photo, samples), wish, passes, turned)

@@ -54,6 +54,15 @@ class Grid:
         origin, step = self.origin, self.step
         return Grid(self.values, (origin[0] * x, origin[1] * y), (step[0] * x, step[1] * y))
 
+    def within(self, box: tuple[float, float, float, float]) -> Grid:
+        """Return the points in and next to a part of the photo: left, top, right, bottom."""
+        sides = zip(self.origin, self.step, box[:2], box[2:], self.values.shape[:0:-1], strict=True)
+        (left, right), (top, bottom) = (
+            _near(first, step, start, end, points) for first, step, start, end, points in sides
+        )
+        x, y = self.origin[0] + left * self.step[0], self.origin[1] + top * self.step[1]
+        return Grid(self.values[:, top:bottom, left:right], (x, y), self.step)
+
     @property
     def transform(self) -> Floats:
         """(2, 3): (x, y) of the photo = transform @ (column, row, 1) of the grid."""
@@ -72,6 +81,12 @@ def _axis(
     inside = 1 + int((valid - 0.5 - first) / step + 1e-9) if step else 1
     scale = photo / valid
     return first * scale, step * scale, max(1, min(points, inside))
+
+
+def _near(first: float, step: float, start: float, end: float, points: int) -> tuple[int, int]:
+    """Return the range of points that interpolation between two places reads."""
+    near = int((start - first) // step) - 1, int((end - first) // step) + 3
+    return min(max(0, near[0]), points - 1), max(1, min(points, near[1]))
 
 
 def top(values: Probabilities, count: int) -> tuple[Probabilities, Probabilities]:

@@ -6,12 +6,15 @@ and Tang, 2013), and then enlarged. In each small window, the filter makes a pro
 function of the photo's brightness. As in "Fast Guided Filter" (He and Sun, 2015), these functions
 are computed on smaller pictures. Only tiles that a border may cross are enlarged; the others have
 a single class.
+
+A photo that was cut into windows has probabilities for its own pixels, so that nothing is enlarged.
+It is filtered in pieces, so that the memory does not grow with the photo.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from itertools import pairwise
+from collections.abc import Collection, Iterator, Sequence
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -26,10 +29,15 @@ STRIDE = 2  # pixels of the guide between these points
 MOST_CLASSES = 16  # per photo: the time grows with them, and noise may have any number
 EPSILON = 0.002  # a variance of brightness, 0 to 1: weaker edges than its root are ignored
 TILE = 16  # pixels of the guide
+PIECE = 480  # pixels of the guide: smaller ones have fewer classes, and more in the margin
+# Pixels of the guide that a pixel depends on: two windows, and the points around it.
+REACH = STRIDE * (2 * RADIUS + 2)
 
 Plane = NDArray[np.floating[Any]]  # float32
 Scores = NDArray[Any]  # (K, h, w), uint8 or float32; the largest wins
 Values = Sequence[float]  # of each class of the grid
+Decision = tuple[Values, Values]  # weights and margins
+Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 def candidates(labels: Labels) -> list[int]:
@@ -44,7 +52,7 @@ def smooth_labels(
     classes: Collection[int],
     guide: Labels,
     size: tuple[int, int],
-    decision: tuple[Values, Values] | None = None,
+    decision: Decision | None = None,
 ) -> Labels:
     """Return the most probable of `classes` for each pixel of a photo of `size` (W, H): (H, W).
 
@@ -54,20 +62,65 @@ def smooth_labels(
     """
     if not classes:
         raise ValueError("classes is empty")
-    ordered = np.array(sorted(classes), np.uint8)
-    planes = sharpened(grid, ordered.tolist(), guide, size)
+    ordered = sorted(classes)
+    if size == guide.shape[1::-1]:
+        return _in_pieces(grid, ordered, guide, decision)
+    planes = sharpened(grid, ordered, guide, (0, 0, *size))
+    return largest(_scores(planes, ordered, decision), np.array(ordered, np.uint8), size)
+
+
+def _in_pieces(
+    grid: Grid, classes: Sequence[int], guide: Labels, decision: Decision | None
+) -> Labels:
+    """Return the best class for each pixel of a guide of the photo's own size (H, W, 3): (H, W)."""
+    labels = np.empty(guide.shape[:2], np.uint8)
+    pieces = product(*(_pieces(length) for length in guide.shape[:2]))
+    for ((top, bottom), (above, below)), ((left, right), (before, behind)) in pieces:
+        near = grid.within((before, above, behind, below))
+        able = classes if decision else _possible(near, classes)
+        planes = sharpened(
+            near, able, guide[above:below, before:behind], (before, above, behind, below)
+        )
+        inner = planes[:, top - above : bottom - above, left - before : right - before]
+        best = _scores(inner, able, decision).argmax(axis=0)
+        labels[top:bottom, left:right] = np.array(able, np.uint8)[best]
+    return labels
+
+
+def _pieces(length: int) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+    """Divide a side of a guide; yield each piece, and the pixels that its labels depend on.
+
+    All begin at a point of the functions, so that these are the same in neighbouring pieces.
+    """
+    points = np.linspace(0, -(-length // STRIDE), 1 + -(-length // PIECE)).astype(int) * STRIDE
+    for start, end in pairwise(points.clip(0, length).tolist()):
+        yield (start, end), (max(0, start - REACH), min(length, end + REACH))
+
+
+def _possible(grid: Grid, classes: Sequence[int]) -> Sequence[int]:
+    """Return the classes that have any probability: filtering leaves the others at 0."""
+    return [label for label in classes if grid.values[label].any()] or classes[:1]
+
+
+def _scores(planes: Plane, classes: Sequence[int], decision: Decision | None) -> Scores:
+    """Return what classes are compared by: (K, h, w)."""
     if decision is None:
-        return largest((planes * 255 + 0.5).astype(np.uint8), ordered, size)
-    weights, margins = (np.array(each, np.float32)[ordered][:, None, None] for each in decision)
-    return largest(planes * weights - margins, ordered, size)
+        return (planes * 255 + 0.5).astype(np.uint8)
+    chosen = np.array(classes)
+    weights, margins = (np.array(each, np.float32)[chosen][:, None, None] for each in decision)
+    scores: Scores = planes * weights - margins
+    return scores
 
 
-def sharpened(grid: Grid, classes: Collection[int], guide: Labels, photo: tuple[int, int]) -> Plane:
-    """Return the probabilities of some classes at the guide's size, along its edges: (K, h, w)."""
+def sharpened(grid: Grid, classes: Collection[int], guide: Labels, place: Box) -> Plane:
+    """Return the probabilities of some classes at the guide's size, along its edges: (K, h, w).
+
+    `place`: the part of the photo that the guide shows.
+    """
     height, width = guide.shape[:2]
     grey = Image.fromarray(np.asarray(Image.fromarray(guide).convert("L"), np.float32) / 255)
     few = (-(-width // STRIDE), -(-height // STRIDE))
-    planes = np.stack([enlarged(grid, label, few, photo) for label in classes])
+    planes = np.stack([enlarged(grid, label, few, place) for label in classes])
     small = np.asarray(grey.resize(few, Image.Resampling.BILINEAR))
     slopes, offsets = Guide(small).functions(planes)
     found = np.empty((len(classes), height, width), np.float32)
@@ -85,9 +138,6 @@ def largest(scores: Scores, classes: Labels, size: tuple[int, int]) -> Labels:
     win.
     """
     height, width = scores.shape[1:]
-    if size == (width, height):
-        winners: Labels = classes[scores.argmax(axis=0)]
-        return winners
     rows, columns = _bounds(height, size[1]), _bounds(width, size[0])
     able = _able(scores, rows * (height / size[1]), columns * (width / size[0]))
     first: Labels = classes[able.argmax(axis=0)]
@@ -153,18 +203,16 @@ def _resized(plane: Plane, wanted: tuple[int, int]) -> Plane:
     return np.array(Image.fromarray(plane).resize(wanted, Image.Resampling.BILINEAR))
 
 
-def enlarged(grid: Grid, label: int, wanted: tuple[int, int], photo: tuple[int, int]) -> Plane:
-    """Interpolate a class's probability at a photo resized to `wanted` (w, h): (h, w), 0 to 1."""
+def enlarged(grid: Grid, label: int, wanted: tuple[int, int], place: Box) -> Plane:
+    """Interpolate a class's probability at a part of the photo resized to `wanted` (w, h).
+
+    (h, w), 0 to 1.
+    """
     plane = np.pad(grid.values[label], 1, mode="edge").astype(np.float32) / 255
     box = [
         # Pillow counts from the edges of points, and the padding has added one.
-        (end - origin) / step + 1.5
-        for end, origin, step in (
-            (0, grid.origin[0], grid.step[0]),
-            (0, grid.origin[1], grid.step[1]),
-            (photo[0], grid.origin[0], grid.step[0]),
-            (photo[1], grid.origin[1], grid.step[1]),
-        )
+        (end - grid.origin[axis % 2]) / grid.step[axis % 2] + 1.5
+        for axis, end in enumerate(place)
     ]
     inside = [max(0.0, box[0]), max(0.0, box[1])]
     inside += [min(plane.shape[1], box[2]), min(plane.shape[0], box[3])]

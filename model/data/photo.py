@@ -12,6 +12,8 @@ import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import TiffImageFile
 
-from pixels import bands, depth, tiff
+from pixels import bands, depth, jpeg, tiff
 from pixels.bands import PHOTO, Bands, Samples
 from pixels.srgb import to_srgb
 
@@ -45,6 +47,7 @@ def opened(path: Path) -> Iterator[Image.Image]:
         raise OSError(f"{path} cannot be read: {error}") from error
 
 
+Size = tuple[int, int]
 Picture = Image.Image | Bands  # an RGB photo, or a file of more bands
 
 
@@ -88,9 +91,28 @@ def shown(picture: Picture) -> Image.Image:
 def open_photo(path: Path) -> Image.Image:
     """Decode a photo as RGB; raises OSError for files that are no picture or too large."""
     with opened(path) as image:
-        if problem := _misread(image):
-            raise ValueError(problem)
-        return rgb(upright(depth.load(image, lambda: Image.open(path))))
+        return _decoded(image, path)
+
+
+def open_reduced(path: Path, side: int) -> tuple[Image.Image, Size]:
+    """Decode a photo; a large JPEG with about `side` pixels on its longer side.
+
+    Also returns the photo's own size (W, H). The service decodes JPEGs in the same way. Errors as
+    for `open_photo`.
+    """
+    with opened(path) as image:
+        width, height = image.size
+        jpeg.reduce(image, side)
+        if image.size == (width, height):
+            photo = _decoded(image, path)
+            return photo, photo.size
+        return _decoded(image, path), (height, width) if _is_turned(image) else (width, height)
+
+
+def _decoded(image: Image.Image, path: Path) -> Image.Image:
+    if problem := _misread(image):
+        raise ValueError(problem)
+    return rgb(upright(depth.load(image, lambda: Image.open(path))))
 
 
 UNSCALED = ("I", "F")  # modes that `convert` clips to 0 to 255, whatever their range is
@@ -133,16 +155,63 @@ def upright_size(path: Path, samples: Samples = PHOTO) -> tuple[int, int]:
         return open_picture(path, samples).size
     with opened(path) as image:
         width, height = image.size
-        try:
-            turned = image.getexif().get(EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
-        except EXIF_ERRORS:
-            turned = False
-    return (height, width) if turned else (width, height)
+        return (height, width) if _is_turned(image) else (width, height)
+
+
+def _is_turned(image: Image.Image) -> bool:
+    """Return whether an image's EXIF orientation exchanges its sides."""
+    try:
+        return image.getexif().get(EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
+    except EXIF_ERRORS:
+        return False
 
 
 def read_photo(path: Path) -> NDArray[np.uint8]:
     """Decode a photo as an array, (H, W, 3) uint8; raises OSError like `open_photo`."""
     return np.asarray(open_photo(path))
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A photo in memory, (H, W, C) uint8: a source for `model.network.results`."""
+
+    pixels: NDArray[np.uint8]
+
+    def reduced(self, _side: int) -> tuple[NDArray[np.uint8], Size]:
+        """Return the pixels, and the photo's size (W, H)."""
+        return self.pixels, (self.pixels.shape[1], self.pixels.shape[0])
+
+
+@dataclass(frozen=True)
+class PhotoFile:
+    """A file for a network that takes `samples`: a source for `model.network.results`.
+
+    All methods raise OSError like `open_photo`.
+    """
+
+    path: Path
+    samples: Samples = PHOTO
+
+    @cached_property
+    def pixels(self) -> NDArray[np.uint8]:
+        """The photo, (H, W, C) uint8."""
+        return read_picture(self.path, self.samples)
+
+    def reduced(self, side: int) -> tuple[NDArray[np.uint8], Size]:
+        """Return the photo as `open_reduced` does, and its own size (W, H)."""
+        if self.samples.channels != PHOTO.channels:
+            return Decoded(self.pixels).reduced(side)
+        image, size = open_reduced(self.path, side)
+        return np.asarray(image), size
+
+
+def as_source(
+    photo: Path | str | Image.Image | NDArray[np.uint8], samples: Samples = PHOTO
+) -> Decoded | PhotoFile:
+    """Return a photo for a network, whose file is not read yet. Errors as for `as_photo`."""
+    if isinstance(photo, Path | str):
+        return PhotoFile(Path(photo), samples)
+    return Decoded(as_photo(photo, samples))
 
 
 def as_photo(

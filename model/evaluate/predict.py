@@ -19,13 +19,13 @@ from tqdm import tqdm
 from model import arguments, checkpoint, memory
 from model.checkpoint import Card, CheckpointError
 from model.data.dataset import find
-from model.data.photo import read_picture
+from model.data.photo import Decoded, PhotoFile
 from model.evaluate import submission
 from model.evaluate.pictures import colored, overlaid
 from model.evaluate.submission import SubmissionError
 from model.network.deeplab import DeepLabV3Plus
 from model.network.inference import Labels, Photo
-from model.network.results import NetFacts, Passes, label_map
+from model.network.results import NetFacts, Passes, Source, label_map
 from postprocess.errors import InvalidOption, TooLarge
 from postprocess.grid import Placing
 from postprocess.results import options
@@ -117,10 +117,10 @@ def photos(args: argparse.Namespace) -> list[Path]:
     return list(args.images)
 
 
-def write(labels: Labels, image: Photo, card: Card, target: Path, *, overlay: bool) -> None:
-    """Write the mask of a photo, and with `overlay` the overlay, under the stem `target`."""
+def write(labels: Labels, image: Photo | None, card: Card, target: Path) -> None:
+    """Write the mask of a photo, and with its `image` the overlay, under the stem `target`."""
     colored(labels, card.palette).save(target.with_name(f"{target.name}.png"))
-    if overlay:
+    if image is not None:
         overlaid(image, labels, card).save(target.with_name(f"{target.name}_overlay.jpg"))
 
 
@@ -148,10 +148,17 @@ def described(path: Path, card: Card) -> NetFacts:
 def predictor(
     net: DeepLabV3Plus, args: argparse.Namespace, overlap: float | None
 ) -> Callable[[Photo], Labels]:
-    """A function that predicts a photo as the options of the command line say."""
+    """A function that predicts a decoded photo as the options of the command line say."""
+    predict = _predictor(net, args, overlap)
+    return lambda photo: predict(Decoded(photo))
+
+
+def _predictor(
+    net: DeepLabV3Plus, args: argparse.Namespace, overlap: float | None
+) -> Callable[[Source], Labels]:
     wish = chosen(args, NetFacts.of(net))
     passes = Passes(tuple(args.scales), args.flip, overlap=overlap, whole=args.whole)
-    return lambda photo: label_map(net, photo, wish, passes)
+    return lambda source: label_map(net, source, wish, passes)
 
 
 def run(
@@ -163,20 +170,21 @@ def run(
 ) -> int:
     """Predict and write all photos; returns how many could not be read."""
     failures = 0
-    judge = predictor(net, args, overlap)
+    predict = _predictor(net, args, overlap)
     for path, target in tqdm(pairs, disable=not sys.stderr.isatty()):
+        source = PhotoFile(path, net.config.samples)
         try:
-            image = read_picture(path, net.config.samples)
+            labels = predict(source)
+            image = source.pixels if args.overlay else None
         except OSError as error:
             print(f"error: {error}", file=sys.stderr)
             failures += 1
             continue
-        labels = judge(image)
         target.parent.mkdir(parents=True, exist_ok=True)
         if args.submission:
             submission.picture(args.submission, labels).save(target)
         else:
-            write(labels, image, card, target, overlay=args.overlay)
+            write(labels, image, card, target)
     return failures
 
 

@@ -75,12 +75,15 @@ def served_map(
     return labels[nearest(labels.shape[0], size[1])][:, nearest(labels.shape[1], size[0])]
 
 
-def shrunk(image: Photo, crop_size: Size) -> Photo:
-    """A photo that fits into the crop size (H, W), as service/images/imaging.py makes it."""
-    height, width = image.shape[:2]
+def shrunk(image: Photo, crop_size: Size, of: Size | None = None) -> Photo:
+    """A photo that fits into the crop size (H, W), as service/images/imaging.py makes it.
+
+    `of`: (H, W) of the photo, if the image was decoded at a fraction of that.
+    """
+    height, width = of or image.shape[:2]
     scale = min(1.0, crop_size[0] / height, crop_size[1] / width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    if size == (width, height):
+    if size == image.shape[1::-1]:
         return image
     if image.shape[2] != PHOTO.channels:
         return resized(image, size, reducing_gap=2.0)

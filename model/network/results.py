@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import cached_property
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from PIL import Image as Pillow
 
 from model.network import inference
 from model.network.deeplab import DeepLabV3Plus
@@ -27,6 +29,7 @@ from postprocess import windows
 from postprocess.errors import InvalidOption
 from postprocess.grid import Grid, Placing, Probabilities
 from postprocess.results import outputs
+from postprocess.results import photo as photos
 from postprocess.results.facts import Calibration, Color, Extras
 from postprocess.results.outputs import Result, Wish
 from postprocess.results.photo import Photo
@@ -100,6 +103,37 @@ class Target:
     pad: tuple[int, ...]
 
 
+class Source(Protocol):
+    """A photo to segment. model/data/photo.py has one for files, and one for pixels in memory."""
+
+    @property
+    def pixels(self) -> Image:
+        """The photo as it is, (H, W, C)."""
+
+    def reduced(self, side: int) -> tuple[Image, tuple[int, int]]:
+        """Return the photo, and its own size (W, H).
+
+        Where that is faster, it is decoded with about `side` pixels on its longer side.
+        """
+
+
+@dataclass(frozen=True)
+class SourcePhoto(Photo):
+    """A photo whose picture is decoded when it is needed, as in the service."""
+
+    source: Source | None = None
+
+    @cached_property
+    def whole(self) -> Pillow.Image:
+        """The picture of `size`; raises what `source` raises."""
+        if self.picture is None and self.source is not None:
+            pixels, _ = self.source.reduced(max(self.size))
+            picture = photos.as_image(pixels[..., :3])
+        else:
+            picture = photos.as_image(self.picture)
+        return photos.shrunk(picture, self.size)
+
+
 @dataclass(frozen=True)
 class Seen:
     """The outputs of a network for a photo or a window."""
@@ -109,47 +143,54 @@ class Seen:
     points: Probabilities | None = None  # (K, h, w)
 
 
-def label_map(net: DeepLabV3Plus, image: Image, wish: Wish, passes: Passes) -> Labels:
+def label_map(net: DeepLabV3Plus, source: Source, wish: Wish, passes: Passes) -> Labels:
     """Return the labels of a photo as requested, (H, W). Errors as for `files`."""
-    return outputs.label_map(_result_for(net, image, wish, passes), wish)
+    return outputs.label_map(_result_for(net, source, wish, passes), wish)
 
 
 def files(
-    net: DeepLabV3Plus, image: Image, wish: Wish, passes: Passes, orientation: int = 1
+    net: DeepLabV3Plus, source: Source, wish: Wish, passes: Passes, orientation: int = 1
 ) -> dict[str, bytes]:
     """Return the outputs of a photo by file name; `orientation`: the EXIF value it was turned by.
 
-    Raises InvalidOption, TooLarge, and what `model.network.inference.label_map` raises.
+    Raises InvalidOption, TooLarge, and what `source` and `model.network.inference.label_map` raise.
     """
-    found = _result_for(net, image, wish, passes, orientation)
+    found = _result_for(net, source, wish, passes, orientation)
     return {wish.kind(name)[1]: body for name, body in outputs.encode_each(found, wish).items()}
 
 
 def _result_for(
-    net: DeepLabV3Plus, image: Image, wish: Wish, passes: Passes, orientation: int = 1
+    net: DeepLabV3Plus, source: Source, wish: Wish, passes: Passes, orientation: int = 1
 ) -> Result:
-    outputs.check_fit(wish, windows=passes.at_full_size or passes.fit == "sliding")
-    return result(net, image, outputs.extras(wish, NetFacts.of(net)), passes, orientation)
+    if wish.smooth and passes.at_full_size:
+        raise InvalidOption(
+            "smooth=true needs probabilities on one grid, as fit=resize and fit=sliding give: "
+            "do not take the photo whole, or average windows"
+        )
+    return result(net, source, outputs.extras(wish, NetFacts.of(net)), passes, orientation)
 
 
 def result(
-    net: DeepLabV3Plus, image: Image, extras: Extras, passes: Passes, orientation: int = 1
+    net: DeepLabV3Plus, source: Source, extras: Extras, passes: Passes, orientation: int = 1
 ) -> Result:
     """Run a network on a photo; `extras`: what is needed besides labels. Errors as for `files`.
 
     `orientation`: the EXIF value that the photo was turned by.
     """
-    size = (image.shape[1], image.shape[0])
+    facts, target = NetFacts.of(net), _target(net)
+    if passes.at_full_size or passes.fit == "sliding":
+        image, size = source.pixels, source.pixels.shape[1::-1]
+    else:
+        image, size = source.reduced(max(target.height, target.width))
     shown = image[..., :3]
-    photo = Photo(size, orientation, shown, shown)
-    facts = NetFacts.of(net)
+    picture = shown if image.shape[1::-1] == size else None
+    photo = SourcePhoto(size, orientation, picture, shown, source)
     if passes.at_full_size:  # as the reference does
         seen = _seen(net, image, extras, passes)
         return Result(photo, seen.labels, seen.confidence, Spread.none(seen.labels.shape), facts)
-    target = _target(net)
     if passes.fit == "sliding" and windows.needed(size, target):
         return _joined(net, image, extras, passes, photo)
-    fitted = shrunk(image, net.config.crop_size)
+    fitted = shrunk(image, net.config.crop_size, size[::-1])
     seen = _seen(net, fitted, extras, replace(passes, overlap=None))
     grid = None
     if seen.points is not None:

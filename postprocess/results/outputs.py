@@ -21,7 +21,7 @@ from postprocess.refine import Refinement
 from postprocess.regions import Regions
 from postprocess.results import encoders, legend, pictures, png
 from postprocess.results.facts import Color, Extras, Facts
-from postprocess.results.photo import Photo, limited, shrunk
+from postprocess.results.photo import Photo, limited
 from postprocess.results.png import Rows
 from postprocess.results.selection import Selection
 from postprocess.runs import Ints, Runs, Spread
@@ -186,12 +186,6 @@ def _in_need(wish: Wish) -> str:
     return f"output={named}" if named else "smooth=true" if wish.smooth else ""
 
 
-def check_fit(wish: Wish, *, windows: bool) -> None:
-    """Raise InvalidOption if photos may be cut into windows and an option cannot join them."""
-    if windows and wish.smooth:
-        raise InvalidOption("smooth=true needs photos that are shrunk as a whole: use fit=resize")
-
-
 def parse_outputs(text: str, what: str, valid: Iterable[str]) -> tuple[str, ...]:
     """Split comma-separated output names; raises InvalidOption for unknown ones."""
     names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
@@ -304,11 +298,11 @@ def label_map(result: Result, wish: Wish) -> NDArray[np.uint8]:
 def _smoothed(result: Result, grid: Grid) -> Result:
     """Return the result with labels along the edges of the photo."""
     height, width = result.cells.shape
-    image = shrunk(result.photo.image, (width, height))
+    guide = result.photo.guide((width, height))
     classes = candidates(result.cells)
     best = result.contract.best_iou
     decision = None if best is None else (best.weights, best.margins)
-    labels = smooth_labels(grid, classes, np.asarray(image), result.photo.size, decision)
+    labels = smooth_labels(grid, classes, guide, result.photo.size, decision)
     sure = None if result.confidence is None else result.confidence.image
     return replace(result, cells=labels, sure=sure, spread=Spread.none(labels.shape))
 

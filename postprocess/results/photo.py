@@ -28,10 +28,15 @@ class Photo:
         """The picture of `size`; raises ValueError if it was not kept."""
         return shrunk(as_image(self.picture), self.size)
 
-    @cached_property
-    def image(self) -> Image.Image:
-        """The picture as it was decoded; raises ValueError if it was not kept."""
-        return as_image(self.decoded)
+    def guide(self, size: tuple[int, int]) -> NDArray[np.uint8]:
+        """Return the picture as it was decoded, at a size (W, H): (H, W, 3).
+
+        Raises ValueError if it was not kept.
+        """
+        decoded = self.decoded
+        if isinstance(decoded, np.ndarray) and decoded.shape[1::-1] == size:
+            return decoded  # a photo in windows may be large
+        return np.asarray(shrunk(as_image(decoded), size))
 
     def limited(self, size: tuple[int, int]) -> Self:
         """Return the photo at a smaller size (W, H)."""

@@ -45,7 +45,7 @@ def opacity(
     if grid is not None and ids:
         together = grid.values[sorted(ids)].sum(axis=0, dtype=np.int32).clip(0, 255)
         one = replace(grid, values=together[None].astype(np.uint8))
-        chance = enlarged(one, 0, cells.shape[::-1], size)
+        chance = enlarged(one, 0, cells.shape[::-1], (0, 0, *size))
         near = edges(subject.astype(np.uint8), BAND)
         likely = (np.clip(chance, 0, 1) * 255).astype(np.uint8)
         soft = np.where(near & ~(subject & generous), likely, soft)
@@ -78,7 +78,7 @@ def heatmap(photo: Image.Image, grid: Grid, label: int, size: tuple[int, int]) -
 
     `size`: (W, H) that the grid lies on; the photo may be smaller.
     """
-    chance = np.clip(enlarged(grid, label, photo.size, size), 0, 1)
+    chance = np.clip(enlarged(grid, label, photo.size, (0, 0, *size)), 0, 1)
     places = np.linspace(0, 1, len(HEAT))
     levels = np.linspace(0, 1, 256)
     channels = [np.interp(levels, places, channel) for channel in zip(*HEAT, strict=True)]

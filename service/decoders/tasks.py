@@ -27,7 +27,7 @@ from service.errors import (
 )
 from service.images import imaging
 from service.images.imaging import EncodedPhoto, Fitted
-from service.images.prepare import Header, Plan, Prepared, header, prepare
+from service.images.prepare import Header, Plan, Prepared, header, prepare, shown
 from service.images.refusals import refusals
 from service.inference import tensors
 from service.inference.contract import Contract, InputSize
@@ -67,6 +67,7 @@ def encode_request(result: Result, wish: Wish) -> tuple[Fields, list[Array]]:
     photo, grid, contract = result.photo, result.grid, result.contract
     if not isinstance(contract, Contract):
         raise TypeError(f"contract is a {type(contract).__name__}")
+    guide = None if photo.decoded is photo.picture else photo.decoded
     arrays = {
         "cells": result.cells,
         "heights": result.spread.heights.view(np.uint8),
@@ -74,7 +75,7 @@ def encode_request(result: Result, wish: Wish) -> tuple[Fields, list[Array]]:
         "sure": result.sure,
         PROBABILITIES: None if grid is None else grid.values,
         "picture": None if photo.picture is None else np.asarray(photo.picture),
-        "decoded": None if photo.decoded is None else np.asarray(photo.decoded),
+        "decoded": None if guide is None else np.asarray(guide),
     }
     kept = {name: array for name, array in arrays.items() if array is not None}
     fields = {
@@ -102,7 +103,7 @@ def run(message: Message) -> tuple[Fields, list[Array]]:
             found = header(opened)
             return {"size": found.size, "work": found.work, "memory": found.memory}, []
         plan = _plan(request)
-        return _written(prepare(opened, plan), plan)
+        return _written(prepare(opened, plan))
     except MemoryError:
         what = "encoding its outputs" if request["do"] == ENCODE else "decoding the image"
         return _refused(ImageTooLarge(f"{what} needs too much memory: send a smaller image"))
@@ -118,7 +119,7 @@ def _encoded(message: Message) -> tuple[Fields, list[Array]]:
         (width, height),
         request["orientation"],
         arrays.get("picture"),
-        arrays.get("decoded"),
+        arrays.get("decoded", arrays.get("picture")),
         message.data,
     )
     spread = Spread(_integers(arrays["heights"]), _integers(arrays["widths"]))
@@ -178,7 +179,7 @@ def _plan(request: Fields) -> Plan:
     )
 
 
-def _written(prepared: Prepared, plan: Plan) -> tuple[Fields, list[Array]]:
+def _written(prepared: Prepared) -> tuple[Fields, list[Array]]:
     """Return the inputs as a message, and the photo unless the inputs contain it unchanged."""
     photo, inputs = prepared.photo, prepared.inputs
     fields: Fields = {"size": photo.size, "orientation": photo.orientation}
@@ -191,9 +192,9 @@ def _written(prepared: Prepared, plan: Plan) -> tuple[Fields, list[Array]]:
     if photo.picture is not None and not _contains_photo(inputs, photo.size):
         fields["whole"] = len(arrays)
         arrays.append(np.asarray(photo.picture))
-    if plan.decoded:
+    if photo.decoded is not None and isinstance(inputs, Fitted):
         fields["decoded"] = len(arrays)
-        arrays.append(np.asarray(photo.image))
+        arrays.append(np.asarray(photo.decoded))
     return fields, arrays
 
 
@@ -228,8 +229,12 @@ def _photo(data: bytes, plan: Plan, fields: Fields, arrays: list[Array]) -> Enco
     if "whole" in fields:
         whole = arrays[fields["whole"]]
     elif plan.whole and _contains_photo_of(fields, (width, height)):
-        whole = arrays[0][:height, :width, :3]  # of several bands the first three
-    decoded = arrays[fields["decoded"]] if "decoded" in fields else None
+        whole = shown(arrays[0], (width, height))
+    decoded: Picture | None = None
+    if "decoded" in fields:
+        decoded = arrays[fields["decoded"]]
+    elif plan.decoded:
+        decoded = shown(arrays[0], (width, height)) if whole is None else whole
     kept = data if plan.whole else b""
     return EncodedPhoto((width, height), fields["orientation"], whole, decoded, kept)
 

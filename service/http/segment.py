@@ -136,8 +136,6 @@ async def segment(uploads: Sequence[Upload], job: Job, *, several: bool = False)
 
     `several`: answer in the form for several images, even for a single one.
     """
-    with refusals():
-        outputs.check_fit(job.wish, windows=job.sliding is not None)
     if several or len(uploads) > 1:
         job = replace(job, wish=packing.wish_for_each(job.wish))
         return await _segment_several(uploads, job, packing.packing_for(job.accept))

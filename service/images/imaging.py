@@ -19,7 +19,7 @@ from PIL.JpegImagePlugin import jpeg_factory
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from pixels import depth
+from pixels import depth, jpeg
 from pixels.bands import PHOTO, Samples, fitting, resized
 from pixels.srgb import to_srgb
 from pixels.tiff import is_tiff
@@ -43,7 +43,6 @@ READERS = {
     "BMP": BmpImageFile,
 }
 FORMATS = (*READERS, "TIFF", "AVIF", "HEIC")
-JPEGS = ("JPEG", "MPO")
 END_OF_JPEG = b"\xff\xd9"
 FILLER = bytes([0xAA, 0x55, 0x33, 0xCC]) * 16  # contains no JPEG marker
 MEDIA_TYPES = (
@@ -54,9 +53,6 @@ MAX_RLE_BYTES = 2_000_000  # of a BMP: Pillow decodes run lengths in Python
 UNSCALED = ("I", "F")  # Pillow would clip them to 0 to 255, whatever their range is
 EXIF = b"Exif\0\0"
 ORIENTATION = 0x0112  # the EXIF tag
-# A reduced JPEG needs this share of the wanted pixels per side. An eighth of 4000 is 500 pixels;
-# if 513 are wanted, decoding a quarter instead would take 1.5 times as long.
-ENOUGH = 0.95
 
 
 @dataclass(frozen=True)
@@ -140,7 +136,7 @@ class Opened:
     @property
     def work(self) -> int:
         """How long decoding takes, in pixels of a JPEG of one scan; a rough estimate."""
-        if self.image.format in JPEGS:  # a scan without data still visits every block
+        if self.image.format in jpeg.FORMATS:  # a scan without data still visits every block
             return self.pixels * (20 + self.scans) // 20 + 2 * len(self.data)
         each = 6 if self.image.format in heif.FORMATS or self.is_deep else 3
         return max(each, self.memory // max(1, self.pixels)) * self.pixels
@@ -215,7 +211,7 @@ def decode(opened: Opened, *, reduce_to: int | None = None) -> DecodedPhoto:
     """Decode an image and turn it upright; raises InvalidImage if it is truncated or broken.
 
     `reduce_to`: the pixels needed on the longer side. A JPEG may then be decoded at a half,
-    a quarter or an eighth of its size, see ENOUGH.
+    a quarter or an eighth of its size, see `pixels.jpeg`.
     """
     try:
         return _decoded(opened, reduce_to)
@@ -241,8 +237,8 @@ def _decoded(opened: Opened, reduce_to: int | None) -> DecodedPhoto:
             oriented = opened.tiff.decode(_oriented)
             size = oriented.size  # Pillow turns TIFFs itself, when it opens or loads them
         else:
-            if reduce_to is not None and max(size) > reduce_to:
-                _reduce(image, reduce_to / max(size))
+            if reduce_to is not None:
+                jpeg.reduce(image, reduce_to)
             oriented = _oriented(
                 depth.load(image, lambda: _opened(opened.data).image, deep=opened.is_deep)
             )
@@ -253,12 +249,6 @@ def _decoded(opened: Opened, reduce_to: int | None) -> DecodedPhoto:
         raise InvalidImage(f"the image is truncated or broken: {error}") from None
 
 
-def _reduce(image: Image.Image, scale: float) -> None:
-    """Let a JPEG be decoded at a fraction of its size, at least ENOUGH of `scale`."""
-    width, height = (max(1, round(side * ENOUGH * scale)) for side in image.size)
-    image.draft("RGB", (width, height))  # divides by these sides
-
-
 def _ended(opened: Opened) -> Opened | None:
     """Return a JPEG that lacks only its end marker, with the marker; None for other files.
 
@@ -266,7 +256,7 @@ def _ended(opened: Opened) -> Opened | None:
     decodes them as pixels, so that two different fillers give different pictures.
     """
     data = opened.data.removesuffix(b"\xff")
-    if opened.image.format not in JPEGS or data.endswith(END_OF_JPEG):
+    if opened.image.format not in jpeg.FORMATS or data.endswith(END_OF_JPEG):
         return None
     try:
         plain, odd = (_opened(data + more + END_OF_JPEG) for more in (b"", FILLER))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,9 +94,20 @@ def prepare(opened: Opened, plan: Plan) -> Prepared:
         decoded.image if plan.decoded else None,
         opened.data if plan.whole else b"",
     )
-    if sliding and windows.needed(decoded.size, target):
-        with refusals():
-            windows.check(decoded.size, target, sliding)
-        image = windows.padded(decoded.pixels, target)
-        return Prepared(photo, windows.cut(image, decoded.size, target, sliding.overlap), image)
-    return Prepared(photo, imaging.fit(decoded, target))
+    if not sliding or not windows.needed(decoded.size, target):
+        return Prepared(photo, imaging.fit(decoded, target))
+    with refusals():
+        windows.check(decoded.size, target, sliding)
+    image = windows.padded(decoded.pixels, target)
+    kept = shown(image, decoded.size)  # once, for windows, picture and guide
+    photo = replace(
+        photo,
+        picture=kept if plan.whole else None,
+        decoded=kept if plan.decoded else None,
+    )
+    return Prepared(photo, windows.cut(image, decoded.size, target, sliding.overlap), image)
+
+
+def shown(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Return the photo of `size` (W, H) in the top left of an image: (H, W, 3), the same memory."""
+    return image[: size[1], : size[0], :3]  # of several bands the first three

@@ -23,6 +23,7 @@ from model import checkpoint
 from model.checkpoint import Card
 from model.data.dataset import voc_palette
 from model.network.deeplab import DeepLabV3Plus
+from model.network.inference import nearest
 from postprocess.errors import InvalidOption, TooLarge
 from postprocess.results.options import wish
 from service.client import flags, protocol
@@ -37,6 +38,7 @@ from tests.service.web import png, serving
 
 pytestmark = pytest.mark.slow
 
+BILINEAR = Image.Resampling.BILINEAR
 OF_A_SERVICE = {"model", "quality"}  # these choose a model, and Python and --local load a named one
 CALIBRATION = Calibration(
     dataset="tiny",
@@ -148,6 +150,7 @@ CASES: list[dict[str, Any]] = [
     {"output": "json", "include": "mask,overlay", "overlay_format": "png", "max_side": 50},
     {"output": "mask,replace", "mask_format": "gray", "fill": "00ff80", "classes": "c"},
     {"output": "mask,json,probabilities,confidence", "fit": "sliding", "overlap": 0.4},
+    {"output": "mask,overlay,polygons", "fit": "sliding", "smooth": True, "min_area": "9"},
     {"output": "heatmap,cutout", "fit": "sliding", "classes": "b", "overlay_format": "png"},
 ]
 
@@ -168,17 +171,18 @@ def test_every_option_has_an_effect(net: DeepLabV3Plus, case: dict[str, Any]) ->
             assert model.segment(net, LARGE, **rest) != full, name
 
 
-def through_the_client(service: TestClient, photo: Any, case: dict[str, Any]) -> dict[str, bytes]:
+def through_the_client(
+    service: TestClient, data: bytes, size: tuple[int, int], case: dict[str, Any]
+) -> dict[str, bytes]:
     """Send the client's own request, and parse and check the answer with its code."""
     options = {name: value for name, value in case.items() if name != "output"}
     outputs = protocol.parse_outputs(case["output"])
-    ask = ask_segment(png(photo), outputs, None, options)
+    ask = ask_segment(data, outputs, None, options)
     sent = service.request(
         ask.method, ask.path, params=ask.params, content=ask.content(), headers=ask.headers()
     )
     assert sent.status_code == 200, sent.text
     answer = httpx.Response(200, headers=dict(sent.headers), content=sent.content)
-    size = (photo.shape[1], photo.shape[0])
     return protocol.segmentation(answer, outputs, size, case.get("max_side")).files()
 
 
@@ -189,7 +193,49 @@ def test_all_doors_give_equal_files(
 ) -> None:
     """Python's network and the exported file may differ by a rounding of probabilities."""
     ours = model.segment(net, photo, **case)
-    theirs = through_the_client(service, photo, case)
+    size = (photo.shape[1], photo.shape[0])
+    expect_equal(ours, through_the_client(service, png(photo), size, case))
+
+
+def camera_jpeg(path: Path, width: int, height: int) -> None:
+    """A JPEG that a service decodes at a fraction of its size, stored on its side."""
+    exif = Image.Exif()
+    exif[274] = 6
+    image = Image.fromarray(patches(height, width)).resize((width, height))
+    image.save(path, exif=exif, quality=90)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_all_doors_decode_a_large_jpeg_alike(
+    service: TestClient, net: DeepLabV3Plus, case: dict[str, Any], tmp_path: Path
+) -> None:
+    """At a fraction of its size where the model needs no more; pictures show all of it."""
+    path = tmp_path / "camera.jpg"
+    camera_jpeg(path, 300, 220)
+    ours = model.segment(net, path, **case)
+    expect_equal(ours, through_the_client(service, path.read_bytes(), (220, 300), case))
+
+
+def test_python_decodes_no_more_of_a_jpeg_than_it_needs(net: DeepLabV3Plus, tmp_path: Path) -> None:
+    """Its labels differ from those of all pixels in places, and its windows have all pixels."""
+    path = tmp_path / "camera.jpg"
+    camera_jpeg(path, 300, 220)
+    with Image.open(path) as image, Image.open(path) as again:
+        whole = np.rot90(np.asarray(image), -1)
+        again.draft("RGB", (75, 55))
+        quarter = again.transpose(Image.Transpose.ROTATE_270)
+    assert quarter.size == (55, 75)
+    small = quarter.resize((48, 65), BILINEAR, reducing_gap=2.0)
+    labels = model.predict(net, path)
+    assert (
+        labels == model.predict(net, np.asarray(small))[nearest(65, 300)][:, nearest(48, 220)]
+    ).all()
+    assert (labels != model.predict(net, whole)).any()
+    sliding = model.predict(net, path, fit="sliding")
+    assert (sliding == model.predict(net, whole, fit="sliding")).all()
+
+
+def expect_equal(ours: dict[str, bytes], theirs: dict[str, bytes]) -> None:
     assert set(ours) == set(theirs)
     for name, body in ours.items():
         if body != theirs[name]:
@@ -260,7 +306,6 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"include": "mask"}, "output=json"),
     ({"legend": True}, "side-by-side"),
     ({"top": 3}, "output=probabilities"),
-    ({"smooth": True, "fit": "sliding"}, "fit=resize"),
     ({"output": "heatmap", "classes": "a,b"}, "one class"),
 ]
 

@@ -48,6 +48,7 @@ def worst(model: str) -> list[Case]:
         case(f"{every}&smooth=true", IMAGE, twelve),
         case(f"/segment?output=overlay,cutout&{LOSSLESS}", FORM, crafted.form(twelve, 12)),
         case(f"/segment?fit=sliding&overlap=0.1&{LOSSLESS}", IMAGE, crafted.noise(2900)),
+        case(f"{every}&fit=sliding&overlap=0&smooth=true", IMAGE, crafted.noise(2900)),
         case(infer, JSON, crafted.json_of_lists(32 * 2**20 - 1000)),
         case(infer, JSON, crafted.tensor_as_json(32 * 2**20 - 1000)),
     ]

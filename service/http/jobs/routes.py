@@ -21,7 +21,6 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope, Send
 
-from postprocess.results import outputs
 from service.errors import (
     BodyTimeout,
     BodyTooLarge,
@@ -43,7 +42,6 @@ from service.http.middleware.keys import digest_of_key
 from service.http.problems import answer, component, documented, http_problem
 from service.http.query import SegmentQuery
 from service.http.upload import fetched, media_type, refuse_encoding
-from service.images.refusals import refusals
 from service.pydantic_errors import mistakes
 
 PATH = "/jobs"
@@ -156,7 +154,7 @@ def add_routes(app: FastAPI, jobs: Jobs) -> None:
 
 def _add_queue(app: FastAPI, jobs: Jobs, callers: CallersJobs) -> None:
     """Serve /jobs: queue a job, and list those of the caller."""
-    store, settings = jobs.store, jobs.settings
+    store = jobs.store
 
     @app.post(
         PATH,
@@ -176,9 +174,7 @@ def _add_queue(app: FastAPI, jobs: Jobs, callers: CallersJobs) -> None:
                 "quality=auto: results of a job do not depend on the load: name the model"
             )
         served = jobs.models.get(query.model)
-        windows = query.sliding(settings) is not None
-        with refusals():
-            outputs.check_fit(query.wish(served.engine.contract, ""), windows=windows)
+        query.wish(served.engine.contract, "")  # refuse what the model cannot give
         _check_count(store.totals)
         jobs.check_space(_length(request))
         name, folder = await asyncio.to_thread(store.reserve)

@@ -45,6 +45,14 @@ CONTRACT = onnx_models.contract(
 ALL, ONE = select(None, CONTRACT), select("dim", CONTRACT)
 REFINED = Refinement((0.5, 0.5, 0.5), 0, area("min_area", "9"), area("fill_holes", "30"))
 WINDOWS = Plan(TARGET, Sliding(0.25, 300), whole=True)
+SMOOTH_WINDOWS = Plan(TARGET, Sliding(0.25, 300), whole=False, decoded=True)
+PLANS = {
+    "mask": MASK,
+    "overlay": OVERLAY,
+    "smooth": SMOOTH,
+    "windows": WINDOWS,
+    "smooth windows": SMOOTH_WINDOWS,
+}
 EMPTY_SCAN = bytes.fromhex("ffda0008010100010100")  # coefficient 1 of component 1, without data
 
 
@@ -90,9 +98,7 @@ PHOTOS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "plan", [MASK, OVERLAY, SMOOTH, WINDOWS], ids=["mask", "overlay", "smooth", "windows"]
-)
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
 def test_results_are_those_of_threads(pool: Processes, plan: Plan) -> None:
     """Model inputs, size, orientation and kept picture are equal for every kind of photo."""
     with ThreadPoolExecutor(1) as threads:
@@ -112,13 +118,12 @@ def test_results_are_those_of_threads(pool: Processes, plan: Plan) -> None:
             if plan.whole:
                 assert (np.asarray(mine.photo.whole) == np.asarray(other.photo.whole)).all(), name
             if plan.decoded:
-                assert (np.asarray(mine.photo.image) == np.asarray(other.photo.image)).all(), name
+                kept = [np.asarray(each.photo.decoded) for each in (mine, other)]
+                assert (kept[0] == kept[1]).all(), name
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "plan", [MASK, OVERLAY, SMOOTH, WINDOWS], ids=["mask", "overlay", "smooth", "windows"]
-)
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
 @pytest.mark.parametrize("size", [(40, 50), (48, 64), (90, 100)])
 def test_bands_are_those_of_threads(pool: Processes, plan: Plan, size: tuple[int, int]) -> None:
     """Of a 16-bit file of four bands: inputs have four channels, pictures the first three."""
@@ -140,7 +145,7 @@ def test_bands_are_those_of_threads(pool: Processes, plan: Plan, size: tuple[int
     if plan.whole:
         assert (np.asarray(mine.photo.whole) == shown).all()
     if plan.decoded:
-        assert (np.asarray(mine.photo.image) == shown).all()
+        assert (np.asarray(mine.photo.decoded) == shown).all()
 
 
 ASKED = {
@@ -150,16 +155,20 @@ ASKED = {
     "shapes": Wish(("polygons", "rle", "npz"), ONE, instances=True, refinement=REFINED),
     "probabilities": Wish(("probabilities", "json"), ALL, top=2, include=("overlay", "mask")),
     "smooth": Wish(("mask", "polygons"), ALL, smooth=True, simplify=1.5),
+    "smooth pictures": Wish(("overlay", "cutout"), ALL, smooth=True),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("asked", ASKED)
+@pytest.mark.parametrize("sliding", [None, Sliding(0.25, 300)], ids=["shrunk", "windows"])
 @pytest.mark.parametrize("name", ["small", "reduced", "turned", "narrow"])
-def test_outputs_are_those_of_threads(pool: Processes, asked: str, name: str) -> None:
+def test_outputs_are_those_of_threads(
+    pool: Processes, asked: str, sliding: Sliding | None, name: str
+) -> None:
     """Every kind of output is the same, byte for byte, in a process and in a thread."""
     data, wish = PHOTOS[name], ASKED[asked]
-    plan = Plan(TARGET, None, not NEEDS_PHOTO.isdisjoint(wish.all_outputs), wish.smooth)
+    plan = Plan(TARGET, sliding, not NEEDS_PHOTO.isdisjoint(wish.all_outputs), wish.smooth)
     rng = np.random.default_rng(1)
     labels = rng.integers(0, 3, (12, 16), np.uint8).repeat(4, 0).repeat(4, 1)
     sure = rng.integers(100, 256, labels.shape, np.uint8)
@@ -169,8 +178,8 @@ def test_outputs_are_those_of_threads(pool: Processes, asked: str, name: str) ->
         for decoders in (pool, Threads(threads)):
             found = decoders.open(data, 10**6).result(20)
             prepared = decoders.prepare(found, plan).result(20)
-            prediction = Prediction(labels, sure, chances)
-            result = join.result(prepared, [prediction], CONTRACT)
+            predictions = [Prediction(labels, sure, chances)] * len(prepared.pixels)
+            result = join.result(prepared, predictions, CONTRACT)
             made.append(decoders.encode(found, result, wish).result(20))
     assert list(made[0]) == list(wish.outputs)
     assert made[0] == made[1]

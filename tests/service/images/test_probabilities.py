@@ -85,6 +85,21 @@ def test_a_photo_that_fits_is_the_same_with_windows(client: TestClient) -> None:
     assert all((plain[name] == sliding[name]).all() for name in plain)
 
 
+def test_smooth_labels_of_windows_follow_the_edge_of_the_photo(client: TestClient) -> None:
+    """By the probabilities the class changes at x = 110; the photo's edge is 4 pixels further."""
+    height, width = 131, 217
+    image = np.zeros((height, width, 3), np.uint8)
+    image[..., 0] = np.arange(width) + 20  # as likely as not at 128; a block has its first pixel's
+    image[:, 114:, 1:] = 255
+    masks = [
+        opened(post(client, png(image), model="full", fit="sliding", smooth=smooth).content)
+        for smooth in (False, True)
+    ]
+    plain, smooth = ((mask[:, 1:] != mask[:, :-1]).argmax(axis=1) + 1 for mask in masks)
+    assert (plain == 65).all()  # the labels of this model change at 85
+    assert (np.abs(smooth - 114) <= 1).all()
+
+
 def test_top_gives_the_most_probable_classes_in_order(client: TestClient) -> None:
     found = arrays(client, PHOTO, top=2)
     assert "probabilities" not in found
@@ -115,7 +130,6 @@ def test_thresholds_of_the_model_are_taken_where_none_is_given(client: TestClien
     ("query", "told"),
     [
         ({"model": "plain", "output": "probabilities"}, "export it with --probabilities"),
-        ({"model": "full", "smooth": True, "fit": "sliding"}, "use fit=resize"),
         ({"model": "full", "top": 2}, "need output=probabilities"),
         ({"model": "new", "output": "probabilities", "coverage": 0.9}, "export.calibrate"),
         ({"model": "new", "threshold": "best"}, "export.calibrate"),
