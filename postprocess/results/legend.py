@@ -6,11 +6,12 @@ import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Protocol
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from postprocess.results.facts import Facts
+from postprocess.results.facts import Color
 from postprocess.results.png import Rows
 
 MOST_OF_PHOTO = 0.2  # of its area
@@ -36,12 +37,32 @@ class Row:
         return f"{self.name} {self.share}"
 
 
-def draw(picture: Image.Image, labels: Rows, shares: Mapping[int, float], facts: Facts) -> None:
+class Named(Protocol):
+    """The names and colours of a model's classes."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names by id."""
+
+    @property
+    def palette(self) -> tuple[Color, ...]:
+        """The colours by id."""
+
+
+def draw(
+    picture: Image.Image,
+    labels: Rows,
+    shares: Mapping[int, float],
+    facts: Named,
+    corner: int | None = None,
+) -> int | None:
     """Draw a legend of classes into a picture (W, H), the largest share first.
 
     It lies in the corner where it hides least of these classes, and covers at most MOST_OF_PHOTO.
     If there is no room for all classes, the last row tells how many are missing; in a picture that
     is too small for one row, there is no legend. `labels`: of the picture, (H, W).
+
+    Returns the corner, which keeps the legend of a video in its place; None without a legend.
     """
     order = sorted(shares, key=lambda label: (-shares[label], label))
     rows = [
@@ -54,9 +75,14 @@ def draw(picture: Image.Image, labels: Rows, shares: Mapping[int, float], facts:
     fitting = [each.fitting(rows, picture.size) for each in layouts]
     # The largest text that has room for most rows.
     best = max(range(len(layouts)), key=lambda index: len(fitting[index]))
-    if fitting[best]:
-        panel = layouts[best].panel(fitting[best])
-        picture.paste(panel, _place(panel.size, labels, list(shares), layouts[best].gap), panel)
+    if not fitting[best]:
+        return None
+    panel = layouts[best].panel(fitting[best])
+    places = _corners(panel.size, picture.size, layouts[best].gap)
+    if corner is None:
+        corner = _clearest(places, panel.size, labels, list(shares))
+    picture.paste(panel, places[corner], panel)
+    return corner
 
 
 def percent(share: float) -> str:
@@ -137,15 +163,23 @@ class Layout:
         return row
 
 
-def _place(size: tuple[int, int], labels: Rows, classes: list[int], margin: int) -> tuple[int, int]:
-    """Return the corner of a panel that hides least of some classes: (left, top)."""
-    width, height = labels.different.shape[1], labels.height
-    lefts, tops = (margin, width - size[0] - margin), (height - size[1] - margin, margin)
+def _corners(
+    panel: tuple[int, int], picture: tuple[int, int], margin: int
+) -> list[tuple[int, int]]:
+    """Return where a panel (W, H) lies in each corner of a picture: (left, top)."""
+    right, bottom = (whole - part - margin for whole, part in zip(picture, panel, strict=True))
+    return [(margin, bottom), (right, bottom), (margin, margin), (right, margin)]
+
+
+def _clearest(
+    places: list[tuple[int, int]], size: tuple[int, int], labels: Rows, classes: list[int]
+) -> int:
+    """Return the place where a panel of a size (W, H) hides least of some classes."""
     seen = np.isin(np.arange(256), classes)
 
-    def hidden(place: tuple[int, int]) -> int:
-        left, top = place
+    def hidden(place: int) -> int:
+        left, top = places[place]
         part = labels.between(top, top + size[1])[:, left : left + size[0]]
         return int(np.count_nonzero(seen[part]))
 
-    return min(((left, top) for top in tops for left in lefts), key=hidden)
+    return min(range(len(places)), key=hidden)

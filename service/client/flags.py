@@ -19,7 +19,7 @@ DEFAULT_OUTPUT = "mask,overlay"
 OUTPUT_HELP = f"outputs, separated by commas, from {', '.join(FILES)} (default: {DEFAULT_OUTPUT})"
 # Flags that only apply to photos.
 NOT_OF_VIDEOS = (
-    *("max_side", "base", "report", "contour", "legend", "include"),
+    *("max_side", "base", "report", "contour", "include"),
     *("overlay_format", "mask_format", "picture_side"),
     *("instances", "simplify", "top", "coverage"),
     *("dry_run", "retry_failed", "fail_fast", "max_failures"),

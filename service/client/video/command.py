@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import sys
 import time
@@ -19,6 +20,7 @@ from service.client.video.frames import Source
 from service.client.video.run import MOST_IN_FLIGHT, Clip, Look
 
 OUTPUTS = ("overlay", "color", "mask")
+OF_THE_OVERLAY = ("alpha", "legend")  # which is made here
 
 
 async def run(options: argparse.Namespace) -> int:
@@ -37,7 +39,8 @@ async def run(options: argparse.Namespace) -> int:
             if model is None:
                 raise ClientError("the service names no default model: choose one with --model")
             query = dict(parse_qsl(flags.query(options)))
-            query.pop("alpha", None)  # for the overlay, which is made here
+            for name in OF_THE_OVERLAY:
+                query.pop(name, None)
             clip = Clip(
                 client, model, query, source, options.out, look, pace, progress, options.local
             )
@@ -64,7 +67,16 @@ def _look(options: argparse.Namespace) -> Look:
     alpha = 0.5 if options.alpha is None else options.alpha
     if not 0 <= alpha <= 1:
         raise UsageError(f"--alpha {alpha:g}: 0 to 1")
-    return Look(output, alpha, options.steady)
+    if options.legend:
+        _check_legend(output)
+    return Look(output, alpha, options.steady, bool(options.legend))
+
+
+def _check_legend(output: str) -> None:
+    if output != "overlay":
+        raise UsageError(f"--legend is drawn into the overlay: leave out --output {output}")
+    if importlib.util.find_spec("PIL") is None:
+        raise UsageError("--legend of a video needs Pillow: pip install pillow")
 
 
 def _tell(options: argparse.Namespace, frames: int, source: Source, seconds: float) -> None:

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 Map = NDArray[np.uint8]
 Item = TypeVar("Item")
 
+Color = tuple[int, int, int]
+
 IDS = 256
 
 
@@ -64,8 +66,9 @@ class Steady(Generic[Item]):
 class Paint:
     """Colours of a model's classes."""
 
-    def __init__(self, palette: Sequence[tuple[int, int, int]], clear: frozenset[int]) -> None:
+    def __init__(self, palette: Sequence[Color], clear: frozenset[int]) -> None:
         """`clear`: the classes that an overlay leaves as they are."""
+        self._palette = tuple(palette)
         self._colors = np.zeros((IDS, 3), np.uint8)
         self._colors[: len(palette)] = palette
         self._is_shown = np.zeros(IDS, bool)
@@ -81,3 +84,37 @@ class Paint:
         share = np.where(self._is_shown, round(alpha * IDS), 0).astype(np.uint16)[labels][..., None]
         blended = photo * (IDS - share) + self._colors[labels] * share + IDS // 2
         return (blended >> 8).astype(np.uint8)
+
+    def legend(self, classes: tuple[str, ...]) -> Legend:
+        """Return a legend of the classes that an overlay shows."""
+        return Legend(classes, self._palette, self._is_shown)
+
+
+@dataclass
+class Legend:
+    """Draws the names and shares of classes into frames, as the service does into photos.
+
+    It stays in the corner where it hid least when it was first drawn.
+    """
+
+    classes: tuple[str, ...]
+    palette: tuple[Color, ...]
+    shown: NDArray[np.bool_]  # by class id
+    _corner: int | None = None
+
+    def drawn(self, picture: Map, labels: Map) -> Map:
+        """Return an overlay (H, W, 3) with the legend of its labels (H, W)."""
+        from PIL import Image  # noqa: PLC0415 - only legends need it
+
+        from postprocess.results import legend  # noqa: PLC0415 - as Pillow
+        from postprocess.results.png import Rows  # noqa: PLC0415
+
+        counts = np.bincount(labels.ravel(), minlength=IDS)
+        found = np.flatnonzero(counts * self.shown).tolist()
+        if not found:
+            return picture
+        shares = {label: float(counts[label] / labels.size) for label in found}
+        image = Image.fromarray(picture)
+        corner = legend.draw(image, Rows.of(labels), shares, self, self._corner)
+        self._corner = corner if self._corner is None else self._corner
+        return np.asarray(image)

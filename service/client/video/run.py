@@ -43,6 +43,7 @@ class Look:
     output: str = "overlay"  # or color, or mask
     alpha: float = 0.5
     window: int = 1  # frames whose majority decides
+    legend: bool = False
 
     def check(self, out: Path) -> None:
         """Raise UsageError for masks in a container without a lossless codec."""
@@ -70,6 +71,7 @@ class Clip:
     def __post_init__(self) -> None:
         clear = {number for number, name in enumerate(self.model.classes) if name == BACKGROUND}
         self._paint = Paint(self.model.palette, frozenset(clear))
+        self._legend = self._paint.legend(self.model.classes) if self.look.legend else None
         self._target: Target | None = None
         self._early: list[Sound] = []  # before the first picture
 
@@ -139,6 +141,8 @@ class Clip:
             picture = self._paint.colored(labels)
         elif self.look.output == "overlay":
             picture = self._paint.overlaid(frame.pixels, labels, self.look.alpha)
+            if self._legend is not None:
+                picture = self._legend.drawn(picture, labels)
         if self._target is None:
             is_mask = self.look.output == "mask"
             self._target = Target(self.out, self.source, labels.shape[:2], lossless=is_mask)

@@ -16,10 +16,11 @@ import pytest
 
 from service.client.cli import main
 from service.client.video.frames import Frame, Source
+from service.client.video.labels import Legend
 from service.client.video.run import completed
 from tests.service import onnx_models
 from tests.service.processes import running
-from tests.service.web import photo
+from tests.service.web import opened, photo, png, post, serving
 
 from . import clips
 
@@ -80,6 +81,44 @@ def test_a_video_of_a_service_has_the_colours_of_the_classes(
         shares = np.where(labels > 0, 0.7, 0.0)[..., None]
         expected = colors if output == "color" else picture * (1 - shares) + colors * shares
         assert np.abs(each - expected).mean() < 8
+
+
+def test_the_legend_of_a_video_is_that_of_photos(
+    here: list[str], models: Path, tmp_path: Path
+) -> None:
+    """As the service draws it into the overlay of a frame, up to H.264's compression."""
+    picture = photo(60, 80).repeat(4, 0).repeat(4, 1)
+    clip = clips.save(tmp_path / "clip.mkv", [picture] * 2)
+    out = tmp_path / "out.mp4"
+    assert main([*here, str(clip), "-o", str(out), "--legend", "--alpha", "0.7"]) == 0
+    found, _ = clips.load(out)
+    with serving(models) as client:
+        asked = {"output": "overlay", "alpha": 0.7, "overlay_format": "png"}
+        plain, drawn = (
+            opened(post(client, png(picture), **asked, legend=legend).content).astype(float)
+            for legend in (False, True)
+        )
+    panel = (plain != drawn).any(axis=2)
+    assert 500 < panel.sum() < 0.2 * panel.size
+    for frame in found:
+        assert np.abs(frame - drawn)[panel].mean() < 12
+        assert np.abs(frame - plain)[panel].mean() > 40
+
+
+def test_the_legend_stays_in_its_corner() -> None:
+    """The second frame's class lies behind it; a photo's legend would go elsewhere."""
+    shown = np.arange(256) == 1
+    legend = Legend(("background", "cat"), ((0, 0, 0), (200, 0, 0)), shown)
+    frames, maps = [np.full((240, 320, 3), 90, np.uint8)] * 2, np.zeros((2, 240, 320), np.uint8)
+    maps[0, :100, :100], maps[1, 140:, :100] = 1, 1
+    rows = [
+        np.flatnonzero((legend.drawn(frame, labels) != frame).any(axis=(1, 2)))
+        for frame, labels in zip(frames, maps, strict=True)
+    ]
+    assert rows[0].min() > 120
+    assert (rows[1] == rows[0]).all()
+    empty = legend.drawn(frames[0], np.zeros((240, 320), np.uint8))
+    assert (empty == frames[0]).all()
 
 
 def test_packets_without_times_are_decoded_too(tmp_path: Path) -> None:
@@ -191,6 +230,7 @@ def test_damaged_packets_are_counted(
         (["-o", "{tmp}/o.mp4", "--output", "json"], "for a video, one of overlay, color, mask"),
         (["-o", "{tmp}/o.mp4", "--output", "mask"], ".mp4 cannot keep class ids"),
         (["-o", "{tmp}/o.mp4", "--report"], "--report is not for videos"),
+        (["-o", "{tmp}/o.mp4", "--legend", "--output", "color"], "leave out --output color"),
         (["-o", "{tmp}/o.mp4", "--classes", "cow"], "correct --classes"),
         (["-o", "{tmp}/o.webm"], "cannot hold the sound (pcm_s16le) unchanged: name it o.mkv"),
         (["{tmp}/more.jpg", "-o", "{tmp}/o.mp4"], "is a video: give it alone"),
