@@ -10,6 +10,7 @@ import threading
 import tracemalloc
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -93,7 +94,7 @@ def test_the_legend_of_a_video_is_that_of_photos(
     assert main([*here, str(clip), "-o", str(out), "--legend", "--alpha", "0.7"]) == 0
     found, _ = clips.load(out)
     with serving(models) as client:
-        asked = {"output": "overlay", "alpha": 0.7, "overlay_format": "png"}
+        asked: dict[str, Any] = {"output": "overlay", "alpha": 0.7, "overlay_format": "png"}
         plain, drawn = (
             opened(post(client, png(picture), **asked, legend=legend).content).astype(float)
             for legend in (False, True)
