@@ -12,6 +12,7 @@ OF_NUMBERS = {
     *("greater_than", "greater_than_equal", "less_than", "less_than_equal"),
     *("float_parsing", "int_parsing", "int_parsing_size", "int_from_float", "finite_number"),
 }
+OF_SWITCHES = {"bool_parsing", "bool_type"}
 LONGEST_VALUE = 80  # characters shown: a value may be a whole request
 
 
@@ -38,6 +39,8 @@ def mistakes(
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             message = f"unknown {kind}{_hint(str(item['loc'][-1]), known(item['loc']))}"
+        if item["type"] in OF_SWITCHES:
+            message = "give true or false"
         if item["type"] in OF_NUMBERS:
             message = bounds(item["loc"]) or message
         key = name(item["loc"]) if item["loc"] else whole

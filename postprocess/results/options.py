@@ -69,6 +69,8 @@ def wish(
     _expect_one_of("overlay_format", overlay_format, get_args(OverlayFormat))
     _expect_one_of("mask_format", mask_format, get_args(MaskFormat))
     _expect_one_of("below", below, get_args(Below))
+    for name, value in (("smooth", smooth), ("instances", instances), ("legend", legend)):
+        _expect_switch(name, value)
     _expect_side(max_side)
     _expect_share(coverage)
     found = Wish(
@@ -164,6 +166,12 @@ def _expect_within(name: str, value: float) -> None:
     if not is_number or not low <= value <= high or (name in WHOLE and value % 1):
         kind = "a whole number" if name in WHOLE else "a number"
         raise InvalidOption(f"{name}={value!r}: give {kind} from {low} to {high}")
+
+
+def _expect_switch(name: str, value: object) -> None:
+    """Refuse other values in Python: the text "false" would count as true."""
+    if not isinstance(value, bool | np.bool_):
+        raise InvalidOption(f"{name}={value!r}: give true or false")
 
 
 def _color(text: str) -> Color:

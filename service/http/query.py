@@ -148,7 +148,10 @@ class SegmentQuery(BaseModel):
 
     fill: Annotated[
         str,
-        Field(pattern=FILL, description="colour of output=replace, as RRGGBB"),
+        Field(
+            json_schema_extra={"pattern": FILL},
+            description="colour of output=replace, as RRGGBB",
+        ),
     ] = "ffffff"
     top: Annotated[
         int,
