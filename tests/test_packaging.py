@@ -58,6 +58,7 @@ def test_every_command_prints_its_help() -> None:
         assert "usage:" in output.lower(), name
 
 
+@pytest.mark.slow
 def test_every_argument_has_a_help_text() -> None:
     """This includes commands without a script."""
     silent = [
@@ -103,6 +104,7 @@ def test_a_command_without_its_extra_names_it(name: str, extra: str) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_library_that_is_loaded_after_the_command_line_is_named_too() -> None:
     """`model.train` reads its options before it loads PyTorch."""
     code = (

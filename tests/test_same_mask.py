@@ -62,6 +62,7 @@ def test_the_bundled_file_comes_from_the_bundled_checkpoint(served: models.Model
     assert contract.classes == checkpoint.read_card(CHECKPOINT).classes
 
 
+@pytest.mark.slow
 def test_the_bundled_file_gives_everything_that_a_request_can_ask_for(
     served: models.Models, client: TestClient
 ) -> None:

@@ -17,7 +17,10 @@ from postprocess.runs import Spread
 
 Labels = NDArray[np.uint8]
 MAPS = [
-    np.random.default_rng(seed).integers(0, 2 + seed % 3, (3 + seed % 11, 2 + seed % 13))
+    pytest.param(
+        np.random.default_rng(seed).integers(0, 2 + seed % 3, (3 + seed % 11, 2 + seed % 13)),
+        marks=pytest.mark.slow if seed >= 8 else (),
+    )
     for seed in range(40)
 ]
 

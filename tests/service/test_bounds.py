@@ -76,6 +76,7 @@ def test_writing_the_largest_tensors_takes_a_few_times_what_it_must() -> None:
     assert written < 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seen", [True, False])
 def test_the_event_loop_looks_at_some_rows_of_the_largest_map(seen: bool) -> None:
     """The loop estimates from these rows whether polygons will take long."""

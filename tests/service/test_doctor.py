@@ -36,8 +36,9 @@ def test_a_valid_folder_has_nothing_wrong(
     assert "CPUExecutionProvider" in said
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler for the stand-in")
-@pytest.mark.parametrize("driver", [12040, pytest.param(13000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("driver", [12040, 13000])
 def test_the_doctor_names_the_image_that_fits_the_driver(tmp_path: Path, driver: int) -> None:
     """The driver's library is a stand-in that is only asked which CUDA it supports."""
     source = f"int cuDriverGetVersion(int *version) {{ *version = {driver}; return 0; }}"

@@ -85,9 +85,15 @@ def test_network_is_inferred_from_the_references_variables(
         {},
         pytest.param({"atrous_rates": ()}, marks=pytest.mark.slow),
         pytest.param({"image_pooling": False}, marks=pytest.mark.slow),
-        {"decoder": False, "decoder_channels": 256, "low_level_channels": 48},
+        pytest.param(
+            {"decoder": False, "decoder_channels": 256, "low_level_channels": 48},
+            marks=pytest.mark.slow,
+        ),
         pytest.param({"aspp_separable": True, "decoder_separable": True}, marks=pytest.mark.slow),
-        {"decoder_separable": True, "decoder_convs": 3, "low_level_channels": 32},
+        pytest.param(
+            {"decoder_separable": True, "decoder_convs": 3, "low_level_channels": 32},
+            marks=pytest.mark.slow,
+        ),
         pytest.param({"decoder_convs": 1, "decoder_kernel": 1}, marks=pytest.mark.slow),
         pytest.param({"depth_multiplier": 0.5}, marks=pytest.mark.slow),
         pytest.param({"depth_multiplier": 1.4}, marks=pytest.mark.slow),
@@ -226,6 +232,7 @@ def test_imagenet_checkpoint_becomes_backbone_weights(tmp_path: Path) -> None:
     assert all(torch.equal(state[key], ours[key]) for key in ours if "num_batches" not in key)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "shards"), [({"decoder": False, "decoder_channels": 256}, 1), ({}, 2)]
 )

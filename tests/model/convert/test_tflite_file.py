@@ -55,6 +55,7 @@ def test_a_file_becomes_a_network_with_the_same_logits(tmp_path: Path) -> None:
         assert worst(loaded(batch(65, 65)), net(batch(65, 65))) < 1e-4
 
 
+@pytest.mark.slow
 def test_damage_is_an_error_of_conversion(tmp_path: Path) -> None:
     """Any wrong byte gives an error or other numbers, but never a traceback."""
     path = tmp_path / "net.tflite"

@@ -68,6 +68,7 @@ def test_rank_writes_a_list_and_a_page_and_names_what_it_cannot_read(
     assert "http" not in re.sub("http-equiv", "", page)
 
 
+@pytest.mark.slow
 def test_two_equal_photos_are_not_both_chosen_before_a_different_one(
     small: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

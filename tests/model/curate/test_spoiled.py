@@ -90,6 +90,7 @@ def test_a_share_of_the_masks_is_spoiled_and_the_rest_is_as_before(tmp_path: Pat
             assert new == old
 
 
+@pytest.mark.slow
 def test_the_command_prints_its_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With an untrained judge: its precision is not judged here."""
     net = tiny(21)

@@ -93,6 +93,7 @@ def test_check_counts_train_ids_and_names_unknown_values(
     assert "no class: [40]" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_label_table_is_the_official_one() -> None:
     from torchvision.datasets import Cityscapes
 

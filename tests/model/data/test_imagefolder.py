@@ -86,6 +86,7 @@ def test_a_split_without_class_folders_is_refused(tmp_path: Path) -> None:
     assert main(["check", str(tmp_path), "--dataset", "imagefolder"]) == 2
 
 
+@pytest.mark.slow
 def test_suffixes_are_the_ones_that_training_reads() -> None:
     from torchvision.datasets.folder import IMG_EXTENSIONS
 

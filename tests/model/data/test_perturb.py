@@ -80,6 +80,7 @@ def test_a_change_of_hue_leaves_grey_as_it_is() -> None:
         assert red == green == blue
 
 
+@pytest.mark.slow
 def test_each_change_has_probability_one_half_and_repeats_with_its_generator() -> None:
     _, ids = disc()
     image = Image.fromarray(np.random.default_rng(5).integers(0, 256, (*ids.shape, 3), np.uint8))

@@ -109,6 +109,7 @@ def test_voc_and_sbd_become_trainaug_without_val(
     assert main(["check", str(tmp_path / "data"), "--split", "trainaug"]) == 0
 
 
+@pytest.mark.slow
 def test_a_mat_file_is_read_as_torchvision_reads_it(tmp_path: Path) -> None:
     from torchvision.datasets import SBDataset
 
@@ -276,6 +277,7 @@ def test_coco_becomes_masks_of_vocs_classes(tmp_path: Path) -> None:
     assert main(["check", str(data)]) == 0
 
 
+@pytest.mark.slow
 def test_the_categories_of_coco_are_vocs_classes() -> None:
     from torchvision.models.segmentation import DeepLabV3_ResNet50_Weights
 

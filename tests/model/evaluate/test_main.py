@@ -69,6 +69,7 @@ def test_the_figures_are_scikit_learns(saved: Path, data: Path) -> None:
     assert [value for value in iou.values() if value is None] == [None] * (21 - len(seen))
 
 
+@pytest.mark.slow
 def test_a_part_of_the_split_is_evenly_spread_and_named(
     saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -87,6 +88,7 @@ def test_a_part_of_the_split_is_evenly_spread_and_named(
     assert run(saved, data, "--photos", "9") == alone
 
 
+@pytest.mark.slow
 def test_trimap_and_boundary_come_from_the_same_pass(
     saved: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -107,6 +109,7 @@ def test_trimap_and_boundary_come_from_the_same_pass(
     assert f"boundary mIoU {asked['boundary_miou']:.4f}" in table
 
 
+@pytest.mark.slow
 def test_sliding_evaluates_large_photos_window_by_window(saved: Path, tmp_path: Path) -> None:
     data = voc_folder.make(tmp_path, count=2, split="val", size=(100, 40))
     result = run(saved, data, "--sliding", "--overlap", "0.5")
@@ -120,6 +123,7 @@ def test_sliding_evaluates_large_photos_window_by_window(saved: Path, tmp_path: 
     assert run(saved, data)["miou"] != result["miou"]
 
 
+@pytest.mark.slow
 def test_large_photos_are_evaluated_as_served_by_default(
     saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -318,6 +322,7 @@ def test_both_evaluators_have_the_same_options() -> None:
         assert ours[name] == theirs[name], name
 
 
+@pytest.mark.slow
 def test_cleaned_masks_are_what_is_evaluated(
     saved: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -187,6 +187,7 @@ def test_class_names_with_dollars_are_not_formulas(run: Path) -> None:
     assert "IoU by class" in made(run).images()
 
 
+@pytest.mark.slow
 @limits.needs_linux
 def test_a_report_that_runs_out_of_memory_says_what_takes_less(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

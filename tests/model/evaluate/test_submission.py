@@ -87,6 +87,7 @@ def test_a_voc_submission_scores_what_evaluation_says(data: Path, tmp_path: Path
     assert sorted(names) == sorted(f"{prefix}/{pair.name}.png" for pair in dataset.pairs)
 
 
+@pytest.mark.slow
 def test_a_cityscapes_submission_holds_label_ids(tmp_path: Path) -> None:
     """Names keep city, sequence and frame; reading them with the label table gives the classes."""
     source = save(tmp_path, cityscapes.CLASSES)
@@ -108,6 +109,7 @@ def test_a_cityscapes_submission_holds_label_ids(tmp_path: Path) -> None:
     assert len(np.unique(back)) > 1
 
 
+@pytest.mark.slow
 def test_a_photo_that_cannot_be_read_leaves_no_archive(tmp_path: Path) -> None:
     """The server would score an incomplete archive, or one that an earlier run left."""
     (tmp_path / "bad.jpg").write_bytes(b"no picture")

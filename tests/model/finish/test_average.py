@@ -37,6 +37,7 @@ def test_the_mean_lies_between_the_checkpoints(tmp_path: Path) -> None:
     assert len(card.training["mean_of"]) == 2
 
 
+@pytest.mark.slow
 def test_a_file_of_half_the_size_predicts_the_same(tmp_path: Path) -> None:
     net = write(tmp_path / "a", 0)
     assert average.main([str(tmp_path / "a"), "-o", str(tmp_path / "half"), "--half"]) == 0

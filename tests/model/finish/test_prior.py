@@ -68,6 +68,7 @@ def test_shares_that_do_not_fit_are_named(
     assert says in str(error.value)
 
 
+@pytest.mark.slow
 def test_the_biases_change_and_nothing_else(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -107,6 +107,7 @@ def test_a_missing_split_is_named(
     assert "nowhere" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @limits.needs_linux
 @pytest.mark.parametrize(
     ("batch", "advice"),

@@ -59,6 +59,7 @@ def test_errors_are_those_of_photos_that_were_not_fitted() -> None:
     assert alike["expected_calibration_error"] < 0.02 < alike["expected_calibration_error_before"]
 
 
+@pytest.mark.slow
 def test_the_last_convolution_changes_and_nothing_else(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -92,6 +92,7 @@ def test_other_convolutions_are_left_alone(conv: nn.Conv2d) -> None:
     assert "forward" not in vars(conv)
 
 
+@pytest.mark.slow
 def test_a_network_trains_to_the_same_gradients() -> None:
     """Every parameter of the whole network keeps its name and has the same gradient, in float64."""
     torch.manual_seed(1)

@@ -31,6 +31,8 @@ from tests.model import voc_folder
 from tests.model.nets import photo
 from tests.model.train.test_main import make_recipe, pace
 
+pytestmark = pytest.mark.slow
+
 # timm's own test networks, of some 100,000 weights: a ConvNeXt has no batch norm.
 SMALL = ("timm:test_convnext", "timm:test_efficientnet")
 
@@ -66,7 +68,6 @@ def test_the_last_map_is_that_of_timm_itself() -> None:
     assert torch.equal(features(x).high, theirs(x)[-1])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("backbone", "output_stride", "says"),
     [
@@ -114,7 +115,6 @@ def test_pretrained_weights_reach_the_network(tmp_path: Path) -> None:
     assert torch.equal(features.state_dict()["net.conv_stem.weight"], stem)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("backbone", SMALL)
 def test_it_trains_and_the_exported_file_gives_the_checkpoints_mask(
     backbone: str, tmp_path: Path

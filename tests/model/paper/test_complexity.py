@@ -61,6 +61,7 @@ def test_papers_columns_reproduce_within_half_a_percent(backbone: str, setting: 
     assert (abs(difference) < 0.005) != is_slip
 
 
+@pytest.mark.slow
 def test_convolutions_are_counted_by_hand() -> None:
     """The classifier and an atrous branch with rounding, computed from their sizes."""
     result = measure(ModelConfig(backbone="mobilenet_v2", decoder=False), (65, 65))
@@ -162,6 +163,7 @@ def test_option_that_does_not_fit_the_backbone_is_named(capsys: pytest.CaptureFi
     assert "depth_multiplier=0.5" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_further_channel_costs_one_filter_of_the_first_convolution() -> None:
     """EfficientNet-Lite0 begins with 32 filters of 3 x 3 at half the size."""
     photos = ModelConfig(backbone="efficientnet_lite0")

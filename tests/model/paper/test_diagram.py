@@ -33,6 +33,7 @@ def test_picture_has_the_shapes_and_stays_on_its_canvas(backbone: str, output_st
         assert y + float(element.get("height", 0)) <= HEIGHT
 
 
+@pytest.mark.slow
 def test_command_writes_the_file(tmp_path: Path) -> None:
     """`make tables` calls it in the same way."""
     assert main(["--backbone", "mobilenet_v2", "-o", str(tmp_path / "docs" / "net.svg")]) == 0

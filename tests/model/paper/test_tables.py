@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from model.paper.complexity import Complexity
 from model.paper.tables import TABLE_3, TABLE_5, Setting, Table, line, render
 
 
+@pytest.mark.slow
 def test_table_shows_paper_and_measurement_side_by_side() -> None:
     """One row per setting, the published number in it, and a difference of half a percent."""
     table = Table("A", "mobilenet_v2", (Setting(16, False, False, False, False, 2.75),))

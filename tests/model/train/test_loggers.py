@@ -16,6 +16,8 @@ from model.train.recipe import RecipeError
 from tests.model import voc_folder
 from tests.model.train.test_main import make_recipe
 
+pytestmark = pytest.mark.slow
+
 TINY = """
 split = "train"
 iterations = 3
@@ -58,7 +60,6 @@ def history(client: MlflowClient, run: str, key: str) -> list[tuple[int, float]]
     return [(each.step, each.value) for each in client.get_metric_history(run, key)]
 
 
-@pytest.mark.slow
 def test_mlflow_has_the_curves_the_recipe_and_the_overlays_and_resumes(
     data: Path, store: Path, tmp_path: Path
 ) -> None:
@@ -77,7 +78,6 @@ def test_mlflow_has_the_curves_the_recipe_and_the_overlays_and_resumes(
     assert len(list(store.rglob("overlays/*/000002.png"))) == 4
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("offline")
 def test_weights_and_biases_keeps_the_curves_in_the_runs_folder(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"

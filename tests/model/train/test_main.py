@@ -144,6 +144,7 @@ def test_the_poly_policy_falls_from_one_to_zero() -> None:
     assert training.rate_factor(9, warm) == pytest.approx(training.rate_factor(9, config))
 
 
+@pytest.mark.slow
 def test_only_full_convolutions_are_decayed() -> None:
     net = assembly.build(make_recipe())
     groups = assembly.parameter_groups(net, make_recipe(weight_decay=0.5, head_multiplier=10))
@@ -159,6 +160,7 @@ def test_only_full_convolutions_are_decayed() -> None:
     assert len(seen) == len(names)
 
 
+@pytest.mark.slow
 def test_frozen_parts_keep_weights_and_statistics(data: Path, tmp_path: Path) -> None:
     config = make_recipe(frozen=["backbone.blocks.0"], iterations=2, ema_decay=0.0)
     before = assembly.build(config).state_dict()

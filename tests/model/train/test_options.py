@@ -170,6 +170,7 @@ def test_all_labels_are_used_by_default() -> None:
     assert training.judged(batch, make_recipe()) is batch
 
 
+@pytest.mark.slow
 def test_micro_batches_add_up_to_the_batch() -> None:
     """Batch norm is frozen, so it does not depend on the batch."""
     no_dropout = TINY.model_copy(update={"aspp_dropout": 0.0})

@@ -202,6 +202,7 @@ def test_missing_file_is_a_checkpoint_error(tmp_path: Path) -> None:
         initialise(tiny(), str(tmp_path / "nowhere"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["mobilenet_v2", "timm:resnet10t"])
 def test_weights_for_rgb_widen_to_more_channels_and_see_grey_as_before(
     tmp_path: Path, backbone: str

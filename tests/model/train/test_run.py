@@ -499,6 +499,7 @@ def test_the_error_of_running_out_of_memory_says_how_to_use_less(tmp_path: Path)
         torch.ones(2) + torch.ones(3)
 
 
+@pytest.mark.slow
 @limits.needs_linux
 def test_running_out_of_memory_while_validating_names_what_takes_less(
     data: Path, tmp_path: Path

@@ -100,6 +100,7 @@ def test_other_teachers_and_other_photos_have_other_answers(
     assert first.path(photo) != first.path(copy)
 
 
+@pytest.mark.slow
 def test_a_damaged_answer_is_named(config: Recipe, data: Path, tmp_path: Path) -> None:
     kept = prepare(config, data, tmp_path / "targets")
     photo = pictures(data)[0]
@@ -109,6 +110,7 @@ def test_a_damaged_answer_is_named(config: Recipe, data: Path, tmp_path: Path) -
         kept.read(photo)
 
 
+@pytest.mark.slow
 def test_a_damaged_photo_has_no_answer_and_counts_for_no_class(
     config: Recipe, tmp_path: Path
 ) -> None:
@@ -191,6 +193,7 @@ def test_a_run_on_stored_answers_resumes_to_the_same_weights(
     assert not torch.equal(whole["logits.weight"], straight["logits.weight"])
 
 
+@pytest.mark.slow
 def test_a_run_cannot_be_resumed_with_another_optimizer(data: Path, tmp_path: Path) -> None:
     run(make_recipe(iterations=1), data, tmp_path / "run", Taught())
     with pytest.raises(TrainingError, match=r"does not fit.*optimizer='adamw' \(before: 'sgd'\)"):

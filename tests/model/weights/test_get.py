@@ -170,6 +170,7 @@ def test_pins_say_what_they_cover(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.slow
 def test_a_damaged_download_that_was_kept_is_fetched_again(
     tmp_path: Path, files: dict[str, bytes]
 ) -> None:
@@ -185,6 +186,7 @@ def test_a_damaged_download_that_was_kept_is_fetched_again(
     assert kept.read_bytes() == content
 
 
+@pytest.mark.slow
 def test_a_file_that_does_not_convert_is_not_recorded_as_the_one_to_expect(
     tmp_path: Path, files: dict[str, bytes]
 ) -> None:
@@ -332,6 +334,7 @@ def test_presets_start_from_weights_that_get_writes() -> None:
     assert named <= set(WEIGHTS)
 
 
+@pytest.mark.slow
 def test_torchvisions_entries_are_torchvisions_own() -> None:
     """Address, size, figures and the digest in the name, against the library itself."""
     from torchvision.models import segmentation

@@ -12,6 +12,8 @@ from PIL import Image
 from postprocess.results import legend
 from postprocess.results.png import Rows
 
+LARGE = pytest.param((4000, 3000), marks=pytest.mark.slow)
+
 NAMES = ("background", "cat", "dining table", "Fußgängerüberweg", "猫", "two\nlines")
 
 
@@ -44,7 +46,7 @@ def drawn(
     return pixels, (pixels != 90).any(axis=2)
 
 
-@pytest.mark.parametrize("size", [(200, 133), (500, 375), (4000, 3000), (64, 48), (1200, 90)])
+@pytest.mark.parametrize("size", [(200, 133), (500, 375), LARGE, (64, 48), (1200, 90)])
 @pytest.mark.parametrize("count", [1, 3, 20, 150])
 def test_it_covers_little_of_the_photo_and_stays_inside(size: tuple[int, int], count: int) -> None:
     labels = np.zeros(size[::-1], np.uint8)
@@ -61,7 +63,7 @@ def test_it_covers_little_of_the_photo_and_stays_inside(size: tuple[int, int], c
     assert changed.any() or min(size) < 60
 
 
-@pytest.mark.parametrize("size", [(200, 133), (500, 375), (4000, 3000)])
+@pytest.mark.parametrize("size", [(200, 133), (500, 375), LARGE])
 def test_it_shows_the_colour_of_each_class(size: tuple[int, int]) -> None:
     about = facts(4)
     pixels, _ = drawn(np.zeros(size[::-1], np.uint8), {1: 0.3, 2: 0.2, 3: 0.1}, about)

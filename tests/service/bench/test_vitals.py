@@ -13,6 +13,7 @@ import pytest
 from service.bench import vitals
 
 
+@pytest.mark.slow
 def test_processor_time_is_that_of_the_process() -> None:
     before = vitals.read(os.getpid()).cpu_s
     used = time.process_time()

@@ -16,7 +16,9 @@ from service.client.cli import main
 from .flaky_server import Answer, FlakyServer, problem
 
 
-@pytest.mark.parametrize("command", ["service", "service.client"])
+@pytest.mark.parametrize(
+    "command", [pytest.param("service", marks=pytest.mark.slow), "service.client"]
+)
 def test_version_is_that_of_the_installed_package(command: str) -> None:
     run = [sys.executable, "-m", command, "--version"]
     shown = subprocess.run(run, capture_output=True, text=True, check=True).stdout
@@ -213,6 +215,7 @@ def test_help_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
         assert "deeplab-client" in capsys.readouterr().out.split("example")[1]
 
 
+@pytest.mark.slow
 def test_client_needs_httpx_alone() -> None:
     """A fresh interpreter, which cannot import the service's other libraries, runs the client."""
     program = """
@@ -228,6 +231,7 @@ print("fine")
     assert done.stdout == "fine\n"
 
 
+@pytest.mark.slow
 def test_missing_pillow_is_a_clear_error(photos: Path, tmp_path: Path) -> None:
     program = f"""
 import sys

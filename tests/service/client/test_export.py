@@ -310,6 +310,7 @@ def test_memory_does_not_grow_with_the_number_of_photos(tmp_path: Path) -> None:
         assert len(COCO(str(tmp_path / "many.json")).imgs) == 600
 
 
+@pytest.mark.slow
 def test_without_its_libraries_the_export_names_the_extra() -> None:
     """The plain installation has httpx alone."""
     code = (

@@ -150,6 +150,7 @@ sys.exit(os.waitstatus_to_exitcode(status))
 """
 
 
+@pytest.mark.slow
 def test_blocking_client_works_in_a_forked_process(server: FlakyServer) -> None:
     """A forked process, such as a loader's worker, has the client's memory but not its thread."""
     command = [sys.executable, "-c", FORK, server.url]

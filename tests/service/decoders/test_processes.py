@@ -242,6 +242,7 @@ def test_refusals_are_those_of_the_service(
     assert not pool.ended
 
 
+@pytest.mark.slow
 def test_broken_photo_is_refused_when_it_is_decoded(pool: Processes) -> None:
     """The header is fine, the pixels are cut off."""
     found = pool.open(PHOTOS["reduced"][:3000], 10**6).result(20)
@@ -267,6 +268,7 @@ def test_abandoned_photo_loses_its_process_and_the_next_is_decoded(
     assert pool.prepare(found, MASK).result(20).photo.size == (7000, 7000)
 
 
+@pytest.mark.slow
 def test_photo_that_is_done_soon_after_it_was_abandoned_keeps_its_process(pool: Processes) -> None:
     """Clients that leave early do not cost a new process each."""
     for _ in range(5):

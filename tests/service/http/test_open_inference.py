@@ -20,6 +20,8 @@ from tests.service import onnx_models
 from tests.service.processes import running
 from tests.service.web import photo
 
+pytestmark = pytest.mark.slow
+
 HEIGHT, WIDTH = onnx_models.SIZE
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, HEIGHT, WIDTH, 3), np.uint8)
 

@@ -109,7 +109,9 @@ def test_limits_hold_before_decoding(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize(
+    "seed", [pytest.param(n, marks=pytest.mark.slow if n >= 4 else ()) for n in range(20)]
+)
 def test_a_damaged_file_is_refused_or_read_and_never_crashes(kind: str, seed: int) -> None:
     rng = np.random.default_rng(seed)
     data = bytearray(written(smooth(), kind))

@@ -71,9 +71,10 @@ def test_a_png_with_a_damaged_byte_is_refused_instead_of_ending_in_black(share: 
     ("kind", "options"),
     [
         pytest.param("PNG", {}, id="png"),
-        pytest.param("TIFF", {"compression": "group4"}, id="tiff", marks=pytest.mark.slow),
+        pytest.param("TIFF", {"compression": "group4"}, id="tiff"),
     ],
 )
+@pytest.mark.slow
 def test_too_many_pixels_are_refused_from_the_header_alone(
     kind: str, options: dict[str, str]
 ) -> None:

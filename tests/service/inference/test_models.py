@@ -153,6 +153,7 @@ def test_a_watched_folder_needs_no_call(folder: Path) -> None:
         assert until(lambda: client.get("/models/other").status_code == 200)
 
 
+@pytest.mark.slow
 def test_several_sessions_share_the_threads_and_give_the_same_masks(folder: Path) -> None:
     settings = Settings(models=folder, device="cpu", threads=5, sessions=2, max_batch=1)
     loaded = models.load(settings)

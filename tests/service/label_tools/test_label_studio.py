@@ -81,6 +81,7 @@ def drawn(prediction: dict[str, Any], folder: Path) -> NDArray[np.uint8]:
     return draw(photo.regions, NUMBERS, photo.size, fill=0).ids
 
 
+@pytest.mark.slow
 def test_health_and_events(client: Client, photos: PhotoSource) -> None:
     with backend(client, photos) as web:
         assert web.get("/health").json()["status"] == "UP"
@@ -89,12 +90,14 @@ def test_health_and_events(client: Client, photos: PhotoSource) -> None:
         assert web.post("/train", json={}).status_code == 201
 
 
+@pytest.mark.slow
 def test_setup_names_the_model(client: Client, photos: PhotoSource) -> None:
     with backend(client, photos) as web:
         answer = web.post("/setup", json={"project": "1.2", "schema": BRUSH, "access_token": "x"})
         assert answer.json()["model_version"].startswith("tiny ")
 
 
+@pytest.mark.slow
 def test_setup_refuses_a_project_without_a_label_in_common(
     client: Client, photos: PhotoSource
 ) -> None:
@@ -104,6 +107,7 @@ def test_setup_refuses_a_project_without_a_label_in_common(
         assert "no class of tiny (background, dim, bright) is a label" in answer.json()["error"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "schema", ["<View", "<View/>", interface("RectangleLabels", "dim"), interface("Choices", "dim")]
 )
@@ -114,6 +118,7 @@ def test_other_interfaces_are_refused(schema: str, client: Client, photos: Photo
         assert "labelling interface" in answer.json()["error"]
 
 
+@pytest.mark.slow
 def test_polygons_are_the_services_mask(
     client: Client, photos: PhotoSource, expected: NDArray[np.uint8], tmp_path: Path
 ) -> None:
@@ -127,6 +132,7 @@ def test_polygons_are_the_services_mask(
     assert prediction["model_version"].startswith("tiny ")
 
 
+@pytest.mark.slow
 def test_brushes_are_the_services_mask(
     client: Client, photos: PhotoSource, expected: NDArray[np.uint8]
 ) -> None:
@@ -143,6 +149,7 @@ def test_brushes_are_the_services_mask(
     assert (found == expected).all()
 
 
+@pytest.mark.slow
 def test_classes_can_have_other_names_in_the_project(client: Client, photos: PhotoSource) -> None:
     with backend(client, photos, wanted={"bright": "Sky"}) as web:
         config = interface("PolygonLabels", "sky", "cat")
@@ -152,6 +159,7 @@ def test_classes_can_have_other_names_in_the_project(client: Client, photos: Pho
     assert matched(("a", "b", "c"), {"b": "C"}, ("c", "A")) == {0: "A", 1: "c", 2: "c"}
 
 
+@pytest.mark.slow
 def test_older_tokens_are_sent_and_newer_ones_exchanged(
     client: Client, photos: PhotoSource, asked: list[httpx.Request]
 ) -> None:
@@ -169,6 +177,7 @@ def test_the_token_goes_to_label_studio_alone(
     assert "Authorization" not in asked[-1].headers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("address", "told"),
     [
@@ -203,6 +212,7 @@ def test_local_files_are_read_from_their_folder(
     assert not asked
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("body", [b"{", b"[]", b'{"tasks": 3}', b'{"tasks": []}'])
 def test_broken_requests_are_400(body: bytes, client: Client, photos: PhotoSource) -> None:
     with backend(client, photos) as web:

@@ -61,6 +61,7 @@ def tensor(values: Any = IMAGES) -> Any:
     return given
 
 
+@pytest.mark.slow
 def test_health_and_metadata(client: Any) -> None:
     assert client.is_server_live()
     assert client.is_server_ready()
@@ -73,6 +74,7 @@ def test_health_and_metadata(client: Any) -> None:
     assert [each.name for each in about.outputs] == ["labels", "confidence"]
 
 
+@pytest.mark.slow
 def test_tensors_go_in_and_out(client: Any) -> None:
     wanted = [triton.InferRequestedOutput("confidence"), triton.InferRequestedOutput("labels")]
     answer = client.infer("sure", [tensor()], outputs=wanted, request_id="mine", headers=KEY)
@@ -81,6 +83,7 @@ def test_tensors_go_in_and_out(client: Any) -> None:
     assert (answer.get_response().id, answer.get_response().model_version) == ("mine", "1")
 
 
+@pytest.mark.slow
 def test_encoded_photos_get_their_own_size(client: Any) -> None:
     out = io.BytesIO()
     Image.fromarray(photo(100, 150)).save(out, "PNG")
@@ -90,6 +93,7 @@ def test_encoded_photos_get_their_own_size(client: Any) -> None:
     assert labels.shape == (1, 100, 150)
 
 
+@pytest.mark.slow
 def test_asynchronous_calls_and_deadlines(client: Any) -> None:
     told: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
     for _ in range(8):
@@ -104,6 +108,7 @@ def test_asynchronous_calls_and_deadlines(client: Any) -> None:
         client.infer("sure", [tensor()], headers=KEY, client_timeout=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "headers", "values", "status", "says"),
     [
@@ -128,10 +133,12 @@ def call(address: str, method: str, data: bytes) -> bytes:
     return answer
 
 
+@pytest.mark.slow
 def test_the_health_check_of_grpc_is_answered(addresses: tuple[str, str]) -> None:
     assert call(addresses[1], "/grpc.health.v1.Health/Check", b"") == b"\x08\x01"
 
 
+@pytest.mark.slow
 def test_junk_is_refused(addresses: tuple[str, str]) -> None:
     with pytest.raises(grpc.RpcError) as raised:
         call(addresses[1], "/inference.GRPCInferenceService/ModelInfer", b"\xff\xff\xff")
@@ -188,6 +195,7 @@ def test_a_message_that_does_not_arrive_ends_and_lets_others_in(narrow: tuple[st
     assert raised.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
 
 
+@pytest.mark.slow
 def test_calls_are_counted_and_logged_as_requests(addresses: tuple[str, str], client: Any) -> None:
     def count() -> float:
         text = httpx.get(f"{addresses[0]}/metrics", headers=KEY).text

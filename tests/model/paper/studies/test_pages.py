@@ -171,6 +171,7 @@ def test_a_bilinear_classifier_that_hardly_trained_is_named(
     assert ("saw only 960 crops" in text) == short
 
 
+@pytest.mark.slow
 def test_rows_of_table_three_that_are_missing_say_so(tmp_path: Path) -> None:
     """On the most photos that have two rows or more."""
     few = [p._replace(photos=9) for p in inference([0])[:2]]

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 
 import pytest
-from scipy import stats
 
 from model.paper.studies.statistics import INDISTINGUISHABLE, TOO_FEW, difference, points
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [2, 3, 5, 10])
 def test_the_interval_is_that_of_a_paired_t_test(seeds: int) -> None:
     """SciPy's own paired test is the oracle."""
+    from scipy import stats
+
     before = [0.40 + 0.013 * (i % 3) for i in range(seeds)]
     after = [value + 0.02 + 0.004 * (i % 2) for i, value in enumerate(before)]
     gain = difference(before, after)

@@ -156,6 +156,7 @@ def test_a_cancelled_run_waits_for_the_thread_that_uses_its_files() -> None:
     assert ended.is_set()
 
 
+@pytest.mark.slow
 def test_odd_sizes_gain_a_row_and_a_column(here: list[str], tmp_path: Path) -> None:
     clip = clips.save(tmp_path / "clip.mkv", [photo(33, 47)])
     assert main([*here, str(clip), "-o", str(tmp_path / "out.mp4")]) == 0
@@ -163,6 +164,7 @@ def test_odd_sizes_gain_a_row_and_a_column(here: list[str], tmp_path: Path) -> N
     assert found.shape == (34, 48, 3)
 
 
+@pytest.mark.slow
 def test_a_video_on_its_side_is_turned_upright(here: list[str], tmp_path: Path) -> None:
     """As phones write it: the matrix in an MP4's track says a quarter turn clockwise."""
     lying = np.zeros((48, 64, 3), np.uint8)

@@ -140,6 +140,7 @@ def test_the_limits_of_other_bodies_hold(client: TestClient) -> None:
     assert client.post("/segment", json={"image": TEXT}, headers=gzip).status_code == 415
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "body",
     [
@@ -175,6 +176,7 @@ def test_escapes_at_the_ends_of_pieces_are_read(step: int, monkeypatch: pytest.M
     assert json_request.decode(text.encode()) == png(PHOTO)
 
 
+@pytest.mark.slow
 def test_a_text_of_escapes_is_decoded_in_short_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Other threads can run between pieces; decoding 16 MB in one would block them."""
     text, lengths, unescaped = rb"\u002F" * (16 * 2**20 // 6), list[int](), json_request._unescaped
