@@ -14,6 +14,7 @@ from model import checkpoint
 from model.paper.complexity import measure
 from service.inference.contract import METADATA_KEY
 from tests.export.conftest import CONFIG, SIZE
+from tests.service import onnx_models
 
 
 @pytest.mark.slow
@@ -41,6 +42,11 @@ def test_the_description_has_network_size_agreement_and_cost(
         assert part in text
 
 
+def small(folder: Path) -> Path:
+    """A file that the service would serve, made without PyTorch."""
+    return onnx_models.save(folder / "small.onnx")
+
+
 def tampered(exported: Path, target: Path, contract: str | None) -> Path:
     model = onnx.load(exported)
     onnx.helper.set_model_props(model, {} if contract is None else {METADATA_KEY: contract})
@@ -58,13 +64,12 @@ def tampered(exported: Path, target: Path, contract: str | None) -> Path:
     ],
 )
 def test_an_invalid_contract_is_one_clear_error(
-    exported: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     contract: str | None,
     says: str,
 ) -> None:
-    assert describe.main([str(tampered(exported, tmp_path / "x.onnx", contract))]) == 1
+    assert describe.main([str(tampered(small(tmp_path), tmp_path / "x.onnx", contract))]) == 1
     error = capsys.readouterr().err
     assert says in error
     assert error.count("\n") == 1
@@ -72,10 +77,10 @@ def test_an_invalid_contract_is_one_clear_error(
 
 @pytest.mark.parametrize("kept", [0, 100, -1000])
 def test_a_truncated_file_is_one_clear_error(
-    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kept: int
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kept: int
 ) -> None:
     path = tmp_path / "cut.onnx"
-    path.write_bytes(exported.read_bytes()[:kept])
+    path.write_bytes(small(tmp_path).read_bytes()[:kept])
     assert describe.main([str(path)]) == 1
     error = capsys.readouterr().err
     assert "cut.onnx" in error
@@ -99,6 +104,7 @@ def test_an_altered_weight_is_one_clear_error(
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_an_altered_contract_is_one_clear_error(
     exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -109,6 +115,7 @@ def test_an_altered_contract_is_one_clear_error(
     assert "better.onnx was changed" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", [b"permute", b"classes"])
 def test_a_broken_name_is_one_clear_error(
     exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: bytes
@@ -129,6 +136,7 @@ def test_a_missing_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "none.onnx does not exist" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_missing_external_file_is_named(
     exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -78,6 +78,7 @@ def test_large_photos_are_shrunk_or_cut_into_windows() -> None:
     assert shapes == {(1, 33, 40, 3)}
 
 
+@pytest.mark.slow
 def test_a_data_set_of_other_classes_is_refused(
     exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

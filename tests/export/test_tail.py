@@ -17,6 +17,7 @@ def operators(file: Path) -> set[str]:
     return {node.op_type for node in model.graph.node if node.name in names}
 
 
+@pytest.mark.slow
 def test_resized_logits_belong_to_the_tail(exported: Path) -> None:
     assert {"Resize", "ArgMax", "Cast"} <= operators(exported)
 

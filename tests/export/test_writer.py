@@ -42,6 +42,7 @@ def test_labels_are_pytorchs_at_batch_sizes_unseen_at_export(
     assert (labels == truth.numpy()).mean() > 0.999
 
 
+@pytest.mark.slow
 def test_the_file_is_one_uint8_graph_with_its_contract(tiny: Path, exported: Path) -> None:
     model = onnx.load(exported)
     (image,), (labels,) = model.graph.input, model.graph.output
@@ -58,6 +59,7 @@ def test_the_file_is_one_uint8_graph_with_its_contract(tiny: Path, exported: Pat
     assert contract.classes == checkpoint.read_card(tiny).classes
 
 
+@pytest.mark.slow
 def test_the_file_contains_nothing_about_the_machine_that_made_it(exported: Path) -> None:
     data = exported.read_bytes()
     assert b".py" not in data
@@ -161,6 +163,7 @@ def test_a_data_set_of_other_classes_is_refused_before_any_work(
     assert "5 classes" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_write_that_fails_leaves_nothing(exported: Path, tmp_path: Path) -> None:
     contract = Engine(exported, EngineOptions("cpu")).contract
     (tmp_path / "x.parity.json").mkdir()
@@ -169,6 +172,7 @@ def test_a_write_that_fails_leaves_nothing(exported: Path, tmp_path: Path) -> No
     assert [path.name for path in tmp_path.iterdir()] == ["x.parity.json"]
 
 
+@pytest.mark.slow
 def test_the_certificate_lies_beside_the_file(exported: Path) -> None:
     certificate = Parity.model_validate_json(exported.with_suffix(".parity.json").read_bytes())
     contract = Engine(exported, EngineOptions("cpu")).contract

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from model import checkpoint, pretrain
+from model import checkpoint
 from model.data.dataset import VOC_CLASSES, DatasetError, find
 from model.data.pairs import Dataset, read_mask
 from model.paper.studies.run import STATE, StudyError
@@ -117,6 +117,8 @@ def folder_of(entry: Entry, seed: int, settings: BackboneSettings) -> Path:
 
 def train(entry: Entry, seed: int, settings: BackboneSettings) -> None:
     """Train one backbone unless that is done; raises StudyError."""
+    from model import pretrain  # noqa: PLC0415 - loads torchvision, which takes seconds
+
     folder = folder_of(entry, seed, settings)
     if checkpoint.paths(folder / pretrain.NAME)[1].exists():
         log.info("%s is done", folder.name)
@@ -133,9 +135,11 @@ def train(entry: Entry, seed: int, settings: BackboneSettings) -> None:
 
 def rates(entry: Entry, settings: BackboneSettings) -> dict[str, list[float]]:
     """The error rates of a backbone, one for each seed; raises DatasetError without `val`."""
+    from model.pretrain import NAME  # noqa: PLC0415 - as above
+
     found: dict[str, list[float]] = {}
     for seed in settings.seeds:
-        card = folder_of(entry, seed, settings) / f"{pretrain.NAME}.json"
+        card = folder_of(entry, seed, settings) / f"{NAME}.json"
         metrics = json.loads(card.read_text(encoding="utf-8"))["metrics"]
         if not metrics:
             raise DatasetError(f"{settings.images / 'val'}: no photos, so there is no error rate")

@@ -15,6 +15,8 @@ from model.paper.studies import backbones
 from model.paper.studies.__main__ import main
 from tests.model import voc_folder
 
+pytestmark = pytest.mark.slow
+
 SETS = ["image_size=33", "batch_size=4", "epochs=1", "depth_multiplier=0.25"]
 OVERRIDES = [word for change in SETS for word in ("--set", change)]
 
@@ -53,7 +55,6 @@ def test_splits_without_a_common_class_are_an_error(data: Path, tmp_path: Path) 
         backbones.photos_of_voc(data, tmp_path)
 
 
-@pytest.mark.slow
 def test_the_table_is_made_by_one_command_and_resumed(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
