@@ -61,6 +61,13 @@ def test_the_client_loads_httpx_and_nothing_heavy() -> None:
     assert loaded_by("import service.client, service.client.cli").isdisjoint(heavy)
 
 
+@pytest.mark.slow
+def test_a_checkpoint_is_loaded_without_pytorchs_compiler() -> None:
+    """Importing it takes longer than reading the bundled checkpoint."""
+    load = "import model; model.load('model/bundled/efficientnet-lite0-voc')"
+    assert "torch._dynamo" not in loaded_by(load)
+
+
 def test_training_loads_plotting_and_comparison_libraries_only_on_request() -> None:
     heavy = {"tensorboard", "torchvision", "segmentation_models_pytorch"}
     assert loaded_by("import model.train").isdisjoint(heavy)

@@ -200,6 +200,8 @@ class DeepLabV3Plus(nn.Module):
 
     def _initialise(self) -> None:
         """He initialisation, for training from scratch; the classifier starts near uniform."""
+        if self.logits.weight.is_meta:  # it has no values, and PyTorch would load its compiler
+            return
         own = {*self.backbone.modules()} if self.backbone.initialised else set()
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and module not in own:
