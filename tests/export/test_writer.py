@@ -27,8 +27,9 @@ from tests.export.conftest import CONFIG, SIZE, save_random
 from tests.model import voc_folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 2, 5])
-@pytest.mark.parametrize("kind", ["exported", pytest.param("phased", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["exported", "phased"])
 def test_labels_are_pytorchs_at_batch_sizes_unseen_at_export(
     tiny: Path, kind: str, batch: int, request: pytest.FixtureRequest
 ) -> None:
