@@ -147,7 +147,15 @@ def scene(width: int, height: int) -> tuple[Grid, NDArray[np.uint8]]:
     return Grid((chances * 255).astype(np.uint8), (2.0, 2.0), (4.0, 4.0)), shaken
 
 
-@pytest.mark.parametrize("size", [(700, 400), (1310, 652), (333, 655), (647, 1283)])
+@pytest.mark.parametrize(
+    "size",
+    [
+        (700, 400),
+        pytest.param((1310, 652), marks=pytest.mark.slow),
+        pytest.param((333, 655), marks=pytest.mark.slow),
+        pytest.param((647, 1283), marks=pytest.mark.slow),
+    ],
+)
 def test_labels_in_pieces_are_those_of_the_whole_photo(size: tuple[int, int]) -> None:
     """A photo that was cut into windows may be large: it is filtered in pieces."""
     grid, photo = scene(*size)
@@ -163,6 +171,7 @@ def test_labels_in_pieces_are_those_of_the_whole_photo(size: tuple[int, int]) ->
     assert (coarse != expected[:height, :width]).mean() > 0.02  # else there is nothing to compare
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(700, 1400), (1282, 646)])
 def test_pieces_leave_no_seams(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     """The labels are those of one piece, with weights and margins too."""
@@ -176,6 +185,7 @@ def test_pieces_leave_no_seams(size: tuple[int, int], monkeypatch: pytest.Monkey
     assert (cut[0] != cut[1]).any()
 
 
+@pytest.mark.slow
 def test_the_memory_of_pieces_does_not_grow_with_the_photo() -> None:
     peaks = []
     for size in ((1920, 1920), (3200, 3200)):
