@@ -77,9 +77,8 @@ def each(work: Callable[[T], R], items: Sequence[T], unit: str) -> Iterator[R]:
         ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
         tqdm(total=len(items), unit=unit, disable=not sys.stderr.isatty()) as bar,
     ):
-        while chunk := list(
-            islice(todo, 256)
-        ):  # so that the queue does not fill with a million tasks
+        # In parts, so that the queue does not fill with a million tasks.
+        while chunk := list(islice(todo, 256)):
             for result in pool.map(work, chunk):
                 bar.update()
                 yield result
