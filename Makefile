@@ -7,10 +7,10 @@ RIVALS := $(patsubst %,build/rivals/%/.installed,litserve fastapi litert)
 # Tests and measurements start servers in this environment, which has the packages of the image.
 export DEEPLAB_SERVE_PYTHON := $(CURDIR)/$(SERVE)/bin/python
 
-.PHONY: help demo serve image test-fast test check format lock tables bench bench-client bench-train soak attack export-matrix clean
+.PHONY: help demo serve image test-fast test check format lock tables bench bench-client bench-train soak attack check-arm64 export-matrix clean
 
 help: ## list what make can do (the default)
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo '  ENGINE=cpu, openvino or gpu chooses the engine of the service: make serve ENGINE=openvino'
 
 demo: $(SERVE)/.installed ## segment the sample photos through the service, then stop it
@@ -68,6 +68,10 @@ soak: $(DEV)/.installed $(SERVE)/.installed ## send 10,000 requests, hostile one
 
 attack: $(DEV)/.installed $(SERVE)/.installed ## attack a service, and measure what ordinary clients see
 	$(DEV)/bin/python -m service.bench.attack
+
+ARM64_BASE ?= docker.io/library/python:3.11-slim-bookworm
+check-arm64: $(DEV)/.installed $(SERVE)/.installed ## build the cpu image for arm64, and compare its answers with this host's (docker/README.md)
+	DEEPLAB_ARM64_BASE=$(ARM64_BASE) $(DEV)/bin/python -m pytest tests/docker/test_arm64_image.py -v -s
 
 bench-train: $(DEV)/.installed ## compare training speed with two other loops (VARIANTS=1: with options of our own)
 	$(DEV)/bin/python -m model.bench $(if $(VARIANTS),--variants)

@@ -57,11 +57,11 @@ class Engine:
             trivial.write_text(f"FROM {BASE}\nRUN true\n", encoding="ascii")
             tried(lambda: self.build(str(trivial), "localhost/deeplab-test:probe"), "build")
 
-    def check_start(self, options: Sequence[str]) -> None:
-        """Run `true` in the bare base image; raises EngineMissing with the engine's output."""
+    def check_start(self, options: Sequence[str], base: str = BASE) -> None:
+        """Run `true` in a bare base image; raises EngineMissing with the engine's output."""
         # A port is published because networks are what rootless engines often lack.
         publish = f"--publish=127.0.0.1:{free_port()}:8000"
-        command = [*self._run, "--rm", publish, *options, BASE, "true"]
+        command = [*self._run, "--rm", publish, *options, base, "true"]
         tried(lambda: call(command, timeout_s=BUILD_TIMEOUT_S), "start")
 
     def start(self, name: str, image: str, *options: str) -> Container:
@@ -71,9 +71,9 @@ class Engine:
         call([*self._run, "--detach", "--name", name, "--publish", publish, *options, image])
         return Container(self, name, f"http://127.0.0.1:{port}")
 
-    def manage(self, *arguments: str, merge: bool = False) -> str:
+    def manage(self, *arguments: str, merge: bool = False, timeout_s: float = 120) -> str:
         """Run any other command, such as `inspect NAME`; return stdout, with stderr if `merge`."""
-        return call([*self._manage, *arguments], merge=merge)
+        return call([*self._manage, *arguments], merge=merge, timeout_s=timeout_s)
 
     def inspect(self, kind: str, name: str) -> dict[str, Any]:
         """Return what the engine reports about an "image" or a "container"."""
@@ -89,9 +89,9 @@ class Container:
         self._engine = engine
         self._name = name
 
-    def wait_until_ready(self) -> None:
+    def wait_until_ready(self, timeout_s: float = START_TIMEOUT_S) -> None:
         """Poll /readyz; raises RuntimeError with the log when the container takes too long."""
-        deadline = time.monotonic() + START_TIMEOUT_S
+        deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             try:
                 if httpx.get(f"{self.url}/readyz").status_code == 200:
@@ -99,15 +99,15 @@ class Container:
             except httpx.TransportError:
                 pass
             time.sleep(0.2)
-        raise RuntimeError(f"not ready within {START_TIMEOUT_S} s:\n{self.logs()}")
+        raise RuntimeError(f"not ready within {timeout_s} s:\n{self.logs()}")
 
     def inspect(self) -> dict[str, Any]:
         """Return what the engine reports about this container."""
         return self._engine.inspect("container", self._name)
 
-    def execute(self, *command: str) -> str:
+    def execute(self, *command: str, timeout_s: float = 120) -> str:
         """Run a command in the container; return its stdout."""
-        return self._engine.manage("exec", self._name, *command)
+        return self._engine.manage("exec", self._name, *command, timeout_s=timeout_s)
 
     def python(self, code: str) -> str:
         """Run Python code in the container; return its stdout without the last newline."""
