@@ -285,6 +285,11 @@ class Processes:
 
     def _handled(self, lane: _Lane, task: _Task, process: _Process) -> _Process | None:
         """Decode a photo; return the process, or None if it has ended."""
+        if _has_ended(process):  # while it waited, so the photo is not to blame and loses no try
+            self._remove(lane, process, done=False)
+            self._reaped(process, task)
+            self._repeat(lane, task)
+            return None
         try:
             answer = _call(process, task)
         except Exception:  # the process has ended, or a hostile photo made it send garbage
@@ -333,9 +338,13 @@ class Processes:
             task.set_exception(InvalidImage(f"decoding the image crashes: {reason}"))
         else:
             task.begun = True
-            with self._lock:
-                lane.waiting.appendleft(task)
-                lane.changed.notify()
+            self._repeat(lane, task)
+
+    def _repeat(self, lane: _Lane, task: _Task) -> None:
+        """Make a photo the next one of its lane."""
+        with self._lock:
+            lane.waiting.appendleft(task)
+            lane.changed.notify()
 
     def _end_abandoned(self) -> None:
         """End processes whose photo was abandoned GRACE_S ago."""
@@ -391,6 +400,16 @@ def _too_slow(task: _Task) -> ServiceError:
 def _start_thread(name: str, function: Callable[..., None], *given: object) -> None:
     # A daemon: a thread that waits for its process must not keep the service from ending.
     threading.Thread(target=function, args=given, name=name, daemon=True).start()
+
+
+def _has_ended(process: _Process) -> bool:
+    """Return whether a process that waits for a photo has closed its connection by ending."""
+    try:
+        return not process.connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
 
 
 def _call(process: _Process, task: _Task) -> tuple[Fields, list[Array]]:

@@ -303,6 +303,19 @@ def test_killed_decoder_costs_no_photo(pool: Processes, slow: bytes) -> None:
     assert pool.ended == {"SIGKILL": 1}
 
 
+def test_decoders_killed_while_they_wait_cost_no_photo() -> None:
+    """Each is replaced, however many there were: the photo did not crash them."""
+    several = Processes(light=3, heavy=1, max_pixels=10**8)
+    try:
+        until(lambda: several.healthy and len(children_of(several.nursery_pid)) == 4)
+        for pid in children_of(several.nursery_pid):
+            os.kill(pid, signal.SIGKILL)
+        assert several.open(PHOTOS["small"], 10**6).result(20).size == (40, 30)
+        assert several.ended["SIGKILL"] >= 1
+    finally:
+        several.close()
+
+
 def test_photo_that_crashes_two_decoders_is_refused(pool: Processes, slow: bytes) -> None:
     """A photo is tried twice, not for ever; the signal is named."""
     found = pool.open(slow, 10**8).result(20)
