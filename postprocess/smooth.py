@@ -98,8 +98,15 @@ def _pieces(length: int) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
 
 
 def _possible(grid: Grid, classes: Sequence[int]) -> Sequence[int]:
-    """Return the classes that have any probability: filtering leaves the others at 0."""
-    return [label for label in classes if grid.values[label].any()] or classes[:1]
+    """Return the classes that may win somewhere on a grid.
+
+    The others are less than half as probable everywhere as the most probable class is anywhere,
+    and filtering takes means.
+    """
+    values = grid.values[list(classes)]
+    least = values.max(axis=0).min()
+    highest = values.max(axis=(1, 2))
+    return [label for label, most in zip(classes, highest, strict=True) if 2 * int(most) >= least]
 
 
 def _scores(planes: Plane, classes: Sequence[int], decision: Decision | None) -> Scores:
