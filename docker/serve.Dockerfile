@@ -47,7 +47,8 @@ COPY annotations /build/app/annotations
 COPY pixels /build/app/pixels
 COPY postprocess /build/app/postprocess
 COPY service /build/app/service
-RUN sh /build/build_app.sh /build/app
+ARG VERSION=0.1.0
+RUN sh /build/build_app.sh /build/app "$VERSION"
 
 # Settings of all targets; these instructions create no layers.
 FROM ${BASE} AS runtime

@@ -6,6 +6,7 @@ import io
 import itertools
 import os
 import subprocess
+import tomllib
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -86,6 +87,15 @@ def test_a_photo_gets_the_mask_that_the_engine_gives(container: Container) -> No
     expected = predict(engine.run, engine.contract.input, photo)
     assert mask.shape == expected.shape
     assert (mask == expected).mean() > 0.9995
+
+
+def test_the_service_inside_knows_its_version(container: Container) -> None:
+    """The build's default is that of the package."""
+    project = tomllib.loads((containers.ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    told = container.execute("python", "-m", "service", "--version")
+    assert told == f"deeplab {project['project']['version']}\n"
+    server = httpx.get(f"{container.url}/v2").json()
+    assert server["version"] == project["project"]["version"]
 
 
 def test_a_large_form_needs_no_writable_disk(container: Container) -> None:
