@@ -109,8 +109,13 @@ class OpenVino:
             # Processes that share a quota of CPUs would all pin their threads to the first ones.
             "ENABLE_CPU_PINNING": False,
         }
-        if self._options.precision != "auto":
-            config["INFERENCE_PRECISION_HINT"] = HINTS[self._options.precision]
+        precision = self._options.precision
+        if precision == "auto" and self._contract.precision == "int8":
+            # Measured with AMX: 21.8 ms an image, and 29.1 in bf16, as values are converted between
+            # bf16 and 8 bits at each quantized layer.
+            precision = "fp32"
+        if precision != "auto":
+            config["INFERENCE_PRECISION_HINT"] = HINTS[precision]
         try:
             return {
                 names: self._core.compile_model(self._model(names), "CPU", config)

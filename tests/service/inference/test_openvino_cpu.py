@@ -76,6 +76,15 @@ def test_the_precision_in_use_is_openvinos_own_choice_unless_told(model: Path) -
     assert Engine(model, options(precision="fp32")).execution_precision == "fp32"
 
 
+def test_what_an_int8_file_leaves_in_float_runs_in_fp32_unless_told(tmp_path: Path) -> None:
+    """bf16 would be converted to 8 bits and back at each quantized layer."""
+    contract = onnx_models.contract(precision="int8").model_dump_json()
+    file = onnx_models.save(tmp_path / "int8.onnx", {METADATA_KEY: contract})
+    assert Engine(file, options()).execution_precision == "int8+fp32"
+    if HAS_BF16:
+        assert Engine(file, options(precision="bf16")).execution_precision == "int8+bf16"
+
+
 def test_bf16_is_never_replaced_by_another_precision(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
