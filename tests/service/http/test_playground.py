@@ -44,9 +44,13 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     eight = onnx_models.contract(output_stride=8, scales=(0.75, 1.0), flip=True, precision="int8")
     metadata = {METADATA_KEY: eight.model_dump_json()}
     onnx_models.save(folder / "plain-os8.onnx", metadata, brightest=1)
-    other = onnx_models.contract(checkpoint_sha256="1" * 64, confidence=True)
+    other = onnx_models.contract(
+        checkpoint_sha256="1" * 64, confidence=True, probability_grid="centres"
+    )
     metadata = {METADATA_KEY: other.model_dump_json()}
-    onnx_models.save(folder / "sure.onnx", metadata, confidence=True, on_request=True)
+    onnx_models.save(
+        folder / "sure.onnx", metadata, confidence=True, on_request=True, probabilities=True
+    )
     with running(folder, "--default-model", "plain") as (url, _):
         yield url
 
@@ -275,10 +279,55 @@ def test_cutout_and_blurred_photo_are_saved(page: Page, button: str, mode: str) 
     pick(page)
     expect(legend(page)).to_have_count(3)
     page.locator("#legend button", has_text="bright").click()
+    assert downloaded(page, button).mode == mode
+
+
+def downloaded(page: Page, button: str) -> Image.Image:
     with page.expect_download() as saved:
         page.locator(button).click()
     with Image.open(saved.value.path()) as image:
-        assert image.mode == mode
+        image.load()
+        return image
+
+
+@needs_chromium
+def test_the_rest_is_filled_with_the_chosen_colour(page: Page, address: str) -> None:
+    """The file is the service's, with this colour."""
+    pick(page)
+    expect(legend(page)).to_have_count(3)
+    page.locator("#fill").fill("#00ff00")
+    query = {"model": "plain", "output": "replace", "fill": "00ff00"}
+    answer = httpx.post(f"{address}/segment", params=query, files={"file": png(PHOTO)})
+    expected = opened(answer.raise_for_status().content)
+    assert (np.asarray(downloaded(page, "#get-replace")) == expected).all()
+
+
+@needs_chromium
+def test_photo_and_overlay_are_saved_side_by_side(page: Page) -> None:
+    pick(page)
+    expect(legend(page)).to_have_count(3)
+    width, height = downloaded(page, "#get-side").size
+    assert height == PHOTO.shape[0]
+    assert width >= 2 * PHOTO.shape[1]
+
+
+@needs_chromium
+def test_a_heatmap_is_offered_where_the_model_has_probabilities(page: Page, address: str) -> None:
+    """Of the largest class shown, by its name; the file is the service's."""
+    pick(page)
+    expect(legend(page)).to_have_count(3)
+    button = page.locator("#get-heatmap")
+    expect(button).to_be_hidden()
+    page.locator("#model").select_option("sure")
+    expect(button).to_be_enabled()
+    largest = max(("dim", 1), ("bright", 2), key=lambda each: (each[1] == LABELS).sum())
+    expect(button).to_have_text(f"Save heatmap of {largest[0]}")
+    query = {"model": "sure", "output": "heatmap", "classes": largest[0]}
+    answer = httpx.post(f"{address}/segment", params=query, files={"file": png(PHOTO)})
+    expected = opened(answer.raise_for_status().content)
+    assert (np.asarray(downloaded(page, "#get-heatmap")) == expected).all()
+    page.locator("#legend button", has_text=largest[0]).click()
+    expect(button).not_to_have_text(f"Save heatmap of {largest[0]}")
 
 
 @needs_chromium
