@@ -285,13 +285,13 @@ class Processes:
 
     def _handled(self, lane: _Lane, task: _Task, process: _Process) -> _Process | None:
         """Decode a photo; return the process, or None if it has ended."""
-        if _has_ended(process):  # while it waited, so the photo is not to blame and loses no try
+        try:
+            answer = _call(process, task)
+        except ConnectionError:  # it ended before it had read all: not the photo's fault
             self._remove(lane, process, done=False)
             self._reaped(process, task)
             self._repeat(lane, task)
             return None
-        try:
-            answer = _call(process, task)
         except Exception:  # the process has ended, or a hostile photo made it send garbage
             self._remove(lane, process, done=False)
             self._failed(lane, task, self._reaped(process, task))
@@ -402,17 +402,12 @@ def _start_thread(name: str, function: Callable[..., None], *given: object) -> N
     threading.Thread(target=function, args=given, name=name, daemon=True).start()
 
 
-def _has_ended(process: _Process) -> bool:
-    """Return whether a process that waits for a photo has closed its connection by ending."""
-    try:
-        return not process.connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-
-
 def _call(process: _Process, task: _Task) -> tuple[Fields, list[Array]]:
+    """Return a process's answer.
+
+    Raises ConnectionError if it has ended before it had read the whole request: Linux resets a
+    Unix socket whose other side is closed with unread bytes. Raises EOFError if it ended later.
+    """
     wire.send(process.connection, task.fields, task.arrays, task.data)
     answer = wire.receive(process.connection, max_data=0)
     return answer.fields, answer.arrays

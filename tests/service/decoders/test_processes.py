@@ -23,6 +23,7 @@ from postprocess.refine import Refinement
 from postprocess.results.outputs import NEEDS_PHOTO, Wish
 from postprocess.results.selection import select
 from postprocess.windows import Sliding
+from service.bench import vitals
 from service.decoders import processes
 from service.decoders.interface import Threads
 from service.decoders.processes import Processes
@@ -79,6 +80,15 @@ def until(claim: Callable[[], bool]) -> None:
     while not claim():
         assert time.monotonic() < deadline
         time.sleep(0.005)
+
+
+def decoding(pool: Processes) -> int:
+    """Wait until one process has read its photo and works on it; return its id."""
+    until(lambda: len(pool.busy_pids) == 1)
+    (pid,) = pool.busy_pids
+    before = vitals.tree_cpu_s(pid)
+    until(lambda: vitals.tree_cpu_s(pid) > before + 0.02)
+    return pid
 
 
 def jpeg(width: int, height: int, orientation: int = 1) -> bytes:
@@ -297,8 +307,7 @@ def test_killed_decoder_costs_no_photo(pool: Processes, slow: bytes) -> None:
     """A photo whose process is killed once is decoded again by the next."""
     found = pool.open(slow, 10**8).result(20)
     task = pool.prepare(found, MASK)
-    until(lambda: len(pool.busy_pids) == 1)
-    os.kill(pool.busy_pids[0], signal.SIGKILL)
+    os.kill(decoding(pool), signal.SIGKILL)
     assert task.result(20).photo.size == (7000, 7000)
     assert pool.ended == {"SIGKILL": 1}
 
@@ -316,13 +325,32 @@ def test_decoders_killed_while_they_wait_cost_no_photo() -> None:
         several.close()
 
 
+def test_decoders_killed_before_they_read_their_photo_cost_it_no_try() -> None:
+    """Three are stopped, and each is killed as soon as the photo was sent to it."""
+    several = Processes(light=3, heavy=1, max_pixels=10**8)
+    try:
+        until(lambda: several.healthy and len(children_of(several.nursery_pid)) == 4)
+        stopped = set(children_of(several.nursery_pid))
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+        task = several.open(PHOTOS["small"], 10**6)
+        for _ in range(3):
+            until(lambda: bool(task.done() or stopped & set(several.busy_pids)))
+            for pid in stopped & set(several.busy_pids):
+                os.kill(pid, signal.SIGKILL)
+                stopped.remove(pid)
+        assert task.result(20).size == (40, 30)
+        assert several.ended["SIGKILL"] >= 2
+    finally:
+        several.close()
+
+
 def test_photo_that_crashes_two_decoders_is_refused(pool: Processes, slow: bytes) -> None:
     """A photo is tried twice, not for ever; the signal is named."""
     found = pool.open(slow, 10**8).result(20)
     task = pool.prepare(found, OVERLAY)
     for times in (1, 2):
-        until(lambda: len(pool.busy_pids) == 1)
-        os.kill(pool.busy_pids[0], signal.SIGSEGV)
+        os.kill(decoding(pool), signal.SIGSEGV)
         until(lambda times=times: pool.ended["SIGSEGV"] == times)  # type: ignore[misc]
     with pytest.raises(InvalidImage, match="crashes: SIGSEGV"):
         task.result(20)
@@ -334,8 +362,7 @@ def test_killed_nursery_is_replaced(pool: Processes, slow: bytes) -> None:
     found = pool.open(slow, 10**8).result(20)
     os.kill(pool.nursery_pid, signal.SIGKILL)
     task = pool.prepare(found, OVERLAY)
-    until(lambda: len(pool.busy_pids) == 1)
-    os.kill(pool.busy_pids[0], signal.SIGKILL)
+    os.kill(decoding(pool), signal.SIGKILL)
     assert task.result(30).photo.size == (7000, 7000)
     until(lambda: pool.healthy)
 
@@ -344,8 +371,7 @@ def test_killed_nursery_is_replaced(pool: Processes, slow: bytes) -> None:
 def test_photo_of_much_work_does_not_delay_others(pool: Processes, slow: bytes) -> None:
     """With one process for each kind, an ordinary photo is done while a heavy one is decoded."""
     task = pool.prepare(pool.open(slow, 10**8).result(20), OVERLAY)
-    until(lambda: len(pool.busy_pids) == 1)
-    os.kill(pool.busy_pids[0], signal.SIGSTOP)
+    os.kill(decoding(pool), signal.SIGSTOP)
     small = pool.open(PHOTOS["small"], 10**6).result(20)
     assert pool.prepare(small, MASK).result(20).photo.size == (40, 30)
     assert not task.done()
