@@ -16,6 +16,9 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
 
+from postprocess.areas import Area
+from postprocess.regions import without_holes, without_small
+from postprocess.runs import MAX_RUNS
 from service.http.playground import PAGE
 from service.inference.contract import METADATA_KEY
 from tests.service import onnx_models
@@ -256,21 +259,138 @@ def test_the_least_confidence_works_at_once_and_as_in_the_service(page: Page, ad
     assert (drawn(page, "mask")[..., 3] == np.where(LABELS > 0, 255, 0)).all()
 
 
-@needs_chromium
-def test_small_regions_are_left_out_by_the_service(page: Page, address: str) -> None:
-    speck = PHOTO.copy()
-    speck[2:4, 2:4] = 255 - speck[2:4, 2:4] // 2
-    pick(page, png(speck))
-    expect(legend(page).first).to_be_visible()
-    with page.expect_response("**/segment**") as answered:
-        slide(page, "area", 20)
-    assert "min_area=2" in answered.value.url
-    expect(page.locator("#area-text")).to_have_text("2.0 % of the photo")
-    query = {"model": "plain", "min_area": "2%"}
-    answer = httpx.post(f"{address}/segment", params=query, files={"file": png(speck)})
+def wait_for_answer(page: Page) -> None:
     expect(page.locator("#busy")).to_be_hidden()
-    painted = drawn(page, "mask")[..., 3]
-    assert (painted == np.where(opened(answer.content) > 0, 255, 0)).all()
+    expect(legend(page).first).to_be_visible()
+
+
+def shown(page: Page) -> np.ndarray:
+    """The labels that the page draws, (H, W), of a photo with one class in each pixel."""
+    mask = drawn(page, "mask")
+    colors = np.array(onnx_models.PALETTE)
+    same = (mask[..., None, :3] == colors).all(axis=-1) & (mask[..., 3:] == 255)
+    assert (same[..., 1:].any(axis=-1) | (mask[..., 3] == 0)).all()
+    return np.where(mask[..., 3] == 0, 0, same.argmax(axis=-1))
+
+
+def of_service(address: str, body: bytes, **query: str) -> np.ndarray:
+    """The service's mask with the options of `query`, (H, W)."""
+    answer = httpx.post(
+        f"{address}/segment", params={"model": "sure", **query}, files={"file": body}
+    )
+    return opened(answer.raise_for_status().content)
+
+
+# Blocks with specks and a hole for the sliders to remove.
+SPECKLED = photo(6, 8).repeat(20, axis=0).repeat(20, axis=1)
+SPECKLED[::3, ::4] = photo(40, 40)
+SPECKLED[40:80, 40:80] = 130
+SPECKLED[52:66, 52:66] = 0
+
+
+@needs_chromium
+@pytest.mark.parametrize(("least", "area", "holes"), [(0, 8, 0), (0, 0, 16), (40, 10, 17)])
+def test_regions_are_cleaned_at_once_and_as_in_the_service(
+    page: Page, address: str, least: int, area: int, holes: int
+) -> None:
+    """No request is sent, and no pixel differs from the service's mask."""
+    page.locator("#model").select_option("sure")
+    pick(page, png(SPECKLED))
+    wait_for_answer(page)
+    before = shown(page)
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    for slider, value in (("least", least), ("area", area), ("holes", holes)):
+        slide(page, slider, value)
+    assert not requests
+    percents = page.evaluate("[percent('area'), percent('holes')]")
+    query = {
+        "min_confidence": str(least / 100),
+        "min_area": f"{percents[0]}%",
+        "fill_holes": f"{percents[1]}%",
+    }
+    wanted = of_service(address, png(SPECKLED), **query)
+    assert (before != wanted).any()
+    assert np.count_nonzero(shown(page) != wanted) == 0
+    for option in (name for name, value in zip(query, (least, area, holes), strict=True) if value):
+        expect(page.locator("#curl")).to_contain_text(f"{option}=")
+
+
+@needs_chromium
+def test_the_sliders_for_areas_say_what_they_mean(page: Page) -> None:
+    pick(page)
+    wait_for_answer(page)
+    expect(page.locator("#area-text")).to_have_text("any")
+    slide(page, "area", 12)
+    expect(page.locator("#area-text")).to_have_text("1 %, 29 pixels")
+    expect(page.locator("#area")).to_have_attribute("aria-valuetext", "1 %, 29 pixels")
+    expect(page.locator("#curl")).to_contain_text("min_area=1%25")
+
+
+@needs_chromium
+def test_smooth_edges_are_asked_for_once_and_cleaned_as_in_the_service(
+    page: Page, address: str
+) -> None:
+    """The service smooths; switching back and forth, and cleaning, then need no request."""
+    page.locator("#model").select_option("sure")
+    pick(page, png(SPECKLED))
+    wait_for_answer(page)
+    plain = shown(page)
+    slide(page, "area", 8)
+    with page.expect_response("**/segment**") as answered:
+        page.locator("#smooth").check()
+    assert "smooth=true" in answered.value.url
+    assert "min_area" not in answered.value.url
+    wait_for_answer(page)
+    wanted = of_service(address, png(SPECKLED), smooth="true", min_area="0.2%")
+    assert (plain != wanted).any()
+    assert np.count_nonzero(shown(page) != wanted) == 0
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    slide(page, "area", 0)
+    page.locator("#smooth").uncheck()
+    wait_for_answer(page)
+    assert (shown(page) == plain).all()
+    page.locator("#smooth").check()
+    wait_for_answer(page)
+    assert not requests
+
+
+CLEANED = """([width, height, data, least, most]) => {
+    const map = regionsOf({ width, height, data });
+    return [...painted(map, withoutHoles(map, withoutSmall(map, least), most)).data];
+}"""
+
+
+@needs_chromium
+def test_the_page_cleans_any_map_as_postprocess_does(page: Page) -> None:
+    """Regions around each other, ties, void, and maps of one row or column."""
+    pick(page)
+    wait_for_answer(page)
+    random = np.random.default_rng(0)
+    changed = 0
+    for _ in range(60):
+        height, width, least, most = random.integers(1, 24, 4).tolist()
+        labels = random.choice(
+            np.array([0, 1, 2, 255], np.uint8), (height, width), p=random.dirichlet(np.ones(4))
+        )
+        found = page.evaluate(CLEANED, [width, height, labels.ravel().tolist(), least, most])
+        wanted = without_holes(without_small(labels, Area(least)), Area(most), {0, 255})
+        assert (np.reshape(found, labels.shape) == wanted).all()
+        changed += bool((wanted != labels).any())
+    assert changed > 30
+
+
+@needs_chromium
+def test_a_map_of_noise_gets_a_message_instead_of_a_frozen_page(page: Page) -> None:
+    """The limit is that of the service, which answers 413."""
+    assert page.evaluate("MOST_RUNS") == MAX_RUNS
+    stripes = "{ width: 2001, height: 1000, data: new Uint8Array(2001000).map((_, at) => at % 2) }"
+    said = page.evaluate(
+        f"(() => {{ try {{ regionsOf({stripes}); }} catch (e) {{ return e.message; }} }})()"
+    )
+    assert str(MAX_RUNS) in said
+    assert "sliders" in said
 
 
 @needs_chromium
@@ -321,13 +441,13 @@ def test_a_heatmap_is_offered_where_the_model_has_probabilities(page: Page, addr
     page.locator("#model").select_option("sure")
     expect(button).to_be_enabled()
     largest = max(("dim", 1), ("bright", 2), key=lambda each: np.count_nonzero(each[1] == LABELS))
-    expect(button).to_have_text(f"Save heatmap of {largest[0]}")
+    expect(button).to_have_text(f"Heatmap of {largest[0]}")
     query = {"model": "sure", "output": "heatmap", "classes": largest[0]}
     answer = httpx.post(f"{address}/segment", params=query, files={"file": png(PHOTO)})
     expected = opened(answer.raise_for_status().content)
     assert (np.asarray(downloaded(page, "#get-heatmap")) == expected).all()
     page.locator("#legend button", has_text=largest[0]).click()
-    expect(button).not_to_have_text(f"Save heatmap of {largest[0]}")
+    expect(button).not_to_have_text(f"Heatmap of {largest[0]}")
 
 
 @needs_chromium
