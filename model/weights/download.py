@@ -8,13 +8,16 @@ server's version, so that a later run resumes the same version or starts over.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import shutil
+import ssl
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
+from urllib.request import getproxies, proxy_bypass
 
 import httpx
 from tqdm import tqdm
@@ -77,34 +80,77 @@ def _fetch(
 ) -> None:
     """Try until the file is complete; raises DownloadError after some attempts without progress."""
     failures = 0
+    with _client(url) as client:
+        while True:
+            before = _length(partial)
+            try:
+                return _attempt(client, url, partial, limits)
+            except (httpx.InvalidURL, httpx.TooManyRedirects) as error:
+                raise DownloadError(f"{url}: {error}") from error
+            except (httpx.TransportError, _Interrupted) as error:
+                failures = 0 if _length(partial) > before else failures + 1
+                if failures == ATTEMPTS:
+                    raise DownloadError(_gave_up(url, partial, error)) from error
+                wait = PAUSE_S * 2 ** max(failures - 1, 0)
+                log.warning("%s: trying again in %.0f s", _reason(error), wait)
+            pause(wait)
+
+
+def _client(url: str) -> httpx.Client:
+    """Return a client with the environment's proxy and certificates; raises DownloadError.
+
+    httpx reads these variables too, but it fails on networks in NO_PROXY, such as `fe80::/10`.
+    """
+    name, proxy = _proxy(url)
     try:
-        with httpx.Client(
+        return httpx.Client(
             follow_redirects=True,
             timeout=TIMEOUT_S,
             headers=ENCODING,
             event_hooks={"request": [lambda request: _require_secure(url, request)]},
-        ) as client:
-            while True:
-                before = _length(partial)
-                try:
-                    return _attempt(client, url, partial, limits)
-                except (httpx.TransportError, _Interrupted) as error:
-                    failures = 0 if _length(partial) > before else failures + 1
-                    if failures == ATTEMPTS:
-                        raise DownloadError(_gave_up(url, partial, error)) from error
-                    wait = PAUSE_S * 2 ** max(failures - 1, 0)
-                    log.warning("%s: trying again in %.0f s", _reason(error), wait)
-                pause(wait)
+            proxy=proxy,
+            verify=_certificates(),
+            trust_env=False,
+        )
     # ImportError: httpx needs another package for a SOCKS proxy, and its message says so.
-    except (httpx.InvalidURL, httpx.TooManyRedirects, ImportError, ValueError) as error:
+    except (httpx.InvalidURL, ImportError, ValueError) as error:
         said = str(error).rstrip(".")
-        raise DownloadError(f"{url}: {said}; are the proxy variables right?") from error
+        raise DownloadError(f"{url}: {name} is no proxy that can be used: {said}") from error
+
+
+def _proxy(url: str) -> tuple[str, str | None]:
+    """Return the variable that sets the proxy, and the proxy; None for a host in NO_PROXY."""
+    target = httpx.URL(url)
+    proxies = getproxies()
+    kind = next((each for each in (target.scheme, "all") if proxies.get(each)), None)
+    if kind is None or proxy_bypass(target.host):
+        return "", None
+    proxy = proxies[kind]
+    return f"{kind.upper()}_PROXY", proxy if "://" in proxy else f"http://{proxy}"
+
+
+def _certificates() -> ssl.SSLContext:
+    """Return the certificates of SSL_CERT_FILE or SSL_CERT_DIR, else those of certifi."""
+    try:
+        return httpx.create_ssl_context()
+    except OSError as error:  # ssl.SSLError too: no certificate in the file
+        raise DownloadError(
+            f"SSL_CERT_FILE={os.environ.get('SSL_CERT_FILE')}: {error.strerror or error}: "
+            "name a file of PEM certificates, or unset it"
+        ) from error
 
 
 def _gave_up(url: str, partial: Path, error: Exception) -> str:
     kept = f"; {_length(partial)} bytes are kept: run it again to resume" * partial.exists()
-    advice = "behind a proxy, set HTTPS_PROXY; a file from elsewhere is taken with --from"
-    return f"{url} could not be downloaded ({_reason(error)}){kept}; {advice}"
+    name, proxy = _proxy(url)
+    via = f" through the proxy {_without_password(proxy)} ({name})" if proxy else ""
+    advice = f"correct {name}" if proxy else "behind a proxy, set HTTPS_PROXY"
+    advice += "; a file from elsewhere is taken with --from"
+    return f"{url} could not be downloaded{via} ({_reason(error)}){kept}; {advice}"
+
+
+def _without_password(proxy: str) -> str:
+    return str(httpx.URL(proxy).copy_with(username=None, password=None))
 
 
 def _reason(error: Exception) -> str:

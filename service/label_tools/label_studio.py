@@ -31,12 +31,15 @@ from service.client import Client, ClientError, UnreachableError, UsageError
 from service.client.files import MOST_BYTES, read_photo
 from service.client.outputs import inside
 from service.client.plain import sentence
+from service.client.protocol import check_url
+from service.client.route import route
 from service.label_tools.drafts import Drafter, matched
 
 log = logging.getLogger("service.label_tools")
 
 LOCAL_FILES = "/data/local-files/"
 MOST_BODY = 16 << 20  # bytes of a request: tasks, without photos
+TIMEOUT_S = 30.0  # of a photo's host, to connect and between two packets
 FORMS: dict[str, Form] = {"PolygonLabels": "polygons", "BrushLabels": "masks"}
 
 
@@ -87,10 +90,19 @@ class PhotoSource:
     token: str | None = None
     local_files: Path | None = None  # Label Studio's folder of local files
     hosts: tuple[str, ...] = ()
-    http: httpx.Client = field(default_factory=lambda: httpx.Client(timeout=30))
+    transport: httpx.BaseTransport | None = None  # None: the network
+    _connections: dict[str, httpx.Client] = field(default_factory=dict)  # by scheme, host and port
+
+    def __post_init__(self) -> None:
+        """Raise UsageError for an invalid URL of Label Studio or an invalid proxy variable."""
+        if self.label_studio is not None:
+            self._connection(check_url(self.label_studio))
 
     def read(self, address: str) -> bytes:
-        """Return the bytes of a photo; raises RequestError, OSError and httpx's errors."""
+        """Return the bytes of a photo.
+
+        Raises RequestError, UsageError for an invalid proxy variable, OSError and httpx's errors.
+        """
         parts = urlsplit(address)
         local = parse_qs(parts.query).get("d")
         if self.local_files is not None and parts.path == LOCAL_FILES and local:
@@ -109,8 +121,14 @@ class PhotoSource:
         return self._ask(address, {})
 
     def _ask(self, url: str, headers: dict[str, str]) -> bytes:
+        try:
+            return self._content(url, headers)
+        except httpx.RequestError as error:
+            raise route(url).explained(error) from error
+
+    def _content(self, url: str, headers: dict[str, str]) -> bytes:
         pieces, size = [], 0
-        with self.http.stream("GET", url, headers=headers) as response:
+        with self._connection(url).stream("GET", url, headers=headers) as response:
             response.raise_for_status()
             for piece in response.iter_bytes():
                 pieces.append(piece)
@@ -121,6 +139,21 @@ class PhotoSource:
                 raise RequestError(f"{url} answers {response.status_code}: no photo")
         return b"".join(pieces)
 
+    def _connection(self, url: str) -> httpx.Client:
+        """Return the connection to the host of a URL, by the variables of the environment."""
+        parts = urlsplit(url)
+        origin = f"{parts.scheme}://{parts.netloc}"
+        if origin not in self._connections:
+            way = route(url)
+            self._connections[origin] = httpx.Client(
+                proxy=way.proxy,
+                transport=self.transport,
+                verify=way.tls,
+                trust_env=False,  # `route` has read the environment
+                timeout=TIMEOUT_S,
+            )
+        return self._connections[origin]
+
     def _headers(self) -> dict[str, str]:
         """Label Studio's older tokens are sent as they are; the newer ones are exchanged."""
         if self.token is None:
@@ -128,7 +161,7 @@ class PhotoSource:
         if self.token.count(".") != 2:
             return {"Authorization": f"Token {self.token}"}
         url = (self.label_studio or "").rstrip("/") + "/api/token/refresh"
-        answer = self.http.post(url, json={"refresh": self.token})
+        answer = self._connection(url).post(url, json={"refresh": self.token})
         answer.raise_for_status()
         return {"Authorization": f"Bearer {answer.json()['access']}"}
 
@@ -291,13 +324,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serve until stopped; 2 if the service does not have the model."""
     options = parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    with Client(options.url, api_key=options.api_key) as client:
-        try:
+    try:
+        with Client(options.url, api_key=options.api_key) as client:
             app = create_app(_backend(options, client))
-        except ClientError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2 if isinstance(error, UsageError) else 1
-        uvicorn.run(app, host=options.host, port=options.port, log_level="info")
+            uvicorn.run(app, host=options.host, port=options.port, log_level="info")
+    except ClientError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
     return 0
 
 

@@ -8,15 +8,16 @@ of the caller's request is forwarded, and no proxy or password of the environmen
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import ssl
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, partial
+from functools import partial
 
 import httpx
 
 from service.allow_list import PORTS, AllowList
-from service.errors import BodyTooLarge, InvalidRequest, Overloaded
+from service.errors import BodyTooLarge, InvalidRequest, Overloaded, StartupError
 
 TIMEOUT_S = 10.0  # of one photo, with all redirects
 MOST_REDIRECTS = 3
@@ -30,9 +31,11 @@ class Fetcher:
     """Fetches photos from allowed hosts."""
 
     def __init__(self, allowed: AllowList, max_bytes: int) -> None:
+        """Read the root certificates, once; raises StartupError if they cannot be read."""
         self._allowed = allowed
         self._max_bytes = max_bytes
         self._running = 0
+        self._tls = _certificates()
         # Threads of its own: a look-up at a slow name server blocks one and cannot be cancelled.
         self._resolvers = ThreadPoolExecutor(MOST_AT_ONCE, thread_name_prefix="resolver")
 
@@ -147,6 +150,13 @@ class Fetcher:
             limits=httpx.Limits(max_connections=1, max_keepalive_connections=0),
         )
 
-    @cached_property
-    def _tls(self) -> ssl.SSLContext:
-        return httpx.create_ssl_context()  # reads all root certificates: once
+
+def _certificates() -> ssl.SSLContext:
+    """Return the certificates of SSL_CERT_FILE or SSL_CERT_DIR, else those of certifi."""
+    try:
+        return httpx.create_ssl_context()
+    except OSError as error:  # ssl.SSLError too: no certificate in the file
+        raise StartupError(
+            f"SSL_CERT_FILE={os.environ.get('SSL_CERT_FILE')}: {error.strerror or error}: "
+            "name a file of PEM certificates, or unset it"
+        ) from None

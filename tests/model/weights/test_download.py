@@ -176,6 +176,40 @@ def test_a_proxy_that_cannot_be_used_is_a_clear_error(
         download("http://weights.invalid/file", tmp_path / "file", size=1, pause=no_pause)
 
 
+def test_a_dead_proxy_is_named_without_its_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALL_PROXY", "http://user:secret@127.0.0.1:9")
+    with pytest.raises(
+        DownloadError, match=r"the proxy http://127\.0\.0\.1:9 \(ALL_PROXY\)"
+    ) as told:
+        download("http://weights.invalid/file", tmp_path / "file", size=1, pause=no_pause)
+    assert "secret" not in str(told.value)
+
+
+@pytest.mark.parametrize("entries", ["::1,fe80::/10", "[::1]:x,,/,*.", "10.0.0.0/8,127.0.0.1"])
+def test_networks_in_no_proxy_are_no_error(
+    entries: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """httpx by itself fails on some of them, for every host."""
+    monkeypatch.setenv("NO_PROXY", entries)
+    get(Behaviour(CONTENT), tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("content", [None, "no certificate"])
+def test_certificates_that_cannot_be_read_are_named(
+    content: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were told as `No such file or directory` of the file to be written."""
+    authority = tmp_path / "authority.pem"
+    if content is not None:
+        authority.write_text(content, encoding="ascii")
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority))
+    with pytest.raises(DownloadError, match=r"SSL_CERT_FILE=.*authority\.pem: .*name a file"):
+        download("http://weights.invalid/file", tmp_path / "file", size=1, pause=no_pause)
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
 def test_a_full_disk_is_named_and_nothing_stays(tmp_path: Path) -> None:
     """The part goes to /dev/full, where every write fails as on a full disk."""

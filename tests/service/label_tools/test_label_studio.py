@@ -62,8 +62,8 @@ def photos(content: bytes, asked: list[httpx.Request]) -> PhotoSource:
             return httpx.Response(302, headers={"Location": "http://169.254.169.254/"})
         return httpx.Response(404)
 
-    http = httpx.Client(transport=httpx.MockTransport(answer))
-    return PhotoSource("http://studio", "secret", hosts=("cdn.example",), http=http)
+    transport = httpx.MockTransport(answer)
+    return PhotoSource("http://studio", "secret", hosts=("cdn.example",), transport=transport)
 
 
 def backend(client: Client, photos: PhotoSource, **changes: Any) -> TestClient:
@@ -250,6 +250,47 @@ def test_options_without_a_meaning_are_usage_errors(
 ) -> None:
     assert main([url, *options]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("variable", "studio", "message"),
+    [
+        ("ALL_PROXY=ftp://h", "http://studio.invalid", "ALL_PROXY=ftp://h is no http"),
+        ("SSL_CERT_FILE=/nowhere", "https://studio.invalid", "SSL_CERT_FILE=/nowhere: No such"),
+        ("A=1", "studio:8080", "URL 'studio:8080': write it as http://HOST:PORT"),
+    ],
+)
+def test_a_wrong_way_to_label_studio_is_a_usage_error_at_the_start(
+    variable: str,
+    studio: str,
+    message: str,
+    url: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """httpx by itself ends with a traceback on such variables."""
+    monkeypatch.setenv(*variable.split("=", 1))
+    assert main([url, "--label-studio", studio]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_wrong_way_to_the_service_is_a_usage_error(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALL_PROXY", "ftp://h")
+    assert main(["http://service.invalid"]) == 2
+    assert "ALL_PROXY=ftp://h is no http" in capsys.readouterr().err
+
+
+def test_networks_in_no_proxy_and_a_dead_proxy(
+    photos: PhotoSource, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """httpx fails on `fe80::/10` for every host; an error through a proxy names it."""
+    monkeypatch.setenv("NO_PROXY", "::1,fe80::/10")
+    assert photos.read("/data/upload/1/a.png") == content
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    with pytest.raises(httpx.ConnectError, match=r"the proxy http://127\.0\.0\.1:9 \(HTTP_PROXY\)"):
+        PhotoSource("http://studio.invalid").read("/data/a.png")
 
 
 def test_names_of_local_files_are_decoded_once(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from service.allow_list import AllowList
+from service.errors import StartupError
 from service.http.bodies import urls
 from tests.service import onnx_models
 from tests.service.web import opened, photo, png, serving
@@ -218,3 +219,12 @@ def test_a_slow_name_server_takes_no_thread_that_others_need(
         asyncio.run(scenario())
     finally:
         go_on.set()
+
+
+def test_certificates_that_cannot_be_read_are_named_at_the_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Otherwise every request with a URL is refused with `No such file or directory`."""
+    monkeypatch.setenv("SSL_CERT_FILE", "/nowhere.pem")
+    with pytest.raises(StartupError, match=r"SSL_CERT_FILE=/nowhere\.pem: No such file"):
+        urls.Fetcher(AllowList.of(("*",)), LIMIT)
