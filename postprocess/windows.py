@@ -82,9 +82,18 @@ def check(size: tuple[int, int], target: Target, sliding: Sliding) -> None:
     if windows > sliding.max_windows:
         raise TooLarge(
             f"the photo needs at least {windows} windows of {target.width} x "
-            f"{target.height}, the limit is {sliding.max_windows}: send a smaller image, "
-            "lower `overlap`, or use fit=resize"
+            f"{target.height} with overlap={sliding.overlap:g}, the limit is "
+            f"{sliding.max_windows}: {_cure(size, target, sliding.max_windows)}"
         )
+
+
+def _cure(size: tuple[int, int], target: Target, most: int) -> str:
+    """Return what to do about too many windows: the largest overlap that needs at most `most`."""
+    for percent in range(50, -1, -1):
+        if count(size, target, percent / 100) <= most:
+            return f"use overlap={percent / 100:g} or less, fit=resize, or send a smaller image"
+    fewest = count(size, target, 0)
+    return f"even overlap=0 needs {fewest}, so send a smaller image or use fit=resize"
 
 
 def cut(

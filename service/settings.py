@@ -257,8 +257,10 @@ class Settings(BaseSettings):
     ] = "resize"
     max_windows: Annotated[
         int,
-        Field(ge=1, description="most sliding windows of one photo; beyond that 413 (default: 64)"),
-    ] = 64
+        Field(
+            ge=1, description="most sliding windows of one photo; beyond that 413 (default: 128)"
+        ),
+    ] = 128  # 12 megapixels take 88 windows of 513 x 513 pixels
     request_timeout_ms: Annotated[
         int,
         Field(

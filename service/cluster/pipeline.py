@@ -42,6 +42,7 @@ from service.images.refusals import refusals
 from service.inference.contract import Contract
 from service.inference.engine import Engine, Prediction
 from service.pydantic_errors import mistakes
+from service.settings import Settings
 
 log = logging.getLogger("service.pipeline")
 
@@ -69,7 +70,7 @@ class BatchJob:
     max_side: int | None = None
     options: str = ""  # of a request, as a query string
     counts: bool = False  # record class pixels, for the report
-    max_windows: int = 64
+    max_windows: int = Settings.model_fields["max_windows"].default
 
     @property
     def asked(self) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from postprocess import windows
 from postprocess.errors import TooLarge
 from postprocess.windows import Sliding
 from service.inference.contract import InputSize
+from service.settings import Settings
 from tests.service import onnx_models
 from tests.service.web import opened, photo, png, post, serving
 
@@ -71,6 +72,28 @@ def test_the_limit_is_exact() -> None:
     windows.check((64 + 48, 48), TARGET, Sliding(0.25, 2))
     with pytest.raises(TooLarge, match=r"needs at least 3 windows .* limit is 2"):
         windows.check((64 + 49, 48), TARGET, Sliding(0.25, 2))
+
+
+@pytest.mark.parametrize("most", [2, 29, 30, 43, 89])
+def test_the_error_names_the_largest_overlap_that_the_limit_allows(most: int) -> None:
+    size = (333, 222)
+    with pytest.raises(TooLarge) as refused:
+        windows.check(size, TARGET, Sliding(0.5, most))
+    fewest = windows.count(size, TARGET, 0)
+    if fewest > most:
+        assert f"even overlap=0 needs {fewest}" in str(refused.value)
+        return
+    named = float(str(refused.value).partition("use overlap=")[2].split()[0])
+    windows.check(size, TARGET, Sliding(named, most))
+    with pytest.raises(TooLarge):
+        windows.check(size, TARGET, Sliding(named + 0.01, most))
+
+
+def test_a_photo_of_12_megapixels_is_cut_with_the_default_settings() -> None:
+    target = InputSize(policy="fixed", height=513, width=513, pad=(0, 0, 0))
+    most = Settings.model_fields["max_windows"].default
+    windows.check((4000, 3000), target, Sliding(windows.OVERLAP, most))
+    windows.check((3456, 4608), target, Sliding(windows.OVERLAP, most))
 
 
 def test_a_photo_is_counted_as_it_is_turned(client: TestClient) -> None:
