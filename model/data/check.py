@@ -6,6 +6,7 @@ palette is known.
 
 from __future__ import annotations
 
+import glob
 import os
 import sys
 import warnings
@@ -120,9 +121,19 @@ def _expect_files(pair: Pair) -> None:
     for path in (pair.image, _path(pair.mask)):
         if path.is_file():
             continue
-        others = sorted(p.name for p in path.parent.glob(f"{path.stem}.*"))
-        hint = f"; {others[0]} is there: masks are PNG, lossless" if others else ""
-        raise DatasetError(f"{path} is missing" + (hint if path == _path(pair.mask) else ""))
+        raise DatasetError(f"{path} is missing" + (_hint(pair) if path != pair.image else ""))
+
+
+def _hint(pair: Pair) -> str:
+    """Name a file that is probably the missing mask, and what to do."""
+    mask, stem = _path(pair.mask), pair.image.stem
+    files = sorted(mask.parent.glob(f"{glob.escape(stem)}*")) if mask.parent.is_dir() else []
+    endings = {p.name: p.name.removeprefix(stem) for p in files if p != pair.image}
+    for name, ending in endings.items():
+        if ending.endswith(".png") and not ending[:1].isalnum():  # of `1`, but not of `10.png`
+            return f"; {name} is there: then give `mask_suffix = {ending!r}` in dataset.toml"
+    other = next((name for name, ending in endings.items() if ending[:1] == "."), "")
+    return f"; {other} is there: masks are PNG, lossless" if other else ""
 
 
 def _look_at_mask(picture: Image.Image) -> Look:

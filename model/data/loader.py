@@ -17,6 +17,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar, cast
 
@@ -423,6 +425,10 @@ class Waiting:
         except RuntimeError as error:
             self._explain(error, waited=time.monotonic() - self.since)
             raise
+        except (ConnectionError, EOFError):  # a process ended while it handed a batch over
+            if self._has_ended(JOIN_S):
+                raise LoaderError(self._ended()) from None
+            raise
         self.since, self.told = None, False
         return batch
 
@@ -442,9 +448,20 @@ class Waiting:
         if says.startswith("DataLoader worker"):
             raise LoaderError(self._ended()) from None
 
+    @property
+    def _workers(self) -> list[BaseProcess]:
+        return self.batches._workers  # type: ignore[attr-defined,no-any-return]
+
+    def _has_ended(self, within: float) -> bool:
+        """Return whether a process ends within seconds; its exit code is known then."""
+        ready = connection.wait([worker.sentinel for worker in self._workers], within)
+        for worker in self._workers:
+            if worker.sentinel in ready:
+                worker.join(JOIN_S)  # the sentinel is ready a moment before the exit code
+        return bool(ready)
+
     def _ended(self) -> str:
-        workers = self.batches._workers  # type: ignore[attr-defined]
-        codes = [worker.exitcode for worker in workers if worker.exitcode]
+        codes = [worker.exitcode for worker in self._workers if worker.exitcode]
         code = codes[0] if codes else 0
         how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"status {code}"
         if -code == signal.SIGBUS:
@@ -456,12 +473,11 @@ class Waiting:
 
     def end(self) -> None:
         """End the processes, even those that hang in a read; they ignore SIGTERM."""
-        workers = self.batches._workers  # type: ignore[attr-defined]
         if self.since is not None:  # they do not answer
-            for worker in workers:
+            for worker in self._workers:
                 worker.kill()
         self.batches._shutdown_workers()  # type: ignore[attr-defined]
-        for worker in workers:
+        for worker in self._workers:
             worker.kill()
             worker.join(JOIN_S)
 

@@ -101,6 +101,22 @@ def test_a_mask_in_another_format_is_reported(
     assert "is missing; a.jpg is there: masks are PNG" in capsys.readouterr().out
 
 
+def test_photos_and_masks_in_one_folder_get_a_hint_to_their_suffix(
+    own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The photo itself is no mask in another format, and `a2.png` belongs to another photo."""
+    folder = own / "images" / "train"
+    Image.new("RGB", (4, 3)).save(folder / "a.jpg")
+    (folder / "a.png").unlink()
+    (own / "masks" / "train" / "a.png").rename(folder / "a_mask.png")
+    Image.new("L", (4, 3)).save(folder / "a2.png")
+    with (own / "dataset.toml").open("a", encoding="utf-8") as file:
+        file.write('\nmasks = "images/{split}"\n')
+    assert main(["check", str(own)]) == 1
+    told = capsys.readouterr().out
+    assert "a.png is missing; a_mask.png is there: then give `mask_suffix = '_mask.png'`" in told
+
+
 def test_files_that_are_not_used_cause_a_warning(
     own: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import shutil
+import signal
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -19,6 +23,7 @@ from model.data.loader import (
     CropDataset,
     LoaderError,
     Order,
+    Waiting,
     affordable_prefetch,
     balanced_weights,
     loading,
@@ -45,6 +50,26 @@ def test_batches_made_ahead_fit_into_shared_memory(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # two processes of torchrun share it
     with pytest.raises(LoaderError, match="--workers 1 needs 67 MB"):
         affordable_prefetch(batch, 1)
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "reset"), EOFError()])
+def test_a_process_that_is_killed_while_it_hands_a_batch_over_is_named(error: Exception) -> None:
+    """Its connections close before the system says that it has ended."""
+    worker = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+    worker.start()
+
+    class HandedOver:
+        _workers = (worker,)
+
+        def __iter__(self) -> HandedOver:
+            return self
+
+        def __next__(self) -> None:
+            os.kill(worker.pid or 0, signal.SIGKILL)
+            raise error
+
+    with pytest.raises(LoaderError, match=r"signal 9 \(SIGKILL\).*fewer --workers"):
+        next(Waiting(HandedOver()))  # type: ignore[arg-type]
 
 
 def test_every_epoch_shows_every_pair_once_in_a_new_order() -> None:
