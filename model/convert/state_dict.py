@@ -22,6 +22,7 @@ BACKBONE = (
 )
 LRASPP = "its head is no DeepLab; torchvision's deeplabv3_mobilenet_v3_large can be converted"
 ENCODER = BACKBONE.replace("backbone", "encoder")
+SERVED = "To serve it as it is, export it to ONNX and add its classes with `python -m export.adopt`"
 # How training scripts nest one; model_state: VainF/DeepLabV3Plus-Pytorch.
 WRAPPERS = ("state_dict_ema", "state_dict", "model_state", "model")
 # Prefixes that frameworks add to every name: DataParallel, Lightning, torch.compile.
@@ -67,7 +68,7 @@ def read(path: Path) -> dict[str, Tensor]:
     for pattern, project, advice in FOREIGN:
         if any(re.match(pattern, key) for key in state):
             exact = re.sub(r"'(backbone|encoder)\.'", rf"'{prefix}\1.'", advice)
-            raise ConvertError(f"{path} holds {project}, which is not converted: {exact}")
+            raise ConvertError(f"{path} holds {project}, which is not converted: {exact}. {SERVED}")
     return state
 
 

@@ -18,6 +18,7 @@ log = logging.getLogger("model.train")
 
 REMEMBERED = 0.05  # share of batch norm's first statistics that is too much at the end
 MIN_NORM_BATCH = 8  # images; fewer make batch-norm fine-tuning lose accuracy
+POOLING_PARTS = {"aspp", "aspp.pooling"}  # modules around the image pooling's batch norm
 
 
 def check(config: Recipe, world: World | None = None) -> None:
@@ -60,11 +61,12 @@ def _check_norm_batch(config: Recipe) -> None:
     says = f"batch_size={config.batch_size}"
     if config.accumulate > 1:
         says += f" with accumulate={config.accumulate}"
-    if seen == 1 and config.model.image_pooling:
+    trained = not POOLING_PARTS.intersection(config.frozen)
+    if seen == 1 and config.model.image_pooling and trained:
         raise RecipeError(
             f"{says}: the batch norm of the image pooling has one value per channel and "
-            "cannot be trained; take batch_size=2 or more, freeze_batch_norm=true, or "
-            "model.image_pooling=false"
+            "cannot be trained; take batch_size=2 or more, freeze_batch_norm=true, "
+            "model.image_pooling=false or frozen=['aspp.pooling']"
         )
     if seen < MIN_NORM_BATCH:
         log.warning(

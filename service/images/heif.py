@@ -48,6 +48,12 @@ def _loaded() -> Any:
 LIBRARY = _loaded()
 
 
+def readable() -> tuple[str, ...]:
+    """Return the names of the formats that can be read here."""
+    avif = ("AVIF",) if features.check("avif") else ()
+    return (*avif, "HEIC") if LIBRARY else avif
+
+
 def is_heif(data: bytes) -> bool:
     """Return whether the bytes start like a HEIC or AVIF file."""
     return not _brands(data).isdisjoint(AVIF_BRANDS | HEIC_BRANDS | GENERIC_BRANDS)

@@ -42,7 +42,7 @@ READERS = {
     "WEBP": WebPImageFile,
     "BMP": BmpImageFile,
 }
-FORMATS = (*READERS, "TIFF", "AVIF", "HEIC")
+FORMATS = (*READERS, "TIFF", *heif.readable())
 END_OF_JPEG = b"\xff\xd9"
 FILLER = bytes([0xAA, 0x55, 0x33, 0xCC]) * 16  # contains no JPEG marker
 MEDIA_TYPES = (

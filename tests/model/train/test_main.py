@@ -197,6 +197,13 @@ def test_a_batch_of_one_trains_with_frozen_batch_norm(data: Path, tmp_path: Path
 
 
 @pytest.mark.slow
+def test_a_batch_of_one_trains_with_a_frozen_image_pooling(data: Path, tmp_path: Path) -> None:
+    config = make_recipe(batch_size=1, frozen=["aspp.pooling"], iterations=1)
+    preflight.check(config)
+    run(config, data, tmp_path / "run")
+
+
+@pytest.mark.slow
 def test_a_batch_too_small_for_batch_norm_causes_a_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

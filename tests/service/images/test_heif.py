@@ -31,6 +31,13 @@ KINDS = ("AVIF", "HEIF")
 CLOSE = 12  # levels: both are lossy
 
 
+def test_formats_to_send_are_those_that_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """HEIC is named only where its library is installed."""
+    assert heif.readable() == ("AVIF", "HEIC")
+    monkeypatch.setattr(heif, "LIBRARY", None)
+    assert heif.readable() == ("AVIF",)
+
+
 def written(image: Image.Image, kind: str, **options: Any) -> bytes:
     out = io.BytesIO()
     sampling = {"chroma": 444} if kind == "HEIF" else {"subsampling": "4:4:4"}
