@@ -30,7 +30,8 @@ from model import arguments
 from model.data.pairs import Color
 from model.pydantic_errors import mistakes
 from service.errors import ServiceError
-from service.images.imaging import decode, fit, open_checked
+from service.images.imaging import open_checked
+from service.images.prepare import fitted
 from service.inference.contract import INPUT, Contract, InputSize, Parity
 from service.inference.digest import contract_digest, graph_digest
 from service.settings import SAMPLES
@@ -152,10 +153,10 @@ def _photos(target: InputSize, folder: Path | None) -> dict[str, NDArray[np.uint
         if len(found) == MOST_PHOTOS or not path.is_file():
             continue
         try:
-            photo = decode(open_checked(path.read_bytes(), MOST_PIXELS))
+            photo = fitted(open_checked(path.read_bytes(), MOST_PIXELS), target)
         except ServiceError:
             continue  # another file among the photos
-        found[path.name] = fit(photo, target).pixels
+        found[path.name] = photo.pixels
     if not found:
         raise AdoptError(f"--photos {folder}: it holds no photo")
     return found

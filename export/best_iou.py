@@ -48,7 +48,8 @@ def measured(graph: LabelGraph, paths: Sequence[Path], target: InputSize) -> Bes
 
 def _chances(graph: LabelGraph, path: Path, target: InputSize) -> Chances:
     """The probabilities at some points of a photo, fitted into the input as in the service."""
-    decoded = decode(open_checked(path.read_bytes(), 10**8, target.samples))
+    opened = open_checked(path.read_bytes(), 10**8, target.samples)
+    decoded = decode(opened, reduce_to=max(target.height, target.width))
     fitted = fit(decoded, target)
     with torch.inference_mode():
         values = graph(torch.from_numpy(np.array(fitted.pixels[None])))[-1][0].numpy()

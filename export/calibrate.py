@@ -28,16 +28,18 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from export import writer
+from export.evaluate import decoded
 from model import arguments, checkpoint
 from model.checkpoint import CheckpointError
-from model.data.dataset import Dataset, DatasetError, read_pair
+from model.data.dataset import Dataset, DatasetError, read_source
 from model.data.survey import expect_classes, survey
 from model.evaluate.options import open_dataset
+from model.network.inference import Photo, Source
 from postprocess.grid import Grid, least_for
 from postprocess.results.outputs import Result
 from service.errors import StartupError
 from service.images import join
-from service.images.imaging import DecodedPhoto, fit
+from service.images.imaging import fit
 from service.images.prepare import Prepared
 from service.inference import cpus
 from service.inference.contract import Calibration, Contract
@@ -203,10 +205,11 @@ def _f1_gain(photos: list[PhotoCounts], found: Calibration) -> tuple[float, floa
     return float(before.mean()), float(after.mean())
 
 
-def segmented(engine: Engine, photo: NDArray[np.uint8]) -> Result:
-    """Segment an upright photo (H, W, C) as the service does, with all outputs of the model."""
-    decoded = DecodedPhoto.of(photo)
-    prepared = Prepared(decoded.photo, fit(decoded, engine.contract.input))
+def segmented(engine: Engine, photo: Photo | Source) -> Result:
+    """Segment an upright photo as the service does, with all outputs of the model."""
+    target = engine.contract.input
+    found = decoded(photo, target)
+    prepared = Prepared(found.photo, fit(found, target))
     predictions = engine.predict(prepared.pixels[0][None], "probabilities")
     return join.result(prepared, predictions, engine.contract)
 
@@ -215,8 +218,8 @@ def run(engine: Engine, dataset: Dataset) -> list[PhotoCounts]:
     """Observe every photo of a data set, as the service segments it."""
     found = []
     for pair in tqdm(dataset.pairs, unit="photo", disable=not sys.stderr.isatty()):
-        photo, truth = read_pair(dataset, pair)
-        found.append(observe(segmented(engine, np.asarray(photo)), truth))
+        photo, truth = read_source(dataset, pair)
+        found.append(observe(segmented(engine, photo), truth))
     return found
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from model.evaluate.options import (
     open_part,
     report,
 )
+from model.network.inference import Photo, Source
 from postprocess import windows
 from service.errors import StartupError
 from service.images.imaging import DecodedPhoto, fit, restore
@@ -36,21 +38,31 @@ from service.inference.engine import Engine, EngineOptions
 def predict(
     run: Callable[[NDArray[np.uint8]], NDArray[np.uint8]],
     target: InputSize,
-    image: NDArray[np.uint8],
+    photo: Photo | Source,
     overlap: float | None = None,
 ) -> NDArray[np.uint8]:
-    """(H, W, C) uint8 photo -> (H, W) uint8 class ids, as the service computes them.
+    """A photo -> (H, W) uint8 class ids, as the service computes them.
 
     `run` is an engine's method: a batch (N, H, W, C) uint8 to labels (N, H, W). Photos
     larger than `target` are shrunk, or cut into windows that overlap by a share.
     """
-    photo = DecodedPhoto.of(image)
-    if overlap is not None and windows.needed(photo.size, target):
-        pieces = windows.cut(windows.padded(image, target), photo.size, target, overlap)
+    found = decoded(photo, target, whole=overlap is not None)
+    if overlap is not None and windows.needed(found.size, target):
+        pieces = windows.cut(windows.padded(found.pixels, target), found.size, target, overlap)
         maps = [run(piece.pixels[None])[0] for piece in pieces]
-        return windows.merge(maps, pieces, photo.size)
-    fitted = fit(photo, target)
-    return restore(run(fitted.pixels[None])[0], fitted, photo.size).image
+        return windows.merge(maps, pieces, found.size)
+    fitted = fit(found, target)
+    return restore(run(fitted.pixels[None])[0], fitted, found.size).image
+
+
+def decoded(photo: Photo | Source, target: InputSize, *, whole: bool = False) -> DecodedPhoto:
+    """Decode a photo as far as a model needs it; pixels (H, W, C) uint8 as they are."""
+    if isinstance(photo, np.ndarray):
+        return DecodedPhoto.of(photo)
+    if whole:
+        return DecodedPhoto.of(photo.pixels)
+    pixels, size = photo.reduced(max(target.height, target.width))
+    return replace(DecodedPhoto.of(pixels), size=size)
 
 
 def parser() -> argparse.ArgumentParser:

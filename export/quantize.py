@@ -27,7 +27,8 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from export.saturation import safe_ranges
 from export.tail import learned, tail
-from service.images.imaging import decode, fit, open_checked
+from service.images.imaging import open_checked
+from service.images.prepare import fitted
 from service.inference.contract import INPUT, LABELS, InputSize
 
 log = logging.getLogger("export")
@@ -77,7 +78,7 @@ def photos(paths: Sequence[Path], count: int, target: InputSize) -> list[NDArray
     """`count` photos spread evenly over `paths`, fitted into the input: [(H, W, C) uint8]."""
     chosen = [paths[int(i)] for i in np.linspace(0, len(paths) - 1, min(count, len(paths)))]
     files = (open_checked(path.read_bytes(), 10**8, target.samples) for path in chosen)
-    return [fit(decode(file), target).pixels for file in files]
+    return [fitted(file, target).pixels for file in files]
 
 
 def _prepared(proto: onnx.ModelProto) -> onnx.ModelProto:

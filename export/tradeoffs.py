@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from export.calibrate import segmented
 from model import arguments
-from model.data.dataset import DATASETS, Dataset, DatasetError, read_pair
+from model.data.dataset import DATASETS, Dataset, DatasetError, read_source
 from model.data.survey import expect_classes, survey
 from model.evaluate.boundary import BoundaryIoU
 from model.evaluate.metrics import Confusion
@@ -137,9 +137,8 @@ def judged(engines: dict[str, Engine], dataset: Dataset) -> list[str]:
         for each in contestants(engine, prefix, OF_OTHERS if prefix else LABELS)
     ]
     for pair in tqdm(dataset.pairs, unit="photo", disable=not sys.stderr.isatty()):
-        photo, truth = read_pair(dataset, pair)
-        pixels = np.asarray(photo)
-        results = {id(engine): segmented(engine, pixels) for engine in engines.values()}
+        photo, truth = read_source(dataset, pair)
+        results = {id(engine): segmented(engine, photo) for engine in engines.values()}
         for row in rows:
             found = outputs.refined(results[id(row.engine)], row.wish).labels.image
             labels = with_a_class(found, len(row.engine.contract.classes))

@@ -201,11 +201,6 @@ class Bands:
         """The number of rows."""
         return len(self.pixels)
 
-    @property
-    def shown(self) -> Image.Image:
-        """The first three bands as red, green and blue."""
-        return Image.fromarray(np.ascontiguousarray(self.pixels[..., :3]))
-
     def __array__(self, dtype: object = None, copy: bool | None = None) -> NDArray[np.uint8]:
         return self.pixels.copy() if copy else self.pixels
 

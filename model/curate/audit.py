@@ -28,14 +28,14 @@ from tqdm import tqdm
 from model import arguments, checkpoint, memory
 from model.checkpoint import Card, CheckpointError
 from model.curate.suspects import Suspect, suspects
-from model.data.dataset import Dataset, DatasetError, Pair, read_pair
+from model.data.dataset import Dataset, DatasetError, Pair, read_source
 from model.data.loader import LoaderError
 from model.data.photo import shown
 from model.evaluate.options import open_dataset
 from model.evaluate.pictures import overlaid
 from model.evaluate.report import jpeg, legend, picture
 from model.network.deeplab import DeepLabV3Plus
-from model.network.inference import nearest, probabilities, shrunk
+from model.network.inference import Photo, Source, fitted, nearest, probabilities
 from model.train.recipe import RecipeError
 from model.train.run import TrainingError
 
@@ -70,12 +70,13 @@ class Judge:
 
 
 def full_probabilities(
-    net: DeepLabV3Plus, photo: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
+    net: DeepLabV3Plus, photo: Photo | Source
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     """Return class probabilities at the photo's own size, computed as the service does."""
-    found = probabilities(net, shrunk(photo, net.config.crop_size))
-    rows = nearest(found.shape[1], photo.shape[0])
-    return found[:, rows][:, :, nearest(found.shape[2], photo.shape[1])]
+    image, (width, height) = fitted(photo, net.config.crop_size)
+    found = probabilities(net, image)
+    rows = nearest(found.shape[1], height)
+    return found[:, rows][:, :, nearest(found.shape[2], width)]
 
 
 def audit(judge: Judge, kept: int = KEPT) -> tuple[list[Suspect], list[str]]:
@@ -85,11 +86,11 @@ def audit(judge: Judge, kept: int = KEPT) -> tuple[list[Suspect], list[str]]:
     dataset = judge.dataset
     for pair in tqdm(dataset.pairs, unit="photo", disable=not sys.stderr.isatty()):
         try:
-            photo, truth = read_pair(dataset, pair)
+            photo, truth = read_source(dataset, pair)
+            found = full_probabilities(judge.net, photo)
         except (DatasetError, OSError) as error:
             problems.append(str(error))
             continue
-        found = full_probabilities(judge.net, np.asarray(photo))
         for suspect in suspects(pair.name, truth, found):
             heapq.heappush(heap, suspect)
             if len(heap) > kept:
@@ -126,10 +127,10 @@ def _rows(found: Sequence[Suspect], by_photo: Mapping[str, tuple[Pair, Judge]]) 
 
 def _row(rank: int, each: Suspect, pair: Pair, judge: Judge) -> str:
     dataset, card = judge.dataset, judge.card
-    photo, truth = read_pair(dataset, pair)
-    pixels = np.asarray(photo)
-    predicted = full_probabilities(judge.net, pixels).argmax(axis=0).astype(np.uint8)
-    drawn = [shown(photo).copy(), overlaid(pixels, truth, card), overlaid(pixels, predicted, card)]
+    photo, truth = read_source(dataset, pair)
+    predicted = full_probabilities(judge.net, photo).argmax(axis=0).astype(np.uint8)
+    maps = truth, predicted
+    drawn = [shown(photo.pixels), *(overlaid(photo.pixels, labels, card) for labels in maps)]
     images = "".join(
         picture(jpeg(_framed(image, each)), "jpeg", kind)
         for image, kind in zip(drawn, ("photo", "label", "prediction"), strict=True)

@@ -23,7 +23,7 @@ from model import arguments, checkpoint, memory
 from model.checkpoint import CheckpointError
 from model.curate.uncertainty import feature, measured, spread
 from model.data.pairs import DatasetError
-from model.data.photo import open_picture, read_picture, shown
+from model.data.photo import PhotoFile, shown
 from model.data.photo_list import find_photos
 from model.evaluate.report import picture
 from model.network.deeplab import DeepLabV3Plus
@@ -57,12 +57,12 @@ def rank(
     kind = "margin" if by == "uncertainty" else by
     figures, read, problems = [], [], []
     for path in tqdm(photos, unit="photo", disable=not sys.stderr.isatty()):
+        photo = PhotoFile(path, net.config.samples)
         try:
-            photo = read_picture(path, net.config.samples)
+            figures.append(feature(net, photo) if kind == "diverse" else measured(net, photo, kind))
         except OSError as error:
             problems.append(str(error))
             continue
-        figures.append(feature(net, photo) if kind == "diverse" else measured(net, photo, kind))
         read.append(path)
     if not read:
         return [], problems
@@ -100,7 +100,8 @@ def thumbnails(ranked: Ranked, base: Path, samples: Samples) -> str:
 
 
 def _figure(number: int, path: Path, figure: float, base: Path, samples: Samples) -> str:
-    image = shown(open_picture(path, samples))
+    pixels, _ = PhotoFile(path, samples).reduced(THUMBNAIL)
+    image = shown(pixels)
     image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR, reducing_gap=2.0)
     name = path.relative_to(base) if path.is_relative_to(base) else path
     caption = f"{number}. {html.escape(str(name))}<br>{figure:.3f}"

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from model.network.deeplab import DeepLabV3Plus
-from model.network.inference import Photo, probabilities, shrunk
+from model.network.inference import Photo, Source, fitted, probabilities
 
 SCALES = (0.75, 1.0, 1.25)  # of the passes that may disagree
 
@@ -43,18 +43,18 @@ def _entropies(found: Probabilities) -> NDArray[np.float32]:
     return np.asarray(-(found * np.log(found.clip(1e-12))).sum(axis=0), np.float32)
 
 
-def measured(net: DeepLabV3Plus, photo: Photo, by: str) -> float:
-    """Return the uncertainty of a photo (H, W, 3) by `margin`, `entropy` or `disagreement`."""
-    small = shrunk(photo, net.config.crop_size)
+def measured(net: DeepLabV3Plus, photo: Photo | Source, by: str) -> float:
+    """Return the uncertainty of a photo by `margin`, `entropy` or `disagreement`."""
+    small, _ = fitted(photo, net.config.crop_size)
     if by == "disagreement":
         return disagreement([probabilities(net, small, (scale,)) for scale in SCALES])
     found = probabilities(net, small)
     return margin(found) if by == "margin" else entropy(found)
 
 
-def feature(net: DeepLabV3Plus, photo: Photo) -> NDArray[np.float32]:
+def feature(net: DeepLabV3Plus, photo: Photo | Source) -> NDArray[np.float32]:
     """Return the mean of the backbone's last features over the photo, scaled to length 1: (C,)."""
-    small = shrunk(photo, net.config.crop_size)
+    small, _ = fitted(photo, net.config.crop_size)
     parameter = net.logits.weight
     x = torch.from_numpy(np.array(small)).to(parameter.device).permute(2, 0, 1)[None]
     with torch.inference_mode():

@@ -21,6 +21,7 @@ from model.data.pairs import (
     Pair,
     read_mask,
     read_pair,
+    read_source,
 )
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "find",
     "read_mask",
     "read_pair",
+    "read_source",
     "voc_palette",
 ]
 

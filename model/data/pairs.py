@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model import files
-from model.data.photo import Picture, open_picture, opened
+from model.data.photo import PhotoFile, Picture, Size, open_picture, opened
 from model.text import TextError, read_text
 from pixels.bands import PHOTO, Samples
 
@@ -180,13 +180,28 @@ def read_pair(dataset: Dataset, pair: Pair) -> tuple[Picture, NDArray[np.uint8]]
     OSError for a file that cannot be read.
     """
     image = open_picture(pair.image, dataset.samples)
+    return image, _mask_for(dataset, pair, image.size)
+
+
+def read_source(dataset: Dataset, pair: Pair) -> tuple[PhotoFile, NDArray[np.uint8]]:
+    """Open a photo for a network that decodes it as the service does, and read its class ids.
+
+    The class ids and errors are those of `read_pair`. Of a JPEG only the header is read here, so
+    that damaged pixels raise OSError when the network decodes them.
+    """
+    source = PhotoFile(pair.image, dataset.samples)
+    return source, _mask_for(dataset, pair, source.size)
+
+
+def _mask_for(dataset: Dataset, pair: Pair, size: Size) -> NDArray[np.uint8]:
+    """Read the class ids of a photo of `size` (W, H); raises DatasetError for another size."""
     mask = read_mask(pair.mask, classes=len(dataset.classes), void=dataset.void)
-    if mask.shape != (image.height, image.width):
+    if mask.shape != size[::-1]:
         raise DatasetError(
-            f"{pair.image} is {image.width} x {image.height} pixels, its mask {pair.mask} "
+            f"{pair.image} is {size[0]} x {size[1]} pixels, its mask {pair.mask} "
             f"is {mask.shape[1]} x {mask.shape[0]}: make them equal, or leave the pair out"
         )
-    return image, mask
+    return mask
 
 
 def read_values(mask: Mask) -> tuple[str, NDArray[np.uint8]]:

@@ -83,9 +83,9 @@ def read_picture(path: Path, samples: Samples) -> NDArray[np.uint8]:
     return np.asarray(open_picture(path, samples))
 
 
-def shown(picture: Picture) -> Image.Image:
-    """A picture to look at: of several bands the first three, as red, green and blue."""
-    return picture if isinstance(picture, Image.Image) else picture.shown
+def shown(pixels: NDArray[np.uint8]) -> Image.Image:
+    """A picture of (H, W, C) uint8: of several bands the first three, as red, green and blue."""
+    return Image.fromarray(np.ascontiguousarray(pixels[..., :3]))
 
 
 def open_photo(path: Path) -> Image.Image:
@@ -94,19 +94,16 @@ def open_photo(path: Path) -> Image.Image:
         return _decoded(image, path)
 
 
-def open_reduced(path: Path, side: int) -> tuple[Image.Image, Size]:
-    """Decode a photo; a large JPEG with about `side` pixels on its longer side.
+def open_reduced(path: Path, side: int) -> tuple[Image.Image, Size] | None:
+    """Decode a large JPEG with about `side` pixels on its longer side; None for all other photos.
 
     Also returns the photo's own size (W, H). The service decodes JPEGs in the same way. Errors as
     for `open_photo`.
     """
     with opened(path) as image:
-        width, height = image.size
+        stored, size = image.size, _upright_size(image)
         jpeg.reduce(image, side)
-        if image.size == (width, height):
-            photo = _decoded(image, path)
-            return photo, photo.size
-        return _decoded(image, path), (height, width) if _is_turned(image) else (width, height)
+        return None if image.size == stored else (_decoded(image, path), size)
 
 
 def _decoded(image: Image.Image, path: Path) -> Image.Image:
@@ -146,7 +143,7 @@ def _misread_tiff(image: TiffImageFile) -> str:
     return ""
 
 
-def upright_size(path: Path, samples: Samples = PHOTO) -> tuple[int, int]:
+def upright_size(path: Path, samples: Samples = PHOTO) -> Size:
     """(W, H) of a photo once its EXIF orientation has turned it; reads the header alone.
 
     A file of more bands is read whole.
@@ -154,8 +151,18 @@ def upright_size(path: Path, samples: Samples = PHOTO) -> tuple[int, int]:
     if samples.channels != PHOTO.channels:
         return open_picture(path, samples).size
     with opened(path) as image:
-        width, height = image.size
-        return (height, width) if _is_turned(image) else (width, height)
+        return _upright_size(image)
+
+
+def jpeg_size(path: Path) -> Size | None:
+    """(W, H) of a JPEG as for `upright_size`, from the header alone; None for other formats."""
+    with opened(path) as image:
+        return _upright_size(image) if image.format in jpeg.FORMATS else None
+
+
+def _upright_size(image: Image.Image) -> Size:
+    width, height = image.size
+    return (height, width) if _is_turned(image) else (width, height)
 
 
 def _is_turned(image: Image.Image) -> bool:
@@ -177,16 +184,22 @@ class Decoded:
 
     pixels: NDArray[np.uint8]
 
+    @property
+    def size(self) -> Size:
+        """(W, H)."""
+        return self.pixels.shape[1], self.pixels.shape[0]
+
     def reduced(self, _side: int) -> tuple[NDArray[np.uint8], Size]:
         """Return the pixels, and the photo's size (W, H)."""
-        return self.pixels, (self.pixels.shape[1], self.pixels.shape[0])
+        return self.pixels, self.size
 
 
 @dataclass(frozen=True)
 class PhotoFile:
     """A file for a network that takes `samples`: a source for `model.network.results`.
 
-    All methods raise OSError like `open_photo`.
+    It is decoded when its pixels are needed, and whole at most once. All methods raise OSError
+    like `open_photo`.
     """
 
     path: Path
@@ -197,12 +210,26 @@ class PhotoFile:
         """The photo, (H, W, C) uint8."""
         return read_picture(self.path, self.samples)
 
+    @cached_property
+    def size(self) -> Size:
+        """(W, H), upright. Of a JPEG only the header is read; another file is decoded."""
+        size = jpeg_size(self.path) if self._is_rgb else None
+        return size or Decoded(self.pixels).size
+
     def reduced(self, side: int) -> tuple[NDArray[np.uint8], Size]:
-        """Return the photo as `open_reduced` does, and its own size (W, H)."""
-        if self.samples.channels != PHOTO.channels:
+        """Return the photo, and its own size (W, H).
+
+        A large JPEG is decoded with about `side` pixels on its longer side, as in the service.
+        """
+        found = open_reduced(self.path, side) if self._is_rgb else None
+        if found is None:
             return Decoded(self.pixels).reduced(side)
-        image, size = open_reduced(self.path, side)
+        image, size = found
         return np.asarray(image), size
+
+    @property
+    def _is_rgb(self) -> bool:
+        return self.samples.channels == PHOTO.channels
 
 
 def as_source(

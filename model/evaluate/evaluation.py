@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from model.data.dataset import Dataset, DatasetError, read_pair
-from model.data.photo import upright_size
+from model.data.dataset import Dataset, DatasetError, read_source
+from model.data.photo import PhotoFile, upright_size
 from model.evaluate.boundary import BoundaryIoU
 from model.evaluate.metrics import Confusion, Metric
 from model.evaluate.trimap import Trimap
@@ -24,19 +24,19 @@ from model.evaluate.trimap import Trimap
 # Keys of the JSON and their titles in the table. F1 and Dice are one figure by two names.
 COLUMNS = {"dice": "F1 = Dice", "precision": "precision", "recall": "recall"}
 
-Predictor = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+Predictor = Callable[[PhotoFile], NDArray[np.uint8]]
 
 
 def score(dataset: Dataset, predict: Predictor, *others: Metric) -> Confusion:
-    """Compare `predict` ((H, W, C) uint8 -> (H, W) uint8) with every mask of a split.
+    """Compare `predict` (a photo's file -> (H, W) uint8) with every mask of a split.
 
     The other metrics see the same pictures, so that nothing is predicted twice. Raises
-    DatasetError for a mask that does not fit its photo.
+    DatasetError for a mask that does not fit its photo, and OSError for a damaged file.
     """
     confusion = Confusion(len(dataset.classes))
     for pair in tqdm(dataset.pairs, unit="image", disable=not sys.stderr.isatty()):
-        photo, truth = read_pair(dataset, pair)
-        labels = predict(np.asarray(photo))
+        photo, truth = read_source(dataset, pair)
+        labels = predict(photo)
         for metric in (confusion, *others):
             metric.add(truth, labels)
     return confusion

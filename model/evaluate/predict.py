@@ -19,13 +19,13 @@ from tqdm import tqdm
 from model import arguments, checkpoint, memory
 from model.checkpoint import Card, CheckpointError
 from model.data.dataset import find
-from model.data.photo import Decoded, PhotoFile
+from model.data.photo import PhotoFile
 from model.evaluate import submission
 from model.evaluate.pictures import colored, overlaid
 from model.evaluate.submission import SubmissionError
 from model.network.deeplab import DeepLabV3Plus
-from model.network.inference import Labels, Photo
-from model.network.results import NetFacts, Passes, Source, label_map
+from model.network.inference import Labels, Photo, Source
+from model.network.results import NetFacts, Passes, label_map
 from postprocess.errors import InvalidOption, TooLarge
 from postprocess.grid import Placing
 from postprocess.results import options
@@ -147,15 +147,8 @@ def described(path: Path, card: Card) -> NetFacts:
 
 def predictor(
     net: DeepLabV3Plus, args: argparse.Namespace, overlap: float | None
-) -> Callable[[Photo], Labels]:
-    """A function that predicts a decoded photo as the options of the command line say."""
-    predict = _predictor(net, args, overlap)
-    return lambda photo: predict(Decoded(photo))
-
-
-def _predictor(
-    net: DeepLabV3Plus, args: argparse.Namespace, overlap: float | None
 ) -> Callable[[Source], Labels]:
+    """A function that predicts a photo as the options of the command line say."""
     wish = chosen(args, NetFacts.of(net))
     passes = Passes(tuple(args.scales), args.flip, overlap=overlap, whole=args.whole)
     return lambda source: label_map(net, source, wish, passes)
@@ -170,7 +163,7 @@ def run(
 ) -> int:
     """Predict and write all photos; returns how many could not be read."""
     failures = 0
-    predict = _predictor(net, args, overlap)
+    predict = predictor(net, args, overlap)
     for path, target in tqdm(pairs, disable=not sys.stderr.isatty()):
         source = PhotoFile(path, net.config.samples)
         try:

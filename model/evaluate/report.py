@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from model import arguments, checkpoint, memory
 from model.checkpoint import Card, CheckpointError
-from model.data.dataset import DATASETS, Dataset, DatasetError, Pair, read_pair
+from model.data.dataset import DATASETS, Dataset, DatasetError, Pair, read_source
 from model.data.photo import shown
 from model.data.survey import expect_classes, survey
 from model.evaluate import plots
@@ -183,11 +183,11 @@ def samples_section(dataset: Dataset, predict: Predictor, card: Card, count: int
 
 def sample(pair: Pair, dataset: Dataset, predict: Predictor, card: Card) -> tuple[str, set[int]]:
     """One photo's three pictures as HTML, and the classes in them."""
-    photo, truth = read_pair(dataset, pair)
-    labels = predict(np.asarray(photo))
+    photo, truth = read_source(dataset, pair)
+    labels = predict(photo)
     judged = truth < len(dataset.classes)
     right = float((truth == labels)[judged].mean()) if judged.any() else 0.0
-    drawn = [shown(photo), *(overlaid(np.asarray(photo), ids, card) for ids in (truth, labels))]
+    drawn = [shown(photo.pixels), *(overlaid(photo.pixels, ids, card) for ids in (truth, labels))]
     images = "".join(
         picture(jpeg(image), "jpeg", f"{kind} of {pair.name}")
         for image, kind in zip(drawn, ("photo", "true mask", "prediction"), strict=True)

@@ -26,11 +26,11 @@ from tqdm import tqdm
 
 from model import arguments, checkpoint, memory
 from model.checkpoint import CheckpointError
-from model.data.dataset import Dataset, DatasetError, find, read_pair
+from model.data.dataset import Dataset, DatasetError, find, read_source
 from model.data.guess import choose
 from model.data.loader import balanced_weights, first_readable, pixel_counts
 from model.network.deeplab import DeepLabV3Plus
-from model.network.inference import pad, shrunk
+from model.network.inference import Photo, fitted, pad
 from model.network.layers import batch_norms
 
 
@@ -50,11 +50,13 @@ def whole(dataset: Dataset, order: NDArray[np.int64], net: DeepLabV3Plus) -> Ite
 
     Raises DatasetError if many photos in a row are damaged.
     """
+
+    def read(at: int) -> Photo:
+        source, _ = read_source(dataset, dataset.pairs[order[at % len(order)]])
+        return fitted(source, net.config.crop_size)[0]
+
     for position in range(len(order)):
-        (photo, _), _ = first_readable(
-            position, lambda at: read_pair(dataset, dataset.pairs[order[at % len(order)]])
-        )
-        small = shrunk(np.asarray(photo), net.config.crop_size)
+        small, _ = first_readable(position, read)
         x = torch.from_numpy(np.array(small)).permute(2, 0, 1)[None]
         yield pad(x.to(net.logits.weight), net, net.config.crop_size)
 

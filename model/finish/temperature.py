@@ -30,11 +30,11 @@ from tqdm import tqdm
 
 from model import arguments, checkpoint, memory
 from model.checkpoint import CheckpointError
-from model.data.dataset import Dataset, DatasetError, read_pair
+from model.data.dataset import Dataset, DatasetError, read_source
 from model.data.survey import expect_classes, survey
 from model.evaluate.options import open_dataset
 from model.network.deeplab import DeepLabV3Plus
-from model.network.inference import full_logits, nearest, prepare, shrunk
+from model.network.inference import fitted, full_logits, nearest, prepare
 
 BINS = 15  # as in Guo et al.
 COOLEST, HOTTEST = 0.05, 20.0
@@ -58,8 +58,8 @@ def drawn(
     """
     found = []
     for pair in tqdm(dataset.pairs, unit="photo", disable=not sys.stderr.isatty()):
-        picture, truth = read_pair(dataset, pair)
-        photo = shrunk(np.asarray(picture), net.config.crop_size)
+        source, truth = read_source(dataset, pair)
+        photo, _ = fitted(source, net.config.crop_size)
         truth = truth[nearest(truth.shape[0], photo.shape[0])]
         truth = truth[:, nearest(truth.shape[1], photo.shape[1])]
         rows, columns = np.nonzero(truth < net.config.num_classes)

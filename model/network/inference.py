@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -28,6 +29,20 @@ from pixels.bands import PHOTO, resized
 Size = tuple[int, int]
 Photo = NDArray[np.uint8]
 Labels = NDArray[np.uint8]
+
+
+class Source(Protocol):
+    """A photo to segment. model/data/photo.py has one for files, and one for pixels in memory."""
+
+    @property
+    def pixels(self) -> Photo:
+        """The photo as it is, (H, W, C)."""
+
+    def reduced(self, side: int) -> tuple[Photo, tuple[int, int]]:
+        """Return the photo, and its own size (W, H).
+
+        Where that is faster, it is decoded with about `side` pixels on its longer side.
+        """
 
 
 def label_map(
@@ -62,17 +77,29 @@ def label_map(
 
 
 def served_map(
-    net: DeepLabV3Plus, image: Photo, scales: Sequence[float] = (1.0,), flip: bool = False
+    net: DeepLabV3Plus, photo: Photo | Source, scales: Sequence[float] = (1.0,), flip: bool = False
 ) -> NDArray[np.uint8]:
-    """Class ids as the service gives them with the exported file: (H, W, C) uint8 -> (H, W) uint8.
+    """Class ids as the service gives them with the exported file: a photo -> (H, W) uint8.
 
     A photo larger than the crop size is shrunk to it, and its label map enlarged again; in a
-    smaller one nothing differs from `label_map`. Errors as there.
+    smaller one nothing differs from `label_map`. Errors as there, and those of the source.
     """
-    size = (image.shape[1], image.shape[0])
-    fitted = shrunk(image, net.config.crop_size)
-    labels = label_map(net, fitted, scales, flip)
-    return labels[nearest(labels.shape[0], size[1])][:, nearest(labels.shape[1], size[0])]
+    image, (width, height) = fitted(photo, net.config.crop_size)
+    labels = label_map(net, image, scales, flip)
+    return labels[nearest(labels.shape[0], height)][:, nearest(labels.shape[1], width)]
+
+
+def fitted(photo: Photo | Source, crop_size: Size) -> tuple[Photo, tuple[int, int]]:
+    """Return a photo that fits into the crop size (H, W), and its own size (W, H).
+
+    The pixels are those that the service gives a network. It decodes a large JPEG at a fraction of
+    its size, so give the source of a file: pixels (H, W, C) uint8 have been decoded whole.
+    """
+    if isinstance(photo, np.ndarray):
+        image, size = photo, (photo.shape[1], photo.shape[0])
+    else:
+        image, size = photo.reduced(max(crop_size))
+    return shrunk(image, crop_size, size[::-1]), size
 
 
 def shrunk(image: Photo, crop_size: Size, of: Size | None = None) -> Photo:

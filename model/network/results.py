@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from model.network import inference
 from model.network.deeplab import DeepLabV3Plus
 from model.network.inference import (
     Labels,
+    Source,
     average_probabilities,
     nearest,
     prepare,
@@ -101,20 +102,6 @@ class Target:
     height: int
     width: int
     pad: tuple[int, ...]
-
-
-class Source(Protocol):
-    """A photo to segment. model/data/photo.py has one for files, and one for pixels in memory."""
-
-    @property
-    def pixels(self) -> Image:
-        """The photo as it is, (H, W, C)."""
-
-    def reduced(self, side: int) -> tuple[Image, tuple[int, int]]:
-        """Return the photo, and its own size (W, H).
-
-        Where that is faster, it is decoded with about `side` pixels on its longer side.
-        """
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from model import arguments, checkpoint, memory
 from model.checkpoint import Card, CheckpointError
-from model.data.dataset import Dataset, DatasetError, Pair, read_pair
+from model.data.dataset import Dataset, DatasetError, Pair, read_source
 from model.data.photo import open_photo
 from model.evaluate.metrics import Confusion
 from model.evaluate.morphology import dilate
@@ -80,9 +80,8 @@ def parser() -> argparse.ArgumentParser:
 def judged(dataset: Dataset, decoder: DeepLabV3Plus, bilinear: DeepLabV3Plus) -> Iterator[Judged]:
     """Predict each photo twice."""
     for pair in tqdm(dataset.pairs, unit="photo", disable=not sys.stderr.isatty()):
-        photo, truth = read_pair(dataset, pair)
-        pixels = np.asarray(photo)
-        with_it, without = (served_map(net, pixels) for net in (decoder, bilinear))
+        photo, truth = read_source(dataset, pair)
+        with_it, without = (served_map(net, photo) for net in (decoder, bilinear))
         confusion = Confusion(len(dataset.classes))
         confusion.add(truth, with_it)
         gain = near_void(truth, with_it) - near_void(truth, without)

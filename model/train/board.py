@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.checkpoint import Card
-from model.data.dataset import Dataset, DatasetError, read_pair
+from model.data.dataset import Dataset, DatasetError, read_source
 from model.evaluate.pictures import overlaid
 from model.network.deeplab import DeepLabV3Plus
 from model.network.inference import served_map
@@ -55,11 +55,11 @@ def pictures(
     """The first photos by name: the true mask at the left, the predicted one at the right."""
     for pair in dataset.pairs[:SAMPLES]:
         try:
-            picture, truth = read_pair(dataset, pair)
+            photo, truth = read_source(dataset, pair)
+            maps = truth, served_map(net, photo)
+            drawn = [overlaid(photo.pixels, labels, card) for labels in maps]
         except (DatasetError, OSError):  # a damaged photo must not end the training
             continue
-        photo = np.asarray(picture)
-        drawn = [overlaid(photo, labels, card) for labels in (truth, served_map(net, photo))]
         yield pair.name, np.concatenate([np.asarray(each) for each in drawn], axis=1)
 
 

@@ -1,7 +1,7 @@
 """Measure mIoU during training, keep the best weights, and stop a run that no longer improves.
 
-Single scale and photos shrunk to the crop size if they are larger, the defaults of
-`model.evaluate`; with the averaged weights if the run averages. The processes divide the
+Single scale and photos shrunk to the crop size if they are larger, as the service does and by
+default `model.evaluate`; with the averaged weights if the run averages. The processes divide the
 photos among them.
 """
 
@@ -12,11 +12,9 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from model import checkpoint
 from model.checkpoint import Card
-from model.data.dataset import Dataset, read_pair
+from model.data.dataset import Dataset, read_source
 from model.evaluate.metrics import Confusion
 from model.network.deeplab import DeepLabV3Plus
 from model.network.inference import served_map
@@ -98,8 +96,8 @@ def judge(net: DeepLabV3Plus, dataset: Dataset, world: World) -> Confusion:
 
     def add_share() -> None:
         for pair in dataset.pairs[world.rank :: world.size]:
-            photo, truth = read_pair(dataset, pair)
-            confusion.add(truth, served_map(net, np.asarray(photo)))
+            photo, truth = read_source(dataset, pair)
+            confusion.add(truth, served_map(net, photo))
 
     world.together(add_share)
     confusion.counts = world.total(confusion.counts)

@@ -108,6 +108,12 @@ def prepare(opened: Opened, plan: Plan) -> Prepared:
     return Prepared(photo, windows.cut(image, decoded.size, target, sliding.overlap), image)
 
 
+def fitted(opened: Opened, target: InputSize) -> Fitted:
+    """Decode a photo as far as a model needs it, and fit it into the model's input."""
+    reduce_to = max(target.height, target.width)
+    return imaging.fit(imaging.decode(opened, reduce_to=reduce_to), target)
+
+
 def shown(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
     """Return the photo of `size` (W, H) in the top left of an image: (H, W, 3), the same memory."""
     return image[: size[1], : size[0], :3]  # of several bands the first three

@@ -66,9 +66,8 @@ def test_a_voc_submission_scores_what_evaluation_says(data: Path, tmp_path: Path
     """Read as the server reads it: ids from palette PNGs of the photo's size."""
     source = save(tmp_path, VOC_CLASSES)
     out = tmp_path / "out"
-    # Whole: to shrink a large JPEG, prediction decodes it at a fraction of its size.
     options = ["--submission", "voc", "--data", str(data), "--split", "val", "-o", str(out)]
-    assert main([str(source), *options, "--whole"]) == 0
+    assert main([str(source), *options]) == 0
     folder = out / "results" / "VOC2012" / "Segmentation" / "comp6_val_cls"
     confusion = Confusion(21)
     dataset = find("voc", data, "val")
@@ -80,8 +79,7 @@ def test_a_voc_submission_scores_what_evaluation_says(data: Path, tmp_path: Path
         labels = read_mask(folder / f"{pair.name}.png", classes=21)
         confusion.add(read_mask(pair.mask, classes=21), labels)
     target = tmp_path / "figures.json"
-    options = ["--data", str(data), "--json", str(target), "--whole"]
-    assert evaluate.main([str(source), *options]) == 0
+    assert evaluate.main([str(source), "--data", str(data), "--json", str(target)]) == 0
     assert json.loads(target.read_text())["miou"] == pytest.approx(confusion.miou(), abs=1e-6)
     with tarfile.open(out / "results.tgz") as archive:
         names = archive.getnames()

@@ -354,12 +354,12 @@ def test_mIoU_in_training_is_that_of_the_evaluator(data: Path, tmp_path: Path) -
     from functools import partial
 
     from model.evaluate.evaluation import score
-    from model.network.inference import label_map
+    from model.network.inference import served_map
 
     config = make_recipe(iterations=2, validation_split="train", validate_every=2)
     run(config, data, tmp_path)
     confusion = score(
-        find("voc", data, "train"), partial(label_map, checkpoint.load(tmp_path / "best"))
+        find("voc", data, "train"), partial(served_map, checkpoint.load(tmp_path / "best"))
     )
     assert lines(tmp_path)[-1]["miou"] == pytest.approx(confusion.miou(), abs=1e-6)
 
