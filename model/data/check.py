@@ -39,20 +39,11 @@ from model.data.pairs import (
     write_mask,
 )
 from model.data.palettes import Palette
-from model.data.photo import EXIF_ORIENTATION, Picture, open_picture, opened
+from model.data.photo import Picture, open_picture, opened, turn
 from model.data.report import COLOR_MODES, Look, Report
 from pixels.bands import PHOTO, Bands, Samples
+from pixels.exif import TURNS
 
-# How a mask is turned with its photo; the EXIF standard's values, as in ImageOps.exif_transpose.
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 CLEARLY = 1.3  # times as much contrast: a mask of little structure fits both ways about as well
 T = TypeVar("T")
 R = TypeVar("R")
@@ -177,7 +168,7 @@ def _expect_size(image: Path, mask_size: tuple[int, int], samples: Samples) -> P
     if not isinstance(photo, Image.Image):
         raise DatasetError(text)
     with opened(image) as picture:
-        if picture.size == mask_size and picture.getexif().get(EXIF_ORIENTATION, 1) != 1:
+        if picture.size == mask_size and turn(picture) != 1:
             text += ": the photo's EXIF orientation turns it, turn the mask as well"
     raise DatasetError(text)
 
@@ -190,7 +181,7 @@ def _drawn_as_stored(pair: Pair, photo: Image.Image) -> bool:
     that is turned.
     """
     with opened(pair.image) as stored:
-        orientation = stored.getexif().get(EXIF_ORIENTATION, 1)
+        orientation = turn(stored)
     if orientation not in TURNS:
         return False
     with opened(_path(pair.mask)) as picture:

@@ -18,15 +18,13 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
-from pixels import bands, depth, jpeg, tiff
+from pixels import bands, depth, exif, jpeg, tiff
 from pixels.bands import PHOTO, Bands, Samples
 from pixels.srgb import to_srgb
 
-EXIF_ORIENTATION = 0x0112
-EXIF_ERRORS = (ValueError, TypeError, KeyError, SyntaxError, struct.error)
 # Pillow's exceptions for files that are damaged, no picture at all, or too large to be safe.
 PILLOW_ERRORS = (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError)
 
@@ -162,15 +160,7 @@ def jpeg_size(path: Path) -> Size | None:
 
 def _upright_size(image: Image.Image) -> Size:
     width, height = image.size
-    return (height, width) if _is_turned(image) else (width, height)
-
-
-def _is_turned(image: Image.Image) -> bool:
-    """Return whether an image's EXIF orientation exchanges its sides."""
-    try:
-        return image.getexif().get(EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
-    except EXIF_ERRORS:
-        return False
+    return (height, width) if turn(image) in exif.ON_THEIR_SIDE else (width, height)
 
 
 def read_photo(path: Path) -> NDArray[np.uint8]:
@@ -278,16 +268,16 @@ def orientation(
         value = _orientation_tag(source, samples)
     except Exception:  # parsers of damaged files fail in many ways
         return 1
-    return value if 1 <= value <= 8 else 1
+    return value if value in exif.TURNS else 1
 
 
 def _orientation_tag(source: Path | str | Image.Image, samples: Samples) -> int:
     if isinstance(source, Image.Image):
-        return int(source.getexif().get(EXIF_ORIENTATION, 1))
+        return turn(source)
     if samples.channels != PHOTO.channels:
         return tiff.first(tiff.directory(Path(source).read_bytes()), tiff.ORIENTATION, 1)
     with opened(Path(source)) as image:
-        return int(image.getexif().get(EXIF_ORIENTATION, 1))
+        return turn(image)
 
 
 def rgb(image: Image.Image) -> Image.Image:
@@ -297,9 +287,11 @@ def rgb(image: Image.Image) -> Image.Image:
 
 def upright(image: Image.Image) -> Image.Image:
     """The image turned as its EXIF orientation says, or as it is where the EXIF is broken."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # Pillow's on a damaged EXIF block
-            return ImageOps.exif_transpose(image)
-    except EXIF_ERRORS:
-        return image
+    return exif.upright(image, turn(image))
+
+
+def turn(image: Image.Image) -> int:
+    """Return an image's EXIF orientation as `exif.orientation` does, without Pillow's warnings."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # on a damaged EXIF block
+        return exif.orientation(image)

@@ -13,13 +13,13 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.JpegImagePlugin import jpeg_factory
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from pixels import depth, jpeg
+from pixels import depth, exif, jpeg
 from pixels.bands import PHOTO, Samples, fitting, resized
 from pixels.srgb import to_srgb
 from pixels.tiff import is_tiff
@@ -52,7 +52,6 @@ MEDIA_TYPES = (
 MAX_RLE_BYTES = 2_000_000  # of a BMP: Pillow decodes run lengths in Python
 UNSCALED = ("I", "F")  # Pillow would clip them to 0 to 255, whatever their range is
 EXIF = b"Exif\0\0"
-ORIENTATION = 0x0112  # the EXIF tag
 
 
 @dataclass(frozen=True)
@@ -230,7 +229,7 @@ def _decoded(opened: Opened, reduce_to: int | None) -> DecodedPhoto:
             # fails must fail here: the next one would return the rows before the damage.
             image.load()
         orientation = _orientation(image)  # now: Pillow removes it from a TIFF when it turns that
-        size = (image.height, image.width) if orientation in (5, 6, 7, 8) else image.size
+        size = (image.height, image.width) if orientation in exif.ON_THEIR_SIDE else image.size
         if opened.tiff is not None and opened.tiff.bands is not None:
             return DecodedPhoto.of(opened.tiff.bands.decode(), orientation)
         if opened.tiff is not None:
@@ -268,26 +267,17 @@ def _ended(opened: Opened) -> Opened | None:
 
 
 def _orientation(image: Image.Image) -> int:
-    exif = image.info.get("exif")
-    if isinstance(exif, bytes):
+    data = image.info.get("exif")
+    if isinstance(data, bytes):
         try:
-            tags.check(exif.removeprefix(EXIF).removeprefix(EXIF))
+            tags.check(data.removeprefix(EXIF).removeprefix(EXIF))
         except InvalidImage:  # ignored as other broken EXIF data
             return 1
-    try:
-        value = int(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # ignore broken EXIF data
-        return 1
-    return value if 1 <= value <= 8 else 1
+    return exif.orientation(image)
 
 
 def _oriented(image: Image.Image) -> Image.Image:
-    if _orientation(image) == 1:
-        return image
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # as above
-        return image
+    return exif.upright(image, _orientation(image))
 
 
 def fit(photo: DecodedPhoto, target: InputSize) -> Fitted:

@@ -13,10 +13,11 @@ from PIL import Image
 
 from annotations.draw import Drawn, draw
 from annotations.errors import AnnotationError
-from model.data.check import TURNS, each
+from model.data.check import each
 from model.data.exchange.plan import Item, Plan
 from model.data.folder import DESCRIPTION
 from model.data.pairs import VOID, write_mask
+from pixels.exif import ON_THEIR_SIDE, TURNS
 
 RECORD, LIST = "import.json", "photos.csv"
 
@@ -75,7 +76,7 @@ def _write_one(plan: Plan, item: Item) -> tuple[NDArray[np.int64], int] | str:
 def label_map(plan: Plan, item: Item) -> Drawn:
     """The class ids of a photo, upright and of its size."""
     declared = item.labelled.size or item.size
-    if item.labelled.size is None and item.turn in (5, 6, 7, 8):
+    if item.labelled.size is None and item.turn in ON_THEIR_SIDE:
         declared = (declared[1], declared[0])
     drawn = draw(
         item.labelled.regions,

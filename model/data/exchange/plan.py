@@ -20,12 +20,12 @@ from annotations.files import Reading
 from annotations.formats import READERS
 from annotations.shapes import Color, Labelled, Labels, Size
 from model.data import cityscapes, voc
-from model.data.check import TURNS
 from model.data.exchange.classes import AS_VOID, Choice, Rest, choose
 from model.data.exchange.photos import Photos, unique_names
 from model.data.exchange.splits import divide, groups, sequences
 from model.data.pairs import VOID, DatasetError
-from model.data.photo import EXIF_ERRORS, EXIF_ORIENTATION, opened
+from model.data.photo import opened, turn
+from pixels.exif import ON_THEIR_SIDE, TURNS
 
 Exif = Literal["auto", "upright", "stored"]
 SHOWN = 20  # problems and notes in the text; import.json has all of them
@@ -261,7 +261,7 @@ def _embedded(labelled: Labelled, photos: Photos, notes: Notes) -> Item | None:
 def _item(labelled: Labelled, path: Path, wish: Wish, notes: Notes) -> Item:
     """Compare the declared size with the photo's. Raises DatasetError if they disagree."""
     stored, orientation = _header(path)
-    upright = (stored[1], stored[0]) if orientation in (5, 6, 7, 8) else stored
+    upright = (stored[1], stored[0]) if orientation in ON_THEIR_SIDE else stored
     declared = labelled.size or (stored if wish.exif == "stored" else upright)
     turned = orientation in TURNS
     as_stored = wish.exif == "stored" or (wish.exif == "auto" and declared != upright)
@@ -298,11 +298,7 @@ def _same_shape(one: Size, other: Size) -> bool:
 def _header(path: Path) -> tuple[Size, int]:
     """(W, H) of a photo as stored, and its EXIF orientation."""
     with opened(path) as picture:
-        try:
-            orientation = int(picture.getexif().get(EXIF_ORIENTATION, 1))
-        except EXIF_ERRORS:
-            orientation = 1
-        return picture.size, orientation
+        return picture.size, turn(picture)
 
 
 def _divided(items: list[Item], wish: Wish, notes: Notes, problems: list[str]) -> list[Item]:

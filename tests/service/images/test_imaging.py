@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
+from pixels.exif import ORIENTATION
 from postprocess.results import encoders
 from postprocess.results.png import Rows
 from service.errors import ImageTooLarge, InvalidImage
@@ -130,7 +131,7 @@ def test_exif_orientation_is_applied(orientation: int, kind: str) -> None:
     stored = Image.new("RGB", (64, 48))
     stored.paste("white", (0, 0, 16, 16))
     exif = Image.Exif()
-    exif[imaging.ORIENTATION] = orientation
+    exif[ORIENTATION] = orientation
     photo = decoded(encoded(stored, kind, exif=exif))
     assert photo.size == ((64, 48) if orientation < 5 else (48, 64))
     assert photo.image.size == photo.size
@@ -144,7 +145,7 @@ def test_exif_orientation_is_applied(orientation: int, kind: str) -> None:
 @pytest.mark.parametrize("value", [0, 9, 65535])
 def test_an_invalid_orientation_turns_nothing(value: int) -> None:
     exif = Image.Exif()
-    exif[imaging.ORIENTATION] = value
+    exif[ORIENTATION] = value
     photo = decoded(encoded(picture(6, 4), "PNG", exif=exif))
     assert (photo.size, photo.orientation) == ((6, 4), 1)
 
@@ -323,7 +324,7 @@ def test_a_jpeg_that_lacks_more_is_refused(
 def png_with(chunk: bytes, body: bytes, orientation: int = 1) -> bytes:
     """A PNG with one more chunk behind its header."""
     exif = Image.Exif()
-    exif[imaging.ORIENTATION] = orientation
+    exif[ORIENTATION] = orientation
     data = encoded(picture(40, 30), exif=exif)
     return data[:33] + png_chunk(chunk, body) + data[33:]
 

@@ -13,10 +13,10 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from pycocotools import mask as coco
 
+from pixels.exif import ORIENTATION
 from postprocess import outlines
 from postprocess.results.outputs import Wish, extras
 from postprocess.results.selection import select
-from service.images.imaging import ORIENTATION
 from tests.service import onnx_models
 from tests.service.web import opened, photo, png, post, serving
 
