@@ -185,6 +185,7 @@ def segment(
         top=top,
         coverage=coverage,
     )
+    options.expect_within("overlap", overlap)  # also if unused, as the service does
     windows = overlap if fit == "sliding" else None
     passes = Passes(tuple(scales), flip, fit, windows)
     samples = net.config.samples

@@ -27,6 +27,8 @@ def mistakes(error: ValidationError, model: type[BaseModel] | None = None) -> st
             message = f"no such key{_hint(item['loc'], model)}"
         if item["type"] in {"tuple_type", "list_type"}:
             message = "a single value; give a list in brackets, as in [1, 2, 3]"
+        if item["type"] == "literal_error":
+            message = f"choose from {_listed(item['ctx']['expected'])}"
         if not key:
             found.append(message)
         elif isinstance(item["input"], dict):  # the table that lacks a key or breaks a rule
@@ -34,6 +36,11 @@ def mistakes(error: ValidationError, model: type[BaseModel] | None = None) -> st
         else:
             found.append(f"{key}={_shortened(repr(item['input']))}: {message}")
     return "; ".join(found)
+
+
+def _listed(expected: str) -> str:
+    """Return `'a', 'b' or 'c'` as `a, b, c`."""
+    return expected.replace(" or ", ", ").replace("'", "")
 
 
 def _hint(location: tuple[int | str, ...], model: type[BaseModel] | None) -> str:

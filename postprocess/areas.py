@@ -6,9 +6,12 @@ import math
 import re
 from dataclasses import dataclass
 
-from postprocess.errors import InvalidOption
+from postprocess.errors import InvalidOption, is_number
 
 PATTERN = r"^\d{1,9}(\.\d{0,15})?%?$|^\.\d{1,15}%?$"  # as text: 64, 0.001 or 0.1%
+
+
+MOST = 999_999_999  # pixels
 
 
 @dataclass(frozen=True)
@@ -30,18 +33,20 @@ def area(name: str, value: float | str) -> Area | None:
     A number below 1 is a share of the photo's pixels; from 1 it is a number of pixels.
     """
     text = value.strip() if isinstance(value, str) else ""
-    number = _number(text.removesuffix("%")) if isinstance(value, str) else float(value)
+    number = _number(text.removesuffix("%") if isinstance(value, str) else value)
     number /= 100 if text.endswith("%") else 1
     is_share = text.endswith("%") or 0 < number < 1
-    if not 0 <= number < 1e9 or (is_share and number > 1) or (not is_share and number % 1):
+    if not 0 <= number <= MOST or (is_share and number > 1) or (not is_share and number % 1):
         raise InvalidOption(
-            f"{name}={value!r}: give pixels (64), or a share of the photo (0.001 or 0.1%, "
-            "at most 100%)"
+            f"{name}={value!r}: give whole pixels from 1 to {MOST} (64), a share of the photo "
+            "(0.001 or 0.1%, at most 100%), or 0 to turn it off"
         )
     return Area(number, is_share) if number else None
 
 
-def _number(text: str) -> float:
+def _number(text: float | str) -> float:
     """Return a plain decimal number, or NaN."""
-    is_number = text.isascii() and re.match(PATTERN, text) and not text.endswith(("%", "\n"))
-    return float(text) if is_number else math.nan
+    if not isinstance(text, str):
+        return float(text) if is_number(text) else math.nan
+    is_plain = text.isascii() and re.match(PATTERN, text) and not text.endswith(("%", "\n"))
+    return float(text) if is_plain else math.nan

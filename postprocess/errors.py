@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Real
+
 
 class InvalidOption(ValueError):
     """An option is out of range; the message names the option, the value and the range."""
@@ -21,3 +23,8 @@ class TooManyBytes(ValueError):
     def __init__(self, size: int, limit: int) -> None:
         super().__init__(f"the results have {size} bytes or more, the limit is {limit}")
         self.size, self.limit = size, limit
+
+
+def is_number(value: object) -> bool:
+    """Whether an option is a number; True and False are none, though Python counts with them."""
+    return isinstance(value, Real) and not isinstance(value, bool)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from postprocess.errors import InvalidOption
+from postprocess.errors import InvalidOption, is_number
 from postprocess.runs import Labels
 
 VOID = 255  # no class
@@ -20,7 +20,7 @@ def min_confidences(
     Classes that it does not name keep their threshold in `base`, by default 0. In a list,
     a number without a class applies to all classes. Raises InvalidOption.
     """
-    found = list(base or [0.0] * len(classes))
+    given: dict[int | None, float] = {}  # by class; None: for all classes
     names = {name.lower(): index for index, name in enumerate(classes)}
     for name, text in _entries(value):
         number = _number(text)
@@ -31,8 +31,15 @@ def min_confidences(
                 f"min_confidence={value!r}: give a number from 0 to 1 (0.6), or one for each of "
                 f"some classes (person:0.8,car:0.5); the classes are {listed}"
             )
-        found = [number if not name or at == index else each for at, each in enumerate(found)]
-    return tuple(found)
+        key = index if name else None
+        if key in given:
+            twice = f"the class {classes[index]}" if name else "all classes"
+            raise InvalidOption(
+                f"min_confidence={value!r}: two numbers from 0 to 1 are for {twice}: give one"
+            )
+        given[key] = number
+    rest = [given[None]] * len(classes) if None in given else base or [0.0] * len(classes)
+    return tuple(given.get(index, each) for index, each in enumerate(rest))
 
 
 def _entries(value: float | str | Mapping[str, float]) -> list[tuple[str, float | str]]:
@@ -43,13 +50,12 @@ def _entries(value: float | str | Mapping[str, float]) -> list[tuple[str, float 
         return [("", value)]
     # From the right: names of classes may contain a colon.
     pairs = [part.rpartition(":") for part in value.split(",") if part.strip()]
-    pairs.sort(key=lambda pair: bool(pair[1]))  # plain numbers first: the classes refine them
     return [((name.strip().lower() or colon) if colon else "", text) for name, colon, text in pairs]
 
 
 def _number(text: float | str) -> float:
     try:
-        return float(text)
+        return float(text) if isinstance(text, str) or is_number(text) else -1.0
     except ValueError:
         return -1.0
 

@@ -41,6 +41,8 @@ def mistakes(
             message = f"unknown {kind}{_hint(str(item['loc'][-1]), known(item['loc']))}"
         if item["type"] in OF_SWITCHES:
             message = "give true or false"
+        if item["type"] == "literal_error":
+            message = f"choose from {_listed(item['ctx']['expected'])}"
         if item["type"] in OF_NUMBERS:
             message = bounds(item["loc"]) or message
         key = name(item["loc"]) if item["loc"] else whole
@@ -58,6 +60,11 @@ def _hint(name: str, known: Iterable[str]) -> str:
     if near := get_close_matches(name, listed, n=1):
         return f"; did you mean {near[0]}?"
     return f"; choose from {', '.join(listed)}" if listed else ""
+
+
+def _listed(expected: str) -> str:
+    """Return `'a', 'b' or 'c'` as `a, b, c`."""
+    return expected.replace(" or ", ", ").replace("'", "")
 
 
 def _shortened(text: str) -> str:

@@ -6,7 +6,7 @@ The two packages do not import each other, so each has its own formatter.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -56,6 +56,18 @@ def test_every_wrong_value_is_named_by_its_path(mistakes: Formatter) -> None:
     assert mistakes(error_of(inner={"size": 0}, low="x")) == (
         "inner.size=0: Input should be greater than 0; "
         "low='x': Input should be a valid integer, unable to parse string as an integer"
+    )
+
+
+class Choice(BaseModel):
+    fit: Literal["resize", "sliding", "crop"] = "resize"
+    stride: Literal[8, 16] = 16
+
+
+@each_formatter
+def test_the_choices_are_listed_as_they_are_written(mistakes: Formatter) -> None:
+    assert mistakes(error_of(Choice, fit="x", stride=9)) == (
+        "fit='x': choose from resize, sliding, crop; stride=9: choose from 8, 16"
     )
 
 

@@ -32,6 +32,7 @@ from postprocess.grid import Grid, Placing, Probabilities
 from postprocess.results import outputs
 from postprocess.results import photo as photos
 from postprocess.results.facts import Calibration, Color, Extras
+from postprocess.results.options import expect_within
 from postprocess.results.outputs import Result, Wish
 from postprocess.results.photo import Photo
 from postprocess.runs import Spread
@@ -83,11 +84,10 @@ class Passes:
     def __post_init__(self) -> None:
         if self.fit not in {"resize", "sliding"}:
             raise InvalidOption(f"fit={self.fit!r}: choose from resize, sliding")
-        if self.fit == "sliding" and (self.whole or not 0 <= (self.overlap or 0) <= 0.5):
-            raise InvalidOption(
-                f"overlap={self.overlap}, whole={self.whole}: with fit=sliding, give an overlap "
-                "from 0 to 0.5, and do not take the photo whole"
-            )
+        if self.fit == "sliding" and self.whole:
+            raise InvalidOption(f"whole={self.whole}: with fit=sliding, leave it out")
+        if self.fit == "sliding" and self.overlap is not None:
+            expect_within("overlap", self.overlap)
 
     @property
     def at_full_size(self) -> bool:

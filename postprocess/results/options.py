@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import get_args
 
 import numpy as np
 
 from postprocess.areas import area
-from postprocess.errors import InvalidOption
+from postprocess.errors import InvalidOption, is_number
 from postprocess.refine import Below, Refinement, below_label
 from postprocess.results.facts import Color, Facts
 from postprocess.results.outputs import (
@@ -31,9 +31,15 @@ from postprocess.sureness import min_confidences
 Names = str | Sequence[str]  # "a,b" or ["a", "b"]
 
 # Both ends are allowed.
-RANGES = {"alpha": (0, 1), "contour": (0, 32), "simplify": (0, 100), "top": (0, 256)}
-WHOLE = {"contour", "top"}
 MOST_OVERLAP = 0.5
+RANGES = {
+    "alpha": (0, 1),
+    "contour": (0, 32),
+    "simplify": (0, 100),
+    "top": (0, 256),
+    "overlap": (0, MOST_OVERLAP),
+}
+WHOLE = {"contour", "top"}
 FILL = "^[0-9a-fA-F]{6}$"
 
 
@@ -62,10 +68,10 @@ def wish(
     coverage: float | None = None,
 ) -> Wish:
     """Return the requested outputs of a model; raises InvalidOption."""
-    _expect_within("alpha", alpha)
-    _expect_within("contour", contour)
-    _expect_within("simplify", simplify)
-    _expect_within("top", top)
+    expect_within("alpha", alpha)
+    expect_within("contour", contour)
+    expect_within("simplify", simplify)
+    expect_within("top", top)
     _expect_one_of("overlay_format", overlay_format, get_args(OverlayFormat))
     _expect_one_of("mask_format", mask_format, get_args(MaskFormat))
     _expect_one_of("below", below, get_args(Below))
@@ -74,13 +80,13 @@ def wish(
     _expect_side(max_side)
     _expect_share(coverage)
     found = Wish(
-        outputs=() if output is None else parse_outputs(_joined(output), "output", OUTPUTS),
-        selection=select(None if classes is None else _joined(classes), facts),
+        outputs=() if output is None else _named("output", output, OUTPUTS),
+        selection=select(None if classes is None else _joined("classes", classes), facts),
         alpha=alpha,
         contour=contour,
         overlay_format=overlay_format,
         mask_format=mask_format,
-        include=_included(include),
+        include=_named("include", include, INCLUDABLE) if include else (),
         refinement=refinement(
             facts,
             min_confidence=min_confidence,
@@ -136,13 +142,14 @@ def _thresholds(facts: Facts, threshold: str | None) -> tuple[float, ...]:
     return facts.calibration.best_f1
 
 
-def _joined(names: Names) -> str:
+def _joined(option: str, names: Names) -> str:
+    if not isinstance(names, str | Iterable):
+        raise InvalidOption(f"{option}={names!r}: give names in a text or a list")
     return names if isinstance(names, str) else ",".join(map(str, names))
 
 
-def _included(include: Names) -> tuple[str, ...]:
-    names = _joined(include)
-    return parse_outputs(names, "include", INCLUDABLE) if names else ()
+def _named(option: str, names: Names, valid: Iterable[str]) -> tuple[str, ...]:
+    return parse_outputs(_joined(option, names), option, valid)
 
 
 def _expect_one_of(name: str, text: str, known: tuple[str, ...]) -> None:
@@ -151,19 +158,19 @@ def _expect_one_of(name: str, text: str, known: tuple[str, ...]) -> None:
 
 
 def _expect_side(max_side: int | None) -> None:
-    if max_side is not None and (max_side < 1 or max_side % 1):
-        raise InvalidOption(f"max_side={max_side}: give a whole number from 1")
+    if max_side is not None and (not is_number(max_side) or max_side < 1 or max_side % 1):
+        raise InvalidOption(f"max_side={max_side!r}: give a whole number from 1")
 
 
 def _expect_share(coverage: float | None) -> None:
-    if coverage is not None and not 0 < coverage < 1:
-        raise InvalidOption(f"coverage={coverage}: give a share above 0 and below 1")
+    if coverage is not None and not (is_number(coverage) and 0 < coverage < 1):
+        raise InvalidOption(f"coverage={coverage!r}: give a share above 0 and below 1")
 
 
-def _expect_within(name: str, value: float) -> None:
+def expect_within(name: str, value: float) -> None:
+    """Raise InvalidOption for a value outside of RANGES."""
     low, high = RANGES[name]
-    is_number = isinstance(value, int | float | np.number)
-    if not is_number or not low <= value <= high or (name in WHOLE and value % 1):
+    if not is_number(value) or not low <= value <= high or (name in WHOLE and value % 1):
         kind = "a whole number" if name in WHOLE else "a number"
         raise InvalidOption(f"{name}={value!r}: give {kind} from {low} to {high}")
 
@@ -175,7 +182,7 @@ def _expect_switch(name: str, value: object) -> None:
 
 
 def _color(text: str) -> Color:
-    if not re.match(FILL, text) or text.endswith("\n"):
+    if not isinstance(text, str) or not re.match(FILL, text) or text.endswith("\n"):
         raise InvalidOption(f"fill={text!r}: give a colour as RRGGBB, six hexadecimal digits")
     red, green, blue = bytes.fromhex(text)
     return red, green, blue

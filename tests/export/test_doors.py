@@ -296,9 +296,12 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"threshold": "worst"}, "best"),
     ({"min_confidence": "1.5"}, "0 to 1"),
     ({"min_confidence": "cow:0.5"}, "0 background"),
+    ({"min_confidence": "a:0.5,1:0.6"}, "two numbers from 0 to 1 are for the class a"),
+    ({"min_confidence": "0.5,0.6"}, "for all classes"),
     ({"min_area": "-3"}, "min_area"),
     ({"fill_holes": "101%"}, "100%"),
     ({"overlap": 0.6, "fit": "sliding"}, "0.5"),
+    ({"overlap": 0.6}, "0.5"),
     ({"fit": "crop"}, "sliding"),
     ({"smooth": "maybe"}, "true or false"),
     ({"instances": "7"}, "true or false"),
@@ -330,6 +333,32 @@ def test_a_bad_value_is_refused_and_the_range_named_at_each_door(
     for message in (str(caught.value), answer.json()["detail"]):
         assert name in message
         assert told in message
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        *((name, True, "from 0") for name in ("alpha", "contour", "simplify", "top", "overlap")),
+        *((name, "1", "from 0") for name in ("alpha", "contour", "simplify", "top", "overlap")),
+        *((name, True, "from 1") for name in ("min_area", "fill_holes", "max_side")),
+        *((name, [1], "from 1") for name in ("min_area", "fill_holes", "max_side")),
+        *(("min_confidence", value, "from 0 to 1") for value in (True, [0.5], {"a": None})),
+        *(("coverage", value, "above 0 and below 1") for value in ("0.9", True, [0.9])),
+        *((name, 8, "names") for name in ("output", "classes", "include")),
+        *((name, None, "choose from") for name in ("below", "mask_format", "overlay_format")),
+        *((name, None, "true or false") for name in ("smooth", "instances", "legend")),
+        ("fill", (255, 255, 255), "RRGGBB"),
+        ("fit", None, "resize, sliding"),
+        ("threshold", True, "best"),
+    ],
+)
+def test_python_refuses_values_of_other_types_with_the_range(
+    net: DeepLabV3Plus, option: str, value: Any, told: str
+) -> None:
+    """The service gets texts only; here a wrong type must not end in a TypeError deep inside."""
+    with pytest.raises(InvalidOption, match=told) as caught:
+        model.segment(net, SMALL, **{option: value})
+    assert str(caught.value).startswith(f"{option}=")
 
 
 def test_python_refuses_with_its_own_errors(net: DeepLabV3Plus) -> None:

@@ -86,7 +86,7 @@ def test_overrides_reach_nested_keys() -> None:
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("model.output_stride=5", r"model\.output_stride=5: .*8, 16 or 32"),
+        ("model.output_stride=5", r"model\.output_stride=5: .*choose from 8, 16, 32"),
         ("model.backbone=vgg", r"model\.backbone='vgg': .*xception_65"),
         ("learning_rate=-1", "learning_rate=-1: .*greater than 0"),
         ("learnig_rate=1", "^learnig_rate=1: no such key; did you mean learning_rate\\?$"),

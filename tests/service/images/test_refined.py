@@ -193,8 +193,8 @@ def test_simplified_polygons_share_their_borders(
 @pytest.mark.parametrize(
     ("name", "value", "told"),
     [
-        ("min_area", "-1", "pixels (64), or a share"),
-        ("min_area", "1.5", "pixels (64), or a share"),
+        ("min_area", "-1", "whole pixels from 1 to 999999999 (64), a share"),
+        ("min_area", "1.5", "whole pixels from 1 to 999999999 (64), a share"),
         ("fill_holes", "101%", "at most 100%"),
         ("simplify", "-1", "give a number from 0 to 100"),
         ("simplify", "101", "give a number from 0 to 100"),
@@ -205,7 +205,7 @@ def test_simplified_polygons_share_their_borders(
         ("min_confidence", "1.1", "from 0 to 1"),
         ("min_confidence", "cat:0.5", "0 background, 1 dim, 2 bright"),
         ("min_confidence", "0.5", "export it with --confidence"),
-        ("below", "nothing", "'background' or 'void'"),
+        ("below", "nothing", "choose from background, void"),
         ("instances", "maybe", "instances"),
     ],
 )
