@@ -93,7 +93,7 @@ def _cure(size: tuple[int, int], target: Target, most: int) -> str:
         if count(size, target, percent / 100) <= most:
             return f"use overlap={percent / 100:g} or less, fit=resize, or send a smaller image"
     fewest = count(size, target, 0)
-    return f"even overlap=0 needs {fewest}, so send a smaller image or use fit=resize"
+    return f"even without overlap it needs {fewest}, so send a smaller image or use fit=resize"
 
 
 def cut(

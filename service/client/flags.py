@@ -116,7 +116,7 @@ def add_query(parser: argparse.ArgumentParser) -> None:
         "--contour",
         metavar="PX",
         type=int,
-        help="width of outlines in the overlay, in pixels (default: 0, none)",
+        help="width of outlines in the overlay, in pixels, 0 to 32 (default: 0, none)",
     )
     names = "draw names and shares of the classes into overlay and side-by-side"
     add("--legend", action="store_const", const="true", help=names)
@@ -133,7 +133,7 @@ def add_query(parser: argparse.ArgumentParser) -> None:
 
 def _add_refinement(add: Callable[..., object]) -> None:
     """Add the flags for clean masks, instances, polygons and probabilities."""
-    sure = "least confidence of a pixel: 0.6, or person:0.8,car:0.5 (default: 0)"
+    sure = "least confidence of a pixel, 0 to 1: 0.6, or person:0.8,car:0.5 (default: 0)"
     add("--min-confidence", metavar="P", help=sure)
     best = "take the model's calibrated confidence for classes that --min-confidence does not name"
     add("--threshold", choices=("best",), help=best)
@@ -143,16 +143,18 @@ def _add_refinement(add: Callable[..., object]) -> None:
     add("--smooth", action="store_const", const="true", help=edges)
     small = "remove regions smaller than this: pixels, or a share such as 0.1%% (default: 0)"
     add("--min-area", metavar="AREA", help=small)
-    holes = "fill holes up to this area that one class surrounds (default: 0)"
+    holes = "fill holes up to this area that one class surrounds, given alike (default: 0)"
     add("--fill-holes", metavar="AREA", help=holes)
     split = "list the connected regions of each class in json, rle, polygons and npz"
     add("--instances", action="store_const", const="true", help=split)
     simple = "simplify polygons; outlines move by at most this many pixels, 0 to 100 (default: 0)"
     add("--simplify", metavar="PX", type=float, help=simple)
     add("--fill", metavar="RRGGBB", help="colour of output replace (default: ffffff)")
-    most = "in probabilities, give only the K most probable classes of each point (default: 0, all)"
+    most = "in probabilities, give only the K most probable classes of each point, 1 to 256 "
+    most += "(default: 0, all)"
     add("--top", metavar="K", type=int, help=most)
-    share = "in probabilities, give sets of classes that hold the true one in this share of pixels"
+    share = "in probabilities, give sets of classes that hold the true one in this share of "
+    share += "pixels, above 0 and below 1"
     add("--coverage", metavar="SHARE", type=float, help=share)
 
 
