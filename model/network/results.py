@@ -20,7 +20,6 @@ from model.network.inference import (
     Labels,
     Source,
     average_probabilities,
-    nearest,
     prepare,
     probabilities,
     shrunk,
@@ -29,7 +28,7 @@ from model.network.layers import resize
 from postprocess import windows
 from postprocess.errors import InvalidOption
 from postprocess.grid import Grid, Placing, Probabilities
-from postprocess.results import outputs
+from postprocess.results import outputs, png
 from postprocess.results import photo as photos
 from postprocess.results.facts import Calibration, Color, Extras
 from postprocess.results.options import expect_within
@@ -183,8 +182,7 @@ def result(
     if seen.points is not None:
         sides = target.height, target.width
         grid = Grid.of(seen.points, facts.probability_grid, sides, fitted.shape[:2], size)
-    rows, columns = nearest(fitted.shape[0], size[1]), nearest(fitted.shape[1], size[0])
-    spread = Spread(np.bincount(rows), np.bincount(columns))
+    spread = Spread(png.shares(fitted.shape[0], size[1]), png.shares(fitted.shape[1], size[0]))
     photo = replace(photo, decoded=fitted[..., :3])
     return Result(photo, seen.labels, seen.confidence, spread, facts, grid)
 

@@ -77,7 +77,23 @@ class Rows:
 
 def nearest(have: int, want: int) -> NDArray[np.intp]:
     """For each of `want` pixels return the index of the nearest of `have`, by their centres."""
-    return ((np.arange(want) + 0.5) * (have / want)).astype(np.intp)
+    return _nearest_of(np.arange(want), have, want)
+
+
+def shares(have: int, want: int) -> NDArray[np.intp]:
+    """For each of `have` pixels return the number of `want` pixels that `nearest` gives it.
+
+    The time and memory depend on `have` alone: a picture may be tens of millions of pixels wide.
+    """
+    order = np.arange(1, have)
+    starts = np.ceil(order * (want / have) - 0.5).astype(np.intp)  # correct but for rounding
+    starts -= _nearest_of(starts - 1, have, want) >= order
+    starts += _nearest_of(starts, have, want) < order
+    return np.diff(starts, prepend=0, append=want)
+
+
+def _nearest_of(pixels: NDArray[np.intp], have: int, want: int) -> NDArray[np.intp]:
+    return ((pixels + 0.5) * (have / want)).astype(np.intp)
 
 
 def encode(image: Rows, palette: Pixels | None = None) -> bytes:

@@ -305,5 +305,4 @@ def spread(fitted: Fitted, size: tuple[int, int]) -> Spread:
     label gets at least one pixel.
     """
     h, w = fitted.valid
-    rows, columns = png.nearest(h, size[1]), png.nearest(w, size[0])
-    return Spread(np.bincount(rows, minlength=h), np.bincount(columns, minlength=w))
+    return Spread(png.shares(h, size[1]), png.shares(w, size[0]))

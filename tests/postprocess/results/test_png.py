@@ -122,3 +122,21 @@ def test_a_photo_takes_hardly_more_bytes_than_from_pillow(path: Path) -> None:
     out = io.BytesIO()
     photo.save(out, "PNG", compress_level=1)
     assert len(png.encode_picture(np.asarray(photo))) < 1.1 * len(out.getvalue())
+
+
+def test_shares_count_what_nearest_gives() -> None:
+    """Exactly, whether the picture is larger or smaller, and for sizes where floats round."""
+    rng = np.random.default_rng(7)
+    for have, want in rng.integers(1, [700, 6000], (2000, 2)):
+        expected = np.bincount(png.nearest(have, want), minlength=have)
+        assert np.array_equal(png.shares(have, want), expected), (have, want)
+
+
+def test_shares_of_a_very_wide_picture_need_no_memory_for_its_pixels() -> None:
+    """A PNG of 6 KB may be 49 million pixels wide; this once held the event loop for seconds."""
+    tracemalloc.start()
+    shares = png.shares(513, 49_000_000)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert shares.sum() == 49_000_000
+    assert peak < 100_000
