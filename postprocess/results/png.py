@@ -89,7 +89,8 @@ def shares(have: int, want: int) -> NDArray[np.intp]:
     starts = np.ceil(order * (want / have) - 0.5).astype(np.intp)  # correct but for rounding
     starts -= _nearest_of(starts - 1, have, want) >= order
     starts += _nearest_of(starts, have, want) < order
-    return np.diff(starts, prepend=0, append=want)
+    counts: NDArray[np.intp] = np.diff(starts, prepend=0, append=want)
+    return counts
 
 
 def _nearest_of(pixels: NDArray[np.intp], have: int, want: int) -> NDArray[np.intp]:

@@ -40,6 +40,7 @@ from service.http.query import SegmentQuery
 from service.http.segment import BYTES_PER_PIXEL, Job, Resources, segment_each
 from service.http.upload import refuse_encoding, unless_gone
 from service.inference import tensors
+from service.inference.batcher import Share
 from service.inference.contract import CONFIDENCE, INPUT, LABELS
 from service.inference.models import Models, ServedModel
 from service.inference.tensors import (
@@ -155,7 +156,10 @@ async def infer_tensor(images: Array, call: Call, asked: Asked) -> dict[str, Arr
     asked.resources.on_pixels(pixels)
     extras = CONFIDENCE if CONFIDENCE in call.outputs else LABELS
     batcher = asked.served.batcher
-    submitted = [batcher.submit(image, extras, deadline=asked.deadline) for image in images]
+    share = Share()
+    submitted = [
+        batcher.submit(image, extras, deadline=asked.deadline, share=share) for image in images
+    ]
     predictions = [prediction for prediction, _ in await asyncio.gather(*submitted)]
     results: dict[str, Array] = {LABELS: np.stack([each.labels for each in predictions])}
     if CONFIDENCE in call.outputs:

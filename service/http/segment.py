@@ -33,7 +33,7 @@ from service.http.upload import Upload
 from service.images import join
 from service.images.prepare import Header, Plan, Prepared
 from service.images.refusals import refusals
-from service.inference.batcher import Timing
+from service.inference.batcher import Share, Timing
 from service.inference.contract import Contract
 from service.inference.engine import Prediction
 from service.inference.models import ServedModel
@@ -113,6 +113,7 @@ class Job:
     deadline: float  # on the monotonic clock; work still waiting then is dropped
     sliding: Sliding | None = None  # None: larger photos are shrunk
     own_bytes: int = 0  # of the request's body and of the photos unpacked from it
+    share: Share = field(default_factory=Share)  # of the engine
 
     @cached_property
     def stages(self) -> Stages:
@@ -343,7 +344,7 @@ async def _infer(prepared: Prepared, job: Job) -> list[Prediction]:
 
     async def predicted(pixels: NDArray[np.uint8]) -> tuple[Prediction, Timing]:
         async with turns:
-            return await batcher.submit(pixels, extras, deadline=job.deadline)
+            return await batcher.submit(pixels, extras, deadline=job.deadline, share=job.share)
 
     answers = await _all([predicted(each) for each in prepared.pixels])
     timings = [timing for _, timing in answers]

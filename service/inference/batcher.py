@@ -11,7 +11,10 @@ another function, `alone`, which takes all CPUs. The guarantees, each covered by
 3. a failed batch fails only its own items;
 4. if a session's loop dies, its batch fails; when the last one dies, all pending items
    fail and the batcher is no longer alive;
-5. closing accepts no more items, works until a deadline, then fails the rest.
+5. closing accepts no more items, works until a deadline, then fails the rest;
+6. requests take turns: an item waits for at most one item of each other request, and for the
+   batches that run, however many items these requests have (start-time fair queueing,
+   Goyal, Vin and Cheng 1996).
 
 A session that fails many times in a row, for instance because its GPU is out of memory,
 counts as dead.
@@ -20,6 +23,7 @@ counts as dead.
 from __future__ import annotations
 
 import asyncio
+import bisect
 import logging
 import time
 from collections import Counter, deque
@@ -53,10 +57,18 @@ class Timing:
 
 
 @dataclass
+class Share:
+    """What the items of one request have in common: they take turns with those of others."""
+
+    turn: int = 0  # of the request's last item
+
+
+@dataclass
 class _Entry(Generic[Result]):
     item: Array
     future: asyncio.Future[tuple[Result, Timing]]
     deadline: float  # on the monotonic clock
+    turn: int
     options: tuple[object, ...] = ()
     arrived: float = field(default_factory=time.monotonic)
 
@@ -107,7 +119,8 @@ class Batcher(Generic[Result]):
         self._max_wait_s = max_wait_ms / 1000
         self._alone = alone
         self._on_death = on_death
-        self._queue: deque[_Entry[Result]] = deque()
+        self._queue: deque[_Entry[Result]] = deque()  # sorted by turn
+        self._turn = 0  # of the batch that was collected last
         self._arrival = asyncio.Event()
         self._collecting = asyncio.Lock()
         self._closing = False
@@ -139,10 +152,13 @@ class Batcher(Generic[Result]):
         """Estimate the seconds until the waiting items have run, from recent batches."""
         return self.depth * self.item_s / max(1, self.live_sessions)
 
-    async def submit(self, item: Array, *options: object, deadline: float) -> tuple[Result, Timing]:
+    async def submit(
+        self, item: Array, *options: object, deadline: float, share: Share | None = None
+    ) -> tuple[Result, Timing]:
         """Run one item (H, W, ...) in a batch with others of the same shape and options.
 
-        `deadline` is a time on the monotonic clock. Raises DeadlineExceeded,
+        `deadline` is a time on the monotonic clock. Items of one request are submitted with
+        the same `share`. Raises DeadlineExceeded,
         InferenceFailed, EngineUnavailable or ShuttingDown. Cancelling the caller
         drops the item unless its batch is already running.
         """
@@ -151,8 +167,10 @@ class Batcher(Generic[Result]):
         if not self.alive:
             raise EngineUnavailable("the inference loop has died: try again in a while")
         loop = asyncio.get_running_loop()
-        entry: _Entry[Result] = _Entry(item, loop.create_future(), deadline, options)
-        self._queue.append(entry)
+        share = share or Share()
+        share.turn = max(self._turn, share.turn) + 1
+        entry: _Entry[Result] = _Entry(item, loop.create_future(), deadline, share.turn, options)
+        bisect.insort(self._queue, entry, key=lambda each: each.turn)
         self._arrival.set()
         timer = loop.call_later(max(0.0, deadline - time.monotonic()), _expire, entry)
         try:
@@ -214,6 +232,8 @@ class Batcher(Generic[Result]):
             else:
                 batch.append(entry)
         self._queue.extendleft(reversed(of_other_kinds))
+        if batch:
+            self._turn = max(self._turn, batch[0].turn)
 
     async def _fill(self, session: Session[Result]) -> None:
         """Add items to the batch until it is full or its first item has waited `max_wait_ms`."""

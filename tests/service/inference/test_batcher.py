@@ -1,4 +1,4 @@
-"""The five guarantees of the batcher under injected faults, for one session and for two."""
+"""The guarantees of the batcher under injected faults, for one session and for two."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from service.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed, ShuttingDown
-from service.inference.batcher import MAX_FAILURES, Array, Batcher, Timing
+from service.inference.batcher import MAX_FAILURES, Array, Batcher, Share, Timing
 
 
 def item(value: int, side: int = 2) -> Array:
@@ -85,8 +85,10 @@ def soon() -> float:
     return time.monotonic() + 10
 
 
-def ask(batcher: Batcher[Array], value: int, side: int = 2) -> asyncio.Task[tuple[Array, Timing]]:
-    return asyncio.create_task(batcher.submit(item(value, side), deadline=soon()))
+def ask(
+    batcher: Batcher[Array], value: int, side: int = 2, share: Share | None = None
+) -> asyncio.Task[tuple[Array, Timing]]:
+    return asyncio.create_task(batcher.submit(item(value, side), deadline=soon(), share=share))
 
 
 async def hold(
@@ -162,6 +164,41 @@ def test_shapes_are_never_mixed_and_keep_their_order(run: Run) -> None:
         assert sorted(doubler.batches) == [*[[1]] * len(first), [2, 4, 6], [3, 5, 7]]
 
     run(scenario, max_batch=8, max_wait_ms=0)
+
+
+def test_requests_take_turns_however_many_items_they_have() -> None:
+    """A single item waits for one of each other request, and those with many go on meanwhile."""
+
+    async def scenario(batcher: Batcher[Array], doubler: Doubler) -> None:
+        first = await hold(batcher, doubler)
+        several = [Share(), Share()]
+        tasks = [ask(batcher, 20 + v, share=several[0]) for v in range(4)]
+        tasks += [ask(batcher, 30 + v, share=several[1]) for v in range(4)]
+        tasks += [ask(batcher, 40)]
+        await asyncio.sleep(0)
+        doubler.gate.set()
+        await asyncio.gather(*first, *tasks)
+        assert doubler.values[1:] == [20, 30, 40, 21, 31, 22, 32, 23, 33]
+
+    run_scenario(scenario, sessions=1, max_batch=1, max_wait_ms=0)
+
+
+def test_items_that_keep_arriving_do_not_overtake_a_large_request_for_ever() -> None:
+    """Each newcomer gets the turn after the present one, behind items that have it already."""
+
+    async def scenario(batcher: Batcher[Array], doubler: Doubler) -> None:
+        first = await hold(batcher, doubler)
+        share = Share()
+        large = [ask(batcher, 20 + v, share=share) for v in range(3)]
+        await asyncio.sleep(0)
+        doubler.gate.set()
+        for value in range(40, 50):
+            await ask(batcher, value)
+        await asyncio.gather(*first, *large)
+        order = doubler.values
+        assert order.index(20) < order.index(21) < order.index(22) < order.index(44)
+
+    run_scenario(scenario, sessions=1, max_batch=1, max_wait_ms=0)
 
 
 def test_options_reach_the_function_and_are_never_mixed() -> None:
