@@ -285,6 +285,10 @@ class StoppedAtOnce(KeyboardInterrupt):
     """A second signal arrived: the current iteration is abandoned."""
 
 
+class WaitStopped(BaseException):
+    """A signal arrived while waiting for a batch. Not an Exception: no reader may catch it."""
+
+
 class StopSignals:
     """Context: SIGTERM and SIGINT let the current iteration finish and be saved.
 
@@ -293,6 +297,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received = False
+        self.waiting = False  # for a batch: the signal raises WaitStopped
         self.at = 0.0
         self._previous: dict[int, Any] = {}
 
@@ -314,6 +319,9 @@ class StopSignals:
             raise StoppedAtOnce
         if not self.received:
             self.received, self.at = True, now
+            if self.waiting:
+                self.waiting = False
+                raise WaitStopped
 
 
 @dataclass(frozen=True)
@@ -441,13 +449,29 @@ def fetch(
 
 
 def next_unless_stopped(batches: Iterator[Batch], signals: StopSignals) -> Batch | None:
-    """The next batch, or None if a signal came while waiting for it."""
+    """The next batch, or None if a signal came before it.
+
+    The signal raises inside `next`: a loader process that is stopped or swapped out may never send
+    the rest of a batch, and PyTorch reads that without a timeout.
+    """
+    try:
+        signals.waiting = True
+        batch = None if signals.received else _next(batches)
+        signals.waiting = False
+    except WaitStopped:
+        return None
+    except BaseException:
+        signals.waiting = False
+        raise
+    return batch
+
+
+def _next(batches: Iterator[Batch]) -> Batch:
     while True:
         try:
             return next(batches)
         except StillLoading:
-            if signals.received:
-                return None
+            pass
 
 
 def reason(error: Exception) -> str:

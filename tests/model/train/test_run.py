@@ -375,6 +375,38 @@ def test_a_signal_ends_a_run_whose_disk_does_not_answer(data: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("while_waiting", [True, False])
+def test_a_signal_ends_a_run_whose_loader_process_is_stopped(
+    data: Path, tmp_path: Path, *, while_waiting: bool
+) -> None:
+    """It has announced batches, and PyTorch waits without a timeout for their memory."""
+    take = step.train_step
+
+    def send() -> None:
+        time.sleep(2)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)  # as `kill` does
+
+    sender = threading.Thread(target=send, daemon=True)
+
+    def stopping(*args: Any, **options: Any) -> float:
+        loss = take(*args, **options)
+        time.sleep(1)  # meanwhile the next batches are announced
+        for worker in multiprocessing.active_children():
+            os.kill(worker.pid or 0, signal.SIGSTOP)
+        if while_waiting:
+            sender.start()
+        else:
+            signal.raise_signal(signal.SIGINT)
+        return loss
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("model.train.training.train_step", stopping)
+        with pytest.raises(TrainingError, match="stopped by a signal after iteration 1"):
+            run(make_recipe(), data, tmp_path / "run", workers=1)
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.slow
 def test_a_disk_that_never_answers_ends_the_run_with_advice(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
