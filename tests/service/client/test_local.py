@@ -57,7 +57,8 @@ def pictures(tmp_path: Path) -> Path:
     turned = Image.Exif()
     turned[0x0112] = 6
     Image.fromarray(photo(90, 70, seed=2)).save(folder / "trip" / "side.jpg", exif=turned)
-    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff no more of it")
+    whole = (folder / "trip" / "side.jpg").read_bytes()
+    (folder / "broken.jpg").write_bytes(whole[: len(whole) // 2])
     Image.fromarray(photo(400, 300, seed=3)).save(folder / "huge.png")
     return folder
 

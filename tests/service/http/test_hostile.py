@@ -20,7 +20,7 @@ from tests.service.processes import running
 
 pytestmark = pytest.mark.slow
 
-MOST_S, TIMES = 0.025, 8
+MOST, TIMES = 2, 8  # times the cost of an ordinary body
 LIVEZ_S = 0.2
 HEAD = b"POST %b HTTP/1.1\r\nHost: a\r\nContent-Type: %b\r\n%b\r\n"
 IMAGE, CHUNKED = b"application/octet-stream", b"Transfer-Encoding: chunked\r\n"
@@ -66,19 +66,26 @@ def url(served: tuple[str, int]) -> str:
     return served[0]
 
 
-@pytest.mark.parametrize("name", ATTACKS)
-def test_an_attack_takes_the_event_loop_little_time(served: tuple[str, int], name: str) -> None:
-    """At most 25 ms of the service's processor time: from eight connections /livez waits 200 ms.
-
-    Processor time does not depend on what else the machine does; decoders are other processes.
-    """
+def cost_s(served: tuple[str, int], data: bytes) -> float:
+    """Return the service's processor time for a request; decoders are other processes."""
     url, pid = served
-    data = ATTACKS[name]()
     _send(url, data)
     before = vitals.read(pid).cpu_s
     for _ in range(TIMES):
         _send(url, data)
-    assert (vitals.read(pid).cpu_s - before) / TIMES <= MOST_S
+    return (vitals.read(pid).cpu_s - before) / TIMES
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_an_attack_takes_the_event_loop_little_time(served: tuple[str, int], name: str) -> None:
+    """At most twice the processor time of an ordinary body of 4 MB, the size of the largest attack.
+
+    Processor time does not depend on what else the machine does, but on how fast it is: that body
+    takes 26 ms on an EPYC without AVX-512.
+    """
+    url, _ = served
+    ordinary = cost_s(served, request(body=bytes(4 * 10**6)))
+    assert cost_s(served, ATTACKS[name]()) <= MOST * ordinary
     assert httpx.get(f"{url}/livez", trust_env=False).status_code == 200
 
 
