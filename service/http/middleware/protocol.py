@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 # A body of more pieces than this, each of a few bytes, takes long to parse.
-MOST_CRUMBS, CRUMB_BYTES = 1000, 32
+MOST_CRUMBS, CRUMB_BYTES = 250, 32
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 MOST_HEADER_BYTES, MOST_HEADERS = 65_536, 200
 END_OF_HEADERS = re.compile(rb"\r?\n\r?\n")
