@@ -173,12 +173,13 @@ def parser() -> argparse.ArgumentParser:
         help="regions to show on the page (default: 50)",
     )
     p.add_argument("--json", action="store_true", help="print the suspects as JSON")
-    _add_folds(p)
+    add_folds(p)
     arguments.add_device(p)
     return p
 
 
-def _add_folds(p: argparse.ArgumentParser) -> None:
+def add_folds(p: argparse.ArgumentParser) -> None:
+    """The options of cross-validation, which `cross_validated` reads."""
     group = p.add_argument_group("cross-validation")
     add = group.add_argument
     add(
@@ -196,7 +197,7 @@ def _add_folds(p: argparse.ArgumentParser) -> None:
         help="iterations of each training (default: the recipe's)",
     )
     add("--init", metavar="WEIGHTS", help="weights to start from (default: the recipe's)")
-    add("--seed", type=int, default=0, help="seed of the division into parts (default: 0)")
+    add("--seed", type=int, default=0, help="seed of all random choices (default: 0)")
     add(
         "--workers",
         type=arguments.count,
@@ -231,6 +232,7 @@ def judges_of(args: argparse.Namespace) -> list[Judge]:
 def cross_validated(args: argparse.Namespace, card: Card, dataset: Dataset) -> list[Judge]:
     """Print the cost; with --go also train a network for each fold, else return none.
 
+    Networks lie in `fold1`, `fold2`... of `args.out`; those that are trained are loaded.
     Raises CheckpointError, DatasetError, and what a training raises.
     """
     from model.curate import folds  # noqa: PLC0415 - the training is not loaded for a plain audit

@@ -1,17 +1,23 @@
 """Spoil labels on purpose and count how many `model.audit` finds: a study of its ranking.
 
     python -m model.curate.spoiled CHECKPOINT --data DIR --split val --photos 300
+    python -m model.curate.spoiled CHECKPOINT --data DIR --split train --folds 3 -o spoiled --go
 
 A share of the photos gets one wrong label each: an object of another class, an object that is
 background, or an object's box in place of its outline. The audit then ranks the regions of all
 photos. A region is a hit if at least half of it is spoiled. Labels that were wrong before count
 as misses, so the precision is a lower bound.
+
+With --folds the networks of the audit are trained on spoiled labels too, as in real use: each on
+the other parts of the photos, by the checkpoint's recipe. Give --init imagenet if the recipe starts
+from weights that were trained on the right labels of these photos.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -24,8 +30,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from model import arguments, checkpoint
-from model.checkpoint import CheckpointError
-from model.curate.audit import Judge, audit
+from model.checkpoint import Card
+from model.curate.audit import REFUSALS, Judge, add_folds, audited, cross_validated
 from model.curate.suspects import Suspect
 from model.data.dataset import VOID, Dataset, DatasetError, Pair, find, read_mask
 from model.data.guess import choose
@@ -64,7 +70,7 @@ def objects(labels: Labels) -> Iterator[NDArray[np.bool_]]:
 
 
 def spoil(labels: Labels, kind: str, classes: int, rng: np.random.Generator) -> Spoiled | None:
-    """Make one label wrong; None where there is no object, or the change would be too small."""
+    """Make one label wrong; None where no object can be spoiled so, or the change is too small."""
     found = list(objects(labels))
     if not found:
         return None
@@ -72,7 +78,10 @@ def spoil(labels: Labels, kind: str, classes: int, rng: np.random.Generator) -> 
     after = labels.copy()
     label = int(labels[region][0])
     if kind == "another class":
-        after[region] = rng.choice([c for c in range(1, classes) if c != label])
+        others = [c for c in range(1, classes) if c != label]
+        if not others:
+            return None
+        after[region] = rng.choice(others)
     elif kind == "dropped":
         after[region] = 0
     else:
@@ -149,14 +158,34 @@ def figures(found: Sequence[Suspect], made: dict[str, Spoiled], top: int = TOP) 
     }
 
 
-def study(judge: Judge, share: float, seed: int, top: int) -> dict[str, Any]:
-    """Spoil, audit and count."""
-    with tempfile.TemporaryDirectory() as folder:
-        dataset, made = spoil_dataset(judge.dataset, share, seed, Path(folder))
-        found, problems = audit(replace(judge, dataset=dataset))
+def judges_of(args: argparse.Namespace, card: Card, dataset: Dataset) -> list[Judge]:
+    """The networks that audit; with --folds none if only the cost was printed.
+
+    Raises CheckpointError, DatasetError, and what a training raises.
+    """
+    if args.folds:
+        return cross_validated(args, card, dataset)
+    return [Judge(checkpoint.load_on(args.device, args.checkpoint), card, dataset)]
+
+
+def study(args: argparse.Namespace, masks: Path) -> dict[str, Any]:
+    """Spoil, audit and count; empty if only the cost of --folds was printed.
+
+    Raises CheckpointError, DatasetError, and what a training raises.
+    """
+    card = checkpoint.read_card(args.checkpoint)
+    kind = choose(args.dataset, args.data, card.training.get("dataset"))
+    right = evenly(find(kind, args.data, args.split), args.photos)
+    check_classes(card.classes, right)
+    dataset, made = spoil_dataset(right, args.share, args.seed, masks)
+    judges = judges_of(args, card, dataset)
+    if not judges:
+        return {}
+    found, problems = audited(judges)
     if problems:
         raise DatasetError(problems[0])
-    return {"photos": len(dataset.pairs), "share": share, "seed": seed, **figures(found, made, top)}
+    setting = {"share": args.share, "seed": args.seed, "folds": args.folds or 0}
+    return {"photos": len(dataset.pairs), **setting, **figures(found, made, args.top)}
 
 
 def show(result: dict[str, Any]) -> str:
@@ -193,7 +222,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--share", type=float, default=0.25, help="photos to spoil, 0 to 1 (default: 0.25)"
     )
-    p.add_argument("--seed", type=int, default=0, help="of the choice of labels (default: 0)")
+    p.add_argument(
+        "-o", "--out", type=Path, metavar="DIR", help="folder for the masks and networks of --folds"
+    )
     p.add_argument(
         "--top",
         type=arguments.positive,
@@ -202,6 +233,7 @@ def parser() -> argparse.ArgumentParser:
         help=f"regions to look at (default: {TOP})",
     )
     p.add_argument("--json", action="store_true", help="print the figures as JSON")
+    add_folds(p)
     arguments.add_device(p)
     return p
 
@@ -212,16 +244,19 @@ def main(argv: list[str] | None = None) -> int:
     args = p.parse_args(argv)
     if not 0 < args.share <= 1:
         p.error(f"--share {args.share}: give a number above 0, at most 1")
+    if args.folds and args.out is None:
+        p.error("--folds trains networks: give -o DIR")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        card = checkpoint.read_card(args.checkpoint)
-        net = checkpoint.load_on(args.device, args.checkpoint)
-        kind = choose(args.dataset, args.data, card.training.get("dataset"))
-        dataset = evenly(find(kind, args.data, args.split), args.photos)
-        check_classes(card.classes, dataset)
-        result = study(Judge(net, card, dataset), args.share, args.seed, args.top)
-    except (CheckpointError, DatasetError, OSError) as error:
+        with tempfile.TemporaryDirectory() as folder:
+            masks = Path(folder) if args.out is None else args.out / "masks"
+            masks.mkdir(parents=True, exist_ok=True)
+            result = study(args, masks)
+    except (*REFUSALS, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    if not result:
+        return 0
     print(json.dumps(result, indent=2) if args.json else show(result))
     return 0
 

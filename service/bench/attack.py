@@ -1,10 +1,13 @@
 """Attack a running service while ordinary clients use it: `python -m service.bench.attack`.
 
-It starts the service and repeats each attack from several connections for some seconds.
+It starts the service and repeats each attack from several connections for some seconds. Attackers
+run in a process of the lowest priority, unless --compete is given: they would not run on the
+service's own host.
 Meanwhile an ordinary client sends photos one after another, and `/livez` is requested. The table
 shows for each attack its cost to the attacker, the answers, the longest wait of the ordinary
-client and of `/livez`, how long the event loop was held at most (in processor time, which does not
-grow on a busy machine), and the peak memory of the service with its decoders.
+client, how many times as long as without an attack that is, the longest wait of `/livez`, how long
+the event loop was held at most (in processor time, which does not grow on a busy machine), and the
+peak memory of the service with its decoders.
 The exit code is 1 if an ordinary client did not get its mask, the event loop was held for more than
 200 ms, the service ended or it used more than --max-memory-mib. Everything stays on this host.
 """
@@ -14,13 +17,16 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import multiprocessing
+import os
 import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -40,6 +46,7 @@ MOST_LOOP_MS = 200  # for which /livez may wait
 JSON = {"Content-Type": "application/json"}
 SOON = IMAGE | {"X-Request-Timeout-Ms": "500"}
 ANY = frozenset(range(100, 600))
+NONE = "none"  # the name of the attack that is none
 
 
 @dataclass(frozen=True)
@@ -82,11 +89,11 @@ def attacks(model: str, max_body: int) -> list[Attack]:
     overlay, infer = "/segment?output=overlay", f"/v2/models/{model}/infer"
     png_overlay = "/segment?output=overlay&overlay_format=png"
     many = IMAGE | {f"x{number}": "" for number in range(9000)}
-    accept = IMAGE | {"Accept": "image/png;q=0.1," * 3500}
+    accept = IMAGE | {"Accept": "image/png;q=0.1," * 1900}
     header = IMAGE | {"X-Filler": "x" * 1_000_000}
-    dripping, parameters = Manner.DRIPPING, "&".join(f"k{n:x}=" for n in range(9000))
+    dripping, parameters = Manner.DRIPPING, "&".join(f"k{n:x}=" for n in range(5000))
     return [
-        Attack("none", lambda: b"", connections=0),
+        Attack(NONE, bytes, connections=0),
         Attack("JPEG of 100 scans", partial(crafted.jpeg_of_scans, 100), overlay, SOON),
         Attack("JPEG of 4,000 scans", partial(crafted.jpeg_of_scans, 4000)),
         Attack("JPEG of 1,000,000 segments", partial(crafted.jpeg_of_segments, 10**6)),
@@ -105,9 +112,9 @@ def attacks(model: str, max_body: int) -> list[Attack]:
         ),
         Attack("JSON of empty lists", partial(crafted.json_of_lists, max_body - 1000), infer, JSON),
         Attack("long Accept", partial(crafted.webp_lossless, 16), headers=accept, connections=20),
-        Attack("header of 1 MB", lambda: b"", headers=header, connections=20),
-        Attack("9,000 headers", lambda: b"", headers=many, connections=20),
-        Attack("9,000 parameters", lambda: b"", "/segment?" + parameters, connections=20),
+        Attack("header of 1 MB", bytes, headers=header, connections=20),
+        Attack("9,000 headers", bytes, headers=many, connections=20),
+        Attack("5,000 parameters", bytes, "/segment?" + parameters, connections=20),
         Attack("chunks of one byte", partial(bytes, 200_000), manner=Manner.CRUMBS),
         Attack("dripping bodies", partial(crafted.noise, 800), manner=dripping, connections=64),
         Attack("slow readers", partial(crafted.noise, 4000), png_overlay, manner=Manner.READING),
@@ -124,6 +131,7 @@ class Options:
     only: tuple[str, ...] = ()  # names; empty: all attacks
     flags: tuple[str, ...] = ()  # of the service
     max_memory_mib: float = 4096.0
+    compete: bool = False  # attackers may take processor time from the service
 
 
 def run(options: Options) -> tuple[list[Outcome], list[str]]:
@@ -136,7 +144,7 @@ def run(options: Options) -> tuple[list[Outcome], list[str]]:
             for each in attacks(served[0]["name"], 32 * MIB)
             if not options.only or each.name in options.only
         ]
-        outcomes = [asyncio.run(_attacked(server, each, options.seconds)) for each in chosen]
+        outcomes = [_attacked(server, each, options) for each in chosen]
         ended = server.process.poll() is not None
     wrong = list(problems(outcomes, options))
     return outcomes, [*wrong, *(["the service has ended"] if ended else [])]
@@ -155,47 +163,92 @@ def problems(outcomes: Sequence[Outcome], options: Options) -> Iterator[str]:
             yield f"{each.name}: {each.memory_mib:.0f} MiB, more than {options.max_memory_mib:g}"
 
 
-async def _attacked(server: launch.Server, attack: Attack, seconds: float) -> Outcome:
+def _attacked(server: launch.Server, attack: Attack, options: Options) -> Outcome:
     """Attack for some seconds, and wait until the ordinary client has its last answer."""
     outcome = Outcome(attack.name)
-    case = await asyncio.to_thread(attack.case)
-    outcome.attack_bytes = len(case.head()) + len(case.body)
-    before = await asyncio.to_thread(_turns, server)
-    until = time.monotonic() + seconds
-    others = [
-        asyncio.create_task(_attacker(server, case, number, until, outcome))
-        for number in range(attack.connections)
-    ]
-    others.append(asyncio.create_task(_watch(server, outcome)))
-    await _ordinary(server, until, outcome)
-    for task in others:
-        task.cancel()
-    await asyncio.gather(*others, return_exceptions=True)
-    outcome.loop_ms = turns.longest_ms(before, await asyncio.to_thread(_turns, server))
-    await asyncio.sleep(RECOVERY_S if attack.connections else 0)
+    with _attackers(server.url, attack, compete=options.compete) as attackers:
+        outcome.attack_bytes = attackers.recv()
+        before = _turns(server)
+        attackers.send("begin")
+        asyncio.run(_observed(server, options.seconds, outcome))
+        attackers.send("end")
+        outcome.answers = attackers.recv()
+    outcome.loop_ms = turns.longest_ms(before, _turns(server))
+    time.sleep(RECOVERY_S if attack.connections else 0)
     return outcome
+
+
+async def _observed(server: launch.Server, seconds: float, outcome: Outcome) -> None:
+    """Record what the ordinary client and /livez see, and the memory of the service."""
+    watch = asyncio.create_task(_watch(server, outcome))
+    await _ordinary(server, time.monotonic() + seconds, outcome)
+    watch.cancel()
+    await asyncio.gather(watch, return_exceptions=True)
+
+
+@contextmanager
+def _attackers(url: str, attack: Attack, *, compete: bool) -> Iterator[Connection]:
+    """A process that sends the bytes of a request, waits, attacks, waits, and sends the answers."""
+    ours, theirs = multiprocessing.Pipe()
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=_attack, args=(url, attack, theirs, compete), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        yield ours
+    finally:
+        process.kill()
+        process.join()
+
+
+def _attack(url: str, attack: Attack, connection: Connection, compete: bool) -> None:
+    if not compete:
+        _take_lowest_priority()
+    case = attack.case()
+    connection.send(len(case.head()) + len(case.body))
+    connection.recv()
+    connection.send(asyncio.run(_answers(url, case, attack.connections, connection)))
+
+
+def _take_lowest_priority() -> None:
+    """Leave the processors to the service, also where Linux shares them out by session."""
+    os.nice(19)
+    with suppress(OSError):
+        os.setsid()
+        Path("/proc/self/autogroup").write_text("19", encoding="utf-8")
+
+
+async def _answers(url: str, case: Case, connections: int, parent: Connection) -> Counter[str]:
+    """Attack until the parent says "end", and count the answers."""
+    answers = Counter[str]()
+    tasks = [
+        asyncio.create_task(_attacker(url, case, number, answers)) for number in range(connections)
+    ]
+    await asyncio.to_thread(parent.recv)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    return answers
 
 
 def _turns(server: launch.Server) -> turns.Turns:
     return turns.read(httpx.get(f"{server.url}/metrics", trust_env=False, timeout=60).text)
 
 
-def _client(server: launch.Server, number: int) -> HostileClient:
-    address = urlsplit(server.url)
+def _client(url: str, number: int) -> HostileClient:
+    address = urlsplit(url)
     return HostileClient(str(address.hostname), int(address.port or 80), random.Random(number))
 
 
-async def _attacker(
-    server: launch.Server, case: Case, number: int, until: float, outcome: Outcome
-) -> None:
-    client = _client(server, number)
+async def _attacker(url: str, case: Case, number: int, answers: Counter[str]) -> None:
+    client = _client(url, number)
     try:
-        while time.monotonic() < until:
+        while True:
             try:
                 status = await client.send(case)
-                outcome.answers["left" if status is None else str(status)] += 1
+                answers["left" if status is None else str(status)] += 1
             except (OSError, asyncio.LimitOverrunError):
-                outcome.answers["closed"] += 1
+                answers["closed"] += 1
                 await asyncio.sleep(0.01)
     finally:
         client.close()
@@ -203,7 +256,7 @@ async def _attacker(
 
 async def _ordinary(server: launch.Server, until: float, outcome: Outcome) -> None:
     """Send photos one after another until the time is over, but at least one."""
-    client = _client(server, 0)
+    client = _client(server.url, 0)
     photo = (SAMPLES / "astronaut.jpg").read_bytes()
     case = Case("ordinary", frozenset({200}), "/segment", IMAGE, photo)
     try:
@@ -233,7 +286,8 @@ async def _watch(server: launch.Server, outcome: Outcome) -> None:
 
 def table(outcomes: Sequence[Outcome]) -> Table:
     """Format the outcomes."""
-    waits = ("longest ms", "/livez ms", "loop ms")
+    waits = ("longest ms", "to none", "/livez ms", "loop ms")
+    idle = next((each.longest_ms for each in outcomes if each.name == NONE), 0.0)
     header = ("attack", "KB sent", "answers", "ordinary", *waits, "MiB")
     rows = tuple(
         (
@@ -242,6 +296,7 @@ def table(outcomes: Sequence[Outcome]) -> Table:
             _counted(each.answers) or "none",
             _counted(each.ordinary),
             f"{each.longest_ms:.0f}",
+            f"{each.longest_ms / idle:.1f} x" if idle else "",
             f"{each.livez_ms:.0f}",
             f"<= {each.loop_ms:g}",
             f"{each.memory_mib:.0f}",
@@ -273,6 +328,11 @@ def parser() -> argparse.ArgumentParser:
         default=Options.max_memory_mib,
         help="most memory of the service and its decoders (%(default)g)",
     )
+    p.add_argument(
+        "--compete",
+        action="store_true",
+        help="attackers have the same priority as the service, as if they ran on its host",
+    )
     p.add_argument("--json", type=Path, metavar="F", help="write the figures to F")
     return p
 
@@ -281,7 +341,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run and print. Return 1 if something went wrong."""
     args = parser().parse_args(argv)
     flags = () if args.decoders is None else ("--decoders", args.decoders)
-    options = Options(args.model_dir, args.seconds, tuple(args.only), flags, args.max_memory_mib)
+    options = Options(
+        args.model_dir, args.seconds, tuple(args.only), flags, args.max_memory_mib, args.compete
+    )
     outcomes, wrong = run(options)
     if args.json:
         figures = {"attacks": [vars(each) for each in outcomes], "problems": wrong}

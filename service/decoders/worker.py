@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import resource
 import select
 import signal
@@ -14,11 +15,14 @@ from service.decoders import tasks, wire
 
 LARGE = 25_000_000  # pixels or bytes: after such a task freed memory goes back to the system
 IDLE_S = 0.5  # without a task: then too
+# Small photos are decoded in the service itself, and go first: so do the engine and the event loop.
+NICENESS = 5
 
 
 def serve(descriptor: int, max_bytes: int) -> None:
     """Answer requests until the connection closes, within `max_bytes` of address space."""
     connection = socket.socket(fileno=descriptor)
+    os.nice(NICENESS)
     if max_bytes:
         resource.setrlimit(resource.RLIMIT_AS, (max_bytes, max_bytes))
     with connection, suppress(OSError, EOFError):

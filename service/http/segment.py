@@ -327,7 +327,9 @@ async def _result(found: Header, claim: Claim, job: Job, began: float) -> Result
     resources = job.resources
     resources.on_pixels(found.pixels)
     prepared = await claim.result(resources.decoders.prepare(found, job.plan))
-    job.stages.record("decode", time.monotonic() - began)
+    decoding = time.monotonic() - began
+    job.stages.record("decode", decoding)
+    job.share.charge(decoding)
     predictions = await _infer(prepared, job)
     join_all = partial(join.result, prepared, predictions, job.contract)
     if len(predictions) == 1:

@@ -12,9 +12,10 @@ another function, `alone`, which takes all CPUs. The guarantees, each covered by
 4. if a session's loop dies, its batch fails; when the last one dies, all pending items
    fail and the batcher is no longer alive;
 5. closing accepts no more items, works until a deadline, then fails the rest;
-6. requests take turns: an item waits for at most one item of each other request, and for the
-   batches that run, however many items these requests have (start-time fair queueing,
-   Goyal, Vin and Cheng 1996).
+6. requests that have had little go first: an item is overtaken by those that arrive until
+   `YIELD` times the seconds that its request has had already, but at most `MOST_YIELD_S`, have
+   passed. So a single item waits for the batches that run and for other single items only, and
+   a request with many items still gets its share (virtual clock, Zhang 1990).
 
 A session that fails many times in a row, for instance because its GPU is out of memory,
 counts as dead.
@@ -43,6 +44,8 @@ log = logging.getLogger("service.batcher")
 Array = NDArray[np.uint8]
 RECENT = 0.2  # weight of a batch in the moving average of the seconds of an item
 MAX_FAILURES = 5  # in a row; then the session is at fault, not a batch
+YIELD, MOST_YIELD_S = 8.0, 5.0
+UNKNOWN_ITEM_S = 0.1  # before the first batch
 
 Result = TypeVar("Result")  # of one item
 
@@ -58,9 +61,20 @@ class Timing:
 
 @dataclass
 class Share:
-    """What the items of one request have in common: they take turns with those of others."""
+    """What a request has had of the service; the more it is, the longer its items yield."""
 
-    turn: int = 0  # of the request's last item
+    place: float = 0.0  # in the queue, of the request's next item: a time on the monotonic clock
+
+    def charge(self, seconds: float) -> None:
+        """Count work that was done for this request."""
+        self.place = max(self.place, time.monotonic()) + YIELD * seconds
+
+    def take_place(self, item_s: float) -> float:
+        """Return the place of an item that takes `item_s` seconds, and count them."""
+        now = time.monotonic()
+        place = min(max(self.place, now), now + MOST_YIELD_S)
+        self.place = place + YIELD * item_s
+        return place
 
 
 @dataclass
@@ -68,7 +82,7 @@ class _Entry(Generic[Result]):
     item: Array
     future: asyncio.Future[tuple[Result, Timing]]
     deadline: float  # on the monotonic clock
-    turn: int
+    place: float  # in the queue
     options: tuple[object, ...] = ()
     arrived: float = field(default_factory=time.monotonic)
 
@@ -119,8 +133,7 @@ class Batcher(Generic[Result]):
         self._max_wait_s = max_wait_ms / 1000
         self._alone = alone
         self._on_death = on_death
-        self._queue: deque[_Entry[Result]] = deque()  # sorted by turn
-        self._turn = 0  # of the batch that was collected last
+        self._queue: deque[_Entry[Result]] = deque()  # sorted by place
         self._arrival = asyncio.Event()
         self._collecting = asyncio.Lock()
         self._closing = False
@@ -158,19 +171,17 @@ class Batcher(Generic[Result]):
         """Run one item (H, W, ...) in a batch with others of the same shape and options.
 
         `deadline` is a time on the monotonic clock. Items of one request are submitted with
-        the same `share`. Raises DeadlineExceeded,
-        InferenceFailed, EngineUnavailable or ShuttingDown. Cancelling the caller
-        drops the item unless its batch is already running.
+        the same `share`. Raises DeadlineExceeded, InferenceFailed, EngineUnavailable or
+        ShuttingDown. Cancelling the caller drops the item unless its batch is already running.
         """
         if self._closing:
             raise ShuttingDown("the service is shutting down: send the request to another replica")
         if not self.alive:
             raise EngineUnavailable("the inference loop has died: try again in a while")
         loop = asyncio.get_running_loop()
-        share = share or Share()
-        share.turn = max(self._turn, share.turn) + 1
-        entry: _Entry[Result] = _Entry(item, loop.create_future(), deadline, share.turn, options)
-        bisect.insort(self._queue, entry, key=lambda each: each.turn)
+        place = (share or Share()).take_place(self.item_s or UNKNOWN_ITEM_S)
+        entry: _Entry[Result] = _Entry(item, loop.create_future(), deadline, place, options)
+        bisect.insort(self._queue, entry, key=lambda each: each.place)
         self._arrival.set()
         timer = loop.call_later(max(0.0, deadline - time.monotonic()), _expire, entry)
         try:
@@ -232,8 +243,6 @@ class Batcher(Generic[Result]):
             else:
                 batch.append(entry)
         self._queue.extendleft(reversed(of_other_kinds))
-        if batch:
-            self._turn = max(self._turn, batch[0].turn)
 
     async def _fill(self, session: Session[Result]) -> None:
         """Add items to the batch until it is full or its first item has waited `max_wait_ms`."""

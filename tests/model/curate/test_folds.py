@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 from model import checkpoint
-from model.curate import audit, folds
+from model.curate import audit, folds, spoiled
 from model.data.__main__ import main as data_command
 from model.data.dataset import Dataset, DatasetError, find
 from model.train.__main__ import main as train
@@ -106,6 +107,29 @@ def test_exchanged_labels_come_first_and_a_stopped_audit_goes_on(
     assert audit.main([*words, "--folds", "2", "--iterations", "40"]) == 0
     assert [checkpoint.digest(out / f"fold{number}" / "model") for number in (1, 2)] == weights
     assert (out / "audit.html").read_text() == page
+
+
+def test_the_study_of_the_audit_trains_on_spoiled_labels(
+    run: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The label that was wrong before is among the first too, and counts as a miss."""
+    out = tmp_path / "out"
+    words = [run, "--data", str(data), "--split", "train", "--share", "0.25", "--top", "3"]
+    words += ["--folds", "2", "--iterations", "40", "--json", "-o", str(out)]
+    assert spoiled.main(words) == 0
+    assert "add --go to start" in capsys.readouterr().err
+    assert spoiled.main([*words, "--go"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["folds"] == 2
+    assert result["kinds"]["dropped"] == {"spoiled": 3, "found": 2}
+    assert result["precision"] == 0.667
+    assert len(list((out / "masks").iterdir())) == 3
+    assert (out / "fold2" / "model.json").is_file()
+
+
+def test_the_study_asks_for_a_folder(run: str, data: Path) -> None:
+    with pytest.raises(SystemExit):
+        spoiled.main([run, "--data", str(data), "--folds", "2"])
 
 
 def test_a_checkpoint_without_a_recipe_is_refused(

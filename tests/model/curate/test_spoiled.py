@@ -53,6 +53,12 @@ def test_a_photo_of_background_alone_cannot_be_spoiled() -> None:
     assert spoil(np.zeros((60, 80), np.uint8), "dropped", 4, np.random.default_rng(0)) is None
 
 
+def test_a_single_object_class_cannot_be_exchanged_but_dropped() -> None:
+    rng = np.random.default_rng(0)
+    assert spoil(disc(), "another class", 2, rng) is None
+    assert spoil(disc(), "dropped", 2, rng) is not None
+
+
 def test_a_network_that_knows_the_truth_points_at_the_spoiled_region() -> None:
     before = disc()
     made = spoil(before, "another class", 3, np.random.default_rng(0))

@@ -34,12 +34,12 @@ def request(
     return HEAD % (target.encode(), kind, extra) + body
 
 
-MANY = "&".join(f"k{number:x}=" for number in range(9000))
-REPEATED = "&".join(["alpha=1"] * 7000)
+MANY = "&".join(f"k{number:x}=" for number in range(5000))  # 31 KB
+REPEATED = "&".join(["alpha=1"] * 4000)
 FORM = b"multipart/form-data; boundary=b"
 PART = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n\r\n'
 ATTACKS: dict[str, Callable[[], bytes]] = {
-    "long Accept": lambda: request(extra=b"Accept: " + b"image/png;q=0.1," * 3500 + b"\r\n"),
+    "long Accept": lambda: request(extra=b"Accept: " + b"image/png;q=0.1," * 1900 + b"\r\n"),
     "many headers": lambda: request(extra=b"a:b\r\n" * 12_000),
     "many parameters": lambda: request(f"/segment?{MANY}"),
     "repeated parameters": lambda: request(f"/segment?{REPEATED}"),

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from service.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed, ShuttingDown
+from service.inference import batcher as batching
 from service.inference.batcher import MAX_FAILURES, Array, Batcher, Share, Timing
 
 
@@ -166,8 +167,8 @@ def test_shapes_are_never_mixed_and_keep_their_order(run: Run) -> None:
     run(scenario, max_batch=8, max_wait_ms=0)
 
 
-def test_requests_take_turns_however_many_items_they_have() -> None:
-    """A single item waits for one of each other request, and those with many go on meanwhile."""
+def test_a_request_that_has_had_little_goes_first() -> None:
+    """Single items overtake the later items of others, and those with many go on in turn."""
 
     async def scenario(batcher: Batcher[Array], doubler: Doubler) -> None:
         first = await hold(batcher, doubler)
@@ -183,22 +184,52 @@ def test_requests_take_turns_however_many_items_they_have() -> None:
     run_scenario(scenario, sessions=1, max_batch=1, max_wait_ms=0)
 
 
-def test_items_that_keep_arriving_do_not_overtake_a_large_request_for_ever() -> None:
-    """Each newcomer gets the turn after the present one, behind items that have it already."""
+def test_a_request_whose_photo_took_long_to_decode_yields() -> None:
+    async def scenario(batcher: Batcher[Array], doubler: Doubler) -> None:
+        first = await hold(batcher, doubler)
+        heavy = Share()
+        heavy.charge(0.5)
+        tasks = [ask(batcher, 20, share=heavy), ask(batcher, 30)]
+        await asyncio.sleep(0)
+        doubler.gate.set()
+        await asyncio.gather(*first, *tasks)
+        assert doubler.values[1:] == [30, 20]
+
+    run_scenario(scenario, sessions=1, max_batch=1, max_wait_ms=0)
+
+
+def test_items_that_keep_arriving_do_not_overtake_a_large_request_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each of its items is overtaken only by those that arrive within MOST_YIELD_S."""
+    monkeypatch.setattr(batching, "MOST_YIELD_S", 0.2)
 
     async def scenario(batcher: Batcher[Array], doubler: Doubler) -> None:
         first = await hold(batcher, doubler)
         share = Share()
-        large = [ask(batcher, 20 + v, share=share) for v in range(3)]
+        share.charge(1000)
+        large = ask(batcher, 20, share=share)
         await asyncio.sleep(0)
         doubler.gate.set()
-        for value in range(40, 50):
-            await ask(batcher, value)
-        await asyncio.gather(*first, *large)
+        until = asyncio.get_running_loop().time() + 0.4
+        waiting = [ask(batcher, 30), ask(batcher, 31)]  # there is always one more
+        while asyncio.get_running_loop().time() < until:
+            waiting.append(ask(batcher, 32))
+            await waiting.pop(0)
+        assert large.done()
+        await asyncio.gather(*first, large, *waiting)
         order = doubler.values
-        assert order.index(20) < order.index(21) < order.index(22) < order.index(44)
+        assert 3 < order.index(20) < len(order) - 3
 
     run_scenario(scenario, sessions=1, max_batch=1, max_wait_ms=0)
+
+
+def test_a_place_is_never_further_away_than_promised() -> None:
+    share = Share()
+    now = time.monotonic()
+    assert share.take_place(0.1) == pytest.approx(now, abs=0.05)
+    assert share.take_place(100.0) == pytest.approx(now + 0.1 * batching.YIELD, abs=0.05)
+    assert share.take_place(100.0) == pytest.approx(now + batching.MOST_YIELD_S, abs=0.05)
 
 
 def test_options_reach_the_function_and_are_never_mixed() -> None:
