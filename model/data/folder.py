@@ -145,6 +145,13 @@ def _images(folder: Path, root: Path, but: str = "") -> dict[str, Path]:
     """Images of a folder by stem; names that end with `but`, the masks in it, are left out."""
     if not folder.is_dir():
         beside = [p.name for p in folder.parent.glob("*/")] if folder.parent.is_dir() else []
+        loose = [p for p in folder.parent.glob("*.*") if p.suffix.lower() in SUFFIXES]
+        if loose:
+            raise DatasetError(
+                f"{folder} does not exist, and {len(loose)} pictures lie in {folder.parent} itself: "
+                "move most of them into the folder train, the others into val, and the masks "
+                f"likewise; or set `images`, `masks` and `lists` in {root / DESCRIPTION}"
+            )
         raise DatasetError(
             f"{folder} does not exist (beside it: {', '.join(sorted(beside)) or 'nothing'}); "
             f"set `images` in {root / DESCRIPTION}, or name another split"

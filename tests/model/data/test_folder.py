@@ -156,6 +156,15 @@ def test_a_split_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:
         find("folder", own(tmp_path), "val")
 
 
+def test_photos_without_a_folder_for_their_split_are_noticed(tmp_path: Path) -> None:
+    own(tmp_path)
+    for path in (tmp_path / "images" / "train").iterdir():
+        path.rename(tmp_path / "images" / path.name)
+    (tmp_path / "images" / "train").rmdir()
+    with pytest.raises(DatasetError, match=r"pictures lie in .*images itself: .* folder train"):
+        find("folder", tmp_path, "train")
+
+
 def test_a_list_may_have_names_with_spaces_and_a_byte_order_mark(tmp_path: Path) -> None:
     own(tmp_path, 'classes = ["ground", "tree"]\nlists = "{split}.txt"\n')
     for path in (tmp_path / "images/train/a.jpg", tmp_path / "masks/train/a.png"):
