@@ -148,7 +148,7 @@ def _images(folder: Path, root: Path, but: str = "") -> dict[str, Path]:
         loose = [p for p in folder.parent.glob("*.*") if p.suffix.lower() in SUFFIXES]
         if loose:
             raise DatasetError(
-                f"{folder} does not exist, and {len(loose)} pictures lie in {folder.parent} itself: "
+                f"{folder} does not exist; {len(loose)} pictures lie in {folder.parent} itself: "
                 "move most of them into the folder train, the others into val, and the masks "
                 f"likewise; or set `images`, `masks` and `lists` in {root / DESCRIPTION}"
             )
