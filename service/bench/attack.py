@@ -4,10 +4,10 @@ It starts the service and repeats each attack from several connections for some 
 run in a process of the lowest priority, unless --compete is given: they would not run on the
 service's own host.
 Meanwhile an ordinary client sends photos one after another, and `/livez` is requested. The table
-shows for each attack its cost to the attacker, the answers, the longest wait of the ordinary
-client, how many times as long as without an attack that is, the longest wait of `/livez`, how long
-the event loop was held at most (in processor time, which does not grow on a busy machine), and the
-peak memory of the service with its decoders.
+shows for each attack its cost to the attacker, the answers, the median and the longest wait of the
+ordinary client, how many times as long as without an attack the longest is, the longest wait of
+`/livez`, how long the event loop was held at most (in processor time, which does not grow on a busy
+machine), and the peak memory of the service with its decoders.
 The exit code is 1 if an ordinary client did not get its mask, the event loop was held for more than
 200 ms, the service ended or it used more than --max-memory-mib. Everything stays on this host.
 """
@@ -24,10 +24,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
+from statistics import median
 from urllib.parse import urlsplit
 
 import httpx
@@ -83,6 +84,11 @@ class Outcome:
         """The longest wait of the ordinary client."""
         return max(self.waits_ms, default=0.0)
 
+    @property
+    def median_ms(self) -> float:
+        """The median wait of the ordinary client."""
+        return median(self.waits_ms) if self.waits_ms else 0.0
+
 
 def attacks(model: str, max_body: int) -> list[Attack]:
     """Return all attacks; `model`: the name of a served model."""
@@ -132,6 +138,7 @@ class Options:
     flags: tuple[str, ...] = ()  # of the service
     max_memory_mib: float = 4096.0
     compete: bool = False  # attackers may take processor time from the service
+    connections: int = 0  # of each attack; 0: its own number
 
 
 def run(options: Options) -> tuple[list[Outcome], list[str]]:
@@ -140,7 +147,7 @@ def run(options: Options) -> tuple[list[Outcome], list[str]]:
     with launch.service(options.models, *flags) as server:
         served = httpx.get(f"{server.url}/models", trust_env=False).json()["models"]
         chosen = [
-            each
+            replace(each, connections=min(options.connections or 2**31, each.connections))
             for each in attacks(served[0]["name"], 32 * MIB)
             if not options.only or each.name in options.only
         ]
@@ -286,7 +293,7 @@ async def _watch(server: launch.Server, outcome: Outcome) -> None:
 
 def table(outcomes: Sequence[Outcome]) -> Table:
     """Format the outcomes."""
-    waits = ("longest ms", "to none", "/livez ms", "loop ms")
+    waits = ("median ms", "longest ms", "to none", "/livez ms", "loop ms")
     idle = next((each.longest_ms for each in outcomes if each.name == NONE), 0.0)
     header = ("attack", "KB sent", "answers", "ordinary", *waits, "MiB")
     rows = tuple(
@@ -295,6 +302,7 @@ def table(outcomes: Sequence[Outcome]) -> Table:
             f"{each.attack_bytes / 1000:.0f}",
             _counted(each.answers) or "none",
             _counted(each.ordinary),
+            f"{each.median_ms:.0f}",
             f"{each.longest_ms:.0f}",
             f"{each.longest_ms / idle:.1f} x" if idle else "",
             f"{each.livez_ms:.0f}",
@@ -329,6 +337,9 @@ def parser() -> argparse.ArgumentParser:
         help="most memory of the service and its decoders (%(default)g)",
     )
     p.add_argument(
+        "--connections", type=int, default=0, metavar="N", help="at most, of each attack"
+    )
+    p.add_argument(
         "--compete",
         action="store_true",
         help="attackers have the same priority as the service, as if they ran on its host",
@@ -342,7 +353,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     flags = () if args.decoders is None else ("--decoders", args.decoders)
     options = Options(
-        args.model_dir, args.seconds, tuple(args.only), flags, args.max_memory_mib, args.compete
+        args.model_dir,
+        args.seconds,
+        tuple(args.only),
+        flags,
+        args.max_memory_mib,
+        args.compete,
+        args.connections,
     )
     outcomes, wrong = run(options)
     if args.json:
