@@ -42,7 +42,7 @@ def mistakes(
         if item["type"] in OF_SWITCHES:
             message = "give true or false"
         if item["type"] == "literal_error":
-            message = f"choose from {_listed(item['ctx']['expected'])}"
+            message = _choice(item["ctx"]["expected"])
         if item["type"] in OF_NUMBERS:
             message = bounds(item["loc"]) or message
         key = name(item["loc"]) if item["loc"] else whole
@@ -62,9 +62,10 @@ def _hint(name: str, known: Iterable[str]) -> str:
     return f"; choose from {', '.join(listed)}" if listed else ""
 
 
-def _listed(expected: str) -> str:
-    """Return `'a', 'b' or 'c'` as `a, b, c`."""
-    return expected.replace(" or ", ", ").replace("'", "")
+def _choice(expected: str) -> str:
+    """Return `'a', 'b' or 'c'` as `choose from a, b, c`, and `'a'` as `only a is allowed`."""
+    listed = expected.replace(" or ", ", ").replace("'", "")
+    return f"choose from {listed}" if "," in listed else f"only {listed} is allowed"
 
 
 def _shortened(text: str) -> str:

@@ -53,11 +53,16 @@ def opacity(
 
 
 def cut_out(photo: Image.Image, mask: Image.Image) -> Image.Image:
-    """Return the subject on a transparent background, cropped to it unless it is empty."""
-    cut = photo.copy()
+    """Return the subject on a transparent background, cropped to it unless it is empty.
+
+    Invisible pixels are white, so that nobody gets the background back by removing the transparency.
+    """
+    if (box := mask.getbbox()) is not None:
+        photo, mask = photo.crop(box), mask.crop(box)
+    cut = Image.new("RGB", photo.size, "white")
+    cut.paste(photo, mask=mask.point(lambda opacity: 255 if opacity else 0))
     cut.putalpha(mask)
-    box = mask.getbbox()
-    return cut if box is None else cut.crop(box)
+    return cut
 
 
 def blurred(photo: Image.Image, mask: Image.Image) -> Image.Image:

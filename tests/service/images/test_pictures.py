@@ -76,10 +76,26 @@ def test_a_cutout_is_of_all_but_the_background_by_default(client: TestClient) ->
     assert ((cut[..., 3] == 255) == (LABELS[8:42, 10:60] > 0)).all()
 
 
+@pytest.mark.parametrize("kind", ["png", "webp", "avif"])
+def test_a_cutout_without_its_transparency_does_not_show_the_background(
+    client: TestClient, kind: str
+) -> None:
+    query = {"output": "cutout", "classes": "dim,bright", "model": "plain"}
+    cut = opened(post(client, png(PHOTO), overlay_format=kind, **query).content)
+    away = inner(LABELS[8:42, 10:60] == 0)
+    hidden = cut[..., :3][away].astype(float)
+    pattern = PHOTO[8:42, 10:60][away] - PHOTO[8:42, 10:60][away].mean(axis=0)
+    left = (hidden * pattern).sum() / (pattern**2).sum()  # 1 where the whole pattern is left
+    assert abs(left) < 0.05
+    if kind != "webp":  # WebP's encoder chooses invisible colours itself
+        assert (hidden >= 240).all()
+
+
 def test_an_empty_cutout_has_the_size_of_the_photo(client: TestClient) -> None:
     dark = post(client, png(np.zeros_like(PHOTO)), output="cutout", model="plain").content
     assert opened(dark).shape == (*PHOTO.shape[:2], 4)
     assert not opened(dark)[..., 3].any()
+    assert (opened(dark)[..., :3] == 255).all()
 
 
 def test_the_edge_is_soft_where_the_model_gives_probabilities(client: TestClient) -> None:

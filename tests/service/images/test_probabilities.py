@@ -142,7 +142,7 @@ def test_thresholds_of_the_model_are_taken_where_none_is_given(client: TestClien
             {"model": "full", "output": "probabilities", "top": 257},
             "from 0 to 256",
         ),
-        ({"model": "full", "threshold": "worst"}, "choose from best"),
+        ({"model": "full", "threshold": "worst"}, "only best is allowed"),
     ],
 )
 def test_what_the_model_cannot_give_is_refused(
