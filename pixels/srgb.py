@@ -25,7 +25,7 @@ REMEMBERED = 8  # cached profiles: a camera or an archive uses one or two
 
 
 def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Convert a decoded image of any mode to RGB, of the same size.
+    """Convert a decoded image of any mode to RGB, of the same size; perhaps the same image.
 
     `profile`: the ICC profile; one that is broken or for another mode is ignored. Grey of 16 bits
     is reduced to 8 as `pixels.depth` says; the caller does that for colours.
@@ -59,8 +59,14 @@ def _converted(image: Image.Image, profile: bytes | None) -> Image.Image:
     base = image if image.mode in SPACES.values() else image.convert("RGB")
     transform = _transform(profile, base.mode) if profile and len(profile) <= MAX_PROFILE else None
     if transform is None:
-        return base.convert("RGB")
+        return _rgb(base)
     return transform.apply(base)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Convert to RGB. RGB is not copied: that would take up to half as long as decoding a JPEG."""
+    image.load()  # the caller may close its file
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 @cache
