@@ -100,6 +100,23 @@ def first_answer(url: str, proxy: subprocess.Popen[bytes]) -> httpx.Response:
     raise AssertionError(f"the proxy does not listen (exit status {proxy.poll()})")
 
 
+def check_without_replicas(
+    make: pytest.TempPathFactory, command: Callable[[Path, dict[str, str]], list[str]]
+) -> None:
+    """Nothing listens at the ports of the replicas: the answer has the form of the services'."""
+    ports = {"8001": str(free_port()), "8002": str(free_port()), "443": str(free_port())}
+    here = make.mktemp("alone")
+    certificate(here)
+    with subprocess.Popen(command(here, ports)) as proxy:
+        try:
+            answer = first_answer(f"https://127.0.0.1:{ports['443']}", proxy)
+        finally:
+            proxy.terminate()
+    assert answer.status_code == answer.json()["status"] == 503
+    assert answer.json()["code"] == "unreachable"
+    assert answer.headers["retry-after"] == "5"
+
+
 def wait_until_ready(url: str, proxy: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + 20
     while first_answer(url, proxy).status_code != 200:

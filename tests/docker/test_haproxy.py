@@ -43,18 +43,7 @@ def test_requests_wait_for_a_replica_and_none_is_refused(front: Front) -> None:
 def test_without_a_replica_the_answer_has_the_form_of_the_services(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    """Nothing listens at the ports of the replicas."""
-    ports = {"8001": str(free_port()), "8002": str(free_port()), "443": str(free_port())}
-    here = tmp_path_factory.mktemp("alone")
-    proxies.certificate(here)
-    with subprocess.Popen(command(here, ports)) as proxy:
-        try:
-            answer = proxies.first_answer(f"https://127.0.0.1:{ports['443']}", proxy)
-        finally:
-            proxy.terminate()
-    assert answer.status_code == answer.json()["status"] == 503
-    assert answer.json()["code"] == "unreachable"
-    assert answer.headers["retry-after"] == "5"
+    proxies.check_without_replicas(tmp_path_factory, command)
 
 
 def test_both_replicas_know_who_asked(front: Front) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from service.settings import Settings
 from tests.docker import proxies
 from tests.docker.proxies import Front
 
@@ -54,6 +56,19 @@ def test_overload_is_503_with_retry_after_and_never_502(front: Front) -> None:
         answer = client.post("/segment", content=proxies.PHOTO, headers=proxies.HEADERS)
     assert answer.status_code == 200
     assert "temporary file" not in front.log.read_text()
+
+
+def test_without_a_replica_the_answer_is_503_as_its_body_says(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Without "=" in `error_page`, nginx answered 502 with a body that said 503."""
+    proxies.check_without_replicas(tmp_path_factory, command)
+
+
+def test_nginx_closes_idle_connections_before_the_services_do() -> None:
+    """Else a request may go out on a connection that a busy service is closing: a reset."""
+    (seconds,) = re.findall(r"keepalive_timeout (\d+)s;", proxies.documented("nginx", {}))
+    assert int(seconds) < Settings().keep_alive_s
 
 
 def test_both_replicas_see_the_address_of_the_client(front: Front) -> None:

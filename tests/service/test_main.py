@@ -161,6 +161,7 @@ def test_json_log_lines_carry_the_request_id(folder: Path) -> None:
     assert access["request_id"] == "mine-1"
     assert (access["path"], access["status"]) == ("/segment", 400)
     assert (access["problem"], access["level"]) == ("invalid-image", "info")
+    assert access["message"].endswith(" ms invalid-image from 127.0.0.1")
     assert access["ms"] > 0
 
 

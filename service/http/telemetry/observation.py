@@ -89,8 +89,10 @@ class Observation:
             "client": (scope.get("client") or ("",))[0],
         }
         # %r: a path may hold line breaks
-        text = f"{scope['method']} {scope['path']!r} {status} {fields['ms']} ms {fields['problem']}"
-        log.log(level, "%s", text.rstrip(), extra={logs.FIELDS: fields})
+        text = f"{scope['method']} {scope['path']!r} {status} {fields['ms']} ms"
+        text += f" {code}" if code else ""
+        text += f" from {fields['client']}" if fields["client"] else ""
+        log.log(level, "%s", text, extra={logs.FIELDS: fields})
 
 
 def given_id(scope: Scope) -> str:
