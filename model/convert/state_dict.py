@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 import pickle
 import re
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from numpy._core.multiarray import scalar
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -22,6 +26,7 @@ BACKBONE = (
 )
 LRASPP = "its head is no DeepLab; torchvision's deeplabv3_mobilenet_v3_large can be converted"
 ENCODER = BACKBONE.replace("backbone", "encoder")
+RESNET = r"(backbone|encoder)\.layer\d\."  # the parts of a ResNet that torchvision names so
 SERVED = "To serve it as it is, export it to ONNX and add its classes with `python -m export.adopt`"
 # How training scripts nest one; model_state: VainF/DeepLabV3Plus-Pytorch.
 WRAPPERS = ("state_dict_ema", "state_dict", "model_state", "model")
@@ -31,10 +36,20 @@ ELSEWHERE = (
     "it is built otherwise; docs/published-weights.md lists weights that can be converted, and "
     "`python -m model.train --list` presets that start from them"
 )
+SAVE = "Where it was made, save torch.save(net.state_dict(), ...)"
+# NumPy's numbers, such as the best score that VainF's and jfzhang95's scripts keep beside the
+# network; under the name that NumPy had for them before version 2 too.
+NUMBERS: tuple[Any, ...] = (
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8")),
+    (scalar, "numpy._core.multiarray.scalar"),
+    (scalar, "numpy.core.multiarray.scalar"),
+)
 TORCH_FILES = (b"PK\3\4", b"\x80")  # a zip archive, or a pickle of PyTorch before 1.6
 # Networks of other projects, by a key that only they have, and what can be taken of them.
 SMP = "a network of segmentation_models_pytorch"
 FOREIGN = (
+    (r"segformer\.", "Hugging Face's SegFormer", ELSEWHERE),
     (r"decode_head\.", "a network of mmsegmentation", ELSEWHERE),
     (r"encoder\.(layer\d|conv1)\.", SMP, ENCODER),
     (r"encoder\.", SMP, ELSEWHERE),
@@ -62,11 +77,15 @@ def read(path: Path) -> dict[str, Tensor]:
             found = found[wrapper]
     if not isinstance(found, dict) or not all(torch.is_tensor(v) for v in found.values()):
         raise ConvertError(f"{path} is not a state dict: save net.state_dict(), not the network")
+    if not found:
+        raise ConvertError(f"{path} holds no tensors: save net.state_dict()")
     state = {key: value for key, value in found.items() if not key.endswith("num_batches_tracked")}
     prefix = _prefix(state)
     state = {key.removeprefix(prefix): value for key, value in state.items()}
     for pattern, project, advice in FOREIGN:
         if any(re.match(pattern, key) for key in state):
+            if not any(re.match(RESNET, key) for key in state) and advice in (BACKBONE, ENCODER):
+                advice = ELSEWHERE  # noqa: PLW2901 - on a backbone that is built otherwise too
             exact = re.sub(r"'(backbone|encoder)\.'", rf"'{prefix}\1.'", advice)
             raise ConvertError(f"{path} holds {project}, which is not converted: {exact}. {SERVED}")
     return state
@@ -92,7 +111,11 @@ def _load(path: Path) -> object:
             f"{path} is no file of PyTorch's: it begins with {start!r}; a web page, or a pointer "
             "of Git LFS, may have been saved in its place: download it again"
         )
-    with torch.serialization.safe_globals([argparse.Namespace]):
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+                raise ConvertError(f"{path} is TorchScript, code and all. {SAVE}")
+    with torch.serialization.safe_globals([argparse.Namespace, *NUMBERS]):
         return torch.load(path, weights_only=True, map_location="cpu")
 
 
@@ -102,7 +125,7 @@ def _on_pickle(path: Path, says: str) -> str:
     what = f" (it holds {found[1]})" if found else ""
     return (
         f"{path} holds more than tensors{what}, such as a whole network, and is not unpickled: "
-        "that could run any code. Where it was made, save torch.save(net.state_dict(), ...)"
+        f"that could run any code. {SAVE}"
     )
 
 

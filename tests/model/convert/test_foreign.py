@@ -30,6 +30,26 @@ def test_torchvisions_reference_script_keeps_its_options_beside_the_network(
     assert state_dict.read(saved(tmp_path / "best.pth", nested)).keys() == weights.keys()
 
 
+@pytest.mark.parametrize("score", [np.float64(0.7), np.float32(0.7), np.int64(3)])
+def test_a_score_of_numpy_beside_the_network_is_read(tmp_path: Path, score: object) -> None:
+    """VainF's script saves the best mIoU so, as a float64 of NumPy."""
+    content = {"model_state": {"a.weight": torch.ones(2)}, "best_score": score}
+    assert state_dict.read(saved(tmp_path / "best.pth", content)).keys() == {"a.weight"}
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace. is deprecated")
+def test_torchscript_is_named(tmp_path: Path) -> None:
+    """Without PyTorch's advice to load the file with `weights_only=False`."""
+    torch.jit.trace(nn.Conv2d(1, 1, 1), torch.ones(1, 1, 2, 2)).save(tmp_path / "net.pt")
+    with pytest.raises(ConvertError, match=r"is TorchScript.*net\.state_dict\(\)"):
+        state_dict.read(tmp_path / "net.pt")
+
+
+def test_a_file_without_tensors_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConvertError, match="holds no tensors"):
+        state_dict.read(saved(tmp_path / "empty.pth", {}))
+
+
 def test_a_pickled_network_is_reported_and_not_unpickled(tmp_path: Path) -> None:
     with pytest.raises(ConvertError, match=r"torch\.nn\.modules.*net\.state_dict\(\)"):
         state_dict.read(saved(tmp_path / "net.pth", nn.Conv2d(1, 1, 1)))
@@ -39,15 +59,18 @@ def test_a_pickled_network_is_reported_and_not_unpickled(tmp_path: Path) -> None
     ("keys", "says"),
     [
         (["backbone.stem.0.weight", "decode_head.conv_seg.weight"], "mmsegmentation"),
-        (["backbone.conv1.weight", "classifier.aspp.convs.0.0.weight"], "VainF.*ResNet"),
+        (["backbone.layer1.0.w", "classifier.aspp.convs.0.0.weight"], "VainF.*ResNet"),
+        (["backbone.low_level_features.0.0.w", "classifier.aspp.w"], "VainF.*published-weights"),
+        (["backbone.conv1.weight", "aspp.aspp1.bn.weight"], "jfzhang95.*published-weights"),
+        (["segformer.encoder.w", "decode_head.w"], "Hugging Face's SegFormer.*published-weights"),
         (["backbone.0.0.weight", "classifier.cbr.0.weight"], "LRASPP.*deeplabv3_mobilenet_v3"),
-        (["backbone.conv1.weight", "classifier.1.running_mean"], "torchvision's FCN.*ResNet"),
+        (["backbone.layer1.0.w", "classifier.1.running_mean"], "torchvision's FCN.*ResNet"),
         (
             ["encoder._conv_stem.weight"],
             "segmentation_models_.*published-weights.*export.adopt",
         ),
-        (["backbone.conv1.weight", "aspp.aspp1.bn.weight"], "jfzhang95.*ResNet"),
-        (["model.encoder.conv1.weight"], r"segmentation_models.*startswith\('model.encoder.'\)"),
+        (["backbone.layer1.0.w", "aspp.aspp1.bn.weight"], "jfzhang95.*ResNet"),
+        (["model.encoder.layer1.0.w"], r"segmentation_models.*startswith\('model.encoder.'\)"),
     ],
 )
 def test_networks_of_other_projects_are_named(tmp_path: Path, keys: list[str], says: str) -> None:
