@@ -209,9 +209,9 @@ def _attackers(url: str, attack: Attack, *, compete: bool) -> Iterator[Connectio
 
 
 def _attack(url: str, attack: Attack, connection: Connection, compete: bool) -> None:
+    case = attack.case()  # takes seconds for some
     if not compete:
         _take_lowest_priority()
-    case = attack.case()
     connection.send(len(case.head()) + len(case.body))
     connection.recv()
     connection.send(asyncio.run(_answers(url, case, attack.connections, connection)))
