@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from model import arguments, checkpoint, memory
 from model.checkpoint import Card, CheckpointError
-from model.curate.suspects import Suspect, suspects
+from model.curate.suspects import Recalls, Suspect, suspects, weighted
 from model.data.dataset import Dataset, DatasetError, Pair, read_source
 from model.data.loader import LoaderError
 from model.data.photo import shown
@@ -43,6 +43,7 @@ log = logging.getLogger("model.audit")
 
 REFUSALS = (CheckpointError, DatasetError, RecipeError, TrainingError, LoaderError)
 KEPT = 1000  # suspects in the table
+CANDIDATES = 20_000  # before they are weighted by their classes' recall
 PAGE = """\
 <!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8">
@@ -79,8 +80,11 @@ def full_probabilities(
     return found[:, rows][:, :, nearest(found.shape[2], width)]
 
 
-def audit(judge: Judge, kept: int = KEPT) -> tuple[list[Suspect], list[str]]:
-    """Return the `kept` worst regions of a split, worst first, and photos that cannot be read."""
+def audit(judge: Judge, recalls: Recalls) -> tuple[list[Suspect], list[str]]:
+    """Return the worst regions of a split, not weighted yet, and photos that cannot be read.
+
+    What the network recognises is added to `recalls`.
+    """
     heap: list[Suspect] = []
     problems = []
     dataset = judge.dataset
@@ -91,11 +95,12 @@ def audit(judge: Judge, kept: int = KEPT) -> tuple[list[Suspect], list[str]]:
         except (DatasetError, OSError) as error:
             problems.append(str(error))
             continue
+        recalls.add(truth, found.argmax(axis=0).astype(np.uint8))
         for suspect in suspects(pair.name, truth, found):
             heapq.heappush(heap, suspect)
-            if len(heap) > kept:
+            if len(heap) > CANDIDATES:
                 heapq.heappop(heap)
-    return sorted(heap, reverse=True), problems
+    return heap, problems
 
 
 def write(found: Sequence[Suspect], judges: Sequence[Judge], out: Path, count: int) -> list[Path]:
@@ -259,8 +264,9 @@ def cross_validated(args: argparse.Namespace, card: Card, dataset: Dataset) -> l
 
 def audited(judges: Sequence[Judge]) -> tuple[list[Suspect], list[str]]:
     """The worst regions of all networks' photos, worst first, and photos that cannot be read."""
-    answers = [audit(judge) for judge in judges]
-    found = sorted((each for some, _ in answers for each in some), reverse=True)
+    recalls = Recalls(len(judges[0].dataset.classes))
+    answers = [audit(judge, recalls) for judge in judges]
+    found = weighted((each for some, _ in answers for each in some), recalls)
     return found[:KEPT], [problem for _, problems in answers for problem in problems]
 
 

@@ -55,7 +55,7 @@ def opacity(
 def cut_out(photo: Image.Image, mask: Image.Image) -> Image.Image:
     """Return the subject on a transparent background, cropped to it unless it is empty.
 
-    Invisible pixels are white, so that nobody gets the background back by removing the transparency.
+    Invisible pixels are white: without the transparency the background does not come back.
     """
     if (box := mask.getbbox()) is not None:
         photo, mask = photo.crop(box), mask.crop(box)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from service.launch import free_port
 from tests.docker import proxies
 from tests.docker.proxies import Front
 
