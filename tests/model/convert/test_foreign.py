@@ -40,7 +40,8 @@ def test_a_score_of_numpy_beside_the_network_is_read(tmp_path: Path, score: obje
 @pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
 def test_torchscript_is_named(tmp_path: Path) -> None:
     """Without PyTorch's advice to load the file with `weights_only=False`."""
-    torch.jit.trace(nn.Conv2d(1, 1, 1), torch.ones(1, 1, 2, 2)).save(tmp_path / "net.pt")
+    traced = torch.jit.trace(nn.Conv2d(1, 1, 1), torch.ones(1, 1, 2, 2))  # type: ignore[no-untyped-call]
+    traced.save(tmp_path / "net.pt")
     with pytest.raises(ConvertError, match=r"is TorchScript.*net\.state_dict\(\)"):
         state_dict.read(tmp_path / "net.pt")
 

@@ -80,8 +80,11 @@ def test_a_cutout_is_of_all_but_the_background_by_default(client: TestClient) ->
 def test_a_cutout_without_its_transparency_does_not_show_the_background(
     client: TestClient, kind: str
 ) -> None:
-    query = {"output": "cutout", "classes": "dim,bright", "model": "plain"}
-    cut = opened(post(client, png(PHOTO), overlay_format=kind, **query).content)
+    body = png(PHOTO)
+    answer = post(
+        client, body, output="cutout", classes="dim,bright", model="plain", overlay_format=kind
+    )
+    cut = opened(answer.content)
     away = inner(LABELS[8:42, 10:60] == 0)
     hidden = cut[..., :3][away].astype(float)
     pattern = PHOTO[8:42, 10:60][away] - PHOTO[8:42, 10:60][away].mean(axis=0)
