@@ -209,12 +209,20 @@ def read_values(mask: Mask) -> tuple[str, NDArray[np.uint8]]:
     path = mask.path if isinstance(mask, CodedMask) else mask
     with opened(path) as picture:
         kind, mode = picture.format, picture.mode
-        if kind not in LOSSY and mode in MASK_MODES:
+        if not why_no_ids(kind, mode):
             return mode, np.asarray(picture).astype(np.uint8, copy=False)
-    if kind in LOSSY:  # not within `opened`, for which a ValueError is Pillow's
-        raise DatasetError(f"{path} is {LOSSY_MASK.format(kind)}")
-    raise DatasetError(
-        f"{path} has mode {mode}: masks hold class ids (mode P or L), not colours; "
+    # Not within `opened`, for which a ValueError is Pillow's.
+    raise DatasetError(f"{path} {why_no_ids(kind, mode)}")
+
+
+def why_no_ids(kind: str | None, mode: str) -> str:
+    """Say why a mask of this format and mode (Pillow's) holds no class ids; "" if it does."""
+    if kind in LOSSY:
+        return f"is {LOSSY_MASK.format(kind)}"
+    if mode in MASK_MODES:
+        return ""
+    return (
+        f"has mode {mode}: masks hold class ids (mode P or L), not colours; "
         "`python -m model.data check DIR --convert OUT` translates known colours"
     )
 

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 from model.data.dataset import Dataset, DatasetError
+from model.data.pairs import why_no_ids
 from model.data.photo import opened, upright_size
 from model.data.survey import TRAINING_MASKS, expect_classes, survey
 from model.train.assembly import FASTEST_NORM
@@ -98,14 +99,17 @@ def check_masks(dataset: Dataset, validated_on: Dataset | None) -> None:
 def check_validation_pairs(dataset: Dataset) -> None:
     """Raise DatasetError for a pair that would end the first validation, hours from now.
 
-    Reads headers: both files are there, are pictures and have one size.
+    Reads headers: both files are there, are pictures and have one size, and the mask holds ids.
     """
     for pair in dataset.pairs:
         try:
             with opened(Path(str(pair.mask))) as mask:
-                size = upright_size(pair.image, dataset.samples)
-                problem = "" if size == mask.size else f"{pair.image} is {size[0]} x {size[1]}, "
-                problem += f"its mask {pair.mask} {mask.width} x {mask.height}" if problem else ""
+                size, found = upright_size(pair.image, dataset.samples), mask.size
+                why = why_no_ids(mask.format, mask.mode)
+            problem = f"{pair.mask} {why}" if why else ""
+            if size != found and not why:
+                problem = f"{pair.image} is {size[0]} x {size[1]}, its mask {pair.mask} "
+                problem += f"{found[0]} x {found[1]}"
         except OSError as error:
             problem = str(error)
         if problem:

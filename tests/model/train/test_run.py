@@ -503,6 +503,12 @@ def test_a_pair_that_would_end_the_first_validation_is_refused_at_the_start(data
     Image.new("RGB", (9, 9)).save(dataset.pairs[3].image)
     with pytest.raises(DatasetError, match=r"'train': .*2007_000003\.jpg is 9 x 9, its mask .* 48"):
         preflight.check_validation_pairs(dataset)
+    colours = dataset.pairs[2].mask
+    assert isinstance(colours, Path)
+    with Image.open(colours) as mask:
+        mask.convert("RGB").save(colours)
+    with pytest.raises(DatasetError, match=r"2007_000002\.png has mode RGB.*not colours"):
+        preflight.check_validation_pairs(dataset)
     dataset.pairs[1].image.unlink()
     with pytest.raises(DatasetError, match=r"No such file.*2007_000001\.jpg"):
         preflight.check_validation_pairs(dataset)
