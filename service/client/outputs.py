@@ -9,6 +9,7 @@ than redoing those few.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from service.client.errors import ClientError
 
+LONGEST_NAME = 255  # bytes, on most file systems
 PART = ".part"  # suffix of temporary names, which also begin with a dot
 
 
@@ -42,7 +44,11 @@ def replacing(path: Path, *, durable: bool = True, writer: str = "") -> Iterator
     `durable`: wait until the file and its name are on the disk. `writer` is part of
     the temporary name: set it where several processes may write the same file.
     """
-    temporary = path.with_name(f".{path.name}{writer}{PART}")
+    name = f".{path.name}{writer}{PART}"
+    if len(os.fsencode(name)) > LONGEST_NAME:
+        digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()
+        name = f".{digest}{writer}{PART}"
+    temporary = path.with_name(name)
     temporary.unlink(missing_ok=True)  # a link of this name may lead anywhere
     try:
         yield temporary

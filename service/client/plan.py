@@ -16,6 +16,7 @@ from service.client.manifest import Manifest, PhotoRow
 from service.client.protocol import FILES
 from service.client.records import DONE, REJECTED, Origin, Record
 
+LONGEST_NAME = 220  # bytes; with `.probabilities.npz` and a temporary name's ending below 255
 UNKNOWN_TIME = -1  # of a photo in a store without modification times
 OUTPUT_OF = {file.partition(".")[0]: output for output, file in FILES.items()}
 
@@ -99,9 +100,17 @@ def is_unchanged(origin: Origin, size: int, mtime_ns: int) -> bool | None:
 
 
 def stems(name: str) -> Iterator[str]:
-    """Yield possible stems for a photo's outputs: "a/b.jpg" -> a/b, a/b.jpg, a/b.jpg~2, ..."""
+    """Yield possible stems for a photo's outputs: "a/b.jpg" -> a/b, a/b.jpg, a/b.jpg~2, ...
+
+    A name too long for a file system once it has a new ending becomes its beginning and a digest.
+    """
     name = name.lstrip("/")  # a photo whose name clashes is named by its whole path
-    yield str(PurePosixPath(name).with_suffix(""))
+    path = PurePosixPath(name)
+    if len(raw := path.name.encode(errors="surrogatepass")) > LONGEST_NAME:
+        beginning = raw[: LONGEST_NAME - 9].decode(errors="ignore")
+        name = str(path.with_name(f"{beginning}~{hashlib.sha256(raw).hexdigest()[:8]}"))
+    else:
+        yield str(path.with_suffix(""))
     yield name
     number = 2
     while True:

@@ -118,8 +118,9 @@ async def uploads(request: Request, intake: Intake, parsed: Parsed | None = None
         return Sent(photos, several=True, unpacked=unpacked)
     if kind != "multipart/form-data":
         raise UnsupportedMedia(
-            f"Content-Type {kind or 'is missing'}: send multipart/form-data with a field `file`, "
-            f"the image itself as {', '.join(RAW_TYPES)}, a ZIP of images as application/zip, or "
+            f"Content-Type {kind or 'is missing'}: send multipart/form-data with a field `file` "
+            f"(curl -F file=@photo.jpg), the image itself as {', '.join(RAW_TYPES)}, "
+            "a ZIP of images as application/zip, or "
             'application/json with {"image": "BASE64"}'
         )
     return Sent(await _form(request, intake.max_files))

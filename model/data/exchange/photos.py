@@ -33,6 +33,7 @@ class Photos:
     def find(self, name: str) -> Path:
         """Find the photo of this name; of several, the one whose folders agree with the name.
 
+        Upper and lower case count only where they alone tell photos apart.
         A name without a photo's suffix, or with another one, finds a photo with its stem.
         Raises DatasetError if no photo has it, or if the folders do not decide between several.
         """
@@ -42,6 +43,9 @@ class Photos:
         wanted = _lower(name)
         agreed = [self._agreement(path, wanted) for path in found]
         best = [path for path, same in zip(found, agreed, strict=True) if same == max(agreed)]
+        if len(best) > 1:
+            parts = _posix(name).parts
+            best = [path for path in best if path.parts[-len(parts) :] == parts] or best
         if len(best) > 1:
             raise DatasetError(f"{name}: {best[0]} or {best[1]}? The labels name no folder")
         return best[0]
@@ -62,7 +66,11 @@ class Photos:
 
 
 def _lower(name: str) -> PurePosixPath:
-    return PurePosixPath(name.replace("\\", "/").lower())
+    return _posix(name.lower())
+
+
+def _posix(name: str) -> PurePosixPath:
+    return PurePosixPath(name.replace("\\", "/"))
 
 
 def unique_names(photos: list[Path], root: Path) -> list[str]:

@@ -8,6 +8,7 @@ import pytest
 
 from service.client.errors import ManifestError
 from service.client.manifest import SCHEMA_VERSION, Manifest
+from service.client.outputs import write_files
 from service.client.plan import stems
 from service.client.records import DONE, PENDING, ClassPixels, Origin
 
@@ -40,6 +41,17 @@ def test_stem_stays_the_same_over_runs_and_belongs_to_one_photo(tmp_path: Path) 
             names = ("a.jpg", "a.png", "A.PNG", "a.png.gif")
             given = [manifest.claim(name, f"/{name}", stems(name)) for name in names]
         assert given == ["a", "a.png", "A.PNG~2", "a.png.gif"]
+
+
+def test_a_name_near_the_file_systems_limit_gets_a_shorter_stem(tmp_path: Path) -> None:
+    names = [f"x/{'猫' * 80}{end}.jpg" for end in "ab"]
+    with Manifest(tmp_path / "m") as manifest:
+        first, second = (manifest.claim(name, f"/{name}", stems(name)) for name in names)
+    assert first != second
+    for stem in (first, second):
+        assert stem.startswith("x/猫猫")
+        written = write_files(tmp_path, stem, {"probabilities.npz": b"1"})
+        assert (tmp_path / next(iter(written))).read_bytes() == b"1"
 
 
 def test_redone_photo_has_only_its_new_pixel_counts(tmp_path: Path) -> None:

@@ -49,6 +49,12 @@ def test_an_error_keeps_the_old_file_and_leaves_no_other(tmp_path: Path) -> None
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"old"}
 
 
+def test_a_file_with_the_longest_possible_name_is_written(tmp_path: Path) -> None:
+    with replacing(tmp_path / ("a" * 255), writer=".1") as path:
+        path.write_bytes(b"new")
+    assert (tmp_path / ("a" * 255)).read_bytes() == b"new"
+
+
 def test_two_writers_of_one_file_do_not_share_a_temporary_name(tmp_path: Path) -> None:
     target = tmp_path / "a"
     with (

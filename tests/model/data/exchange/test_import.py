@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -468,6 +469,13 @@ def test_photos_with_the_same_name_are_distinguished_by_their_folders(tmp_path: 
     assert run("coco", labels, tmp_path / "photos") == 0
     found = {path.name for path in (tmp_path / "set" / "masks" / "train").iterdir()}
     assert found == {"x__a.png", "y__a.png"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not distinguish them")
+def test_photos_whose_names_differ_only_in_case_are_told_apart(tmp_path: Path) -> None:
+    labels = many(tmp_path, ["x/a.jpg", "x/A.JPG", "X/a.jpg"])
+    assert run("coco", labels, tmp_path / "photos") == 0
+    assert len(list((tmp_path / "set" / "masks" / "train").iterdir())) == 3
 
 
 def test_a_name_without_a_folder_that_fits_two_photos_is_a_problem(
