@@ -166,12 +166,13 @@ def refuse_encoding(request: Request) -> None:
 
 async def _files(form: FormData) -> list[Upload]:
     found = [field for field in form.getlist("file") if isinstance(field, UploadFile)]
-    if not found and form.getlist("file"):
+    if len(found) < len(form.getlist("file")):
         raise InvalidRequest(
             "field `file` is text, not a file: add a filename, as curl -F file=@photo.jpg does"
         )
     if not found:
-        raise InvalidRequest(f"the form has no field `file`, but {sorted(form)}")
+        others = f"; it has {', '.join(map(repr, sorted(form)))}" if form else ""
+        raise InvalidRequest(f"the form has no field `file`{others}")
     if options := sorted(name for name, field in form.multi_items() if isinstance(field, str)):
         raise InvalidRequest(
             f"form fields {options} are not read: put options into the query string"

@@ -251,10 +251,19 @@ def test_too_many_pixels_are_a_problem(client: TestClient) -> None:
     assert (answer.status_code, answer.json()["code"]) == (413, "image-too-large")
 
 
-def test_a_form_without_the_field_is_a_problem(client: TestClient) -> None:
-    answer = client.post("/segment", files={"photo": b"x"})
+@pytest.mark.parametrize(
+    ("sent", "detail"),
+    [
+        ([("photo", ("a.png", b"x"))], "the form has no field `file`; it has 'photo'"),
+        ([("file", ("a.png", b"x")), ("file", ("", b"x"))], "field `file` is text, not a file"),
+    ],
+)
+def test_a_form_without_the_field_or_a_file_name_is_a_problem(
+    client: TestClient, sent: list[tuple[str, tuple[str, bytes]]], detail: str
+) -> None:
+    answer = client.post("/segment", files=sent)
     assert answer.status_code == 400
-    assert "`file`" in answer.json()["detail"]
+    assert detail in answer.json()["detail"]
 
 
 def test_options_in_a_form_are_refused_not_ignored(
