@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import zipfile
-from collections.abc import Collection, Container, Iterator
+from collections.abc import Collection, Container
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from postprocess.errors import TooLarge
-from postprocess.results import png
+from postprocess.results import jpeg_strips, png, threads
 from postprocess.results.facts import Color
 from postprocess.results.photo import Photo
 from postprocess.results.png import Pixels, Rows
@@ -111,7 +111,11 @@ def overlay(
     visible = np.zeros(256, np.bool_)
     visible[list(shown)] = True
     inks = _inks(palette, visible, alpha)
-    for strip in _visible_strips(labels, visible):
+
+    def blend(top: int) -> None:
+        strip = _visible_strip(labels, visible, top)
+        if strip is None:
+            return
         colors = inks[strip.rows][strip.repeated].view(np.uint8).reshape(*strip.shape, 4)
         if contour:
             solid = strip.edges(labels, contour) & visible[strip.rows][strip.repeated]
@@ -119,6 +123,8 @@ def overlay(
         # Pillow uses the memory of such a buffer, and pastes RGBA on RGB without converting it.
         paint = Image.frombuffer("RGBA", strip.shape[::-1], colors, "raw", "RGBA", 0, 1)
         blended.paste(paint, strip.corner, paint)
+
+    threads.share(blend, range(0, labels.height, STRIP), blended.width * blended.height)
     return blended
 
 
@@ -152,17 +158,17 @@ class _Strip:
         return found[above : above + height, left : left + across]
 
 
-def _visible_strips(labels: Rows, visible: NDArray[np.bool_]) -> Iterator[_Strip]:
-    """Yield the parts with visible classes, some rows at a time.
+def _visible_strip(labels: Rows, visible: NDArray[np.bool_], top: int) -> _Strip | None:
+    """Return the part of a strip with visible classes; None if it has none.
 
     Strips stay in the processor's cache, and most photos have large parts without any class.
     """
-    for top in range(0, labels.height, STRIP):
-        rows, repeated = labels.stretch(top, top + STRIP)
-        columns = np.flatnonzero(visible[rows].any(axis=0))
-        if len(columns):
-            left, right = int(columns[0]), int(columns[-1]) + 1
-            yield _Strip(rows[:, left:right], repeated, (left, top))
+    rows, repeated = labels.stretch(top, top + STRIP)
+    columns = np.flatnonzero(visible[rows].any(axis=0))
+    if not len(columns):
+        return None
+    left, right = int(columns[0]), int(columns[-1]) + 1
+    return _Strip(rows[:, left:right], repeated, (left, top))
 
 
 def edges(labels: NDArray[np.uint8], width: int) -> NDArray[np.bool_]:
@@ -210,6 +216,8 @@ def picture(image: Image.Image, kind: Format) -> bytes:
             f"{image.width} x {image.height} pixels: a side in {kind.upper()} has at most "
             f"{LONGEST_SIDE[kind]}; use overlay_format=png, or max_side"
         )
+    if kind == "jpeg":
+        return jpeg_strips.encode(image, SETTINGS[kind])
     try:
         alpha = LOSSLESS_ALPHA if kind == "avif" and image.mode == "RGBA" else {}
         return _encoded(image, kind.upper(), **SETTINGS[kind], **alpha)
