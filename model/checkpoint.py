@@ -33,7 +33,7 @@ BUNDLED = Path(__file__).parent / "bundled"
 # The subcommand of `python -m model.convert` that reads a file of other projects, by its suffix.
 CONVERTERS = {
     **dict.fromkeys((".pth", ".pt", ".ckpt", ".bin", ".tar"), "torchvision"),
-    **dict.fromkeys((".tflite", ".pb", ".index"), "tf"),
+    **dict.fromkeys((".tflite", ".pb", ".index", ".meta", ".data-00000-of-00001"), "tf"),
 }
 LONGEST_CARD = 16_000_000  # bytes; ours have some thousand
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ import numpy as np
 from model.convert import frozen_graph, tensor_bundle, tflite_file
 from model.convert.accounting import ConvertError
 
+# What ends the names of a checkpoint's files; its prefix comes before.
+PART = re.compile(r"\.(index|meta|data-\d{5}-of-\d{5})$")
 Variables = dict[str, np.ndarray[Any, Any]]
 
 
@@ -25,12 +28,17 @@ def read(path: Path) -> Variables:
             raise ConvertError(f"{path} does not exist")
         reader = {".npz": _read_npz, ".pb": frozen_graph.read, ".tflite": tflite_file.read}
         return reader[path.suffix](path)
-    prefix = path.with_suffix("") if path.suffix == ".index" else path
+    prefix = path.with_name(PART.sub("", path.name))
     if tensor_bundle.index_of(prefix).is_file():
         return tensor_bundle.read(prefix)
+    if path.is_dir():
+        inside = ", ".join(str(each.with_suffix("")) for each in sorted(path.glob("*.index")))
+        raise ConvertError(
+            f"{path} is a folder: give a checkpoint in it: {inside or 'it has none'}"
+        )
     if path.is_file():
         raise ConvertError(
-            f"{path} is no checkpoint of version 2, which has {path.name}.index beside it: give "
+            f"{path} is no checkpoint of version 2, which has {prefix.name}.index beside it: give "
             "the name before .index, or a .pb, .tflite or .npz file"
         )
     raise ConvertError(

@@ -33,7 +33,16 @@ def copied(folder: Path, name: str = "model.ckpt") -> Path:
     return folder / name
 
 
-@pytest.mark.parametrize("name", ["model.ckpt", "model.ckpt.index", "sharded.ckpt"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.ckpt",
+        "model.ckpt.index",
+        "model.ckpt.meta",
+        f"model.ckpt{SUFFIXES[1]}",
+        "sharded.ckpt",
+    ],
+)
 def test_every_variable_of_a_checkpoint_that_tensorflow_wrote_is_read(name: str) -> None:
     """They are float, half, integer, scalar and empty, and are in one data file or in two."""
     assert same(read(FILES / name), values())
@@ -47,6 +56,12 @@ def test_every_variable_of_a_frozen_graph_that_tensorflow_wrote_is_read() -> Non
         if frozen_graph.VARIABLE.search(name) and "Momentum" not in name
     }
     assert same(read(FILES / "frozen_inference_graph.pb"), wanted)
+
+
+def test_the_checkpoints_of_a_folder_are_named(tmp_path: Path) -> None:
+    path = copied(tmp_path)
+    with pytest.raises(ConvertError, match=f"is a folder: give a checkpoint in it: {path}$"):
+        read(tmp_path)
 
 
 def test_python_objects_of_tensorflow_2_are_left_out() -> None:
