@@ -132,9 +132,18 @@ def run_check(args: argparse.Namespace) -> int:
             report = converted(report, args.convert)
         report.crop = args.crop
     print(json.dumps(report.to_json(), indent=2) if args.json else report.to_text())
-    if isinstance(report, Report) and kind == "folder" and report.usable and not args.json:
+    proposes = kind == "folder" and report.usable and not args.json
+    if isinstance(report, Report) and proposes and not _is_held_out(kind, args.root, args.split):
         print(f"to train: {training_line(report, args.root)}")
     return 0 if report.usable else 1
+
+
+def _is_held_out(kind: str, root: Path, split: str) -> bool:
+    """Return whether a set has a split `train`, and this is another one."""
+    try:
+        return split != find(kind, root, "train").split
+    except DatasetError:
+        return False
 
 
 def training_line(report: Report, root: Path) -> str:

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from service.client.errors import ManifestError
+from service.client.errors import ManifestError, UsageError
 from service.client.outputs import stays_inside
 from service.client.plain import parse_json, sentence
 from service.client.records import DONE, FAILED, PENDING, REJECTED, ClassPixels, Origin, Record
@@ -79,11 +79,14 @@ class Manifest:
     """The manifest of one output folder. Safe to use from several threads."""
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
-        """Open or create the manifest; raises ManifestError if it is in use, broken or too new."""
+        """Open or create the manifest; raises ManifestError if it is in use, broken or too new.
+
+        With `read_only`, raises UsageError if there is none.
+        """
         self._lock = threading.RLock()
         self.run = 0
         if read_only and not path.is_file():
-            raise ManifestError(f"{path}: no manifest there; is this the OUT of an earlier run?")
+            raise UsageError(f"{path}: no manifest there; is this the OUT of an earlier run?")
         if path.is_symlink():
             raise ManifestError(f"{path} is a link: the manifest must be in OUT itself")
         self._path = path

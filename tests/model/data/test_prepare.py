@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shlex
+import shutil
 import tarfile
 import zipfile
 from pathlib import Path
@@ -351,3 +352,15 @@ def test_the_command_proposed_after_a_check_trains_on_the_set(
         caplog.clear()
         preflight.check_norm_momentum(config)
         assert not caplog.messages  # the proposed command causes no warning
+
+
+def test_a_check_of_val_does_not_propose_to_train_on_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["prepare", "shapes", "--data", str(tmp_path)]) == 0
+    (tmp_path / "recipe.toml").unlink()
+    assert main(["check", str(tmp_path), "--split", "val"]) == 0
+    assert "to train" not in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "images" / "train")  # val is now the only split
+    assert main(["check", str(tmp_path), "--split", "val"]) == 0
+    assert "to train" in capsys.readouterr().out

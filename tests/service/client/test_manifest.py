@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from service.client.errors import ManifestError
+from service.client.errors import ManifestError, UsageError
 from service.client.manifest import SCHEMA_VERSION, Manifest
 from service.client.outputs import write_files
 from service.client.plan import stems
@@ -143,6 +143,6 @@ def test_every_class_of_the_model_is_known_and_those_of_an_earlier_one(tmp_path:
 
 
 def test_reading_creates_nothing(tmp_path: Path) -> None:
-    with pytest.raises(ManifestError, match="no manifest"):
+    with pytest.raises(UsageError, match="no manifest"):
         Manifest(tmp_path / "m", read_only=True)
     assert list(tmp_path.iterdir()) == []
