@@ -121,12 +121,17 @@ class Result:
     max_side: int | None = None  # of `pictures`
     shares: dict[int, float] | None = None  # of the photo's pixels by class, if they are needed
 
-    @cached_property
+    @property
     def pictures(self) -> Result:
         """The result at the size of pictures: each pixel has the label nearest to its centre."""
+        # Not cached: a result that referred to itself would keep its photo until Python looks for
+        # such cycles.
+        same = limited(self.photo.size, self.max_side) == self.photo.size
+        return self if same else self._limited
+
+    @cached_property
+    def _limited(self) -> Result:
         size = limited(self.photo.size, self.max_side)
-        if size == self.photo.size:
-            return self
         (rows, heights), (columns, widths) = (
             _kept(lengths, want)
             for lengths, want in zip(
