@@ -159,6 +159,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         photos = find_photos(args.photos)
         net = checkpoint.load_on(args.device, args.checkpoint)
+        print(f"predicting {len(photos)} photos", file=sys.stderr, flush=True)
         with memory.advising(arguments.SMALLER_CROP):
             ranked, problems = rank(net, photos, args.by, args.count)
         base = args.photos if args.photos.is_dir() else args.photos.parent
