@@ -1,8 +1,8 @@
 """Attack a running service while ordinary clients use it: `python -m service.bench.attack`.
 
 It starts the service and repeats each attack from several connections for some seconds. Attackers
-run in a process of the lowest priority, unless --compete is given: they would not run on the
-service's own host.
+run in a process of their own, at the service's priority. With --low-priority they take only the
+processor time that the service leaves, as if they ran on another host.
 Meanwhile an ordinary client sends photos one after another, and `/livez` is requested. The table
 shows for each attack its cost to the attacker, the answers, the median and the longest wait of the
 ordinary client, how many times as long as without an attack the longest is, the longest wait of
@@ -137,7 +137,7 @@ class Options:
     only: tuple[str, ...] = ()  # names; empty: all attacks
     flags: tuple[str, ...] = ()  # of the service
     max_memory_mib: float = 4096.0
-    compete: bool = False  # attackers may take processor time from the service
+    low_priority: bool = False  # attackers take only the processor time that is left
     connections: int = 0  # of each attack; 0: its own number
 
 
@@ -173,7 +173,7 @@ def problems(outcomes: Sequence[Outcome], options: Options) -> Iterator[str]:
 def _attacked(server: launch.Server, attack: Attack, options: Options) -> Outcome:
     """Attack for some seconds, and wait until the ordinary client has its last answer."""
     outcome = Outcome(attack.name)
-    with _attackers(server.url, attack, compete=options.compete) as attackers:
+    with _attackers(server.url, attack, low_priority=options.low_priority) as attackers:
         outcome.attack_bytes = attackers.recv()
         before = _turns(server)
         attackers.send("begin")
@@ -194,11 +194,11 @@ async def _observed(server: launch.Server, seconds: float, outcome: Outcome) -> 
 
 
 @contextmanager
-def _attackers(url: str, attack: Attack, *, compete: bool) -> Iterator[Connection]:
+def _attackers(url: str, attack: Attack, *, low_priority: bool) -> Iterator[Connection]:
     """A process that sends the bytes of a request, waits, attacks, waits, and sends the answers."""
     ours, theirs = multiprocessing.Pipe()
     context = multiprocessing.get_context("spawn")
-    process = context.Process(target=_attack, args=(url, attack, theirs, compete), daemon=True)
+    process = context.Process(target=_attack, args=(url, attack, theirs, low_priority), daemon=True)
     process.start()
     theirs.close()
     try:
@@ -208,9 +208,9 @@ def _attackers(url: str, attack: Attack, *, compete: bool) -> Iterator[Connectio
         process.join()
 
 
-def _attack(url: str, attack: Attack, connection: Connection, compete: bool) -> None:
+def _attack(url: str, attack: Attack, connection: Connection, low_priority: bool) -> None:
     case = attack.case()  # takes seconds for some
-    if not compete:
+    if low_priority:
         _take_lowest_priority()
     connection.send(len(case.head()) + len(case.body))
     connection.recv()
@@ -340,9 +340,9 @@ def parser() -> argparse.ArgumentParser:
         "--connections", type=int, default=0, metavar="N", help="at most, of each attack"
     )
     p.add_argument(
-        "--compete",
+        "--low-priority",
         action="store_true",
-        help="attackers have the same priority as the service, as if they ran on its host",
+        help="attackers take only the processor time that is left, as if on another host",
     )
     p.add_argument("--json", type=Path, metavar="F", help="write the figures to F")
     return p
@@ -358,7 +358,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         tuple(args.only),
         flags,
         args.max_memory_mib,
-        args.compete,
+        args.low_priority,
         args.connections,
     )
     outcomes, wrong = run(options)
