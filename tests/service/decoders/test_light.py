@@ -183,7 +183,8 @@ def test_outputs_that_depend_on_the_labels_for_their_time_are_made_in_processes(
 @pytest.mark.parametrize(
     ("size", "rows", "outputs", "asked"),
     [
-        ((4000, 3000), 385, ("mask", "color", "confidence"), []),
+        ((4000, 3000), 385, ("mask", "confidence"), []),
+        ((4000, 3000), 385, ("color",), ["encode"]),
         ((4000, 3000), 385, ("mask", "overlay"), ["encode"]),
         ((7000, 7000), 513, ("mask",), ["encode"]),
         ((1, 5_000_000), 500, ("mask",), ["encode"]),
