@@ -3,7 +3,6 @@
 A process costs 3 ms for decoding and 3 ms for encoding, as each hand-over waits for the scheduler.
 A JPEG without a profile is at most LIGHT work, whatever its sender wrote: its header says how
 many pixels it has, and its scans are counted. So it needs no process that can be ended.
-Neither do masks of larger photos that were shrunk for the model: only the labels' rows are encoded.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ LIGHT_BYTES = 1_000_000  # of a file to decode
 OPEN_BYTES = 20_000_000  # of a file to open: its scans are counted, at 0.5 ms a megabyte
 # Outputs that take a few milliseconds, whatever the labels are.
 LIGHT_OUTPUTS = {"mask", "color", "overlay", "confidence"}
-OF_LABELS = {"mask", "confidence"}  # made without the photo, in up to 16 ms
 
 
 class LightInThreads:
@@ -50,7 +48,7 @@ class LightInThreads:
 
     def encode(self, found: Header, result: Result, wish: Wish) -> Future[dict[str, bytes]]:
         """Make the outputs of a photo, by name."""
-        light = _has_light_outputs(wish) and (_is_light(found) or _has_few_rows(result, wish))
+        light = _is_light(found) and _has_light_outputs(wish)
         return (self._threads if light else self._processes).encode(found, result, wish)
 
     def read_tensor(self, body: bytes, shape: Shape) -> Future[Call]:
@@ -65,12 +63,6 @@ class LightInThreads:
 def _is_light(found: Header) -> bool:
     opened_here = found.opened is not None
     return opened_here and len(found.data) <= LIGHT_BYTES and found.work <= LIGHT
-
-
-def _has_few_rows(result: Result, wish: Wish) -> bool:
-    """Whether the outputs are maps of few different rows, however often each is repeated."""
-    width, height = result.photo.size
-    return wish.all_outputs <= OF_LABELS and len(result.cells) * width + height <= LIGHT
 
 
 def _has_light_outputs(wish: Wish) -> bool:

@@ -18,14 +18,12 @@ from postprocess.areas import area
 from postprocess.refine import Refinement
 from postprocess.results.outputs import OUTPUTS, Result, Wish
 from postprocess.results.selection import select
-from postprocess.runs import Spread
 from postprocess.windows import Sliding
 from service.decoders.interface import Threads
 from service.decoders.light import LIGHT_OUTPUTS, LightInThreads
 from service.decoders.processes import Processes
 from service.errors import InvalidImage
 from service.images import join
-from service.images.imaging import EncodedPhoto
 from service.images.prepare import Header, Plan, Prepared
 from service.inference.contract import InputSize
 from service.inference.engine import Prediction
@@ -178,43 +176,6 @@ def test_outputs_that_depend_on_the_labels_for_their_time_are_made_in_processes(
     encoding = decoders.encode(found, result_of(prepared), replace(wish("mask"), **asked))
     encoding.exception(20)
     assert others.asked == ["encode"]
-
-
-@pytest.mark.parametrize(
-    ("size", "rows", "outputs", "asked"),
-    [
-        ((4000, 3000), 385, ("mask", "confidence"), []),
-        ((4000, 3000), 385, ("color",), ["encode"]),
-        ((4000, 3000), 385, ("mask", "overlay"), ["encode"]),
-        ((7000, 7000), 513, ("mask",), ["encode"]),
-        ((1, 5_000_000), 500, ("mask",), ["encode"]),
-    ],
-)
-def test_masks_of_shrunk_photos_are_made_in_threads(
-    both: tuple[LightInThreads, Noted],
-    size: tuple[int, int],
-    rows: int,
-    outputs: tuple[str, ...],
-    asked: list[str],
-) -> None:
-    """If they have few different rows; a process makes the same bytes."""
-    decoders, others = both
-    labels = np.random.default_rng(0).integers(0, 2, (rows, 1), np.uint8)
-    shown = EncodedPhoto(size, 1, None, None, b"")
-    spread = Spread(_lengths(size[1], rows), _lengths(size[0], 1))
-    result = Result(shown, labels, np.full_like(labels, 200), spread, CONTRACT)
-    found = Header(b"", size, size[0] * size[1], size[0] * size[1])
-    made = decoders.encode(found, result, wish(*outputs))
-    if "overlay" not in outputs:
-        assert others.asked == asked
-        assert made.result(60) == others.encode(found, result, wish(*outputs)).result(60)
-    else:
-        made.exception(60)
-        assert others.asked == asked
-
-
-def _lengths(pixels: int, parts: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    return np.diff(np.linspace(0, pixels, parts + 1).round().astype(np.int64))
 
 
 def wish(*outputs: str) -> Wish:
