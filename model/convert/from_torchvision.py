@@ -64,6 +64,7 @@ def convert(
     if CLASSES not in source:
         raise ConvertError(f"{CLASSES} is missing: not a deeplabv3 of torchvision's")
     on_mobilenet = "backbone.0.0.weight" in source
+    _refuse_small(source, "backbone.")
     backbone = (
         MOBILENET_V3 if on_mobilenet else f"resnet{state_dict.resnet_depth(source, 'backbone.')}"
     )
@@ -95,12 +96,19 @@ def resnet(source: dict[str, Tensor], path: Path, kind: str) -> Converted:
 
 def mobilenet(source: dict[str, Tensor], path: Path, kind: str) -> Converted:
     """An ImageNet MobileNetV3-Large without its classifier."""
+    _refuse_small(source, "features.")
     kept = {key: value for key, value in source.items() if not key.startswith("classifier.")}
     config = ModelConfig.model_validate({**PUBLISHED[MOBILENET_V3], "backbone": MOBILENET_V3})
     with torch.device("meta"):
         net = BACKBONES[MOBILENET_V3](config)
     state = adopt(net, lambda key: f"features.{mobilenet_v3.name(key)}", kept)
     return Converted(state, backbone_card(config, path, kind))
+
+
+def _refuse_small(source: dict[str, Tensor], prefix: str) -> None:
+    """Raise ConvertError for MobileNetV3-Small, whose thirteenth part is its last convolution."""
+    if f"{prefix}12.0.weight" in source:
+        raise ConvertError("this is MobileNetV3-Small; only MobileNetV3-Large can be converted")
 
 
 def _pooling_first(weight: Tensor, channels: int) -> Tensor:

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from model import checkpoint
 from model.checkpoint import BackboneCard
+from model.convert import from_torchvision
 from model.convert.__main__ import main
+from model.convert.accounting import ConvertError
 from model.network.backbones.features import Features
 from model.network.config import ModelConfig
 from model.network.deeplab import BACKBONES
@@ -94,6 +96,15 @@ def test_torchvision_mobilenet_has_the_same_features(tmp_path: Path) -> None:
     assert worst(ours.conv2, stages[3]) < 1e-4
     assert worst(ours.conv3, stages[6]) < 1e-4
     assert worst(ours.high, stages[16]) < 1e-3
+
+
+@pytest.mark.slow
+def test_torchvision_small_mobilenet_is_named(tmp_path: Path) -> None:
+    from torchvision.models import mobilenet_v3_small
+
+    torch.save(mobilenet_v3_small(weights=None).state_dict(), tmp_path / "small.pth")
+    with pytest.raises(ConvertError, match="this is MobileNetV3-Small; only MobileNetV3-Large"):
+        from_torchvision.convert(tmp_path / "small.pth")
 
 
 @pytest.mark.slow
