@@ -33,7 +33,7 @@ BUNDLED = Path(__file__).parent / "bundled"
 # The subcommand of `python -m model.convert` that reads a file of other projects, by its suffix.
 CONVERTERS = {
     **dict.fromkeys((".pth", ".pt", ".ckpt", ".bin", ".tar"), "torchvision"),
-    **dict.fromkeys((".tflite", ".pb", ".index", ".meta", ".data-00000-of-00001"), "tf"),
+    **dict.fromkeys((".tflite", ".pb", ".index", ".meta", ".data"), "tf"),
 }
 LONGEST_CARD = 16_000_000  # bytes; ours have some thousand
 
@@ -132,7 +132,8 @@ def _foreign(path: Path) -> str:
     found = next((file for file in (path, weights) if file.is_file()), None)
     if found is None:
         return ""
-    if converter := CONVERTERS.get(found.suffix):
+    # TensorFlow numbers the files of a checkpoint: .data-00000-of-00002.
+    if converter := CONVERTERS.get(found.suffix.partition("-")[0]):
         return (
             f"{found} is no checkpoint of this project (NAME.safetensors and NAME.json): weights "
             "of other projects are converted first, "

@@ -81,7 +81,7 @@ class Manifest:
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         """Open or create the manifest; raises ManifestError if it is in use, broken or too new.
 
-        With `read_only`, raises UsageError if there is none.
+        With `read_only`, a file that is missing raises UsageError instead of being created.
         """
         self._lock = threading.RLock()
         self.run = 0

@@ -102,7 +102,7 @@ def test_a_file_without_a_resnet_says_what_it_holds(tmp_path: Path) -> None:
 
 
 def test_a_foreign_file_in_place_of_a_checkpoint_leads_to_the_converter(tmp_path: Path) -> None:
-    for name in ("a.pth", "b.safetensors"):
+    for name in ("a.pth", "b.safetensors", "c.ckpt.data-00001-of-00002"):
         (tmp_path / name).touch()
         with pytest.raises(checkpoint.CheckpointError, match=r"converted first.*model\.convert"):
             checkpoint.read_any_card(tmp_path / name)
