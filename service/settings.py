@@ -317,6 +317,14 @@ class Settings(BaseSettings):
             "address, which may be that of a proxy; more get 429; 0: no limit (default: 0)",
         ),
     ] = 0
+    refusals_per_s: Annotated[
+        float,
+        Field(
+            ge=0,
+            description="answer this many refused requests a second, and 50 at once after a pause;"
+            " more wait up to 2 seconds for their errors; 0: no limit (default: 50)",
+        ),
+    ] = 50.0
     keep_alive_s: Annotated[
         int,
         Field(

@@ -63,6 +63,7 @@ HAS_LEGEND = {"overlay", "side-by-side"}
 NEEDS_PROBABILITIES = {"probabilities", "heatmap"}
 # Outputs that contain the confidence; it is not computed for the others.
 HAS_CONFIDENCE = {"confidence", "json", "npz", "polygons", "rle"}
+OF_SHAPES = {"polygons", "rle", "json"}  # their cost grows with the number of regions
 
 OverlayFormat = Literal["jpeg", "png", "webp", "avif"]
 MaskFormat = Literal["palette", "gray"]  # OpenCV, FiftyOne and ffmpeg take a palette for colours
@@ -94,6 +95,11 @@ class Wish:
     def all_outputs(self) -> set[str]:
         """All outputs to make, including those inside the JSON."""
         return {*self.outputs, *self.include}
+
+    @property
+    def finds_regions(self) -> bool:
+        """Whether the cost grows with the number of regions."""
+        return self.simplify > 0 or self.instances or not OF_SHAPES.isdisjoint(self.all_outputs)
 
     def kind(self, name: str) -> tuple[str, str]:
         """Return the media type and file name of an output."""

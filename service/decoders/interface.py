@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -74,14 +75,16 @@ class Threads:
 
 
 def _open(data: bytes, max_pixels: int, samples: Samples) -> Header:
+    began = time.thread_time()
     opened = imaging.open_checked(data, max_pixels, samples)
-    return replace(header(opened), opened=opened)
+    return replace(header(opened), opened=opened, cpu_s=time.thread_time() - began)
 
 
 def _prepare(found: Header, plan: Plan) -> Prepared:
     if found.opened is None:
         raise ValueError("the header was read by another process")
-    return prepare(found.opened, plan)
+    began = time.thread_time()
+    return replace(prepare(found.opened, plan), cpu_s=time.thread_time() - began)
 
 
 def _encode(result: Result, wish: Wish) -> dict[str, bytes]:

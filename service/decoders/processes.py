@@ -56,8 +56,6 @@ BASE_BYTES, BYTES_PER_PIXEL = 512 * 2**20, 48
 
 ON_LINUX = sys.platform == "linux"  # only Linux has shared memory without a file system
 
-OF_SHAPES = {"polygons", "rle", "json"}  # their cost grows with the number of regions
-
 Read = Callable[[Fields, list[Array]], Any]
 
 
@@ -379,7 +377,7 @@ def start(number: int | None, max_pixels: int) -> Processes | None:
 
 def _rough(result: Result, wish: Wish) -> bool:
     """Return whether finding the regions of the labels takes long."""
-    if not (wish.simplify or wish.instances or OF_SHAPES & wish.all_outputs):
+    if not wish.finds_regions:
         return False
     # Samples rows: to compare all rows of a photo in windows would block the event loop for 0.1 s.
     step = max(1, len(result.cells) // 1024)

@@ -37,6 +37,7 @@ REFUSALS = (InvalidImage, ImageTooLarge, InvalidRequest, AnswerTooLarge)
 OPEN, PREPARE, ENCODE, TENSOR = "open", "prepare", "encode", "tensor"
 WISH = TypeAdapter(Wish)
 PROBABILITIES = "grid"
+CPU_S = "cpu_s"  # of an answer: the processor time that it took
 
 
 def open_request(max_pixels: int, samples: Samples) -> Fields:
@@ -206,7 +207,7 @@ def read_header(data: bytes, fields: Fields) -> Header:
     """Read the answer to an `open_request`; raises the error that it contains."""
     _raise_error(fields)
     width, height = fields["size"]
-    return Header(data, (width, height), fields["work"], fields["memory"])
+    return Header(data, (width, height), fields["work"], fields["memory"], cpu_s=fields[CPU_S])
 
 
 def read_prepared(data: bytes, plan: Plan, fields: Fields, arrays: list[Array]) -> Prepared:
@@ -216,11 +217,12 @@ def read_prepared(data: bytes, plan: Plan, fields: Fields, arrays: list[Array]) 
     width, height = fields["size"]
     if "valid" in fields:
         valid_height, valid_width = fields["valid"]
-        return Prepared(photo, Fitted(arrays[0], (valid_height, valid_width)))
+        fitted = Fitted(arrays[0], (valid_height, valid_width))
+        return Prepared(photo, fitted, cpu_s=fields[CPU_S])
     if plan.sliding is None:
         raise ValueError("a decoder sent windows that were not requested")
     inputs = windows.cut(arrays[0], (width, height), plan.target, plan.sliding.overlap)
-    return Prepared(photo, inputs, arrays[0])
+    return Prepared(photo, inputs, arrays[0], fields[CPU_S])
 
 
 def _photo(data: bytes, plan: Plan, fields: Fields, arrays: list[Array]) -> EncodedPhoto:

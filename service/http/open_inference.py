@@ -156,7 +156,7 @@ async def infer_tensor(images: Array, call: Call, asked: Asked) -> dict[str, Arr
     asked.resources.on_pixels(pixels)
     extras = CONFIDENCE if CONFIDENCE in call.outputs else LABELS
     batcher = asked.served.batcher
-    share = Share()
+    share = Share(several=len(images) > 1)
     submitted = [
         batcher.submit(image, extras, deadline=asked.deadline, share=share) for image in images
     ]

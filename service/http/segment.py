@@ -47,6 +47,7 @@ AT_ONCE = 4
 
 BYTES_PER_PIXEL = 14  # of memory for each admitted pixel, see docs/deploy.md
 AVIF_BYTES = 25  # of memory for each pixel, while it is encoded
+OUTPUT_S_PER_PIXEL, REGIONS_S_PER_PIXEL = 5e-9, 20e-9  # to make outputs, about
 CLASSES_PER_PIXEL = 64  # whose probabilities take about as much memory as BYTES_PER_PIXEL
 
 # Errors of one photo, which do not affect the other photos of the request.
@@ -138,7 +139,7 @@ async def segment(uploads: Sequence[Upload], job: Job, *, several: bool = False)
     `several`: answer in the form for several images, even for a single one.
     """
     if several or len(uploads) > 1:
-        job = replace(job, wish=packing.wish_for_each(job.wish))
+        job = replace(job, wish=packing.wish_for_each(job.wish), share=Share(several=True))
         return await _segment_several(uploads, job, packing.packing_for(job.accept))
     if not job.wish.outputs:
         raise NotAcceptable(
@@ -152,6 +153,7 @@ async def segment_each(
 ) -> list[Made]:
     """Segment encoded images; return the result of `make` for each. Any error fails them all."""
     began = time.monotonic()
+    job.share.several = len(photos) > 1
     opened = await _all([_open(photo, job) for photo in photos])
 
     async def made(found: Header, claim: Claim) -> Made:
@@ -329,12 +331,19 @@ async def _result(found: Header, claim: Claim, job: Job, began: float) -> Result
     prepared = await claim.result(resources.decoders.prepare(found, job.plan))
     decoding = time.monotonic() - began
     job.stages.record("decode", decoding)
-    job.share.charge(decoding)
+    encoding = _encoding_s(found, job.wish)
+    job.share.charge(decoding + encoding, found.cpu_s + prepared.cpu_s + encoding)
     predictions = await _infer(prepared, job)
     join_all = partial(join.result, prepared, predictions, job.contract)
     if len(predictions) == 1:
         return join_all()
     return await claim.work(resources.pool, join_all)  # windows of a large photo are copied
+
+
+def _encoding_s(found: Header, wish: Wish) -> float:
+    """Estimate the processor time that the outputs will take."""
+    regions = REGIONS_S_PER_PIXEL if wish.finds_regions else 0
+    return found.pixels * (OUTPUT_S_PER_PIXEL * len(wish.all_outputs) + regions)
 
 
 async def _infer(prepared: Prepared, job: Job) -> list[Prediction]:
@@ -343,6 +352,7 @@ async def _infer(prepared: Prepared, job: Job) -> list[Prediction]:
     batcher = job.model.batcher
     extras = outputs.extras(job.wish, job.contract)
     turns = asyncio.Semaphore(max(AT_ONCE, job.model.max_batch))
+    job.share.several |= len(prepared.pixels) > 1
 
     async def predicted(pixels: NDArray[np.uint8]) -> tuple[Prediction, Timing]:
         async with turns:

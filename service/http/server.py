@@ -64,6 +64,7 @@ def serve(
             settings.send_timeout_s,
             settings.min_bytes_per_s,
             settings.max_connections,
+            settings.refusals_per_s,
         ),
         timeout_keep_alive=settings.keep_alive_s,
         timeout_graceful_shutdown=max(1, round(settings.shutdown_timeout_s)),

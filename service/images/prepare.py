@@ -27,6 +27,7 @@ class Header:
     work: int  # work of decoding: the pixels of a JPEG of one scan that take about as long
     memory: int  # the pixels to reserve memory for
     opened: Opened | None = None  # if this process has opened it
+    cpu_s: float = 0.0  # processor time that it took to read them
 
     @property
     def pixels(self) -> int:
@@ -56,6 +57,7 @@ class Prepared:
     photo: EncodedPhoto
     inputs: Fitted | list[Window]  # shrunk to fit, or cut into windows
     image: NDArray[np.uint8] | None = None  # the windows are views of it
+    cpu_s: float = 0.0  # processor time that decoding took
 
     @property
     def pixels(self) -> list[NDArray[np.uint8]]:

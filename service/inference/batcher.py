@@ -14,8 +14,11 @@ another function, `alone`, which takes all CPUs. The guarantees, each covered by
 5. closing accepts no more items, works until a deadline, then fails the rest;
 6. requests that have had little go first: an item is overtaken by those that arrive until
    `YIELD` times the seconds that its request has had already, but at most `MOST_YIELD_S`, have
-   passed. So a single item waits for the batches that run and for other single items only, and
-   a request with many items still gets its share (virtual clock, Zhang 1990).
+   passed. A small request, of one item and with little other work, is not overtaken. So it
+   waits for the batches that run and for other small requests only, and a request with many
+   items still gets its share (virtual clock, Zhang 1990);
+7. for `SMALL_S` after a small request, an item whose turn has not come yet starts only while
+   nothing else runs. So the next small request finds a session free, and most of the CPUs.
 
 A session that fails many times in a row, for instance because its GPU is out of memory,
 counts as dead.
@@ -30,6 +33,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Generic, TypeVar
@@ -45,6 +49,8 @@ Array = NDArray[np.uint8]
 RECENT = 0.2  # weight of a batch in the moving average of the seconds of an item
 MAX_FAILURES = 5  # in a row; then the session is at fault, not a batch
 YIELD, MOST_YIELD_S = 8.0, 5.0
+SMALL_CPU_S = 0.02  # most other work of a small request: that of a photo of about 3 megapixels
+SMALL_S = 1.0  # clients that send one photo after another come back within it
 UNKNOWN_ITEM_S = 0.1  # before the first batch
 
 Result = TypeVar("Result")  # of one item
@@ -63,17 +69,28 @@ class Timing:
 class Share:
     """What a request has had of the service; the more it is, the longer its items yield."""
 
+    several: bool = False  # whether the request has more than one item
+    other_s: float = 0.0  # processor time of other work
     place: float = 0.0  # in the queue, of the request's next item: a time on the monotonic clock
 
-    def charge(self, seconds: float) -> None:
-        """Count work that was done for this request."""
+    def charge(self, seconds: float, cpu_s: float) -> None:
+        """Count other work that was done for this request: how long it took, and its own time.
+
+        The former is longer where much work of this kind waits, so all of it yields more.
+        """
         self.place = max(self.place, time.monotonic()) + YIELD * seconds
+        self.other_s += cpu_s
 
     def take_place(self, item_s: float) -> float:
-        """Return the place of an item that takes `item_s` seconds, and count them."""
+        """Return the place of an item that takes `item_s` seconds, and count them.
+
+        The place of a small request is the present: it has one item, and little other work.
+        """
         now = time.monotonic()
-        place = min(max(self.place, now), now + MOST_YIELD_S)
+        small = not self.several and self.other_s <= SMALL_CPU_S
+        place = now if small else min(max(self.place, now), now + MOST_YIELD_S)
         self.place = place + YIELD * item_s
+        self.several = True  # for the next item
         return place
 
 
@@ -134,7 +151,8 @@ class Batcher(Generic[Result]):
         self._alone = alone
         self._on_death = on_death
         self._queue: deque[_Entry[Result]] = deque()  # sorted by place
-        self._arrival = asyncio.Event()
+        self._change = asyncio.Event()  # an item has come, or a batch has ended
+        self._small_until = 0.0  # until then items that are early leave room for small requests
         self._collecting = asyncio.Lock()
         self._closing = False
 
@@ -179,10 +197,14 @@ class Batcher(Generic[Result]):
         if not self.alive:
             raise EngineUnavailable("the inference loop has died: try again in a while")
         loop = asyncio.get_running_loop()
-        place = (share or Share()).take_place(self.item_s or UNKNOWN_ITEM_S)
+        share = share or Share()
+        several = share.several
+        place = share.take_place(self.item_s or UNKNOWN_ITEM_S)
         entry: _Entry[Result] = _Entry(item, loop.create_future(), deadline, place, options)
+        if not several and place <= entry.arrived:
+            self._small_until = entry.arrived + SMALL_S
         bisect.insort(self._queue, entry, key=lambda each: each.place)
-        self._arrival.set()
+        self._change.set()
         timer = loop.call_later(max(0.0, deadline - time.monotonic()), _expire, entry)
         try:
             return await entry.future
@@ -192,7 +214,7 @@ class Batcher(Generic[Result]):
     async def close(self, timeout_s: float) -> None:
         """Accept no more items, work on the queue for up to `timeout_s`, then fail the rest."""
         self._closing = True
-        self._arrival.set()
+        self._change.set()
         tasks = [each.loop_task for each in self.sessions if each.loop_task is not None]
         if tasks:
             await asyncio.wait(tasks, timeout=timeout_s)
@@ -212,7 +234,7 @@ class Batcher(Generic[Result]):
     async def _collect(self, session: Session[Result]) -> bool:
         """Collect a session's next batch; return False when the batcher is closed and empty."""
         async with self._collecting:
-            while await self._wait_for_work():
+            while await self._wait_for_work(session):
                 self._take(session)
                 if not session.batch:
                     continue
@@ -221,14 +243,26 @@ class Batcher(Generic[Result]):
                 return True
         return False
 
-    async def _wait_for_work(self) -> bool:
-        """Wait for an item; return False when the batcher is closed and empty."""
-        while not self._queue:
-            if self._closing:
+    async def _wait_for_work(self, session: Session[Result]) -> bool:
+        """Wait for an item to start; return False when the batcher is closed and empty."""
+        while not self._queue or (self._held_back() and self._others_run(session)):
+            if self._closing and not self._queue:
                 return False
-            self._arrival.clear()
-            await self._arrival.wait()
+            self._change.clear()
+            most_s = self._held_back_s() if self._queue else None
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._change.wait(), most_s)
         return True
+
+    def _held_back(self) -> bool:
+        return self._held_back_s() > 0
+
+    def _held_back_s(self) -> float:
+        """The seconds for which the waiting items are early and small requests may come."""
+        return min(self._queue[0].place, self._small_until) - time.monotonic()
+
+    def _others_run(self, session: Session[Result]) -> bool:
+        return any(each.batch for each in self.sessions if each is not session)
 
     def _take(self, session: Session[Result]) -> None:
         """Move waiting entries of one kind into the batch, in order; drop answered ones."""
@@ -251,9 +285,9 @@ class Batcher(Generic[Result]):
             remaining = until - time.monotonic()
             if remaining <= 0:
                 return
-            self._arrival.clear()
+            self._change.clear()
             try:
-                await asyncio.wait_for(self._arrival.wait(), remaining)
+                await asyncio.wait_for(self._change.wait(), remaining)
             except TimeoutError:
                 return
             self._take(session)
@@ -263,7 +297,7 @@ class Batcher(Generic[Result]):
         if live:
             began = time.monotonic()
             self.sizes[len(live)] += 1
-            run = session.run if self._alone is None or self._is_busy(session) else self._alone
+            run = session.run if self._alone is None or self._leaves_room(session) else self._alone
             loop = asyncio.get_running_loop()
             try:
                 results = await loop.run_in_executor(session.worker, _run_batch, run, live)
@@ -285,6 +319,7 @@ class Batcher(Generic[Result]):
                         timing = Timing(began - entry.arrived, ran, len(live))
                         entry.future.set_result((result, timing))
         session.batch = []
+        self._change.set()
         if session.failures >= MAX_FAILURES:
             raise RuntimeError(f"{session.failures} batches in a row have failed")
 
@@ -292,9 +327,13 @@ class Batcher(Generic[Result]):
         known = self.item_s or item_s
         self.item_s = known + RECENT * (item_s - known)
 
-    def _is_busy(self, session: Session[Result]) -> bool:
-        """Whether anything other than this session's batch runs or waits."""
-        return self.depth > 0 or any(each.batch for each in self.sessions if each is not session)
+    def _leaves_room(self, session: Session[Result]) -> bool:
+        """Whether a batch must not take all CPUs."""
+        if self._others_run(session):
+            return True
+        if session.batch[0].place > time.monotonic():  # early
+            return time.monotonic() < self._small_until
+        return self.depth > 0 and not self._held_back()
 
     def _loop_ended(self, session: Session[Result], task: asyncio.Task[None]) -> None:
         error = None if task.cancelled() else task.exception()

@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.errors import HeaderTimeout, InvalidRequest, Overloaded, ServiceError
 from service.http import problems
 from service.http.middleware.limits import ABORT
+from service.http.middleware.pace import Pace
 from service.http.middleware.protocol import (
     CRUMB_BYTES,
     MOST_HEADER_BYTES,
@@ -41,6 +42,7 @@ def protocol_with_timeouts(
     send_timeout_s: float,
     min_bytes_per_s: int = 0,
     max_connections: int = 0,
+    refusals_per_s: float = 0.0,
 ) -> type[asyncio.Protocol]:
     """Return uvicorn's protocol class with these timeouts and limits."""
 
@@ -51,6 +53,7 @@ def protocol_with_timeouts(
     Configured.send_timeout_s = send_timeout_s
     Configured.min_bytes_per_s = min_bytes_per_s
     Configured.max_connections = max_connections
+    Configured.pace = Pace(refusals_per_s)
     return Configured
 
 
@@ -69,10 +72,12 @@ class TimeoutProtocol(Protocol):
     send_timeout_s = 60.0  # for which a client with bytes to read may read none
     min_bytes_per_s = 0  # at which the client must read
     max_connections = 0  # 0: no limit
+    pace = Pace(0)  # of answers to what is not HTTP
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._idle_since = 0.0  # on the loop's clock
+        self._is_refused = False  # what the client sent is not HTTP
         self._timer: asyncio.TimerHandle | None = None
         self._send_timer: asyncio.TimerHandle | None = None
 
@@ -95,7 +100,21 @@ class TimeoutProtocol(Protocol):
     def send_400_response(self, msg: str) -> None:
         """Answer with a problem if the request is not HTTP or exceeds the parser's limits."""
         del msg  # uvicorn's text, the same for every reason
-        if self.is_idle or not self.cycle.response_started:
+        if self._is_refused:
+            return
+        self._is_refused = True
+        self._stop_timer()
+        wait_s = self.pace.wait_s()
+        if wait_s:
+            self.transport.pause_reading()
+            asyncio.get_running_loop().call_later(wait_s, self._send_400_now)
+        else:
+            self._send_400_now()
+
+    def _send_400_now(self) -> None:
+        if self.transport.is_closing():
+            return
+        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
             self.transport.write(
                 _complete(InvalidRequest(f"the request is not valid HTTP/1.1, or {LIMITS}"))
             )

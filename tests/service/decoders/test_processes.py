@@ -116,9 +116,10 @@ def test_results_are_those_of_threads(pool: Processes, plan: Plan) -> None:
             made = []
             for decoders in (pool, Threads(threads)):
                 found = decoders.open(data, 10**6).result(20)
-                made.append(
-                    (found.size, found.work, found.memory, decoders.prepare(found, plan).result(20))
-                )
+                prepared = decoders.prepare(found, plan).result(20)
+                made.append((found.size, found.work, found.memory, prepared))
+                assert 0 < found.cpu_s < 1, name
+                assert 0 < prepared.cpu_s < 1, name
             (*ours, mine), (*theirs, other) = made
             assert ours == theirs, name
             assert mine.photo.size == other.photo.size

@@ -188,7 +188,7 @@ def test_a_request_whose_photo_took_long_to_decode_yields() -> None:
     async def scenario(batcher: Batcher[Array], doubler: Doubler) -> None:
         first = await hold(batcher, doubler)
         heavy = Share()
-        heavy.charge(0.5)
+        heavy.charge(0.5, 0.5)
         tasks = [ask(batcher, 20, share=heavy), ask(batcher, 30)]
         await asyncio.sleep(0)
         doubler.gate.set()
@@ -196,6 +196,83 @@ def test_a_request_whose_photo_took_long_to_decode_yields() -> None:
         assert doubler.values[1:] == [30, 20]
 
     run_scenario(scenario, sessions=1, max_batch=1, max_wait_ms=0)
+
+
+def test_a_small_request_does_not_yield_however_long_its_decoder_was_busy() -> None:
+    now = time.monotonic()
+    small = Share()
+    small.charge(3.0, batching.SMALL_CPU_S)
+    assert small.take_place(0.1) == pytest.approx(now, abs=0.05)
+    large = Share()
+    large.charge(3.0, 2 * batching.SMALL_CPU_S)
+    assert large.take_place(0.1) == pytest.approx(now + batching.MOST_YIELD_S, abs=0.05)
+
+
+def large_share() -> Share:
+    """The share of a request that yields as long as any."""
+    share = Share()
+    share.charge(1000, 1000)
+    return share
+
+
+def test_large_requests_leave_room_while_small_ones_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of them runs at a time, and the next small one starts at once."""
+    monkeypatch.setattr(batching, "SMALL_S", 60.0)
+
+    async def scenario(batcher: Batcher[Array], doubler: Doubler) -> None:
+        await ask(batcher, 10)
+        assert doubler.entered.acquire(timeout=10)
+        doubler.gate.clear()
+        large = [ask(batcher, value, share=large_share()) for value in (20, 21)]
+        assert await asyncio.to_thread(doubler.entered.acquire, timeout=10)
+        assert not await asyncio.to_thread(doubler.entered.acquire, timeout=0.1)
+        assert doubler.values == [10, 20]
+        small = ask(batcher, 30)
+        assert await asyncio.to_thread(doubler.entered.acquire, timeout=10)
+        assert doubler.values == [10, 20, 30]
+        doubler.gate.set()
+        await asyncio.gather(small, *large)
+        assert doubler.values == [10, 20, 30, 21]
+
+    run_scenario(scenario, sessions=2, max_batch=1, max_wait_ms=0)
+
+
+def test_large_requests_take_all_sessions_where_no_small_ones_come(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(batching, "SMALL_S", 0.2)
+
+    async def scenario(batcher: Batcher[Array], doubler: Doubler) -> None:
+        await ask(batcher, 10)
+        assert doubler.entered.acquire(timeout=10)
+        doubler.gate.clear()
+        large = [ask(batcher, value, share=large_share()) for value in (20, 21)]
+        for _ in large:
+            assert await asyncio.to_thread(doubler.entered.acquire, timeout=10)
+        doubler.gate.set()
+        await asyncio.gather(*large)
+
+    run_scenario(scenario, sessions=2, max_batch=1, max_wait_ms=0)
+
+
+def test_a_large_request_that_has_waited_for_its_turn_starts_beside_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(batching, "SMALL_S", 60.0)
+    monkeypatch.setattr(batching, "MOST_YIELD_S", 0.2)
+
+    async def scenario(batcher: Batcher[Array], doubler: Doubler) -> None:
+        doubler.gate.clear()
+        small = ask(batcher, 10)
+        assert await asyncio.to_thread(doubler.entered.acquire, timeout=10)
+        large = ask(batcher, 20, share=large_share())
+        assert await asyncio.to_thread(doubler.entered.acquire, timeout=10)
+        doubler.gate.set()
+        _, timing = await large
+        assert timing.queued_s >= 0.2
+        await small
+
+    run_scenario(scenario, sessions=2, max_batch=1, max_wait_ms=0)
 
 
 def test_items_that_keep_arriving_do_not_overtake_a_large_request_for_ever(
@@ -207,7 +284,7 @@ def test_items_that_keep_arriving_do_not_overtake_a_large_request_for_ever(
     async def scenario(batcher: Batcher[Array], doubler: Doubler) -> None:
         first = await hold(batcher, doubler)
         share = Share()
-        share.charge(1000)
+        share.charge(1000, 1000)
         large = ask(batcher, 20, share=share)
         await asyncio.sleep(0)
         doubler.gate.set()
@@ -461,6 +538,9 @@ def test_a_batch_that_runs_alone_goes_to_the_function_for_it() -> None:
             assert [int(result.flat[0]) for result, _ in results] == [10, 12, 14]
             assert sorted(whole.values + shared.values) == [1, 2, 3, 4, 5, 6, 7]
             assert {5, 6} <= set(shared.values)
+            # Beside a large request there must be room for the next small one.
+            await batcher.submit(item(8), deadline=soon, share=large_share())
+            assert 8 in shared.values
         finally:
             whole.gate.set()
             await batcher.close(1)

@@ -8,7 +8,8 @@ import re
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from service.http.middleware.limits import GRACE_S
+from service.http.middleware.pace import BURST
 from service.http.middleware.timeouts import protocol_with_timeouts
 from tests.service import onnx_models
 from tests.service.processes import LOG, running
@@ -107,6 +109,28 @@ def test_the_second_request_of_a_connection_is_timed_too(service: Service) -> No
             received += part
         connection.sendall(ASK[:-2] + b"X-Slow: ")
         assert problem(rest(connection, b"x")) == (408, "header-timeout")
+
+
+@pytest.mark.slow
+def test_a_flood_of_what_is_not_http_is_answered_slowly(service: Service) -> None:
+    """Each gets one answer, however much of it there is, and others are served meanwhile."""
+
+    def refused() -> float:
+        began = time.monotonic()
+        with closing(socket.create_connection(service.address)) as connection:
+            connection.sendall(b"garbage\r\n\r\n")
+            with suppress(OSError):
+                connection.sendall(b"more garbage\r\n\r\n")
+            assert problem(rest(connection)) == (400, "invalid-request")
+        return time.monotonic() - began
+
+    at_once = [refused() for _ in range(BURST)]
+    with ThreadPoolExecutor(20) as pool:
+        flood = [pool.submit(refused) for _ in range(40)]
+        response = httpx.get(f"http://{service.host}:{service.port}/livez", timeout=60)
+        assert response.status_code == 200
+        slow = [each.result() for each in flood]
+    assert max(slow) > 0.2 > min(at_once)  # 20 at a time, 50 in a second
 
 
 @pytest.mark.slow

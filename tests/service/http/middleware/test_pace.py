@@ -1,0 +1,107 @@
+"""A flood of refused requests is answered slowly; everything else is not delayed."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+from starlette.types import Message, Receive, Scope, Send
+
+from service.http.middleware import pace
+from service.http.middleware.limits import BODY_BYTES
+from service.http.middleware.pace import BURST, MOST_S, Pace, PacedRefusals
+
+
+def scope(method: str = "POST") -> Scope:
+    return {"type": "http", "method": method, "path": "/segment", "headers": []}
+
+
+async def receive() -> Message:
+    return {"type": "http.disconnect"}
+
+
+class Application:
+    """An application that answers with one status; it notes when its requests end."""
+
+    def __init__(self, status: int, body_bytes: int = 0) -> None:
+        self.status = status
+        self.body_bytes = body_bytes
+        self.ended = 0
+
+    async def __call__(self, scope: Scope, _receive: Receive, send: Send) -> None:
+        scope[BODY_BYTES] = self.body_bytes
+        await send({"type": "http.response.start", "status": self.status, "headers": []})
+        await send({"type": "http.response.body", "body": b"a", "more_body": True})
+        await send({"type": "http.response.body", "body": b"b"})
+        self.ended += 1
+
+
+async def waited_s(paced: PacedRefusals, of: Scope) -> float:
+    """Return how long an answer took; it must be complete."""
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    began = time.monotonic()
+    await paced(of, receive, send)
+    assert b"".join(each.get("body", b"") for each in sent) == b"ab"
+    return time.monotonic() - began
+
+
+def test_few_refusals_are_answered_at_once() -> None:
+    waits = [Pace(per_s=10).wait_s() for _ in range(BURST)]
+    assert waits == [0.0] * BURST
+
+
+def test_more_are_answered_at_the_rate_and_none_waits_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    of_ten = Pace(per_s=10)
+    waits = [of_ten.wait_s() for _ in range(BURST + 100)]
+    assert waits[:BURST] == pytest.approx([0.0] * BURST, abs=1e-9)
+    assert waits[BURST : BURST + 20] == pytest.approx([0.1 * (n + 1) for n in range(20)])
+    assert waits[BURST + 20 :] == pytest.approx([MOST_S] * 80)
+    now += 60.0
+    assert of_ten.wait_s() == 0.0
+
+
+def test_a_body_that_was_read_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
+    of_ten = Pace(per_s=10)
+    assert of_ten.wait_s((BURST - 1) * 2**20) == pytest.approx(0.0)
+    assert of_ten.wait_s(4 * 2**20) == pytest.approx(0.5)
+
+
+def test_no_rate_is_no_limit() -> None:
+    at_once = Pace(0)
+    assert not any(at_once.wait_s(2**30) for _ in range(1000))
+
+
+@pytest.mark.parametrize("body_bytes", [0, 3 * 2**20])
+def test_a_refused_request_ends_before_its_answer_is_sent(
+    monkeypatch: pytest.MonkeyPatch, body_bytes: int
+) -> None:
+    """So it holds neither memory nor a slot while its answer waits."""
+    monkeypatch.setattr(pace, "BURST", 0)
+    application = Application(503, body_bytes)
+    paced = PacedRefusals(application, per_s=10)
+
+    async def main() -> None:
+        task = asyncio.create_task(waited_s(paced, scope()))
+        await asyncio.sleep(0.02)
+        assert application.ended == 1
+        assert not task.done()
+        assert await task >= 0.09 * (1 + body_bytes / 2**20)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("status", "method"), [(200, "POST"), (503, "GET"), (302, "POST")])
+def test_nothing_else_waits(monkeypatch: pytest.MonkeyPatch, status: int, method: str) -> None:
+    monkeypatch.setattr(pace, "BURST", 0)
+    paced = PacedRefusals(Application(status), per_s=0.1)
+    assert asyncio.run(waited_s(paced, scope(method))) < MOST_S / 2
