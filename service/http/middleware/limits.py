@@ -253,7 +253,7 @@ class BodyLimit:
             if complete:  # from now on the application waits for the client to disconnect
                 return await receive()
             if received == 0:
-                _check(_content_length(scope), limit)
+                _check(content_length(scope), limit)
             message = await self._in_time(receive, until)
             complete = not message.get("more_body", False)
             size = len(message.get("body", b""))
@@ -295,7 +295,8 @@ def _check(size: int, limit: int) -> None:
         raise BodyTooLarge(f"a body may have at most {limit} bytes: send a smaller image")
 
 
-def _content_length(scope: Scope) -> int:
+def content_length(scope: Scope) -> int:
+    """Return the size of a body as its headers declare it, 0 if they do not."""
     for name, value in scope["headers"]:
         if name == b"content-length":
             return int(value) if value.isdigit() else 0

@@ -7,14 +7,16 @@ refused requests as fast as they are answered would take the processors from all
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.http.middleware.limits import BODY_BYTES
+from service.http.middleware.limits import BODY_BYTES, content_length
 
 BURST = 50  # refusals that are answered at once after a pause
 MOST_S = 2.0  # that an answer waits
+LARGE = 4 * 2**20  # bytes of a body; of a client that has left, smaller ones may wait in the kernel
 
 
 class Pace:
@@ -36,11 +38,18 @@ class Pace:
         self._next = min(max(self._next, earliest) + cost_s, now + MOST_S)
         return max(0.0, self._next - now)
 
+    @property
+    def backlog_s(self) -> float:
+        """The seconds for which the next refusal would wait."""
+        return max(0.0, self._next - time.monotonic())
+
 
 class PacedRefusals:
     """ASGI middleware: answers with an error status to POST wait for their turn.
 
     The application ends before, so a refused request holds no memory and no slot meanwhile.
+    Requests whose client left count too. While refusals wait, so do large bodies before they are
+    read: otherwise a flood of them would take the processors nevertheless.
     """
 
     def __init__(self, app: ASGIApp, per_s: float) -> None:
@@ -52,6 +61,15 @@ class PacedRefusals:
             await self.app(scope, receive, send)
             return
         refusal: list[Message] = []
+        must_wait = content_length(scope) > LARGE
+
+        async def paced() -> Message:
+            nonlocal must_wait
+            if must_wait:
+                must_wait = False
+                # Not all end their wait at the same time: they would then take all slots.
+                await asyncio.sleep(self._pace.backlog_s * random.uniform(0.5, 1))
+            return await receive()
 
         async def kept(message: Message) -> None:
             start = message["type"] == "http.response.start"
@@ -60,7 +78,7 @@ class PacedRefusals:
             else:
                 await send(message)
 
-        await self.app(scope, receive, kept)
+        await self.app(scope, paced, kept)
         if refusal:
             await asyncio.sleep(self._pace.wait_s(scope.get(BODY_BYTES, 0)))
         for message in refusal:

@@ -10,11 +10,12 @@ from starlette.types import Message, Receive, Scope, Send
 
 from service.http.middleware import pace
 from service.http.middleware.limits import BODY_BYTES
-from service.http.middleware.pace import BURST, MOST_S, Pace, PacedRefusals
+from service.http.middleware.pace import BURST, LARGE, MOST_S, Pace, PacedRefusals
 
 
-def scope(method: str = "POST") -> Scope:
-    return {"type": "http", "method": method, "path": "/segment", "headers": []}
+def scope(method: str = "POST", length: int = 0) -> Scope:
+    headers = [(b"content-length", str(length).encode())]
+    return {"type": "http", "method": method, "path": "/segment", "headers": headers}
 
 
 async def receive() -> Message:
@@ -98,6 +99,33 @@ def test_a_refused_request_ends_before_its_answer_is_sent(
         assert await task >= 0.09 * (1 + body_bytes / 2**20)
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(("length", "waits"), [(LARGE, False), (LARGE + 1, True)])
+def test_large_bodies_are_not_read_while_refusals_wait(
+    monkeypatch: pytest.MonkeyPatch, length: int, waits: bool
+) -> None:
+    monkeypatch.setattr(pace, "BURST", 0)
+
+    async def reading(_scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await Application(200)({}, receive, send)
+
+    refused = Application(503)
+
+    async def either(scope: Scope, receive: Receive, send: Send) -> None:
+        await (refused if scope["path"] == "/refused" else reading)(scope, receive, send)
+
+    paced = PacedRefusals(either, per_s=2)
+
+    async def main() -> float:
+        refusal = asyncio.create_task(waited_s(paced, {**scope(), "path": "/refused"}))
+        await asyncio.sleep(0.01)
+        waited = await waited_s(paced, scope(length=length))
+        await refusal
+        return waited
+
+    assert (asyncio.run(main()) > 0.2) == waits  # half of half a second
 
 
 @pytest.mark.parametrize(("status", "method"), [(200, "POST"), (503, "GET"), (302, "POST")])
