@@ -12,9 +12,9 @@ from model.paper.studies.plan import (
     COMPARISONS,
     LOW_LEVEL_CHANNELS,
     PRESET,
+    SHORT_ITERATIONS,
     STUDIES,
     TABLE_3,
-    WIDTH_ITERATIONS,
     Point,
     boundary,
     compared,
@@ -81,7 +81,7 @@ def test_table_one_has_its_widths() -> None:
         for point in compared("widths", [7])
     ]
     assert tuple(found) == LOW_LEVEL_CHANNELS
-    assert recipe.read(PRESET, list(width(8).overrides)).iterations == WIDTH_ITERATIONS
+    assert recipe.read(PRESET, list(width(8).overrides)).iterations == SHORT_ITERATIONS
 
 
 def test_a_reference_is_a_row_of_its_comparison() -> None:
