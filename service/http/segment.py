@@ -41,10 +41,6 @@ from service.inference.models import ServedModel
 Done = TypeVar("Done")
 Made = TypeVar("Made")
 
-# Windows of one photo that may wait for the engine, or a whole batch if that is more: all 64 would
-# delay the photos of others.
-AT_ONCE = 4
-
 BYTES_PER_PIXEL = 14  # of memory for each admitted pixel, see docs/deploy.md
 AVIF_BYTES = 25  # of memory for each pixel, while it is encoded
 OUTPUT_S_PER_PIXEL, REGIONS_S_PER_PIXEL = 5e-9, 20e-9  # to make outputs, about
@@ -351,7 +347,8 @@ async def _infer(prepared: Prepared, job: Job) -> list[Prediction]:
     began = time.monotonic()
     batcher = job.model.batcher
     extras = outputs.extras(job.wish, job.contract)
-    turns = asyncio.Semaphore(max(AT_ONCE, job.model.max_batch))
+    # As many windows as can run at once are submitted: all of them would delay other photos.
+    turns = asyncio.Semaphore(max(2, batcher.live_sessions * job.model.max_batch))
     job.share.several |= len(prepared.pixels) > 1
 
     async def predicted(pixels: NDArray[np.uint8]) -> tuple[Prediction, Timing]:

@@ -328,12 +328,11 @@ class Batcher(Generic[Result]):
         self.item_s = known + RECENT * (item_s - known)
 
     def _leaves_room(self, session: Session[Result]) -> bool:
-        """Whether a batch must not take all CPUs."""
-        if self._others_run(session):
-            return True
-        if session.batch[0].place > time.monotonic():  # early
-            return time.monotonic() < self._small_until
-        return self.depth > 0 and not self._held_back()
+        """Whether a batch must not take all CPUs, because another runs or may start."""
+        now = time.monotonic()
+        early_and_small_may_come = now < min(session.batch[0].place, self._small_until)
+        others_may_start = self.depth > 0 and not self._held_back()
+        return self._others_run(session) or early_and_small_may_come or others_may_start
 
     def _loop_ended(self, session: Session[Result], task: asyncio.Task[None]) -> None:
         error = None if task.cancelled() else task.exception()

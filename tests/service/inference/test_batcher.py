@@ -546,3 +546,27 @@ def test_a_batch_that_runs_alone_goes_to_the_function_for_it() -> None:
             await batcher.close(1)
 
     asyncio.run(main())
+
+
+def test_the_items_of_a_large_request_do_not_begin_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They run in all sessions at once, each with its part of the CPUs."""
+    monkeypatch.setattr(batching, "SMALL_S", 0.0)
+
+    async def main() -> None:
+        shared, whole = Doubler(), Doubler()
+        batcher: Batcher[Array] = Batcher(shared, shared, max_batch=1, alone=whole)  # type: ignore[arg-type]
+        batcher.start()
+        share = large_share()
+        try:
+            shared.gate.clear()
+            tasks = [ask(batcher, value, share=share) for value in (1, 2, 3)]
+            for _ in range(2):
+                assert await asyncio.to_thread(shared.entered.acquire, timeout=10)
+            assert (sorted(shared.values), whole.values) == ([1, 2], [])
+            shared.gate.set()
+            await asyncio.gather(*tasks)
+        finally:
+            shared.gate.set()
+            await batcher.close(1)
+
+    asyncio.run(main())
