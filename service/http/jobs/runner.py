@@ -32,6 +32,7 @@ from service.http.jobs.store import INPUT, OUTPUTS, RESULT, Store, StoredJob
 from service.http.packing import Outcome
 from service.http.query import SegmentQuery
 from service.http.segment import Job, Resources, segment_photo
+from service.inference.batcher import Share
 from service.inference.models import Models
 from service.settings import Settings
 
@@ -284,7 +285,8 @@ class Jobs:
                 resources.admission.request(),
             ):
                 wish = packing.wish_for_each(query.wish(served.engine.contract, ""))
-                asked = Job(served, wish, "", resources, deadline, query.sliding(settings))
+                sliding, share = query.sliding(settings), Share(several=True)  # of the whole job
+                asked = Job(served, wish, "", resources, deadline, sliding, share=share)
                 files, size = await segment_photo(data, asked)
             made = Outcome("", size, files, model=served.name, digest=served.engine.digest)
         return wish, made
