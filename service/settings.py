@@ -321,8 +321,8 @@ class Settings(BaseSettings):
         float,
         Field(
             ge=0,
-            description="answer this many refused requests a second, and 50 at once after a pause;"
-            " more wait up to 2 seconds for their errors; 0: no limit (default: 50)",
+            description="answer this many refused requests a second, and four times as many "
+            "requests for pages; more wait up to 2 seconds; 0: no limit (default: 50)",
         ),
     ] = 50.0
     keep_alive_s: Annotated[

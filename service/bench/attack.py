@@ -60,10 +60,12 @@ class Attack:
     headers: dict[str, str] = field(default_factory=lambda: IMAGE)
     manner: Manner = Manner.WHOLE
     connections: int = CONNECTIONS
+    method: str = "POST"
 
     def case(self) -> Case:
         """Return the request."""
-        return Case(self.name, ANY, self.target, self.headers, self.make(), self.manner)
+        body = self.make()
+        return Case(self.name, ANY, self.target, self.headers, body, self.manner, self.method)
 
 
 @dataclass
@@ -122,6 +124,8 @@ def attacks(model: str, max_body: int) -> list[Attack]:
         Attack("9,000 headers", bytes, headers=many, connections=20),
         Attack("5,000 parameters", bytes, "/segment?" + parameters, connections=20),
         Attack("chunks of one byte", partial(bytes, 200_000), manner=Manner.CRUMBS),
+        Attack("metrics", bytes, "/metrics", {}, method="GET"),
+        Attack("unknown pages", bytes, "/unknown", {}, method="GET"),
         Attack("dripping bodies", partial(crafted.noise, 800), manner=dripping, connections=64),
         Attack("slow readers", partial(crafted.noise, 4000), png_overlay, manner=Manner.READING),
         Attack("clients that leave", partial(crafted.noise, 3000), overlay, manner=Manner.LEAVING),

@@ -49,6 +49,7 @@ class Case:
     headers: dict[str, str]
     body: bytes
     manner: Manner = Manner.WHOLE
+    method: str = "POST"
 
     def head(self) -> bytes:
         """Return the request line and the headers."""
@@ -60,7 +61,7 @@ class Case:
         lines = [
             f"{name}: {value}" for name, value in ({"Host": "soak"} | self.headers | length).items()
         ]
-        return "\r\n".join([f"POST {self.target} HTTP/1.1", *lines, "", ""]).encode()
+        return "\r\n".join([f"{self.method} {self.target} HTTP/1.1", *lines, "", ""]).encode()
 
 
 def good(photos: Sequence[bytes], outputs: Sequence[str]) -> list[Case]:

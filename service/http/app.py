@@ -54,7 +54,7 @@ from service.http.jobs.runner import Jobs
 from service.http.middleware.keys import Keys, is_open
 from service.http.middleware.limits import BODY_BYTES, Admission, BodyLimit, HeldResponse
 from service.http.middleware.metrics_port import MetricsPort
-from service.http.middleware.pace import PacedRefusals
+from service.http.middleware.pace import Paced
 from service.http.middleware.protocol import AbsoluteForm
 from service.http.middleware.shares import Shares
 from service.http.middleware.shutdown import ShutdownAnswer
@@ -264,7 +264,7 @@ def _add_middleware(
     if tracing:
         app.add_middleware(tracing.middleware, tracing=tracing)
     if settings.refusals_per_s:
-        app.add_middleware(PacedRefusals, per_s=settings.refusals_per_s)
+        app.add_middleware(Paced, refusals_per_s=settings.refusals_per_s)
     app.add_middleware(AbsoluteForm)
 
 

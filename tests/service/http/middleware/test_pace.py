@@ -1,4 +1,4 @@
-"""A flood of refused requests is answered slowly; everything else is not delayed."""
+"""A flood of refused requests, or of pages, is answered slowly; nothing else is delayed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from service.http.middleware import pace
 from service.http.middleware.limits import BODY_BYTES
-from service.http.middleware.pace import BURST, LARGE, MOST_S, Pace, PacedRefusals
+from service.http.middleware.pace import LARGE, MOST_S, PAGES, Pace, Paced
 
 
 def scope(method: str = "POST", length: int = 0) -> Scope:
@@ -38,7 +38,7 @@ class Application:
         self.ended += 1
 
 
-async def waited_s(paced: PacedRefusals, of: Scope) -> float:
+async def waited_s(paced: Paced, of: Scope) -> float:
     """Return how long an answer took; it must be complete."""
     sent: list[Message] = []
 
@@ -52,8 +52,8 @@ async def waited_s(paced: PacedRefusals, of: Scope) -> float:
 
 
 def test_few_refusals_are_answered_at_once() -> None:
-    waits = [Pace(per_s=10).wait_s() for _ in range(BURST)]
-    assert waits == [0.0] * BURST
+    of_ten = Pace(per_s=10)
+    assert [of_ten.wait_s() for _ in range(10)] == [0.0] * 10
 
 
 def test_more_are_answered_at_the_rate_and_none_waits_for_ever(
@@ -62,19 +62,19 @@ def test_more_are_answered_at_the_rate_and_none_waits_for_ever(
     now = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     of_ten = Pace(per_s=10)
-    waits = [of_ten.wait_s() for _ in range(BURST + 100)]
-    assert waits[:BURST] == pytest.approx([0.0] * BURST, abs=1e-9)
-    assert waits[BURST : BURST + 20] == pytest.approx([0.1 * (n + 1) for n in range(20)])
-    assert waits[BURST + 20 :] == pytest.approx([MOST_S] * 80)
+    waits = [of_ten.wait_s() for _ in range(110)]
+    assert waits[:10] == pytest.approx([0.0] * 10, abs=1e-9)
+    assert waits[10:30] == pytest.approx([0.1 * (n + 1) for n in range(20)])
+    assert waits[30:] == pytest.approx([MOST_S] * 80)
     now += 60.0
     assert of_ten.wait_s() == 0.0
 
 
-def test_a_body_that_was_read_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_counts_as_what_it_costs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
     of_ten = Pace(per_s=10)
-    assert of_ten.wait_s((BURST - 1) * 2**20) == pytest.approx(0.0)
-    assert of_ten.wait_s(4 * 2**20) == pytest.approx(0.5)
+    assert of_ten.wait_s(10) == pytest.approx(0.0)
+    assert of_ten.wait_s(5) == pytest.approx(0.5)
 
 
 def test_no_rate_is_no_limit() -> None:
@@ -87,9 +87,9 @@ def test_a_refused_request_ends_before_its_answer_is_sent(
     monkeypatch: pytest.MonkeyPatch, body_bytes: int
 ) -> None:
     """So it holds neither memory nor a slot while its answer waits."""
-    monkeypatch.setattr(pace, "BURST", 0)
+    monkeypatch.setattr(pace, "AT_ONCE_S", 0.0)
     application = Application(503, body_bytes)
-    paced = PacedRefusals(application, per_s=10)
+    paced = Paced(application, refusals_per_s=10)
 
     async def main() -> None:
         task = asyncio.create_task(waited_s(paced, scope()))
@@ -105,7 +105,7 @@ def test_a_refused_request_ends_before_its_answer_is_sent(
 def test_large_bodies_are_not_read_while_refusals_wait(
     monkeypatch: pytest.MonkeyPatch, length: int, waits: bool
 ) -> None:
-    monkeypatch.setattr(pace, "BURST", 0)
+    monkeypatch.setattr(pace, "AT_ONCE_S", 0.0)
 
     async def reading(_scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
@@ -116,7 +116,7 @@ def test_large_bodies_are_not_read_while_refusals_wait(
     async def either(scope: Scope, receive: Receive, send: Send) -> None:
         await (refused if scope["path"] == "/refused" else reading)(scope, receive, send)
 
-    paced = PacedRefusals(either, per_s=2)
+    paced = Paced(either, refusals_per_s=2)
 
     async def main() -> float:
         refusal = asyncio.create_task(waited_s(paced, {**scope(), "path": "/refused"}))
@@ -128,8 +128,28 @@ def test_large_bodies_are_not_read_while_refusals_wait(
     assert (asyncio.run(main()) > 0.2) == waits  # half of half a second
 
 
-@pytest.mark.parametrize(("status", "method"), [(200, "POST"), (503, "GET"), (302, "POST")])
-def test_nothing_else_waits(monkeypatch: pytest.MonkeyPatch, status: int, method: str) -> None:
-    monkeypatch.setattr(pace, "BURST", 0)
-    paced = PacedRefusals(Application(status), per_s=0.1)
-    assert asyncio.run(waited_s(paced, scope(method))) < MOST_S / 2
+def test_pages_are_answered_slowly_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "AT_ONCE_S", 0.0)
+    paced = Paced(Application(200), refusals_per_s=5)
+
+    async def main() -> None:
+        page = {**scope("GET"), "path": "/"}
+        assert 0.9 < await waited_s(paced, page) * 5 * PAGES < 5
+        assert await waited_s(paced, {**page, "path": "/metrics"}) > 9 / 5 / PAGES
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz"])
+def test_a_probe_never_waits(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    """Not even one that fails: an orchestrator would end a service that answers too late."""
+    monkeypatch.setattr(pace, "AT_ONCE_S", 0.0)
+    paced = Paced(Application(503), refusals_per_s=0.1)
+    assert asyncio.run(waited_s(paced, {**scope("GET"), "path": path})) < MOST_S / 2
+
+
+@pytest.mark.parametrize("status", [200, 302])
+def test_what_succeeds_does_not_wait(monkeypatch: pytest.MonkeyPatch, status: int) -> None:
+    monkeypatch.setattr(pace, "AT_ONCE_S", 0.0)
+    paced = Paced(Application(status), refusals_per_s=0.1)
+    assert asyncio.run(waited_s(paced, scope())) < MOST_S / 2
