@@ -85,5 +85,5 @@ def test_the_event_loop_looks_at_some_rows_of_the_largest_map(seen: bool) -> Non
     row = np.arange(SIDE) % step == 0
     cells = np.where((row == seen)[:, None], noisy, flat)
     result: Any = SimpleNamespace(cells=cells)
-    wish: Any = SimpleNamespace(simplify=0.0, instances=False, all_outputs={"polygons"})
+    wish: Any = SimpleNamespace(finds_regions=True)
     assert processes._rough(result, wish) is seen
