@@ -31,9 +31,8 @@ def serve(descriptor: int, max_bytes: int) -> None:
         while True:
             if not trimmed and not select.select([connection], [], [], IDLE_S)[0]:
                 _trim_heap()
-            began = (
-                time.thread_time()
-            )  # the clock of the process stands still while ITIMER_PROF runs
+            # While ITIMER_PROF runs, the clock of the whole process advances in steps of a tick.
+            began = time.thread_time()
             message = wire.receive(connection, max_data=2**62)
             # The kernel ends the process when the time is over, even inside of a C library.
             signal.setitimer(signal.ITIMER_PROF, message.fields["cpu_s"])

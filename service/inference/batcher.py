@@ -73,6 +73,11 @@ class Share:
     other_s: float = 0.0  # processor time of other work
     place: float = 0.0  # in the queue, of the request's next item: a time on the monotonic clock
 
+    @property
+    def small(self) -> bool:
+        """Whether the request has one item, and little other work."""
+        return not self.several and self.other_s <= SMALL_CPU_S
+
     def charge(self, seconds: float, cpu_s: float) -> None:
         """Count other work that was done for this request: how long it took, and its own time.
 
@@ -84,11 +89,10 @@ class Share:
     def take_place(self, item_s: float) -> float:
         """Return the place of an item that takes `item_s` seconds, and count them.
 
-        The place of a small request is the present: it has one item, and little other work.
+        The place of a small request is the present.
         """
         now = time.monotonic()
-        small = not self.several and self.other_s <= SMALL_CPU_S
-        place = now if small else min(max(self.place, now), now + MOST_YIELD_S)
+        place = now if self.small else min(max(self.place, now), now + MOST_YIELD_S)
         self.place = place + YIELD * item_s
         self.several = True  # for the next item
         return place
@@ -198,11 +202,10 @@ class Batcher(Generic[Result]):
             raise EngineUnavailable("the inference loop has died: try again in a while")
         loop = asyncio.get_running_loop()
         share = share or Share()
-        several = share.several
+        if share.small:
+            self._small_until = time.monotonic() + SMALL_S
         place = share.take_place(self.item_s or UNKNOWN_ITEM_S)
         entry: _Entry[Result] = _Entry(item, loop.create_future(), deadline, place, options)
-        if not several and place <= entry.arrived:
-            self._small_until = entry.arrived + SMALL_S
         bisect.insort(self._queue, entry, key=lambda each: each.place)
         self._change.set()
         timer = loop.call_later(max(0.0, deadline - time.monotonic()), _expire, entry)
@@ -249,17 +252,18 @@ class Batcher(Generic[Result]):
             if self._closing and not self._queue:
                 return False
             self._change.clear()
-            most_s = self._held_back_s() if self._queue else None
+            most_s = self._early_s(self._queue[0]) if self._queue else None
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._change.wait(), most_s)
         return True
 
-    def _held_back(self) -> bool:
-        return self._held_back_s() > 0
+    def _early_s(self, entry: _Entry[Result]) -> float:
+        """The seconds for which it is not an item's turn yet and small requests may come."""
+        return min(entry.place, self._small_until) - time.monotonic()
 
-    def _held_back_s(self) -> float:
-        """The seconds for which the waiting items are early and small requests may come."""
-        return min(self._queue[0].place, self._small_until) - time.monotonic()
+    def _held_back(self) -> bool:
+        """Whether the waiting items are early; not for an empty queue."""
+        return self._early_s(self._queue[0]) > 0
 
     def _others_run(self, session: Session[Result]) -> bool:
         return any(each.batch for each in self.sessions if each is not session)
@@ -329,10 +333,9 @@ class Batcher(Generic[Result]):
 
     def _leaves_room(self, session: Session[Result]) -> bool:
         """Whether a batch must not take all CPUs, because another runs or may start."""
-        now = time.monotonic()
-        early_and_small_may_come = now < min(session.batch[0].place, self._small_until)
         others_may_start = self.depth > 0 and not self._held_back()
-        return self._others_run(session) or early_and_small_may_come or others_may_start
+        is_early = self._early_s(session.batch[0]) > 0
+        return self._others_run(session) or others_may_start or is_early
 
     def _loop_ended(self, session: Session[Result], task: asyncio.Task[None]) -> None:
         error = None if task.cancelled() else task.exception()
@@ -342,6 +345,7 @@ class Batcher(Generic[Result]):
         unavailable = EngineUnavailable("the inference loop has died: try again in a while")
         _answer(session.batch, unavailable)
         session.batch = []
+        self._change.set()
         if not self.alive:
             self._fail_all(unavailable)
             if not self._closing:

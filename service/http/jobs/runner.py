@@ -285,7 +285,8 @@ class Jobs:
                 resources.admission.request(),
             ):
                 wish = packing.wish_for_each(query.wish(served.engine.contract, ""))
-                sliding, share = query.sliding(settings), Share(several=True)  # of the whole job
+                share = Share(several=True)  # photos of a job yield to single ones
+                sliding = query.sliding(settings)
                 asked = Job(served, wish, "", resources, deadline, sliding, share=share)
                 files, size = await segment_photo(data, asked)
             made = Outcome("", size, files, model=served.name, digest=served.engine.digest)

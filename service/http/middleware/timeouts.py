@@ -114,7 +114,7 @@ class TimeoutProtocol(Protocol):
     def _send_400_now(self) -> None:
         if self.transport.is_closing():
             return
-        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+        if self.is_idle or not self.cycle.response_started:
             self.transport.write(
                 _complete(InvalidRequest(f"the request is not valid HTTP/1.1, or {LIMITS}"))
             )

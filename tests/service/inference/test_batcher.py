@@ -215,14 +215,19 @@ def large_share() -> Share:
     return share
 
 
+async def after_a_small_one(batcher: Batcher[Array], doubler: Doubler) -> None:
+    """Run a small request, then hold all that follow."""
+    await ask(batcher, 10)
+    assert doubler.entered.acquire(timeout=10)
+    doubler.gate.clear()
+
+
 def test_large_requests_leave_room_while_small_ones_come(monkeypatch: pytest.MonkeyPatch) -> None:
     """One of them runs at a time, and the next small one starts at once."""
     monkeypatch.setattr(batching, "SMALL_S", 60.0)
 
     async def scenario(batcher: Batcher[Array], doubler: Doubler) -> None:
-        await ask(batcher, 10)
-        assert doubler.entered.acquire(timeout=10)
-        doubler.gate.clear()
+        await after_a_small_one(batcher, doubler)
         large = [ask(batcher, value, share=large_share()) for value in (20, 21)]
         assert await asyncio.to_thread(doubler.entered.acquire, timeout=10)
         assert not await asyncio.to_thread(doubler.entered.acquire, timeout=0.1)
@@ -243,9 +248,7 @@ def test_large_requests_take_all_sessions_where_no_small_ones_come(
     monkeypatch.setattr(batching, "SMALL_S", 0.2)
 
     async def scenario(batcher: Batcher[Array], doubler: Doubler) -> None:
-        await ask(batcher, 10)
-        assert doubler.entered.acquire(timeout=10)
-        doubler.gate.clear()
+        await after_a_small_one(batcher, doubler)
         large = [ask(batcher, value, share=large_share()) for value in (20, 21)]
         for _ in large:
             assert await asyncio.to_thread(doubler.entered.acquire, timeout=10)
