@@ -259,12 +259,12 @@ def _add_middleware(
     if settings.cors_origins:
         _allow_origins(app, settings.cors_origins)
     app.add_middleware(ParameterLimit)
+    if settings.refusals_per_s:
+        app.add_middleware(Paced, refusals_per_s=settings.refusals_per_s)
     app.add_middleware(ShutdownAnswer, draining=lambda: models.draining)
     app.add_middleware(Observation, metrics=measured, draining=lambda: models.draining)
     if tracing:
         app.add_middleware(tracing.middleware, tracing=tracing)
-    if settings.refusals_per_s:
-        app.add_middleware(Paced, refusals_per_s=settings.refusals_per_s)
     app.add_middleware(AbsoluteForm)
 
 

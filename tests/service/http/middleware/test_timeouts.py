@@ -133,6 +133,27 @@ def test_a_flood_of_what_is_not_http_is_answered_slowly(service: Service) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("framing", "rest_of_body"),
+    [
+        (b"Transfer-Encoding: chunked", b"ZZZ garbage\r\n"),
+        (b"Content-Length: 300", b"slow"),
+    ],
+    ids=["garbage", "slow"],
+)
+def test_a_request_that_is_refused_early_gets_one_answer(
+    service: Service, framing: bytes, rest_of_body: bytes
+) -> None:
+    """Whatever becomes of the rest of its body, which nobody waits for."""
+    with closing(socket.create_connection(service.address)) as connection:
+        connection.sendall(b"POST /unknown HTTP/1.1\r\nHost: test\r\n" + framing + b"\r\n\r\n")
+        answer = connection.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 404 ")
+        connection.sendall(rest_of_body)
+        assert (answer + rest(connection)).count(b"HTTP/1.1") == 1
+
+
+@pytest.mark.slow
 def test_an_idle_connection_is_closed_without_an_answer(service: Service) -> None:
     with closing(socket.create_connection(service.address)) as connection:
         connection.sendall(ASK)
