@@ -333,7 +333,11 @@ class Processes:
         elif task.begun and task.fields["do"] == tasks.ENCODE:
             task.set_exception(DecoderEndedError(f"encoding the outputs crashes: {reason}"))
         elif task.begun:
-            task.set_exception(InvalidImage(f"decoding the image crashes: {reason}"))
+            task.set_exception(
+                InvalidImage(
+                    f"decoding the image crashes ({reason}): encode the photo again, or send a JPEG"
+                )
+            )
         else:
             task.begun = True
             self._repeat(lane, task)
