@@ -195,9 +195,8 @@ def _copy(response: httpx.Response, file: BinaryIO, start: int, limits: tuple[in
         desc=str(response.url).rpartition("/")[2],
         disable=not sys.stderr.isatty(),
     ) as bar:
-        for (
-            chunk
-        ) in response.iter_raw():  # written as it arrives, so a cut connection loses nothing
+        # Written as it arrives, so that a cut connection loses nothing.
+        for chunk in response.iter_raw():
             file.write(chunk)
             bar.update(len(chunk))
             if file.tell() > limits[1]:
