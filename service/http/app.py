@@ -256,12 +256,14 @@ def _add_middleware(
         )
     if settings.metrics_port:
         app.add_middleware(MetricsPort, port=settings.metrics_port)
-    if settings.cors_origins:
-        _allow_origins(app, settings.cors_origins)
     app.add_middleware(ParameterLimit)
     if settings.refusals_per_s:
-        app.add_middleware(Paced, refusals_per_s=settings.refusals_per_s)
+        app.add_middleware(
+            Paced, refusals_per_s=settings.refusals_per_s, metrics_port=settings.metrics_port
+        )
     app.add_middleware(ShutdownAnswer, draining=lambda: models.draining)
+    if settings.cors_origins:  # outside of what answers, so that a page can read every error
+        _allow_origins(app, settings.cors_origins)
     app.add_middleware(Observation, metrics=measured, draining=lambda: models.draining)
     if tracing:
         app.add_middleware(tracing.middleware, tracing=tracing)

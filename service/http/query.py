@@ -35,7 +35,7 @@ class ParameterLimit:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        count = scope["query_string"].count(b"&") if scope["type"] == "http" else 0
+        count = 1 + scope["query_string"].count(b"&") if scope["type"] == "http" else 0
         if count <= MOST_PARAMETERS:
             await self.app(scope, receive, send)
             return

@@ -36,12 +36,21 @@ class Connection(h11.Connection):
 
     def receive_data(self, data: bytes) -> None:
         """Take bytes of the client."""
-        if self.their_state in (h11.IDLE, h11.DONE):
+        if self.their_state is h11.IDLE:
             head = END_OF_HEADERS.split(self._tail + data, maxsplit=1)[0][len(self._tail) :]
             self._lines += head.count(b"\n")
             self._head += len(head)
             self._tail = (self._tail + data)[-3:]
         super().receive_data(data)
+
+    def start_next_cycle(self) -> None:
+        """Begin the next request, of which a part may have come with the one before."""
+        super().start_next_cycle()
+        come = self.trailing_data[0]
+        end = END_OF_HEADERS.search(come)
+        self._head = end.start() if end else len(come)
+        self._lines = come.count(b"\n", 0, self._head)
+        self._tail = come[-3:]
 
     def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
         """Return what the client sent next; raises RemoteProtocolError."""
@@ -57,12 +66,10 @@ class Connection(h11.Connection):
             self._pieces += 1
             self._bytes += len(event.data)
             if self._pieces > MOST_CRUMBS and self._bytes < CRUMB_BYTES * self._pieces:
-                self._refuse()
+                raise h11.RemoteProtocolError(
+                    f"the body comes in pieces of fewer than {CRUMB_BYTES} B"
+                )
         return event
-
-    def _refuse(self) -> None:
-        if self.our_state is h11.SEND_RESPONSE:  # else there is an answer already
-            raise h11.RemoteProtocolError(f"the body comes in pieces of fewer than {CRUMB_BYTES} B")
 
 
 class Protocol(H11Protocol):

@@ -12,9 +12,10 @@ import json
 import logging
 import uuid
 from collections.abc import Callable
+from email.utils import formatdate
 from functools import partial
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 import h11
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -22,6 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.errors import HeaderTimeout, InvalidRequest, Overloaded, ServiceError
 from service.http import problems
 from service.http.middleware.limits import ABORT
+from service.http.middleware.linger import LingeringTransport, discard
 from service.http.middleware.pace import Pace
 from service.http.middleware.protocol import (
     CRUMB_BYTES,
@@ -73,7 +75,7 @@ class TimeoutProtocol(Protocol):
     send_timeout_s = 60.0  # for which a client with bytes to read may read none
     min_bytes_per_s = 0  # at which the client must read
     max_connections = 0  # 0: no limit
-    pace = Pace(0)  # of answers to what is not HTTP
+    pace = Pace(0)  # of answers to what is not HTTP, and of reading what nobody needs
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -86,7 +88,10 @@ class TimeoutProtocol(Protocol):
         self, transport: asyncio.Transport
     ) -> None:
         """Start the header timer for the first request."""
-        super().connection_made(transport)
+        self._lingering = LingeringTransport(
+            transport, self._is_sending, self.header_timeout_s, self.pace
+        )
+        super().connection_made(cast("asyncio.Transport", self._lingering))
         self.app = partial(_abortable, self.app, transport.abort)
         self._idle_since = asyncio.get_running_loop().time()
         self._start_timer()
@@ -105,6 +110,7 @@ class TimeoutProtocol(Protocol):
             return
         self._is_refused = True
         self._stop_timer()
+        self._unset_keepalive_if_required()
         wait_s = self.pace.wait_s()
         if wait_s:
             self.transport.pause_reading()
@@ -113,9 +119,15 @@ class TimeoutProtocol(Protocol):
             self._send_400_now()
 
     def _send_400_now(self) -> None:
-        if self.transport.is_closing():
-            return
-        self._end(InvalidRequest(f"the request is not valid HTTP/1.1, or {LIMITS}"))
+        if not self.transport.is_closing():
+            self._end(InvalidRequest(f"the request is not valid HTTP/1.1, or {LIMITS}"))
+
+    def shutdown(self) -> None:
+        """Close the connection when nothing is left to answer."""
+        if self._is_refused:
+            self._send_400_now()
+        else:
+            super().shutdown()
 
     def _make_room(self) -> None:
         """Close the connection that is idle for longest; with none idle, refuse this one."""
@@ -131,18 +143,37 @@ class TimeoutProtocol(Protocol):
 
     @property
     def is_idle(self) -> bool:
-        """Whether no request is in progress."""
-        return not self.transport.is_closing() and (
-            self.cycle is None or self.cycle.response_complete
-        )
+        """Whether no request is in progress, and the connection can be closed."""
+        if self.transport.is_closing():
+            return self._lingering.lingers
+        return self.cycle is None or self.cycle.response_complete
+
+    def _is_sending(self) -> bool:
+        """Whether the client may still send a request that has its answer."""
+        return self.conn.their_state in {h11.SEND_BODY, h11.ERROR}
 
     def data_received(self, data: bytes) -> None:
         """Start the header timer when bytes arrive between requests; stop it within a request."""
+        has_answer = self._is_sending() and self.conn.our_state is h11.DONE
         super().data_received(data)
+        if self._is_refused:
+            return
+        if has_answer:  # the rest of a body that was refused
+            discard(self.flow, len(data), self.pace)
         if self.cycle is not None and not self.cycle.response_complete:
             self._stop_timer()
+        elif has_answer and self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]:
+            self._stop_timer()
+            self._start_keep_alive()
         elif self._timer is None:
             self._start_timer()
+
+    def _start_keep_alive(self) -> None:
+        """Close the connection if nothing comes for a while; uvicorn stopped this at each byte."""
+        self._unset_keepalive_if_required()
+        self.timeout_keep_alive_task = self.loop.call_later(
+            self.timeout_keep_alive, self.timeout_keep_alive_handler
+        )
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Cancel both timers."""
@@ -207,6 +238,9 @@ class TimeoutProtocol(Protocol):
         if self.conn.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
             self.transport.write(_complete(error))
         self.transport.close()
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True  # the application must not write an answer of its own
+            self.cycle.message_event.set()
 
 
 def _complete(error: ServiceError) -> bytes:
@@ -214,6 +248,7 @@ def _complete(error: ServiceError) -> bytes:
     request_id = uuid.uuid4().hex  # the client's own has not been read
     body = json.dumps({**problems.fields(error), "request_id": request_id}).encode()
     head = {
+        "Date": formatdate(usegmt=True),
         "Content-Type": problems.MEDIA_TYPE,
         "Content-Length": len(body),
         "X-Request-ID": request_id,

@@ -477,6 +477,9 @@ def test_pages_of_named_origins_may_ask_and_read(folder: Path, photo: NDArray[np
         assert refused.status_code == 401
         assert refused.headers["access-control-allow-origin"] == "https://a.example"
         assert "X-Model" in refused.headers["access-control-expose-headers"]
+        long = client.get(f"/models?{'&'.join(['a=1'] * 501)}", headers=PREFLIGHT)
+        assert (long.status_code, "501 parameters" in long.json()["detail"]) == (400, True)
+        assert long.headers["access-control-allow-origin"] == "https://a.example"
 
 
 @pytest.mark.parametrize("origin", ["example.org", "https://example.org/page", "https://"])

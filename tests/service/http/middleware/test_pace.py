@@ -103,14 +103,26 @@ def test_a_refused_request_ends_before_its_answer_is_sent(
     asyncio.run(main())
 
 
-@pytest.mark.parametrize(("length", "waits"), [(LARGE, False), (LARGE + 1, True)])
+CHUNKED = (b"transfer-encoding", b"chunked")
+
+
+@pytest.mark.parametrize(
+    ("of", "waits"),
+    [
+        (scope(length=LARGE), False),
+        (scope(length=LARGE + 1), True),
+        ({**scope(), "headers": [CHUNKED]}, True),
+    ],
+)
 def test_large_bodies_are_not_read_while_refusals_wait(
-    monkeypatch: pytest.MonkeyPatch, length: int, waits: bool
+    monkeypatch: pytest.MonkeyPatch, of: Scope, waits: bool
 ) -> None:
+    """Nor does their time begin: the deadline of a request and that of its body are inside."""
     monkeypatch.setattr(pace, "AT_ONCE_S", 0.0)
 
     async def reading(_scope: Scope, receive: Receive, send: Send) -> None:
-        await receive()
+        async with asyncio.timeout(0.1):
+            await receive()
         await Application(200)({}, receive, send)
 
     refused = Application(503)
@@ -123,7 +135,7 @@ def test_large_bodies_are_not_read_while_refusals_wait(
     async def main() -> float:
         refusal = asyncio.create_task(waited_s(paced, {**scope(), "path": "/refused"}))
         await asyncio.sleep(0.01)
-        waited = await waited_s(paced, scope(length=length))
+        waited = await waited_s(paced, of)
         await refusal
         return waited
 
@@ -140,6 +152,18 @@ def test_few_requests_wait_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
         return await asyncio.gather(*(waited_s(paced, scope()) for _ in range(6)))
 
     assert [waited > 0.2 for waited in asyncio.run(main())] == [True] * 3 + [False] * 3
+
+
+def test_pages_that_wait_let_no_refusals_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "AT_ONCE_S", 0.0)
+    monkeypatch.setattr(pace, "MOST_WAITING", 3)
+    paced = Paced(Application(503), refusals_per_s=2)
+
+    async def main() -> list[float]:
+        page = {**scope("GET"), "path": "/"}
+        return await asyncio.gather(*(waited_s(paced, of) for of in [*[page] * 6, scope()]))
+
+    assert asyncio.run(main())[-1] > 0.2
 
 
 def test_a_refusal_that_waits_at_the_end_of_the_service_is_still_answered(
@@ -176,7 +200,16 @@ def test_pages_are_answered_slowly_too(monkeypatch: pytest.MonkeyPatch) -> None:
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("path", ["/livez", "/readyz"])
+def test_the_private_port_never_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a flood of requests for pages does not leave its operator without metrics."""
+    monkeypatch.setattr(pace, "AT_ONCE_S", 0.0)
+    paced = Paced(Application(200), refusals_per_s=0.1, metrics_port=9464)
+    of = {**scope("GET"), "path": "/metrics"}
+    assert asyncio.run(waited_s(paced, {**of, "server": ("::1", 9464)})) < MOST_S / 2
+    assert asyncio.run(waited_s(paced, {**of, "server": ("::1", 8000)})) > MOST_S / 2
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/v2/health/live", "/v2/models/m/ready"])
 def test_a_probe_never_waits(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     """Not even one that fails: an orchestrator would end a service that answers too late."""
     monkeypatch.setattr(pace, "AT_ONCE_S", 0.0)

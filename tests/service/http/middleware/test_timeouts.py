@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from service.http.middleware.limits import GRACE_S
+from service.http.middleware.pace import MOST_S
 from service.http.middleware.timeouts import protocol_with_timeouts
 from tests.service import onnx_models
 from tests.service.processes import LOG, running
@@ -80,6 +82,7 @@ def problem(answer: bytes) -> tuple[int, str]:
     assert b"connection: close" in head.lower()
     assert f"content-length: {len(body)}".encode() in head.lower()
     assert b"application/problem+json" in head
+    assert b"\r\ndate: " in head.lower()
     fields = json.loads(body)
     assert head.startswith(b"HTTP/1.1 %d " % fields["status"])
     return fields["status"], fields["code"]
@@ -110,26 +113,43 @@ def test_the_second_request_of_a_connection_is_timed_too(service: Service) -> No
         assert problem(rest(connection, b"x")) == (408, "header-timeout")
 
 
+def garbage(service: Service) -> float:
+    """Send what is not HTTP; returns the seconds until the answer."""
+    began = time.monotonic()
+    with closing(socket.create_connection(service.address)) as connection:
+        connection.sendall(b"garbage\r\n\r\n")
+        with suppress(OSError):
+            connection.sendall(b"more garbage\r\n\r\n")
+        assert problem(rest(connection)) == (400, "invalid-request")
+    return time.monotonic() - began
+
+
 @pytest.mark.slow
 def test_a_flood_of_what_is_not_http_is_answered_slowly(service: Service) -> None:
     """Each gets one answer, however much of it there is, and others are served meanwhile."""
 
-    def refused() -> float:
-        began = time.monotonic()
-        with closing(socket.create_connection(service.address)) as connection:
-            connection.sendall(b"garbage\r\n\r\n")
-            with suppress(OSError):
-                connection.sendall(b"more garbage\r\n\r\n")
-            assert problem(rest(connection)) == (400, "invalid-request")
-        return time.monotonic() - began
-
-    at_once = [refused() for _ in range(20)]
+    at_once = [garbage(service) for _ in range(20)]
     with ThreadPoolExecutor(20) as pool:
-        flood = [pool.submit(refused) for _ in range(80)]
+        flood = [pool.submit(garbage, service) for _ in range(80)]
         response = httpx.get(f"http://{service.host}:{service.port}/livez", timeout=60)
         assert response.status_code == 200
         slow = [each.result() for each in flood]
     assert max(slow) > 0.2 > min(at_once)  # 20 at a time, 50 in a second
+
+
+@pytest.mark.slow
+def test_what_is_not_http_is_answered_too_when_the_service_stops(tmp_path: Path) -> None:
+    onnx_models.save(tmp_path / "tiny.onnx")
+    with running(tmp_path, "--refusals-per-s", "2") as (url, process):
+        host, port = url.removeprefix("http://").split(":")
+        service = Service(host, int(port), tmp_path / LOG)
+        with ThreadPoolExecutor(12) as pool:
+            flood = [pool.submit(garbage, service) for _ in range(12)]
+            while sum(each.done() for each in flood) < 2:
+                time.sleep(0.01)
+            process.send_signal(signal.SIGTERM)
+            assert all(each.result() < MOST_S for each in flood)
+        assert process.wait(20) == 0
 
 
 @pytest.mark.slow
@@ -151,6 +171,18 @@ def test_a_request_that_is_refused_early_gets_one_answer(
         assert answer.startswith(b"HTTP/1.1 404 ")
         connection.sendall(rest_of_body)
         assert (answer + rest(connection)).count(b"HTTP/1.1") == 1
+
+
+@pytest.mark.slow
+def test_a_connection_is_idle_when_the_rest_of_a_refused_body_has_come(service: Service) -> None:
+    """It is kept for the next request, and none would expect a 408."""
+    with closing(socket.create_connection(service.address)) as connection:
+        connection.sendall(b"POST /unknown HTTP/1.1\r\nHost: test\r\nContent-Length: 4\r\n\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 404 ")
+        connection.sendall(b"rest")
+        came = time.monotonic()
+        assert b"HTTP/1.1" not in rest(connection)
+        assert time.monotonic() - came > 0.8  # --keep-alive-s, not --header-timeout-s
 
 
 @pytest.mark.slow
