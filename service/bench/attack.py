@@ -124,6 +124,8 @@ def attacks(model: str, max_body: int) -> list[Attack]:
         Attack("9,000 headers", bytes, headers=many, connections=20),
         Attack("5,000 parameters", bytes, "/segment?" + parameters, connections=20),
         Attack("chunks of one byte", partial(bytes, 200_000), manner=Manner.CRUMBS),
+        Attack("chunks after an error", partial(bytes, 200_000), "/none", manner=Manner.CRUMBS),
+        Attack("bodies after an error", partial(bytes, max_body), "/none", connections=60),
         Attack("metrics", bytes, "/metrics", {}, method="GET"),
         Attack("unknown pages", bytes, "/unknown", {}, method="GET"),
         Attack("dripping bodies", partial(crafted.noise, 800), manner=dripping, connections=64),
