@@ -124,7 +124,9 @@ class TimeoutProtocol(Protocol):
 
     def shutdown(self) -> None:
         """Close the connection when nothing is left to answer."""
-        if self._is_refused:
+        if self._lingering.lingers:
+            self.transport.close()
+        elif self._is_refused:
             self._send_400_now()
         else:
             super().shutdown()
