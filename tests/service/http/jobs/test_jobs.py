@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sqlite3
 import threading
 import time
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -390,11 +391,17 @@ class FullDisk(sqlite3.Connection):
     folder: Path
 
     def execute(self, sql: str, values: Any = (), /) -> sqlite3.Cursor:
-        files = [path for path in self.folder.rglob("*") if path.is_file()]
-        reads = sql.startswith("SELECT")
-        if not reads and sum(path.stat().st_size for path in files) > self.ROOM:
+        if not sql.startswith("SELECT") and self._used() > self.ROOM:
             raise sqlite3.OperationalError("database or disk is full")
         return super().execute(sql, values)
+
+    def _used(self) -> int:
+        used = 0
+        for folder, _, names in os.walk(self.folder):
+            for name in names:
+                with suppress(FileNotFoundError):  # a job removes its files meanwhile
+                    used += (Path(folder) / name).stat().st_size
+        return used
 
 
 @pytest.fixture
