@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import httpx
@@ -220,12 +221,21 @@ def test_a_full_disk_is_named_and_nothing_stays(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_fills_up_during_a_download_keeps_nothing(tmp_path: Path) -> None:
-    """A limit of file sizes stands for the disk: writing fails after 100 kB."""
-    code = (
-        "import resource, sys; from pathlib import Path; from model.weights.download import *;"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000));"
-        "download(sys.argv[1], Path(sys.argv[2]), size=300_000)"
-    )
+    """A limit of file sizes stands for the disk: writing fails after 100 kB.
+
+    It is lifted at the end, for the coverage data that the process writes when it exits.
+    """
+    code = textwrap.dedent("""
+        import resource, sys
+        from pathlib import Path
+        from model.weights.download import download
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+        try:
+            download(sys.argv[1], Path(sys.argv[2]), size=300_000)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    """)
     with serving(Behaviour(CONTENT)) as address:
         command = [sys.executable, "-c", code, f"{address}/file", str(tmp_path / "file")]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
