@@ -110,6 +110,8 @@ runs; two more trials, decoders on that backbone at the old rate, were evaluated
 the decoder 40.2 %, and 21.7 % and 23.5 % in the narrowest band. Some classes were not found at
 all yet, so all networks except table 1's got 1500 iterations. On 2026-11-29, before any network of
 table 2 was trained, it was given table 1's 600 iterations, so that three seeds could be afforded.
+So were the comparisons of separable convolution and of the image-level feature on 2026-11-30,
+before any of their networks had been evaluated; their first rows are table 1's networks.
 Nothing else was changed.
 """
 # Of the sections that are functions, by the name of the study.
