@@ -116,7 +116,10 @@ def main(argv: list[str]) -> int:
     gc.freeze()  # the decoders share this memory until it is written to
     with socket.socket(fileno=int(argv[0])) as control:
         while True:
-            message, descriptors, _, _ = socket.recv_fds(control, REQUEST.size, 1)
+            try:
+                message, descriptors, _, _ = socket.recv_fds(control, REQUEST.size, 1)
+            except ConnectionError:  # the service ended and had not read the last answer
+                return 0
             if len(message) < REQUEST.size:
                 return 0
             what, pid = REQUEST.unpack(message)

@@ -106,6 +106,22 @@ def test_a_message_without_its_end_is_an_end(ends: Ends) -> None:
         wire.receive(ours, max_data=0)
 
 
+@pytest.mark.slow
+def test_a_nursery_whose_last_answer_nobody_reads_ends_without_a_word() -> None:
+    """The kernel then reports a reset connection, not its end; a traceback would hide the cause."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        command = [sys.executable, "-m", nursery.__name__, str(theirs.fileno()), "0"]
+        process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stderr=subprocess.PIPE)
+    with process, ours:
+        ours.settimeout(60)
+        ours.sendall(nursery.REQUEST.pack(nursery.REAP, os.getpid()))
+        assert ours.recv(1, socket.MSG_PEEK)  # it has answered
+        ours.close()
+        _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (0, b"")
+
+
 def test_only_its_own_children_are_ended_by_the_nursery() -> None:
     """A nursery that replaced another one does not know what its predecessor's ids stand for."""
     command = ["sh", "-c", "sleep 30 & echo $!; wait"]
