@@ -230,7 +230,7 @@ def parts(seen: list[Results], docs: Path) -> list[str]:
         introduction(),
         section("boundary", boundary_section, seen, folder),
         PICTURES,
-        section("inference", inference_section, seen, folder),
+        section("inference", inference_section, fullest(seen), folder),
         TRAINED.format(preset=DECODER.preset),
         *(section(name, written, seen, folder) for name, written in trained.items()),
     ]
@@ -372,6 +372,11 @@ def decoder_verdicts(gains: dict[str, list[float]]) -> list[str]:
         verdict(more, "it gains more in the narrowest band than on the whole photo") + "\n",
         f"In the mean of the seeds its gain is largest here: {most}.\n",
     ]
+
+
+def fullest(seen: list[Results]) -> list[Results]:
+    """The results by the number of photos, first those with the most rows of table 3."""
+    return sorted(seen, key=lambda view: -sum(row.point.name in view for row in TABLE_3))
 
 
 def inference_section(results: Results, _folder: Path) -> str | None:

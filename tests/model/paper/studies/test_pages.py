@@ -173,14 +173,14 @@ def test_a_bilinear_classifier_that_hardly_trained_is_named(
 
 @pytest.mark.slow
 def test_rows_of_table_three_that_are_missing_say_so(tmp_path: Path) -> None:
-    """On the most photos that have two rows or more."""
-    few = [p._replace(photos=9) for p in inference([0])[:2]]
+    """The table is of the number of photos with the most rows, not of the most photos."""
+    few = [p._replace(photos=9) for p in inference([0])[:3]]
     some = [(p, figures(p, 0.6) | {"photos": 9, "images": 9}) for p in few]
-    alone = Point(BUNDLED, None)
-    text = page(tmp_path, *some, (alone, figures(alone, 0.7)))
+    all_photos = [(p, figures(p, 0.7)) for p in (Point(BUNDLED, None), Point(BILINEAR, 0))]
+    text = page(tmp_path, *some, *all_photos)
     part = text.partition("table 3\n")[2].partition("\n### ")[0].partition("\n## ")[0]
-    assert part.count(" 60.00 |") == 2
-    assert part.count(" not run |") == 8
+    assert part.count(" 60.00 |") == 3
+    assert part.count(" not run |") == 7
     assert "*9 photos; 2026" in part
 
 
