@@ -12,7 +12,7 @@ It also detects that memory has run out, so that a command can say what to chang
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -57,3 +57,13 @@ def keep_freed_on_a_cpu() -> None:
     """Call `keep_freed` where there is no GPU; commands do so before anything else."""
     if not torch.cuda.is_available():
         keep_freed()
+
+
+def keeping_freed(main: Callable[[], int]) -> Callable[[], int]:
+    """Return a command that runs `main` in a process that keeps freed memory on a CPU."""
+
+    def script() -> int:
+        keep_freed_on_a_cpu()
+        return main()
+
+    return script

@@ -3,9 +3,9 @@
 Do not import this file: the name `model.predict` is the function in model/__init__.py.
 """
 
-from model.evaluate.predict import main
+from model.evaluate.predict import script
 
 if __name__ == "model.predict":
     raise ImportError("model.predict is a function: use `import model` and call model.predict")
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(script())

@@ -383,10 +383,7 @@ def pretrain_from(args: argparse.Namespace, directory: Path, world: World) -> Pa
         )
 
 
-def script() -> int:
-    """The console script: `main` in a process that keeps freed memory."""
-    memory.keep_freed_on_a_cpu()
-    return main()
+script = memory.keeping_freed(main)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The command `python -m model.reproduce`: see model/paper/reproduce/__main__.py."""
 
-from model.paper.reproduce.__main__ import main
+from model.paper.reproduce.__main__ import script
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(script())

@@ -1,6 +1,6 @@
 """The command `python -m model.studies`: see model/paper/studies/__main__.py."""
 
-from model.paper.studies.__main__ import main
+from model.paper.studies.__main__ import script
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(script())

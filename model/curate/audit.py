@@ -294,3 +294,6 @@ def main(argv: list[str] | None = None) -> int:
     if not args.json:
         print(f"{len(found)} suspect regions: {', '.join(map(str, written))}")
     return int(bool(problems))
+
+
+script = memory.keeping_freed(main)

@@ -175,3 +175,6 @@ def main(argv: list[str] | None = None) -> int:
     else:
         print(f"{len(ranked)} photos: {', '.join(map(str, written))}")
     return int(bool(problems))
+
+
+script = memory.keeping_freed(main)

@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from model import arguments, checkpoint
+from model import arguments, checkpoint, memory
 from model.checkpoint import Card
 from model.curate.audit import REFUSALS, Judge, add_folds, audited, cross_validated
 from model.curate.suspects import Suspect
@@ -261,5 +261,8 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+script = memory.keeping_freed(main)
+
+
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(script())

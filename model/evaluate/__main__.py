@@ -77,10 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def script() -> int:
-    """The console script: `main` in a process that keeps freed memory."""
-    memory.keep_freed_on_a_cpu()
-    return main()
+script = memory.keeping_freed(main)
 
 
 if __name__ == "__main__":

@@ -307,3 +307,6 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     print(f"wrote {out} ({out.stat().st_size / 1e6:.1f} MB)")
     return 0
+
+
+script = memory.keeping_freed(main)

@@ -188,3 +188,6 @@ def report(photos: list[Pixels], dataset: Dataset) -> dict[str, Any]:
         "temperature": round(fit(joined(photos)), 4),
         **measured(photos),
     }
+
+
+script = memory.keeping_freed(main)

@@ -190,5 +190,8 @@ def expect_pair(card: Card, other: Card, args: argparse.Namespace) -> None:
         raise CheckpointError(f"{args.decoder} and {args.bilinear} have different classes")
 
 
+script = memory.keeping_freed(main)
+
+
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(script())

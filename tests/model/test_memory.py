@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from model import memory
+
 pytestmark = pytest.mark.slow
 
 # Prints the pages that the kernel gives for the last ten of forty equal tensors of 64 MiB.
@@ -35,3 +37,20 @@ def pages(*, keep: bool) -> int:
 
 def test_freed_memory_is_reused() -> None:
     assert pages(keep=True) <= pages(keep=False) / 4
+
+
+def test_a_command_runs_in_a_process_that_keeps_freed_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """First the memory, then the command, whose exit status is returned."""
+    calls: list[str] = []
+    monkeypatch.setattr(memory, "keep_freed_on_a_cpu", lambda: calls.append("memory"))
+
+    def main() -> int:
+        calls.append("command")
+        return 3
+
+    script = memory.keeping_freed(main)
+    assert calls == []
+    assert script() == 3
+    assert calls == ["memory", "command"]

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from model import arguments
+from model import arguments, memory
 from model.checkpoint import CheckpointError
 from model.data.dataset import DatasetError
 from model.paper.reproduce import estimate
@@ -195,5 +195,8 @@ def work(settings: Settings, left_out: list[Submission]) -> None:
     print(report(settings))
 
 
+script = memory.keeping_freed(main)
+
+
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(script())

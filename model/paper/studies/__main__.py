@@ -32,7 +32,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from model import arguments
+from model import arguments, memory
 from model.data.dataset import DatasetError
 from model.network.deeplab import BACKBONES
 from model.paper.studies import backbones, pages
@@ -171,3 +171,6 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+script = memory.keeping_freed(main)
