@@ -45,7 +45,7 @@ from service.inference.engine import Device, Engine, EngineOptions
 from service.settings import BUNDLED
 
 NAME = "efficientnet-lite0-voc"
-CHECKPOINT = Path(checkpoint.__file__).parent / "bundled" / NAME
+CHECKPOINT = checkpoint.BUNDLED / NAME
 PLAIN = "plain PyTorch handler"
 
 # Not part of the repository; see docs/performance.md for where it is published.
