@@ -97,8 +97,7 @@ ImageNet weights, so that its features favour no head, and a head of 128 channel
 VOC 2012 trainaug (train and SBD masks), poly policy, averaged weights. Networks that are compared
 differ only in the option that is studied; their random first weights differ too. The paper trains
 all layers of far larger networks, for 30,000 iterations on crops of 513, so its mIoU is not
-comparable. What can be compared is the direction of a change, for heads on fixed features. Where a
-section says "not run yet", its command exists and its trainings take hours.
+comparable. What can be compared is the direction of a change, for heads on fixed features.
 
 **What was abandoned** (2026-11-26). Two earlier recipes were dropped after their first networks,
 which were too weak to compare: all layers from ImageNet weights (bilinear upsampling, mIoU 21.2 %),
@@ -129,7 +128,7 @@ void label by a square of side 2w + 1 adds.
 
 *MS* is six scales from 0.5 to 1.75; *no decoder* is the bilinear network of seed 0. Multiply-adds
 are by the paper's rule, for a photo of 513x513. Each row is one network, so nothing says how much
-of a difference is chance.
+of a difference is chance. All rows are of the same photos; `--photos 86` takes 86, evenly spread.
 """,
     "decoder": """\
 ### The decoder against bilinear upsampling
