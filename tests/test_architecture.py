@@ -112,7 +112,7 @@ MODEL = {
     },
     "start": {"data", "memory", "network", "train"},
     "pretrain": {"arguments", "checkpoint", "data", "memory", "network", "train"},
-    "bench": {"data", "memory", "network", "train"},
+    "bench": {"checkpoint", "data", "memory", "network", "train"},
 }
 COMMANDS = {
     "service": {"__main__", "label_studio", "ray_batch", "ray_serve"},
