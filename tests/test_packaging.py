@@ -91,7 +91,7 @@ def defined(path: Path) -> set[str]:
 
 
 def test_commands_that_run_a_network_keep_freed_memory() -> None:
-    """Without that a training on a CPU takes up to twice as long: model/memory.py."""
+    """Without that a CPU is slower, because of page faults: model/memory.py."""
     run_none = {"data", "convert", "start", "weights", "average", "prior", "complexity"}
     for name, script in scripts.SCRIPTS.items():
         if script.module.startswith("model."):

@@ -18,7 +18,7 @@ PRESET = "efficientnet-lite0-study"
 BUNDLED_CHECKPOINT = checkpoint.BUNDLED / "efficientnet-lite0-voc"
 MULTI_SCALE = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 LOW_LEVEL_CHANNELS = (8, 16, 32, 48, 64)  # table 1
-SHORT_ITERATIONS = 600  # of tables 1 and 2, and of the comparisons that came last
+SHORT_ITERATIONS = 600  # of tables 1 and 2, `separable` and `pooling`
 
 
 class Net(NamedTuple):

@@ -107,8 +107,8 @@ def test_a_message_without_its_end_is_an_end(ends: Ends) -> None:
 
 
 @pytest.mark.slow
-def test_a_nursery_whose_last_answer_nobody_reads_ends_without_a_word() -> None:
-    """The kernel then reports a reset connection, not its end; a traceback would hide the cause."""
+def test_a_nursery_whose_last_answer_is_not_read_ends_silently() -> None:
+    """Linux then reports a reset connection; a traceback would hide why the service ended."""
     ours, theirs = socket.socketpair()
     with theirs:
         command = [sys.executable, "-m", nursery.__name__, str(theirs.fileno()), "0"]
