@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from export.options import options, size
 from export.parity import ParityError
 from export.quantize import QuantizationError
-from export.writer import export
+from export.writer import PolicyError, export
 from model import arguments
 from model.checkpoint import CheckpointError
 from model.data.dataset import DATASETS, DatasetError
@@ -50,8 +50,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--size",
         type=size,
-        metavar="H,W|dynamic",
-        help="size of the input in pixels, or any size (default: the checkpoint's crop size)",
+        metavar="H,W|aligned|dynamic",
+        help="size of the input in pixels (default: the checkpoint's crop size). aligned: photos "
+        "are padded only to the next multiple of the output stride plus one, which is faster on "
+        "a CPU; dynamic: the file takes any size",
     )
     _add_outputs(p)
     _add_measured_on(p)
@@ -114,7 +116,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.getLogger("export").setLevel(logging.INFO)
     try:
         contract = export(args.checkpoint, args.output, options(args))
-    except (QuantizationError, DatasetError) as error:
+    except (QuantizationError, DatasetError, PolicyError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except ValidationError as error:

@@ -25,14 +25,14 @@ from export.names import NamesError, read_names
 from export.optional import on_request
 from export.parity import BATCHES, ParityError, require, test_images
 from export.wrap import wrapped
-from export.writer import MIN_SIDE, serialized, strip, write
+from export.writer import serialized, strip, write
 from model import arguments
 from model.data.pairs import Color
 from model.pydantic_errors import mistakes
 from service.errors import ServiceError
 from service.images.imaging import open_checked
 from service.images.prepare import fitted
-from service.inference.contract import INPUT, Contract, InputSize, Parity
+from service.inference.contract import INPUT, LEAST_SIDE, Contract, InputSize, Parity
 from service.inference.digest import contract_digest, graph_digest
 from service.settings import SAMPLES
 
@@ -342,8 +342,8 @@ def triple(text: str) -> Triple:
 
 def _size(text: str) -> Size:
     sides = arguments.size(text)
-    if min(sides) < MIN_SIDE:
-        raise argparse.ArgumentTypeError(f"{text!r}: both sides must be at least {MIN_SIDE}")
+    if min(sides) < LEAST_SIDE:
+        raise argparse.ArgumentTypeError(f"{text!r}: both sides must be at least {LEAST_SIDE}")
     return sides
 
 

@@ -54,8 +54,8 @@ def _chances(graph: LabelGraph, path: Path, target: InputSize) -> Chances:
     with torch.inference_mode():
         values = graph(torch.from_numpy(np.array(fitted.pixels[None])))[-1][0].numpy()
     placing: Placing = "corners" if graph.net.config.align_corners else "centres"
-    size = target.height, target.width
-    inside = Grid.of(values, placing, size, fitted.valid, decoded.size).values
+    height, width = fitted.pixels.shape[:2]
+    inside = Grid.of(values, placing, (height, width), fitted.valid, decoded.size).values
     return inside[:, ::EVERY, ::EVERY].reshape(len(inside), -1)
 
 

@@ -9,17 +9,20 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 from collections import Counter
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import onnx
+import onnxruntime as ort
 from google.protobuf.message import DecodeError
 
 from export.tail import learned
 from service.inference.contract import INPUT, METADATA_KEY, Contract, ContractError, parse
 from service.inference.digest import contract_digest, graph_digest
+from service.inference.encoding import of_one_size
 
 
 class DescribeError(ValueError):
@@ -73,7 +76,7 @@ def describe(path: Path) -> dict[str, Any]:
 def multiply_adds(model: onnx.ModelProto, contract: Contract) -> int:
     """Multiply-adds of the network for one image of the contract's size (logical count)."""
     sized = onnx.ModelProto()
-    sized.CopyFrom(model)
+    sized.CopyFrom(model if contract.input.policy == "fixed" else _of_one_size(model, contract))
     (image,) = (value for value in sized.graph.input if value.name == INPUT)
     dims = image.type.tensor_type.shape.dim
     for dim, side in zip(
@@ -93,6 +96,21 @@ def multiply_adds(model: onnx.ModelProto, contract: Contract) -> int:
             # Weight (C', C / groups, kh, kw): each output pixel costs all of it once.
             total += prod(weights[node.input[1]]) * prod(shapes[node.output[0]][2:])
     return total
+
+
+def _of_one_size(model: onnx.ModelProto, contract: Contract) -> onnx.ModelProto:
+    """The model for images of the contract's size only, with the shapes computed."""
+    size = contract.input.height, contract.input.width
+    config = ort.SessionOptions()
+    config.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    config.log_severity_level = 3
+    for name, side in zip(("height", "width"), size, strict=True):
+        config.add_free_dimension_override_by_name(name, side)
+    data = of_one_size(model.SerializeToString(), INPUT, size)
+    with tempfile.TemporaryDirectory() as folder:
+        config.optimized_model_filepath = str(Path(folder, "sized.onnx"))
+        ort.InferenceSession(data, config, providers=["CPUExecutionProvider"])
+        return onnx.load(config.optimized_model_filepath)
 
 
 def _weight_shapes(model: onnx.ModelProto) -> dict[str, list[int]]:

@@ -121,7 +121,7 @@ class LabelGraph(nn.Module):
 
 
 class PhasedGraph(LabelGraph):
-    """One pass over photos of a fixed size; a convolution replaces the resizing of logits.
+    """One pass, with a convolution in place of the resizing of logits.
 
     Where logits are r pixels apart, each of the r x r pixels between four of them is a
     fixed weighted sum of the four: a convolution, which is faster than resizing. Argmax
@@ -145,7 +145,7 @@ class PhasedGraph(LabelGraph):
         spacing = logit_spacing(net, size)
         if spacing is None:
             raise ValueError(f"logits of {size} are not a whole number of pixels apart")
-        self.size, self.spacing = size, spacing
+        self.spacing = spacing
         weights = phase_weights(*spacing).repeat(net.config.num_classes, 1, 1, 1)
         self.register_buffer(PHASE_WEIGHTS, weights)
 
@@ -157,11 +157,30 @@ class PhasedGraph(LabelGraph):
 
     def laid_out(self, values: Tensor) -> Tensor:
         """(..., r * r, h + 1, w + 1) -> (..., H, W)."""
-        (down, right), (height, width) = self.spacing, self.size
+        down, right = self.spacing
+        height, width = (
+            (values.shape[axis] - 2) * step + 1 for axis, step in ((-2, down), (-1, right))
+        )
         phases = torch.unflatten(values, -3, self.spacing)  # (..., r, r, h + 1, w + 1)
         rows = phases.movedim(-3, -1).flatten(-2)  # (..., r, h + 1, W + r)
         pixels = rows.movedim(-3, -2).flatten(-3, -2)  # (..., H + r, W + r)
         return pixels[..., down : down + height, right : right + width]
+
+
+class AlignedGraph(PhasedGraph):
+    """The same for photos of any aligned size.
+
+    Shapes then come from the values themselves: those of an output that is not requested are
+    of no image.
+    """
+
+    def laid_out(self, values: Tensor) -> Tensor:
+        """(N, r * r, h + 1, w + 1), or scores with classes before r * r -> (..., H, W)."""
+        if values.dim() > 4:
+            return super().laid_out(values)
+        step = self.spacing[0]  # the same in both directions
+        pixels = F.pixel_shuffle(values, step)[:, 0]
+        return pixels[:, step : 1 - step, step : 1 - step]
 
 
 def logit_spacing(net: DeepLabV3Plus, size: tuple[int, int]) -> tuple[int, int] | None:

@@ -7,20 +7,21 @@ from pathlib import Path
 from typing import Literal
 
 from export.quantize import Quantization, QuantizationError, photos_in
-from export.writer import MIN_SIDE, ExportOptions, Size
+from export.writer import ExportOptions, Size
 from model import arguments
 from model.checkpoint import read_card
 from model.data.dataset import find
 from model.data.guess import choose
+from service.inference.contract import LEAST_SIDE
 
 
-def size(text: str) -> Size | Literal["dynamic"]:
-    """Parse H,W in pixels, or the word `dynamic`."""
-    if text == "dynamic":
-        return "dynamic"
+def size(text: str) -> Size | Literal["dynamic", "aligned"]:
+    """Parse H,W in pixels, or one of the words."""
+    if text in {"dynamic", "aligned"}:
+        return text  # type: ignore[return-value]
     sides = arguments.size(text)
-    if min(sides) < MIN_SIDE:
-        raise argparse.ArgumentTypeError(f"{text!r}: both sides must be at least {MIN_SIDE}")
+    if min(sides) < LEAST_SIDE:
+        raise argparse.ArgumentTypeError(f"{text!r}: both sides must be at least {LEAST_SIDE}")
     return sides
 
 
@@ -35,8 +36,8 @@ def options(args: argparse.Namespace) -> ExportOptions:
     validation = None if args.data is None else find(_kind(args), args.data, args.split)
     return ExportOptions(
         output_stride=args.output_stride,
-        size=None if args.size == "dynamic" else args.size,
-        dynamic=args.size == "dynamic",
+        size=args.size if isinstance(args.size, tuple) else None,
+        policy="fixed" if args.size is None or isinstance(args.size, tuple) else args.size,
         scales=args.scales,
         flip=args.flip,
         confidence=args.confidence,

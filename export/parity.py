@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -23,6 +23,8 @@ from service.settings import SAMPLES
 MIN_AGREEMENT = {"fp32": 0.999, "fp16": 0.995, "int8": 0.0}
 MAX_MIOU_LOSS = 0.015  # int8 is checked by this instead
 BATCHES = (1, 3)  # both unlike the batch that was traced
+# (H, W) that a file for any size must take: odd, even, and no multiple of anything.
+OTHERS = ((65, 96), (100, 131), (64, 33))
 
 
 class ParityError(RuntimeError):
@@ -49,21 +51,25 @@ def _enlarged(band: NDArray[np.uint8], shape: tuple[int, int]) -> NDArray[np.uin
     return np.asarray(Image.fromarray(band).resize(shape[::-1], Image.Resampling.BICUBIC))
 
 
-def batches(target: InputSize, *, dynamic: bool) -> Iterator[NDArray[np.uint8]]:
-    """Test batches of several sizes, and of several shapes if the graph takes any."""
-    images = test_images(target)
+def batches(target: InputSize) -> Iterator[NDArray[np.uint8]]:
+    """Test batches of several sizes, and of several shapes if the graph takes them."""
+    images = test_images(target.whole)
     for batch in BATCHES:
         for start in range(0, len(images), batch):
             yield images[start : start + batch]
-    if dynamic:  # odd and even sides, and sizes that are no multiple of anything
-        for height, width in ((65, 96), (100, 131), (64, 33)):
-            part = target.model_copy(update={"height": height, "width": width})
-            yield test_images(part)
+    for height, width in _others(target):
+        yield test_images(target.whole.model_copy(update={"height": height, "width": width}))
 
 
-def compare(
-    graph: LabelGraph, proto: onnx.ModelProto, target: InputSize, dynamic: bool = False
-) -> Parity:
+def _others(target: InputSize) -> Sequence[tuple[int, int]]:
+    """Other sizes (H, W) that a graph must take."""
+    if target.policy == "aligned":
+        height, width = target.height, target.width
+        return [target.around(part) for part in ((1, width), (height, 1), (height, width * 3 // 4))]
+    return OTHERS if target.policy == "dynamic" else ()
+
+
+def compare(graph: LabelGraph, proto: onnx.ModelProto, target: InputSize) -> Parity:
     """Run `graph` and the file on the test images and measure how far they are apart.
 
     Raises ParityError when the file's scores are not finite.
@@ -71,7 +77,7 @@ def compare(
     session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
     equal = pixels = count = 0
     error, deviations = 0.0, []
-    for images in batches(target, dynamic=dynamic):
+    for images in batches(target):
         labels, scores = session.run(None, {INPUT: images})[:2]
         if not np.isfinite(scores).all():
             raise ParityError("the file's scores are not finite: export it as fp32")

@@ -28,23 +28,46 @@ from model.network.layers import ConvBN, resize
 # Of a map between two convolutions of the decoder, 17 MB as a whole at 513x513. In halves the
 # decoder took 15 % less time (two cores with 32 MB of L3 cache), in quarters no less.
 STRIP_BYTES = 10_000_000
+LEAST_ROWS = 5  # of the maps of an aligned file's smallest photos, at stride 8
+
+Size = tuple[int, int]
 
 
-def rewritten(net: DeepLabV3Plus, *, strip_bytes: int | None = STRIP_BYTES) -> DeepLabV3Plus:
+def rewritten(
+    net: DeepLabV3Plus, *, strip_bytes: int | None = STRIP_BYTES, aligned: Size | None = None
+) -> DeepLabV3Plus:
     """A faster copy of a network in eval mode that computes the same.
 
-    `strip_bytes` bounds the decoder's maps; None never cuts them into strips.
+    `strip_bytes` bounds the decoder's maps; None never cuts them into strips. `aligned`: the
+    largest size (H, W), if the copy is traced for any aligned size up to that.
     """
     net = folded(net)
     net.aspp = SummedASPP(net.aspp)
     if net.decoder is not None:
+        before = _at(aligned, net.config.output_stride)
         if net.decoder.conv3 is not None:
-            net.decoder.conv3 = SummedDecoderStage(net.decoder.conv3, strip_bytes=strip_bytes)
+            after = _at(aligned, 8)
+            net.decoder.conv3 = SummedDecoderStage(
+                net.decoder.conv3, strip_bytes=strip_bytes, largest=_pair(before, after)
+            )
+            before = after
         net.decoder.conv2 = SummedDecoderStage(
-            net.decoder.conv2, net.logits, strip_bytes=strip_bytes
+            net.decoder.conv2,
+            net.logits,
+            strip_bytes=strip_bytes,
+            largest=_pair(before, _at(aligned, 4)),
         )
         net.logits = nn.Identity()  # type: ignore[assignment]  # strips are joined behind it
     return net
+
+
+def _at(size: Size | None, stride: int) -> Size | None:
+    """The size of the maps of this stride, for an aligned photo."""
+    return None if size is None else ((size[0] - 1) // stride + 1, (size[1] - 1) // stride + 1)
+
+
+def _pair(before: Size | None, after: Size | None) -> tuple[Size, Size] | None:
+    return None if before is None or after is None else (before, after)
 
 
 def folded(net: DeepLabV3Plus) -> DeepLabV3Plus:
@@ -129,14 +152,29 @@ class SummedASPP(ASPP):
 
 
 def enlarged(
-    x: Tensor, size: tuple[int, int], *, align_corners: bool, rows: slice = slice(None)
+    x: Tensor,
+    size: Size,
+    *,
+    align_corners: bool,
+    rows: slice = slice(None),
+    largest: tuple[Size, Size] | None = None,
 ) -> Tensor:
-    """`resize` to a larger, known size, as products with constant matrices; or `rows` of it."""
+    """`resize` to a larger size, as products with constant matrices; or `rows` of it.
+
+    The sizes must be known, or aligned with `largest`: maps of the largest photo before and
+    after. With aligned corners and whole steps a smaller map needs the first rows and columns
+    of the same matrices.
+    """
+    befores, afters = largest or (x.shape[2:], size)
     down, right = (
-        interpolation(before, after, align_corners=align_corners)
-        for before, after in zip(x.shape[2:], size, strict=True)
+        torch.from_numpy(interpolation(before, after, align_corners=align_corners))
+        for before, after in zip(befores, afters, strict=True)
     )
-    return torch.from_numpy(down[rows]) @ x @ torch.from_numpy(right).T
+    if largest is None:
+        return down[rows] @ x @ right.T
+    height, width = x.shape[2:]
+    start, stop = rows.start or 0, size[0] if rows.stop is None else rows.stop
+    return down[start:stop, :height] @ x @ right[: size[1], :width].T
 
 
 def interpolation(before: int, after: int, *, align_corners: bool) -> NDArray[np.float32]:
@@ -152,9 +190,16 @@ def interpolation(before: int, after: int, *, align_corners: bool) -> NDArray[np
 class SummedDecoderStage(DecoderStage):
     """A decoder stage whose first convolution is a sum over its two inputs."""
 
-    def __init__(self, stage: DecoderStage, *then: nn.Module, strip_bytes: int | None) -> None:
+    def __init__(
+        self,
+        stage: DecoderStage,
+        *then: nn.Module,
+        strip_bytes: int | None,
+        largest: tuple[Size, Size] | None = None,
+    ) -> None:
+        """`largest`: see `enlarged`."""
         nn.Module.__init__(self)
-        self.strip_bytes = strip_bytes
+        self.strip_bytes, self.largest = strip_bytes, largest
         self.reduce, self.align_corners = stage.reduce, stage.align_corners
         first, *rest = stage.convs
         low = stage.reduce.conv.out_channels
@@ -176,28 +221,41 @@ class SummedDecoderStage(DecoderStage):
         low = self.reduce(low)
         size = (low.shape[2], low.shape[3])
         known = all(isinstance(side, int) for side in (*x.shape[2:], *size))
-        if not known or x.dtype is not torch.float32:  # float16 is for GPUs
+        fast = known or self.largest is not None
+        if not fast or x.dtype is not torch.float32:  # float16 is for GPUs
             return self.joined(resize(x, size, align_corners=self.align_corners), low)
         strips = [self.strip(x, low, rows) for rows in self.rows(*size)]
         return strips[0] if len(strips) == 1 else torch.cat(strips, dim=2)
 
     def rows(self, height: int, width: int) -> list[slice]:
-        """Split `height` rows evenly into strips whose maps have at most `strip_bytes`."""
-        whole = 4 * self.width * height * width
+        """Split `height` rows evenly into strips whose maps have at most `strip_bytes`.
+
+        The first one has no start, the last one no stop. If sizes vary, into as many as the
+        largest size needs and the smallest one has rows for.
+        """
+        rows, columns = (height, width) if self.largest is None else self.largest[1]
+        whole = 4 * self.width * rows * columns
         count = 1 if self.strip_bytes is None else math.ceil(whole / self.strip_bytes)
-        bounds = [height * index // count for index in range(count + 1)]
+        if self.largest is not None:
+            count = min(count, max(1, LEAST_ROWS // max(1, self.halo)))
+        bounds = [None, *(height * index // count for index in range(1, count)), None]
         return [slice(start, stop) for start, stop in pairwise(bounds)]
 
     def strip(self, x: Tensor, low: Tensor, rows: slice) -> Tensor:
         """Compute these rows of the result, from the input rows that they depend on."""
         size = (low.shape[2], low.shape[3])
-        start, stop = max(0, rows.start - self.halo), min(size[0], rows.stop + self.halo)
-        wide = slice(start, stop)
-        part = enlarged(x, size, align_corners=self.align_corners, rows=wide)
-        if stop - start == size[0]:
+        start, stop = rows.start or 0, size[0] if rows.stop is None else rows.stop
+        above = 0 if rows.start is None else self.context(start)
+        below = 0 if rows.stop is None else self.context(size[0] - stop)
+        wide = slice(start - above, stop + below)
+        part = enlarged(x, size, align_corners=self.align_corners, rows=wide, largest=self.largest)
+        if rows == slice(None):
             return self.joined(part, low)
-        found = self.joined(part, low[:, :, wide])
-        return found[:, :, rows.start - start : rows.stop - start]
+        return self.joined(part, low[:, :, wide])[:, :, above : -below or None]
+
+    def context(self, room: int) -> int:
+        """The rows to add at an edge of a strip that has `room` rows beyond it."""
+        return min(self.halo, room) if isinstance(room, int) else self.halo
 
     def joined(self, x: Tensor, low: Tensor) -> Tensor:
         """Both maps at the size (H, W) of the result."""

@@ -11,7 +11,7 @@ import math
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import onnx
 import torch
@@ -19,7 +19,7 @@ from torch.export import Dim
 
 from export import parity, quantize
 from export.best_iou import measured as measured_best_iou
-from export.graph import HalfPrecision, LabelGraph, PhasedGraph, logit_spacing
+from export.graph import AlignedGraph, HalfPrecision, LabelGraph, PhasedGraph, logit_spacing
 from export.optional import on_request
 from export.quantize import Quantization
 from export.resizes import constant_scales, drop_unused
@@ -35,12 +35,14 @@ from service.inference.contract import (
     CONFIDENCE,
     INPUT,
     LABELS,
+    LEAST_SIDE,
     METADATA_KEY,
     PROBABILITIES,
     BestIou,
     Contract,
     InputSize,
     Parity,
+    SizePolicy,
 )
 from service.inference.digest import contract_digest, graph_digest
 
@@ -48,10 +50,14 @@ log = logging.getLogger("export")
 
 OPSET = 18
 SCORES = "scores"  # compared during export, absent from the file
-MIN_SIDE = 33  # two pixels at output stride 32
+LEAST = 5 / 8  # of a side, if photos are aligned: panoramas are padded to it
 
 Size = tuple[int, int]
 Precision = Literal["fp32", "fp16", "int8"]
+
+
+class PolicyError(ValueError):
+    """A network cannot take photos as requested."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ class ExportOptions:
 
     output_stride: int | None = None  # None: the checkpoint's own
     size: Size | None = None  # (H, W); None: the checkpoint's crop size
-    dynamic: bool = False  # any H and W; `size` is then what photos are fitted into
+    policy: SizePolicy = "fixed"  # otherwise `size` is what photos are fitted into
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
     confidence: bool = False
@@ -76,8 +82,9 @@ def export(source: Path, target: Path, options: ExportOptions) -> Contract:
 
     The contract's comparison is also written beside the file, as
     `NAME.parity.json`. Raises CheckpointError for an unreadable checkpoint,
-    DatasetError for a validation set of other classes and ParityError when the
-    file disagrees with PyTorch; `target` is then left as it was.
+    DatasetError for a validation set of other classes, PolicyError for a size that the
+    network cannot align, and ParityError when the file disagrees with PyTorch;
+    `target` is then left as it was.
     """
     card = checkpoint.read_card(source)
     net = checkpoint.load(source, options.output_stride)
@@ -92,12 +99,12 @@ def export(source: Path, target: Path, options: ExportOptions) -> Contract:
         contract = contract.model_copy(update={"best_iou": found})
     truth = _graph(net, options, contract.best_iou)
     fast = _fast_graph(net, size, options, contract.best_iou)
-    final = build(fast, size, dynamic=options.dynamic)
+    final = build(fast, size, options.policy)
     if options.quantization is not None:
         final = quantize.quantized(final, contract.input, options.quantization)
     final = on_request(final)
     log.info("comparing the file with PyTorch")
-    measured = parity.compare(truth, final, contract.input, options.dynamic)
+    measured = parity.compare(truth, final, contract.input)
     if options.validation is not None:
         log.info("measuring mIoU of both on %d photos", len(options.validation.pairs))
         measured = parity.with_miou(measured, truth, final, contract.input, options.validation)
@@ -111,13 +118,16 @@ def export(source: Path, target: Path, options: ExportOptions) -> Contract:
     return contract
 
 
-def build(graph: LabelGraph, size: Size, *, dynamic: bool = False) -> onnx.ModelProto:
+def build(graph: LabelGraph, size: Size, policy: SizePolicy = "fixed") -> onnx.ModelProto:
     """Trace `graph` for any batch of images of `size` (H, W), or of any size, and check it."""
-    # Two images: a batch of one would be taken for a constant.
-    example = torch.zeros((2, *size, graph.net.config.channels), dtype=torch.uint8)
+    # Two images: a batch of one would be taken for a constant. So would the largest size.
+    sides = [LEAST_SIDE + 16, LEAST_SIDE + 32] if policy == "aligned" else size
+    example = torch.zeros((2, *sides, graph.net.config.channels), dtype=torch.uint8)
     shapes = {0: Dim("batch")}
-    if dynamic:
-        shapes |= {1: Dim("height", min=MIN_SIDE), 2: Dim("width", min=MIN_SIDE)}
+    if policy != "fixed":
+        for axis, name, side in ((1, "height", size[0]), (2, "width", size[1])):
+            most = {"max": side} if policy == "aligned" else {}
+            shapes[axis] = Dim(name, min=LEAST_SIDE, **most)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns about its own dependencies
         program = torch.onnx.export(
@@ -139,8 +149,20 @@ def build(graph: LabelGraph, size: Size, *, dynamic: bool = False) -> onnx.Model
     proto = program.model_proto
     constant_scales(proto)
     spread_softmax(proto)
+    if policy != "fixed":
+        _name_sides(proto)
     onnx.checker.check_model(proto, full_check=True)
     return proto
+
+
+def _name_sides(proto: onnx.ModelProto) -> None:
+    """Name the sides of outputs, which the tracer describes by long formulas, in place."""
+    of_photo, of_grid = ("height", "width"), ("rows", "columns")
+    names = {LABELS: of_photo, CONFIDENCE: of_photo, PROBABILITIES: of_grid}
+    for output in proto.graph.output:
+        sides = output.type.tensor_type.shape.dim[-2:]
+        for side, name in zip(sides, names.get(output.name, ()), strict=False):
+            side.dim_param = name
 
 
 def strip(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -205,14 +227,29 @@ def _fast_graph(
 ) -> LabelGraph:
     """The graph to export: what `_graph` computes, rewritten for speed."""
     # Ranges of int8 are of whole maps.
-    fast = rewritten(net) if options.precision == "fp32" else rewritten(net, strip_bytes=None)
+    aligned = size if options.policy == "aligned" else None
+    strips = {} if options.precision == "fp32" else {"strip_bytes": None}
+    fast = rewritten(net, aligned=aligned, **strips)
     if options.precision == "fp16":  # for GPUs: their Resize is fast, and rounds in float32
         return _graph(HalfPrecision(fast), options, found)
     graph = _graph(fast, options, found)
-    if graph.single_pass and not options.dynamic and logit_spacing(net, size):
+    if graph.single_pass and options.policy != "dynamic" and logit_spacing(net, size):
         asked = {"confidence": options.confidence, "probabilities": options.probabilities}
-        return PhasedGraph(fast, size, **asked, best_iou=found).eval()
+        kind = PhasedGraph if aligned is None else AlignedGraph
+        return kind(fast, size, **asked, best_iou=found).eval()
     return graph
+
+
+def _alignment(net: DeepLabV3Plus, size: Size) -> dict[str, Any]:
+    """The fields of an aligned input; raises PolicyError."""
+    stride = net.config.output_stride
+    if not net.config.align_corners or any(side % stride != 1 for side in size):
+        raise PolicyError(
+            f"{size[0]}x{size[1]} cannot be aligned: the network must align the corners of its "
+            f"maps, and both sides be one more than a multiple of the output stride, {stride}"
+        )
+    least = tuple(int(LEAST * side) // stride * stride + 1 for side in size)
+    return {"multiple": stride, "least": tuple(max(LEAST_SIDE, side) for side in least)}
 
 
 def _grid(net: DeepLabV3Plus) -> Literal["corners", "centres"]:
@@ -227,9 +264,10 @@ def _contract(
         classes=card.classes,
         palette=card.palette,
         input=InputSize(
-            policy="dynamic" if options.dynamic else "fixed",
+            policy=options.policy,
             height=size[0],
             width=size[1],
+            **(_alignment(net, size) if options.policy == "aligned" else {}),
             pad=pad_color(net),
             sample_range=net.config.sample_range,
         ),

@@ -93,10 +93,10 @@ def started(file: Path, device: Device, photos: Sequence[Path]) -> Iterator[Bare
 
 
 def timed(
-    lanes: Sequence[Predict], images: NDArray[np.uint8], batch: int, seconds: float
+    lanes: Sequence[Predict], images: Sequence[NDArray[np.uint8]], batch: int, seconds: float
 ) -> LoadReport:
-    """Run the engine alone on decoded images (N, H, W, 3): a thread per lane, `batch` per run."""
-    batches = [np.roll(images, -i, axis=0)[:batch] for i in range(len(images))]
+    """Run the engine alone on decoded images (H, W, 3): a thread per lane, `batch` per run."""
+    batches = [together(images, first, batch) for first in range(len(images))]
     for run in lanes:
         run(batches[0])  # the first run allocates memory
 
@@ -117,18 +117,25 @@ def timed(
     return LoadReport(batch * len(took), 0, lasted, 1000 * statistics.median(took), {}, 0.0, cpu_s)
 
 
-def decoded(engine: Engine, photos: Sequence[Path], least: int) -> NDArray[np.uint8]:
-    """Decode photos as the service does, and repeat them to at least `least` images."""
+def together(images: Sequence[NDArray[np.uint8]], first: int, batch: int) -> NDArray[np.uint8]:
+    """Return a batch that begins with an image, of all images of its size in turn."""
+    turned = (*images[first:], *images[:first])
+    alike = [each for each in turned if each.shape == images[first].shape]
+    return np.stack([alike[place % len(alike)] for place in range(batch)])
+
+
+def decoded(engine: Engine, photos: Sequence[Path]) -> list[NDArray[np.uint8]]:
+    """Decode photos as the service does."""
     limit: int = Settings.model_fields["max_pixels"].default
     fitted = []
     for path in photos:
         opened = imaging.open_checked(path.read_bytes(), limit)
         photo = imaging.decode(opened, reduce_to=max(engine.input_size))
         fitted.append(imaging.fit(photo, engine.contract.input).pixels)
-    return np.stack([fitted[i % len(fitted)] for i in range(max(least, len(fitted)))])
+    return fitted
 
 
-def answered(engine: Engine, images: NDArray[np.uint8], line: str) -> LoadReport:
+def answered(engine: Engine, images: Sequence[NDArray[np.uint8]], line: str) -> LoadReport:
     """Do the run that a line of JSON requests."""
     asked = json.loads(line)
     lanes: Sequence[Predict] = engine.runs if asked["every_lane"] else [engine.predict_alone]
@@ -163,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ort.__version__,
     )
     print(json.dumps(asdict(facts)), flush=True)
-    images = decoded(engine, args.photos, max(batches))
+    images = decoded(engine, args.photos)
     for line in sys.stdin:
         print(json.dumps(asdict(answered(engine, images, line))), flush=True)
     return 0

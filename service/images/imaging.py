@@ -285,7 +285,7 @@ def fit(photo: DecodedPhoto, target: InputSize) -> Fitted:
     width, height = photo.size
     scale = min(1.0, target.width / width, target.height / height)
     w, h = max(1, round(width * scale)), max(1, round(height * scale))
-    pixels = np.empty((target.height, target.width, target.channels), np.uint8)
+    pixels = np.empty((*target.around((h, w)), target.channels), np.uint8)
     pixels[:h, :w] = photo.shrunk((w, h))
     pixels[h:] = target.pad
     pixels[:h, w:] = target.pad

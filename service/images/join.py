@@ -40,8 +40,8 @@ def _grid(prepared: Prepared, predictions: Sequence[Prediction], contract: Contr
     if not values or placing is None:
         return None
     if isinstance(prepared.inputs, Fitted):
-        sides = target.height, target.width
-        return Grid.of(values[0], placing, sides, prepared.inputs.valid, size)
+        height, width = prepared.inputs.pixels.shape[:2]
+        return Grid.of(values[0], placing, (height, width), prepared.inputs.valid, size)
     return windows.merge_grids(values, prepared.inputs, placing, target, size)
 
 

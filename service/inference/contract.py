@@ -24,6 +24,7 @@ from service.pydantic_errors import mistakes
 
 VERSION: Literal[1] = 1
 METADATA_KEY = "deeplab.contract"
+LEAST_SIDE = 33  # of an input, in pixels: two positions at output stride 32
 INPUT = "image"  # uint8 (N, H, W, C), RGB or the bands of a TIFF
 LABELS: Literal["labels"] = "labels"  # uint8 (N, H, W), class ids
 CONFIDENCE: Literal["confidence"] = (
@@ -38,6 +39,7 @@ WITH_PROBABILITIES = "with_probabilities"  # the same for these
 OPTIONAL = {CONFIDENCE: WITH_CONFIDENCE, PROBABILITIES: WITH_PROBABILITIES}
 
 
+SizePolicy = Literal["fixed", "dynamic", "aligned"]  # see `InputSize`
 Byte = Annotated[int, Field(ge=0, le=255)]
 Color = tuple[Byte, Byte, Byte]
 Positive = Annotated[int, Field(gt=0)]
@@ -53,13 +55,19 @@ class InputSize(BaseModel):
     `fixed`: the graph takes exactly `height` x `width`. A larger photo is shrunk to
     fit, keeping its aspect ratio, and padded with `pad` at the right and the bottom.
     `dynamic`: the graph takes any size; photos are fitted as for `fixed`.
+    `aligned`: sides may be any multiple of `multiple` plus one. A photo is shrunk as for
+    `fixed`, but padded less: one side to `height` or `width`, the other one to the next such
+    side from `least` on. (Photos that are small on both sides lose accuracy if none is padded
+    to the whole side.)
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    policy: Literal["fixed", "dynamic"]
+    policy: SizePolicy
     height: Positive
     width: Positive
+    multiple: Positive | None = None  # of `aligned`
+    least: tuple[Positive, Positive] | None = None  # of `aligned`: (H, W)
     # The mean pixel, one value for each channel of the input; three for RGB.
     pad: Annotated[tuple[Byte, ...], Field(min_length=3, max_length=MOST_CHANNELS)]
     # For more channels: the values of 16-bit samples that become 0 and 255; None: 0 and 65535.
@@ -69,6 +77,36 @@ class InputSize(BaseModel):
     @classmethod
     def _rises(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
         return checked_range(value)
+
+    @model_validator(mode="after")
+    def _fits_the_policy(self) -> InputSize:
+        given = [each for each in (self.multiple, self.least) if each is not None]
+        if len(given) != (2 if self.policy == "aligned" else 0):
+            raise ValueError("multiple and least belong to the policy aligned")
+        if self.multiple is None or self.least is None:
+            return self
+        if any(side % self.multiple != 1 for side in (self.height, self.width, *self.least)):
+            raise ValueError(f"a side is not a multiple of {self.multiple} plus one")
+        if self.least[0] > self.height or self.least[1] > self.width:
+            raise ValueError("least is larger than the input")
+        return self
+
+    def around(self, part: tuple[int, int]) -> tuple[int, int]:
+        """Return the size (H, W) to which a photo's part of size (h, w) is padded."""
+        if self.multiple is None or self.least is None:
+            return self.height, self.width
+        height, width = (
+            max(least, -(-(side - 1) // self.multiple) * self.multiple + 1)
+            for side, least in zip(part, self.least, strict=True)
+        )
+        if part[0] * self.width < part[1] * self.height:  # relative to the input it is wider
+            return height, self.width
+        return self.height, width
+
+    @property
+    def whole(self) -> InputSize:
+        """An input of exactly this height and width."""
+        return self.model_copy(update={"policy": "fixed", "multiple": None, "least": None})
 
     @property
     def channels(self) -> int:
@@ -156,6 +194,11 @@ class Contract(BaseModel):
     contract_sha256: str | None = None  # of this contract without this field; likewise
     metrics: dict[str, Any] = {}
     parity: Parity
+
+    @property
+    def of_one_size(self) -> Contract:
+        """The contract if every photo is padded to the whole input."""
+        return self.model_copy(update={"input": self.input.whole})
 
     @property
     def background(self) -> int | None:

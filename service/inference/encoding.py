@@ -6,29 +6,94 @@ those of onnx.proto: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 MODEL_GRAPH, MODEL_METADATA = 7, 14
-GRAPH_INPUT, VALUE_NAME = 11, 1
+GRAPH_NODE, GRAPH_INITIALIZER, GRAPH_INPUT, VALUE_NAME = 1, 5, 11, 1
+NODE_INPUT, NODE_OUTPUT, NODE_OPERATOR, NODE_ATTRIBUTE = 1, 2, 4, 5
+ATTRIBUTE_NAME, ATTRIBUTE_NUMBER = 1, 3
+TENSOR_SIDES, TENSOR_TYPE, TENSOR_NUMBERS, TENSOR_NAME, INT64 = 1, 2, 7, 8, 7
 ENTRY_KEY, ENTRY_VALUE = 1, 2
 VARINT, LENGTH_DELIMITED = 0, 2  # the wire types that these messages have
 
 
 def without_input(model: bytes, name: str) -> bytes:
     """Turn an input that has a default into a constant with that value."""
+
+    def changed(field: int, content: bytes) -> bytes | None:
+        return b"" if field == GRAPH_INPUT and _name(content) == name.encode() else None
+
+    return _with_graph(model, changed)
+
+
+def of_one_size(model: bytes, image: str, size: tuple[int, int]) -> bytes:
+    """Replace the height and the width of an input (N, H, W, C) by constants.
+
+    It replaces the nodes that read one of them, so that ONNX Runtime can compute in advance what
+    depends on them: it cannot do so for a shape whose batch is unknown.
+    """
+
+    def changed(field: int, content: bytes) -> bytes | None:
+        if field != GRAPH_NODE:
+            return None
+        node = [(number, _content(content, *where)) for number, *where in fields(content)]
+        if (NODE_OPERATOR, b"Shape") not in node or (NODE_INPUT, image.encode()) not in node:
+            return None
+        numbers = dict(_attribute(value) for number, value in node if number == NODE_ATTRIBUTE)
+        axis = numbers.get(b"start", 0)
+        if axis not in {1, 2} or numbers.get(b"end") != axis + 1:
+            return None
+        (output,) = (value for number, value in node if number == NODE_OUTPUT)
+        return _message(GRAPH_INITIALIZER, _vector(output, size[axis - 1]))
+
+    return _with_graph(model, changed)
+
+
+def _with_graph(model: bytes, changed: Callable[[int, bytes], bytes | None]) -> bytes:
+    """Replace fields of the graph by what `changed` returns for number and content; None: keep."""
     view, parts = memoryview(model), list[bytes]()
     for number, start, end in fields(model):
         if number != MODEL_GRAPH:
             parts.append(bytes(view[start:end]))
             continue
         graph = _content(model, start, end)
-        kept = [
-            graph[at:until]
-            for field, at, until in fields(graph)
-            if field != GRAPH_INPUT or _name(_content(graph, at, until)) != name.encode()
-        ]
+        kept = []
+        for field, at, until in fields(graph):
+            new = None
+            if field in {GRAPH_NODE, GRAPH_INPUT}:
+                new = changed(field, _content(graph, at, until))
+            kept.append(graph[at:until] if new is None else new)
         parts.append(_message(MODEL_GRAPH, b"".join(kept)))
     return b"".join(parts)
+
+
+def _attribute(message: bytes) -> tuple[bytes, int]:
+    """Name and number of a node's attribute."""
+    name, number = b"", 0
+    for field, start, end in fields(message):
+        if field == ATTRIBUTE_NAME:
+            name = _content(message, start, end)
+        elif field == ATTRIBUTE_NUMBER:
+            _, at = _varint(message, start)
+            number, _ = _varint(message, at)
+    return name, number
+
+
+def _vector(name: bytes, value: int) -> bytes:
+    """A tensor with one whole number."""
+    return b"".join(
+        [
+            _number(TENSOR_SIDES, 1),
+            _number(TENSOR_TYPE, INT64),
+            _message(TENSOR_NUMBERS, _encoded(value)),
+            _message(TENSOR_NAME, name),
+        ]
+    )
+
+
+def _number(number: int, value: int) -> bytes:
+    """A field that holds a number."""
+    return _encoded(number << 3 | VARINT) + _encoded(value)
 
 
 def metadata(model: bytes) -> dict[str, str]:

@@ -28,6 +28,7 @@ from service.inference.contract import (
     PROBABILITIES,
     Contract,
     ContractError,
+    InputSize,
     choices,
     parse,
 )
@@ -40,7 +41,7 @@ from service.inference.cuda import (
     preload,
 )
 from service.inference.digest import graph_digest
-from service.inference.encoding import metadata, without_input
+from service.inference.encoding import metadata, of_one_size, without_input
 from service.inference.openvino_cpu import OPENVINO, Lane, OpenVino, OpenVinoOptions, Precision
 from service.inference.trt_engines import TrtOptions
 
@@ -86,6 +87,9 @@ Predict = Callable[..., list[Prediction]]  # of images (N, H, W, C), and Extras
 class Engine:
     """A loaded model. Call `run` and `predict` from one thread at a time.
 
+    On a GPU a file that takes several sizes runs at its largest, so that photos share batches
+    and no shape is compiled while requests wait; `contract` then says `fixed`.
+
     On the CPU an engine has several lanes: concurrent runs that share the threads. They
     have a higher throughput than runs with all threads one after another, because the
     threads of one run wait for each other at every layer, most of all while other threads
@@ -115,7 +119,8 @@ class Engine:
         self.lanes = len(self._lanes)
 
     def _open_onnx_runtime(self, path: Path, data: bytes, options: EngineOptions) -> None:
-        self._session = _session(path, data, options)
+        wanted = _providers(path, data, options)
+        self._session = _session(path, data, options, wanted)
         # The provider in use: one that failed to load is not in this list.
         self.provider = self._session.get_providers()[0]
         lanes = options.lanes if self.provider == CPU else 1
@@ -123,6 +128,8 @@ class Engine:
         if lanes > 1:
             self._lanes = _shares(path, data, lanes, max(1, options.threads // lanes))
         self.contract = _contract(path, self._session.get_modelmeta().custom_metadata_map)
+        if wanted != [CPU]:
+            self.contract = self.contract.of_one_size
         self.execution_precision = self.contract.precision
         # Older files always compute the confidence.
         self._flags = {each.name for each in self._session.get_overridable_initializers()}
@@ -242,13 +249,14 @@ class Engine:
         Requests then do not wait for memory allocation and algorithm search. Lanes run at
         the same time, as they do in service: one session that they share allocates for all.
         """
-        height, width = self.input_size
+        smallest = self.contract.input.around((1, 1))
         for batch in range(1, max_batch + 1):
-            images = np.zeros((batch, height, width, self.contract.input.channels), np.uint8)
-            for extras in self._levels:
-                self._run_all_lanes(images, extras)
-                if self.lanes > 1:
-                    self.predict_alone(images, extras)
+            for height, width in dict.fromkeys([self.input_size, smallest]):
+                images = np.zeros((batch, height, width, self.contract.input.channels), np.uint8)
+                for extras in self._levels:
+                    self._run_all_lanes(images, extras)
+                    if self.lanes > 1:
+                        self.predict_alone(images, extras)
 
     @property
     def _levels(self) -> list[Extras]:
@@ -333,23 +341,32 @@ def _openvino(path: Path, data: bytes, options: EngineOptions) -> OpenVino | Non
         return None
 
 
-def _session(path: Path, data: bytes, options: EngineOptions) -> ort.InferenceSession:
+def _session(
+    path: Path, data: bytes, options: EngineOptions, wanted: list[Any]
+) -> ort.InferenceSession:
     if options.precision == "bf16":
         raise StartupError(f"--precision bf16 needs OpenVINO: {openvino_cpu.problem()}")
-    wanted = _providers(path, data, options)
     if options.device == "tensorrt":
         # An input that sets sizes would need a profile, and on a GPU these outputs cost nothing.
         for flag in OPTIONAL.values():
             data = without_input(data, flag)
-    session = _load(path, data, wanted, options.threads)
+    size = None if wanted == [CPU] else _contract(path, metadata(data)).input
+    session = _load(path, data, wanted, options.threads, size)
     if session.get_providers()[0] != _name(wanted[0]):
         reason = cuda_problem() or f"the session was created without {_name(wanted[0])}"
         fall_back(options.device, reason)
     return session
 
 
-def _load(path: Path, data: bytes, providers: list[Any], threads: int) -> ort.InferenceSession:
+def _load(
+    path: Path, data: bytes, providers: list[Any], threads: int, size: InputSize | None = None
+) -> ort.InferenceSession:
+    """`size`: of all photos; only files that take several sizes need it."""
     config = ort.SessionOptions()
+    if size is not None and size.policy != "fixed":
+        data = of_one_size(data, INPUT, (size.height, size.width))
+        config.add_free_dimension_override_by_name("height", size.height)
+        config.add_free_dimension_override_by_name("width", size.width)
     config.intra_op_num_threads = threads
     config.inter_op_num_threads = 1
     config.log_severity_level = 3  # errors only, as above

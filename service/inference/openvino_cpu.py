@@ -7,10 +7,13 @@ than ONNX Runtime's OpenVINO provider: docs/performance.md says why.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal
 
 import numpy as np
@@ -21,9 +24,13 @@ from service.inference import openvino_tail
 from service.inference.contract import INPUT, LABELS, Contract, choices
 
 OPENVINO = "OpenVINO"  # in place of an execution provider's name
+Size = tuple[int, int]  # (H, W)
+Models = dict[tuple[str, ...], Any]  # by their outputs
 Precision = Literal["auto", "fp32", "bf16"]
 HINTS = {"fp32": "f32", "bf16": "bf16"}  # OpenVINO's names
 NAMES = {hint: name for name, hint in HINTS.items()}
+USES = 8  # of a size; then it is compiled for, which takes about as long as 10 photos
+MOST_SIZES = 4  # besides the whole input: one needs about 100 MB
 THREADS_PER_LANE = 2  # with two CPUs, two lanes of one thread were no faster than one of two
 
 
@@ -44,19 +51,77 @@ def problem() -> str | None:
     return None
 
 
+class Compiled:
+    """A model compiled for one size of photos, or for any, once for each choice of outputs."""
+
+    def __init__(self, models: Models) -> None:
+        self._models = models
+        self._requests: dict[tuple[int, tuple[str, ...]], Any] = {}
+
+    def request(self, lane: int, outputs: tuple[str, ...]) -> Any:
+        """The inference request of a lane; no other thread uses it."""
+        found = self._requests.get((lane, outputs))
+        if found is None:
+            found = self._models[outputs].create_infer_request()
+            self._requests[lane, outputs] = found
+        return found
+
+
+class Sizes:
+    """A model for photos of every size that its contract allows.
+
+    A model compiled for one size runs up to a third faster than one for any. The whole input
+    has such a model from the start, and other sizes get one when they are common.
+    """
+
+    def __init__(self, compiled: Callable[[Size | None], Models], whole: Size) -> None:
+        """`compiled` makes the models for a size (H, W), or for any."""
+        self._compiled, self._whole = compiled, whole
+        self.first = compiled(whole)
+        self._of_whole = Compiled(self.first)
+        self._of_any: Compiled | None = None
+        self._common: OrderedDict[Size, Compiled] = OrderedDict()  # last used: last
+        self._uses: Counter[Size] = Counter()
+        self._lock = Lock()
+
+    def of(self, size: Size) -> Compiled:
+        """The model to run a photo of this size (H, W)."""
+        if size == self._whole:
+            return self._of_whole
+        with self._lock:
+            found = self._common.get(size)
+            if found is not None:
+                self._common.move_to_end(size)
+                return found
+            self._uses[size] += 1
+            if self._uses[size] >= USES:
+                return self._promoted(size)
+            if self._of_any is None:
+                self._of_any = Compiled(self._compiled(None))
+            return self._of_any
+
+    def _promoted(self, size: Size) -> Compiled:
+        """Compile a model for this size, in place of the one that was not used for longest."""
+        del self._uses[size]
+        if len(self._common) >= MOST_SIZES:
+            self._common.popitem(last=False)
+        self._common[size] = Compiled(self._compiled(size))
+        return self._common[size]
+
+
 class Lane:
     """A model for one run at a time."""
 
-    def __init__(self, compiled: dict[tuple[str, ...], Any]) -> None:
-        """`compiled`: the model for each choice of outputs."""
-        self._requests = {names: each.create_infer_request() for names, each in compiled.items()}
+    def __init__(self, sizes: Sizes, number: int = 0) -> None:
+        self._sizes, self._number = sizes, number
 
     def run(self, outputs: Sequence[str], images: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
         """(N, H, W, C) uint8 -> each of the outputs, (N, ...) uint8.
 
-        Images run one by one: a CPU is not faster with several, and only one size is compiled.
+        Images run one by one: a CPU is not faster with several, and only one is compiled for.
         """
-        request = self._requests[tuple(outputs)]
+        model = self._sizes.of((images.shape[1], images.shape[2]))
+        request = model.request(self._number, tuple(outputs))
         found = [request.infer([image[None]], share_inputs=True) for image in images]
         return [np.concatenate([each[name] for each in found]) for name in outputs]
 
@@ -78,13 +143,15 @@ class OpenVino:
             self._core.set_property({"CACHE_DIR": str(options.cache)})
         self._choices = choices(contract)
         self._path, self._data, self._contract, self._options = path, data, contract, options
-        alone = self._compiled(1)
+        alone = self._sizes(1)
         self.alone = Lane(alone)
         lanes = max(1, min(options.lanes, options.threads // THREADS_PER_LANE))
-        shared = alone if lanes == 1 else self._compiled(lanes)
-        self.lanes = [self.alone] if lanes == 1 else [Lane(shared) for _ in range(lanes)]
-        self.precision = self._running(alone[LABELS,])
-        self.from_cache = bool(alone[LABELS,].get_property("LOADED_FROM_CACHE"))
+        self.lanes = [self.alone]
+        if lanes > 1:
+            shared = self._sizes(lanes)
+            self.lanes = [Lane(shared, number) for number in range(lanes)]
+        self.precision = self._running(alone.first[LABELS,])
+        self.from_cache = bool(alone.first[LABELS,].get_property("LOADED_FROM_CACHE"))
 
     def _check_precision(self, precision: Precision) -> None:
         able = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -100,7 +167,11 @@ class OpenVino:
         name = NAMES.get(hint, hint)
         return f"int8+{name}" if self._contract.precision == "int8" else name
 
-    def _compiled(self, streams: int) -> dict[tuple[str, ...], Any]:
+    def _sizes(self, streams: int) -> Sizes:
+        whole = self._contract.input
+        return Sizes(partial(self._compiled, streams), (whole.height, whole.width))
+
+    def _compiled(self, streams: int, size: Size | None) -> Models:
         """The model for each choice of outputs: OpenVINO computes all that a model has."""
         config = {
             "PERFORMANCE_HINT": "LATENCY",
@@ -118,7 +189,7 @@ class OpenVino:
             config["INFERENCE_PRECISION_HINT"] = HINTS[precision]
         try:
             return {
-                names: self._core.compile_model(self._model(names), "CPU", config)
+                names: self._core.compile_model(self._model(names, size), "CPU", config)
                 for names in self._choices
             }
         except RuntimeError as error:
@@ -128,13 +199,11 @@ class OpenVino:
                 "confidence from before December 2026 must be exported again"
             ) from None
 
-    def _model(self, outputs: Sequence[str]) -> Any:
-        """The part of the file that some outputs need, for one image."""
+    def _model(self, outputs: Sequence[str], size: Size | None) -> Any:
+        """The part of the file that some outputs need, for one image of a size (H, W) or any."""
         whole = self._core.read_model(self._data)
         results = [whole.output(name) for name in outputs]
         model = self._library.Model(results, whole.get_parameters())
-        size = self._contract.input
-        sides = (size.height, size.width) if size.policy == "fixed" else (-1, -1)
-        model.reshape({INPUT: [1, *sides, size.channels]})
+        model.reshape({INPUT: [1, *(size or (-1, -1)), self._contract.input.channels]})
         openvino_tail.rewrite(model)
         return model

@@ -107,11 +107,11 @@ class Shadow:
             task.add_done_callback(self._running.discard)
 
     def _repadded(self, image: Array, valid: tuple[int, int]) -> Array:
-        """Return a copy with the candidate's padding; the original's memory is used again."""
-        height, width = valid
-        copy, pad = image.copy(), self.candidate.engine.contract.input.pad
-        copy[height:] = pad
-        copy[:height, width:] = pad
+        """Return a copy as the candidate pads it; the original's memory is used again."""
+        target, (height, width) = self.candidate.engine.contract.input, valid
+        copy = np.empty((*target.around(valid), target.channels), np.uint8)
+        copy[:] = target.pad
+        copy[:height, :width] = image[:height, :width]
         return copy
 
     async def _compare(self, image: Array, served: Array, valid: tuple[int, int]) -> None:

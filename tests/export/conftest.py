@@ -68,6 +68,13 @@ def exported(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def aligned(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoint with all outputs, for photos of any aligned size."""
+    options = ExportOptions(size=PHASED_SIZE, policy="aligned", confidence=True, probabilities=True)
+    return once("aligned.onnx", tmp_path_factory, lambda path: export(tiny, path, options))
+
+
+@pytest.fixture(scope="session")
 def phased(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny checkpoint with confidence, at a size whose labels are computed in phases."""
     options = ExportOptions(size=PHASED_SIZE, confidence=True)

@@ -47,7 +47,10 @@ Arrays = dict[str, NDArray[np.uint8]]
 VARIANTS = {
     "plain": ExportOptions(size=PHASED_SIZE),
     "confidence": ExportOptions(size=PHASED_SIZE, confidence=True),
-    "any size": ExportOptions(dynamic=True, confidence=True),
+    "any size": ExportOptions(policy="dynamic", confidence=True),
+    "aligned": ExportOptions(
+        size=PHASED_SIZE, policy="aligned", confidence=True, probabilities=True
+    ),
     "averages": ExportOptions(scales=(0.75, 1.0), flip=True, confidence=True),
 }
 

@@ -52,7 +52,12 @@ def test_the_test_images_hold_photos_and_every_kind_of_noise() -> None:
 
 
 def test_dynamic_graphs_are_tried_at_other_shapes() -> None:
+    """Those of an aligned graph are aligned."""
     target = InputSize(policy="dynamic", height=65, width=97, pad=(1, 2, 3))
-    shapes = {images.shape[1:3] for images in parity.batches(target, dynamic=True)}
+    shapes = {images.shape[1:3] for images in parity.batches(target)}
     assert len(shapes) == 4
-    assert {images.shape[0] for images in parity.batches(target, dynamic=False)} == {1, 3}
+    alignment = {"policy": "aligned", "multiple": 16, "least": (33, 49)}
+    aligned = target.model_copy(update=alignment)
+    shapes = {images.shape[1:3] for images in parity.batches(aligned)}
+    assert shapes == {(65, 97), (33, 97), (65, 49), (65, 81)}
+    assert {images.shape[0] for images in parity.batches(target.whole)} == {1, 3}

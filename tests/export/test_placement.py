@@ -89,7 +89,7 @@ def test_cuda_runs_every_node_of_a_file_of_fixed_size(
         "stride": ExportOptions(output_stride=8, confidence=True),
         "average": ExportOptions(scales=(0.5, 1.0), flip=True, confidence=True),
         "half": ExportOptions(precision="fp16"),
-        "dynamic": ExportOptions(dynamic=True),
+        "dynamic": ExportOptions(policy="dynamic"),
     }
     files = {"plain": exported, "phased": phased}
     for name, options in variants.items():

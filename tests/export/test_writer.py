@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +17,14 @@ from export import writer
 from export.graph import LabelGraph
 from export.parity import ParityError
 from export.rewrite import rewritten
-from export.writer import ExportOptions, export
+from export.writer import ExportOptions, PolicyError, export
 from model import checkpoint
 from model.checkpoint import Card
 from model.data.dataset import VOC_CLASSES, voc_palette
 from model.network.deeplab import DeepLabV3Plus
 from model.network.inference import label_map, probabilities
-from service.inference.contract import INPUT, LABELS, METADATA_KEY, Parity, parse
+from service.inference.contract import INPUT, LABELS, METADATA_KEY, OPTIONAL, Parity, parse
+from service.inference.encoding import of_one_size
 from service.inference.engine import Engine, EngineOptions
 from tests.export.conftest import CONFIG, SIZE, save_random
 from tests.model import voc_folder
@@ -80,7 +83,9 @@ def test_a_file_that_disagrees_with_pytorch_is_never_written(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = checkpoint.load(save_random(tmp_path / "other", seed=1))
-    monkeypatch.setattr(writer, "rewritten", lambda _: rewritten(other))  # the wrong weights
+    monkeypatch.setattr(
+        writer, "rewritten", lambda _, **options: rewritten(other, **options)
+    )  # the wrong weights
     with pytest.raises(ParityError, match=r"99\.9% are required"):
         export(tiny, tmp_path / "bad.onnx", ExportOptions())
     assert not list(tmp_path.glob("*bad*"))
@@ -114,7 +119,7 @@ def test_scales_flip_and_confidence_are_in_the_graph(tiny: Path, tmp_path: Path)
 @pytest.mark.slow
 def test_a_dynamic_file_takes_any_size(tiny: Path, tmp_path: Path) -> None:
     path = tmp_path / "dynamic.onnx"
-    contract = export(tiny, path, ExportOptions(dynamic=True))
+    contract = export(tiny, path, ExportOptions(policy="dynamic"))
     assert contract.input.policy == "dynamic"
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
     graph = LabelGraph(checkpoint.load(tiny))
@@ -124,6 +129,73 @@ def test_a_dynamic_file_takes_any_size(tiny: Path, tmp_path: Path) -> None:
             truth, _ = graph(torch.from_numpy(images))
         (labels,) = session.run(None, {INPUT: images})
         assert (labels == truth.numpy()).mean() > 0.999, shape
+
+
+@pytest.mark.slow
+def test_an_aligned_file_takes_the_sizes_of_its_contract(tiny: Path, aligned: Path) -> None:
+    """Its labels and probabilities are those of the network on photos padded to that size."""
+    contract = Engine(aligned, EngineOptions("cpu")).contract
+    assert (contract.input.policy, contract.input.multiple) == ("aligned", 16)
+    assert contract.input.least == (33, 49)
+    session = ort.InferenceSession(aligned, providers=["CPUExecutionProvider"])
+    assert [each.shape[-2:] for each in session.get_outputs()] == [
+        *[["height", "width"]] * 2,
+        ["rows", "columns"],
+    ]
+    graph = LabelGraph(checkpoint.load(tiny), confidence=True, probabilities=True)
+    for shape in ((1, 65, 97), (2, 33, 97), (1, 65, 49), (3, 49, 81)):
+        images = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+        with torch.inference_mode():
+            labels, _, *others = (each.numpy() for each in graph(torch.from_numpy(images)))
+        found = session.run(None, {INPUT: images})
+        assert (found[0] == labels).mean() > 0.999, shape
+        for got, truth in zip(found[1:], others, strict=True):
+            assert got.shape == truth.shape
+            assert np.abs(got.astype(int) - truth).max() <= 1
+        # Without the others: what is not requested has no image, and shapes of its own.
+        alone = session.run(
+            [LABELS], {INPUT: images} | dict.fromkeys(OPTIONAL.values(), np.array(False))
+        )
+        assert (alone[0] == found[0]).all()
+
+
+@pytest.mark.slow
+def test_an_aligned_file_at_one_size_computes_no_shapes(aligned: Path) -> None:
+    """That is how it runs on a GPU: only the batch is unknown when ONNX Runtime optimizes it."""
+    size = (65, 97)
+    data = of_one_size(aligned.read_bytes(), INPUT, size)
+    arithmetic = {"Shape", "Squeeze", "Min", "Max"}
+    for each, expected in ((aligned.read_bytes(), True), (data, False)):
+        model = optimized(each, size)
+        operators = Counter(node.op_type for node in model.graph.node)
+        assert bool(operators["Squeeze"]) is expected
+        assert expected or operators.keys() & arithmetic <= {"Shape"}
+        assert expected or operators["Shape"] <= 1  # of the batch
+
+
+@pytest.mark.slow
+def test_a_network_that_cannot_be_aligned_is_refused(tiny: Path, tmp_path: Path) -> None:
+    for options in (
+        ExportOptions(policy="aligned"),
+        ExportOptions(size=(65, 96), policy="aligned"),
+    ):
+        with pytest.raises(PolicyError, match="65x96 cannot be aligned"):
+            export(tiny, tmp_path / "no.onnx", options)
+    arguments = [str(tiny), "-o", str(tmp_path / "no.onnx"), "--size", "aligned"]
+    assert cli.main(arguments) == 2
+    assert not list(tmp_path.iterdir())
+
+
+def optimized(data: bytes, size: tuple[int, int]) -> onnx.ModelProto:
+    """The graph after ONNX Runtime has computed what does not depend on the photo."""
+    config = ort.SessionOptions()
+    config.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    for name, side in zip(("height", "width"), size, strict=True):
+        config.add_free_dimension_override_by_name(name, side)
+    with tempfile.NamedTemporaryFile(suffix=".onnx") as file:
+        config.optimized_model_filepath = file.name
+        ort.InferenceSession(data, config, providers=["CPUExecutionProvider"])
+        return onnx.load(file.name)
 
 
 @pytest.mark.slow

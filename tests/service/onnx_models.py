@@ -30,6 +30,9 @@ from service.inference.contract import (
 CLASSES = ("background", "dim", "bright")
 PALETTE = ((0, 0, 0), (200, 0, 0), (0, 200, 0))
 SIZE = (48, 64)
+ALIGNED = InputSize(
+    policy="aligned", height=49, width=65, multiple=16, least=(33, 49), pad=(0, 0, 0)
+)
 
 Shape = list[str | int | None]
 
@@ -63,6 +66,7 @@ def save(
     calibration: Calibration | None = None,
     earlier: bool = False,
     brightest: int = 2,
+    aligned: bool = False,
 ) -> Path:
     """Write the tiny model; by default with its contract in the metadata.
 
@@ -70,19 +74,23 @@ def save(
     `background`, and nothing for `bright`.
     `confidence`: give the red channel itself as the confidence; `on_request`: as new
     exports do, only if the caller asks for it; `earlier`: as exports of November 2026 did.
-    `brightest`: the highest class it gives, to tell two files apart.
+    `brightest`: the highest class it gives, to tell two files apart. `aligned`: take photos
+    of the sizes of ALIGNED.
     """
-    graph = _graph(confidence=confidence, probabilities=probabilities, brightest=brightest)
+    sides: Shape = ["height", "width"] if aligned else [*SIZE]
+    graph = _graph(sides, confidence=confidence, probabilities=probabilities, brightest=brightest)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
     if on_request:
         model = optional.on_request(model)
     if earlier:
         choose_by_if(model.graph)
     onnx.checker.check_model(model, full_check=True)
+    placing = "corners" if aligned else "centres"
     described = contract(
         confidence=confidence,
-        probability_grid="centres" if probabilities else None,
+        probability_grid=placing if probabilities else None,
         calibration=calibration,
+        **({"input": ALIGNED} if aligned else {}),
     )
     default = {METADATA_KEY: described.model_dump_json()}
     helper.set_model_props(model, default if metadata is None else metadata)
@@ -90,8 +98,10 @@ def save(
     return path
 
 
-def _graph(*, confidence: bool, probabilities: bool, brightest: int) -> onnx.GraphProto:
-    shape: Shape = ["batch", *SIZE]
+def _graph(
+    sides: Shape, *, confidence: bool, probabilities: bool, brightest: int
+) -> onnx.GraphProto:
+    shape: Shape = ["batch", *sides]
     nodes = [
         helper.make_node("Gather", [INPUT, "red"], ["value"], axis=3),
         helper.make_node("Cast", ["value"], ["wide"], to=TensorProto.INT32),
@@ -105,7 +115,7 @@ def _graph(*, confidence: bool, probabilities: bool, brightest: int) -> onnx.Gra
         results.append(helper.make_tensor_value_info(CONFIDENCE, TensorProto.UINT8, shape))
     if probabilities:
         nodes += _probability_nodes()
-        coarse: Shape = ["batch", 3, SIZE[0] // 4, SIZE[1] // 4]
+        coarse: Shape = ["batch", 3, *(n // 4 if isinstance(n, int) else None for n in sides)]
         results.append(helper.make_tensor_value_info(PROBABILITIES, TensorProto.UINT8, coarse))
     return helper.make_graph(
         nodes,
@@ -132,7 +142,7 @@ def _probability_nodes() -> list[onnx.NodeProto]:
 
 def _constants(brightest: int, *, probabilities: bool) -> list[onnx.TensorProto]:
     scalars = {"red": 0, "step": 85, "low": 0, "high": brightest, "all": 255}
-    lists = {"from": [0, 0], "to": SIZE, "axes": [1, 2], "steps_of": [4, 4], "axis": [1]}
+    lists = {"from": [0, 0], "to": [2**31, 2**31], "axes": [1, 2], "steps_of": [4, 4], "axis": [1]}
     return [
         *(helper.make_tensor(name, TensorProto.INT32, [], [at]) for name, at in scalars.items()),
         *(

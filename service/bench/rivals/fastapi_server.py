@@ -12,14 +12,14 @@ import onnxruntime as ort
 import uvicorn
 from fastapi import FastAPI, Response, UploadFile
 
-from service.bench.rivals.pictures import mask_png, model_input
+from service.bench.rivals.pictures import input_of, mask_png, model_input
 
 
 def create_app(file: str) -> FastAPI:
     """Create an application for one exported file; ONNX Runtime uses all CPUs by default."""
     ort.set_default_logger_severity(3)  # it warns of inputs with defaults
     session = ort.InferenceSession(file, providers=["CPUExecutionProvider"])
-    size = tuple(session.get_inputs()[0].shape[1:3])
+    target = input_of(session)
     app = FastAPI()
 
     @app.get("/readyz")
@@ -28,7 +28,7 @@ def create_app(file: str) -> FastAPI:
 
     @app.post("/segment", response_class=Response)
     def segment(file: UploadFile) -> Response:
-        pixels, own, part = model_input(file.file, size)
+        pixels, own, part = model_input(file.file, target)
         (labels,) = session.run(["labels"], {"image": pixels})
         return Response(mask_png(labels[0], own, part), media_type="image/png")
 

@@ -14,7 +14,7 @@ import litserve as ls
 import onnxruntime as ort
 from fastapi import Request, Response
 
-from service.bench.rivals.pictures import mask_png, model_input
+from service.bench.rivals.pictures import input_of, mask_png, model_input
 
 
 class Segmenter(ls.LitAPI):  # type: ignore[misc] # not installed where types are checked
@@ -31,11 +31,11 @@ class Segmenter(ls.LitAPI):  # type: ignore[misc] # not installed where types ar
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads
         self.session = ort.InferenceSession(self.file, options, providers=["CPUExecutionProvider"])
-        self.size = tuple(self.session.get_inputs()[0].shape[1:3])
+        self.input = input_of(self.session)
 
     def decode_request(self, request: Request) -> Any:
         """The photo of the form field `file`."""
-        return model_input(request["file"].file, self.size)
+        return model_input(request["file"].file, self.input)
 
     def predict(self, x: Any) -> Any:
         """Run the model on one photo."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from typing import IO, Any
 
 import numpy as np
@@ -11,13 +12,21 @@ from PIL import Image, ImageOps
 
 GREY = 127  # beside and below smaller photos
 
+Input = dict[str, Any]  # of an exported file's contract
 
-def model_input(file: IO[bytes], size: tuple[int, int]) -> tuple[NDArray[np.uint8], Any, Any]:
-    """Decode a photo for input of `size` (H, W).
+
+def input_of(session: Any) -> Input:
+    """Return how a file wants its photos."""
+    contract = json.loads(session.get_modelmeta().custom_metadata_map["deeplab.contract"])
+    return contract["input"]  # type: ignore[no-any-return]
+
+
+def model_input(file: IO[bytes], target: Input) -> tuple[NDArray[np.uint8], Any, Any]:
+    """Decode a photo for a file's input.
 
     Returns (1, H, W, 3), the photo's own size (W, H), and the size (W, H) of its part.
     """
-    height, width = size
+    height, width = target["height"], target["width"]
     stored = Image.open(file)
     stored.draft(
         "RGB", (width, height)
@@ -25,6 +34,12 @@ def model_input(file: IO[bytes], size: tuple[int, int]) -> tuple[NDArray[np.uint
     image = ImageOps.exif_transpose(stored).convert("RGB")
     own = image.size
     image.thumbnail((width, height), Image.Resampling.BILINEAR)
+    if target["policy"] == "aligned":  # as in our service, it is padded only as far as needed
+        step, (rows, columns) = target["multiple"], target["least"]
+        if image.width * height > image.height * width:
+            height = max(rows, -(-(image.height - 1) // step) * step + 1)
+        else:
+            width = max(columns, -(-(image.width - 1) // step) * step + 1)
     pixels = np.full((1, height, width, 3), GREY, np.uint8)
     pixels[0, : image.height, : image.width] = np.asarray(image)
     return pixels, own, image.size

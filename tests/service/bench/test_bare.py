@@ -30,7 +30,7 @@ def engine(tmp_path: Path) -> Engine:
 
 
 def test_the_bare_engine_runs_whole_batches(engine: Engine) -> None:
-    images = np.zeros((4, *engine.input_size, 3), np.uint8)
+    images = list(np.zeros((4, *engine.input_size, 3), np.uint8))
     found = bare.timed([engine.predict], images, 4, seconds=0.05)
     assert found.answers % 4 == 0
     assert found.seconds >= 0.05
@@ -44,17 +44,22 @@ def test_the_bare_engine_can_run_several_batches_at_a_time() -> None:
         threads.append(threading.get_ident())
         time.sleep(0.001)
 
-    found = bare.timed([run, run], np.zeros((4, 2, 2, 3), np.uint8), 1, seconds=0.1)
+    found = bare.timed([run, run], list(np.zeros((4, 2, 2, 3), np.uint8)), 1, seconds=0.1)
     assert len(set(threads) - {threading.get_ident()}) == 2
     assert found.answers == len(threads) - 2  # each has warmed up
 
 
 def test_the_engine_gets_the_photos_as_the_service_decodes_them(engine: Engine) -> None:
     photos = sorted(SAMPLES.glob("*.jpg"))
-    images = bare.decoded(engine, photos, least=5)
-    assert images.shape == (5, *engine.input_size, 3)
-    assert (images[0] == images[2]).all()
+    images = bare.decoded(engine, photos)
+    assert [each.shape for each in images] == [(*engine.input_size, 3)] * len(photos)
     assert (images[0] != images[1]).any()
+
+
+def test_a_batch_has_photos_of_one_size() -> None:
+    images = [np.full((size, 2, 3), value, np.uint8) for value, size in enumerate((4, 4, 5, 4))]
+    values = [bare.together(images, first, 4)[:, 0, 0, 0].tolist() for first in range(4)]
+    assert values == [[0, 1, 3, 0], [1, 3, 0, 1], [2, 2, 2, 2], [3, 0, 1, 3]]
 
 
 def test_the_engine_is_that_of_the_serving_environment(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -130,16 +131,21 @@ def test_each_environment_of_a_rival_is_made_by_the_makefile() -> None:
     assert {rival.environment for rival in environments.rivals(2)} | {"litert"} == made
 
 
-def test_photos_are_fitted_as_in_the_service() -> None:
+@pytest.mark.parametrize(
+    "alignment", [{"policy": "fixed"}, {"policy": "aligned", "multiple": 16, "least": (193, 193)}]
+)
+def test_photos_are_fitted_as_in_the_service(alignment: dict[str, Any]) -> None:
     from service.bench.rivals.pictures import model_input
     from service.images import imaging
     from service.inference.contract import InputSize
 
-    path = min(SAMPLES.glob("*.jpg"))
+    path = SAMPLES / "cat.jpg"  # wider than high
+    target = InputSize(height=321, width=321, pad=(0, 0, 0), **alignment)
     with path.open("rb") as file:
-        pixels, own, (w, h) = model_input(file, (321, 321))
+        pixels, own, (w, h) = model_input(file, target.model_dump())
     photo = imaging.decode(imaging.open_checked(path.read_bytes(), 10**8), reduce_to=321)
-    ours = imaging.fit(photo, InputSize(policy="fixed", height=321, width=321, pad=(0, 0, 0)))
+    ours = imaging.fit(photo, target)
+    assert pixels.shape[1:] == ours.pixels.shape
     assert own == photo.size
     assert (h, w) == ours.valid
     assert np.abs(pixels[0, :h, :w].astype(int) - ours.pixels[:h, :w]).mean() < 3

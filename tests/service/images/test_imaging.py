@@ -22,6 +22,7 @@ from service.images.imaging import EncodedPhoto
 from service.images.prepare import Plan, prepare
 from service.inference.contract import InputSize
 from service.settings import PILLOW_MAX_PIXELS
+from tests.service import onnx_models
 from tests.service.images.profiles import wide_profile
 
 TARGET = InputSize(policy="fixed", height=33, width=49, pad=(1, 2, 3))
@@ -40,6 +41,29 @@ def picture(width: int, height: int) -> Image.Image:
 
 def decoded(data: bytes, reduce_to: int | None = None) -> imaging.DecodedPhoto:
     return imaging.decode(imaging.open_checked(data, 10**7), reduce_to=reduce_to)
+
+
+@pytest.mark.parametrize(
+    ("size", "shape", "valid"),
+    [
+        ((65, 49), (49, 65), (49, 65)),
+        ((130, 66), (33, 65), (33, 65)),
+        ((130, 70), (49, 65), (35, 65)),
+        ((20, 30), (49, 49), (30, 20)),
+    ],
+)
+def test_a_photo_is_padded_only_as_far_as_an_aligned_model_needs(
+    size: tuple[int, int], shape: tuple[int, int], valid: tuple[int, int]
+) -> None:
+    target = onnx_models.ALIGNED.model_copy(update={"pad": (1, 2, 3)})
+    fitted = imaging.fit(decoded(encoded(picture(*size))), target)
+    assert fitted.pixels.shape == (*shape, 3)
+    assert fitted.valid == valid
+    whole = imaging.fit(decoded(encoded(picture(*size))), target.whole)
+    assert whole.pixels.shape == (49, 65, 3)
+    assert (whole.pixels[: shape[0], : shape[1]] == fitted.pixels).all()
+    assert (fitted.pixels[valid[0] :] == (1, 2, 3)).all()
+    assert (fitted.pixels[:, valid[1] :] == (1, 2, 3)).all()
 
 
 @pytest.mark.parametrize(

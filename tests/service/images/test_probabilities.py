@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,17 @@ def test_the_photo_may_be_larger_than_the_model(client: TestClient) -> None:
     found = arrays(client, large)
     end = found["transform"] @ (found["probabilities"].shape[2], 0, 1)
     assert 110 < end[0] < 135
+
+
+def test_photos_of_an_aligned_model_are_padded_less_and_lie_as_exactly(tmp_path: Path) -> None:
+    onnx_models.save(tmp_path / "full.onnx", aligned=True, probabilities=True)
+    with serving(tmp_path) as client:
+        for height, width in ((20, 60), (49, 65), (40, 30), (7, 9)):
+            image = photo(height, width)
+            assert (opened(post(client, png(image)).content) == onnx_models.expected(image)).all()
+            found = arrays(client, image)
+            assert (found["probabilities"][1] == image[::4, ::4, 0]).all()
+            assert found["transform"].tolist() == [[4, 0, 0.5], [0, 4, 0.5]]
 
 
 @pytest.mark.parametrize("overlap", [0, 0.37])

@@ -60,6 +60,48 @@ def test_models_of_other_channels_are_neither_compared_nor_chosen_between() -> N
         assert "other channels" in str(mismatch("a", one, "b", other))
 
 
+ALIGNED = InputSize(
+    policy="aligned", height=65, width=97, multiple=16, least=(33, 49), pad=(0, 0, 0)
+)
+
+
+@pytest.mark.parametrize(
+    ("part", "around"),
+    [
+        ((65, 97), (65, 97)),
+        ((49, 97), (49, 97)),
+        ((50, 97), (65, 97)),
+        ((48, 97), (49, 97)),
+        ((5, 97), (33, 97)),  # a panorama
+        ((65, 40), (65, 49)),
+        ((65, 66), (65, 81)),
+        ((10, 20), (33, 97)),  # small: one side is padded to the whole side
+        ((20, 20), (65, 49)),
+    ],
+)
+def test_an_aligned_input_is_as_small_as_its_contract_allows(
+    part: tuple[int, int], around: tuple[int, int]
+) -> None:
+    assert ALIGNED.around(part) == around
+    assert ALIGNED.whole.around(part) == (65, 97)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"multiple": None}, "multiple and least belong"),
+        ({"least": None}, "multiple and least belong"),
+        ({"policy": "fixed"}, "multiple and least belong"),
+        ({"height": 64}, "not a multiple of 16 plus one"),
+        ({"least": (33, 48)}, "not a multiple of 16 plus one"),
+        ({"least": (81, 49)}, "larger than the input"),
+    ],
+)
+def test_an_alignment_that_cannot_hold_is_refused(changes: dict[str, object], reason: str) -> None:
+    with pytest.raises(ValidationError, match=reason):
+        InputSize.model_validate(ALIGNED.model_dump() | changes)
+
+
 @pytest.mark.parametrize("limits", [(5, 5), (9, 2), (-1, 5), (0, 70_000)])
 def test_a_range_of_samples_must_rise_within_16_bits(limits: tuple[float, float]) -> None:
     with pytest.raises(ValidationError, match="sample_range"):

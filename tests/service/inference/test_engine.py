@@ -34,6 +34,18 @@ def test_labels_come_out_as_the_graph_defines_them(model: Path) -> None:
     assert (labels == onnx_models.expected(images)).all()
 
 
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_an_aligned_file_runs_photos_of_its_sizes(tmp_path: Path, lanes: int) -> None:
+    file = onnx_models.save(tmp_path / "tiny.onnx", aligned=True)
+    engine = Engine(file, EngineOptions("cpu", threads=2, lanes=lanes))
+    engine.warm_up(2)
+    for height, width in ((49, 65), (33, 65), (49, 49)):
+        images = np.random.default_rng(0).integers(0, 256, (2, height, width, 3), np.uint8)
+        for predict in (*engine.runs, engine.predict_alone):
+            found = [each.labels for each in predict(images)]
+            assert (np.stack(found) == onnx_models.expected(images)).all()
+
+
 def test_the_engine_knows_its_file(model: Path) -> None:
     engine = Engine(model, EngineOptions("cpu"))
     assert engine.name == "tiny"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -69,6 +70,48 @@ def test_every_lane_gives_labels_and_confidence(model: Path, threads: int, lanes
         assert [each.confidence for each in predict(images)] == [None] * 3
     assert (engine.run(images) == onnx_models.expected(images)).all()
     engine.warm_up(2)
+
+
+@pytest.mark.parametrize(("threads", "lanes"), [(1, 1), (4, 2)])
+def test_sizes_that_are_common_are_compiled_for(
+    tmp_path: Path, threads: int, lanes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The labels stay the same before, at and after that, for all lanes and sizes."""
+    made: list[openvino_cpu.Size | None] = []
+    compiled = openvino_cpu.OpenVino._compiled
+
+    def noted(self: openvino_cpu.OpenVino, streams: int, size: openvino_cpu.Size | None) -> Any:
+        made.append(size)
+        return compiled(self, streams, size)
+
+    monkeypatch.setattr(openvino_cpu.OpenVino, "_compiled", noted)
+    monkeypatch.setattr(openvino_cpu, "USES", 3)
+    monkeypatch.setattr(openvino_cpu, "MOST_SIZES", 2)
+    file = onnx_models.save(tmp_path / "tiny.onnx", aligned=True, confidence=True)
+    engine = Engine(file, options(threads=threads, lanes=lanes))
+    made.clear()
+
+    def run(height: int, width: int, times: int) -> list[openvino_cpu.Size | None]:
+        """What a lane compiles while it runs photos of a size."""
+        for _ in range(times):
+            images = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), np.uint8)
+            (found,) = engine.runs[-1](images, "confidence")
+            assert (found.labels == onnx_models.expected(images[0])).all()
+            assert found.confidence is not None
+            assert (found.confidence == images[0, ..., 0]).all()
+        new, made[:] = list(made), []
+        return new
+
+    assert run(49, 65, 5) == []  # the whole input has a model from the start
+    assert run(33, 65, 2) == [None]  # one for any size
+    assert run(33, 65, 5) == [(33, 65)]
+    assert run(49, 49, 3) == [(49, 49)]
+    assert run(33, 65, 1) == []
+    assert run(49, 33, 3) == [(49, 33)]  # in place of 49 x 49, used longest ago
+    assert run(33, 65, 3) == []
+    assert run(49, 49, 3) == [(49, 49)]
+    other = engine.runs[0](np.zeros((1, 33, 65, 3), np.uint8), "labels")
+    assert not other[0].labels.any()
 
 
 def test_the_precision_in_use_is_openvinos_own_choice_unless_told(model: Path) -> None:

@@ -142,6 +142,19 @@ def test_each_model_sees_its_own_padding_and_none_is_compared(
     assert shadow(client)["agreement"] == 1.0
 
 
+def test_a_file_that_pads_photos_less_can_be_tried(client: TestClient, folder: Path) -> None:
+    """The inputs of both have the same largest size, so that only the padding differs."""
+    contract = onnx_models.contract(input=onnx_models.ALIGNED.whole).model_dump_json()
+    onnx_models.save(folder / "tiny.onnx", {METADATA_KEY: contract}, aligned=True)
+    client.post("/models/tiny/reload")
+    onnx_models.save(folder / "tiny.onnx", aligned=True)
+    client.post("/models/tiny/reload", params={"shadow": 1})
+    for image in (photo(20, 60), photo(45, 40), photo(49, 65)):
+        post(client, png(image))
+    until(lambda: shadow(client)["images"] == 3)
+    assert (shadow(client)["agreement"], shadow(client)["failures"]) == (1.0, 0)
+
+
 def test_windows_are_compared_too(client: TestClient, folder: Path) -> None:
     """A photo of four windows counts as four images."""
     begin(client, folder)

@@ -19,7 +19,7 @@ from service.errors import StartupError
 from service.inference import cuda, models, trt_engines
 from service.inference import engine as engines
 from service.inference.contract import CONFIDENCE, LABELS, WITH_CONFIDENCE
-from service.inference.engine import CPU, CUDA, Engine, EngineOptions
+from service.inference.engine import CPU, CUDA, Device, Engine, EngineOptions
 from service.inference.trt_engines import COMPLETE, TENSORRT, Host, TrtOptions
 from service.settings import Settings
 from tests.service import onnx_models
@@ -162,6 +162,21 @@ def test_every_shape_a_batch_can_have_is_in_the_profile(gpu: type[Session], mode
     assert options["trt_fp16_enable"] == "1"
     assert options["trt_engine_cache_enable"] == options["trt_timing_cache_enable"] == "1"
     assert options["device_id"] == cuda[1]["device_id"] == "2"
+
+
+@pytest.mark.parametrize("device", ["cuda", "tensorrt"])
+def test_on_a_gpu_a_file_of_several_sizes_runs_at_one(
+    gpu: type[Session], model: Path, device: Device
+) -> None:
+    """Photos of all sizes then share batches, and the contract says how they are padded."""
+    onnx_models.save(model, aligned=True)
+    if device == "tensorrt":
+        models.build_engines(settings(model))
+        shape = "49x65x3"
+        assert gpu.asked[-1][0][1]["trt_profile_max_shapes"].endswith(shape)
+    else:
+        assert Engine(model, EngineOptions("cuda")).contract.input == onnx_models.ALIGNED.whole
+    assert Engine(model, EngineOptions("cpu")).contract.input == onnx_models.ALIGNED
 
 
 def test_outputs_are_bound_on_the_gpu_of_the_session(gpu: type[Session], model: Path) -> None:
