@@ -167,22 +167,6 @@ class PhasedGraph(LabelGraph):
         return pixels[..., down : down + height, right : right + width]
 
 
-class AlignedGraph(PhasedGraph):
-    """The same for photos of any aligned size.
-
-    Shapes then come from the values themselves: those of an output that is not requested are
-    of no image.
-    """
-
-    def laid_out(self, values: Tensor) -> Tensor:
-        """(N, r * r, h + 1, w + 1), or scores with classes before r * r -> (..., H, W)."""
-        if values.dim() > 4:
-            return super().laid_out(values)
-        step = self.spacing[0]  # the same in both directions
-        pixels = F.pixel_shuffle(values, step)[:, 0]
-        return pixels[:, step : 1 - step, step : 1 - step]
-
-
 def logit_spacing(net: DeepLabV3Plus, size: tuple[int, int]) -> tuple[int, int] | None:
     """Pixels between neighbouring logits, (down, right); None if they are not whole."""
     gaps = [(side - 1, -(-side // net.stride) - 1) for side in size]

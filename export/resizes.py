@@ -1,10 +1,12 @@
-"""Give Resize nodes constant factors, so that a file of fixed size runs wholly on a GPU.
+"""Give Resize and Reshape nodes constants, so that a file of one size runs wholly on a GPU.
 
 The tracer gives every Resize its four output sizes, including the batch: a Shape and
 a Concat per resize. CUDA leaves these to the CPU, with a copy and a wait each way.
 Where heights and widths are known, constant factors are enough. (Sizes for two named
 axes would be simpler, but ONNX Runtime's layout optimizer for quantized graphs expects
-four values.)
+four values.) A Reshape to several unknown sizes gets the batch from the image in the
+same way. It can also copy it from its own input, which a file for photos of several
+sizes needs: an output that is not requested has no image.
 """
 
 from __future__ import annotations
@@ -12,6 +14,10 @@ from __future__ import annotations
 import numpy as np
 import onnx
 from onnx import numpy_helper
+
+from service.inference.contract import INPUT
+
+SAME = "same_batch"  # an initializer
 
 AXES = (2, 3)  # height and width of (N, C, H, W)
 SCALES, SIZES = 2, 3  # inputs of the operator
@@ -34,6 +40,26 @@ def constant_scales(proto: onnx.ModelProto) -> None:
         node.input[SCALES] = name
         del node.input[SIZES]
     drop_unused(graph)
+
+
+def keep_batch(proto: onnx.ModelProto) -> None:
+    """Let every Reshape copy the batch from its input instead of the image, in place."""
+    graph = proto.graph
+    batches = {node.output[0] for node in graph.node if _reads_batch(node)}
+    shapes = [n for n in graph.node if n.op_type == "Concat" and n.input[0] in batches]
+    for shape in shapes:
+        readers = [node for node in graph.node if shape.output[0] in node.input]
+        if all(node.op_type == "Reshape" for node in readers):
+            shape.input[0] = SAME
+            for reader in readers:
+                del reader.attribute[:]  # without allowzero 0 stands for the input's own size
+    graph.initializer.append(numpy_helper.from_array(np.zeros(1, np.int64), SAME))
+    drop_unused(graph)
+
+
+def _reads_batch(node: onnx.NodeProto) -> bool:
+    numbers = {each.name: each.i for each in node.attribute}
+    return node.op_type == "Shape" and INPUT in node.input and numbers == {"start": 0, "end": 1}
 
 
 def factor(before: int, after: int) -> float:

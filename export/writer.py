@@ -19,10 +19,10 @@ from torch.export import Dim
 
 from export import parity, quantize
 from export.best_iou import measured as measured_best_iou
-from export.graph import AlignedGraph, HalfPrecision, LabelGraph, PhasedGraph, logit_spacing
+from export.graph import HalfPrecision, LabelGraph, PhasedGraph, logit_spacing
 from export.optional import on_request
 from export.quantize import Quantization
-from export.resizes import constant_scales, drop_unused
+from export.resizes import constant_scales, drop_unused, keep_batch
 from export.rewrite import rewritten
 from export.softmax import spread_softmax
 from model import checkpoint, files
@@ -101,7 +101,7 @@ def export(source: Path, target: Path, options: ExportOptions) -> Contract:
     fast = _fast_graph(net, size, options, contract.best_iou)
     final = build(fast, size, options.policy)
     if options.quantization is not None:
-        final = quantize.quantized(final, contract.input, options.quantization)
+        final = quantize.quantized(final, contract.input.whole, options.quantization)
     final = on_request(final)
     log.info("comparing the file with PyTorch")
     measured = parity.compare(truth, final, contract.input)
@@ -148,6 +148,7 @@ def build(graph: LabelGraph, size: Size, policy: SizePolicy = "fixed") -> onnx.M
     assert program is not None
     proto = program.model_proto
     constant_scales(proto)
+    keep_batch(proto)
     spread_softmax(proto)
     if policy != "fixed":
         _name_sides(proto)
@@ -235,8 +236,7 @@ def _fast_graph(
     graph = _graph(fast, options, found)
     if graph.single_pass and options.policy != "dynamic" and logit_spacing(net, size):
         asked = {"confidence": options.confidence, "probabilities": options.probabilities}
-        kind = PhasedGraph if aligned is None else AlignedGraph
-        return kind(fast, size, **asked, best_iou=found).eval()
+        return PhasedGraph(fast, size, **asked, best_iou=found).eval()
     return graph
 
 

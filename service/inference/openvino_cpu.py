@@ -7,13 +7,11 @@ than ONNX Runtime's OpenVINO provider: docs/performance.md says why.
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from threading import Lock
 from typing import Any, Literal
 
 import numpy as np
@@ -22,15 +20,12 @@ from numpy.typing import NDArray
 from service.errors import StartupError
 from service.inference import openvino_tail
 from service.inference.contract import INPUT, LABELS, Contract, choices
+from service.inference.sizes import Size, Sizes
 
 OPENVINO = "OpenVINO"  # in place of an execution provider's name
-Size = tuple[int, int]  # (H, W)
-Models = dict[tuple[str, ...], Any]  # by their outputs
 Precision = Literal["auto", "fp32", "bf16"]
 HINTS = {"fp32": "f32", "bf16": "bf16"}  # OpenVINO's names
 NAMES = {hint: name for name, hint in HINTS.items()}
-USES = 8  # of a size; then it is compiled for, which takes about as long as 10 photos
-MOST_SIZES = 4  # besides the whole input: one needs about 100 MB
 THREADS_PER_LANE = 2  # with two CPUs, two lanes of one thread were no faster than one of two
 
 
@@ -54,65 +49,24 @@ def problem() -> str | None:
 class Compiled:
     """A model compiled for one size of photos, or for any, once for each choice of outputs."""
 
-    def __init__(self, models: Models) -> None:
-        self._models = models
+    def __init__(self, models: dict[tuple[str, ...], Any]) -> None:
+        """`models`: by their outputs."""
+        self.models = models
         self._requests: dict[tuple[int, tuple[str, ...]], Any] = {}
 
     def request(self, lane: int, outputs: tuple[str, ...]) -> Any:
         """The inference request of a lane; no other thread uses it."""
         found = self._requests.get((lane, outputs))
         if found is None:
-            found = self._models[outputs].create_infer_request()
+            found = self.models[outputs].create_infer_request()
             self._requests[lane, outputs] = found
         return found
-
-
-class Sizes:
-    """A model for photos of every size that its contract allows.
-
-    A model compiled for one size runs up to a third faster than one for any. The whole input
-    has such a model from the start, and other sizes get one when they are common.
-    """
-
-    def __init__(self, compiled: Callable[[Size | None], Models], whole: Size) -> None:
-        """`compiled` makes the models for a size (H, W), or for any."""
-        self._compiled, self._whole = compiled, whole
-        self.first = compiled(whole)
-        self._of_whole = Compiled(self.first)
-        self._of_any: Compiled | None = None
-        self._common: OrderedDict[Size, Compiled] = OrderedDict()  # last used: last
-        self._uses: Counter[Size] = Counter()
-        self._lock = Lock()
-
-    def of(self, size: Size) -> Compiled:
-        """The model to run a photo of this size (H, W)."""
-        if size == self._whole:
-            return self._of_whole
-        with self._lock:
-            found = self._common.get(size)
-            if found is not None:
-                self._common.move_to_end(size)
-                return found
-            self._uses[size] += 1
-            if self._uses[size] >= USES:
-                return self._promoted(size)
-            if self._of_any is None:
-                self._of_any = Compiled(self._compiled(None))
-            return self._of_any
-
-    def _promoted(self, size: Size) -> Compiled:
-        """Compile a model for this size, in place of the one that was not used for longest."""
-        del self._uses[size]
-        if len(self._common) >= MOST_SIZES:
-            self._common.popitem(last=False)
-        self._common[size] = Compiled(self._compiled(size))
-        return self._common[size]
 
 
 class Lane:
     """A model for one run at a time."""
 
-    def __init__(self, sizes: Sizes, number: int = 0) -> None:
+    def __init__(self, sizes: Sizes[Compiled], number: int = 0) -> None:
         self._sizes, self._number = sizes, number
 
     def run(self, outputs: Sequence[str], images: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
@@ -150,8 +104,8 @@ class OpenVino:
         if lanes > 1:
             shared = self._sizes(lanes)
             self.lanes = [Lane(shared, number) for number in range(lanes)]
-        self.precision = self._running(alone.first[LABELS,])
-        self.from_cache = bool(alone.first[LABELS,].get_property("LOADED_FROM_CACHE"))
+        self.precision = self._running(alone.of_whole.models[LABELS,])
+        self.from_cache = bool(alone.of_whole.models[LABELS,].get_property("LOADED_FROM_CACHE"))
 
     def _check_precision(self, precision: Precision) -> None:
         able = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -167,11 +121,11 @@ class OpenVino:
         name = NAMES.get(hint, hint)
         return f"int8+{name}" if self._contract.precision == "int8" else name
 
-    def _sizes(self, streams: int) -> Sizes:
+    def _sizes(self, streams: int) -> Sizes[Compiled]:
         whole = self._contract.input
         return Sizes(partial(self._compiled, streams), (whole.height, whole.width))
 
-    def _compiled(self, streams: int, size: Size | None) -> Models:
+    def _compiled(self, streams: int, size: Size | None) -> Compiled:
         """The model for each choice of outputs: OpenVINO computes all that a model has."""
         config = {
             "PERFORMANCE_HINT": "LATENCY",
@@ -188,7 +142,7 @@ class OpenVino:
         if precision != "auto":
             config["INFERENCE_PRECISION_HINT"] = HINTS[precision]
         try:
-            return {
+            models = {
                 names: self._core.compile_model(self._model(names, size), "CPU", config)
                 for names in self._choices
             }
@@ -198,6 +152,7 @@ class OpenVino:
                 f"{self._path} is not a model that OpenVINO can load: {reason}; a file with "
                 "confidence from before December 2026 must be exported again"
             ) from None
+        return Compiled(models)
 
     def _model(self, outputs: Sequence[str], size: Size | None) -> Any:
         """The part of the file that some outputs need, for one image of a size (H, W) or any."""

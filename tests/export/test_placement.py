@@ -17,13 +17,18 @@ from pathlib import Path
 import pytest
 
 from export.writer import ExportOptions, export
+from service.inference.contract import INPUT
+from service.inference.encoding import of_one_size
+from tests.export.conftest import PHASED_SIZE
 
 ASK = """
 import sys
 import onnxruntime
 options = onnxruntime.SessionOptions()
 options.log_severity_level = 0  # verbose: the placements are in the log
-for file in sys.argv[1:]:
+options.add_free_dimension_override_by_name("height", int(sys.argv[1]))
+options.add_free_dimension_override_by_name("width", int(sys.argv[2]))
+for file in sys.argv[3:]:
     print("FILE", file, file=sys.stderr, flush=True)
     try:
         onnxruntime.InferenceSession(file, options, providers=["CUDAExecutionProvider"])
@@ -65,7 +70,7 @@ def placements(files: list[Path], stub: Path, libraries: list[Path]) -> dict[Pat
         "LD_LIBRARY_PATH": os.pathsep.join(map(str, [stub.parent, *libraries])),
         "LD_PRELOAD": str(stub),
     }
-    command = [sys.executable, "-c", ASK, *map(str, files)]
+    command = [sys.executable, "-c", ASK, *map(str, [*PHASED_SIZE, *files])]
     log = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     found: dict[Path, dict[str, str]] = {}
     provider, nodes = "", {}
@@ -82,22 +87,30 @@ def placements(files: list[Path], stub: Path, libraries: list[Path]) -> dict[Pat
 
 
 @pytest.mark.slow
-def test_cuda_runs_every_node_of_a_file_of_fixed_size(
-    tiny: Path, exported: Path, phased: Path, tmp_path: Path, stub: Path, libraries: list[Path]
+def test_cuda_runs_every_node_of_a_file_at_one_size(
+    tiny: Path,
+    exported: Path,
+    phased: Path,
+    aligned: Path,
+    tmp_path: Path,
+    stub: Path,
+    libraries: list[Path],
 ) -> None:
+    """An aligned file is given to it as by the engine."""
     variants = {
         "stride": ExportOptions(output_stride=8, confidence=True),
         "average": ExportOptions(scales=(0.5, 1.0), flip=True, confidence=True),
         "half": ExportOptions(precision="fp16"),
         "dynamic": ExportOptions(policy="dynamic"),
     }
-    files = {"plain": exported, "phased": phased}
+    files = {"plain": exported, "phased": phased, "aligned": tmp_path / "aligned.onnx"}
+    files["aligned"].write_bytes(of_one_size(aligned.read_bytes(), INPUT, PHASED_SIZE))
     for name, options in variants.items():
         files[name] = tmp_path / f"{name}.onnx"
         export(tiny, files[name], options)
     found = placements(list(files.values()), stub, libraries)
     nodes = {name: found[path] for name, path in files.items()}
-    for name in ("plain", "phased", "stride", "average", "half"):
+    for name in ("plain", "phased", "aligned", "stride", "average", "half"):
         assert nodes[name] == {"all": "CUDAExecutionProvider"}, name
     # In a file for any size, only arithmetic on shapes is on the CPU, where CUDA wants it.
     on_cpu = {node for node, provider in nodes["dynamic"].items() if "CPU" in provider}

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 
 from service.errors import StartupError
 from service.http.app import create_app
-from service.inference import models, openvino_cpu
+from service.inference import models, openvino_cpu, sizes
 from service.inference.contract import METADATA_KEY
 from service.inference.cuda import cuda_problem
 from service.inference.engine import CPU, Engine, EngineOptions
@@ -77,21 +77,21 @@ def test_sizes_that_are_common_are_compiled_for(
     tmp_path: Path, threads: int, lanes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The labels stay the same before, at and after that, for all lanes and sizes."""
-    made: list[openvino_cpu.Size | None] = []
+    made: list[sizes.Size | None] = []
     compiled = openvino_cpu.OpenVino._compiled
 
-    def noted(self: openvino_cpu.OpenVino, streams: int, size: openvino_cpu.Size | None) -> Any:
+    def noted(self: openvino_cpu.OpenVino, streams: int, size: sizes.Size | None) -> Any:
         made.append(size)
         return compiled(self, streams, size)
 
     monkeypatch.setattr(openvino_cpu.OpenVino, "_compiled", noted)
-    monkeypatch.setattr(openvino_cpu, "USES", 3)
-    monkeypatch.setattr(openvino_cpu, "MOST_SIZES", 2)
+    monkeypatch.setattr(sizes, "USES", 3)
+    monkeypatch.setattr(sizes, "MOST_SIZES", 2)
     file = onnx_models.save(tmp_path / "tiny.onnx", aligned=True, confidence=True)
     engine = Engine(file, options(threads=threads, lanes=lanes))
     made.clear()
 
-    def run(height: int, width: int, times: int) -> list[openvino_cpu.Size | None]:
+    def run(height: int, width: int, times: int) -> list[sizes.Size | None]:
         """What a lane compiles while it runs photos of a size."""
         for _ in range(times):
             images = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), np.uint8)
