@@ -79,9 +79,11 @@ class FixedPadConv(nn.Conv2d):
 class SamePadConv(FixedPadConv):
     """A bias-free convolution padded like TensorFlow's SAME: an odd pixel goes bottom right."""
 
+    odd = False  # whether H and W are always odd
+
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C', ceil(H / stride), ceil(W / stride))."""
-        if self.stride[0] == 1:  # SAME is symmetric here
+        if self.stride[0] == 1 or self.odd:  # SAME is symmetric here
             return super().forward(x)
         top, bottom = same_padding(x.shape[-2], self.kernel_size[0], self.stride[0])
         left, right = same_padding(x.shape[-1], self.kernel_size[1], self.stride[1])

@@ -43,7 +43,6 @@ from service.inference.cuda import (
 from service.inference.digest import graph_digest
 from service.inference.encoding import metadata, of_one_size, without_input
 from service.inference.openvino_cpu import OPENVINO, Lane, OpenVino, OpenVinoOptions, Precision
-from service.inference.sizes import Size, Sizes
 from service.inference.trt_engines import TrtOptions
 
 log = logging.getLogger("service.engine")
@@ -109,7 +108,6 @@ class Engine:
         self.provider: str
         self.execution_precision: str  # the number format in use
         self._session: Any
-        self._alone: Any  # to run with all threads
         self._lanes: list[Any]
         openvino = _openvino(path, data, options)
         if openvino is None:
@@ -117,8 +115,7 @@ class Engine:
         else:
             self.provider, self.execution_precision = OPENVINO, openvino.precision
             self.contract = _contract(path, metadata(data))
-            self._session = self._alone = openvino.alone
-            self._lanes = openvino.lanes
+            self._session, self._lanes = openvino.alone, openvino.lanes
         self.lanes = len(self._lanes)
 
     def _open_onnx_runtime(self, path: Path, data: bytes, options: EngineOptions) -> None:
@@ -129,11 +126,10 @@ class Engine:
         self.contract = _contract(path, self._session.get_modelmeta().custom_metadata_map)
         if wanted != [CPU]:
             self.contract = self.contract.of_one_size
-        target, lanes = self.contract.input, options.lanes if self.provider == CPU else 1
-        self._alone = _of_sizes(path, data, self._session, options.threads, target)
-        self._lanes = [self._alone]
+        lanes = options.lanes if self.provider == CPU else 1
+        self._lanes = [self._session]
         if lanes > 1:
-            self._lanes = _shares(path, data, lanes, max(1, options.threads // lanes), target)
+            self._lanes = _shares(path, data, lanes, max(1, options.threads // lanes))
         self.execution_precision = self.contract.precision
         # Older files always compute the confidence.
         self._flags = {each.name for each in self._session.get_overridable_initializers()}
@@ -192,7 +188,7 @@ class Engine:
         self, images: NDArray[np.uint8], extras: Extras = "labels"
     ) -> list[Prediction]:
         """Like `predict`, with the threads of all lanes; call it from one thread at a time."""
-        return self._predict_with(self._alone, images, extras)
+        return self._predict_with(self._session, images, extras)
 
     def _predict_with(
         self, session: ort.InferenceSession | Lane, images: NDArray[np.uint8], extras: Extras
@@ -244,7 +240,7 @@ class Engine:
 
     def release(self) -> None:
         """Free the memory of the sessions; do not call `run` or `predict` afterwards."""
-        self._session = self._alone = None
+        self._session = None
         self._lanes = []
 
     def warm_up(self, max_batch: int) -> None:
@@ -382,49 +378,16 @@ def _load(
         raise StartupError(f"ONNX Runtime cannot load {path}: {error}") from None
 
 
-class _OfSizes:
-    """A session for photos of several sizes, with faster ones for those that are common."""
-
-    def __init__(
-        self,
-        of_any: ort.InferenceSession,
-        load: Callable[[Size], ort.InferenceSession],
-        whole: Size,
-    ) -> None:
-        self._sizes = Sizes(lambda size: of_any if size is None else load(size), whole)
-
-    def run(self, outputs: list[str], inputs: dict[str, NDArray[Any]]) -> list[NDArray[np.uint8]]:
-        """As of the sessions."""
-        _, height, width, _ = inputs[INPUT].shape
-        return self._sizes.of((height, width)).run(outputs, inputs)  # type: ignore[no-any-return]
-
-
-def _of_sizes(
-    path: Path, data: bytes, session: ort.InferenceSession, threads: int, target: InputSize
-) -> Any:
-    """Return what to run photos with: the session itself, unless their sizes vary."""
-    if target.policy != "aligned":
-        return session
-
-    def load(size: Size) -> ort.InferenceSession:
-        sides = {"height": size[0], "width": size[1]}
-        return _load(path, data, [CPU], threads, target.model_copy(update=sides))
-
-    return _OfSizes(session, load, (target.height, target.width))
-
-
-def _shares(path: Path, data: bytes, lanes: int, threads: int, target: InputSize) -> list[Any]:
+def _shares(path: Path, data: bytes, lanes: int, threads: int) -> list[ort.InferenceSession]:
     """Return a session for each lane; with one thread each, the same session for all.
 
     Concurrent runs of one session share its threads, and would leave other CPUs idle. With
     one thread per lane each run works in its caller's thread.
     """
-    different = 1 if threads == 1 else lanes
-    sessions = [
-        _of_sizes(path, data, _load(path, data, [CPU], threads), threads, target)
-        for _ in range(different)
-    ]
-    return sessions if len(sessions) == lanes else sessions * lanes
+    first = _load(path, data, [CPU], threads)
+    if threads == 1:
+        return [first] * lanes
+    return [first, *(_load(path, data, [CPU], threads) for _ in range(lanes - 1))]
 
 
 def _name(provider: Any) -> str:

@@ -7,11 +7,12 @@ than ONNX Runtime's OpenVINO provider: docs/performance.md says why.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +24,7 @@ from service.inference.contract import INPUT, LABELS, Contract, choices
 from service.inference.sizes import Size, Sizes
 
 OPENVINO = "OpenVINO"  # in place of an execution provider's name
+Outputs = tuple[str, ...]  # names
 Precision = Literal["auto", "fp32", "bf16"]
 HINTS = {"fp32": "f32", "bf16": "bf16"}  # OpenVINO's names
 NAMES = {hint: name for name, hint in HINTS.items()}
@@ -47,18 +49,23 @@ def problem() -> str | None:
 
 
 class Compiled:
-    """A model compiled for one size of photos, or for any, once for each choice of outputs."""
+    """A model for one size of photos, or for any, compiled once for each choice of outputs."""
 
-    def __init__(self, models: dict[tuple[str, ...], Any]) -> None:
-        """`models`: by their outputs."""
-        self.models = models
-        self._requests: dict[tuple[int, tuple[str, ...]], Any] = {}
+    def __init__(self, compiled: Callable[[Outputs], Any]) -> None:
+        self._compiled = cache(compiled)
+        self._requests: dict[tuple[int, Outputs], Any] = {}
+        self._lock = Lock()
 
-    def request(self, lane: int, outputs: tuple[str, ...]) -> Any:
+    def model(self, outputs: Outputs) -> Any:
+        """The model for a choice of outputs, compiled when it is first needed."""
+        with self._lock:
+            return self._compiled(outputs)
+
+    def request(self, lane: int, outputs: Outputs) -> Any:
         """The inference request of a lane; no other thread uses it."""
         found = self._requests.get((lane, outputs))
         if found is None:
-            found = self.models[outputs].create_infer_request()
+            found = self.model(outputs).create_infer_request()
             self._requests[lane, outputs] = found
         return found
 
@@ -104,8 +111,8 @@ class OpenVino:
         if lanes > 1:
             shared = self._sizes(lanes)
             self.lanes = [Lane(shared, number) for number in range(lanes)]
-        self.precision = self._running(alone.of_whole.models[LABELS,])
-        self.from_cache = bool(alone.of_whole.models[LABELS,].get_property("LOADED_FROM_CACHE"))
+        self.precision = self._running(alone.of_whole.model((LABELS,)))
+        self.from_cache = bool(alone.of_whole.model((LABELS,)).get_property("LOADED_FROM_CACHE"))
 
     def _check_precision(self, precision: Precision) -> None:
         able = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -122,11 +129,17 @@ class OpenVino:
         return f"int8+{name}" if self._contract.precision == "int8" else name
 
     def _sizes(self, streams: int) -> Sizes[Compiled]:
-        whole = self._contract.input
-        return Sizes(partial(self._compiled, streams), (whole.height, whole.width))
+        def make(size: Size | None) -> Compiled:
+            return Compiled(partial(self._compiled, streams, size))
 
-    def _compiled(self, streams: int, size: Size | None) -> Compiled:
-        """The model for each choice of outputs: OpenVINO computes all that a model has."""
+        whole = self._contract.input
+        sizes = Sizes(make, (whole.height, whole.width))
+        for outputs in self._choices:  # now, not while a request waits
+            sizes.of_whole.model(outputs)
+        return sizes
+
+    def _compiled(self, streams: int, size: Size | None, outputs: Outputs) -> Any:
+        """The model for a choice of outputs: OpenVINO computes all that a model has."""
         config = {
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": streams,
@@ -142,17 +155,13 @@ class OpenVino:
         if precision != "auto":
             config["INFERENCE_PRECISION_HINT"] = HINTS[precision]
         try:
-            models = {
-                names: self._core.compile_model(self._model(names, size), "CPU", config)
-                for names in self._choices
-            }
+            return self._core.compile_model(self._model(outputs, size), "CPU", config)
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:300]
             raise StartupError(
                 f"{self._path} is not a model that OpenVINO can load: {reason}; a file with "
                 "confidence from before December 2026 must be exported again"
             ) from None
-        return Compiled(models)
 
     def _model(self, outputs: Sequence[str], size: Size | None) -> Any:
         """The part of the file that some outputs need, for one image of a size (H, W) or any."""

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from threading import Lock
 from typing import Generic, TypeVar
 
-USES = 8  # of a size; then it gets a model of its own, which takes at most as long as ten photos
-MOST_SIZES = 4  # besides the whole input: each needs about 100 MB
+USES = 8  # of a size; then it gets a model of its own, which takes about as long as ten photos
+MOST_SIZES = 4  # besides the whole input: each needs about 70 MB
 WINDOW = 256  # photos; uses count half after as many
 
 Size = tuple[int, int]  # (H, W)
@@ -18,8 +18,8 @@ Model = TypeVar("Model")
 class Sizes(Generic[Model]):
     """Models for one size each, and one for any; share it between threads.
 
-    A model for one size is faster than one for any: by a tenth in ONNX Runtime, by a quarter in
-    OpenVINO. The whole input has one from the start, other sizes get one when they are common.
+    In OpenVINO a model for one size is faster than one for any, by a fifth to a quarter. The
+    whole input has one from the start, other sizes get one when they are common.
     """
 
     def __init__(self, make: Callable[[Size | None], Model], whole: Size) -> None:

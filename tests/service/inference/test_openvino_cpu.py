@@ -80,9 +80,11 @@ def test_sizes_that_are_common_are_compiled_for(
     made: list[sizes.Size | None] = []
     compiled = openvino_cpu.OpenVino._compiled
 
-    def noted(self: openvino_cpu.OpenVino, streams: int, size: sizes.Size | None) -> Any:
+    def noted(
+        self: openvino_cpu.OpenVino, streams: int, size: sizes.Size | None, outputs: Any
+    ) -> Any:
         made.append(size)
-        return compiled(self, streams, size)
+        return compiled(self, streams, size, outputs)
 
     monkeypatch.setattr(openvino_cpu.OpenVino, "_compiled", noted)
     monkeypatch.setattr(sizes, "USES", 3)
