@@ -50,6 +50,7 @@ log = logging.getLogger("export")
 
 OPSET = 18
 SCORES = "scores"  # compared during export, absent from the file
+ALIGNED_EXAMPLE = (LEAST_SIDE + 16, LEAST_SIDE + 32)  # below the largest (H, W)
 LEAST = 5 / 8  # of a side, if photos are aligned: panoramas are padded to it
 
 Size = tuple[int, int]
@@ -120,8 +121,8 @@ def export(source: Path, target: Path, options: ExportOptions) -> Contract:
 
 def build(graph: LabelGraph, size: Size, policy: SizePolicy = "fixed") -> onnx.ModelProto:
     """Trace `graph` for any batch of images of `size` (H, W), or of any size, and check it."""
-    # Two images: a batch of one would be taken for a constant. So would the largest size.
-    sides = [LEAST_SIDE + 16, LEAST_SIDE + 32] if policy == "aligned" else size
+    # Two images: a batch of one would be taken for a constant. So would the largest sides.
+    sides = ALIGNED_EXAMPLE if policy == "aligned" else size
     example = torch.zeros((2, *sides, graph.net.config.channels), dtype=torch.uint8)
     shapes = {0: Dim("batch")}
     if policy != "fixed":
@@ -243,10 +244,12 @@ def _fast_graph(
 def _alignment(net: DeepLabV3Plus, size: Size) -> dict[str, Any]:
     """The fields of an aligned input; raises PolicyError."""
     stride = net.config.output_stride
-    if not net.config.align_corners or any(side % stride != 1 for side in size):
+    small = size[0] <= ALIGNED_EXAMPLE[0] or size[1] <= ALIGNED_EXAMPLE[1]
+    if small or not net.config.align_corners or any(side % stride != 1 for side in size):
         raise PolicyError(
             f"{size[0]}x{size[1]} cannot be aligned: the network must align the corners of its "
-            f"maps, and both sides be one more than a multiple of the output stride, {stride}"
+            f"maps, and both sides be one more than a multiple of the output stride, {stride}, "
+            f"and larger than {ALIGNED_EXAMPLE[0]}x{ALIGNED_EXAMPLE[1]}"
         )
     least = tuple(int(LEAST * side) // stride * stride + 1 for side in size)
     return {"multiple": stride, "least": tuple(max(LEAST_SIDE, side) for side in least)}
