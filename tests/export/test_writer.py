@@ -152,7 +152,7 @@ def test_an_aligned_file_takes_the_sizes_of_its_contract(tiny: Path, aligned: Pa
         for got, truth in zip(found[1:], others, strict=True):
             assert got.shape == truth.shape
             assert np.abs(got.astype(int) - truth).max() <= 1
-        # Without the others: what is not requested has no image, and shapes of its own.
+        # The same labels alone: outputs that are not requested have no image.
         alone = session.run(
             [LABELS], {INPUT: images} | dict.fromkeys(OPTIONAL.values(), np.array(False))
         )

@@ -254,7 +254,7 @@ def everything(seeds: Sequence[int]) -> list[Point]:
         *decoder(others),
         *stride(others),
         *(point for name in COMPARISONS for point in compared(name, seeds)),
-        *scales(first),
+        *scales(seeds),
     ]
     return list(dict.fromkeys(points))
 
