@@ -14,6 +14,7 @@ from model.curate import audit, folds, spoiled
 from model.data.__main__ import main as data_command
 from model.data.dataset import Dataset, DatasetError, find
 from model.train.__main__ import main as train
+from model.train.recipe import Recipe
 from tests.model.recipes import TWO_CLASSES
 
 pytestmark = pytest.mark.slow
@@ -23,13 +24,13 @@ WRONG = "p03"
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve photos of a dark and a bright half; in one of them the labels are exchanged."""
+    """24 photos of a dark and a bright half; in one of them the labels are exchanged."""
     root = tmp_path_factory.mktemp("halves")
     (root / "dataset.toml").write_text('classes = ["dark", "bright"]\n')
     for kind in ("images", "masks"):
         (root / kind / "train").mkdir(parents=True)
     rng = np.random.default_rng(0)
-    for number in range(12):
+    for number in range(24):
         ids = np.zeros((65, 65), np.uint8)
         ids[:, int(rng.integers(20, 45)) :] = 1
         name = f"p{number:02}"
@@ -49,10 +50,13 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(data: Path, recipe: Path) -> str:
-    """A checkpoint of a short training on all photos."""
+    """A checkpoint of a short training on all photos.
+
+    At the recipe's own rate what the folds find depends on the processor's rounding.
+    """
     out = recipe.parent / "run"
     words = [str(recipe), "--data", str(data), "--out", str(out), "--workers", "0"]
-    assert train([*words, "--set", "iterations=2"]) == 0
+    assert train([*words, "--set", "iterations=2", "--set", "learning_rate=0.05"]) == 0
     return str(out / "model")
 
 
@@ -68,7 +72,7 @@ def test_each_photo_is_judged_once_by_a_network_that_has_not_seen_it(dataset: Da
     for fold in divided:
         assert not {*fold.judged.pairs} & {*fold.trained.pairs}
         assert {*fold.judged.pairs} | {*fold.trained.pairs} == {*dataset.pairs}
-        assert len(fold.judged.pairs) in (2, 3)
+        assert len(fold.judged.pairs) in (4, 5)
 
 
 def test_photos_of_a_group_stay_in_one_fold(dataset: Dataset, tmp_path: Path) -> None:
@@ -89,7 +93,7 @@ def test_the_cost_is_told_and_nothing_is_trained_without_go(
     assert data_command([*words, "--folds", "3", "--iterations", "40"]) == 0
     told = capfd.readouterr().err
     assert "3 trainings of 40 iterations of 4 crops" in told
-    assert "then 12 photos" in told
+    assert "then 24 photos" in told
     assert "add --go to start" in told
     assert not (tmp_path / "out").exists()
 
@@ -100,30 +104,50 @@ def test_exchanged_labels_come_first_and_a_stopped_audit_goes_on(
     """The second call finds every fold trained, and audits again."""
     out = tmp_path / "out"
     words = [run, "--data", str(data), "--split", "train", "-o", str(out), "--go"]
-    assert audit.main([*words, "--folds", "2", "--iterations", "40"]) == 0
+    assert audit.main([*words, "--folds", "2", "--iterations", "80"]) == 0
     assert (out / "photos.txt").read_text().split()[0] == WRONG
     weights = [checkpoint.digest(out / f"fold{number}" / "model") for number in (1, 2)]
     page = (out / "audit.html").read_text()
-    assert audit.main([*words, "--folds", "2", "--iterations", "40"]) == 0
+    assert audit.main([*words, "--folds", "2", "--iterations", "80"]) == 0
     assert [checkpoint.digest(out / f"fold{number}" / "model") for number in (1, 2)] == weights
     assert (out / "audit.html").read_text() == page
 
 
 def test_the_study_of_the_audit_trains_on_spoiled_labels(
-    run: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: str,
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The label that was wrong before is among the first too, and counts as a miss."""
+    """The label that was wrong before is among the first too, and counts as a miss.
+
+    How many of the spoiled labels so small a network finds depends on the processor's rounding.
+    """
     out = tmp_path / "out"
-    words = [run, "--data", str(data), "--split", "train", "--share", "0.25", "--top", "3"]
-    words += ["--folds", "2", "--iterations", "40", "--json", "-o", str(out)]
+    trained_on: list[Path] = []
+    trained = folds.trained
+
+    def watched(config: Recipe, fold: folds.Fold, folder: Path, workers: int) -> Path:
+        trained_on.extend(pair.mask for pair in fold.trained.pairs)
+        return trained(config, fold, folder, workers)
+
+    monkeypatch.setattr(folds, "trained", watched)
+    words = [run, "--data", str(data), "--split", "train", "--share", "0.125", "--top", "5"]
+    words += ["--folds", "2", "--iterations", "80", "--json", "-o", str(out)]
     assert spoiled.main(words) == 0
     assert "add --go to start" in capsys.readouterr().err
     assert spoiled.main([*words, "--go"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["folds"] == 2
-    assert result["kinds"]["dropped"] == {"spoiled": 3, "found": 2}
-    assert result["precision"] == 0.667
-    assert len(list((out / "masks").iterdir())) == 3
+    dropped = result["kinds"]["dropped"]
+    assert dropped["spoiled"] == 3
+    assert 1 <= dropped["found"] <= 3
+    assert 0.2 <= result["precision"] < 1
+    masks = sorted((out / "masks").iterdir())
+    assert len(masks) == 3
+    assert sorted(mask for mask in trained_on if mask.parent == out / "masks") == masks
+    assert len(trained_on) == 24
     assert (out / "fold2" / "model.json").is_file()
 
 
