@@ -48,30 +48,31 @@ def rewritten(
                 module.odd = True
     net.aspp = SummedASPP(net.aspp)
     if net.decoder is not None:
-        before = _at(aligned, net.config.output_stride)
+        before = net.config.output_stride
         if net.decoder.conv3 is not None:
-            after = _at(aligned, 8)
             net.decoder.conv3 = SummedDecoderStage(
-                net.decoder.conv3, strip_bytes=strip_bytes, largest=_pair(before, after)
+                net.decoder.conv3, strip_bytes=strip_bytes, largest=_maps(aligned, before, 8)
             )
-            before = after
+            before = 8
         net.decoder.conv2 = SummedDecoderStage(
             net.decoder.conv2,
             net.logits,
             strip_bytes=strip_bytes,
-            largest=_pair(before, _at(aligned, 4)),
+            largest=_maps(aligned, before, 4),
         )
         net.logits = nn.Identity()  # type: ignore[assignment]  # strips are joined behind it
     return net
 
 
-def _at(size: Size | None, stride: int) -> Size | None:
-    """The size of the maps of this stride, for an aligned photo."""
-    return None if size is None else ((size[0] - 1) // stride + 1, (size[1] - 1) // stride + 1)
-
-
-def _pair(before: Size | None, after: Size | None) -> tuple[Size, Size] | None:
-    return None if before is None or after is None else (before, after)
+def _maps(photo: Size | None, before: int, after: int) -> tuple[Size, Size] | None:
+    """The sizes of the maps of these strides, for an aligned photo of this size."""
+    if photo is None:
+        return None
+    height, width = (side - 1 for side in photo)
+    return (
+        (height // before + 1, width // before + 1),
+        (height // after + 1, width // after + 1),
+    )
 
 
 def folded(net: DeepLabV3Plus) -> DeepLabV3Plus:

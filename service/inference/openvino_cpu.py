@@ -7,12 +7,11 @@ than ONNX Runtime's OpenVINO provider: docs/performance.md says why.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from threading import Lock
 from typing import Any, Literal
 
 import numpy as np
@@ -21,10 +20,9 @@ from numpy.typing import NDArray
 from service.errors import StartupError
 from service.inference import openvino_tail
 from service.inference.contract import INPUT, LABELS, Contract, choices
-from service.inference.sizes import Size, Sizes
+from service.inference.sizes import Outputs, Size, Sizes
 
 OPENVINO = "OpenVINO"  # in place of an execution provider's name
-Outputs = tuple[str, ...]  # names
 Precision = Literal["auto", "fp32", "bf16"]
 HINTS = {"fp32": "f32", "bf16": "bf16"}  # OpenVINO's names
 NAMES = {hint: name for name, hint in HINTS.items()}
@@ -49,25 +47,17 @@ def problem() -> str | None:
 
 
 class Compiled:
-    """A model for one size of photos, or for any, compiled once for each choice of outputs."""
+    """A compiled model, with an inference request for each lane."""
 
-    def __init__(self, compiled: Callable[[Outputs], Any]) -> None:
-        self._compiled = cache(compiled)
-        self._requests: dict[tuple[int, Outputs], Any] = {}
-        self._lock = Lock()
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self._requests: dict[int, Any] = {}
 
-    def model(self, outputs: Outputs) -> Any:
-        """The model for a choice of outputs, compiled when it is first needed."""
-        with self._lock:
-            return self._compiled(outputs)
-
-    def request(self, lane: int, outputs: Outputs) -> Any:
+    def request(self, lane: int) -> Any:
         """The inference request of a lane; no other thread uses it."""
-        found = self._requests.get((lane, outputs))
-        if found is None:
-            found = self.model(outputs).create_infer_request()
-            self._requests[lane, outputs] = found
-        return found
+        if lane not in self._requests:
+            self._requests[lane] = self.model.create_infer_request()
+        return self._requests[lane]
 
 
 class Lane:
@@ -81,8 +71,8 @@ class Lane:
 
         Images run one by one: a CPU is not faster with several, and only one is compiled for.
         """
-        model = self._sizes.of((images.shape[1], images.shape[2]))
-        request = model.request(self._number, tuple(outputs))
+        model = self._sizes.of((images.shape[1], images.shape[2]), tuple(outputs))
+        request = model.request(self._number)
         found = [request.infer([image[None]], share_inputs=True) for image in images]
         return [np.concatenate([each[name] for each in found]) for name in outputs]
 
@@ -111,8 +101,9 @@ class OpenVino:
         if lanes > 1:
             shared = self._sizes(lanes)
             self.lanes = [Lane(shared, number) for number in range(lanes)]
-        self.precision = self._running(alone.of_whole.model((LABELS,)))
-        self.from_cache = bool(alone.of_whole.model((LABELS,)).get_property("LOADED_FROM_CACHE"))
+        of_labels = alone.of_whole[LABELS,].model
+        self.precision = self._running(of_labels)
+        self.from_cache = bool(of_labels.get_property("LOADED_FROM_CACHE"))
 
     def _check_precision(self, precision: Precision) -> None:
         able = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -129,16 +120,11 @@ class OpenVino:
         return f"int8+{name}" if self._contract.precision == "int8" else name
 
     def _sizes(self, streams: int) -> Sizes[Compiled]:
-        def make(size: Size | None) -> Compiled:
-            return Compiled(partial(self._compiled, streams, size))
-
+        """Models with so many streams; that of the whole input now, not while a request waits."""
         whole = self._contract.input
-        sizes = Sizes(make, (whole.height, whole.width))
-        for outputs in self._choices:  # now, not while a request waits
-            sizes.of_whole.model(outputs)
-        return sizes
+        return Sizes(partial(self._compiled, streams), (whole.height, whole.width), self._choices)
 
-    def _compiled(self, streams: int, size: Size | None, outputs: Outputs) -> Any:
+    def _compiled(self, streams: int, size: Size | None, outputs: Outputs) -> Compiled:
         """The model for a choice of outputs: OpenVINO computes all that a model has."""
         config = {
             "PERFORMANCE_HINT": "LATENCY",
@@ -155,13 +141,14 @@ class OpenVino:
         if precision != "auto":
             config["INFERENCE_PRECISION_HINT"] = HINTS[precision]
         try:
-            return self._core.compile_model(self._model(outputs, size), "CPU", config)
+            model = self._core.compile_model(self._model(outputs, size), "CPU", config)
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:300]
             raise StartupError(
                 f"{self._path} is not a model that OpenVINO can load: {reason}; a file with "
                 "confidence from before December 2026 must be exported again"
             ) from None
+        return Compiled(model)
 
     def _model(self, outputs: Sequence[str], size: Size | None) -> Any:
         """The part of the file that some outputs need, for one image of a size (H, W) or any."""

@@ -112,6 +112,27 @@ def test_sizes_that_are_common_are_compiled_for(
     assert not other[0].labels.any()
 
 
+def test_a_common_size_that_cannot_be_compiled_for_still_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    compiled = openvino_cpu.OpenVino._compiled
+
+    def refused(
+        self: openvino_cpu.OpenVino, streams: int, size: sizes.Size | None, outputs: Any
+    ) -> Any:
+        if size == (33, 65):
+            raise StartupError("out of memory")
+        return compiled(self, streams, size, outputs)
+
+    monkeypatch.setattr(openvino_cpu.OpenVino, "_compiled", refused)
+    monkeypatch.setattr(sizes, "USES", 2)
+    engine = Engine(onnx_models.save(tmp_path / "tiny.onnx", aligned=True), options())
+    images = np.random.default_rng(0).integers(0, 256, (1, 33, 65, 3), np.uint8)
+    for _ in range(4):
+        assert (engine.run(images) == onnx_models.expected(images)).all()
+    assert caplog.text.count("no model for photos of 65 x 33 pixels") == 1
+
+
 def test_the_precision_in_use_is_openvinos_own_choice_unless_told(model: Path) -> None:
     assert Engine(model, options()).execution_precision == NATIVE
     assert Engine(model, options(precision="fp32")).execution_precision == "fp32"
