@@ -77,6 +77,12 @@ class Tally:
     latencies_ms: list[float] = field(default_factory=list)
     rests_ms: list[float] = field(default_factory=list)  # not explained by Server-Timing
     stages_ms: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    ended: asyncio.Event = field(default_factory=asyncio.Event)  # set at each end of a request
+
+    async def next_end(self) -> None:
+        """Wait until the next request ends."""
+        self.ended.clear()
+        await self.ended.wait()
 
     @property
     def settled(self) -> int:
@@ -85,6 +91,7 @@ class Tally:
 
     def note(self, status: int | None, server_timing: str, seconds: float) -> None:
         """Count an answer by its status; None means a broken connection."""
+        self.ended.set()
         if not self.is_open:
             return
         if status != 200:
@@ -130,18 +137,23 @@ def form(url: str, photo: bytes) -> bytes:
 
 
 async def drive(load: Load) -> LoadReport:
-    """Send during warm-up and window, and wait for all requests to end."""
+    """Send during warm-up and window, and wait for all requests to end.
+
+    The window opens and closes as a request ends, so that it holds whole requests only.
+    """
     tally, over = Tally(), asyncio.Event()
     requests = cycle([form(load.url, Path(photo).read_bytes()) for photo in load.photos])
     async with asyncio.TaskGroup() as workers:
         for _ in range(load.concurrency):
             workers.create_task(_work(load.url, requests, tally, over))
         await asyncio.sleep(load.warm_up_s)
+        await tally.next_end()
         tally.is_open = True
         before = used(load.watch)
         await asyncio.sleep(load.seconds)
+        await tally.next_end()
         while tally.settled < load.concurrency:  # a slow server: wait for enough answers
-            await asyncio.sleep(0.05)
+            await tally.next_end()
         tally.is_open = False
         after = used(load.watch)
         over.set()

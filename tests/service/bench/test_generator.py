@@ -61,6 +61,13 @@ def test_a_slow_server_is_waited_for(server: FlakyServer, photo: str) -> None:
     assert report.seconds > 0.6
 
 
+def test_the_window_holds_whole_requests(server: FlakyServer, photo: str) -> None:
+    """A window of 0.5 s held one or two answers of 0.3 s, a rate of 2 or 4 instead of 3.3."""
+    server.delay_s = 0.3
+    report = asyncio.run(drive(load(server, photo, n=1)))
+    assert report.rate == pytest.approx(1000 / report.latency_ms, rel=0.15)
+
+
 def test_failures_are_counted_separately(server: FlakyServer, photo: str) -> None:
     server.delay_s = 0.01
     server.misbehave = lambda request, nth: problem(503, "overloaded") if nth % 2 else None
