@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None, *, keep_memory: bool = False) -> int:
         print(f"\nThey lie in {recipe.PRESETS}. To change much, copy one instead of using --set.")
         return 0
     if args.recipe is None or args.data is None:
-        p.error("give a recipe, --data DIR and --out DIR (or --resume DIR)")
+        p.error("give a recipe, --data DIR, and --out DIR or --resume DIR")
     folder = run_folder(p, args)
     if os.environ.get("RANK", "0") == "0":  # set by torchrun; 0, or none, for the first process
         print("loading PyTorch", file=sys.stderr, flush=True)

@@ -30,7 +30,10 @@ def command(work: Callable[[World], Path], directory: Path) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except StoppedAtOnce:
-        print("stopped at once: --resume continues from the last state", file=sys.stderr)
+        print(
+            "stopped at once: --resume DIR in place of --out DIR continues from the last state",
+            file=sys.stderr,
+        )
         return 130  # as a shell reports SIGINT
     except RuntimeError as error:
         if not distributed.is_lost_peer(error):
@@ -38,7 +41,7 @@ def command(work: Callable[[World], Path], directory: Path) -> int:
         log.debug("the connection says: %s", error)
         print(
             "error: stopped, because another process of this run has ended, was killed or cannot "
-            f"be reached; {kept(directory)}: continue with --resume {directory}",
+            f"be reached; {kept(directory)}: continue with --resume {directory} in place of --out",
             file=sys.stderr,
         )
         return 1

@@ -99,7 +99,7 @@ def save_state(run: Run, directory: Path) -> None:
     except OSError as error:
         raise TrainingError(
             f"the state after iteration {run.iteration} cannot be written: {error}; make room and "
-            f"continue with --resume {directory}; {kept(directory)}"
+            f"continue with --resume {directory} in place of --out; {kept(directory)}"
         ) from error
 
 
@@ -440,8 +440,8 @@ def fetch(
     if stops:
         folder.save(run)
         raise TrainingError(
-            f"stopped by a signal after iteration {run.iteration}: "
-            f"continue with --resume {folder.path}"
+            f"stopped by a signal after iteration {run.iteration}: run the same command with "
+            f"--resume {folder.path} in place of --out to continue"
         )
     if skipped:
         note_skips(run, folder.world.texts(batch.skipped), pace.max_skips, folder)

@@ -373,7 +373,9 @@ def signalled(data: Path, folder: Path, *, workers: int = 0) -> str:
 def test_a_signal_saves_the_current_iteration(data: Path, tmp_path: Path) -> None:
     config = make_recipe()
     whole = run(config, data, tmp_path / "whole")
-    assert "after iteration 1: continue with --resume" in signalled(data, tmp_path / "cut")
+    assert "after iteration 1: run the same command with --resume" in signalled(
+        data, tmp_path / "cut"
+    )
     assert torch.load(tmp_path / "cut" / STATE, weights_only=True)["iteration"] == 1
     resumed = run(config, data, tmp_path / "cut", resume=True)
     assert whole.read_bytes() == resumed.read_bytes()
@@ -383,7 +385,9 @@ def test_a_signal_saves_the_current_iteration(data: Path, tmp_path: Path) -> Non
 def test_a_signal_to_the_whole_group_leaves_the_loaders_workers_alive(
     data: Path, tmp_path: Path
 ) -> None:
-    assert "continue with --resume" in signalled(data, tmp_path / "run", workers=1)
+    assert f"with --resume {tmp_path / 'run'} in place of --out" in signalled(
+        data, tmp_path / "run", workers=1
+    )
 
 
 @pytest.mark.slow
