@@ -51,9 +51,9 @@ def parser() -> argparse.ArgumentParser:
         "--size",
         type=size,
         metavar="H,W|aligned|dynamic",
-        help="size of the input in pixels (default: the checkpoint's crop size). aligned: photos "
-        "are padded only to the next multiple of the output stride plus one, which is faster on "
-        "a CPU; dynamic: the file takes any size",
+        help="size of the input in pixels (default: the checkpoint's crop size). aligned: one "
+        "side of a photo is padded to the whole size, the other one less (to 5/8 at least), which "
+        "is faster on a CPU; dynamic: the file takes any size",
     )
     _add_outputs(p)
     _add_measured_on(p)

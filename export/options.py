@@ -19,7 +19,12 @@ def size(text: str) -> Size | Literal["dynamic", "aligned"]:
     """Parse H,W in pixels, or one of the words."""
     if text in {"dynamic", "aligned"}:
         return text  # type: ignore[return-value]
-    sides = arguments.size(text)
+    try:
+        sides = arguments.size(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(
+            f"{error}, nor one of the words aligned and dynamic"
+        ) from None
     if min(sides) < LEAST_SIDE:
         raise argparse.ArgumentTypeError(f"{text!r}: both sides must be at least {LEAST_SIDE}")
     return sides

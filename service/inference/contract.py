@@ -39,6 +39,8 @@ WITH_PROBABILITIES = "with_probabilities"  # the same for these
 OPTIONAL = {CONFIDENCE: WITH_CONFIDENCE, PROBABILITIES: WITH_PROBABILITIES}
 
 
+COMMON_SHAPES = ((3, 4), (2, 3), (9, 16))  # of photos and films, (H, W)
+
 SizePolicy = Literal["fixed", "dynamic", "aligned"]  # see `InputSize`
 Byte = Annotated[int, Field(ge=0, le=255)]
 Color = tuple[Byte, Byte, Byte]
@@ -102,6 +104,16 @@ class InputSize(BaseModel):
         if part[0] * self.width < part[1] * self.height:  # relative to the input it is wider
             return height, self.width
         return self.height, width
+
+    @property
+    def common(self) -> frozenset[tuple[int, int]]:
+        """The sizes (H, W) of photos of common shapes, without that of the whole input."""
+        found = set()
+        for shape in COMMON_SHAPES:
+            for high, wide in (shape, shape[::-1]):
+                scale = min(self.height / high, self.width / wide)
+                found.add(self.around((round(high * scale), round(wide * scale))))
+        return frozenset(found) - {(self.height, self.width)}
 
     @property
     def whole(self) -> InputSize:

@@ -121,8 +121,9 @@ class OpenVino:
 
     def _sizes(self, streams: int) -> Sizes[Compiled]:
         """Models with so many streams; that of the whole input now, not while a request waits."""
-        whole = self._contract.input
-        return Sizes(partial(self._compiled, streams), (whole.height, whole.width), self._choices)
+        fit = self._contract.input
+        whole = (fit.height, fit.width)
+        return Sizes(partial(self._compiled, streams), whole, fit.common, self._choices)
 
     def _compiled(self, streams: int, size: Size | None, outputs: Outputs) -> Compiled:
         """The model for a choice of outputs: OpenVINO computes all that a model has."""

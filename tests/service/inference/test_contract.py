@@ -86,6 +86,18 @@ def test_an_aligned_input_is_as_small_as_its_contract_allows(
     assert ALIGNED.whole.around(part) == (65, 97)
 
 
+def test_photos_of_common_shapes_have_few_sizes() -> None:
+    square = InputSize(
+        policy="aligned", height=513, width=513, multiple=16, least=(321, 321), pad=(0, 0, 0)
+    )
+    assert square.common == {
+        *((385, 513), (353, 513), (321, 513)),
+        *((513, 385), (513, 353), (513, 321)),
+    }
+    assert ALIGNED.common == {(65, 49)}
+    assert square.whole.common == set()
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [

@@ -76,7 +76,7 @@ def test_every_lane_gives_labels_and_confidence(model: Path, threads: int, lanes
 def test_sizes_that_are_common_are_compiled_for(
     tmp_path: Path, threads: int, lanes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The labels stay the same before, at and after that, for all lanes and sizes."""
+    """Once, when they first come; other sizes share a model. In bfloat16 a change would show."""
     made: list[sizes.Size | None] = []
     compiled = openvino_cpu.OpenVino._compiled
 
@@ -87,7 +87,6 @@ def test_sizes_that_are_common_are_compiled_for(
         return compiled(self, streams, size, outputs)
 
     monkeypatch.setattr(openvino_cpu.OpenVino, "_compiled", noted)
-    monkeypatch.setattr(sizes, "USES", 3)
     file = onnx_models.save(tmp_path / "tiny.onnx", aligned=True, confidence=True)
     engine = Engine(file, options(threads=threads, lanes=lanes))
     made.clear()
@@ -104,11 +103,10 @@ def test_sizes_that_are_common_are_compiled_for(
         return new
 
     assert run(49, 65, 5) == []  # the whole input has a model from the start
-    assert run(33, 65, 2) == [None]  # one for any size
-    assert run(33, 65, 5) == [(33, 65)]
+    assert run(33, 65, 5) == [None]  # one for any size
     assert run(49, 49, 3) == [(49, 49)]
     assert run(33, 65, 1) == []
-    other = engine.runs[0](np.zeros((1, 33, 65, 3), np.uint8), "labels")
+    other = engine.runs[0](np.zeros((1, 49, 49, 3), np.uint8), "labels")
     assert not other[0].labels.any()
 
 
@@ -120,17 +118,16 @@ def test_a_common_size_that_cannot_be_compiled_for_still_runs(
     def refused(
         self: openvino_cpu.OpenVino, streams: int, size: sizes.Size | None, outputs: Any
     ) -> Any:
-        if size == (33, 65):
+        if size == (49, 49):
             raise StartupError("out of memory")
         return compiled(self, streams, size, outputs)
 
     monkeypatch.setattr(openvino_cpu.OpenVino, "_compiled", refused)
-    monkeypatch.setattr(sizes, "USES", 2)
     engine = Engine(onnx_models.save(tmp_path / "tiny.onnx", aligned=True), options())
-    images = np.random.default_rng(0).integers(0, 256, (1, 33, 65, 3), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (1, 49, 49, 3), np.uint8)
     for _ in range(4):
         assert (engine.run(images) == onnx_models.expected(images)).all()
-    assert caplog.text.count("no model for photos of 65 x 33 pixels") == 1
+    assert caplog.text.count("no model for photos of 49 x 49 pixels") == 1
 
 
 def test_the_precision_in_use_is_openvinos_own_choice_unless_told(model: Path) -> None:

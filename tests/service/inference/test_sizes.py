@@ -1,109 +1,95 @@
-"""Sizes that are common get a model of their own, and no mix of sizes makes models all the time."""
+"""Which model runs a photo depends on its size alone."""
 
 from __future__ import annotations
 
-import random
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 
 import pytest
 
-from service.inference import sizes
 from service.inference.sizes import Outputs, Size, Sizes
 
-WHOLE = (9, 9)
-LABELS = ("labels",)
+WHOLE, COMMON = (9, 9), (9, 5)
+LABELS, BOTH = ("labels",), ("labels", "confidence")
+
+Made = list[tuple[Size | None, Outputs]]
 
 
 @pytest.fixture
-def made() -> list[Size | None]:
-    """The sizes that models were made for, in order."""
+def made() -> Made:
+    """What models were made for, in order."""
     return []
 
 
 @pytest.fixture
-def models(made: list[Size | None]) -> Sizes[str]:
-    def make(size: Size | None, _: Outputs) -> str:
-        made.append(size)
+def models(made: Made) -> Sizes[str]:
+    def make(size: Size | None, outputs: Outputs) -> str:
+        made.append((size, outputs))
         return str(size)
 
-    return Sizes(make, WHOLE, [LABELS])
+    return Sizes(make, WHOLE, [COMMON], [LABELS, BOTH])
 
 
-def test_the_whole_input_has_a_model_from_the_start(
-    models: Sizes[str], made: list[Size | None]
-) -> None:
+def test_the_whole_input_has_models_from_the_start(models: Sizes[str], made: Made) -> None:
     assert models.of_whole[LABELS] == models.of(WHOLE, LABELS) == "(9, 9)"
-    assert made == [WHOLE]
+    assert made == [(WHOLE, LABELS), (WHOLE, BOTH)]
 
 
-def test_a_size_gets_a_model_when_it_is_common(models: Sizes[str], made: list[Size | None]) -> None:
-    assert [models.of((9, 5), LABELS) for _ in range(10)] == ["None"] * 7 + ["(9, 5)"] * 3
-    assert models.of((5, 9), LABELS) == "None"
-    assert made == [WHOLE, None, (9, 5)]
-
-
-def test_only_so_many_sizes_have_models(models: Sizes[str], made: list[Size | None]) -> None:
-    """Sizes that are equally common do not take turns: making a model costs more than it gains."""
-    mixed = [(9, width) for width in range(1, 9)] * 200
-    random.Random(0).shuffle(mixed)
-    for size in mixed:
-        assert models.of(size, LABELS) in {str(size), "None"}
-    assert made[1] is None
-    assert len(made) == 2 + sizes.MOST_MODELS
-
-
-def test_a_size_that_becomes_common_replaces_the_rarest(
-    models: Sizes[str], made: list[Size | None]
-) -> None:
-    for width in range(1, 1 + sizes.MOST_MODELS):
-        for _ in range(20 + width):
-            models.of((9, width), LABELS)
+def test_a_photo_gets_the_same_model_whatever_ran_before(models: Sizes[str], made: Made) -> None:
     del made[:]
-    for _ in range(sizes.WINDOW):
-        models.of((9, 8), LABELS)
-        models.of((9, 2), LABELS)
-    assert made == [(9, 8)]
-    assert models.of((9, 8), LABELS) == "(9, 8)"
-    assert models.of((9, 1), LABELS) == "None"
-    assert models.of((9, 2), LABELS) == "(9, 2)"
+    for _ in range(50):
+        assert models.of(COMMON, LABELS) == "(9, 5)"
+        assert models.of((9, 6), LABELS) == models.of((9, 7), LABELS) == "None"
+    assert models.of(COMMON, BOTH) == "(9, 5)"
+    assert made == [(COMMON, LABELS), (None, LABELS), (COMMON, BOTH)]
 
 
 def test_other_photos_run_while_a_model_is_made() -> None:
     making, may_end = Event(), Event()
+    sizes = []
 
     def make(size: Size | None, _: Outputs) -> str:
-        if size == (9, 5):
+        sizes.append(size)
+        if size == COMMON:
             making.set()
             assert may_end.wait(10)
         return str(size)
 
-    models = Sizes(make, WHOLE, [LABELS])
+    models = Sizes(make, WHOLE, [COMMON], [LABELS])
     with ThreadPoolExecutor() as pool:
-        first = pool.submit(lambda: [models.of((9, 5), LABELS) for _ in range(sizes.USES)][-1])
+        waiting = [pool.submit(models.of, COMMON, LABELS) for _ in range(2)]
         assert making.wait(10)
-        assert [models.of((9, 5), LABELS), models.of((9, 7), LABELS), models.of(WHOLE, LABELS)] == [
-            "None",
-            "None",
-            "(9, 9)",
-        ]
+        assert [models.of(WHOLE, LABELS), models.of((9, 7), LABELS)] == ["(9, 9)", "None"]
         may_end.set()
-        assert first.result() == models.of((9, 5), LABELS) == "(9, 5)"
+        assert [each.result() for each in waiting] == ["(9, 5)"] * 2
+    assert sizes.count(COMMON) == 1
 
 
 @pytest.mark.parametrize("error", [RuntimeError("bad_alloc"), MemoryError()])
 def test_a_size_whose_model_cannot_be_made_runs_on_the_one_for_any(
     error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """For good: a model that can be made later would change the labels."""
     tries = []
 
     def make(size: Size | None, _: Outputs) -> str:
-        if size == (9, 5):
+        if size == COMMON:
             tries.append(size)
             raise error
         return str(size)
 
-    models = Sizes(make, WHOLE, [LABELS])
-    assert {models.of((9, 5), LABELS) for _ in range(3 * sizes.USES)} == {"None"}
+    models = Sizes(make, WHOLE, [COMMON], [LABELS])
+    assert {models.of(COMMON, LABELS) for _ in range(10)} == {"None"}
     assert len(tries) == 1
     assert "no model for photos of 5 x 9" in caplog.text
+
+
+def test_no_model_for_any_size_is_an_error() -> None:
+    def make(size: Size | None, _: Outputs) -> str:
+        if size != WHOLE:
+            raise RuntimeError("bad_alloc")
+        return str(size)
+
+    models = Sizes(make, WHOLE, [COMMON], [LABELS])
+    with pytest.raises(RuntimeError):
+        models.of(COMMON, LABELS)
