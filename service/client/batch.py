@@ -31,9 +31,9 @@ from service.client.inputs import InputPhoto, Inputs, unreadable
 from service.client.manifest import Manifest, PhotoRow
 from service.client.outputs import OutsideError, remove_files, write_files
 from service.client.pace import Pace
-from service.client.plain import parse_json, sentence
+from service.client.plain import counted, parse_json, sentence
 from service.client.plan import Decision, Wanted
-from service.client.progress import Counts, Progress
+from service.client.progress import Progress
 from service.client.protocol import FILES, Segmentation
 from service.client.records import DONE, ClassPixels, Origin
 from service.client.retry import RETRYABLE, Outcome
@@ -63,9 +63,8 @@ class Limits:
 
     max_failures: int | None = None  # 1: stop at the first failure
 
-    def exceeded_by(self, counts: Counts, rejected_before: int) -> bool:
-        new = counts.rejected + counts.failed - rejected_before
-        return self.max_failures is not None and new >= self.max_failures
+    def exceeded_by(self, failures: int) -> bool:
+        return self.max_failures is not None and failures >= self.max_failures
 
 
 @dataclass(frozen=True)
@@ -202,8 +201,9 @@ class Batch:
             self._slot_freed.set()
             self.pace.answered(asyncio.get_running_loop().time())
         self.progress.update()
-        if self.limits.exceeded_by(self.counts, self._rejected_before):
-            raise StoppedError(f"stopped after {self.limits.max_failures} failures")
+        failures = self.counts.rejected + self.counts.failed - self._rejected_before
+        if self.limits.exceeded_by(failures):
+            raise StoppedError(f"stopped after {counted(failures, 'failure')}")
 
     async def _is_gone(self, error: StatusError | UnreachableError) -> bool:
         """After the last try: return whether the service is down, or only this photo fails."""

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from service.client.moments import moment
-from service.client.plain import plain
+from service.client.plain import counted, plain
 from service.client.records import DONE, Results
 
 BINS = 10  # of shares: 0 to 10 %, 10 to 20 %, ...
@@ -41,7 +41,7 @@ def _histograms(shares: dict[str, list[int]], photos: int) -> str:
     rows = []
     for name, bins in sorted(shares.items(), key=lambda item: (-sum(item[1]), item[0])):
         titles = [
-            f"{count} photos: {10 * index} to {10 * index + 10} %"
+            f"{counted(count, 'photo')}: {10 * index} to {10 * index + 10} %"
             for index, count in enumerate(bins)
         ]
         rows.append(
@@ -66,7 +66,10 @@ def _timeline(dates: Counter[str]) -> str:
             [f"{year:04}" for year in range(int(min(years)), int(max(years)) + 1)],
         )
     counts = [dates[period] for period in periods]
-    titles = [f"{period}: {count} photos" for period, count in zip(periods, counts, strict=True)]
+    titles = [
+        f"{period}: {counted(count, 'photo')}"
+        for period, count in zip(periods, counts, strict=True)
+    ]
     ends = (periods[0], periods[-1])
     return f"<h2>Photos by date</h2>\n{_bars(counts, titles, ends)}<p></p>\n"
 

@@ -26,7 +26,7 @@ from service.client.inputs import Inputs, nothing_found, stdin
 from service.client.jobs.command import main as jobs
 from service.client.manifest import FILE_NAME, Manifest
 from service.client.pace import Pace
-from service.client.plain import plain
+from service.client.plain import counted, plain
 from service.client.plan import Decision, Wanted, decide, tally_text
 from service.client.progress import Counts, Progress
 from service.client.protocol import parse_outputs
@@ -225,7 +225,8 @@ def _export(arguments: Sequence[str]) -> int:
     else:
         for line in exported.lines():
             print(plain(line), file=sys.stderr)
-        print(plain(f"wrote {options.out}: {exported.photos} photos, {exported.shapes} shapes"))
+        found = f"{counted(exported.photos, 'photo')}, {counted(exported.shapes, 'shape')}"
+        print(plain(f"wrote {options.out}: {found}"))
     return int(bool(exported.problems))
 
 

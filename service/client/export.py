@@ -25,7 +25,7 @@ from annotations.writing import Finished, Piece, Writing, pieces
 from service.client.errors import ClientError, UsageError
 from service.client.files import read_photo
 from service.client.outputs import inside
-from service.client.plain import sentence
+from service.client.plain import counted, sentence
 from service.client.progress import Counts, Progress
 from service.client.records import DONE, Record, Results
 
@@ -109,7 +109,7 @@ def run(options: argparse.Namespace, results: Results) -> Exported:
     except AnnotationError as error:
         raise UsageError(str(error)) from None
     if records[1]:
-        exported.problems.append(f"{records[1]} photos have no result")
+        exported.problems.append(f"without a result: {counted(records[1], 'photo')}")
     progress = Progress(Counts(), sys.stderr)
     progress.total = records[0]
     try:

@@ -32,6 +32,11 @@ def cell(text: object) -> str:
     return f"'{line}" if FORMULA.match(line) else line
 
 
+def counted(count: int, noun: str) -> str:
+    """Return `1 photo`, `2 photos`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def parse_json(content: bytes | str) -> Any:
     """Parse untrusted JSON; every error is a ValueError, also for NaN and Infinity."""
     try:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TextIO
 
-from service.client.plain import plain
+from service.client.plain import counted, plain
 
 BAR_WIDTH = 24
 BAR_EVERY_S = 0.1
@@ -86,7 +86,7 @@ class Progress:
         if total is not None and rate > 0:
             parts.append(f"ETA {duration((total - done) / rate)}")
         if failures := counts.rejected + counts.failed:
-            parts.append(f"{failures} failure{'s' if failures > 1 else ''}")
+            parts.append(counted(failures, "failure"))
         return "  ".join(parts)
 
     def rate(self) -> float:

@@ -22,7 +22,7 @@ from service.client.charts import charts
 from service.client.files import read_photo
 from service.client.moments import moment
 from service.client.outputs import OutsideError, inside, replacing
-from service.client.plain import cell, plain
+from service.client.plain import cell, counted, plain
 from service.client.protocol import KINDS
 from service.client.records import DONE, Record, Results
 
@@ -151,7 +151,7 @@ def write_parquet(out: Path, results: Results) -> Path:
 
 def write_html(out: Path, results: Results) -> Path:
     """Write OUT/contact-sheet.html with all pictures, loaded as they scroll into view."""
-    title = f"{_done(results)} photos"
+    title = counted(_done(results), "photo")
     with replacing(out / HTML_SHEET) as path, path.open("w", encoding="utf-8") as stream:
         stream.write(
             f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{title}</title>\n'

@@ -14,6 +14,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import math
 import os
 import sys
 import tempfile
@@ -34,7 +35,7 @@ from service.client import flags
 from service.client.errors import ClientError, UsageError
 from service.client.flags import positive
 from service.client.inputs import Others, nothing_found
-from service.client.plain import plain
+from service.client.plain import counted, plain
 from service.client.plan import Wanted, tally_text
 from service.client.progress import Counts, Progress
 from service.client.protocol import parse_outputs
@@ -307,13 +308,15 @@ class RayBatch:
                 self.records[record.name] = record
                 stood = todo.unchanged_if is not None and record.sha256 == todo.unchanged_if
                 self._count(record, is_new=not stood)
-                if self._is_too_much():
-                    return f"stopped after {self.options.max_failures} failures"
+                self.progress.update()
+                failures = len(self._failures) - self._rejected_before
+                if failures >= (self.options.max_failures or math.inf):
+                    return f"stopped after {counted(failures, 'failure')}"
         except (ray.exceptions.RayError, OutputError) as error:
             return _reason(error)
         finally:
             parts.close()
-        return f"{len(pending)} photos came back without a record" if pending else None
+        return f"came back without a record: {counted(len(pending), 'photo')}" if pending else None
 
     def _count(self, record: Record, *, is_new: bool) -> None:
         if record.status == DONE:
@@ -327,11 +330,6 @@ class RayBatch:
             self.progress.note(f"{record.name}: {record.error}")
         else:
             self._rejected_before += 1
-
-    def _is_too_much(self) -> bool:
-        self.progress.update()
-        limit = self.options.max_failures
-        return limit is not None and len(self._failures) - self._rejected_before >= limit
 
 
 def segmented(

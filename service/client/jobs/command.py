@@ -20,7 +20,7 @@ from service.client.errors import ClientError, StatusError, UsageError
 from service.client.inputs import STDIN, Inputs, nothing_found, stdin
 from service.client.jobs import archive
 from service.client.jobs.job import Job
-from service.client.plain import plain
+from service.client.plain import counted, plain
 from service.client.progress import Counts, Progress
 from service.client.protocol import parse_outputs, refusal
 from service.client.retry import Outcome, RetryPolicy
@@ -182,7 +182,7 @@ async def _submit(client: AsyncClient, options: argparse.Namespace) -> int:
     if options.out is None:
         print(json.dumps(asdict(job)) if options.json else job.id)
         return 0
-    print(f"job {job.id}: {job.photos} photos", file=sys.stderr)
+    print(f"job {job.id}: {counted(job.photos, 'photo')}", file=sys.stderr)
     try:
         return await _result(client, job.id, options)
     except asyncio.CancelledError:
@@ -258,7 +258,7 @@ async def _watch(client: AsyncClient, options: argparse.Namespace) -> int:
     if job.error is not None:
         print(f"job {job.id} failed: {job.error}", file=sys.stderr)
     elif job.failed:
-        print(f"{job.failed} of {job.photos} photos have no result", file=sys.stderr)
+        print(f"without a result: {job.failed} of {counted(job.photos, 'photo')}", file=sys.stderr)
     return int(job.state != "done" or job.failed > 0)
 
 
@@ -296,7 +296,8 @@ async def _result(client: AsyncClient, name: str, options: argparse.Namespace) -
         told = [{"name": photo, "reason": reason} for photo, reason in failed]
         print(json.dumps({**asdict(job), "result": str(options.out), "failures": told}))
     else:
-        print(plain(f"{options.out}: {job.photos - len(failed)} of {job.photos} photos done"))
+        of_all = f"{job.photos - len(failed)} of {counted(job.photos, 'photo')}"
+        print(plain(f"{options.out}: {of_all} done"))
         for photo, reason in failed[:FAILURES_SHOWN]:
             print(f"  {photo}: {reason}")
         if len(failed) > FAILURES_SHOWN:

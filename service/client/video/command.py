@@ -14,7 +14,7 @@ from service.client import flags
 from service.client.connection import choose, connected
 from service.client.errors import ClientError, StatusError, UsageError
 from service.client.pace import Pace
-from service.client.plain import plain
+from service.client.plain import counted, plain
 from service.client.progress import Counts, Progress, duration
 from service.client.video.frames import Source
 from service.client.video.run import MOST_IN_FLIGHT, Clip, Look
@@ -87,10 +87,7 @@ def _tell(options: argparse.Namespace, frames: int, source: Source, seconds: flo
         print(json.dumps(told))
         return
     rate = frames / seconds if seconds > 0 else 0.0
-    print(
-        plain(
-            f"{options.out}: {frames} frames in {duration(seconds)} ({rate:.1f}/s), sound: {sound}"
-        )
-    )
+    ran = f"{counted(frames, 'frame')} in {duration(seconds)} ({rate:.1f}/s)"
+    print(plain(f"{options.out}: {ran}, sound: {sound}"))
     if source.damaged:
-        print(f"{source.damaged} damaged packets of the video were left out")
+        print(f"left out: {counted(source.damaged, 'damaged packet')} of the video")

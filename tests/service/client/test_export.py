@@ -173,7 +173,7 @@ def test_photos_without_a_result_or_a_mask_are_named(
     target = tmp_path / "labels.json"
     assert main(["export", str(out), "--format", "coco", "-o", str(target)]) == 1
     told = capsys.readouterr().err
-    assert "1 photos have no result" in told
+    assert "without a result: 1 photo" in told
     assert "problem: b.jpg: " in told
     assert [each["file_name"] for each in json.loads(target.read_text())["images"]] == ["c.jpg"]
 
