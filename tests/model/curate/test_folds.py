@@ -125,7 +125,7 @@ def test_the_study_of_the_audit_trains_on_spoiled_labels(
     How many of the spoiled labels so small a network finds depends on the processor's rounding.
     """
     out = tmp_path / "out"
-    trained_on: list[Path] = []
+    trained_on: list[object] = []
     trained = folds.trained
 
     def watched(config: Recipe, fold: folds.Fold, folder: Path, workers: int) -> Path:
@@ -146,7 +146,7 @@ def test_the_study_of_the_audit_trains_on_spoiled_labels(
     assert 0.2 <= result["precision"] < 1
     masks = sorted((out / "masks").iterdir())
     assert len(masks) == 3
-    assert sorted(mask for mask in trained_on if mask.parent == out / "masks") == masks
+    assert {*masks} <= {*trained_on}
     assert len(trained_on) == 24
     assert (out / "fold2" / "model.json").is_file()
 
