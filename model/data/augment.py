@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from model.data.dataset import VOID
+from model.data.dataset import UNLABELLED, VOID
 from model.data.photo import Picture
 
 LabeledCrop = tuple[NDArray[np.uint8], NDArray[np.uint8]]  # pixels (S, S, C) and ids (S, S)
@@ -37,12 +37,19 @@ class AugmentConfig(BaseModel):
     strong: Annotated[float, Field(ge=0, le=1)] = 0.0
     # How often a rectangle of another sample's crop is pasted over this one's.
     cutmix: Annotated[float, Field(ge=0, le=1)] = 0.0
+    # How often the crop is the weighted mean of its own pixels and another's. It has no label then.
+    mixup: Annotated[float, Field(ge=0, le=1)] = 0.0
 
     @model_validator(mode="after")
     def _ordered(self) -> AugmentConfig:
         if self.min_scale > self.max_scale:
             raise ValueError(
                 f"min_scale {self.min_scale} is above max_scale {self.max_scale}: swap them"
+            )
+        if self.cutmix + self.mixup > 1:
+            raise ValueError(
+                f"cutmix {self.cutmix} and mixup {self.mixup} are shares of the same crops: "
+                "together at most 1"
             )
         return self
 
@@ -127,3 +134,15 @@ def paste(crop: LabeledCrop, other: LabeledCrop, place: Rectangle) -> LabeledCro
     pixels, labels = crop[0].copy(), crop[1].copy()
     pixels[place], labels[place] = other[0][place], other[1][place]
     return pixels, labels
+
+
+def blend(crop: LabeledCrop, other: LabeledCrop, share: float) -> LabeledCrop:
+    """The mean of two crops' pixels, of which `share` is the first one's, without labels.
+
+    Mixup (Zhang et al. 2018). A pixel that shows two things has no class of its own, so only
+    teachers that see the same crop can say what it is (Beyer et al. 2022, section 3.1). It is
+    void where one of the crops is.
+    """
+    mean = share * crop[0].astype(np.float32) + (1 - share) * other[0]
+    void = (crop[1] == VOID) | (other[1] == VOID)
+    return mean.round().astype(np.uint8), np.where(void, VOID, UNLABELLED).astype(np.uint8)

@@ -176,6 +176,7 @@ def expect_damage(error: OSError) -> None:
 
 
 PARTNER = 1_000_003  # positions from a sample to the one that CutMix pastes onto it
+MIXUP = (0.2, 0.8)  # shares of a crop in its mean with another
 ATTEMPTS = 20  # positions tried for one sample: many damaged files in a row are no accident
 
 
@@ -266,8 +267,11 @@ class CropDataset(TorchDataset[Sample]):
         # Cropped as this position is, so that the next one shows another crop of the pair.
         rng = np.random.default_rng([self.order.seed, 1, position])
         example = self._example(position, rng)
-        if self.config.cutmix and rng.random() < self.config.cutmix:
-            example = self._mixed(example, self._example(position + PARTNER, rng), rng)
+        cutmix, mixup = self.config.cutmix, self.config.mixup
+        if cutmix + mixup and (chance := rng.random()) < cutmix + mixup:
+            other = self._example(position + PARTNER, rng)
+            mixed = self._pasted if chance < cutmix else self._blended
+            example = mixed(example, other, rng)
         pixels, labels = example.crop
         return Sample(
             torch.from_numpy(pixels).permute(2, 0, 1),
@@ -276,7 +280,7 @@ class CropDataset(TorchDataset[Sample]):
             None if example.soft is None else torch.from_numpy(example.soft),
         )
 
-    def _mixed(self, example: Example, other: Example, rng: np.random.Generator) -> Example:
+    def _pasted(self, example: Example, other: Example, rng: np.random.Generator) -> Example:
         """The example with a rectangle of the other pasted over it (CutMix)."""
         skipped = example.skipped + other.skipped
         place = augment.rectangle(example.crop[1], rng)
@@ -286,6 +290,12 @@ class CropDataset(TorchDataset[Sample]):
         if answers is not None and other.soft is not None:
             answers = soft.paste(answers, other.soft, place, self.config.crop)
         return Example(augment.paste(example.crop, other.crop, place), answers, skipped)
+
+    def _blended(self, example: Example, other: Example, rng: np.random.Generator) -> Example:
+        """The weighted mean of two examples (mixup)."""
+        share = float(rng.uniform(*MIXUP))
+        crop = augment.blend(example.crop, other.crop, share)
+        return Example(crop, None, example.skipped + other.skipped)
 
     def _example(self, position: int, rng: np.random.Generator) -> Example:
         """The augmented crop of one position, and the files skipped before it."""

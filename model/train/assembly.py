@@ -13,9 +13,10 @@ from model.network.backbones.features import BackboneError
 from model.network.deeplab import DeepLabV3Plus
 from model.network.layers import batch_norms
 from model.train import distributed, pretrained
+from model.train.distillation import Hints, Teachers
 from model.train.distributed import World
 from model.train.recipe import BaseRecipe, InitPart, Recipe, RecipeError
-from model.train.run import Run
+from model.train.run import HINTS, Run
 
 FASTEST_NORM = 0.1  # momentum: statistics of fewer than ten batches are noise
 COMPILER = "inductor"  # of torch.compile
@@ -121,9 +122,14 @@ def _in_fp32(forward: Any) -> Any:
     return wrapped
 
 
-def start(config: Recipe, world: World) -> Run:
-    """A run at iteration 0."""
-    net = build(config).to(world.device).train()
+def start(config: Recipe, world: World, teachers: Teachers | None = None) -> Run:
+    """A run at iteration 0; `teachers` are those that give hints."""
+    net = build(config)
+    hints = None
+    if teachers is not None and config.hints:
+        hints = Hints(net, teachers.each, config.hints)
+        net.add_module(HINTS, hints)
+    net = net.to(world.device).train()
     if config.channels_last:
         net = net.to(memory_format=torch.channels_last)
     if world.device.type == "cpu":
@@ -142,7 +148,9 @@ def start(config: Recipe, world: World) -> Run:
     groups = parameter_groups(net, config)
     if not groups:
         raise RecipeError(f"frozen={config.frozen} leaves nothing to train: freeze fewer parts")
-    return first_run(net, groups, config, world)
+    run = first_run(net, groups, config, world)
+    run.hints = hints
+    return run
 
 
 def first_run(

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from model import checkpoint
 from model.checkpoint import CheckpointError
@@ -39,9 +39,9 @@ class Teacher:
 
     def probabilities(self, images: Tensor, size: tuple[int, int], temperature: float) -> Tensor:
         """Softened probabilities: images (N, 3, H, W), 0..255 -> (N, K, *size) float32."""
-        total = self._softened(self.net(images), size, temperature)
-        if self.flip:
-            mirrored = self.net(images.flip(3)).flip(3)
+        mirrored = self.net(images.flip(3)).flip(3) if self.flip else None
+        total = self._softened(self.net(images), size, temperature)  # last: hints are taken here
+        if mirrored is not None:
             total = (total + self._softened(mirrored, size, temperature)) / 2
         return total
 
@@ -103,13 +103,65 @@ class Teachers:
         stands for, and left out where the label is void. The factor of the squared
         temperature keeps the size of its gradient (section 2 of the paper).
         """
-        height, width = logits.shape[2:]
         ours = (logits.float() / self.temperature).log_softmax(1)
         divergence = F.kl_div(ours, soft, reduction="none").sum(1)
-        near = F.interpolate(labels[:, None], (height, width), mode="nearest-exact")[:, 0]
-        area = labels.shape[1] * labels.shape[2] / (height * width)
-        taught = (divergence * (near != VOID)).sum() * area * self.temperature**2
+        taught = _sum(divergence, labels) * self.temperature**2
         return (1 - self.share) * hard + self.share * taught
+
+
+class Hints(nn.Module):
+    """Learnt linear maps from a network's ASPP to those of its teachers, and their loss.
+
+    FitNets (Romero et al. 2015, "Hints"). Probabilities say little about a pixel that is surely
+    background; what the teacher's last map holds there says much more. The maps are parameters
+    of the training alone: they are part of its state, not of the checkpoint.
+    """
+
+    def __init__(self, net: DeepLabV3Plus, teachers: Sequence[Teacher], factor: float) -> None:
+        super().__init__()
+        width = net.config.aspp_channels
+        self.maps = nn.ModuleList(
+            nn.Conv2d(width, teacher.net.config.aspp_channels, 1) for teacher in teachers
+        )
+        self.factor = factor
+        self.weights = [teacher.weight for teacher in teachers]
+        self._own = _Tap(net.aspp.project)
+        self._theirs = [_Tap(teacher.net.aspp.project) for teacher in teachers]
+
+    def sum(self, labels: Tensor) -> Tensor:
+        """The loss summed over labels (N, H, W) uint8, of the images that the networks saw last.
+
+        At each position it is the mean square difference over the channels from the teacher's
+        map, which is normalised to mean 0 and variance 1 there, so that all teachers and
+        positions count alike. Void is left out.
+        """
+        own = self._own.last.float()
+        total = own.new_zeros(())
+        for project, tap, weight in zip(self.maps, self._theirs, self.weights, strict=True):
+            theirs = resize(tap.last.float(), (own.shape[2], own.shape[3]))
+            wanted = F.layer_norm(theirs.movedim(1, 3), theirs.shape[1:2]).movedim(3, 1)
+            total = total + weight * _sum((project(own) - wanted).square().mean(1), labels)
+        return self.factor * total / sum(self.weights)
+
+
+class _Tap:
+    """Keeps what a module returned last."""
+
+    last: Tensor
+
+    def __init__(self, module: nn.Module) -> None:
+        module.register_forward_hook(self._keep)
+
+    def _keep(self, _: nn.Module, __: object, output: Tensor) -> None:
+        self.last = output
+
+
+def _sum(values: Tensor, labels: Tensor) -> Tensor:
+    """Sum over all labels (N, H, W) but void; each of the values (N, h, w) stands for some."""
+    height, width = values.shape[1:]
+    near = F.interpolate(labels[:, None], (height, width), mode="nearest-exact")[:, 0]
+    area = labels.shape[1] * labels.shape[2] / (height * width)
+    return (values * (near != VOID)).sum() * area
 
 
 def load(config: Recipe, world: World) -> Teachers | None:

@@ -133,6 +133,12 @@ def check_taught(config: Recipe, *, photos: Path | None, targets: Path | None) -
         )
     if targets is not None and not config.teachers:
         raise RecipeError(f"--targets {targets}: the recipe names no teachers")
+    for key, value in (("augment.mixup", config.augment.mixup), ("hints", config.hints)):
+        if targets is not None and value:
+            raise RecipeError(
+                f"--targets {targets}: the answers for whole photos are not enough for "
+                f"{key}={value}, the teachers must see each crop; leave one of the two out"
+            )
 
 
 def check_folder(directory: Path, *, resume: bool) -> None:

@@ -124,6 +124,9 @@ class Recipe(BaseRecipe):
     teachers: list[TeacherConfig] = []
     distillation: Annotated[float, Field(gt=0, le=1)] = 0.5
     temperature: Annotated[float, Field(gt=0)] = 2.0
+    # Factor of a loss that is added: the distance of a learnt linear map of ASPP's output from the
+    # teachers' own output of ASPP (a hint: Romero et al. 2015).
+    hints: Annotated[float, Field(ge=0)] = 0.0
     # Share of the samples that are photos without labels, which the teachers alone teach.
     unlabelled: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
@@ -163,16 +166,21 @@ class Recipe(BaseRecipe):
             )
         if self.compile and self.checkpointing:
             raise ValueError("compile and checkpointing do not work together: leave one out")
-        if self.unlabelled and not self.teachers:
-            raise ValueError(
-                f"unlabelled={self.unlabelled}: only teachers can teach photos without labels; "
-                "name some, or set unlabelled=0"
-            )
-        if self.unlabelled and self.model.num_classes > UNLABELLED:
-            raise ValueError(
-                f"unlabelled={self.unlabelled} takes the label {UNLABELLED} for itself: "
-                f"model.num_classes={self.model.num_classes} may be {UNLABELLED} at most"
-            )
+        if self.compile and self.hints:
+            raise ValueError("compile and hints do not work together: leave one out")
+        if self.hints and not self.teachers:
+            raise ValueError(f"hints={self.hints} come from teachers: name some, or set hints=0")
+        for key, share in (("unlabelled", self.unlabelled), ("augment.mixup", self.augment.mixup)):
+            if share and not self.teachers:
+                raise ValueError(
+                    f"{key}={share}: only teachers can teach photos without labels; "
+                    f"name some, or set {key}=0"
+                )
+            if share and self.model.num_classes > UNLABELLED:
+                raise ValueError(
+                    f"{key}={share} takes the label {UNLABELLED} for itself: "
+                    f"model.num_classes={self.model.num_classes} may be {UNLABELLED} at most"
+                )
         if self.model.channels > PHOTO.channels and self.augment.strong:
             raise ValueError(
                 f"augment.strong={self.augment.strong} changes colours of RGB photos, and "

@@ -34,9 +34,11 @@ from model.train.recipe import LOG_EVERY
 
 if TYPE_CHECKING:
     from model.train.board import Board
+    from model.train.distillation import Hints
 
 log = logging.getLogger("model.train")
 
+HINTS = "hints"  # name of the maps to the teachers' features in a network that is trained
 STATE = "state.pt"
 LOG = "log.jsonl"
 FIRST_LINE_S = 8.0  # after the start of the process, its imports included
@@ -63,6 +65,7 @@ class Run:
     skipped: int = 0  # samples replaced because their files are damaged
     best: dict[str, Any] = field(default_factory=dict)  # of the validations so far
     recipe: dict[str, Any] = field(default_factory=dict)  # to notice another one on resuming
+    hints: Hints | None = None  # part of `net`
 
     def state(self) -> dict[str, Any]:
         return {
@@ -79,7 +82,8 @@ class Run:
 
     def weights(self) -> dict[str, Tensor]:
         """The state dict to keep: the averaged weights if the run averages."""
-        return self.average or self.net.state_dict()
+        weights = self.average or self.net.state_dict()
+        return {key: value for key, value in weights.items() if not key.startswith(f"{HINTS}.")}
 
 
 def save_state(run: Run, directory: Path) -> None:

@@ -106,6 +106,8 @@ def backward(
                 soft = teachers.probabilities(images, (logits.shape[2], logits.shape[3]))
         hard = loss.sum(logits, labelled(labels))
         total = teachers.mix(hard, logits, soft.to(world.device), labels)
+        if run.hints is not None:
+            total = total + run.hints.sum(labels)
     share = total / max(weight, 1.0)
     # Times the number of processes: gradients are averaged over them, but must be summed.
     run.scaler.scale(share * world.size).backward()  # type: ignore[no-untyped-call]

@@ -139,12 +139,12 @@ def train(
     """
     world = folder.world
     log.info("building the network")
-    run = start(config, world)
+    teachers = distillation.load(config, world)
+    run = start(config, world, teachers)
     run.photos = len(dataset.pairs)
     if resume:
         folder.resume(run)
         _warn_of_nothing_left(run, config)
-    teachers = distillation.load(config, world)
     kept = answers(config, dataset, extra, teachers, world)
     if teachers is not None and kept is not None:
         teachers = teachers.dismissed()

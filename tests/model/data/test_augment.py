@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 
 from model.data import augment
 from model.data.augment import AugmentConfig, Crop
@@ -101,3 +102,22 @@ def test_cutmix_pastes_a_rectangle_at_the_same_position() -> None:
 def test_cutmix_leaves_a_crop_of_void_alone() -> None:
     void = np.zeros((33, 33, 3), np.uint8), np.full((33, 33), 255, np.uint8)
     assert augment.rectangle(void[1], np.random.default_rng(0)) is None
+
+
+def test_mixup_is_the_weighted_mean_without_labels() -> None:
+    rng = np.random.default_rng(0)
+    first, second = (
+        (rng.integers(0, 256, (5, 5, 3), np.uint8), rng.integers(0, 21, (5, 5)).astype(np.uint8))
+        for _ in range(2)
+    )
+    first[1][0, 0] = second[1][1, 1] = 255
+    pixels, labels = augment.blend(first, second, 0.75)
+    assert np.abs(0.75 * first[0] + 0.25 * second[0] - pixels).max() <= 0.5
+    assert labels[0, 0] == labels[1, 1] == 255
+    assert (labels == 254).sum() == 23
+
+
+def test_shares_of_cutmix_and_mixup_together_are_at_most_one() -> None:
+    AugmentConfig(cutmix=0.5, mixup=0.5)
+    with pytest.raises(ValidationError, match="together at most 1"):
+        AugmentConfig(cutmix=0.6, mixup=0.5)

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from model.data.augment import AugmentConfig
-from model.data.dataset import DatasetError, find
+from model.data.dataset import UNLABELLED, VOID, DatasetError, find
 from model.data.loader import (
     PARTNER,
     Batches,
@@ -172,6 +172,23 @@ def test_crops_with_cutmix_are_the_plain_ones_except_for_a_rectangle(tmp_path: P
         for position in range(12)
     ]
     assert all(0.2 < share < 1 for share in shares)  # all but the rectangle
+
+
+def test_crops_with_mixup_lie_between_the_plain_ones(tmp_path: Path) -> None:
+    """At the shares asked for, beside those with CutMix; only those with mixup have no labels."""
+    dataset = find("voc", voc_folder.make(tmp_path, count=3), "train")
+    plain = CropDataset(dataset, Order(3, seed=4), AugmentConfig(crop=65), (127.5,) * 3)
+    both = AugmentConfig(crop=65, cutmix=0.4, mixup=0.4)
+    mixed = CropDataset(dataset, Order(3, seed=4), both, (127.5,) * 3)
+    blended = [at for at in range(60) if (mixed[at].label == UNLABELLED).any()]
+    same = [at for at in range(60) if torch.equal(mixed[at].image, plain[at].image)]
+    assert 15 <= len(blended) <= 33
+    assert 5 <= len(same) <= 20
+    for position in blended:
+        sample, own = mixed[position], plain[position]
+        assert not ((sample.label != UNLABELLED) & (sample.label != VOID)).any()
+        difference = (sample.image.float() - own.image.float()).abs()
+        assert 0 < float(difference.max()) <= 0.8 * 255 + 1
 
 
 def test_damage_in_a_cutmix_partner_is_reported_too(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from model import checkpoint
@@ -18,7 +19,7 @@ from model.network import inference
 from model.network.deeplab import DeepLabV3Plus
 from model.network.layers import batch_norms
 from model.train import __main__ as train
-from model.train import assembly, distillation, training
+from model.train import assembly, distillation, preflight, training
 from model.train.distillation import Teachers
 from model.train.distributed import World
 from model.train.loss import PixelLoss
@@ -213,9 +214,89 @@ def test_a_whole_photo_is_padded_for_teachers_as_in_evaluation(tmp_path: Path, d
     assert np.abs(found[:, :7] - wanted[:, ::8, ::8]).max() < 0.02  # of logits or of probabilities
 
 
-def test_photos_without_labels_need_teachers() -> None:
-    with pytest.raises(ValidationError, match="only teachers can teach"):
-        make_recipe(unlabelled=0.5)
+@pytest.mark.parametrize(
+    "options", [{"unlabelled": 0.5}, {"augment": {"mixup": 0.5}}, {"hints": 0.1}]
+)
+def test_options_of_teachers_need_teachers(options: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=r"teachers.*name some, or set"):
+        make_recipe(**options)
+
+
+@pytest.mark.parametrize("options", [{"augment": {"crop": 65, "mixup": 0.5}}, {"hints": 0.1}])
+def test_answers_for_whole_photos_do_not_do_for_mixup_and_hints(options: dict[str, Any]) -> None:
+    config = make_recipe(teachers=["teacher"], **options)
+    preflight.check_taught(config, photos=None, targets=None)
+    with pytest.raises(RecipeError, match="the teachers must see each crop"):
+        preflight.check_taught(config, photos=None, targets=Path("targets"))
+
+
+def maps_of(net: DeepLabV3Plus, images: torch.Tensor) -> NDArray[np.float64]:
+    """What ASPP returns before dropout, in eval mode: (N, H, W, C)."""
+    with torch.no_grad():
+        found = net.eval().aspp(net.backbone((images - net.mean) / net.std).high)
+    return found.permute(0, 2, 3, 1).double().numpy()  # type: ignore[no-any-return]
+
+
+@pytest.mark.slow
+def test_the_loss_of_hints_is_that_of_the_formula(tmp_path: Path, data: Path) -> None:
+    """Two teachers, one at a finer stride and asked for mirror images too; NumPy adds up."""
+    first, second = (teacher(tmp_path, data, seed) for seed in (1, 2))
+    config = make_recipe(
+        teachers=[{"checkpoint": first, "weight": 3}, {"checkpoint": second, "flip": True}],
+        hints=0.25,
+    )
+    teachers = distillation.load(config, World())
+    assert teachers is not None
+    begun = assembly.start(config, World(), teachers)
+    images, labels = example().images.float(), example().labels
+    labels[0, :4] = VOID
+    begun.net.eval()(images)
+    teachers.probabilities(images, (9, 9))
+    assert begun.hints is not None
+    found = begun.hints.sum(labels)
+
+    own = maps_of(begun.net, images)
+    side = own.shape[1]
+    area = labels.shape[1] * labels.shape[2] / side**2
+    near = torch.nn.functional.interpolate(labels[:, None], (side, side), mode="nearest-exact")
+    wanted = 0.0
+    for index, (path, weight) in enumerate(((first, 3), (second, 1))):
+        theirs = maps_of(checkpoint.load(path), images)
+        theirs = theirs - theirs.mean(3, keepdims=True)
+        theirs /= np.sqrt((theirs**2).mean(3, keepdims=True) + 1e-5)
+        project = begun.hints.maps[index]
+        kernel, bias = (value.detach().double().numpy() for value in project.parameters())
+        distance = ((own @ kernel[:, :, 0, 0].T + bias - theirs) ** 2).mean(3)
+        wanted += 0.25 * weight / 4 * area * float(distance[near[:, 0].numpy() != VOID].sum())
+    assert float(found.detach()) == pytest.approx(wanted, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_training_with_hints_and_mixup_resumes_to_the_same_weights(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The maps to the teachers' features are resumed too, and are not part of the checkpoint."""
+    path = teacher(tmp_path, data, 1)
+    augment = make_recipe().augment.model_copy(update={"mixup": 0.5})
+    config = make_recipe(teachers=[path], hints=1.0, augment=augment, ema_decay=0.5)
+    whole = checkpoint.read_weights(run(config, data, tmp_path / "whole"))
+
+    def cut(at: Run, *args: Any, **options: Any) -> float:
+        if at.iteration == 3:
+            raise InterruptedError
+        return train_step(at, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "train_step", cut)
+        with pytest.raises(InterruptedError):
+            run(config, data, tmp_path / "cut")
+    again = checkpoint.read_weights(run(config, data, tmp_path / "cut", resume=True))
+    assert whole.keys() == again.keys() == DeepLabV3Plus(TINY).state_dict().keys()
+    assert all(torch.equal(whole[key], again[key]) for key in whole)
+    without = config.model_copy(update={"hints": 0.0})
+    plain = checkpoint.read_weights(run(without, data, tmp_path / "plain"))
+    key = "aspp.project.conv.weight"
+    assert not torch.equal(plain[key], whole[key])
 
 
 @pytest.mark.slow
