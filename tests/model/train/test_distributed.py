@@ -22,11 +22,20 @@ from model.data.dataset import find
 from model.train import assembly, preflight, training
 from model.train.distributed import DistributedError, World, join
 from model.train.recipe import RecipeError
-from model.train.run import LOG, STATE, RunFolder
+from model.train.run import LOG, STATE, RunFolder, read_state
 from model.train.validation import judge
 from tests.model import voc_folder
+from tests.model.train.test_distillation import teacher
 from tests.model.train.test_main import make_recipe, pace
-from tests.model.train.two_processes import CHANGES, FROZEN, UNEVEN, in_float64, run
+from tests.model.train.two_processes import (
+    CHANGES,
+    FROZEN,
+    TEACHER,
+    UNEVEN,
+    in_float64,
+    run,
+    taught,
+)
 
 
 def torchrun(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -51,6 +60,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def two(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run `two_processes` under torchrun; return its output folder."""
     out = tmp_path_factory.mktemp("two")
+    assert teacher(out, data, 1) == str(out / TEACHER)
     done = torchrun("-m", "tests.model.train.two_processes", data, out)
     assert done.returncode == 0, done.stderr
     return out
@@ -106,6 +116,23 @@ def test_two_processes_of_two_parts_train_like_one_process_on_the_whole_batch(
     moved = torch.cat([(ours[name] - start[name]).flatten() for name in ours])
     apart = torch.cat([(ours[name] - theirs[name]).flatten() for name in ours])
     assert apart.norm() < 1e-9 * moved.norm()
+
+
+@pytest.mark.slow
+def test_two_processes_learn_the_same_from_hints_as_one(
+    data: Path, two: Path, tmp_path: Path
+) -> None:
+    """The maps to the teacher's features are trained by both: their gradients are averaged too."""
+    changes = {**taught(two), "accumulate": 1}
+    ours = checkpoint.read_weights(run(data, tmp_path / "run", World(), changes=changes))
+    theirs = checkpoint.read_weights(two / "taught" / "model")
+    start = assembly.build(make_recipe(**changes)).state_dict()
+    moved = torch.cat([(ours[name] - start[name]).flatten() for name in ours])
+    apart = torch.cat([(ours[name] - theirs[name]).flatten() for name in ours])
+    assert apart.norm() < 1e-3 * moved.norm()
+    states = [read_state(folder)["net"] for folder in (tmp_path / "run", two / "taught")]
+    maps = [state["hints.maps.0.weight"] for state in states]
+    torch.testing.assert_close(*maps, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.slow

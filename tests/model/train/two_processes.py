@@ -43,6 +43,14 @@ FROZEN: dict[str, object] = {
     "validation_split": None,
     "validate_every": 0,
 }
+TEACHER = "teacher1"  # name of a checkpoint in OUT
+
+
+def taught(out: Path) -> dict[str, object]:
+    """Changes for a run with a teacher that gives hints."""
+    return {**FROZEN, "teachers": [str(out / TEACHER)], "hints": 1.0}
+
+
 UNEVEN = 5  # photos, for two processes
 
 
@@ -155,9 +163,10 @@ def ask_pytorchs_own(out: Path, world: World) -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
-    assembly.build = in_float64(assembly.build)  # type: ignore[assignment]
     data, out = Path(sys.argv[1]), Path(sys.argv[2])
     with distributed.join() as world:
+        run(data, out / "taught", world, changes=taught(out))
+        assembly.build = in_float64(assembly.build)  # type: ignore[assignment]
         run(data, out / "whole", world)
         (out / "cut").mkdir(exist_ok=True)
         stop_by_a_signal_to_one(data, out / "cut", world)
