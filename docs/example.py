@@ -4,7 +4,7 @@ For each sample photo: the overlay as the service answers it, and the photo with
 outside of one class faded. Run it from the root of the checkout, again for each new model:
 
     make serve                                          # in another terminal
-    .venv-serve-cpu/bin/python docs/example.py          # or with the URL of another service
+    PYTHONPATH=. .venv-serve-cpu/bin/python docs/example.py  # or with the URL of another service
 """
 
 from __future__ import annotations
