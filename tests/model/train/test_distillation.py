@@ -255,6 +255,7 @@ def test_the_loss_of_hints_is_that_of_the_formula(tmp_path: Path, data: Path) ->
     assert begun.hints is not None
     found = begun.hints.sum(labels)
 
+    assert isinstance(begun.net, DeepLabV3Plus)
     own = maps_of(begun.net, images)
     side = own.shape[1]
     area = labels.shape[1] * labels.shape[2] / side**2
