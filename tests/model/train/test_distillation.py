@@ -23,7 +23,7 @@ from model.train import assembly, distillation, preflight, training
 from model.train.distillation import Teachers
 from model.train.distributed import World
 from model.train.loss import PixelLoss
-from model.train.recipe import RecipeError
+from model.train.recipe import Recipe, RecipeError
 from model.train.run import Run
 from model.train.step import train_step
 from model.train.validation import describe
@@ -120,14 +120,8 @@ def test_micro_batches_learn_the_same_from_a_teacher(tmp_path: Path, data: Path)
     assert abs(without - loss) > 0.1
 
 
-@pytest.mark.slow
-def test_distillation_changes_the_weights_and_resumes_to_the_same_ones(
-    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A resumed run reads the teachers again, and the card names them."""
-    path = teacher(tmp_path, data, 1)
-    config = make_recipe(teachers=[path], distillation=1.0)
-    whole = checkpoint.read_weights(run(config, data, tmp_path / "whole"))
+def cut_and_resumed(config: Recipe, data: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The checkpoint of a training that was interrupted in its fourth iteration and resumed."""
 
     def cut(at: Run, *args: Any, **options: Any) -> float:
         if at.iteration == 3:
@@ -137,8 +131,20 @@ def test_distillation_changes_the_weights_and_resumes_to_the_same_ones(
     with monkeypatch.context() as patch:
         patch.setattr(training, "train_step", cut)
         with pytest.raises(InterruptedError):
-            run(config, data, tmp_path / "cut")
-    resumed = run(config, data, tmp_path / "cut", resume=True)
+            run(config, data, out)
+    return run(config, data, out, resume=True)
+
+
+@pytest.mark.slow
+def test_distillation_changes_the_weights_and_resumes_to_the_same_ones(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resumed run reads the teachers again, and the card names them."""
+    path = teacher(tmp_path, data, 1)
+    config = make_recipe(teachers=[path], distillation=1.0)
+    whole = checkpoint.read_weights(run(config, data, tmp_path / "whole"))
+
+    resumed = cut_and_resumed(config, data, tmp_path / "cut", monkeypatch)
     again = checkpoint.read_weights(resumed)
     assert all(torch.equal(whole[key], again[key]) for key in whole)
     assert checkpoint.read_card(resumed).training["teachers"][0]["checkpoint"] == path
@@ -282,16 +288,7 @@ def test_a_training_with_hints_and_mixup_resumes_to_the_same_weights(
     config = make_recipe(teachers=[path], hints=1.0, augment=augment, ema_decay=0.5)
     whole = checkpoint.read_weights(run(config, data, tmp_path / "whole"))
 
-    def cut(at: Run, *args: Any, **options: Any) -> float:
-        if at.iteration == 3:
-            raise InterruptedError
-        return train_step(at, *args, **options)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "train_step", cut)
-        with pytest.raises(InterruptedError):
-            run(config, data, tmp_path / "cut")
-    again = checkpoint.read_weights(run(config, data, tmp_path / "cut", resume=True))
+    again = checkpoint.read_weights(cut_and_resumed(config, data, tmp_path / "cut", monkeypatch))
     assert whole.keys() == again.keys() == DeepLabV3Plus(TINY).state_dict().keys()
     assert all(torch.equal(whole[key], again[key]) for key in whole)
     without = config.model_copy(update={"hints": 0.0})
